@@ -1,0 +1,50 @@
+"""The errors of relay: one base class, and one class for each party that can be wrong.
+
+Owns the exception types; never logs and never formats a response.
+"""
+
+from __future__ import annotations
+
+
+class RelayError(Exception):
+    """Base class of every error that relay raises on purpose."""
+
+
+class ConfigError(RelayError):
+    """A setting is unknown, malformed or impossible on this machine."""
+
+
+class EventError(RelayError):
+    """A publisher's event cannot be taken; `field` names the part that is wrong.
+
+    Args:
+        field: name of the field (`data`, `event`, `id`, `retry`, `key`, `topic`), or `event` for the whole.
+        reason: what is wrong with it, without the field's name.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field = field
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"
+
+
+class RequestError(RelayError):
+    """A client's request is refused.
+
+    Args:
+        status: HTTP status code, 400 to 599.
+        reason: one line for the response's body.
+        headers: extra response headers (`Allow`, `Retry-After`).
+    """
+
+    def __init__(self, status: int, reason: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(status, reason)
+        self.status = status
+        self.reason = reason
+        self.headers = headers
+
+    def __str__(self) -> str:
+        return self.reason
