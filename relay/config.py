@@ -1,19 +1,30 @@
 """The settings: one frozen object, built once and passed down.
 
-Owns every setting's name, default, unit and reason. Never reads the environment, a file or the command line by itself:
-`relay.cli` hands in what it found there.
+Owns every setting's name, default, unit and reason, and how sizes, times and addresses are read. Never reads
+the environment, a file or the command line: `relay.settings` builds it from what `relay.cli` found.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 KIB = 1024
 MIB = 1024 * KIB
+NUMBER_MAX = 2**62
 
 
-def setting(default: Any, help: str, kind: str, metavar: str | None = None) -> Any:
+def setting(
+    default: Any,
+    help: str,
+    kind: str,
+    metavar: str | None = None,
+    *,
+    least: float = 0,
+    most: float = NUMBER_MAX,
+    secret: bool = False,
+) -> Any:
     """Declare one setting.
 
     Args:
@@ -22,61 +33,259 @@ def setting(default: Any, help: str, kind: str, metavar: str | None = None) -> A
         kind: how text becomes its value: `text`, `number`, `size` (bytes), `duration` (seconds), `switch`, or
             `a|b|c` for a choice. A tuple as default makes the setting repeatable.
         metavar: what stands for the value in `--help`.
+        least: smallest value of a number, size or duration.
+        most: largest value of one.
+        secret: whether it is never shown.
     """
-    return field(default=default, metadata={"help": help, "kind": kind, "metavar": metavar})
+    metadata = {
+        "help": help,
+        "kind": kind,
+        "metavar": metavar,
+        "least": least,
+        "most": most,
+        "secret": secret,
+    }
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """All settings of `relay serve`. Sizes are in bytes, times in seconds; 0 turns a limit off where it says so."""
+    """All settings of `relay serve`.
+
+    Sizes are in bytes, times in seconds; 0 turns a limit off where it says so.
+    """
 
     # Front
-    listen: tuple[str, ...] = setting(("127.0.0.1:8080",), "Address to serve; only this machine by default, since reading needs no token.", "text", "HOST:PORT")
-    cors_origin: tuple[str, ...] = setting((), "Origin whose pages may read and publish; `*` for any; none by default.", "text", "ORIGIN")
-    publish_token: str = setting("", "Bearer token for publishing over HTTP; a random one is made and printed when empty.", "text", "TOKEN")
-    backlog: int = setting(4096, "Connections that may wait for accept; the kernel caps it at net.core.somaxconn.", "number")
-    head_bytes_max: int = setting(16 * KIB, "Largest request head; above it 431.", "size")
-    head_timeout_s: float = setting(10.0, "Time from accept, or from the last answer's next byte, to a whole request head.", "duration")
-    keepalive_timeout_s: float = setting(60.0, "How long an ordinary connection may rest between requests.", "duration")
-    body_bytes_max: int = setting(8 * MIB, "Largest body of a publish request; above it 413.", "size")
+    listen: tuple[str, ...] = setting(
+        ("127.0.0.1:8080",),
+        "Address to serve; only this machine by default, since reading needs no token.",
+        "text",
+        "HOST:PORT",
+    )
+    cors_origin: tuple[str, ...] = setting(
+        (), "Origin whose pages may read and publish; `*` for any; none by default.", "text", "ORIGIN"
+    )
+    publish_token: str = setting(
+        "",
+        "Bearer token for publishing over HTTP; a random one is made and printed when empty.",
+        "text",
+        "TOKEN",
+        secret=True,
+    )
+    backlog: int = setting(
+        4096,
+        "Connections that may wait for accept; the kernel caps it at net.core.somaxconn.",
+        "number",
+        least=1,
+        most=2**31 - 1,
+    )
+    head_bytes_max: int = setting(16 * KIB, "Largest request head; above it 431.", "size", least=KIB)
+    head_timeout_s: float = setting(
+        10.0,
+        "Time from accept, or from the last answer's next byte, to a whole request head.",
+        "duration",
+        least=0.001,
+    )
+    keepalive_timeout_s: float = setting(
+        60.0, "How long an ordinary connection may rest between requests.", "duration", least=0.001
+    )
+    body_bytes_max: int = setting(
+        8 * MIB, "Largest body of a publish request; above it 413.", "size", least=1
+    )
     # Sources
-    stdin: str = setting("auto", "How standard input is read; `auto` is off on a terminal, else NDJSON.", "auto|ndjson|lines|sse|off")
+    stdin: str = setting(
+        "auto",
+        "How standard input is read; `auto` is off on a terminal, else NDJSON.",
+        "auto|ndjson|lines|sse|off",
+    )
     topic: str = setting("default", "Topic of events that name none.", "text", "TOPIC")
-    exit_on_eof: bool = setting(False, "Drain and exit when standard input ends; by default serving goes on.", "switch")
+    exit_on_eof: bool = setting(
+        False, "Drain and exit when standard input ends; by default serving goes on.", "switch"
+    )
     unix: str = setting("", "Path of a Unix socket for feeders; none by default.", "text", "PATH")
     unix_mode: str = setting("0660", "Mode of the Unix socket: owner and group may publish.", "text", "MODE")
     unix_group: str = setting("", "Group of the Unix socket; the process's own when empty.", "text", "GROUP")
-    line_bytes_max: int = setting(8 * MIB, "Longest line of a feeder; JSON may need six bytes for one of data.", "size")
-    event_bytes_max: int = setting(1 * MIB, "Largest event as sent; never more than history-bytes.", "size")
+    line_bytes_max: int = setting(
+        8 * MIB, "Longest line of a feeder; JSON may need six bytes for one of data.", "size", least=1
+    )
+    event_bytes_max: int = setting(
+        1 * MIB, "Largest event as sent; never more than history-bytes.", "size", least=64
+    )
     # History
-    history_bytes: int = setting(64 * MIB, "Bytes of events retained for resume and for slow streams.", "size")
+    history_bytes: int = setting(
+        64 * MIB, "Bytes of events retained for resume and for slow streams.", "size", least=KIB
+    )
     history_events: int = setting(1_000_000, "Events retained; 0 leaves it to the other limits.", "number")
-    history_age_s: float = setting(0.0, "Age up to which events are retained; 0 leaves it to the other limits.", "duration")
+    history_age_s: float = setting(
+        0.0, "Age up to which events are retained; 0 leaves it to the other limits.", "duration"
+    )
     # Slow streams
-    policy: str = setting("drop-oldest", "What a slow stream gets; a feed's newest events matter most.", "drop-oldest|drop-newest|conflate|disconnect|block")
-    policy_for: tuple[str, ...] = setting((), "Policy for the streams of a topic or pattern; the first that matches wins.", "text", "PATTERN=POLICY")
-    policy_request: tuple[str, ...] = setting(("drop-oldest", "drop-newest", "conflate", "disconnect"), "Policy that a request may choose by ?policy=; not `block`, which would let any client hold up publishers.", "text", "POLICY")
-    lag_bytes: int = setting(8 * MIB, "Hard limit of a stream's lag in bytes; an eighth of the default history; 0 is off.", "size")
+    policy: str = setting(
+        "drop-oldest",
+        "What a slow stream gets; a feed's newest events matter most.",
+        "drop-oldest|drop-newest|conflate|disconnect|block",
+    )
+    policy_for: tuple[str, ...] = setting(
+        (),
+        "Policy for the streams of a topic or pattern; the first that matches wins.",
+        "text",
+        "PATTERN=POLICY",
+    )
+    policy_request: tuple[str, ...] = setting(
+        ("drop-oldest", "drop-newest", "conflate", "disconnect"),
+        "Policy that a request may choose by ?policy=; "
+        "not `block`, which would let any client hold up publishers.",
+        "text",
+        "POLICY",
+    )
+    lag_bytes: int = setting(
+        8 * MIB, "Hard limit of a stream's lag in bytes; an eighth of the default history; 0 is off.", "size"
+    )
     lag_events: int = setting(0, "Hard limit of a stream's lag in events; 0 is off.", "number")
     lag_s: float = setting(0.0, "Hard limit of a stream's lag in time; 0 is off.", "duration")
-    lag_soft_bytes: int = setting(0, "Soft limit in bytes: acts when passed for lag-soft-for; 0 is off.", "size")
+    lag_soft_bytes: int = setting(
+        0, "Soft limit in bytes: acts when passed for lag-soft-for; 0 is off.", "size"
+    )
     lag_soft_events: int = setting(0, "Soft limit in events; 0 is off.", "number")
     lag_soft_s: float = setting(0.0, "Soft limit in time; 0 is off.", "duration")
     lag_soft_for_s: float = setting(10.0, "How long a soft limit may be passed.", "duration")
-    block_timeout_s: float = setting(10.0, "How long one `block` stream may hold up publishers before it is disconnected.", "duration")
+    block_timeout_s: float = setting(
+        10.0,
+        "How long one `block` stream may hold up publishers before it is disconnected.",
+        "duration",
+        least=0.001,
+    )
     # Streams
-    streams_max: int = setting(0, "Open streams in all; 0 takes what the descriptor limit allows. Above it 503.", "number")
-    streams_per_address_max: int = setting(0, "Open streams of one address; off by default, since a proxy is one address. Above it 429.", "number")
-    topics_per_stream_max: int = setting(1000, "Topics and patterns of one stream; above it 400.", "number")
-    client_buffer: int = setting(64 * KIB, "Kernel send and receive buffer of a stream; bounds what a stalled reader holds.", "size")
-    client_timeout_s: float = setting(120.0, "TCP_USER_TIMEOUT: how long sent bytes may stay unacknowledged before the stream is closed; 0 leaves it to the system.", "duration")
-    discard_bytes_max: int = setting(64 * KIB, "What a client may send after its request; it is thrown away, and above this the stream is closed.", "size")
-    heartbeat_s: float = setting(15.0, "Sent to streams that were idle so long: below the 30 to 60 s of common proxies; 0 is off.", "duration")
-    heartbeat_as: str = setting("comment", "Heartbeat's form: a comment line, one padded to 2 KiB, or an event named relay.heartbeat.", "comment|padded|event")
-    retry_min_s: float = setting(1.0, "Shortest reconnection time given to a client; each gets its own, so that a herd spreads.", "duration")
-    retry_max_s: float = setting(5.0, "Longest reconnection time given to a client.", "duration")
-    prime: bool = setting(True, "Send retry and a first id at once, so that a client cut before its first event can resume.", "switch")
+    streams_max: int = setting(
+        0, "Open streams in all; 0 takes what the descriptor limit allows. Above it 503.", "number"
+    )
+    streams_per_address_max: int = setting(
+        0,
+        "Open streams of one address; off by default, since a proxy is one address. Above it 429.",
+        "number",
+    )
+    topics_per_stream_max: int = setting(
+        1000, "Topics and patterns of one stream; above it 400.", "number", least=1
+    )
+    client_buffer: int = setting(
+        64 * KIB,
+        "Kernel send and receive buffer of a stream; bounds what a stalled reader holds.",
+        "size",
+        least=4 * KIB,
+        most=2**30,
+    )
+    client_timeout_s: float = setting(
+        120.0,
+        "TCP_USER_TIMEOUT: how long sent bytes may stay unacknowledged before the stream is closed; "
+        "0 leaves it to the system.",
+        "duration",
+        most=2_000_000,
+    )
+    discard_bytes_max: int = setting(
+        64 * KIB,
+        "What a client may send after its request; it is thrown away, and above this the stream is closed.",
+        "size",
+    )
+    heartbeat_s: float = setting(
+        15.0,
+        "Sent to streams that were idle so long: below the 30 to 60 s of common proxies; 0 is off.",
+        "duration",
+    )
+    heartbeat_as: str = setting(
+        "comment",
+        "Heartbeat's form: a comment line, one padded to 2 KiB, or an event named relay.heartbeat.",
+        "comment|padded|event",
+    )
+    retry_min_s: float = setting(
+        1.0,
+        "Shortest reconnection time given to a client; each gets its own, so that a herd spreads.",
+        "duration",
+        least=0.001,
+    )
+    retry_max_s: float = setting(5.0, "Longest reconnection time given to a client.", "duration", least=0.001)
+    prime: bool = setting(
+        True,
+        "Send retry and a first id at once, so that a client cut before its first event can resume.",
+        "switch",
+    )
     drain_timeout_s: float = setting(10.0, "How long a drain waits for what is queued.", "duration")
     # Process
     log_level: str = setting("info", "Least level that is logged.", "debug|info|warning|error")
-    log_format: str = setting("auto", "Form of the log; `auto` is text on a terminal, else JSON.", "auto|text|json")
+    log_format: str = setting(
+        "auto", "Form of the log; `auto` is text on a terminal, else JSON.", "auto|text|json"
+    )
+
+
+SETTINGS: dict[str, Field[Any]] = {
+    each.name.removesuffix("_s").replace("_", "-"): each for each in fields(Config)
+}
+"""Each setting by its name on the command line (without `--`) and in TOML; a time's name drops its unit."""
+
+DURATION_S_MAX = 10 * 366 * 86400.0
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([kmgt])i?)?b?", re.IGNORECASE)
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d)")
+_UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]\s/]*)):([0-9]{1,5})")
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes: `1048576`, `64KiB`, `64K`, `1.5M`; every unit is a power of 1024.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size like 1048576, 64KiB or 64M")
+    number, unit = match.groups()
+    power = " kmgt".index(unit.lower()) if unit else 0
+    size = (float(number) if "." in number else int(number)) * KIB**power
+    if size > NUMBER_MAX:
+        raise ValueError(f"{text!r} is too large")
+    return int(size)
+
+
+def parse_duration(text: str) -> float:
+    """Read a time in seconds: `15`, `0.5`, `500ms`, `15s`, `2m`, `1h30m`, `7d`.
+
+    Raises:
+        ValueError: it is none, or longer than ten years.
+    """
+    text = text.strip()
+    parts = _DURATION.findall(text)
+    if text and _DURATION.sub("", text) == "":
+        seconds = sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+    elif re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text):
+        seconds = float(text)
+    else:
+        raise ValueError(f"{text!r} is not a time like 15s, 500ms, 2m or 1h30m")
+    if seconds > DURATION_S_MAX:
+        raise ValueError(f"{text!r} is longer than ten years")
+    return seconds
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Split `HOST:PORT`, `[IPv6]:PORT` or `:PORT` (every interface: an empty host) into host and port.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match[3]) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080")
+    return match[1] or match[2] or "", int(match[3])
+
+
+def size_text(size: int) -> str:
+    """Write a number of bytes in its largest whole unit, as `parse_size` reads it."""
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size and size % KIB**power == 0:
+            return f"{size // KIB**power}{unit}"
+    return str(size)
+
+
+def duration_text(seconds: float) -> str:
+    """Write a time as `parse_duration` reads it."""
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:.12g}ms"
+    return f"{seconds:.12g}s"

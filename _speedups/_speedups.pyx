@@ -1,0 +1,7 @@
+# The compiled twins of relay._native: the codec of the stream's bytes, and the engine of open streams.
+#
+# One extension of several parts, each of which is a file of its own; `relay.speedups` alone imports it.
+
+include "encode.pxi"
+include "decode.pxi"
+include "engine.pxi"

@@ -1,0 +1,702 @@
+# The engine of streams: an array of structs, one epoll descriptor, and send().
+#
+# Theory of operation. A stream is a row of `Engine._streams`, named by a handle (generation << 32 | row), so that a
+# handle kept too long is seen to be stale. A LIVE stream has everything of its audiences up to the last flush; broadcast()
+# sends it the flush's chunk. A send that the kernel does not take whole makes it BEHIND: it keeps a reference to the one
+# frame that is half sent (`pending`, `offset`) and the cursor after it, and nothing else. Epoll is edge-triggered and
+# armed once for the life of the stream, so neither becoming slow nor catching up costs a system call; poll() names the
+# streams that became writable, and the hub gives them what they need by write(). Closing marks (DEAD); sweep() closes.
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_DECREF, Py_XDECREF
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport close
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+cdef extern from "<sys/socket.h>" nogil:
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+    ssize_t send(int fd, const void *buffer, size_t size, int flags)
+    ssize_t recv(int fd, void *buffer, size_t size, int flags)
+    ssize_t sendmsg(int fd, const msghdr *message, int flags)
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD
+    uint32_t EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLLET
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event *event)
+    int epoll_wait(int epoll_fd, epoll_event *events, int count, int timeout_ms)
+
+cdef enum State:
+    FREE = 0      # the row is not in use
+    LIVE = 1      # has everything of its audiences up to the last flush
+    BEHIND = 2    # lagging or replaying: `cursor` is what it needs next, after `pending`
+    CLOSING = 3   # sends `pending`, then dies
+    DEAD = 4      # waits for sweep()
+
+cdef enum:
+    POLL_EVENTS = 512        # events taken from epoll a call
+    CLOCK_EVERY = 16         # sends between two looks at the clock
+    DISCARD_BYTES = 4096     # read at once of what a client sends
+
+cdef struct Stream:
+    # Who: owned references; the subscription and the address are shared by many streams.
+    PyObject *subscription
+    PyObject *address
+    # Where it is: owned reference to the frame that is half sent, or NULL, and the bytes of it that are sent.
+    PyObject *pending
+    uint64_t cursor
+    uint32_t offset
+    # What it is.
+    int fd
+    uint32_t generation
+    uint32_t discarded       # bytes read and thrown away
+    float last_write_s       # since the engine was made
+    uint32_t combination     # in the round of combine() that `round` names
+    uint32_t round
+    uint32_t combined        # round in which it was put into a combination of several audiences
+    uint8_t state
+    uint8_t reason
+
+
+cdef double _monotonic_s() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
+
+
+cdef class Chunk:
+    """Entries joined into one buffer that many streams are sent.
+
+    Args:
+        frames: the frames, at least one.
+        sequences: their sequences, rising.
+        cursor: the cursor of a stream that has them all.
+    """
+
+    cdef readonly bytes data
+    cdef readonly uint64_t cursor
+    cdef list frames          # owns the frames, so that a half-sent one can be held without the rest
+    cdef uint64_t *sequences  # owned, of `count`
+    cdef uint32_t *ends       # owned, of `count`: offset in `data` after each frame
+    cdef Py_ssize_t count
+
+    def __cinit__(self, list frames, sequences, uint64_t cursor):
+        cdef Py_ssize_t row, end = 0
+        self.count = len(frames)
+        if self.count == 0 or len(sequences) != self.count:
+            raise ValueError("a chunk has one sequence for each of its frames, and at least one")
+        self.sequences = <uint64_t *>malloc(self.count * sizeof(uint64_t))
+        self.ends = <uint32_t *>malloc(self.count * sizeof(uint32_t))
+        if self.sequences == NULL or self.ends == NULL:
+            raise MemoryError
+        self.frames = frames
+        self.cursor = cursor
+        self.data = <bytes>frames[0] if self.count == 1 else b"".join(frames)
+        for row in range(self.count):
+            end += len(<bytes>frames[row])
+            self.ends[row] = end
+            self.sequences[row] = sequences[row]
+
+    def __dealloc__(self):
+        free(self.sequences)
+        free(self.ends)
+
+    def __len__(self):
+        return self.count
+
+    cdef Py_ssize_t row_of_cursor(self, uint64_t cursor) noexcept nogil:
+        # The first row at or after the cursor.
+        cdef Py_ssize_t low = 0, high = self.count, middle
+        if cursor <= self.sequences[0]:
+            return 0
+        while low < high:
+            middle = (low + high) // 2
+            if self.sequences[middle] < cursor:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    cdef Py_ssize_t row_of_offset(self, Py_ssize_t offset) noexcept nogil:
+        # The row whose frame holds the byte at `offset`.
+        cdef Py_ssize_t low = 0, high = self.count, middle
+        while low < high:
+            middle = (low + high) // 2
+            if self.ends[middle] <= offset:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+
+cdef class Members:
+    """The streams of one audience, as the engine walks them: an array of handles, which may hold stale ones."""
+
+    cdef uint64_t *handles    # owned
+    cdef Py_ssize_t count
+    cdef Py_ssize_t room
+
+    def __dealloc__(self):
+        free(self.handles)
+
+    def __len__(self):
+        return self.count
+
+    cdef int push(self, uint64_t handle) except -1:
+        cdef Py_ssize_t room
+        cdef uint64_t *handles
+        if self.count == self.room:
+            room = self.room * 2 if self.room else 2
+            handles = <uint64_t *>realloc(self.handles, room * sizeof(uint64_t))
+            if handles == NULL:
+                raise MemoryError
+            self.handles, self.room = handles, room
+        self.handles[self.count] = handle
+        self.count += 1
+        return 0
+
+
+cdef class Engine:
+    """Open streams and their sockets. It neither parses nor encodes nor decides.
+
+    Args:
+        discard_bytes_max: what one client may send after its request; above it its stream is closed.
+    """
+
+    cdef Stream *_streams     # owned, of `_room` rows
+    cdef uint32_t _room
+    cdef list _free           # rows not in use
+    cdef list _dead           # handles that wait for sweep()
+    cdef list _lagging        # handles that a broadcast left behind
+    cdef list _reasons        # close reasons; a stream holds the place of its own
+    cdef int _epoll_fd
+    cdef uint32_t _round
+    cdef uint32_t _discard_bytes_max
+    cdef double _started_s
+    cdef readonly Py_ssize_t open
+    cdef readonly uint64_t deliveries
+    cdef readonly uint64_t bytes
+    cdef readonly uint64_t writes
+    cdef readonly uint64_t short_writes
+
+    def __cinit__(self, uint32_t discard_bytes_max):
+        self._discard_bytes_max = discard_bytes_max
+        self._free, self._dead, self._lagging, self._reasons = [], [], [], []
+        self._started_s = _monotonic_s()
+        self._epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        if self._epoll_fd < 0:
+            raise OSError(errno, "epoll_create1")
+
+    def __dealloc__(self):
+        cdef uint32_t row
+        for row in range(self._room):
+            if self._streams[row].state != FREE:
+                close(self._streams[row].fd)
+                Py_XDECREF(self._streams[row].subscription)
+                Py_XDECREF(self._streams[row].address)
+                Py_XDECREF(self._streams[row].pending)
+        free(self._streams)
+        if self._epoll_fd >= 0:
+            close(self._epoll_fd)
+
+    def fileno(self):
+        """Return the epoll descriptor, readable when a stream has something to tell."""
+        return self._epoll_fd
+
+    cdef Stream *_get(self, uint64_t handle) noexcept nogil:
+        cdef uint32_t row = <uint32_t>handle
+        if row >= self._room:
+            return NULL
+        if self._streams[row].generation != <uint32_t>(handle >> 32) or self._streams[row].state == FREE:
+            return NULL
+        return &self._streams[row]
+
+    cdef Stream *_need(self, uint64_t handle) except NULL:
+        cdef Stream *stream = self._get(handle)
+        if stream == NULL:
+            raise KeyError(handle)
+        return stream
+
+    def add(self, int fd, object subscription, object address, uint64_t cursor, bytes pending, double now_s):
+        """Take a connected, non-blocking socket as a stream that is behind.
+
+        Args:
+            fd: owned by the engine when this returns.
+            subscription: what the hub keeps for the stream; shared.
+            address: the peer's address; shared.
+            cursor: the first sequence that it needs.
+            pending: bytes to send first (response head, priming).
+
+        Returns:
+            the stream's handle.
+
+        Raises:
+            OSError: epoll does not take the descriptor, which is then still the caller's.
+        """
+        cdef uint32_t row, room
+        cdef uint64_t handle
+        cdef Stream *stream
+        cdef epoll_event event
+        if not self._free:
+            room = self._room * 2 if self._room else 64
+            stream = <Stream *>realloc(self._streams, room * sizeof(Stream))
+            if stream == NULL:
+                raise MemoryError
+            memset(&stream[self._room], 0, (room - self._room) * sizeof(Stream))
+            self._streams = stream
+            self._free = list(range(room - 1, self._room - 1, -1)) if self._room else list(range(room - 1, -1, -1))
+            self._room = room
+        row = self._free[-1]
+        stream = &self._streams[row]
+        handle = (<uint64_t>stream.generation << 32) | row
+        event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+        event.data.u64 = handle
+        if epoll_ctl(self._epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0:
+            raise OSError(errno, "epoll_ctl")
+        self._free.pop()
+        stream.fd = fd
+        stream.state = BEHIND
+        stream.cursor = cursor
+        stream.offset = 0
+        stream.discarded = 0
+        stream.combined = stream.round = 0
+        stream.last_write_s = <float>(now_s - self._started_s)
+        stream.subscription = <PyObject *>subscription
+        stream.address = <PyObject *>address
+        stream.pending = <PyObject *>pending
+        Py_INCREF(subscription)
+        Py_INCREF(address)
+        Py_INCREF(pending)
+        self.open += 1
+        return handle
+
+    def join(self, uint64_t handle, Members members):
+        """Make the stream a member of an audience."""
+        members.push(handle)
+
+    def compact(self, Members members):
+        """Drop the handles of streams that are no more."""
+        cdef Py_ssize_t place, kept = 0
+        for place in range(members.count):
+            if self._get(members.handles[place]) != NULL:
+                members.handles[kept] = members.handles[place]
+                kept += 1
+        members.count = kept
+
+    def listed(self, Members members):
+        """List the handles of an audience, stale ones too."""
+        return [members.handles[place] for place in range(members.count)]
+
+    # What a stream is
+
+    def is_open(self, uint64_t handle):
+        """Say whether the stream is there and not closing."""
+        cdef Stream *stream = self._get(handle)
+        return stream != NULL and stream.state <= BEHIND
+
+    def is_behind(self, uint64_t handle):
+        """Say whether the stream is lagging or replaying."""
+        cdef Stream *stream = self._get(handle)
+        return stream != NULL and stream.state == BEHIND
+
+    def cursor(self, uint64_t handle):
+        """Return the first sequence of which no byte is sent and none is pending."""
+        return self._need(handle).cursor
+
+    def subscription(self, uint64_t handle):
+        """Return what the stream was added with."""
+        return <object>self._need(handle).subscription
+
+    def address(self, uint64_t handle):
+        """Return the peer's address that the stream was added with."""
+        return <object>self._need(handle).address
+
+    def handles(self):
+        """List the handles of all streams that are open and not closing."""
+        cdef uint32_t row
+        return [
+            (<uint64_t>self._streams[row].generation << 32) | row
+            for row in range(self._room)
+            if self._streams[row].state == LIVE or self._streams[row].state == BEHIND
+        ]
+
+    # Writing
+
+    cdef ssize_t _send(self, Stream *stream, const char *data, Py_ssize_t size, double now_s) noexcept:
+        # Send `pending` and then `data` in one system call.
+        # Returns the bytes of `data` taken; -1 when `pending` is not finished (0 <= offset), -2 when the stream died.
+        cdef iovec parts[2]
+        cdef msghdr message
+        cdef Py_ssize_t rest = 0
+        cdef ssize_t sent
+        if stream.pending != NULL:
+            rest = len(<bytes>stream.pending) - stream.offset
+        if rest + size == 0:
+            return 0
+        if rest == 0:
+            sent = send(stream.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+        elif size == 0:
+            sent = send(stream.fd, <const char *><bytes>stream.pending + stream.offset, rest,
+                        MSG_DONTWAIT | MSG_NOSIGNAL)
+        else:
+            parts[0].iov_base = <void *>(<const char *><bytes>stream.pending + stream.offset)
+            parts[0].iov_len = rest
+            parts[1].iov_base = <void *>data
+            parts[1].iov_len = size
+            memset(&message, 0, sizeof(message))
+            message.msg_iov = parts
+            message.msg_iovlen = 2
+            sent = sendmsg(stream.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+        self.writes += 1
+        if sent < 0:
+            if errno != EAGAIN:
+                return -2
+            sent = 0
+        elif sent > 0:
+            stream.last_write_s = <float>(now_s - self._started_s)
+        self.bytes += sent
+        if sent < rest + size:
+            self.short_writes += 1
+        if sent < rest:
+            stream.offset += sent
+            return -1
+        if stream.pending != NULL:
+            Py_DECREF(<object>stream.pending)
+            stream.pending = NULL
+            stream.offset = 0
+        return sent - rest
+
+    cdef int _write(self, Stream *stream, Chunk chunk, double now_s) except -2:
+        # Returns 1 when the stream has all of the chunk, 0 when it has not, -1 when it died.
+        cdef Py_ssize_t first = 0, last, start = 0, size = 0
+        cdef ssize_t taken
+        cdef const char *data = NULL
+        if chunk is not None:
+            first = chunk.row_of_cursor(stream.cursor)
+            start = chunk.ends[first - 1] if first else 0
+            size = chunk.ends[chunk.count - 1] - start
+            data = <const char *>chunk.data + start
+        taken = self._send(stream, data, size, now_s)
+        if taken == -2:
+            self._die(stream, self._reason("error"))
+            return -1
+        if taken == -1:
+            return 0
+        if chunk is None:
+            return 1
+        if taken == size:
+            self.deliveries += chunk.count - first
+            if chunk.cursor > stream.cursor:
+                stream.cursor = chunk.cursor
+            return 1
+        taken += start
+        last = chunk.row_of_offset(taken)
+        self.deliveries += last - first
+        start = chunk.ends[last - 1] if last else 0
+        if taken == start:
+            stream.cursor = chunk.sequences[last]
+        else:
+            frame = <bytes>chunk.frames[last]
+            Py_INCREF(frame)
+            stream.pending = <PyObject *>frame
+            stream.offset = taken - start
+            stream.cursor = chunk.sequences[last] + 1
+            self.deliveries += 1
+        return 0
+
+    def write(self, uint64_t handle, Chunk chunk, double now_s):
+        """Send a stream that is behind what is pending, then the chunk from its cursor on, in one system call.
+
+        Args:
+            chunk: entries that follow the cursor, or None for what is pending alone.
+
+        Returns:
+            True when all of it is sent; False when the stream has to wait until it is writable again, or died.
+        """
+        return self._write(self._need(handle), chunk, now_s) == 1
+
+    def live(self, uint64_t handle, uint64_t cursor):
+        """Let the stream have what the flushes send from `cursor` on; nothing may be pending."""
+        cdef Stream *stream = self._need(handle)
+        if stream.pending != NULL or stream.state != BEHIND:
+            raise RuntimeError("only a stream that has all of its bytes can be live")
+        stream.state = LIVE
+        stream.cursor = cursor
+
+    def fall_behind(self, uint64_t handle, uint64_t cursor):
+        """Let a live stream catch up by itself from `cursor`, or from its own if that is later.
+
+        Returns:
+            whether it was live.
+        """
+        cdef Stream *stream = self._get(handle)
+        if stream == NULL or stream.state != LIVE:
+            return False
+        stream.state = BEHIND
+        stream.cursor = max(stream.cursor, cursor)
+        return True
+
+    def skip(self, uint64_t handle, uint64_t cursor, bytes notice):
+        """Move the cursor of a stream that is behind; `notice` is sent after the frame that is half sent."""
+        cdef Stream *stream = self._need(handle)
+        stream.cursor = cursor
+        self._append(stream, notice)
+
+    cdef int _append(self, Stream *stream, bytes more) except -1:
+        cdef bytes pending = more
+        if stream.pending != NULL:
+            pending = (<bytes>stream.pending)[stream.offset:] + more
+            Py_DECREF(<object>stream.pending)
+            stream.pending = NULL
+        if pending:
+            Py_INCREF(pending)
+            stream.pending = <PyObject *>pending
+        stream.offset = 0
+        return 0
+
+    def broadcast(self, Members members, Py_ssize_t start, Chunk chunk, bint combined, double now_s, double slice_s):
+        """Send a flush's chunk to the live streams of an audience, each from its own cursor on.
+
+        Args:
+            members: the audience.
+            start: place in `members` to begin at.
+            combined: whether these members are a combination that `combine` made; the others leave those out.
+            slice_s: time after which it stops.
+
+        Returns:
+            the place to go on from; `len(members)` when it is done.
+        """
+        cdef Py_ssize_t place, sends = 0
+        cdef double stop_s = _monotonic_s() + slice_s
+        cdef uint64_t handle
+        cdef Stream *stream
+        cdef int result
+        for place in range(start, members.count):
+            handle = members.handles[place]
+            stream = self._get(handle)
+            if stream == NULL or stream.state != LIVE or (stream.combined == self._round and not combined):
+                continue
+            if stream.cursor >= chunk.cursor or chunk.sequences[chunk.count - 1] < stream.cursor:
+                continue
+            result = self._write(stream, chunk, now_s)
+            if result == 0:
+                stream.state = BEHIND
+                self._lagging.append(handle)
+            sends += 1
+            if sends % CLOCK_EVERY == 0 and _monotonic_s() >= stop_s:
+                return place + 1
+        return members.count
+
+    def combine(self, list audiences):
+        """Begin a flush in which several audiences are due: find the streams that are in more than one of them.
+
+        Args:
+            audiences: the members of each audience that is due.
+
+        Returns:
+            (places in `audiences`, members) for each combination of several that some stream has. These streams are
+            left out by every broadcast that is not `combined`, until the next call.
+        """
+        cdef uint64_t number, count = len(audiences), key, seen_key = 0
+        cdef uint32_t seen_next = 0
+        cdef Py_ssize_t place
+        cdef Members members
+        cdef Stream *stream
+        cdef list sets = [()]
+        cdef dict nexts = {}
+        cdef dict groups = {}
+        self._round += 1
+        for number in range(count):
+            members = audiences[number]
+            seen_next = 0
+            for place in range(members.count):
+                stream = self._get(members.handles[place])
+                if stream == NULL or stream.state != LIVE:
+                    continue
+                if stream.round != self._round:
+                    stream.round = self._round
+                    stream.combination = 0
+                key = stream.combination * count + number
+                if seen_next == 0 or key != seen_key:
+                    found = nexts.get(key)
+                    if found is None:
+                        found = nexts[key] = len(sets)
+                        sets.append(sets[stream.combination] + (number,))
+                    seen_key, seen_next = key, found
+                stream.combination = seen_next
+        for number in range(count):
+            members = audiences[number]
+            for place in range(members.count):
+                stream = self._get(members.handles[place])
+                if stream == NULL or stream.round != self._round or stream.combined == self._round:
+                    continue
+                numbers = <tuple>sets[stream.combination]
+                if len(numbers) > 1:
+                    stream.combined = self._round
+                    group = groups.get(numbers)
+                    if group is None:
+                        group = groups[numbers] = Members()
+                    (<Members>group).push(members.handles[place])
+        return list(groups.items())
+
+    def heartbeat(self, bytes frame, Py_ssize_t start, double idle_s, double now_s, double slice_s):
+        """Send `frame` to the live streams that nothing was written to for `idle_s` seconds.
+
+        Returns:
+            the row to go on from; 0 when it is done.
+        """
+        cdef uint32_t row
+        cdef int count = 0
+        cdef double stop_s = _monotonic_s() + slice_s
+        cdef float idle_since_s = <float>(now_s - self._started_s - idle_s)
+        cdef Stream *stream
+        cdef ssize_t taken
+        for row in range(start, self._room):
+            stream = &self._streams[row]
+            if stream.state != LIVE or stream.last_write_s > idle_since_s:
+                continue
+            taken = self._send(stream, <const char *>frame, len(frame), now_s)
+            if taken == -2:
+                self._die(stream, self._reason("error"))
+            elif taken < len(frame):
+                self._append(stream, frame[taken:])
+                stream.state = BEHIND
+                self._lagging.append((<uint64_t>stream.generation << 32) | row)
+            count += 1
+            if count % CLOCK_EVERY == 0 and _monotonic_s() >= stop_s:
+                return row + 1 if row + 1 < self._room else 0
+        return 0
+
+    def lagging(self):
+        """Return the handles of the streams that became behind since the last call."""
+        found, self._lagging = self._lagging, []
+        return found
+
+    # Polling and closing
+
+    cdef int _discard(self, Stream *stream) noexcept nogil:
+        # Read and throw away what the client sent. Returns 0, or -1 when it is gone, or -2 when it sent too much.
+        cdef char buffer[DISCARD_BYTES]
+        cdef ssize_t count
+        while True:
+            count = recv(stream.fd, buffer, DISCARD_BYTES, MSG_DONTWAIT)
+            if count == 0:
+                return -1
+            if count < 0:
+                return 0 if errno == EAGAIN else -1
+            stream.discarded += count
+            if stream.discarded > self._discard_bytes_max:
+                return -2
+
+    def poll(self):
+        """Take what epoll has to tell: closed peers are marked, what clients sent is thrown away.
+
+        Returns:
+            handles of the streams behind that are writable; and whether there may be more to tell.
+        """
+        cdef epoll_event events[POLL_EVENTS]
+        cdef int place, count, result
+        cdef Stream *stream
+        cdef list writable = []
+        count = epoll_wait(self._epoll_fd, events, POLL_EVENTS, 0)
+        if count < 0:
+            if errno == EINTR:
+                return writable, True
+            raise OSError(errno, "epoll_wait")
+        for place in range(count):
+            stream = self._get(events[place].data.u64)
+            if stream == NULL or stream.state == DEAD:
+                continue
+            if events[place].events & (EPOLLERR | EPOLLHUP):
+                self._die(stream, self._reason("client"))
+                continue
+            if events[place].events & (EPOLLIN | EPOLLRDHUP):
+                result = self._discard(stream)
+                if result < 0:
+                    self._die(stream, self._reason("client" if result == -1 else "input"))
+                    continue
+            if events[place].events & EPOLLOUT:
+                if stream.state == BEHIND:
+                    writable.append(events[place].data.u64)
+                elif stream.state == CLOSING:
+                    self._finish(stream)
+        return writable, count == POLL_EVENTS
+
+    cdef uint8_t _reason(self, str reason) except? 255:
+        if reason not in self._reasons:
+            self._reasons.append(reason)
+        return self._reasons.index(reason)
+
+    cdef int _die(self, Stream *stream, uint8_t reason) except -1:
+        if stream.state != DEAD:
+            if stream.state != CLOSING:
+                stream.reason = reason
+            stream.state = DEAD
+            self._dead.append((<uint64_t>stream.generation << 32) | <uint32_t>(stream - self._streams))
+        return 0
+
+    cdef int _finish(self, Stream *stream) except -1:
+        cdef ssize_t taken = self._send(stream, NULL, 0, stream.last_write_s + self._started_s)
+        if taken != -1:
+            self._die(stream, stream.reason)
+        return 0
+
+    def close(self, uint64_t handle, str reason, bytes last=b""):
+        """Close a stream between frames: what is half sent, and then `last`, leave first.
+
+        A stream whose peer does not read stays until `abort`. The first reason given is the one that counts.
+        """
+        cdef Stream *stream = self._need(handle)
+        if stream.state == CLOSING or stream.state == DEAD:
+            return
+        self._append(stream, last)
+        stream.state = CLOSING
+        stream.reason = self._reason(reason)
+        self._finish(stream)
+
+    def abort(self, uint64_t handle, str reason):
+        """Close a stream without waiting for what is half sent."""
+        self._die(self._need(handle), self._reason(reason))
+
+    def sweep(self):
+        """Close the descriptors of dead streams and free their rows.
+
+        Returns:
+            (handle, subscription, address, cursor, reason) of each.
+        """
+        cdef Stream *stream
+        cdef uint64_t handle
+        cdef list dead = self._dead, swept = []
+        self._dead = []
+        for handle in dead:
+            stream = self._get(handle)
+            self._discard(stream)  # what is left unread would make the kernel reset, and lose the tail
+            close(stream.fd)
+            swept.append((handle, <object>stream.subscription, <object>stream.address, stream.cursor,
+                          self._reasons[stream.reason]))
+            Py_DECREF(<object>stream.subscription)
+            Py_DECREF(<object>stream.address)
+            Py_XDECREF(stream.pending)
+            stream.subscription = stream.address = stream.pending = NULL
+            stream.state = FREE
+            stream.generation += 1
+            self._free.append(<uint32_t>handle)
+            self.open -= 1
+        return swept

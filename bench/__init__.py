@@ -1,0 +1,1 @@
+"""Measurements of relay beside the bare C loop (`floor.c`): `python -m bench`."""

@@ -1,0 +1,220 @@
+"""One measured run: a server, its streams, a feed, and what came of it.
+
+Owns the order of events in a run (connect, fill, feed, wait, read); never compares two servers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bench.harness import Cores, MeasureError, Server, Target, busy_s, cpu_s, tcp_memory_bytes
+from loadtest.publisher import Publisher
+from loadtest.swarm import Swarm, SwarmReport
+
+Figures = dict[str, float]
+
+SIZE = 150
+CATCH_UP_S = 30.0
+WARM_UP_S = 1.5
+SWARM_S = 180.0
+SETTLE_S = 0.25
+FILL_RATE = 500.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feed:
+    """What is fed to how many streams.
+
+    Args:
+        streams: open streams.
+        rate: events a second.
+        seconds: length of the feed.
+        stalled: how many of the streams stop reading.
+        fill: events sent before, so that what stalls has stalled when the measurement begins.
+        overload: more may be fed than can be delivered, so measure a window of time and await no end.
+    """
+
+    streams: int
+    rate: float
+    seconds: float
+    stalled: int = 0
+    fill: int = 0
+    overload: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """How runs are made.
+
+    Args:
+        cores: where server and load run.
+        seconds: length of each feed.
+        extra: more arguments for relay.
+    """
+
+    cores: Cores = field(default_factory=Cores)
+    seconds: float = 5.0
+    extra: tuple[str, ...] = ()
+
+    def server(self, target: Target, extra: tuple[str, ...] = ()) -> Server:
+        """Start a server and wait until it is ready."""
+        return Server(target, cpus=self.cores.server, extra=(*self.extra, *extra))
+
+    def swarm(self, server: Server, streams: int, *, stalled: int = 0, concurrency: int = 256) -> Swarm:
+        """Begin to open streams."""
+        return Swarm(
+            server.port,
+            streams,
+            path=server.target.path,
+            stalled=stalled,
+            concurrency=concurrency,
+            seconds=SWARM_S,
+            cpus=self.cores.load,
+        )
+
+    def publisher(self, server: Server, *, rate: float, count: int, seconds: float, first: int = 1) -> Publisher:
+        """Begin to publish."""
+        return Publisher(
+            server.unix, rate=rate, count=count, seconds=seconds, size=SIZE, first=first, cpus=self.cores.load
+        )
+
+
+def opened(swarm: Swarm, streams: int) -> SwarmReport:
+    """Wait until all streams are open.
+
+    Raises:
+        MeasureError: some are not.
+    """
+    report = swarm.ready()
+    if report.opened != streams:
+        raise MeasureError(f"{report.opened} of {streams} streams open, {report.refused} refused")
+    return report
+
+
+class Stopwatch:
+    """CPU of the server, of the load and of everybody else from here on."""
+
+    def __init__(self, server: Server, load: Sequence[int]) -> None:
+        self._server = server
+        self._load = load
+        self._began = (time.monotonic(), server.cpu_s(), sum(map(cpu_s, load)), busy_s())
+
+    def read(self, ended_load_s: float = 0.0) -> Figures:
+        """Seconds since the beginning.
+
+        Args:
+            ended_load_s: CPU of load processes that have come and gone since.
+
+        Returns:
+            `wall_s`; `cpu_s` of the server; `load_cpu_s`; `others_cores`, how many cores all other processes
+            kept busy meanwhile: of a figure taken while that is above a few hundredths, think twice.
+        """
+        wall, server, load, busy = self._began
+        now = time.monotonic()
+        server_s = self._server.cpu_s() - server
+        load_s = sum(map(cpu_s, self._load)) - load + ended_load_s
+        others_s = max(0.0, busy_s() - busy - server_s - load_s)
+        return {
+            "wall_s": now - wall,
+            "cpu_s": server_s,
+            "load_cpu_s": load_s,
+            "others_cores": others_s / (now - wall),
+        }
+
+
+def run_feed(target: Target, feed: Feed, bench: Bench) -> Figures:
+    """Feed a fresh server's streams and measure.
+
+    Returns:
+        `deliveries`, `deliveries_per_s`, `cpu_us_per_delivery`, `bytes_per_delivery`, `joined` (events that
+        came by one read: a server that is late joins more, and saves CPU by it), latencies `p50_ms` to
+        `max_ms`, `lost` (not received), `faults` (duplicates, wrong order, torn, closed); the stopwatch's.
+
+    Raises:
+        MeasureError: streams did not open.
+    """
+    with bench.server(target) as server, bench.swarm(server, feed.streams, stalled=feed.stalled) as swarm:
+        opened(swarm, feed.streams)
+        if feed.fill:
+            with bench.publisher(server, rate=FILL_RATE, count=feed.fill, seconds=CATCH_UP_S) as publisher:
+                publisher.done()
+            swarm.wait_for(feed.fill, CATCH_UP_S)
+            swarm.reset()
+        return _overload(server, swarm, feed, bench) if feed.overload else _steady(server, swarm, feed, bench)
+
+
+def _steady(server: Server, swarm: Swarm, feed: Feed, bench: Bench) -> Figures:
+    """All that is fed is awaited, so that the server's CPU is for just these deliveries."""
+    before = swarm.mark()
+    count = round(feed.rate * feed.seconds)
+    first = feed.fill + 1
+    watch = Stopwatch(server, [swarm.pid])
+    # Twice the time: a feeder that is held up shall still bring everything.
+    with bench.publisher(server, rate=feed.rate, count=count, seconds=2 * feed.seconds, first=first) as publisher:
+        published = publisher.done()
+    reached = swarm.wait_for(published.last, CATCH_UP_S)
+    times = watch.read(published.cpu_s)
+    after = swarm.finish(published.last, 1.0 if reached.last_min < published.last else CATCH_UP_S)
+    expected = published.sent * (feed.streams - feed.stalled)
+    return {
+        **_figures(before, after, times),
+        "published": published.sent,
+        "lost": expected - (after.deliveries - before.deliveries),
+        "behind_max_ms": published.behind_max_ms,
+    }
+
+
+def _overload(server: Server, swarm: Swarm, feed: Feed, bench: Bench) -> Figures:
+    count = round(feed.rate * (feed.seconds + WARM_UP_S + 1))
+    seconds = feed.seconds + WARM_UP_S + 1
+    with bench.publisher(server, rate=feed.rate, count=count, seconds=seconds) as publisher:
+        time.sleep(WARM_UP_S)
+        watch = Stopwatch(server, [swarm.pid, publisher.pid])
+        before = swarm.mark()
+        time.sleep(feed.seconds)
+        after = swarm.mark()
+        times = watch.read()
+    figures = _figures(before, after, times)
+    fed = feed.rate * feed.streams
+    return {
+        **figures,
+        # More than is fed can only be a backlog from before the window, and is no merit.
+        "deliveries_per_s": min(figures["deliveries_per_s"], fed),
+        "fed_share": figures["deliveries_per_s"] / fed,
+        "lost": max(0, after.missed - after.told_missed),
+    }
+
+
+def _figures(before: SwarmReport, after: SwarmReport, times: Figures) -> Figures:
+    deliveries = after.deliveries - before.deliveries
+    seconds = (after.time_ns - before.time_ns) / 1e9
+    return {
+        "deliveries": deliveries,
+        "deliveries_per_s": deliveries / seconds,
+        "cpu_us_per_delivery": times["cpu_s"] / max(1, deliveries) * 1e6,
+        "bytes_per_delivery": (after.bytes - before.bytes) / max(1, deliveries),
+        "joined": deliveries / max(1, after.reads - before.reads),
+        "p50_ms": after.p50_ms,
+        "p90_ms": after.p90_ms,
+        "p99_ms": after.p99_ms,
+        "p999_ms": after.p999_ms,
+        "max_ms": after.max_ms,
+        "faults": after.duplicates + after.wrong_order + after.torn + after.closed,
+        **times,
+    }
+
+
+def stalled_memory(target: Target, streams: int, bench: Bench) -> Figures:
+    """Kernel memory of streams that stopped reading, both ends: growth of the machine's TCP memory."""
+    before = tcp_memory_bytes()
+    with bench.server(target) as server, bench.swarm(server, streams, stalled=streams) as swarm:
+        opened(swarm, streams)
+        with bench.publisher(server, rate=2000, count=8000, seconds=10) as publisher:
+            publisher.done()
+        time.sleep(SETTLE_S)
+        grown = tcp_memory_bytes() - before
+        if not grown:
+            raise MeasureError("TCP memory did not grow: were the streams fed?")
+        return {"kib_per_stream": grown / streams / 1024, "tcp_bytes": grown}

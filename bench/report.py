@@ -1,0 +1,149 @@
+"""The results: with what they were measured on, kept in `results.json`, and shown in `README.md`.
+
+Owns both files; every figure in them comes from a run.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.harness import HERE
+
+RESULTS = HERE / "results.json"
+README = HERE / "README.md"
+PACKAGES = ("uvloop", "httptools", "msgspec", "orjson", "Cython")
+
+Result = dict[str, Any]
+
+HEAD = """\
+# Measurements
+
+Written by `python -m bench`; do not edit. Each figure is the median of {repeat} runs, with the least and the
+greatest, of relay and of `floor.c`, the bare C loop, in turns on the same machine in the same run. Server and
+clients share the machine, over loopback. Events carry 150 bytes of data.
+
+    python -m bench              # all of it; writes this file and results.json
+    python -m bench CASE…        # one or some; prints one line of JSON each
+    python -m bench --list       # what there is
+
+| what | relay | floor | ratio | asked | met |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on: processor, cores, kernel, versions."""
+    model = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    facts = {
+        "processor": f"{model}, {len(os.sched_getaffinity(0))} cores",
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+    }
+    for package in PACKAGES:
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    facts["cc"] = _first_line("cc", "--version")
+    facts["commit"] = _first_line("git", "describe", "--always", "--dirty", "--exclude=*")
+    return facts
+
+
+def _first_line(command: str, *arguments: str) -> str:
+    path = shutil.which(command)
+    if path is None:
+        return "unknown"
+    said = subprocess.run([path, *arguments], cwd=HERE, capture_output=True, text=True, check=False).stdout
+    return said.partition("\n")[0] or "unknown"
+
+
+def stamp(result: Result, command: str) -> Result:
+    """Add when, by what command and on what machine a result came about."""
+    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return {**result, "date": date, "command": command, "machine": machine()}
+
+
+def write(results: list[Result]) -> None:
+    """Keep results, each in the place of an older one of the same case, and write the table anew.
+
+    Args:
+        results: stamped results.
+    """
+    kept: dict[str, Result] = {}
+    if RESULTS.exists():
+        kept = {result["case"]: result for result in msgspec.json.decode(RESULTS.read_bytes())}
+    kept |= {result["case"]: result for result in results}
+    RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(list(kept.values())), indent=1) + b"\n")
+    README.write_text(render(list(kept.values())))
+
+
+def render(results: list[Result]) -> str:
+    """The table and what it was made with, as Markdown."""
+    repeats = sorted({result["repeat"] for result in results})
+    text = HEAD.format(repeat=" or ".join(map(str, repeats)))
+    for result in results:
+        row = (
+            result["what"],
+            _spread(result.get("relay"), result["unit"]),
+            _spread(result.get("floor"), result["unit"]),
+            _ratio(result),
+            _asked(result),
+            {True: "yes", False: "**no**", None: ""}[result.get("met")],
+        )
+        text += "| " + " | ".join(row) + " |\n"
+    missed = [result["what"] for result in results if result.get("met") is False]
+    verdict = f"Short of what is asked: {'; '.join(missed)}." if missed else "All that is asked is met."
+    text += f"\n{verdict}\n\n## How\n\n"
+    text += "| what | command | date | pinned | seconds a feed |\n| --- | --- | --- | --- | --- |\n"
+    for result in results:
+        pinned = "server on one core, load on the others" if result["pinned"] else "no"
+        cells = (result["what"], f"`{result['command']}`", result["date"], pinned, str(result["seconds"]))
+        text += "| " + " | ".join(cells) + " |\n"
+    text += "\n## On what\n\n"
+    seen: list[dict[str, str]] = []
+    for result in results:
+        if result["machine"] not in seen:
+            seen.append(result["machine"])
+    for facts in seen:
+        text += "".join(f"- {name}: {value}\n" for name, value in facts.items()) + "\n"
+    return text.rstrip("\n") + "\n"
+
+
+def _number(value: float | None) -> str:
+    if value is None or value != value:
+        return "unknown"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value else "0"
+
+
+def _spread(summary: dict[str, float | None] | None, unit: str) -> str:
+    if summary is None:
+        return "–"
+    spread = f"({_number(summary['min'])} to {_number(summary['max'])})"
+    return " ".join(filter(None, (_number(summary["median"]), unit, spread)))
+
+
+def _ratio(result: Result) -> str:
+    if "ratio" not in result:
+        return "–"
+    return f"{result['ratio']:.2f} ({result['ratio_min']:.2f} to {result['ratio_max']:.2f})"
+
+
+def _asked(result: Result) -> str:
+    sign = "≥" if result["limit_is"] == "least" else "≤"
+    unit = "× floor" if result["limit_for"] == "ratio" else result["unit"]
+    return f"{sign} {_number(result['limit'])} {unit}".rstrip()

@@ -1,0 +1,179 @@
+/* check: what one stream has received, checked event by event; and the latencies of all streams.
+ *
+ * Understands as much of the event stream as it must: an event's data begins {"n":NUMBER,"t":NANOSECONDS as `publisher`
+ * writes it, where n goes up by one for each event and t is the time of publishing on CLOCK_MONOTONIC; a relay.gap event
+ * says how many were missed. Everything else is passed over. Takes bytes as they come, cut anywhere, and keeps only
+ * the beginning of an unfinished line.
+ *
+ * Owns the counters and the histogram; never touches a socket or reads a clock.
+ */
+#include <stdint.h>
+#include <string.h>
+
+enum {
+    CARRY_BYTES = 96,  /* beginning of an unfinished line that is kept; the numbers stand in the first 70 bytes */
+    HALF_BUCKETS = 64, /* histogram: 64 buckets to each power of two of microseconds, an error below 1.6 % */
+    BUCKETS = HALF_BUCKETS * 34,
+};
+
+#define NONE UINT64_MAX
+
+typedef enum { MESSAGE, GAP, OTHER } event_t;
+
+/* The reading side of one stream. */
+typedef struct {
+    uint64_t last;   /* n of the last event seen; the one before the first expected, before any */
+    uint64_t n, t;   /* of the event being read; NONE where it has none */
+    uint64_t missed; /* of the relay.gap being read */
+    uint8_t event;
+    uint8_t torn;    /* the data line does not end as it must */
+    uint8_t carried; /* bytes in carry */
+    char last_byte;  /* of the unfinished line */
+    uint8_t any_first; /* the first event may have any number */
+    uint8_t timed;   /* its latencies go into the histogram */
+    char carry[CARRY_BYTES];
+} reader_t;
+
+static struct {
+    uint64_t deliveries;
+    uint64_t gaps, missed;           /* places where n jumped, and events jumped over */
+    uint64_t told_gaps, told_missed; /* relay.gap events, and the sum of what they say was missed */
+    uint64_t duplicates, wrong_order, torn, foreign;
+} checked;
+
+static struct {
+    uint64_t buckets[BUCKETS];
+    uint64_t samples, max_ns;
+} latency;
+
+/* ---- histogram: buckets that widen with the value, as in HdrHistogram ---- */
+
+static inline void record(uint64_t latency_ns)
+{
+    uint64_t us = latency_ns / 1000;
+    int shift = us < 2 * HALF_BUCKETS ? 0 : 57 - __builtin_clzll(us);
+    size_t bucket = (size_t)shift * HALF_BUCKETS + (us >> shift);
+    latency.buckets[bucket < BUCKETS ? bucket : BUCKETS - 1]++;
+    latency.samples++;
+    if (latency_ns > latency.max_ns)
+        latency.max_ns = latency_ns;
+}
+
+/* Upper end of the bucket in which the quantile lies, in ms. */
+static double quantile_ms(double quantile)
+{
+    uint64_t rank = (uint64_t)(quantile * (double)latency.samples), seen = 0;
+    for (size_t bucket = 0; bucket < BUCKETS; bucket++) {
+        seen += latency.buckets[bucket];
+        if (seen > rank) {
+            int shift = bucket < 2 * HALF_BUCKETS ? 0 : (int)(bucket / HALF_BUCKETS) - 1;
+            uint64_t top = ((bucket - (uint64_t)shift * HALF_BUCKETS + 1) << shift) * 1000;
+            return (double)(top < latency.max_ns ? top : latency.max_ns) / 1e6;
+        }
+    }
+    return (double)latency.max_ns / 1e6;
+}
+
+/* ---- the event stream, as much of it as must be understood ---- */
+
+static inline const char *number(const char *at, const char *end, uint64_t *value)
+{
+    uint64_t result = 0;
+    while (at < end && (unsigned)(*at - '0') < 10)
+        result = result * 10 + (uint64_t)(*at++ - '0');
+    *value = result;
+    return at;
+}
+
+/* A field; `last` is the line's last byte, which may lie beyond what was kept of a long line. */
+static inline void take_line(reader_t *reader, const char *line, size_t length, char last)
+{
+    static const char published[] = "{\"n\":", time[] = ",\"t\":", missed[] = "\"missed\":";
+    const char *end = line + length;
+    if (length > 5 && memcmp(line, "data:", 5) == 0) {
+        line += 5;
+        line += *line == ' ';
+        if (reader->event == GAP) {
+            const char *at = memmem(line, (size_t)(end - line), missed, sizeof missed - 1);
+            if (at)
+                number(at + sizeof missed - 1, end, &reader->missed);
+        } else if ((size_t)(end - line) > sizeof published && memcmp(line, published, sizeof published - 1) == 0) {
+            const char *at = number(line + sizeof published - 1, end, &reader->n);
+            if ((size_t)(end - at) > sizeof time && memcmp(at, time, sizeof time - 1) == 0)
+                number(at + sizeof time - 1, end, &reader->t);
+            reader->torn |= last != '}';
+        }
+    } else if (length > 6 && memcmp(line, "event:", 6) == 0) {
+        line += 6;
+        line += *line == ' ';
+        if (end - line == 9 && memcmp(line, "relay.gap", 9) == 0)
+            reader->event = GAP;
+        else if (end - line < 6 || memcmp(line, "relay.", 6) != 0)
+            reader->event = OTHER; /* relay's own, as its heartbeat, are no news */
+    }
+}
+
+static inline void dispatch(reader_t *reader, uint64_t now)
+{
+    if (reader->event == GAP) {
+        checked.told_gaps++;
+        checked.told_missed += reader->missed;
+    } else if (reader->n == NONE) {
+        /* A block of only id or retry has no event; one with other data or another type is not ours. */
+        checked.foreign += reader->event == OTHER;
+    } else if (reader->torn) {
+        checked.torn++;
+    } else {
+        checked.deliveries++;
+        if (reader->n == reader->last + 1) {
+            reader->last = reader->n;
+        } else if (reader->n > reader->last) {
+            if (!reader->any_first) {
+                checked.gaps++;
+                checked.missed += reader->n - reader->last - 1;
+            }
+            reader->last = reader->n;
+        } else if (reader->n == reader->last) {
+            checked.duplicates++;
+        } else {
+            checked.wrong_order++;
+        }
+        if (reader->timed && reader->t != NONE)
+            record(now > reader->t ? now - reader->t : 0);
+    }
+    reader->any_first &= reader->last == 0;
+    reader->event = MESSAGE;
+    reader->torn = 0;
+    reader->n = reader->t = NONE;
+    reader->missed = 0;
+}
+
+static void parse(reader_t *reader, const char *at, const char *end, uint64_t now)
+{
+    while (at < end) {
+        const char *newline = memchr(at, '\n', (size_t)(end - at));
+        const char *line = at;
+        size_t length = (size_t)((newline ? newline : end) - at);
+        char last = length ? line[length - 1] : reader->last_byte;
+        if (reader->carried || !newline) {
+            size_t room = CARRY_BYTES - reader->carried, more = length < room ? length : room;
+            memcpy(reader->carry + reader->carried, at, more);
+            reader->carried = (uint8_t)(reader->carried + more);
+            reader->last_byte = last;
+            if (!newline)
+                return;
+            line = reader->carry;
+            length = reader->carried;
+            reader->carried = 0;
+        }
+        at = newline + 1;
+        if (length && line[length - 1] == '\r') {
+            length--;
+            last = length ? line[length - 1] : 0;
+        }
+        if (length)
+            take_line(reader, line, length, last);
+        else
+            dispatch(reader, now);
+    }
+}

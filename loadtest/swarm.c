@@ -1,0 +1,458 @@
+/* swarm: thousands of SSE clients in one thread, cheap enough not to be what is measured.
+ *
+ * Opens N streams, reads them with one large buffer, and checks every event (check.h): gaps, duplicates and wrong
+ * order of each stream, and one latency histogram of the healthy ones. Some streams may be stalled (nothing is read
+ * after the response head) or slow (a few bytes each tick), to be a nuisance.
+ *
+ * Owns its sockets and counters; never reconnects and never publishes. Speaks lines of JSON on stdout: one report
+ * "ready" when every stream is open or has failed, one "mark" for each mark asked for, one "done" at the end. Takes
+ * lines on stdin: `until N` (done once every healthy stream has seen event N), `mark`, `reset` (forget the latencies so
+ * far), `stop`. Ends by itself after --seconds, or when stdin ends.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "check.h"
+
+#ifndef IP_BIND_ADDRESS_NO_PORT
+#define IP_BIND_ADDRESS_NO_PORT 24
+#endif
+
+enum {
+    EVENTS_A_TURN = 1024,
+    READ_BYTES = 256 * 1024,
+    TICK_MS = 100,       /* how often the slow read and the deadlines are looked at */
+    SETTLE_MS = 200,     /* after the last event, time for a duplicate to show itself */
+};
+
+#define NS_PER_S 1000000000ull
+
+typedef enum { CONNECTING, HEAD, OPEN, OVER } state_t;
+typedef enum { HEALTHY, SLOW, STALLED } manner_t;
+typedef struct {
+    reader_t reader;
+    int fd;
+    uint8_t state, manner;
+    uint8_t matched; /* HEAD: how much of CRLFCRLF has been seen */
+    uint8_t reached; /* has seen event `until` */
+} stream_t;
+
+typedef struct {
+    uint64_t bytes, reads;
+    uint64_t opened, failed, refused, closed; /* failed: no connection; refused: a status other than 200 */
+} counters_t;
+
+static struct {
+    const char *host, *path;
+    int port, concurrency, rcvbuf, per_address, slow_bytes;
+    uint32_t source_base; /* first source address, host byte order; 0 leaves the choice to the kernel */
+    size_t streams, slow, stalled;
+    double seconds;
+    uint64_t first; /* number of the first event each stream must see; 0 takes any */
+} settings = {.host = "127.0.0.1", .path = "/events", .concurrency = 256, .per_address = 10000, .slow_bytes = 1024,
+              .source_base = 0x7f010101, .streams = 100, .seconds = 60, .first = 1};
+
+static stream_t *streams;
+static counters_t counters;
+static char buffer[READ_BYTES];
+static char request[2048];
+static size_t request_length;
+static struct sockaddr_in server;
+static int epoll_fd, tick_fd;
+static size_t started, in_flight, healthy_open, reached;
+static uint64_t until = NONE;
+static uint64_t began_ns, ready_ns, settle_ns;
+static int finished;
+
+static void die(const char *what)
+{
+    fprintf(stderr, "swarm: %s: %s\n", what, strerror(errno));
+    exit(2);
+}
+
+static inline uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
+}
+
+/* ---- reports ---- */
+
+static void report(const char *name)
+{
+    struct rusage usage;
+    uint64_t last_min = NONE, last_max = 0;
+    getrusage(RUSAGE_SELF, &usage);
+    for (size_t i = 0; i < started; i++) {
+        if (streams[i].manner != HEALTHY || streams[i].state != OPEN)
+            continue;
+        last_min = streams[i].reader.last < last_min ? streams[i].reader.last : last_min;
+        last_max = streams[i].reader.last > last_max ? streams[i].reader.last : last_max;
+    }
+    printf("{\"report\":\"%s\",\"time_ns\":%" PRIu64 ",\"streams\":%zu,\"opened\":%" PRIu64 ",\"failed\":%" PRIu64
+           ",\"refused\":%" PRIu64 ",\"closed\":%" PRIu64 ",\"connect_s\":%.6f,\"healthy_open\":%zu,\"reached\":%zu"
+           ",\"deliveries\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"reads\":%" PRIu64 ",\"gaps\":%" PRIu64
+           ",\"missed\":%" PRIu64 ",\"told_gaps\":%" PRIu64 ",\"told_missed\":%" PRIu64 ",\"duplicates\":%" PRIu64
+           ",\"wrong_order\":%" PRIu64 ",\"torn\":%" PRIu64 ",\"foreign\":%" PRIu64 ",\"last_min\":%" PRIu64
+           ",\"last_max\":%" PRIu64 ",\"samples\":%" PRIu64 ",\"p50_ms\":%.3f,\"p90_ms\":%.3f,\"p99_ms\":%.3f"
+           ",\"p999_ms\":%.3f,\"max_ms\":%.3f,\"cpu_s\":%.6f}\n",
+           name, now_ns(), settings.streams, counters.opened, counters.failed, counters.refused, counters.closed,
+           (double)((ready_ns ? ready_ns : now_ns()) - began_ns) / 1e9, healthy_open, reached, checked.deliveries,
+           counters.bytes, counters.reads, checked.gaps, checked.missed, checked.told_gaps, checked.told_missed,
+           checked.duplicates, checked.wrong_order, checked.torn, checked.foreign, last_min == NONE ? 0 : last_min,
+           last_max, latency.samples, quantile_ms(0.5), quantile_ms(0.9), quantile_ms(0.99), quantile_ms(0.999),
+           (double)latency.max_ns / 1e6,
+           (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+               (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6);
+    fflush(stdout);
+}
+
+/* ---- streams ---- */
+
+static void watch(stream_t *stream, uint32_t events, int operation)
+{
+    struct epoll_event event = {.events = events, .data.ptr = stream};
+    if (epoll_ctl(epoll_fd, operation, stream->fd, &event) < 0)
+        die("epoll_ctl");
+}
+
+static void stream_over(stream_t *stream, uint64_t *counter)
+{
+    if (stream->state != OPEN)
+        in_flight--;
+    else if (stream->manner == HEALTHY) {
+        healthy_open--;
+        reached -= stream->reached;
+    }
+    stream->state = OVER;
+    ++*counter;
+    close(stream->fd);
+    stream->fd = -1;
+}
+
+static void take(stream_t *stream, const char *at, const char *end)
+{
+    counters.bytes += (uint64_t)(end - at);
+    parse(&stream->reader, at, end, now_ns());
+    if (stream->reader.last >= until && !stream->reached && stream->manner == HEALTHY) {
+        stream->reached = 1;
+        reached++;
+    }
+}
+
+static void stream_open(stream_t *stream)
+{
+    stream->state = OPEN;
+    counters.opened++;
+    in_flight--;
+    if (stream->manner == HEALTHY)
+        healthy_open++;
+    else
+        watch(stream, 0, EPOLL_CTL_MOD); /* still reports the end of the connection */
+}
+
+/* Send the request, or wait until the connection stands. */
+static void send_request(stream_t *stream, int operation)
+{
+    ssize_t sent = send(stream->fd, request, request_length, MSG_NOSIGNAL);
+    if (sent == (ssize_t)request_length) {
+        stream->state = HEAD;
+        watch(stream, EPOLLIN, operation);
+    } else if (sent >= 0 || errno != EAGAIN) {
+        stream_over(stream, &counters.failed);
+    } else if (operation == EPOLL_CTL_ADD) {
+        watch(stream, EPOLLOUT, operation);
+    }
+}
+
+static void connect_next(void)
+{
+    const size_t i = started++;
+    stream_t *stream = &streams[i];
+    int on = 1;
+    const struct linger linger = {.l_onoff = 1};
+    stream->reader.last = settings.first ? settings.first - 1 : 0;
+    stream->reader.any_first = settings.first == 0;
+    stream->reader.timed = stream->manner == HEALTHY;
+    stream->reader.n = stream->reader.t = NONE;
+    stream->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    in_flight++;
+    if (stream->fd < 0) {
+        stream_over(stream, &counters.failed);
+        return;
+    }
+    if (settings.source_base) {
+        /* A port is chosen at connect, so that each source address has the whole range to this server. */
+        struct sockaddr_in source = {.sin_family = AF_INET};
+        source.sin_addr.s_addr = htonl(settings.source_base + (uint32_t)(i / (size_t)settings.per_address));
+        setsockopt(stream->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+        if (bind(stream->fd, (struct sockaddr *)&source, sizeof source) < 0)
+            die("source address");
+    }
+    if (settings.rcvbuf)
+        setsockopt(stream->fd, SOL_SOCKET, SO_RCVBUF, &settings.rcvbuf, sizeof settings.rcvbuf);
+    setsockopt(stream->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger); /* leaves no TIME_WAIT behind */
+    if (connect(stream->fd, (struct sockaddr *)&server, sizeof server) < 0 && errno != EINPROGRESS) {
+        stream_over(stream, &counters.failed);
+        return;
+    }
+    /* On loopback the handshake is over when connect returns, so that there is nothing to wait for. */
+    send_request(stream, EPOLL_CTL_ADD);
+}
+
+/* Take the response head; what follows it is the stream. */
+static void read_head(stream_t *stream, const char *at, const char *end)
+{
+    static const char terminator[] = "\r\n\r\n";
+    while (at < end && stream->matched < 4) {
+        if (stream->reader.carried < 12)
+            stream->reader.carry[stream->reader.carried++] = *at;
+        stream->matched = *at == terminator[stream->matched] ? (uint8_t)(stream->matched + 1) : *at == '\r';
+        at++;
+    }
+    if (stream->matched < 4)
+        return;
+    if (memcmp(stream->reader.carry + 8, " 200", 4) != 0) {
+        stream_over(stream, &counters.refused);
+        return;
+    }
+    stream->reader.carried = 0;
+    stream_open(stream);
+    if (stream->manner != STALLED)
+        take(stream, at, end);
+}
+
+static void read_stream(stream_t *stream, size_t bytes_max)
+{
+    ssize_t length = recv(stream->fd, buffer, bytes_max, MSG_DONTWAIT);
+    if (length <= 0) {
+        if (length == 0 || errno != EAGAIN)
+            stream_over(stream, stream->state == OPEN ? &counters.closed : &counters.failed);
+        return;
+    }
+    counters.reads++;
+    if (stream->state == HEAD) {
+        read_head(stream, buffer, buffer + length);
+        return;
+    }
+    take(stream, buffer, buffer + length);
+}
+
+static void handle(stream_t *stream, uint32_t events)
+{
+    if (stream->state == OVER)
+        return;
+    if (stream->state == CONNECTING)
+        send_request(stream, EPOLL_CTL_MOD);
+    else if (stream->state == HEAD || stream->manner == HEALTHY)
+        read_stream(stream, sizeof buffer);
+    else if (events & (EPOLLHUP | EPOLLERR))
+        stream_over(stream, &counters.closed);
+}
+
+/* ---- the run ---- */
+
+static void set_until(uint64_t n)
+{
+    until = n;
+    reached = 0;
+    settle_ns = 0;
+    for (size_t i = 0; i < started; i++) {
+        stream_t *stream = &streams[i];
+        stream->reached = stream->manner == HEALTHY && stream->state == OPEN && stream->reader.last >= until;
+        reached += stream->reached;
+    }
+}
+
+static void take_command(const char *line)
+{
+    if (strncmp(line, "until ", 6) == 0) {
+        set_until(strtoull(line + 6, NULL, 10));
+    } else if (strcmp(line, "mark") == 0) {
+        report("mark");
+    } else if (strcmp(line, "reset") == 0) {
+        memset(latency.buckets, 0, sizeof latency.buckets);
+        latency.samples = latency.max_ns = 0;
+    } else {
+        finished = 1;
+    }
+}
+
+static void read_commands(void)
+{
+    static char text[4096];
+    static size_t length;
+    ssize_t more = read(STDIN_FILENO, text + length, sizeof text - 1 - length);
+    if (more < 0 && errno == EAGAIN)
+        return;
+    if (more <= 0) {
+        finished = 1;
+        return;
+    }
+    length += (size_t)more;
+    char *line = text, *newline;
+    while ((newline = memchr(line, '\n', (size_t)(text + length - line)))) {
+        *newline = 0;
+        take_command(line);
+        line = newline + 1;
+    }
+    length = (size_t)(text + length - line);
+    memmove(text, line, length);
+}
+
+static void tick(void)
+{
+    uint64_t expirations, now = now_ns();
+    (void)!read(tick_fd, &expirations, sizeof expirations);
+    if (now - began_ns > (uint64_t)(settings.seconds * 1e9))
+        finished = 1;
+    for (size_t i = 0; settings.slow && i < started; i++)
+        if (streams[i].manner == SLOW && streams[i].state == OPEN)
+            read_stream(&streams[i], (size_t)settings.slow_bytes);
+}
+
+/* After each turn: what comes next. */
+static void advance(void)
+{
+    while (started < settings.streams && in_flight < (size_t)settings.concurrency)
+        connect_next();
+    if (!ready_ns && started == settings.streams && !in_flight) {
+        ready_ns = now_ns();
+        report("ready");
+    }
+    if (until != NONE && ready_ns && reached == healthy_open) {
+        uint64_t now = now_ns();
+        settle_ns = settle_ns ? settle_ns : now + SETTLE_MS * 1000000ull;
+        finished |= now >= settle_ns;
+    }
+}
+
+static void run(void)
+{
+    struct epoll_event events[EVENTS_A_TURN];
+    began_ns = now_ns();
+    advance();
+    while (!finished) {
+        int count = epoll_wait(epoll_fd, events, EVENTS_A_TURN, -1);
+        for (int i = 0; i < count; i++) {
+            if (events[i].data.ptr == &tick_fd)
+                tick();
+            else if (events[i].data.ptr == &epoll_fd)
+                read_commands();
+            else
+                handle(events[i].data.ptr, events[i].events);
+        }
+        advance();
+    }
+    report("done");
+}
+
+static void prepare(void)
+{
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    if (settings.streams + 16 > limit.rlim_cur) {
+        fprintf(stderr, "swarm: %zu streams, but only %ju descriptors\n", settings.streams, (uintmax_t)limit.rlim_cur);
+        exit(2);
+    }
+    server = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)settings.port)};
+    if (inet_pton(AF_INET, settings.host, &server.sin_addr) != 1)
+        die("host must be an IPv4 address");
+    request_length = (size_t)snprintf(request, sizeof request,
+                                      "GET %s HTTP/1.1\r\nHost: %s:%d\r\nAccept: text/event-stream\r\n\r\n",
+                                      settings.path, settings.host, settings.port);
+    if (request_length >= sizeof request)
+        die("path");
+    streams = calloc(settings.streams, sizeof *streams);
+    epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    tick_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    if (!streams || epoll_fd < 0 || tick_fd < 0)
+        die("start");
+    /* The nuisances are spread evenly among the others. */
+    size_t odd = settings.slow + settings.stalled;
+    for (size_t k = 0; k < odd; k++)
+        streams[k * settings.streams / odd].manner = k % odd < settings.stalled ? STALLED : SLOW;
+    struct itimerspec every = {.it_interval.tv_nsec = TICK_MS * 1000000, .it_value.tv_nsec = TICK_MS * 1000000};
+    timerfd_settime(tick_fd, 0, &every, NULL);
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = &tick_fd};
+    epoll_ctl(epoll_fd, EPOLL_CTL_ADD, tick_fd, &event);
+    event.data.ptr = &epoll_fd;
+    /* A file or /dev/null cannot be watched: then there are no commands. */
+    if (fcntl(STDIN_FILENO, F_SETFL, O_NONBLOCK) == 0)
+        epoll_ctl(epoll_fd, EPOLL_CTL_ADD, STDIN_FILENO, &event);
+}
+
+static void usage(void)
+{
+    fprintf(stderr,
+            "usage: swarm --port N [--host ADDRESS] [--path PATH] [--streams N] [--concurrency N] [--seconds N]\n"
+            "             [--first N] [--stalled N] [--slow N] [--slow-bytes N] [--rcvbuf N]\n"
+            "             [--source ADDRESS|any] [--per-address N]\n");
+    exit(2);
+}
+
+static uint32_t source_address(const char *text)
+{
+    struct in_addr address;
+    if (strcmp(text, "any") == 0)
+        return 0;
+    if (inet_pton(AF_INET, text, &address) != 1)
+        usage();
+    return ntohl(address.s_addr);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"host", required_argument, NULL, 'h'},       {"port", required_argument, NULL, 'p'},
+        {"path", required_argument, NULL, 'q'},       {"streams", required_argument, NULL, 'n'},
+        {"concurrency", required_argument, NULL, 'c'}, {"seconds", required_argument, NULL, 's'},
+        {"first", required_argument, NULL, 'f'},      {"stalled", required_argument, NULL, 'x'},
+        {"slow", required_argument, NULL, 'w'},       {"slow-bytes", required_argument, NULL, 'b'},
+        {"rcvbuf", required_argument, NULL, 'r'},     {"source", required_argument, NULL, 'a'},
+        {"per-address", required_argument, NULL, 'm'}, {NULL, 0, NULL, 0}};
+    int option;
+    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        switch (option) {
+        case 'h': settings.host = optarg; break;
+        case 'p': settings.port = atoi(optarg); break;
+        case 'q': settings.path = optarg; break;
+        case 'n': settings.streams = strtoull(optarg, NULL, 10); break;
+        case 'c': settings.concurrency = atoi(optarg); break;
+        case 's': settings.seconds = atof(optarg); break;
+        case 'f': settings.first = strtoull(optarg, NULL, 10); break;
+        case 'x': settings.stalled = strtoull(optarg, NULL, 10); break;
+        case 'w': settings.slow = strtoull(optarg, NULL, 10); break;
+        case 'b': settings.slow_bytes = atoi(optarg); break;
+        case 'r': settings.rcvbuf = atoi(optarg); break;
+        case 'a': settings.source_base = source_address(optarg); break;
+        case 'm': settings.per_address = atoi(optarg); break;
+        default: usage();
+        }
+    }
+    if (settings.port <= 0 || optind != argc || !settings.streams || settings.concurrency < 1 ||
+        settings.per_address < 1 || settings.slow_bytes < 1 || settings.slow_bytes > READ_BYTES ||
+        settings.slow + settings.stalled > settings.streams)
+        usage();
+    prepare();
+    run();
+}

@@ -1,0 +1,194 @@
+"""The swarm: thousands of streams held by one C program (`swarm.c`), which checks every event they receive.
+
+Owns the program's command line and reports. `python -m loadtest.swarm --port N …` runs the program by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Collection
+
+import msgspec
+
+from loadtest.native import HERE, Program, build
+
+REPORT_S = 30.0
+POLL_S = 0.05
+
+
+class SwarmReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What the swarm has seen since it began; times in the units that the names say, counts over all streams.
+
+    Args:
+        time_ns: when it was written, CLOCK_MONOTONIC.
+        opened, failed, refused, closed: streams opened; not connected; answered by another status than 200;
+            ended by the server.
+        connect_s: from the first connect to the last response head.
+        healthy_open: streams open that read all they can.
+        reached: of these, how many have seen the event waited for.
+        deliveries: events received; bytes: of streams' bodies; reads: calls that brought some.
+        gaps, missed: places where the numbers jumped, and how many events were jumped over.
+        told_gaps, told_missed: relay.gap events, and the events they say were missed.
+        duplicates: the same event again; wrong_order: an older one; torn: cut short; foreign: of an event
+            type that is neither the publisher's nor relay's own.
+        last_min, last_max: least and greatest number that a healthy stream stands at.
+        samples, p50_ms … max_ms: latency from publish to read, healthy streams only.
+        cpu_s: the swarm's own.
+    """
+
+    time_ns: int
+    streams: int
+    opened: int
+    failed: int
+    refused: int
+    closed: int
+    connect_s: float
+    healthy_open: int
+    reached: int
+    deliveries: int
+    bytes: int
+    reads: int
+    gaps: int
+    missed: int
+    told_gaps: int
+    told_missed: int
+    duplicates: int
+    wrong_order: int
+    torn: int
+    foreign: int
+    last_min: int
+    last_max: int
+    samples: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    p999_ms: float
+    max_ms: float
+    cpu_s: float
+
+    @property
+    def faults(self) -> int:
+        """Everything that must not happen to a healthy stream and that it was not told of."""
+        untold = max(0, self.missed - self.told_missed)
+        return untold + self.duplicates + self.wrong_order + self.torn + self.foreign
+
+
+class Swarm:
+    """A block of open streams.
+
+    Args:
+        port: the server's port.
+        streams: how many; one process holds as many as the descriptor limit allows.
+        path: request target.
+        concurrency: connections being opened at one time.
+        seconds: it ends by itself after this time.
+        first: number of the first event each stream must see; 0 takes any.
+        stalled: how many of the streams stop reading after the response head.
+        slow: how many read only `slow_bytes` every 100 ms.
+        rcvbuf: SO_RCVBUF of each stream, bytes; 0 leaves the system's.
+        source: first source address; every 10,000 streams take the next one. `any` leaves it to the kernel.
+        cpus: the cores it may use; all when empty.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        streams: int,
+        *,
+        host: str = "127.0.0.1",
+        path: str = "/events",
+        concurrency: int = 256,
+        seconds: float = 60.0,
+        first: int = 1,
+        stalled: int = 0,
+        slow: int = 0,
+        slow_bytes: int = 1024,
+        rcvbuf: int = 0,
+        source: str = "127.1.1.1",
+        cpus: Collection[int] = (),
+    ) -> None:
+        options: dict[str, object] = {
+            "port": port,
+            "streams": streams,
+            "host": host,
+            "path": path,
+            "concurrency": concurrency,
+            "seconds": seconds,
+            "first": first,
+            "stalled": stalled,
+            "slow": slow,
+            "slow-bytes": slow_bytes,
+            "rcvbuf": rcvbuf,
+            "source": source,
+        }
+        flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        self._program = Program([str(build(HERE / "swarm.c")), *flags], cpus=cpus)
+
+    def __enter__(self) -> Swarm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._program.close()
+
+    @property
+    def pid(self) -> int:
+        """The program's process id."""
+        return self._program.pid
+
+    def ready(self, timeout_s: float = REPORT_S) -> SwarmReport:
+        """Wait until every stream is open or has failed."""
+        return self._report("ready", timeout_s)
+
+    def mark(self) -> SwarmReport:
+        """What has been seen so far."""
+        self._program.say("mark")
+        return self._report("mark", REPORT_S)
+
+    def reset(self) -> None:
+        """Forget the latencies so far; the counts go on."""
+        self._program.say("reset")
+
+    def wait_for(self, number: int, timeout_s: float = REPORT_S) -> SwarmReport:
+        """Wait until every healthy stream has seen that event, and let the swarm go on.
+
+        Returns:
+            The last report; its `last_min` is below `number` if the time was over first.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            report = self.mark()
+            if report.last_min >= number or time.monotonic() > deadline:
+                return report
+            time.sleep(POLL_S)
+
+    def finish(self, number: int, timeout_s: float = REPORT_S) -> SwarmReport:
+        """End the swarm once every healthy stream has seen that event; for lack of it, at the time's end.
+
+        Returns:
+            The final report; its `reached` is below `healthy_open` if some have not seen it.
+        """
+        deadline = time.monotonic() + timeout_s
+        if self.wait_for(number, timeout_s).last_min < number:
+            return self.stop()
+        self._program.say(f"until {number}")
+        return self._report("done", max(1.0, deadline - time.monotonic()))
+
+    def stop(self) -> SwarmReport:
+        """End the swarm now."""
+        self._program.say("stop")
+        return self._report("done", REPORT_S)
+
+    def _report(self, name: str, timeout_s: float) -> SwarmReport:
+        return msgspec.json.decode(self._program.report(name, timeout_s), type=SwarmReport)
+
+
+def main() -> None:
+    """Become the C program, with this command's arguments."""
+    program = str(build(HERE / "swarm.c"))
+    os.execv(program, [program, *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""The codec in Python: events to the bytes of the WHATWG event stream, and back.
+
+Owns the rules of both ways (WHATWG HTML 9.2.5 and 9.2.6); never knows topics, sockets or time.
+`relay._speedups` has the same in Cython, and asks this twin to word its refusals.
+"""
+
+from __future__ import annotations
+
+import re
+
+from relay.errors import EventError
+from relay.event import Event
+
+RETRY_MS_MAX = 2**31 - 1
+"""Longest reconnection time: above it the timers of JavaScript fire at once."""
+
+BOM = b"\xef\xbb\xbf"
+
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+
+
+def encode_event(
+    data: str | bytes | None, event: str | None, id: str | None, retry: int | None, bytes_max: int
+) -> bytes:
+    """Encode one event as one frame: its fields in the order event, id, retry, data, and an empty line.
+
+    Args:
+        data: text or UTF-8 bytes, a field for each of its lines; None for no field, which dispatches nothing.
+        event: the event type; None for `message`.
+        id: the event's id.
+        retry: reconnection time in milliseconds, at most RETRY_MS_MAX.
+        bytes_max: largest frame, in bytes.
+
+    Returns:
+        the frame.
+
+    Raises:
+        EventError: a field that the format cannot carry unchanged, or a frame of more than `bytes_max`.
+    """
+    lines = []
+    if event is not None:
+        lines.append(b"event: " + _field("event", event, "\r\n"))
+    if id is not None:
+        lines.append(b"id: " + _field("id", id, "\0\r\n"))
+    if retry is not None:
+        if type(retry) is not int or not 0 <= retry <= RETRY_MS_MAX:
+            raise EventError("retry", f"must be a whole number of milliseconds from 0 to {RETRY_MS_MAX}")
+        lines.append(b"retry: %d" % retry)
+    if data is not None:
+        text = _utf8("data", data).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines.extend(b"data: " + line for line in text.split(b"\n"))
+    frame = b"".join(line + b"\n" for line in lines) + b"\n"
+    if len(frame) > bytes_max:
+        raise too_large(bytes_max)
+    return frame
+
+
+def too_large(bytes_max: int) -> EventError:
+    """Return the error of an event whose frame is larger than `bytes_max`."""
+    return EventError("data", f"the event is larger than {bytes_max} bytes")
+
+
+def _field(name: str, text: str, refused: str) -> bytes:
+    if not isinstance(text, str):
+        raise EventError(name, f"must be a string, not {type(text).__name__}")
+    if not text:
+        raise EventError(name, "must not be empty; leave it out instead")
+    for character in refused:
+        if character in text:
+            raise EventError(name, f"must not contain U+{ord(character):04X}")
+    return _utf8(name, text)
+
+
+def _utf8(name: str, text: str | bytes) -> bytes:
+    try:
+        if isinstance(text, str):
+            return text.encode()
+        if isinstance(text, bytes):
+            text.decode()
+            return text
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise EventError(name, f"lone surrogate U+{code:04X} at character {error.start}") from None
+    except UnicodeDecodeError as error:
+        raise EventError(name, f"invalid UTF-8 at byte {error.start}") from None
+    raise EventError(name, f"must be a string or bytes, not {type(text).__name__}")
+
+
+# Theory of operation. Bytes come in any pieces; a line is taken as soon as its end is there, and what has no
+# end yet waits in `_line`. A CR ends its line at once, since waiting to see whether a LF follows would hold
+# an event back for ever; the LF, if it comes, is then skipped (`_after_cr`). The block is in one of two states:
+#
+#     TAKING    a field line is kept; an empty line dispatches the block; one too many, or too long: REFUSING
+#     REFUSING  a line is thrown away; an empty line: TAKING
+#
+# What a block may hold is counted in the bytes of its lines, so nothing can grow past `bytes_max`: not the
+# line that has no end, not the data. Comments are not counted, and of one without an end only the colon is
+# kept. The refusal is told when the bytes at hand are done with, and the events among them are handed out by
+# the next call; so an event that is too large costs no other.
+class Decoder:
+    """Decode an event stream, in pieces of any size (WHATWG HTML 9.2.6).
+
+    What comes out can be encoded again: an empty event type or id is given as None, a reconnection time of
+    more than RETRY_MS_MAX as that, and bytes that are not UTF-8 as U+FFFD. A block without data gives no
+    event. The unfinished event at the end of the stream is never given.
+
+    Args:
+        bytes_max: largest block, in bytes of its lines without comments.
+    """
+
+    def __init__(self, bytes_max: int = 1024 * 1024) -> None:
+        self.last_event_id = ""
+        self.retry_ms: int | None = None
+        self._bytes_max = bytes_max
+        self._start: bytes | None = b""
+        self._after_cr = False
+        self._line = bytearray()
+        self._events: list[Event] = []
+        self._refusals = 0
+        self._size: int
+        self._data: list[bytes] = []
+        self._event: str | None
+        self._id: str | None
+        self._retry: int | None
+        self._refusing: bool
+        self._reset()
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Take the next bytes of the stream.
+
+        Args:
+            data: any number of bytes.
+
+        Returns:
+            the events that they complete. `id` is that of the event's own block, `last_event_id` the
+            stream's.
+
+        Raises:
+            EventError: a block is larger than `bytes_max`; told once a call. All of `data` has been taken, as
+                if such blocks had not been in it: the next call, which may be `feed(b"")`, returns the events
+                that were, and the decoder is good for the rest of the stream.
+        """
+        if self._start is not None:
+            data = self._start + data
+            if len(data) < len(BOM) and BOM.startswith(data):
+                self._start = data
+                return []
+            self._start = None
+            data = data.removeprefix(BOM)
+        if data:
+            self._feed(data)
+        if self._refusals:
+            self._refusals = 0
+            raise too_large(self._bytes_max)
+        events, self._events = self._events, []
+        return events
+
+    def _feed(self, data: bytes) -> None:
+        if self._after_cr:
+            data = data.removeprefix(b"\n")
+        self._after_cr = data.endswith(b"\r")
+        *lines, rest = _LINE_END.split(data)
+        for line in lines:
+            if self._line:
+                line = bytes(self._line + line)
+                self._line.clear()
+            self._take(line)
+        self._line += rest
+        if self._refusing or self._line.startswith(b":"):
+            del self._line[1:]
+        elif self._size + len(self._line) > self._bytes_max:
+            self._refuse()
+            del self._line[1:]
+
+    def _take(self, line: bytes) -> None:
+        if not line:
+            self._dispatch()
+            return
+        if self._refusing or line.startswith(b":"):
+            return
+        self._size += len(line) + 1
+        if self._size > self._bytes_max:
+            self._refuse()
+            return
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._data.append(value)
+        elif name == b"event":
+            self._event = value.decode(errors="replace")
+        elif name == b"id" and b"\0" not in value:
+            self._id = value.decode(errors="replace")
+        elif name == b"retry" and value.isdigit():
+            digits = value.lstrip(b"0") or b"0"
+            self._retry = min(int(digits[:11]), RETRY_MS_MAX)
+            self.retry_ms = self._retry
+
+    def _dispatch(self) -> None:
+        if self._id is not None:
+            self.last_event_id = self._id
+        if self._data:
+            data = b"\n".join(self._data).decode(errors="replace")
+            self._events.append(Event(data, self._event or None, self._id or None, self._retry))
+        self._reset()
+
+    def _refuse(self) -> None:
+        self._refusals += 1
+        self._reset()
+        self._refusing = True
+
+    def _reset(self) -> None:
+        self._size = len(b"\n")
+        self._data.clear()
+        self._event = None
+        self._id = None
+        self._retry = None
+        self._refusing = False

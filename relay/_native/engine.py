@@ -1,0 +1,470 @@
+"""The engine of streams in plain Python: the readable twin, and the oracle, of `_speedups/engine.pxi`.
+
+The theory of operation stands there. Owns descriptors, cursors and the frame that each stream has half sent; it never
+parses, encodes or decides.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from enum import Enum
+from itertools import accumulate
+
+CLOCK_EVERY = 16
+"""Sends between two looks at the clock."""
+
+DISCARD_BYTES = 4096
+"""Read at once of what a client sends."""
+
+POLL_EVENTS = 512
+"""Events taken from epoll a call."""
+
+_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+
+class _State(Enum):
+    LIVE = "live"  # has everything of its audiences up to the last flush
+    BEHIND = "behind"  # lagging or replaying: `cursor` is what it needs next, after `pending`
+    CLOSING = "closing"  # sends `pending`, then dies
+    DEAD = "dead"  # waits for sweep()
+
+
+class _DiedError(Exception):
+    """The socket of a stream failed."""
+
+
+class Chunk:
+    """Entries joined into one buffer that many streams are sent.
+
+    Args:
+        frames: the frames, at least one.
+        sequences: their sequences, rising.
+        cursor: the cursor of a stream that has them all.
+    """
+
+    def __init__(self, frames: list[bytes], sequences: Sequence[int], cursor: int) -> None:
+        if not frames or len(frames) != len(sequences):
+            raise ValueError("a chunk has one sequence for each of its frames, and at least one")
+        self.data = frames[0] if len(frames) == 1 else b"".join(frames)
+        self.cursor = cursor
+        self._frames = frames
+        self._sequences = sequences
+        self._ends = list(accumulate(map(len, frames)))
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+
+class Members:
+    """The streams of one audience, as the engine walks them: handles, some of which may be stale."""
+
+    def __init__(self) -> None:
+        self._handles: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+
+class _Stream:
+    __slots__ = (
+        "address",
+        "combined",
+        "cursor",
+        "discarded",
+        "handle",
+        "last_write_s",
+        "offset",
+        "pending",
+        "reason",
+        "sock",
+        "state",
+        "subscription",
+    )
+
+    def __init__(
+        self, handle: int, sock: socket.socket, subscription: object, address: object, cursor: int, pending: bytes
+    ) -> None:
+        self.handle = handle
+        self.sock = sock
+        self.subscription = subscription
+        self.address = address
+        self.cursor = cursor
+        self.pending = pending
+        self.offset = 0
+        self.state = _State.BEHIND
+        self.combined = 0
+        self.discarded = 0
+        self.last_write_s = 0.0
+        self.reason = ""
+
+
+class Engine:
+    """Open streams and their sockets.
+
+    Args:
+        discard_bytes_max: what one client may send after its request; above it its stream is closed.
+    """
+
+    def __init__(self, discard_bytes_max: int) -> None:
+        self.open = 0
+        self.deliveries = 0
+        self.bytes = 0
+        self.writes = 0
+        self.short_writes = 0
+        self._discard_bytes_max = discard_bytes_max
+        self._streams: dict[int, _Stream] = {}
+        self._by_fd: dict[int, int] = {}
+        self._next_handle = 0
+        self._dead: list[_Stream] = []
+        self._lagging: list[int] = []
+        self._round = 0
+        self._epoll = select.epoll()
+
+    # What a simulation puts its own in place of: the clock and the kernel.
+
+    def _monotonic_s(self) -> float:
+        return time.monotonic()
+
+    def _sendmsg(self, stream: _Stream, parts: list[bytes | memoryview]) -> int:
+        return stream.sock.sendmsg(parts, (), _FLAGS)
+
+    def _recv(self, stream: _Stream) -> bytes:
+        return stream.sock.recv(DISCARD_BYTES, socket.MSG_DONTWAIT)
+
+    def _register(self, handle: int, fd: int) -> socket.socket:
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
+        self._by_fd[fd] = handle
+        return socket.socket(fileno=fd)
+
+    def _events(self) -> list[tuple[int, int]]:
+        return [(self._by_fd[fd], mask) for fd, mask in self._epoll.poll(0, POLL_EVENTS)]
+
+    def fileno(self) -> int:
+        """Return the epoll descriptor, readable when a stream has something to tell."""
+        return self._epoll.fileno()
+
+    def add(
+        self, fd: int, subscription: object, address: object, cursor: int, pending: bytes, now_s: float
+    ) -> int:
+        """Take a connected, non-blocking socket as a stream that is behind; see the compiled twin."""
+        handle = self._next_handle
+        stream = _Stream(handle, self._register(handle, fd), subscription, address, cursor, pending)
+        stream.last_write_s = now_s
+        self._streams[handle] = stream
+        self._next_handle += 1
+        self.open += 1
+        return handle
+
+    def join(self, handle: int, members: Members) -> None:
+        """Make the stream a member of an audience."""
+        members._handles.append(handle)
+
+    def compact(self, members: Members) -> None:
+        """Drop the handles of streams that are no more."""
+        members._handles[:] = [handle for handle in members._handles if handle in self._streams]
+
+    def listed(self, members: Members) -> list[int]:
+        """List the handles of an audience, stale ones too."""
+        return list(members._handles)
+
+    # What a stream is
+
+    def is_open(self, handle: int) -> bool:
+        """Say whether the stream is there and not closing."""
+        stream = self._streams.get(handle)
+        return stream is not None and stream.state in (_State.LIVE, _State.BEHIND)
+
+    def is_behind(self, handle: int) -> bool:
+        """Say whether the stream is lagging or replaying."""
+        stream = self._streams.get(handle)
+        return stream is not None and stream.state is _State.BEHIND
+
+    def cursor(self, handle: int) -> int:
+        """Return the first sequence of which no byte is sent and none is pending."""
+        return self._streams[handle].cursor
+
+    def subscription(self, handle: int) -> object:
+        """Return what the stream was added with."""
+        return self._streams[handle].subscription
+
+    def address(self, handle: int) -> object:
+        """Return the peer's address that the stream was added with."""
+        return self._streams[handle].address
+
+    def handles(self) -> list[int]:
+        """List the handles of all streams that are open and not closing."""
+        return [handle for handle in self._streams if self.is_open(handle)]
+
+    # Writing
+
+    def _send(self, stream: _Stream, data: bytes | memoryview, now_s: float) -> int:
+        """Send `pending`, then `data`; return the bytes of `data` taken, or -1 when `pending` is not finished."""
+        rest = len(stream.pending) - stream.offset
+        parts = [part for part in (memoryview(stream.pending)[stream.offset :], data) if part]
+        if not parts:
+            return 0
+        self.writes += 1
+        try:
+            sent = self._sendmsg(stream, parts)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            raise _DiedError from error
+        if sent:
+            stream.last_write_s = now_s
+        self.bytes += sent
+        if sent < rest + len(data):
+            self.short_writes += 1
+        if sent < rest:
+            stream.offset += sent
+            return -1
+        stream.pending, stream.offset = b"", 0
+        return sent - rest
+
+    def _write(self, stream: _Stream, chunk: Chunk | None, now_s: float) -> bool:
+        first = start = 0
+        data: bytes | memoryview = b""
+        if chunk is not None:
+            first = bisect_left(chunk._sequences, stream.cursor)
+            start = chunk._ends[first - 1] if first else 0
+            data = memoryview(chunk.data)[start:]
+        try:
+            taken = self._send(stream, data, now_s)
+        except _DiedError:
+            self._die(stream, "error")
+            return False
+        if taken < 0 or chunk is None:
+            return taken >= 0
+        if taken == len(data):
+            self.deliveries += len(chunk) - first
+            stream.cursor = max(stream.cursor, chunk.cursor)
+            return True
+        last = bisect_right(chunk._ends, start + taken)
+        offset = start + taken - (chunk._ends[last - 1] if last else 0)
+        self.deliveries += last - first
+        stream.cursor = chunk._sequences[last]
+        if offset:
+            stream.pending, stream.offset = chunk._frames[last], offset
+            stream.cursor += 1
+            self.deliveries += 1
+        return False
+
+    def write(self, handle: int, chunk: Chunk | None, now_s: float) -> bool:
+        """Send a stream that is behind what is pending, then the chunk from its cursor on, in one system call.
+
+        Args:
+            chunk: entries that follow the cursor, or None for what is pending alone.
+
+        Returns:
+            True when all of it is sent; False when the stream has to wait until it is writable again, or died.
+        """
+        return self._write(self._streams[handle], chunk, now_s)
+
+    def live(self, handle: int, cursor: int) -> None:
+        """Let the stream have what the flushes send from `cursor` on; nothing may be pending."""
+        stream = self._streams[handle]
+        if stream.pending or stream.state is not _State.BEHIND:
+            raise RuntimeError("only a stream that has all of its bytes can be live")
+        stream.state = _State.LIVE
+        stream.cursor = cursor
+
+    def fall_behind(self, handle: int, cursor: int) -> bool:
+        """Let a live stream catch up by itself from `cursor`, or from its own if that is later.
+
+        Returns:
+            whether it was live.
+        """
+        stream = self._streams.get(handle)
+        if stream is None or stream.state is not _State.LIVE:
+            return False
+        stream.state = _State.BEHIND
+        stream.cursor = max(stream.cursor, cursor)
+        return True
+
+    def skip(self, handle: int, cursor: int, notice: bytes) -> None:
+        """Move the cursor of a stream that is behind; `notice` is sent after the frame that is half sent."""
+        stream = self._streams[handle]
+        stream.cursor = cursor
+        self._append(stream, notice)
+
+    def _append(self, stream: _Stream, more: bytes) -> None:
+        stream.pending, stream.offset = stream.pending[stream.offset :] + more, 0
+
+    def broadcast(
+        self, members: Members, start: int, chunk: Chunk, combined: bool, now_s: float, slice_s: float
+    ) -> int:
+        """Send a flush's chunk to the live streams of an audience, each from its own cursor on.
+
+        Args:
+            members: the audience.
+            start: place in `members` to begin at.
+            combined: whether these members are a combination that `combine` made; the others leave those out.
+            slice_s: time after which it stops.
+
+        Returns:
+            the place to go on from; `len(members)` when it is done.
+        """
+        stop_s = self._monotonic_s() + slice_s
+        sends = 0
+        for place in range(start, len(members)):
+            stream = self._streams.get(members._handles[place])
+            if stream is None or stream.state is not _State.LIVE or (stream.combined == self._round and not combined):
+                continue
+            if stream.cursor >= chunk.cursor or chunk._sequences[-1] < stream.cursor:
+                continue
+            if not self._write(stream, chunk, now_s) and stream.state is _State.LIVE:
+                self._note_lagging(stream)
+            sends += 1
+            if sends % CLOCK_EVERY == 0 and self._monotonic_s() >= stop_s:
+                return place + 1
+        return len(members)
+
+    def _note_lagging(self, stream: _Stream) -> None:
+        stream.state = _State.BEHIND
+        self._lagging.append(stream.handle)
+
+    def combine(self, audiences: list[Members]) -> list[tuple[tuple[int, ...], Members]]:
+        """Begin a flush in which several audiences are due: find the streams that are in more than one of them.
+
+        Args:
+            audiences: the members of each audience that is due.
+
+        Returns:
+            (places in `audiences`, members) for each combination of several that some stream has. These streams are
+            left out by every broadcast that is not `combined`, until the next call.
+        """
+        self._round += 1
+        places: dict[int, tuple[int, ...]] = {}
+        for number, members in enumerate(audiences):
+            for handle in members._handles:
+                stream = self._streams.get(handle)
+                if stream is not None and stream.state is _State.LIVE:
+                    places[handle] = (*places.get(handle, ()), number)
+        groups: dict[tuple[int, ...], Members] = {}
+        for handle, numbers in places.items():
+            if len(numbers) > 1:
+                self._streams[handle].combined = self._round
+                groups.setdefault(numbers, Members())._handles.append(handle)
+        return list(groups.items())
+
+    def heartbeat(self, frame: bytes, start: int, idle_s: float, now_s: float, slice_s: float) -> int:
+        """Send `frame` to the live streams that nothing was written to for `idle_s` seconds.
+
+        Returns:
+            what to go on from; 0 when it is done.
+        """
+        stop_s = self._monotonic_s() + slice_s
+        for count, handle in enumerate(sorted(h for h in self._streams if h >= start), 1):
+            stream = self._streams[handle]
+            if stream.state is _State.LIVE and now_s - stream.last_write_s >= idle_s:
+                try:
+                    taken = self._send(stream, frame, now_s)
+                except _DiedError:
+                    self._die(stream, "error")
+                else:
+                    if taken < len(frame):
+                        self._append(stream, frame[taken:])
+                        self._note_lagging(stream)
+            if count % CLOCK_EVERY == 0 and self._monotonic_s() >= stop_s:
+                return handle + 1
+        return 0
+
+    def lagging(self) -> list[int]:
+        """Return the handles of the streams that became behind since the last call."""
+        found, self._lagging = self._lagging, []
+        return found
+
+    # Polling and closing
+
+    def _discard(self, stream: _Stream) -> str | None:
+        """Read and throw away what the client sent; return a close reason when it is gone or sent too much."""
+        while True:
+            try:
+                data = self._recv(stream)
+            except (BlockingIOError, InterruptedError):
+                return None
+            except OSError:
+                return "client"
+            if not data:
+                return "client"
+            stream.discarded += len(data)
+            if stream.discarded > self._discard_bytes_max:
+                return "input"
+
+    def poll(self) -> tuple[list[int], bool]:
+        """Take what epoll has to tell: closed peers are marked, what clients sent is thrown away.
+
+        Returns:
+            handles of the streams behind that are writable; and whether there may be more to tell.
+        """
+        writable = []
+        events = self._events()
+        for handle, mask in events:
+            stream = self._streams[handle]
+            if stream.state is _State.DEAD:
+                continue
+            if mask & (select.EPOLLERR | select.EPOLLHUP):
+                self._die(stream, "client")
+                continue
+            if mask & (select.EPOLLIN | select.EPOLLRDHUP):
+                reason = self._discard(stream)
+                if reason is not None:
+                    self._die(stream, reason)
+                    continue
+            if mask & select.EPOLLOUT:
+                if stream.state is _State.BEHIND:
+                    writable.append(handle)
+                elif stream.state is _State.CLOSING:
+                    self._finish(stream)
+        return writable, len(events) == POLL_EVENTS
+
+    def _die(self, stream: _Stream, reason: str) -> None:
+        if stream.state is not _State.DEAD:
+            if stream.state is not _State.CLOSING:
+                stream.reason = reason
+            stream.state = _State.DEAD
+            self._dead.append(stream)
+
+    def _finish(self, stream: _Stream) -> None:
+        try:
+            finished = self._send(stream, b"", stream.last_write_s) >= 0
+        except _DiedError:
+            finished = True
+        if finished:
+            self._die(stream, stream.reason)
+
+    def close(self, handle: int, reason: str, last: bytes = b"") -> None:
+        """Close a stream between frames: what is half sent, and then `last`, leave first.
+
+        A stream whose peer does not read stays until `abort`. The first reason given is the one that counts.
+        """
+        stream = self._streams[handle]
+        if stream.state in (_State.CLOSING, _State.DEAD):
+            return
+        self._append(stream, last)
+        stream.state = _State.CLOSING
+        stream.reason = reason
+        self._finish(stream)
+
+    def abort(self, handle: int, reason: str) -> None:
+        """Close a stream without waiting for what is half sent."""
+        self._die(self._streams[handle], reason)
+
+    def sweep(self) -> list[tuple[int, object, object, int, str]]:
+        """Close the descriptors of dead streams.
+
+        Returns:
+            (handle, subscription, address, cursor, reason) of each.
+        """
+        dead, self._dead = self._dead, []
+        for stream in dead:
+            self._discard(stream)  # what is left unread would make the kernel reset, and lose the tail
+            self._by_fd.pop(stream.sock.fileno(), None)
+            stream.sock.close()
+            del self._streams[stream.handle]
+            self.open -= 1
+        return [(s.handle, s.subscription, s.address, s.cursor, s.reason) for s in dead]

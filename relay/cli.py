@@ -1,0 +1,200 @@
+"""The command line: `relay` is `relay serve`; every setting is a flag, a variable and a TOML key.
+
+Owns the flags, the reading of the environment, and what becomes of an error: one line and an exit code.
+Never holds a name, a default or a reason of a setting: those are in `relay.config`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import Field
+from typing import Any, NoReturn
+
+import click
+
+from relay import __version__, logs, settings
+from relay.commands.demo import demo
+from relay.commands.publish import publish
+from relay.commands.subscribe import subscribe
+from relay.commands.top import top
+from relay.config import SETTINGS, Config
+from relay.errors import ConfigError, RelayError
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+_OWN_FLAGS = frozenset({"--help", "-h", "--version"})
+
+
+class RelayGroup(click.Group):
+    """The group of commands; without a command's name it is `serve`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `serve` in front where no command is named."""
+        if not args or (args[0].startswith("-") and args[0] not in _OWN_FLAGS):
+            args = ["serve", *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name the one that was meant."""
+        if args[0] not in self.commands:
+            raise click.UsageError(f"no such command: {args[0]}{settings.hint(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; when whoever reads its output has had enough, that is a good end."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # What is left in the buffer must not fail again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_OK
+        return result
+
+
+def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command one flag for each setting."""
+    for name, each in reversed(SETTINGS.items()):
+        command = _option(name, each)(command)
+    return command
+
+
+def _option(name: str, each: Field[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make one setting's flag; it stays None, or empty, where it is not given."""
+    kind = each.metadata["kind"]
+    repeatable = isinstance(each.default, tuple)
+    default = settings.show(kind, each.default)
+    help = each.metadata["help"] + (" Repeatable." if repeatable else "")
+    help += f"  [default: {default}]" if default else ""
+    if kind == "switch":
+        return click.option(f"--{name}/--no-{name}", each.name, default=None, help=help)
+    choice = click.Choice(kind.split("|")) if "|" in kind else None
+    metavar = None if choice else each.metadata["metavar"] or kind.upper()
+    return click.option(f"--{name}", each.name, type=choice, metavar=metavar, multiple=repeatable, help=help)
+
+
+def show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print the version and the engine, and leave."""
+    if wanted:
+        from relay.speedups import ENGINE  # Only here, so that other commands work without it.
+
+        click.echo(f"relay {__version__} (engine {ENGINE})")
+        ctx.exit()
+
+
+@click.group(
+    cls=RelayGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Without a command: serve. All settings: relay serve --help",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=show_version,
+    help="Print the version and the engine.",
+)
+def relay() -> None:
+    """Relay streams of events: in by pipe, Unix socket or HTTP, out as Server-Sent Events."""
+
+
+@relay.command(
+    epilog="Each setting is also a variable (--history-age: RELAY_HISTORY_AGE; commas part repeated values) "
+    "and a key of the TOML file (history-age). A flag is stronger than a variable, a variable than the file. "
+    "Sizes: 1048576, 64KiB, 64M. Times: 15s, 500ms, 2m, 1h; a bare number is seconds."
+)
+@click.option("--config", metavar="FILE", help="TOML file of settings.  [variable: RELAY_CONFIG]")
+@click.option("--print-config", is_flag=True, help="Print the settings in force as TOML, and leave.")
+@setting_options
+def serve(config: str | None, print_config: bool, **flags: Any) -> int:
+    """Serve streams; what `relay` does without a command."""
+    loaded = load_config(config, flags)
+    if print_config:
+        click.echo(settings.to_toml(loaded), nl=False)
+        return EXIT_OK
+    logs.set_up(loaded.log_level, loaded.log_format)
+    from relay import server  # Only here: it takes uvloop and the engine with it.
+
+    return server.run(loaded)
+
+
+def load_config(path: str | None, flags: dict[str, Any]) -> Config:
+    """Build the settings from the flags, this process's environment and the TOML file.
+
+    Args:
+        path: the TOML file; where None, the one that RELAY_CONFIG names, if any.
+        flags: values by field of `Config`; None and an empty tuple stand for flags that were not given.
+
+    Raises:
+        ConfigError: the file cannot be read, or a setting is wrong.
+    """
+    path = path or os.environ.get("RELAY_CONFIG") or None
+    values = {name: flags[each.name] for name, each in SETTINGS.items() if each.name in flags}
+    given = {name: value for name, value in values.items() if value is not None and value != ()}
+    return settings.load(given, os.environ, read_toml(path) if path else None, path or "TOML")
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML.
+    """
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"config: cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: {path} is not TOML: {error}") from None
+
+
+relay.add_command(publish)
+relay.add_command(subscribe)
+relay.add_command(top)
+relay.add_command(demo)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; an error becomes one line on standard error.
+
+    Args:
+        arguments: the command line without the program's name; this process's own if None.
+
+    Returns:
+        The exit code: 0, 1 where a command failed, 2 where it could not begin, 130 where it was interrupted.
+    """
+    try:
+        code = relay.main(args=arguments, prog_name="relay", standalone_mode=False)
+        return int(code or EXIT_OK)
+    except click.ClickException as error:
+        return _fail(error.format_message(), EXIT_USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except ConfigError as error:
+        return _fail(str(error), EXIT_USAGE)
+    except RelayError as error:
+        return _fail(str(error), EXIT_FAILED)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return _fail(f"{error.filename}: {reason}" if error.filename else reason, EXIT_USAGE)
+
+
+def _fail(message: str, code: int) -> int:
+    """Say what is wrong, in one line."""
+    print("relay: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def main() -> NoReturn:
+    """Run the command of this process, and leave with its exit code."""
+    sys.exit(run())

@@ -1,0 +1,107 @@
+"""`relay subscribe`: a stream on standard output, over reconnections.
+
+Owns what is printed; `relay.client` stays subscribed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+
+import click
+import msgspec
+
+from relay import logs
+from relay.event import Event
+
+_encode = msgspec.json.Encoder().encode
+
+
+@click.command(
+    short_help="Print a stream; reconnect and resume.",
+    epilog="Example: relay subscribe http://127.0.0.1:8080 --topic news --topic 'orders.*'",
+)
+@click.argument("url", default="http://127.0.0.1:8080")
+@click.option(
+    "--topic", "topics", multiple=True, help="Topic or pattern (`orders.*`, `orders.**`). Repeatable."
+)
+@click.option("--since", help="Where to begin: earliest, latest, an id, or a time like 10m.")
+@click.option("--last-event-id", metavar="ID", help="Resume after this event.")
+@click.option(
+    "--output",
+    type=click.Choice(["json", "data"]),
+    default="json",
+    show_default=True,
+    help="A JSON object a line, or the data alone.",
+)
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Leave after so many events.")
+@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="Header to send. Repeatable.")
+def subscribe(
+    url: str,
+    topics: tuple[str, ...],
+    since: str | None,
+    last_event_id: str | None,
+    output: str,
+    count: int | None,
+    headers: tuple[str, ...],
+) -> int:
+    """Print the events of URL, the server's address or that of its /events; reconnect and resume for ever.
+
+    Gaps are events named relay.gap; with `--output data` they are told on standard error.
+    """
+    pairs = [header.partition(":") for header in headers]
+    if any(not colon or not name.strip() for name, colon, _ in pairs):
+        raise click.UsageError("--header is like NAME:VALUE")
+    fields = {name.strip(): value.strip() for name, _, value in pairs}
+    logs.set_up("warning", "text")
+    asyncio.run(_print_events(url, topics, since, last_event_id, output, count, fields))
+    return 0
+
+
+async def _print_events(
+    url: str,
+    topics: tuple[str, ...],
+    since: str | None,
+    last_event_id: str | None,
+    output: str,
+    count: int | None,
+    headers: dict[str, str],
+) -> None:
+    """Print what comes, each event at once."""
+    from relay import client
+
+    printed = 0
+    stream = client.subscribe(url, topics, since=since, last_event_id=last_event_id, headers=headers)
+    async with contextlib.aclosing(stream) as events:
+        async for event in events:
+            printed += _show(event, output)
+            if printed == count:
+                return
+
+
+def _show(event: Event, output: str) -> int:
+    """Print one event, and return how many that were: a heartbeat is none."""
+    if event.event == "relay.heartbeat":
+        return 0
+    if output == "json":
+        line = _encode(event)
+    elif event.event == "relay.gap":
+        print(f"relay: gap: {_gap(str(event.data))}", file=sys.stderr)
+        return 0
+    else:
+        line = str(event.data).encode(errors="replace")
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.flush()
+    return 1
+
+
+def _gap(data: str) -> str:
+    """Say what a gap event tells, in words."""
+    try:
+        gap = json.loads(data)
+        missed = "an unknown number of" if gap["missed"] is None else gap["missed"]
+        return f"missed {missed} events ({gap['reason']})"
+    except (ValueError, LookupError, TypeError):
+        return repr(data)

@@ -1,0 +1,140 @@
+"""The flush: one round of writing what is due to the live streams.
+
+What is due is joined once for each audience, and once for each combination of audiences that some stream is in; the
+engine gets one buffer for all of their streams. A flush may be cut into slices, between which others publish, come and
+go: it sends what was there when it began (`until`), and each stream only what is at or after its own cursor. What does
+not fit into one segment is left to catching up, where a policy can act.
+
+Owns which audiences are due, and up to where live streams have been sent everything. Never judges a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from relay.audience import Audience
+from relay.catchup import Observer
+from relay.log import SEGMENT_BYTES, Log
+from relay.speedups import Chunk, Engine, Members
+
+SLICE_S = 0.002
+"""How long a slice may send before the loop's other work has its turn."""
+
+MEMBERS_A_SLICE = 512
+"""Streams of small audiences that one slice sends to; the clock is looked at within an audience only."""
+
+
+@dataclass(slots=True)
+class _Round:
+    """A flush under way: what is sent to whom, and how far it has come."""
+
+    tasks: list[tuple[Members, Chunk, bool]]
+    until: int
+    began_s: float
+    oldest_s: float
+    task: int = 0
+    place: int = 0
+
+
+class Flush:
+    """The flushes of one hub.
+
+    Args:
+        log: what is read.
+        engine: what sends.
+        fall_behind: called with a stream's handle and the cursor from which it has to catch up by itself.
+        flush_s: histogram of how long a flush takes.
+        written_s: histogram of the age of a flush's oldest event at its end.
+        clock: the time in seconds.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        engine: Engine,
+        fall_behind: Callable[[int, int], None],
+        flush_s: Observer,
+        written_s: Observer,
+        clock: Callable[[], float],
+    ) -> None:
+        self.flushed = log.head  # live streams have been sent everything before this
+        self._log = log
+        self._engine = engine
+        self._fall_behind = fall_behind
+        self._flush_s = flush_s
+        self._written_s = written_s
+        self._clock = clock
+        self._due: list[Audience] = []
+        self._round: _Round | None = None
+
+    @property
+    def due(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._due) or self._round is not None
+
+    def mark(self, audiences: Iterable[Audience]) -> bool:
+        """Note that an entry was appended for these audiences; return whether a flush is due."""
+        for audience in audiences:
+            if not audience.due:
+                audience.due = True
+                self._due.append(audience)
+        if self._due or self._round is not None:
+            return True
+        self.flushed = self._log.head
+        return False
+
+    def turn(self, now_s: float) -> bool:
+        """Send a slice; return whether the flush has more to send."""
+        if self._round is None:
+            if not self._due:
+                return False
+            self._round = self._begin()
+        flush, sent = self._round, 0
+        while flush.task < len(flush.tasks):
+            members, chunk, combined = flush.tasks[flush.task]
+            began = flush.place
+            flush.place = self._engine.broadcast(members, began, chunk, combined, now_s, SLICE_S)
+            sent += flush.place - began
+            if flush.place < len(members):
+                return True
+            flush.task, flush.place = flush.task + 1, 0
+            if sent > MEMBERS_A_SLICE:
+                return True
+        self._round = None
+        self.flushed = flush.until
+        ended_s = self._clock()
+        self._flush_s.observe(ended_s - flush.began_s)
+        self._written_s.observe(ended_s - flush.oldest_s)
+        return False
+
+    def compact(self, audience: Audience) -> None:
+        """Drop an audience's stale members once they are the most; never within a flush, which counts places."""
+        if self._round is None and len(audience.members) > 2 * audience.streams + 64:
+            self._engine.compact(audience.members)
+
+    def _begin(self) -> _Round:
+        """Join what is due, once for each audience and for each combination of audiences that some stream has."""
+        log, since, until = self._log, self.flushed, self._log.head
+        due, self._due = [audience for audience in self._due if audience.streams], []
+        shared = [audience for audience in due if audience.shared]
+        groups = self._engine.combine([audience.members for audience in shared] if len(shared) > 1 else [])
+        wanted: list[tuple[tuple[Audience, ...], Members, bool]] = []
+        for audience in due:
+            audience.due = False
+            self.compact(audience)
+            wanted.append(((audience,), audience.members, False))
+        for places, members in groups:
+            wanted.append((tuple(shared[place] for place in places), members, True))
+        tasks: list[tuple[Members, Chunk, bool]] = []
+        for audiences, members, combined in wanted:
+            batch = log.merge([audience.index for audience in audiences], since, until, SEGMENT_BYTES)
+            if batch is None:
+                continue
+            if batch.cursor == until:
+                tasks.append((members, Chunk(log.pick(batch.sequences), batch.sequences, until), combined))
+                continue
+            for handle in self._engine.listed(members):
+                self._fall_behind(handle, since)
+        oldest_s = log.time_s(max(since, log.tail))
+        return _Round(tasks, until, self._clock(), oldest_s)

@@ -1,0 +1,127 @@
+"""The front: what all its connections share.
+
+Owns the set of connections, their time limits, and the count of what was refused. Never serves a request
+(`relay.protocol`) and never opens a listener.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from relay.config import Config
+from relay.deadlines import Deadlines, Waiting
+from relay.event import Event
+from relay.hub import Subscribe
+from relay.response import Headers, page_headers
+from relay.routes import Router
+from relay.sources.input_errors import InputErrors
+
+BODY_BYTES_PER_S_MIN = 64 * 1024
+"""Slowest body: the largest must be whole within the head's time plus its size at this rate."""
+LINGER_S = 2.0
+"""How long a client may take to close after its last answer."""
+
+logger = logging.getLogger(__name__)
+
+
+class Hub(Protocol):
+    """What the front needs of the hub."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether no new stream is taken."""
+
+    def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
+        """Publish all events or, with an EventError, none; give their ids."""
+
+    def held(self, topic: str) -> bool:
+        """Tell whether a `block` stream of the topic is in arrears."""
+
+    def on_release(self, callback: Callable[[], None]) -> None:
+        """Call back once when some hold ends."""
+
+    def subscribe(self, fd: int, request: Subscribe, address: str, now_s: float) -> None:
+        """Take the descriptor and open a stream on it; with an error it is not taken."""
+
+    def stats(self, now_s: float) -> dict[str, Any]:
+        """Give what /stats shows."""
+
+
+class Metrics(Protocol):
+    """What the front needs of the metrics."""
+
+    def input_error(self, source: str, kind: str) -> None:
+        """Count an input that was refused."""
+
+    def render(self) -> bytes:
+        """Give what /metrics shows."""
+
+
+class Connection(Protocol):
+    """What the front needs of a connection."""
+
+    def close_idle(self) -> None:
+        """Close the connection if it rests between requests."""
+
+    def abort(self) -> None:
+        """Cut the connection."""
+
+
+@dataclass(slots=True, eq=False)
+class Front:
+    """What all connections of the front share.
+
+    Args:
+        hub: where events go in and streams are opened.
+        config: the settings.
+        metrics: counters, and what /metrics shows.
+        page: the document at `/`.
+        token: bearer token for publishing, not empty.
+        loop: the running loop.
+        clock: gives the hub's `now_s`.
+    """
+
+    hub: Hub
+    config: Config
+    metrics: Metrics
+    page: bytes
+    token: str
+    loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float]
+    router: Router = field(init=False)
+    deadlines: Deadlines = field(init=False)
+    errors: InputErrors = field(init=False)
+    page_headers: Headers = field(init=False)
+    connections: set[Connection] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.router = Router(self.config)
+        self.page_headers = page_headers(self.page)
+        self.errors = InputErrors("http", self.metrics, self.loop, logger)
+        head_s = self.config.head_timeout_s
+        self.deadlines = Deadlines(
+            self.loop,
+            {
+                Waiting.HEAD: head_s,
+                Waiting.BODY: head_s + self.config.body_bytes_max / BODY_BYTES_PER_S_MIN,
+                Waiting.REST: self.config.keepalive_timeout_s,
+                Waiting.FLUSH: head_s,
+                Waiting.LINGER: LINGER_S,
+            },
+        )
+
+    def close_idle(self) -> None:
+        """Close the connections that rest; while draining, the others close with their answer."""
+        for connection in list(self.connections):
+            connection.close_idle()
+
+    def abort(self) -> None:
+        """Cut all connections, and stop the timers."""
+        for connection in list(self.connections):
+            connection.abort()
+        self.deadlines.close()
+        self.errors.close()

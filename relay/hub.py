@@ -1,0 +1,404 @@
+"""The hub: takes events in, keeps the log, and lets the engine send.
+
+Publishing marks, the flush writes. `publish` appends to the log and marks the audiences of the topic; `turn` does a
+slice of what is due: the flush to the live streams, then those that catch up.
+
+Owns the life of a stream from the hand-over of its descriptor to its one close reason. It never parses, opens a socket
+or reads a clock: it is given descriptors, `now_s`, and a function to call when there is something to do.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from relay import notice
+from relay.audience import Audiences, Subscription
+from relay.catchup import CatchUp, Observer
+from relay.config import Config
+from relay.errors import EventError, RequestError
+from relay.event import Event
+from relay.flush import SLICE_S, Flush
+from relay.log import Log
+from relay.policy import Rules
+from relay.speedups import Engine
+from relay.sse import comment, encode, priming
+from relay.topic import check_topic, without_covered
+
+STATS_TOPICS_MAX = 1000
+STATS_SLOWEST_MAX = 10
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """What a client wants to follow.
+
+    Args:
+        terms: checked topics and patterns, each once, at least one.
+        last_id: the last id the client saw; it goes before `since_s`.
+        since_s: replay what is at most that old; `math.inf` for all that is retained; None for only what comes.
+        policy: the policy it chose, allowed by the settings; None leaves it to them.
+        padding: it wants a comment of 2 KiB first, which makes old browsers begin.
+        head: the response head, to be sent before anything else.
+    """
+
+    terms: tuple[str, ...]
+    last_id: str | None
+    since_s: float | None
+    policy: str | None
+    padding: bool
+    head: bytes
+
+
+class Measures(Protocol):
+    """The histograms that the hub fills, in seconds."""
+
+    @property
+    def flush_s(self) -> Observer:
+        """How long a flush takes."""
+
+    @property
+    def written_s(self) -> Observer:
+        """Age of the oldest event of a flush at its end."""
+
+    @property
+    def lag_s(self) -> Observer:
+        """Lag of the streams that are behind."""
+
+
+class Hub:
+    """One log, its audiences and its streams.
+
+    Args:
+        config: the settings.
+        engine: what holds the streams.
+        epoch: what this run's ids begin with.
+        streams_max: open streams in all.
+        measures: histograms.
+        clock: the time in seconds that `now_s` is taken from, to measure how long a flush takes.
+        wake: called when `turn` has something to do, once until it did it.
+        draw: a random number in [0, 1) for each stream's own reconnection time.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        *,
+        epoch: str,
+        streams_max: int,
+        measures: Measures,
+        clock: Callable[[], float],
+        wake: Callable[[], None],
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.engine = engine
+        self.log = Log(
+            epoch,
+            bytes_max=config.history_bytes,
+            events_max=config.history_events,
+            age_s_max=config.history_age_s,
+            on_forget=self._forget,
+        )
+        self.audiences = Audiences(self.log)
+        self.catchup = CatchUp(self.log, engine, config.block_timeout_s, self._caught_up, measures.lag_s)
+        self.ready = False  # whether the server should get traffic; its owner says so
+        self.draining = False
+        self.about: Callable[[], dict[str, Any]] = dict  # what its owner adds to the stats
+        self.streams_max = streams_max
+        self.encodes = 0
+        self.closes: Counter[str] = Counter()
+        self.resumes: Counter[str] = Counter()
+        self._config = config
+        self._rules = Rules(config)
+        self._clock = clock
+        self._wake = wake
+        self._draw = draw
+        self._event_bytes_max = min(config.event_bytes_max, config.history_bytes)
+        self._heartbeat = notice.heartbeat(config.heartbeat_as)
+        self._heartbeat_row = 0
+        self._addresses: Counter[str] = Counter()
+        self._woken = False
+        self._flush = Flush(self.log, engine, self._fall_behind, measures.flush_s, measures.written_s, clock)
+        self._set_floor()
+
+    # Publishing
+
+    def publish_one(self, event: Event, now_s: float) -> str:
+        """Append an event and mark its audiences.
+
+        Args:
+            event: with a topic.
+            now_s: the time.
+
+        Returns:
+            its id.
+
+        Raises:
+            EventError: it is refused; nothing has changed.
+        """
+        return self._append(event, self._encode(event, self.log.head), now_s)
+
+    def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
+        """Append events, all or none; the rest as for `publish_one`."""
+        frames = [self._encode(event, self.log.head + place) for place, event in enumerate(events)]
+        return [self._append(event, frame, now_s) for event, frame in zip(events, frames, strict=True)]
+
+    def _encode(self, event: Event, sequence: int) -> bytes:
+        topic, log = event.topic, self.log
+        if topic is None:
+            raise EventError("topic", "is missing")
+        if topic not in log.topics:
+            check_topic(topic)
+        if event.id is not None and log.gives(event.id):
+            raise EventError("id", "has the form of the ids that relay gives out itself")
+        return encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max)
+
+    def _append(self, event: Event, frame: bytes, now_s: float) -> str:
+        log, name = self.log, cast(str, event.topic)
+        audiences = self.audiences.of_topic(name)
+        if audiences is None:
+            audiences = self.audiences.add_topic(name)
+        self.encodes += 1
+        sequence = log.append(log.topics[name], frame, event.id, event.key, now_s)
+        if self._flush.mark(audiences):
+            self._wake_up()
+        else:
+            self._set_floor()
+        return event.id if event.id is not None else f"{log.epoch}-{sequence}"
+
+    def held(self, topic: str) -> bool:
+        """Say whether a `block` stream of this topic is in arrears, so that its publishers have to wait."""
+        held = self.catchup.held
+        return bool(held) and any(audience in held for audience in self.audiences.of_topic(topic) or ())
+
+    def on_release(self, callback: Callable[[], None]) -> None:
+        """Call back once, when some topic is held no longer."""
+        self.catchup.on_release(callback)
+
+    # Streams come
+
+    def subscribe(self, fd: int, request: Subscribe, address: str, now_s: float) -> None:
+        """Open a stream.
+
+        Args:
+            fd: a connected, non-blocking socket; the engine's when this returns, the caller's if it raises.
+            request: what the client wants.
+            address: the peer's address.
+            now_s: the time.
+
+        Raises:
+            RequestError: 503 while draining or full, 429 for too many streams of one address.
+            OSError: the descriptor is not one of a socket.
+        """
+        self._admit(address)
+        rule = self._rules.choose(request.terms, request.policy)
+        subscription = self.audiences.get(without_covered(request.terms), rule)
+        try:
+            cursor, gap = self._start(request, subscription, now_s)
+            pending = [request.head, comment(" " * notice.PADDING_BYTES) if request.padding else comment("")]
+            # The gap goes before the id behind it: a client cut between the two is told again.
+            pending.append(gap)
+            if self._config.prime:
+                pending.append(priming(self._draw_retry_ms(), f"{self.log.epoch}-{cursor - 1}"))
+            handle = self.engine.add(fd, subscription, address, cursor, b"".join(pending), now_s)
+        except BaseException:
+            self.audiences.release(subscription)
+            raise
+        self.audiences.enter(subscription)
+        self._addresses[address] += 1
+        for audience in subscription.audiences:
+            self.engine.join(handle, audience.members)
+            self._flush.compact(audience)
+        self.catchup.add(handle, now_s, replaying=True)
+        if self.catchup.serve(handle, now_s):
+            self.catchup.ready(handle)
+            self._wake_up()
+        self._sweep()
+
+    def _admit(self, address: str) -> None:
+        if self.draining:
+            raise RequestError(503, "the server is draining", (("Retry-After", "1"),))
+        if self.engine.open >= self.streams_max:
+            raise RequestError(503, f"all {self.streams_max} streams are taken", (("Retry-After", "5"),))
+        address_max = self._config.streams_per_address_max
+        if address_max and self._addresses[address] >= address_max:
+            raise RequestError(429, f"this address has {address_max} streams already", (("Retry-After", "5"),))
+
+    def _start(self, request: Subscribe, subscription: Subscription, now_s: float) -> tuple[int, bytes]:
+        """Return the cursor at which a stream begins, and what it has to be told of a gap before it."""
+        log, cursor, gap = self.log, self.log.head, b""
+        if request.last_id:
+            sequence = log.find(request.last_id)
+            if sequence is None:
+                cursor, gap = log.tail, notice.gap("unknown", None, None, None)
+            else:
+                cursor = sequence + 1
+                if any(index.evicted >= cursor for index in subscription.indexes):
+                    gap = notice.gap("history", None, log.id(cursor), log.id(log.tail - 1))
+                cursor = max(cursor, log.tail)
+            self.resumes["hit" if not gap else "missed" if sequence is None else "gap"] += 1
+        elif request.since_s is not None:
+            cursor = log.tail if math.isinf(request.since_s) else log.since(now_s - request.since_s)
+        if cursor < log.head:
+            self.audiences.complete(subscription, cursor)
+        return cursor, gap
+
+    def _draw_retry_ms(self) -> int:
+        low, high = self._config.retry_min_s, self._config.retry_max_s
+        return round(1000 * (low + (high - low) * self._draw()))
+
+    # Streams are served
+
+    def turn(self, now_s: float) -> bool:
+        """Do a slice of what is due; return whether there is more to do at once."""
+        self._woken = True
+        self._flush.turn(now_s)
+        more = self.catchup.turn(now_s)
+        self._settle(now_s)
+        self._woken = more = more or self._flush.due
+        return more
+
+    def poll(self, now_s: float) -> None:
+        """Take what the engine's descriptor has to tell."""
+        more = True
+        while more:
+            writable, more = self.engine.poll()
+            for handle in writable:
+                self.catchup.ready(handle)
+                self._wake_up()
+        self._settle(now_s)
+
+    def tick(self, now_s: float) -> None:
+        """Do what goes by the clock alone; a few times a second while streams are behind, else once."""
+        self.log.retain(now_s)
+        self.catchup.tick(now_s)
+        self._settle(now_s)
+
+    def heartbeat(self, now_s: float) -> bool:
+        """Write to the streams that were idle for too long; return whether a slice is left to do."""
+        self._heartbeat_row = self.engine.heartbeat(
+            self._heartbeat, self._heartbeat_row, self._config.heartbeat_s, now_s, SLICE_S
+        )
+        self._settle(now_s)
+        return self._heartbeat_row > 0
+
+    def _wake_up(self) -> None:
+        if not self._woken:
+            self._woken = True
+            self._wake()
+
+    def _settle(self, now_s: float) -> None:
+        for handle in self.engine.lagging():
+            if self.engine.is_behind(handle):
+                self.catchup.add(handle, now_s)
+        self.catchup.watch(now_s)
+        self._set_floor()
+        self._sweep()
+
+    def _set_floor(self) -> None:
+        """Keep what the flush has yet to send, and what a `block` stream needs."""
+        floor = self.catchup.floor
+        self.log.floor = self._flush.flushed if floor is None else min(floor, self._flush.flushed)
+
+    def _fall_behind(self, handle: int, cursor: int) -> None:
+        """Leave a live stream to catching up."""
+        if self.engine.fall_behind(handle, cursor):
+            self.catchup.add(handle, self._clock())
+            self.catchup.ready(handle)
+
+    # Streams go
+
+    def _caught_up(self, handle: int) -> None:
+        self.catchup.drop(handle)
+        if self.draining:
+            self.catchup.close(handle, "drain", self._clock(), notice.come_back(self._draw_retry_ms()))
+        else:
+            self.engine.live(handle, self.log.head)
+
+    def drain(self, now_s: float) -> None:
+        """Stop taking streams, and close those that are open once they have what is in the log."""
+        self.draining = True
+        for handle in self.engine.handles():
+            self._fall_behind(handle, self._flush.flushed)
+        self._wake_up()
+        self._settle(now_s)
+
+    def abort(self, now_s: float) -> None:
+        """Close what is still open, without waiting."""
+        for handle in self.engine.handles():
+            self.engine.abort(handle, "shutdown")
+        self._settle(now_s)
+
+    def _sweep(self) -> None:
+        for handle, subscription, address, cursor, reason in self.engine.sweep():
+            self.catchup.drop(handle)
+            self.audiences.leave(cast(Subscription, subscription))
+            address = cast(str, address)
+            self._addresses[address] -= 1
+            if not self._addresses[address]:
+                del self._addresses[address]
+            self.closes[reason] += 1
+            level = logging.DEBUG if reason == "client" else logging.INFO
+            if _logger.isEnabledFor(level):
+                extra = {"address": address, "reason": reason, "lag_events_max": self.log.head - cursor}
+                _logger.log(level, "stream closed: %s", reason, extra=extra)
+
+    def _forget(self, topic: str) -> None:
+        self.audiences.forget_topic(topic)
+
+    # Looking in
+
+    def stats(self, now_s: float) -> dict[str, Any]:
+        """Return what is going on, as JSON values; topics and slowest streams are bounded."""
+        log, engine = self.log, self.engine
+        return {
+            **self.about(),
+            "ready": self.ready,
+            "streams": engine.open,
+            "lagging": len(self.catchup.streams),
+            "events": log.head - 1,
+            "encodes": self.encodes,
+            "deliveries": engine.deliveries,
+            "bytes": engine.bytes,
+            "writes": engine.writes,
+            "short_writes": engine.short_writes,
+            "log": {
+                "head": log.head,
+                "tail": log.tail,
+                "events": len(log),
+                "bytes": log.bytes,
+                "bytes_max": log.bytes_max,
+            },
+            "policy_actions": dict(self.catchup.actions),
+            "closes": dict(self.closes),
+            "resumes": dict(self.resumes),
+            "topics_total": len(log.topics),
+            "topics": self._stats_topics(),
+            "slowest": [
+                {
+                    "address": engine.address(handle),
+                    "topics": list(cast(Subscription, engine.subscription(handle)).terms[:10]),
+                    "policy": str(cast(Subscription, engine.subscription(handle)).rule.policy),
+                    "lag_events": lag.events,
+                    "lag_bytes": lag.bytes,
+                    "lag_s": round(lag.age_s, 3),
+                }
+                for handle, lag in self.catchup.slowest(STATS_SLOWEST_MAX, now_s)
+            ],
+        }
+
+    def _stats_topics(self) -> list[dict[str, Any]]:
+        most = heapq.nsmallest(STATS_TOPICS_MAX, self.audiences.topics(), key=lambda pair: (-pair[1], pair[0].name))
+        return [
+            {"topic": topic.name, "subscribers": subscribers, "retained": topic.retained}
+            for topic, subscribers in most
+        ]

@@ -1,0 +1,399 @@
+"""The log: every retained entry in one global order, with an index for each subscription term.
+
+Theory of operation. An entry is a row across parallel columns (frame, topic, id, key, time, superseded), found by its
+sequence minus `_base`; columns instead of objects, so that half a million entries give the garbage collector nothing to
+walk. Sequences go up by one for ever. `tail` is the oldest retained sequence, `head` the next to be given. Retention
+moves `tail` at once and lets go of the frame at once; the columns' dead rows are cut off when they are an eighth.
+
+An `Index` lists the sequences of one term, with the running total of their bytes beside them, so that reading from a
+cursor, and the lag in events and in bytes, are binary searches. A topic has an index of its own; a pattern's index is
+attached to every topic that it matches.
+
+Owns retention, ids and indexes; never knows who reads, encodes nothing, opens nothing and has no clock.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+SEGMENT_BYTES = 64 * 1024
+"""Reads of one index are cut at multiples of this in its running total, so that streams with neighbouring cursors are
+given the same bytes."""
+
+READ_ENTRIES_MAX = 1024
+"""Entries that one merging read looks at."""
+
+_DEAD_ROWS_MIN = 1024
+
+
+class Batch(NamedTuple):
+    """What a read found: sequences in log order, those left out as superseded, and the cursor after all of them."""
+
+    sequences: list[int]
+    superseded: list[int]
+    cursor: int
+
+
+class Index:
+    """The entries of one term in log order: sequences and running totals of bytes.
+
+    Args:
+        since: the index is complete from this sequence on.
+        evicted: sequence of the last entry of this term that may have been evicted; -1 when none was.
+    """
+
+    __slots__ = ("_base", "_dead", "_ends", "_origin", "evicted", "sequences", "since")
+
+    def __init__(self, since: int, evicted: int) -> None:
+        self.sequences = array("Q")
+        self._ends = array("q")
+        self._base = 0  # ordinal of sequences[0]; below zero when older entries were filled in
+        self._origin = 0  # the running total before sequences[0]
+        self._dead = 0  # rows at the front whose entries are evicted
+        self.since = since
+        self.evicted = evicted
+
+    def __len__(self) -> int:
+        return len(self.sequences) - self._dead
+
+    def append(self, sequence: int, size: int) -> None:
+        """Add the newest entry."""
+        ends = self._ends
+        ends.append((ends[-1] if ends else self._origin) + size)
+        self.sequences.append(sequence)
+
+    def evict(self, sequence: int) -> None:
+        """Note that the oldest entry is gone; its row goes when half of the rows are dead."""
+        self.evicted = sequence
+        if sequence < self.since:
+            return
+        self._dead = dead = self._dead + 1
+        if (dead > 64 and dead * 2 > len(self.sequences)) or dead == len(self.sequences):
+            self._origin = self._ends[dead - 1]
+            self._base += dead
+            del self.sequences[:dead], self._ends[:dead]
+            self._dead = 0
+
+    def fill(self, sequences: array[int], sizes: Iterable[int], since: int) -> None:
+        """Put older entries in front, so that the index is complete from `since`. Ordinals of the others stay."""
+        sizes = list(sizes)
+        self._origin -= sum(sizes)
+        ends = array("q")
+        total = self._origin
+        for size in sizes:
+            total += size
+            ends.append(total)
+        self.sequences = sequences + self.sequences
+        self._ends = ends + self._ends
+        self._base -= len(sequences)
+        self.since = since
+
+    def ordinal(self, cursor: int) -> int:
+        """Count the entries before `cursor`, from a fixed but arbitrary origin: only differences mean something."""
+        return self._base + bisect_left(self.sequences, cursor)
+
+    def lag(self, cursor: int) -> tuple[int, int]:
+        """Return the events and the bytes from `cursor` on."""
+        row = bisect_left(self.sequences, cursor)
+        events = len(self.sequences) - row
+        if not events:
+            return 0, 0
+        return events, self._ends[-1] - (self._ends[row - 1] if row else self._origin)
+
+    def first(self, cursor: int) -> int | None:
+        """Return the first sequence at or after `cursor`, or None."""
+        row = bisect_left(self.sequences, cursor)
+        return self.sequences[row] if row < len(self.sequences) else None
+
+    def part(self, cursor: int, until: int, count_max: int) -> array[int]:
+        """Return at most `count_max` sequences in [cursor, until)."""
+        rows = self.sequences
+        start = bisect_left(rows, cursor)
+        return rows[start : min(bisect_left(rows, until, lo=start), start + count_max)]
+
+    def segment(self, cursor: int, tail: int) -> tuple[int, int, bool] | None:
+        """Find the rows of the segment that holds the first entry at or after `cursor`.
+
+        Returns:
+            first row, row after the last, and whether the segment is finished, so that no later entry can join it;
+            None when there is no such entry. The first row may be before `cursor`, but not before `tail`.
+        """
+        row = bisect_left(self.sequences, cursor)
+        if row == len(self.sequences):
+            return None
+        number = (self._ends[row] - 1) // SEGMENT_BYTES
+        stop = bisect_right(self._ends, (number + 1) * SEGMENT_BYTES)
+        start = max(bisect_right(self._ends, number * SEGMENT_BYTES), bisect_left(self.sequences, tail))
+        return start, stop, stop < len(self.sequences)
+
+
+class Topic:
+    """One topic of the log: its own index first, then those of the patterns that match it.
+
+    It is forgotten with its last entry, unless it is `pinned` because somebody reads its index.
+    """
+
+    __slots__ = ("indexes", "name", "newest", "pinned", "retained")
+
+    def __init__(self, name: str, index: Index) -> None:
+        self.name = name
+        self.indexes = [index]
+        self.newest: dict[str | None, int] = {}
+        self.retained = 0
+        self.pinned = False
+
+    @property
+    def index(self) -> Index:
+        """The topic's own index."""
+        return self.indexes[0]
+
+
+class Log:
+    """The retained entries.
+
+    Args:
+        epoch: what default ids begin with; unlike that of every other run.
+        bytes_max: bytes of frames retained.
+        events_max: entries retained; 0 for no limit of their number.
+        age_s_max: age of the oldest entry in seconds; 0 for no limit.
+        on_forget: called with the name of a topic that is known no more.
+    """
+
+    def __init__(
+        self,
+        epoch: str,
+        *,
+        bytes_max: int,
+        events_max: int = 0,
+        age_s_max: float = 0.0,
+        on_forget: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self.epoch = epoch
+        self.bytes_max = bytes_max
+        self.events_max = events_max
+        self.age_s_max = age_s_max
+        self.head = 1
+        self.tail = 1
+        self.bytes = 0
+        self.floor: int | None = None  # entries from here on stay, whatever retention says
+        self.topics: dict[str, Topic] = {}
+        self._on_forget = on_forget
+        self._forgotten = -1  # the last entry evicted of a topic that is known no more
+        self._base = 1
+        self._frames: list[bytes | None] = []
+        self._topics: list[Topic] = []
+        self._ids: list[str | None] = []
+        self._keys: list[str | None] = []
+        self._times = array("d")
+        self._superseded = bytearray()
+        self._own_ids: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return self.head - self.tail
+
+    # Writing
+
+    def topic(self, name: str) -> Topic:
+        """Return the topic of that name, made when it is new."""
+        topic = self.topics.get(name)
+        if topic is None:
+            topic = self.topics[name] = Topic(name, Index(self.head, self._forgotten))
+        return topic
+
+    def append(self, topic: Topic, frame: bytes, id: str | None, key: str | None, now_s: float) -> int:
+        """Append an entry and apply retention.
+
+        Args:
+            topic: one of `self.topics`.
+            frame: the event as it is sent; at most `bytes_max` bytes.
+            id: the publisher's own id, or None for the default id.
+            key: what `conflate` keeps the newest of; None stands for the topic.
+            now_s: time of the entry in seconds; never less than that of the entry before.
+
+        Returns:
+            the entry's sequence.
+        """
+        sequence = self.head
+        self.head = sequence + 1
+        size = len(frame)
+        self._frames.append(frame)
+        self._topics.append(topic)
+        self._ids.append(id)
+        self._keys.append(key)
+        self._times.append(now_s)
+        self._superseded.append(0)
+        if id is not None:
+            self._own_ids[id] = sequence
+        older = topic.newest.get(key)
+        if older is not None:
+            self._superseded[older - self._base] = 1
+        topic.newest[key] = sequence
+        topic.retained += 1
+        for index in topic.indexes:
+            index.append(sequence, size)
+        self.bytes += size
+        if self.bytes > self.bytes_max or self.events_max or self.age_s_max:
+            self.retain(now_s)
+        return sequence
+
+    def retain(self, now_s: float) -> None:
+        """Evict what is over the limits, oldest first, but nothing from `floor` on."""
+        stop = self.head if self.floor is None else min(self.floor, self.head)
+        oldest_s = now_s - self.age_s_max if self.age_s_max else float("-inf")
+        events_max = self.events_max or self.head
+        while self.tail < stop and (
+            self.bytes > self.bytes_max
+            or self.head - self.tail > events_max
+            or self._times[self.tail - self._base] < oldest_s
+        ):
+            self._evict()
+        dead = self.tail - self._base
+        if dead > _DEAD_ROWS_MIN and dead * 8 > len(self._frames):
+            del self._frames[:dead], self._topics[:dead], self._ids[:dead], self._keys[:dead]
+            del self._times[:dead], self._superseded[:dead]
+            self._base = self.tail
+
+    def _evict(self) -> None:
+        sequence = self.tail
+        row = sequence - self._base
+        topic, frame, id, key = self._topics[row], self._frames[row], self._ids[row], self._keys[row]
+        assert frame is not None
+        self.tail = sequence + 1
+        self.bytes -= len(frame)
+        self._frames[row] = None
+        if id is not None and self._own_ids.get(id) == sequence:
+            del self._own_ids[id]
+        if topic.newest.get(key) == sequence:
+            del topic.newest[key]
+        topic.retained -= 1
+        for index in topic.indexes:
+            index.evict(sequence)
+        if not topic.retained:
+            self.forget(topic)
+
+    def forget(self, topic: Topic) -> None:
+        """Drop a topic that has neither entries nor readers; nothing happens to another."""
+        if not topic.retained and not topic.pinned:
+            self._forgotten = max(self._forgotten, topic.index.evicted)
+            self.topics.pop(topic.name, None)
+            self._on_forget(topic.name)
+
+    # Indexes
+
+    def attach(self, index: Index, topics: Iterable[Topic]) -> None:
+        """Feed a pattern's index from these topics from now on."""
+        for topic in topics:
+            topic.indexes.append(index)
+            index.evicted = max(index.evicted, topic.index.evicted)
+
+    def detach(self, index: Index, topics: Iterable[Topic]) -> None:
+        """Stop feeding a pattern's index."""
+        for topic in topics:
+            topic.indexes.remove(index)
+
+    def new_index(self) -> Index:
+        """Make an index for a pattern, complete from the head on."""
+        return Index(self.head, self._forgotten)
+
+    def fill(self, index: Index, topics: Iterable[Topic]) -> None:
+        """Complete a pattern's index with all that is retained of its topics."""
+        since = index.since
+        older = [topic.index.sequences for topic in topics]
+        merged = array("Q", sorted(s for s in chain.from_iterable(older) if self.tail <= s < since))
+        index.fill(merged, (len(self.frame(sequence)) for sequence in merged), self.tail)
+
+    # Reading
+
+    def frame(self, sequence: int) -> bytes:
+        """Return the frame of a retained entry."""
+        frame = self._frames[sequence - self._base]
+        assert frame is not None, "the entry is evicted"
+        return frame
+
+    def time_s(self, sequence: int) -> float:
+        """Return the time of a retained entry."""
+        return self._times[sequence - self._base]
+
+    def pick(self, sequences: Sequence[int]) -> list[bytes]:
+        """Return the frames of retained entries."""
+        base, frames = self._base, self._frames
+        return [frames[sequence - base] for sequence in sequences]  # type: ignore[misc]
+
+    def merge(
+        self, indexes: Iterable[Index], cursor: int, until: int, bytes_max: int, *, conflate: bool = False
+    ) -> Batch | None:
+        """Read several indexes in log order, each entry once.
+
+        Args:
+            indexes: of the terms wanted; an entry may be in several.
+            cursor: first sequence wanted; what is below `tail` is passed over.
+            until: sequence to stop before.
+            bytes_max: bytes of frames; one entry is always given. At most `READ_ENTRIES_MAX` entries are looked at.
+            conflate: leave out what a later entry of the same topic and key supersedes.
+
+        Returns:
+            a batch, which under `conflate` may have no sequences while its cursor moves; None when nothing is there.
+        """
+        cursor, cut = max(cursor, self.tail), until
+        found: set[int] = set()
+        for index in indexes:
+            part = index.part(cursor, until, READ_ENTRIES_MAX)
+            found.update(part)
+            if len(part) == READ_ENTRIES_MAX:
+                cut = min(cut, part[-1] + 1)
+        if not found:
+            return None
+        base, flags, size = self._base, self._superseded, 0
+        sequences: list[int] = []
+        superseded: list[int] = []
+        wanted = sorted(found)
+        if len(wanted) > READ_ENTRIES_MAX:
+            cut = min(cut, wanted[READ_ENTRIES_MAX])
+        for sequence in wanted:
+            if sequence >= cut:
+                break
+            if conflate and flags[sequence - base]:
+                superseded.append(sequence)
+                continue
+            size += len(self.frame(sequence))
+            if sequences and size > bytes_max:
+                cut = sequence
+                break
+            sequences.append(sequence)
+        return Batch(sequences, superseded, cut)
+
+    # Ids
+
+    def id(self, sequence: int) -> str:
+        """Return the id of an entry; the default id when the entry is not retained or has no other."""
+        if self.tail <= sequence < self.head:
+            own = self._ids[sequence - self._base]
+            if own is not None:
+                return own
+        return f"{self.epoch}-{sequence}"
+
+    def find(self, id: str) -> int | None:
+        """Return the sequence of an id that this log gave or retains; None when it knows nothing of it.
+
+        A default id of this epoch is found even when its entry is evicted, so that what is missed can be told.
+        """
+        sequence = self._own_ids.get(id)
+        if sequence is not None:
+            return sequence
+        epoch, _, digits = id.rpartition("-")
+        if epoch != self.epoch or not digits.isascii() or not digits.isdigit() or len(digits) > 20:
+            return None
+        sequence = int(digits)
+        return sequence if sequence < self.head else None
+
+    def gives(self, id: str) -> bool:
+        """Say whether an id has the form of this log's default ids, which a publisher may not use."""
+        return id.startswith(self.epoch) and id[len(self.epoch) :].startswith("-")
+
+    def since(self, time_s: float) -> int:
+        """Return the first retained sequence whose time is at or after `time_s`."""
+        return bisect_left(self._times, time_s, lo=self.tail - self._base) + self._base

@@ -1,0 +1,115 @@
+"""The metrics: counters and histograms in Prometheus' form.
+
+Owns their names and buckets, and reads the counts that hub and engine keep anyway when they are asked for. Nothing here
+is on the data path but one observation a flush. No metric has a topic as its label.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from relay.hub import Hub
+
+FLUSH_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+LAG_BUCKETS_S = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+
+
+class Metrics(Collector):
+    """All metrics of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.hub: Hub | None = None
+        self.flush_s = Histogram(
+            "relay_flush_seconds",
+            "Time from the beginning to the end of a flush to the live streams.",
+            buckets=FLUSH_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.written_s = Histogram(
+            "relay_publish_to_write_seconds",
+            "Time from publishing the oldest event of a flush to the flush's last write.",
+            buckets=FLUSH_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.lag_s = Histogram(
+            "relay_lag_seconds",
+            "Age of the next event that a stream behind needs, each time one is served.",
+            buckets=LAG_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.stall_s = Histogram(
+            "relay_loop_stall_seconds",
+            "How much later than it should the event loop ran a timer, looked at once a second.",
+            buckets=FLUSH_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._input_errors = Counter(
+            "relay_input_errors", "Input that was refused.", ("source", "kind"), registry=self.registry
+        )
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+
+    def input_error(self, source: str, kind: str) -> None:
+        """Count an input that was refused.
+
+        Args:
+            source: `http`, `stdin` or `unix`.
+            kind: what was wrong; one of a few words.
+        """
+        self._input_errors.labels(source, kind).inc()
+
+    def input_errors(self) -> int:
+        """Return how many inputs were refused in all."""
+        samples = (sample for metric in self._input_errors.collect() for sample in metric.samples)
+        return int(sum(sample.value for sample in samples if sample.name.endswith("_total")))
+
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what hub and engine count; called by the registry."""
+        hub = self.hub
+        if hub is None:
+            return
+        engine, log = hub.engine, hub.log
+        yield _gauge("relay_streams", "Open streams.", engine.open)
+        yield _gauge("relay_streams_max", "Streams that may be open.", hub.streams_max)
+        yield _gauge("relay_streams_lagging", "Open streams that lag or replay.", len(hub.catchup.streams))
+        yield _gauge("relay_topics", "Topics that are retained or subscribed to.", len(log.topics))
+        yield _gauge("relay_topics_held", "Terms whose publishers wait for a `block` stream.", len(hub.catchup.held))
+        yield _gauge("relay_log_events", "Retained events.", len(log))
+        yield _gauge("relay_log_bytes", "Bytes of retained events.", log.bytes)
+        yield _gauge("relay_log_bytes_max", "Bytes of events that may be retained.", log.bytes_max)
+        yield _gauge("relay_draining", "1 while draining.", float(hub.draining))
+        yield _gauge("relay_python_gc_objects", "Objects that the garbage collector walks.", len(gc.get_objects()))
+        yield _counter("relay_events", "Events published.", log.head - 1)
+        yield _counter("relay_encodes", "Events encoded: once each, however many streams.", hub.encodes)
+        yield _counter("relay_deliveries", "Events handed to the kernel for a stream.", engine.deliveries)
+        yield _counter("relay_sent_bytes", "Bytes handed to the kernel.", engine.bytes)
+        yield _counter("relay_writes", "Calls of send().", engine.writes)
+        yield _counter("relay_short_writes", "Those of them that the kernel did not take whole.", engine.short_writes)
+        yield _labelled("relay_policy_actions", "What policies did to slow streams.", "policy", hub.catchup.actions)
+        yield _labelled("relay_closes", "Streams closed.", "reason", hub.closes)
+        yield _labelled("relay_resumes", "Streams that came with a last id.", "result", hub.resumes)
+
+
+def _gauge(name: str, help: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, help, value=value)
+
+
+def _counter(name: str, help: str, value: float) -> Metric:
+    return CounterMetricFamily(name, help, value=value)
+
+
+def _labelled(name: str, help: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(name, help, labels=(label,))
+    for key, value in values.items():
+        family.add_metric((str(key),), value)
+    return family

@@ -1,0 +1,91 @@
+"""The policies: what happens to a stream whose lag passes its limit.
+
+Small pure values: a lag and a time in, a judgement out. They hold no state of others, and carry nothing out: that is
+for `relay.catchup`.
+
+Of a limit: 0 is off. One event alone never passes any limit, however large or old it is, since no policy can help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from relay.config import Config
+from relay.topic import matches
+
+
+class Policy(StrEnum):
+    """What a slow stream gets."""
+
+    DROP_OLDEST = "drop-oldest"
+    DROP_NEWEST = "drop-newest"
+    CONFLATE = "conflate"
+    DISCONNECT = "disconnect"
+    BLOCK = "block"
+
+
+class Lag(NamedTuple):
+    """How far a stream is behind the head of its terms. An event is counted once for each term that it matches."""
+
+    events: int
+    bytes: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest lag that is let be; 0 for no limit of that kind."""
+
+    events: int = 0
+    bytes: int = 0
+    age_s: float = 0.0
+
+    def passed(self, lag: Lag) -> bool:
+        """Say whether the lag is over one of the limits."""
+        return lag.events > 1 and (
+            0 < self.bytes < lag.bytes or 0 < self.events < lag.events or 0 < self.age_s < lag.age_s
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A policy with its limits: `hard` acts at once, `soft` when it has been passed for `soft_for_s` seconds."""
+
+    policy: Policy
+    hard: Limits
+    soft: Limits
+    soft_for_s: float
+
+    def fits(self, lag: Lag) -> bool:
+        """Say whether the lag is within both limits."""
+        return not self.hard.passed(lag) and not self.soft.passed(lag)
+
+    def broken(self, lag: Lag, soft_since_s: float | None, now_s: float) -> bool:
+        """Say whether the policy has to act; `soft_since_s` is when the soft limit was passed, if it is."""
+        return self.hard.passed(lag) or (soft_since_s is not None and now_s - soft_since_s >= self.soft_for_s)
+
+
+class Rules:
+    """Chooses the rule of a stream: what it asked for, else the first pattern of the settings, else the server's."""
+
+    def __init__(self, config: Config) -> None:
+        hard = Limits(config.lag_events, config.lag_bytes, config.lag_s)
+        soft = Limits(config.lag_soft_events, config.lag_soft_bytes, config.lag_soft_s)
+        self._rules = {policy: Rule(policy, hard, soft, config.lag_soft_for_s) for policy in Policy}
+        self._default = Policy(config.policy)
+        self._patterns = [
+            (pattern, Policy(policy)) for pattern, _, policy in (text.rpartition("=") for text in config.policy_for)
+        ]
+
+    def choose(self, terms: Iterable[str], requested: str | None = None) -> Rule:
+        """Return the rule for a stream of these terms; `requested` is a policy that the front has allowed."""
+        if requested is not None:
+            return self._rules[Policy(requested)]
+        terms = tuple(terms)
+        for pattern, policy in self._patterns:
+            if any(pattern == term or matches(pattern, term) for term in terms):
+                return self._rules[policy]
+        return self._rules[self._default]

@@ -1,0 +1,403 @@
+"""The front's connections: from the first byte of a request to its answer or its descriptor's hand-over.
+
+Owns a connection's life, publishing over HTTP and the small documents. Never parses (`relay.http`,
+`relay.routes`), never decides a policy, and never writes to a stream; that is the hub's business.
+
+Theory of operation. A connection is in one phase:
+
+    phase      what happens                              next
+    READING    an answer is sent, and more may come      READING
+    READING    a topic to publish on is held             HOLDING
+    READING    a stream, and an answer is unsent         FLUSHING
+    READING    a stream, and all is sent                 OVER      descriptor duplicated, transport aborted
+    READING    the last answer is sent                   LINGERING sending is shut down
+    HOLDING    released, or out of time                  READING   then as from there
+    FLUSHING   all is sent                               OVER      as above
+    LINGERING  the client closes, or out of time         OVER
+    any        the connection is lost                    OVER
+
+LINGERING reads and drops what the client still sends: to close at once would reset the connection, and the
+reset can overtake the answer (RFC 9112 section 9.6). In HOLDING, in FLUSHING and while answers pile up
+unread, nothing is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hmac
+import logging
+import os
+import typing
+from collections.abc import Callable
+from enum import Enum
+
+from relay.deadlines import Waiting
+from relay.errors import EventError, RequestError
+from relay.event import Event
+from relay.front import Front
+from relay.http import Request, RequestParser
+from relay.hub import Subscribe
+from relay.response import Headers, json_body, respond
+from relay.routes import Options, Publish, Resource, Route, StreamHead
+from relay.sources.http import parse_body
+
+REQUESTS_A_TURN = 32
+"""Requests of one connection that are answered before others get their turn."""
+WRITE_BUFFER_HIGH = 64 * 1024
+"""Unsent answers above which a connection is not served on; below a quarter of it it is."""
+HOLD_GRACE_S = 5.0
+"""What a publish request waits beyond the time that one `block` stream may hold it up."""
+
+_RETRY_AFTER = (("Retry-After", "2"),)
+_BEARER = (("WWW-Authenticate", 'Bearer realm="relay"'),)
+_TEXT = (("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), ("Cache-Control", "no-store"))
+
+logger = logging.getLogger(__name__)
+
+
+class Phase(Enum):
+    """Where a connection is in its life."""
+
+    READING = 1
+    HOLDING = 2
+    FLUSHING = 3
+    LINGERING = 4
+    OVER = 5
+
+
+class FrontProtocol(asyncio.Protocol):
+    """One connection of the front.
+
+    Args:
+        front: what it shares with the others.
+    """
+
+    __slots__ = (
+        "_events",
+        "_front",
+        "_hold_timer",
+        "_parser",
+        "_paused",
+        "_phase",
+        "_request",
+        "_route",
+        "_transport",
+        "waiting",
+    )
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._parser = RequestParser(front.config.head_bytes_max)
+        self._phase = Phase.READING
+        self._paused = False
+        self._request: Request | None = None
+        self._route: Route | None = None
+        self._events: list[Event] = []
+        self._hold_timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport
+        self.waiting: Waiting | None = None
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to wait for a request head."""
+        self._transport = typing.cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(WRITE_BUFFER_HIGH, WRITE_BUFFER_HIGH // 4)
+        self._front.connections.add(self)
+        self._front.deadlines.set(self, Waiting.HEAD)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._end()
+        self._front.connections.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came in, and serve what is whole."""
+        if self._phase in (Phase.LINGERING, Phase.OVER):
+            return
+        self._parser.feed(data)
+        if self.waiting is Waiting.REST:
+            self._front.deadlines.set(self, Waiting.HEAD)
+        self._guarded(self._serve)
+
+    def eof_received(self) -> bool:
+        """Close: all that came whole has been answered, since nothing is read before that."""
+        if self._phase is Phase.READING and self._parser.partial:
+            self._guarded(lambda: self._refuse(RequestError(400, "the request is cut short")))
+        return False
+
+    def pause_writing(self) -> None:
+        """Serve no more requests while the client does not read the answers."""
+        self._paused = True
+        if self._phase in (Phase.READING, Phase.FLUSHING):
+            self._transport.pause_reading()
+            self._front.deadlines.set(self, Waiting.FLUSH)
+
+    def resume_writing(self) -> None:
+        """Go on where the client's not reading stopped it; in a turn of its own, outside of the write."""
+        self._paused = False
+        self._front.loop.call_soon(self._guarded, self._continue)
+
+    def deadline_passed(self, waiting: Waiting) -> None:
+        """Close what took too long, with a 408 where a request has begun."""
+        begun = self._parser.partial
+        if self._phase is Phase.READING and begun and waiting in (Waiting.HEAD, Waiting.BODY):
+            self._guarded(lambda: self._refuse(RequestError(408, f"waited too long for {waiting.value}")))
+        elif waiting in (Waiting.FLUSH, Waiting.LINGER):
+            self._transport.abort()
+        else:
+            self._transport.close()
+
+    # What the front calls.
+
+    def close_idle(self) -> None:
+        """Close the connection if it rests between requests."""
+        if self._phase is Phase.READING and self._request is None and not self._parser.partial:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self._end()
+        self._transport.abort()
+
+    # The life of a request.
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Run a step as the outermost callback: whatever is wrong with it ends this connection alone."""
+        try:
+            step()
+        except Exception:
+            logger.exception("a connection of the front failed")
+            self.abort()
+
+    def _continue(self) -> None:
+        """Take up the work again after a pause."""
+        if self._paused or self._transport.is_closing():
+            return
+        if self._phase is Phase.FLUSHING:
+            self._phase = Phase.READING
+            self._transport.set_write_buffer_limits(WRITE_BUFFER_HIGH, WRITE_BUFFER_HIGH // 4)
+        if self._phase is Phase.READING:
+            self._transport.resume_reading()
+            self._wait_for_more()
+            self._serve()
+
+    def _serve(self) -> None:
+        """Serve what is whole, in order, for one turn."""
+        for _ in range(REQUESTS_A_TURN):
+            if self._phase is not Phase.READING or self._paused or self._transport.is_closing():
+                return
+            try:
+                if not self._serve_one():
+                    return
+            except RequestError as error:
+                self._refuse(error)
+        self._transport.pause_reading()
+        self._front.loop.call_soon(self._guarded, self._continue)
+
+    def _serve_one(self) -> bool:
+        """Serve one request; false while it is not whole."""
+        front = self._front
+        if self._route is None:
+            request = self._request = self._parser.head()
+            if request is None:
+                return False
+            self._route = self._admit(request)
+            if request.body_length != 0:
+                front.deadlines.set(self, Waiting.BODY)
+        route = self._route
+        body = self._parser.body(front.config.body_bytes_max if isinstance(route, Publish) else 0)
+        if body is None:
+            return False
+        if isinstance(route, Subscribe):
+            self._hand_over(route)
+        elif isinstance(route, StreamHead):
+            head = route.head.replace(b"Connection: keep-alive\r\n", b"Connection: close\r\n")
+            self._answer(head, keep=False)
+        elif isinstance(route, Publish):
+            self._publish(route, body)
+        elif isinstance(route, Options):
+            self._respond(204, route.headers)
+        else:
+            self._document(route)
+        return True
+
+    def _admit(self, request: Request) -> Route:
+        """Judge a request by its head, before its body is read.
+
+        Raises:
+            RequestError: also for a body where none is taken, a missing token, and a drain.
+        """
+        route = self._front.router.route(request)
+        if isinstance(route, Publish | Subscribe) and self._front.hub.draining:
+            raise RequestError(503, "the server is draining", _RETRY_AFTER)
+        if isinstance(route, Publish):
+            scheme, _, token = request.headers.get("authorization", "").partition(" ")
+            given = token.strip().encode("latin-1")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._front.token.encode()):
+                raise RequestError(401, "publishing needs the token", _BEARER)
+            length = request.body_length
+            if request.expects_continue and (
+                length is None or 0 < length <= self._front.config.body_bytes_max
+            ):
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return route
+
+    def _hand_over(self, subscribe: Subscribe) -> None:
+        """Give the connection's descriptor to the hub, once all earlier answers have left."""
+        transport, front = self._transport, self._front
+        if transport.get_write_buffer_size():
+            self._phase = Phase.FLUSHING
+            # Calls pause_writing at once, and resume_writing when all is sent.
+            transport.set_write_buffer_limits(0, 0)
+            return
+        try:
+            fd = os.dup(transport.get_extra_info("socket").fileno())
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise RequestError(503, "the server is out of descriptors", _RETRY_AFTER) from None
+        try:
+            front.hub.subscribe(fd, subscribe, self._address(), front.clock())
+        except (RequestError, OSError):
+            os.close(fd)
+            raise
+        self.abort()
+
+    def _publish(self, route: Publish, body: bytes) -> None:
+        """Publish a body, or wait until its topics are free."""
+        assert self._request is not None
+        content_type = self._request.headers.get("content-type", "")
+        try:
+            self._events = parse_body(
+                content_type, body, route.topic, event=route.event, id=route.id, key=route.key
+            )
+        except EventError as error:
+            self._refuse_event(error)
+            return
+        if self._held():
+            self._phase = Phase.HOLDING
+            self._transport.pause_reading()
+            self._front.deadlines.clear(self)
+            wait_s = self._front.config.block_timeout_s + HOLD_GRACE_S
+            self._hold_timer = self._front.loop.call_later(wait_s, self._guarded, self._give_up)
+            self._front.hub.on_release(self._released)
+            return
+        self._publish_events()
+
+    def _held(self) -> bool:
+        return any(self._front.hub.held(topic) for topic in {str(event.topic) for event in self._events})
+
+    def _publish_events(self) -> None:
+        events, self._events = self._events, []
+        try:
+            ids = self._front.hub.publish(events, self._front.clock())
+        except EventError as error:
+            self._refuse_event(error)
+        except RequestError as error:
+            self._refuse(error)
+        else:
+            self._respond(200, *json_body({"ids": ids}))
+
+    def _released(self) -> None:
+        """Look again whether the topics are free."""
+        if self._phase is Phase.HOLDING:
+            self._guarded(self._look_again)
+
+    def _look_again(self) -> None:
+        if self._held():
+            self._front.hub.on_release(self._released)
+            return
+        self._end_hold()
+        self._publish_events()
+        self._front.loop.call_soon(self._guarded, self._continue)
+
+    def _give_up(self) -> None:
+        """Answer that the topics stayed held."""
+        self._end_hold()
+        self._events = []
+        self._refuse(RequestError(503, "a slow stream holds up the topic", _RETRY_AFTER))
+        self._continue()
+
+    def _end_hold(self) -> None:
+        self._phase = Phase.READING
+        if self._hold_timer is not None:
+            self._hold_timer.cancel()
+            self._hold_timer = None
+
+    def _document(self, resource: Resource) -> None:
+        """Answer with a document."""
+        front = self._front
+        if resource is Resource.PAGE:
+            self._respond(200, front.page_headers, front.page)
+        elif resource is Resource.HEALTH:
+            self._respond(200, *json_body({"status": "ok"}))
+        elif resource is Resource.READY:
+            draining = front.hub.draining
+            status = "draining" if draining else "ready"
+            self._respond(503 if draining else 200, *json_body({"status": status}))
+        elif resource is Resource.METRICS:
+            self._respond(200, _TEXT, front.metrics.render())
+        else:
+            self._respond(200, *json_body(front.hub.stats(front.clock())))
+
+    def _respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
+        """Answer the current request; go on with the connection if both sides can."""
+        request, front = self._request, self._front
+        keep = request is not None and request.keep_alive and self._parser.intact and not front.hub.draining
+        headers = (*headers, *front.router.cors(request))
+        head_only = request is not None and request.method == "HEAD"
+        self._answer(respond(status, headers, body, keep_alive=keep, head_only=head_only), keep=keep)
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer a request that cannot be served."""
+        if error.status in (400, 401, 403, 408, 413, 415, 417, 431, 501, 505):
+            kind = "token" if error.status == 401 else "request"
+            self._front.errors.report(kind, "refused a request of %s: %s", self._address(), error.reason)
+        headers, body = json_body({"error": error.reason})
+        self._respond(error.status, (*headers, *error.headers), body)
+
+    def _refuse_event(self, error: EventError) -> None:
+        """Answer a publish request whose events cannot be taken."""
+        self._front.errors.report("event", "refused an event of %s: %s", self._address(), error)
+        self._respond(400, *json_body({"error": str(error), "field": error.field}))
+
+    def _answer(self, data: bytes, *, keep: bool) -> None:
+        """Send an answer, and wait for the next request or for the client to close."""
+        self._request = self._route = None
+        if self._transport.is_closing():
+            return
+        self._transport.write(data)
+        if keep:
+            self._wait_for_more()
+            return
+        self._phase = Phase.LINGERING
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        unsent = self._transport.get_write_buffer_size()
+        self._front.deadlines.set(self, Waiting.FLUSH if unsent else Waiting.LINGER)
+
+    def _wait_for_more(self) -> None:
+        """Set the time limit of what must come next."""
+        if self._request is not None:
+            waiting = Waiting.BODY
+        else:
+            waiting = Waiting.HEAD if self._parser.partial else Waiting.REST
+        if self._paused:
+            waiting = Waiting.FLUSH
+        self._front.deadlines.set(self, waiting)
+
+    def _address(self) -> str:
+        """Give the address at the other end, without the port; as much of it as limits go by."""
+        peer = self._transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) and peer else "local"
+
+    def _end(self) -> None:
+        """Give up what the connection holds."""
+        self._phase = Phase.OVER
+        self._events = []
+        self._front.deadlines.clear(self)
+        if self._hold_timer is not None:
+            self._hold_timer.cancel()
+            self._hold_timer = None

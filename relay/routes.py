@@ -1,0 +1,229 @@
+"""The routes: what a request asks for.
+
+Owns the paths, their query names and which methods they take. Pure: a request in, one small value out. Never
+reads a body, publishes or opens a stream.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from relay.config import Config
+from relay.errors import EventError, RequestError
+from relay.http import Request
+from relay.hub import Subscribe
+from relay.policy import Policy
+from relay.response import Headers, cors_headers, stream_head
+from relay.topic import check_term, check_topic
+
+LAST_ID_NAMES = ("lastEventId", "last_event_id", "lastEventID", "evs_last_event_id")
+"""Query names under which polyfills and hubs of today repeat the last id."""
+
+_DURATION = re.compile(r"([0-9]{1,12})(ms|s|m|h|d)")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_CONTROL = re.compile(r"[\0\r\n]")
+_READ = ("GET", "HEAD", "OPTIONS")
+_WRITE = ("POST", "OPTIONS")
+_POLICIES = frozenset(policy.value for policy in Policy)
+_PREFLIGHT_MAX_AGE_S = 7200
+
+
+@dataclass(frozen=True, slots=True)
+class StreamHead:
+    """Answer a HEAD of a stream with that head, and close."""
+
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Publish the body.
+
+    Args:
+        topic: where events go that name no topic.
+        event: event type of a text's event.
+        id: id of a text's event.
+        key: key of a text's event.
+    """
+
+    topic: str
+    event: str | None
+    id: str | None
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Answer 204 with these headers: a preflight, or what a path takes."""
+
+    headers: Headers
+
+
+class Resource(Enum):
+    """A document that is there to be read."""
+
+    PAGE = "/"
+    HEALTH = "/healthz"
+    READY = "/readyz"
+    METRICS = "/metrics"
+    STATS = "/stats"
+
+
+Route = Subscribe | StreamHead | Publish | Options | Resource
+
+_RESOURCES = {resource.value: resource for resource in Resource}
+
+
+class Router:
+    """Tells what requests ask for, under one set of settings.
+
+    Args:
+        config: topic, limits, policies and origins.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        # One head a known origin, so that ten thousand streams share it.
+        self._heads = {origin: stream_head(config, origin) for origin in (None, *config.cors_origin)}
+        self._cors = {origin: cors_headers(config, origin) for origin in (None, *config.cors_origin)}
+
+    def cors(self, request: Request | None) -> Headers:
+        """Give the CORS headers of a response to the request; None stands for one that could not be read."""
+        origin = request.headers.get("origin") if request else None
+        return self._cors.get(origin, self._cors[None])
+
+    def route(self, request: Request) -> Route:
+        """Tell what a request asks for.
+
+        Raises:
+            RequestError: 400 a bad argument, 403 a policy that only the settings may choose, 404, 405.
+        """
+        path = request.path
+        if path == "/events" or path.startswith("/events/"):
+            _check_method(request, _READ)
+            if request.method == "OPTIONS":
+                return self._options(request, _READ)
+            stream = self._subscribe(request)
+            return StreamHead(stream.head) if request.method == "HEAD" else stream
+        if path == "/publish":
+            _check_method(request, _WRITE)
+            return self._options(request, _WRITE) if request.method == "OPTIONS" else self._publish(request)
+        resource = _RESOURCES.get(path)
+        if resource is not None:
+            _check_method(request, _READ)
+            return self._options(request, _READ) if request.method == "OPTIONS" else resource
+        if path == "*" and request.method == "OPTIONS":
+            return self._options(request, ("GET", "HEAD", "POST", "OPTIONS"))
+        raise RequestError(404, "there is nothing here")
+
+    def _options(self, request: Request, methods: tuple[str, ...]) -> Options:
+        """Answer OPTIONS: a preflight of an allowed origin, else just the methods."""
+        headers = (("Allow", ", ".join(methods)),)
+        if "access-control-request-method" not in request.headers or not self._allows(request):
+            return Options(headers)
+        return Options(
+            (
+                *headers,
+                ("Access-Control-Allow-Methods", ", ".join(methods)),
+                ("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID, Cache-Control"),
+                ("Access-Control-Max-Age", str(_PREFLIGHT_MAX_AGE_S)),
+            )
+        )
+
+    def _allows(self, request: Request) -> bool:
+        return any(name == "Access-Control-Allow-Origin" for name, _ in self.cors(request))
+
+    def _subscribe(self, request: Request) -> Subscribe:
+        """Read the arguments of a stream."""
+        last_id = _last_id(request)
+        since_s = None
+        since = _one(request, "since")
+        if since and last_id is None:
+            if since == "earliest":
+                since_s = math.inf
+            elif duration := _DURATION.fullmatch(since):
+                since_s = int(duration[1]) * _UNIT_S[duration[2]]
+            elif since != "latest":
+                last_id = _check_id(since)
+        origin = request.headers.get("origin")
+        return Subscribe(
+            terms=self._terms(request),
+            last_id=last_id,
+            since_s=since_s,
+            policy=self._policy(_one(request, "policy")),
+            padding=any(name in ("padding", "evs_preamble") for name, _ in request.query),
+            head=self._heads.get(origin, self._heads[None]),
+        )
+
+    def _terms(self, request: Request) -> tuple[str, ...]:
+        """Collect the topics and patterns: the path's, then the query's, each once."""
+        wanted = request.values("topic")
+        if request.path != "/events":
+            if request.raw_path.count("/") != 2 or request.path == "/events/":
+                raise RequestError(404, "the path is /events or /events/TOPIC")
+            wanted.insert(0, request.path.removeprefix("/events/"))
+        try:
+            terms = tuple(dict.fromkeys(check_term(term) for term in wanted))
+        except EventError as error:
+            raise RequestError(400, str(error)) from None
+        if len(terms) > self._config.topics_per_stream_max:
+            raise RequestError(400, f"a stream has at most {self._config.topics_per_stream_max} topics")
+        return terms or (self._config.topic,)
+
+    def _policy(self, policy: str | None) -> str | None:
+        """Check that a request may choose this policy."""
+        if policy is None or policy in self._config.policy_request:
+            return policy
+        allowed = ", ".join(self._config.policy_request) or "none"
+        status = 403 if policy in _POLICIES else 400
+        raise RequestError(status, f"policy: not one that a request may choose; allowed: {allowed}")
+
+    def _publish(self, request: Request) -> Publish:
+        """Read the arguments of a publish request."""
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise RequestError(415, "the body must not be compressed")
+        topic = _one(request, "topic") or self._config.topic
+        try:
+            check_topic(topic)
+        except EventError as error:
+            raise RequestError(400, str(error)) from None
+        return Publish(topic, _one(request, "event"), _one(request, "id"), _one(request, "key"))
+
+
+def _check_method(request: Request, methods: tuple[str, ...]) -> None:
+    if request.method not in methods:
+        raise RequestError(405, f"{request.method} is not for this path", (("Allow", ", ".join(methods)),))
+
+
+def _one(request: Request, name: str) -> str | None:
+    """Give the only value of a query name; None if it is not there."""
+    values = request.values(name)
+    if len(values) > 1:
+        raise RequestError(400, f"{name} may come once")
+    return values[0] if values else None
+
+
+def _last_id(request: Request) -> str | None:
+    """Give the last id the client saw: the header's, else the first of the query's names; empty is none.
+
+    The header wins, since a reconnecting browser repeats its address as it was at first (WHATWG HTML 9.2.3).
+    """
+    header = request.headers.get("last-event-id")
+    if header:
+        try:
+            return header.encode("latin-1").decode()
+        except UnicodeDecodeError:
+            raise RequestError(400, "Last-Event-ID is not UTF-8") from None
+    for name in LAST_ID_NAMES:
+        if value := _one(request, name):
+            return _check_id(value)
+    return None
+
+
+def _check_id(id: str) -> str:
+    if _CONTROL.search(id):
+        raise RequestError(400, "an id cannot contain NUL, CR or LF")
+    return id

@@ -1,0 +1,281 @@
+"""The server: one process, one loop, and the order in which things begin and end.
+
+Owns listeners, timers, signals, the descriptor limit and the drain. Nothing here is on the data path: the loop watches
+the engine's descriptor and runs the hub's turns between its other work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.resources
+import logging
+import os
+import resource
+import secrets
+import signal
+import socket
+import sys
+import time
+from importlib import metadata
+from typing import Any
+
+import uvloop
+
+from relay.config import Config, parse_address
+from relay.errors import ConfigError
+from relay.front import Front
+from relay.hub import Hub
+from relay.metrics import Metrics
+from relay.protocol import FrontProtocol
+from relay.sources.stdin import StdinSource, stdin_fd
+from relay.sources.unix import UnixSource
+from relay.speedups import ENGINE, Engine
+
+DESCRIPTORS_RESERVED = 128
+"""Descriptors kept for listeners, feeders, ordinary requests and handshakes, which need two for a moment."""
+
+DESCRIPTORS_MIN = 256
+"""Below this the server would refuse nearly everybody, so it refuses to start."""
+
+TICK_S = 1.0
+TICK_BEHIND_S = 0.1
+"""How often the clock's policies are looked at: with streams behind, and without."""
+
+HEARTBEATS_A_PERIOD = 4
+"""A heartbeat comes at most a quarter of its period late."""
+
+KEEPALIVE_IDLE_S = 60
+KEEPALIVE_INTERVAL_S = 15
+KEEPALIVE_PROBES = 4
+
+EXIT_AT_ONCE = 130
+
+_logger = logging.getLogger(__name__)
+
+
+def run(config: Config) -> int:
+    """Serve until a signal, or the end of standard input under `exit_on_eof`.
+
+    Args:
+        config: checked settings.
+
+    Returns:
+        the process's exit code.
+
+    Raises:
+        ConfigError: an address or a path cannot be used, or there are too few descriptors.
+    """
+    descriptors = raise_descriptor_limit()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(Server(config, descriptors).serve())
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the limit of open descriptors to the hard one, and return it.
+
+    Raises:
+        ConfigError: it is below `DESCRIPTORS_MIN`.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        _logger.info("raised the descriptor limit from %d to %d", soft, hard)
+    if hard < DESCRIPTORS_MIN:
+        raise ConfigError(f"descriptors: the hard limit is {hard}, and {DESCRIPTORS_MIN} are needed (ulimit -Hn)")
+    return hard
+
+
+def listen(address: str, config: Config) -> socket.socket:
+    """Open a listener whose connections inherit what bounds a stream.
+
+    Raises:
+        ConfigError: the address is not one of this machine, or is in use.
+    """
+    host, port = parse_address(address)
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"listen {address}: {error.strerror}") from None
+    tcp = socket.IPPROTO_TCP
+    options = [
+        (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
+        (socket.SOL_SOCKET, socket.SO_SNDBUF, config.client_buffer),
+        (socket.SOL_SOCKET, socket.SO_RCVBUF, config.client_buffer),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (tcp, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
+        (tcp, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
+        (tcp, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
+        (tcp, socket.TCP_NODELAY, 1),
+        (tcp, socket.TCP_NOTSENT_LOWAT, config.client_buffer),
+    ]
+    if config.client_timeout_s:
+        options.append((tcp, socket.TCP_USER_TIMEOUT, round(config.client_timeout_s * 1000)))
+    try:
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host in ("", "::") else 1)
+        for level, option, value in options:
+            listener.setsockopt(level, option, value)
+        listener.bind(where)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"listen {address}: {error.strerror}") from None
+    listener.setblocking(False)
+    return listener
+
+
+class Server:
+    """One server on a running loop.
+
+    Args:
+        config: checked settings.
+        descriptors: how many this process may have open.
+    """
+
+    def __init__(self, config: Config, descriptors: int) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        available = descriptors - DESCRIPTORS_RESERVED
+        if config.streams_max > available:
+            raise ConfigError(f"streams-max: {config.streams_max} streams need more than {descriptors} descriptors")
+        self.hub = Hub(
+            config,
+            Engine(config.discard_bytes_max),
+            epoch=secrets.token_hex(4),
+            streams_max=config.streams_max or available,
+            measures=self.metrics,
+            clock=time.monotonic,
+            wake=self._wake,
+        )
+        self.hub.about = self._about
+        self.metrics.hub = self.hub
+        self._started_s = time.monotonic()
+        self._loop: asyncio.AbstractEventLoop
+        self._front: Front
+        self._listeners: list[asyncio.Server] = []
+        self._unix: UnixSource | None = None
+        self._stdin: StdinSource | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._stop: asyncio.Event
+        self._exit_code = 0
+
+    async def serve(self) -> int:
+        """Open everything, serve until told to stop, drain, close everything; return the exit code."""
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        _logger.info("relay %s, engine %s, pid %d", metadata.version("relay"), ENGINE, os.getpid())
+        try:
+            await self._open()
+            await self._stop.wait()
+            await self._drain()
+        finally:
+            self._close()
+        return self._exit_code
+
+    async def _open(self) -> None:
+        config, loop = self.config, self._loop
+        sockets = [listen(address, config) for address in config.listen]
+        token = config.publish_token or secrets.token_urlsafe(24)
+        page = importlib.resources.files("relay").joinpath("pages/index.html").read_bytes()
+        self._front = Front(self.hub, config, self.metrics, page, token, loop, time.monotonic)
+        if config.unix:
+            self._unix = UnixSource(config, self.hub, self.metrics, loop)
+            self._unix.open()
+            _logger.info("feeders at unix:%s", config.unix)
+        loop.add_reader(self.hub.engine.fileno(), lambda: self.hub.poll(time.monotonic()))
+        for each in sockets:
+            server = await loop.create_server(lambda: FrontProtocol(self._front), sock=each, backlog=config.backlog)
+            self._listeners.append(server)
+            host, port = each.getsockname()[:2]
+            _logger.info("serving at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
+        if not config.publish_token:
+            # To the terminal and not to the log, which is kept and shipped.
+            print(f"token for POST /publish, this run only: {token}", file=sys.stderr, flush=True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        self._stdin = StdinSource(config, self.hub, self.metrics, loop, self._on_eof, stdin_fd())
+        self._stdin.start()
+        self._tick(loop.time())
+        if config.heartbeat_s:
+            self._heartbeat()
+        gc.freeze()
+        self.hub.ready = True
+
+    # What the loop calls
+
+    def _wake(self) -> None:
+        self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        if self.hub.turn(time.monotonic()):
+            self._loop.call_soon(self._turn)
+
+    def _tick(self, due_s: float) -> None:
+        self.metrics.stall_s.observe(max(0.0, self._loop.time() - due_s))
+        self.hub.tick(time.monotonic())
+        interval_s = TICK_BEHIND_S if self.hub.catchup.busy else TICK_S
+        self._timers["tick"] = self._loop.call_later(interval_s, self._tick, self._loop.time() + interval_s)
+
+    def _heartbeat(self) -> None:
+        more = self.hub.heartbeat(time.monotonic())
+        interval_s = 0.0 if more else self.config.heartbeat_s / HEARTBEATS_A_PERIOD
+        self._timers["heartbeat"] = self._loop.call_later(interval_s, self._heartbeat)
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            _logger.warning("second signal: exiting at once")
+            logging.shutdown()
+            os._exit(EXIT_AT_ONCE)
+        self._stop.set()
+
+    def _on_eof(self) -> None:
+        if self.config.exit_on_eof:
+            self._stop.set()
+
+    # The end
+
+    async def _drain(self) -> None:
+        """Stop taking events and streams; let the open streams have what is in the log."""
+        _logger.info("draining %d streams", self.hub.engine.open)
+        self.hub.ready = False
+        for server in self._listeners:
+            server.close()
+        if self._stdin is not None:
+            self._stdin.drain()
+        if self._unix is not None:
+            self._unix.close()
+        self.hub.drain(time.monotonic())
+        self._front.close_idle()
+        stop_s = self._loop.time() + self.config.drain_timeout_s
+        while self.hub.engine.open and self._loop.time() < stop_s:
+            await asyncio.sleep(0.02)
+        if self.hub.engine.open:
+            _logger.warning("drain timed out with %d streams open", self.hub.engine.open)
+        self.hub.abort(time.monotonic())
+        _logger.info("drained")
+
+    def _close(self) -> None:
+        """Close whatever was opened, however far that came."""
+        for timer in self._timers.values():
+            timer.cancel()
+        for server in self._listeners:
+            server.close()
+        if hasattr(self, "_front"):
+            self._front.abort()
+        if self._stdin is not None:
+            self._stdin.close()
+        if self._unix is not None:
+            self._unix.close()
+        self._loop.remove_reader(self.hub.engine.fileno())
+
+    def _about(self) -> dict[str, Any]:
+        """Return what /stats says of the process."""
+        return {
+            "version": metadata.version("relay"),
+            "engine": ENGINE,
+            "uptime_s": round(time.monotonic() - self._started_s, 3),
+            "input_errors": self.metrics.input_errors(),
+            "gc_objects": len(gc.get_objects()),
+        }

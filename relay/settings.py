@@ -1,0 +1,309 @@
+"""From text to a checked `Config`, and back to TOML.
+
+Owns the order of strength (flag, environment, TOML file, default), how each kind of setting is read, and what
+settings must not contradict each other. Never opens a file and never looks at `os.environ`: `relay.cli` does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import grp
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import Field
+from typing import Any
+
+from relay.config import (
+    SETTINGS,
+    Config,
+    duration_text,
+    parse_address,
+    parse_duration,
+    parse_size,
+    size_text,
+)
+from relay.errors import ConfigError, EventError
+from relay.topic import check_term, check_topic
+
+PREFIX = "RELAY_"
+RESERVED = frozenset({"RELAY_BUILD", "RELAY_CONFIG", "RELAY_ENGINE"})
+"""Variables that are ours but no settings of the server."""
+
+UNIX_PATH_BYTES_MAX = 107
+"""What `sockaddr_un` holds on Linux, without its final NUL."""
+
+_SWITCH = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\sA-Z/?#,]+")
+# Kubernetes and Docker tell every container about a service named `relay` or `relay-…` in such variables.
+_SERVICE_LINK = re.compile(
+    r"RELAY_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
+)
+
+
+def load(
+    flags: Mapping[str, object],
+    environment: Mapping[str, str],
+    table: Mapping[str, object] | None = None,
+    source: str = "TOML",
+) -> Config:
+    """Build the settings and check them.
+
+    Args:
+        flags: values by setting name, of the flags that were given: text, a bool, or a list of texts.
+        environment: variables; those that begin with `RELAY_` are settings or an error.
+        table: the TOML file's top level, with `-` or `_` in its keys.
+        source: the TOML file's name, for errors.
+
+    Raises:
+        ConfigError: a setting is unknown, malformed, or contradicts another.
+    """
+    values: dict[str, Any] = {}
+    for key, value in (table or {}).items():
+        name = key.replace("_", "-")
+        if name not in SETTINGS:
+            raise ConfigError(f"{source}: unknown setting {key!r}{hint(name, SETTINGS)}")
+        if SETTINGS[name].name in values:
+            raise ConfigError(f"{source}: {name} is set twice")
+        values[SETTINGS[name].name] = _read(f"{source}: {name}", SETTINGS[name], value)
+    variables = {variable(name): name for name in SETTINGS}
+    for key, text in environment.items():
+        if not key.startswith(PREFIX) or key in RESERVED or _SERVICE_LINK.fullmatch(key):
+            continue
+        if key not in variables:
+            raise ConfigError(f"unknown environment variable {key}{hint(key, [*variables, *RESERVED])}")
+        each = SETTINGS[variables[key]]
+        repeatable = isinstance(each.default, tuple)
+        split = [part.strip() for part in text.split(",") if part.strip()] if repeatable else text
+        values[each.name] = _read(key, each, split)
+    for name, value in flags.items():
+        values[SETTINGS[name].name] = _read(f"--{name}", SETTINGS[name], value)
+    return check(Config(**values))
+
+
+def variable(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return PREFIX + name.upper().replace("-", "_")
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean …?` if a known name is close, else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _read(where: str, each: Field[Any], value: object) -> Any:
+    """Turn text or a TOML value into the setting's own type."""
+    try:
+        if not isinstance(each.default, tuple):
+            return _read_one(each, value)
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_read_one(each, item) for item in items if item != "")
+    except ValueError as error:
+        shown = "the value cannot be used" if each.metadata["secret"] else error
+        raise ConfigError(f"{where}: {shown}") from None
+
+
+def _read_one(each: Field[Any], value: object) -> Any:
+    """Read one value; ValueError says what is wrong with it."""
+    kind = each.metadata["kind"]
+    if kind == "switch":
+        return _read_switch(value)
+    if kind in ("number", "size", "duration"):
+        return _read_number(each, value)
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, not {value!r}")
+    if _CONTROL.search(value):
+        raise ValueError(f"{value!r} contains a control character")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{value!r} is not UTF-8")
+    if "|" in kind and value not in kind.split("|"):
+        raise ValueError(f"{value!r} is none of {kind.replace('|', ', ')}{hint(value, kind.split('|'))}")
+    return value
+
+
+def _read_switch(value: object) -> bool:
+    """Read a switch."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in _SWITCH:
+        return _SWITCH[value.strip().lower()]
+    raise ValueError(f"{value!r} is neither true nor false")
+
+
+def _read_number(each: Field[Any], value: object) -> int | float:
+    """Read a number, size or duration, and keep it within the setting's limits."""
+    kind = each.metadata["kind"]
+    number: int | float
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"{value!r} is not a {kind}")
+    if isinstance(value, float) and kind != "duration":
+        raise ValueError(f"{value!r} is not a whole number")
+    if kind == "duration":
+        number = parse_duration(value if isinstance(value, str) else repr(value))
+    elif kind == "size":
+        number = parse_size(str(value))
+    else:
+        digits = str(value).strip().replace("_", "")
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+            raise ValueError(f"{value!r} is not a number")
+        number = int(digits)
+    least, most = each.metadata["least"], each.metadata["most"]
+    if number < least:
+        raise ValueError(f"must be at least {show(kind, least)}, not {value}")
+    if number > most:
+        raise ValueError(f"must be at most {show(kind, most)}, not {value}")
+    return number
+
+
+def show(kind: str, value: Any) -> str:
+    """Write a value of a kind as text that is read back the same."""
+    if kind == "size":
+        return size_text(value)
+    if kind == "duration":
+        return duration_text(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return str(value)
+
+
+def check(config: Config) -> Config:
+    """Check what no setting can say alone.
+
+    Args:
+        config: settings, each right by itself.
+
+    Returns:
+        The same settings.
+
+    Raises:
+        ConfigError: two settings contradict each other, or one names something that there cannot be; the text
+            begins with the setting's name.
+    """
+    _check_front(config)
+    _check_sources(config)
+    _check_policies(config)
+    if config.retry_min_s > config.retry_max_s:
+        raise ConfigError("retry-min: must not be above retry-max")
+    return config
+
+
+def _check_front(config: Config) -> None:
+    if not config.listen:
+        raise ConfigError("listen: at least one address is needed")
+    for address in config.listen:
+        try:
+            parse_address(address)
+        except ValueError as error:
+            raise ConfigError(f"listen: {error}") from None
+    for origin in config.cors_origin:
+        if not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"cors-origin: {origin!r} is neither `*` nor like https://example.com (no path, lower case)"
+            )
+    token = config.publish_token
+    if not all("!" <= character <= "~" for character in token):
+        raise ConfigError("publish-token: only visible ASCII characters, without spaces, fit into a header")
+
+
+def _check_sources(config: Config) -> None:
+    try:
+        check_topic(config.topic)
+    except EventError as error:
+        raise ConfigError(f"topic: {error.reason}") from None
+    if len(config.unix.encode()) > UNIX_PATH_BYTES_MAX:
+        raise ConfigError(f"unix: the path of a socket has at most {UNIX_PATH_BYTES_MAX} bytes")
+    if not re.fullmatch(r"(0o)?[0-7]{3,4}", config.unix_mode):
+        raise ConfigError(f"unix-mode: {config.unix_mode!r} is not an octal mode like 0660")
+    if config.unix_group:
+        try:
+            grp.getgrnam(config.unix_group)
+        except KeyError:
+            raise ConfigError(f"unix-group: there is no group {config.unix_group!r}") from None
+    if config.exit_on_eof and config.stdin == "off":
+        raise ConfigError("exit-on-eof: standard input is off, so its end is never seen")
+    if config.event_bytes_max > config.history_bytes:
+        raise ConfigError(
+            f"event-bytes-max: {size_text(config.event_bytes_max)} is more than history-bytes holds "
+            f"({size_text(config.history_bytes)}); lower the one or raise the other"
+        )
+
+
+def _check_policies(config: Config) -> None:
+    policies = SETTINGS["policy"].metadata["kind"].split("|")
+    used = [config.policy, *config.policy_request]
+    for policy in config.policy_request:
+        if policy not in policies:
+            raise ConfigError(f"policy-request: {policy!r} is none of {', '.join(policies)}")
+    for text in config.policy_for:
+        pattern, equals, policy = text.rpartition("=")
+        if not equals:
+            raise ConfigError(f"policy-for: {text!r} is not PATTERN=POLICY")
+        if policy not in policies:
+            raise ConfigError(
+                f"policy-for: {policy!r} is none of {', '.join(policies)}{hint(policy, policies)}"
+            )
+        try:
+            check_term(pattern)
+        except EventError as error:
+            raise ConfigError(f"policy-for: {pattern!r}: {error.reason}") from None
+        used.append(policy)
+    for hard, soft in (
+        ("lag-bytes", "lag-soft-bytes"),
+        ("lag-events", "lag-soft-events"),
+        ("lag", "lag-soft"),
+    ):
+        most = getattr(config, SETTINGS[hard].name)
+        if 0 < most < getattr(config, SETTINGS[soft].name):
+            raise ConfigError(f"{soft}: must not be above {hard}, which acts at once")
+    if "block" in used:
+        _check_block(config)
+
+
+def _check_block(config: Config) -> None:
+    """A publisher has to be held before the log laps the stream; half of the history leaves it room."""
+    pairs = (("lag-bytes", "history-bytes"), ("lag-events", "history-events"), ("lag", "history-age"))
+    for lag, history in pairs:
+        kind = SETTINGS[lag].metadata["kind"]
+        limit, held = (getattr(config, SETTINGS[name].name) for name in (lag, history))
+        if limit and held and limit > held / 2:
+            raise ConfigError(
+                f"{lag}: policy `block` needs it to be at most half of {history}: {show(kind, limit)} "
+                f"is more than half of {show(kind, held)}"
+            )
+    if not (config.lag_bytes or config.lag_events or config.lag_s):
+        raise ConfigError("policy: `block` needs a limit to act at: lag-bytes, lag-events or lag")
+
+
+def to_toml(config: Config) -> str:
+    """Write the settings as a TOML file that `load` reads back; a secret is left out, and said so."""
+    lines = ["# The settings of relay, as they are in force."]
+    for name, each in SETTINGS.items():
+        value = getattr(config, each.name)
+        lines += ["", f"# {each.metadata['help']}"]
+        if each.metadata["secret"] and value:
+            lines.append(f'# {name} = "(set, not shown)"')
+        else:
+            lines.append(f"{name} = {_toml(each.metadata['kind'], value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(kind: str, value: Any) -> str:
+    """Write one value; JSON's strings are TOML's, since control characters were refused."""
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(kind, item) for item in value) + "]"
+    if kind in ("number", "switch"):
+        return show(kind, value)
+    return json.dumps(show(kind, value), ensure_ascii=False)

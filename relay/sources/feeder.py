@@ -1,0 +1,167 @@
+"""The feeder: one descriptor that is read a turn at a time, and its intake.
+
+Theory of operation. One read of at most `READ_BYTES`, then turns of the intake until it is idle, then the
+next read. Reading is off in between, whether the intake is busy, held or full; so the feeder's own buffer in
+the kernel fills, and its writes wait. Between two turns everything else that is due runs.
+
+    reading ── bytes ──► turn ─┬─ idle ───────────► reading, or finished at the end of input
+                          ▲    ├─ busy: call_soon ─┐
+                          │    ├─ held: on_release ─┤
+                          │    └─ full: room ───────┤
+                          └─────────────────────────┘
+
+Owns this order; how a kind of feeder is read, watched and answered is its subclass's. Never parses or
+publishes.
+"""
+
+from __future__ import annotations
+
+import logging
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+from typing import Any
+
+from relay.sources.intake import ANSWER_BYTES_MAX, Intake, Publisher, State
+
+READ_BYTES = 64 * 1024
+"""Most bytes of one read: with `TURN_LINES` the budget of a turn."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Feeder:
+    """One feeder. Reads nothing before `start()`.
+
+    Args:
+        name: what the log calls it.
+        intake: takes its bytes.
+        hub: says when a hold ends.
+        loop: the event loop.
+        clock: returns the time as the hub has it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        intake: Intake[Any],
+        hub: Publisher,
+        loop: AbstractEventLoop,
+        clock: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.closed = False
+        self._intake = intake
+        self._hub = hub
+        self._loop = loop
+        self._clock = clock
+        self._ended = False
+        self._state = State.IDLE
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._watch(True)
+
+    def drain(self) -> None:
+        """Publish what has been read, but for what is held, and close."""
+        if self.closed:
+            return
+        try:
+            while self._work() is State.BUSY:
+                pass
+        except Exception:  # noqa: BLE001
+            self._fail()
+        self.close()
+
+    def close(self) -> None:
+        """Stop at once. What is not published yet is not acknowledged either."""
+        if not self.closed:
+            self.closed = True
+            self._watch(False)
+            self._release()
+
+    # What subclasses are to give.
+
+    def _read(self) -> bytes | None:
+        """Return the bytes of one read; empty at the end of input, None when there is nothing yet."""
+        raise NotImplementedError
+
+    def _watch(self, reading: bool) -> None:
+        """Have `_on_readable` called whenever there is something to read, or no longer; idempotent."""
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        """Let go of the descriptor."""
+        raise NotImplementedError
+
+    def _room(self) -> int:
+        """Return how many bytes of answers can be taken."""
+        return ANSWER_BYTES_MAX
+
+    def _answer(self, answers: bytes) -> None:
+        """Send answers, or keep them to be sent."""
+
+    def _finish(self) -> None:
+        """Close: the input is over and all of it published."""
+        self.close()
+
+    # The outermost callbacks.
+
+    def _on_readable(self) -> None:
+        if self.closed:
+            return
+        try:
+            data = self._read()
+            if data is None:
+                self._watch(True)
+                return
+            if data:
+                self._intake.receive(data)
+            else:
+                self._ended = True
+                self._intake.receive_end()
+            self._turn()
+        except Exception:  # noqa: BLE001
+            self._fail()
+
+    def _on_turn(self) -> None:
+        if self.closed:
+            return
+        try:
+            self._turn()
+        except Exception:  # noqa: BLE001
+            self._fail()
+
+    def _on_release(self) -> None:
+        # The hub is in the midst of its own work: publishing has to wait for the next turn.
+        self._loop.call_soon(self._on_turn)
+
+    def _turn(self) -> None:
+        self._state = self._work()
+        if self._state is State.IDLE and not self._ended:
+            self._watch(True)
+            return
+        self._watch(False)
+        if self._state is State.IDLE:
+            self._finish()
+        elif self._state is State.BUSY:
+            self._loop.call_soon(self._on_turn)
+        elif self._state is State.HELD:
+            self._hub.on_release(self._on_release)
+
+    def _work(self) -> State:
+        """Do one turn's work and answer it."""
+        state = self._intake.work(self._clock(), self._room())
+        self._answer(self._intake.take_answers())
+        return State.BUSY if state is State.FULL and self._room() else state
+
+    def _answered(self) -> None:
+        """Go on: all answers that had to wait are sent."""
+        if self._state is State.FULL:
+            self._state = State.BUSY
+            self._loop.call_soon(self._on_turn)
+        elif self._state is State.IDLE and self._ended:
+            self._finish()
+
+    def _fail(self) -> None:
+        _logger.exception("%s: closed after an error in relay", self.name)
+        self.close()

@@ -1,0 +1,102 @@
+"""The HTTP source: the body of a publish request becomes events.
+
+Owns which content types are taken and how each is read; sans-IO. Never publishes, waits or answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import msgspec
+
+from relay.errors import EventError, RequestError
+from relay.event import Event, event_error, parse_event
+
+ACCEPTED = "application/json, application/x-ndjson, text/plain"
+
+_array = msgspec.json.Decoder(list[Event])
+_ITEM = re.compile(r"\[(\d+)\]\.?(.*)", re.DOTALL)
+
+
+def parse_body(
+    content_type: str,
+    body: bytes,
+    topic: str,
+    *,
+    event: str | None = None,
+    id: str | None = None,
+    key: str | None = None,
+) -> list[Event]:
+    """Turn the body of a publish request into its events: all of them, or an error.
+
+    A JSON object is one event, a JSON array several; NDJSON (`application/x-ndjson`) is one a line, and its
+    empty lines are passed over. Any `text/…` is the data of one event.
+
+    Args:
+        content_type: value of the Content-Type header, empty if there was none.
+        body: the whole body.
+        topic: where events go that name no topic.
+        event: event type of a text's event.
+        id: id of a text's event.
+        key: key of a text's event.
+
+    Returns:
+        The events in order, each with a topic.
+
+    Raises:
+        EventError: an event is malformed; the reason names the line or the item.
+        RequestError: 415, the content type is none of these.
+    """
+    media, _, parameters = content_type.partition(";")
+    media = media.strip().lower()
+    charset = re.search(r"charset\s*=\s*\"?([^\";\s]*)", parameters, re.IGNORECASE)
+    if charset and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise RequestError(415, "the body must be UTF-8")
+    if media.startswith("text/"):
+        return [Event(data=_text(body), event=event, id=id, key=key, topic=topic)]
+    parse = _PARSERS.get(media)
+    if parse is None:
+        named = f"content type {media!r}" if media else "a body without a content type"
+        raise RequestError(415, f"{named} is not taken; send one of {ACCEPTED}", (("Accept-Post", ACCEPTED),))
+    replace = msgspec.structs.replace
+    return [item if item.topic is not None else replace(item, topic=topic) for item in parse(body)]
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise EventError("data", f"invalid UTF-8 at byte {error.start}") from None
+
+
+def _json(body: bytes) -> list[Event]:
+    if not body.lstrip().startswith(b"["):
+        return [parse_event(body)]
+    try:
+        return _array.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        wrong = event_error(error)
+    item = _ITEM.fullmatch(wrong.field)
+    if item is None:
+        raise wrong
+    raise EventError(item[2] or "event", f"{wrong.reason} (item {int(item[1]) + 1})")
+
+
+def _ndjson(body: bytes) -> list[Event]:
+    events = []
+    for number, line in enumerate(body.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            events.append(parse_event(line))
+        except EventError as error:
+            raise EventError(error.field, f"{error.reason} (line {number})") from None
+    return events
+
+
+_PARSERS: dict[str, Callable[[bytes], list[Event]]] = {
+    "application/json": _json,
+    "application/ndjson": _ndjson,
+    "application/x-ndjson": _ndjson,
+}

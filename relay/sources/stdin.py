@@ -1,0 +1,142 @@
+"""Standard input: NDJSON, lines of text or an event stream, from a pipe, a file or a terminal.
+
+The descriptor may be shared with a shell and with our own standard error, so its flags are left alone; libuv
+would make it non-blocking. An epoll descriptor of ours stands in front of it: that one is watched, and a read
+after it fires does not block. What epoll refuses (EPERM: regular files, /dev/null) is always readable, and
+read a chunk a turn.
+
+Owns the reading and the choice of form; never parses or publishes. Nothing is answered: an `ack` is passed
+over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import sys
+import time
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+from typing import Any
+
+from relay.config import Config
+from relay.sources.feeder import READ_BYTES, Feeder
+from relay.sources.input_errors import Counter, InputErrors
+from relay.sources.intake import Intake, Publisher
+from relay.sources.lines import LineSplitter, StreamSplitter, parse_line, parse_text, pass_event
+
+_logger = logging.getLogger(__name__)
+
+
+def stdin_fd() -> int | None:
+    """Return the descriptor of standard input, or None where the process was started without one."""
+    # When it was closed at the start, its number may be that of anything by now; Python took note.
+    return None if sys.__stdin__ is None else 0
+
+
+def choose_form(setting: str, fd: int | None) -> str:
+    """Return `ndjson`, `lines`, `sse` or `off`: what `--stdin` means here; `auto` is off on a terminal."""
+    if setting != "auto":
+        return setting
+    return "off" if fd is None or os.isatty(fd) else "ndjson"
+
+
+class StdinSource(Feeder):
+    """The one feeder on standard input.
+
+    Args:
+        config: `stdin`, `topic`, `line_bytes_max`, `event_bytes_max`.
+        hub: takes the events.
+        metrics: counts bad input as `stdin`.
+        loop: the event loop.
+        on_eof: called once, when the input is over and all of it published, or reading had to be given up;
+            not when it is off, nor after `close()`.
+        fd: where to read, `stdin_fd()` as a rule; None ends at once. It is not closed.
+        clock: returns the time as the hub has it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        hub: Publisher,
+        metrics: Counter,
+        loop: AbstractEventLoop,
+        on_eof: Callable[[], None],
+        fd: int | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.form = choose_form(config.stdin, fd)
+        self._errors = InputErrors("stdin", metrics, loop, _logger)
+        super().__init__("stdin", _intake(self.form, config, hub, self._complain), hub, loop, clock)
+        self._on_eof = on_eof
+        self._stdin = fd
+        self._epoll: select.epoll | None = None
+        self._reading = False
+
+    def start(self) -> None:
+        """Begin to read, unless it is off."""
+        if self.form == "off":
+            return
+        if self._stdin is not None:
+            epoll = select.epoll()
+            try:
+                epoll.register(self._stdin, select.EPOLLIN)
+                self._epoll = epoll
+            except OSError:
+                epoll.close()
+        super().start()
+
+    def _read(self) -> bytes | None:
+        if self._stdin is None:
+            return b""
+        try:
+            return os.read(self._stdin, READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            # A folder (EISDIR), a terminal that is gone (EIO): there is nothing more to come.
+            self._errors.report("read", "stdin: cannot be read: %s", error.strerror)
+            return b""
+
+    def _watch(self, reading: bool) -> None:
+        if self._epoll is None:
+            if reading:
+                self._loop.call_soon(self._on_readable)
+        elif reading is not self._reading:
+            self._reading = reading
+            if reading:
+                self._loop.add_reader(self._epoll.fileno(), self._on_readable)
+            else:
+                self._loop.remove_reader(self._epoll.fileno())
+
+    def _release(self) -> None:
+        if self._epoll is not None:
+            self._epoll.close()
+            self._epoll = None
+        self._errors.close()
+
+    def _finish(self) -> None:
+        _logger.info("stdin: end of input")
+        self.close()
+        self._on_eof()
+
+    def _fail(self) -> None:
+        super()._fail()
+        self._on_eof()
+
+    def _complain(self, kind: str, number: int, reason: str) -> None:
+        unit = "event" if self.form == "sse" else "line"
+        self._errors.report(kind, "stdin, %s %d: %s", unit, number, reason)
+
+
+def _intake(
+    form: str, config: Config, hub: Publisher, complain: Callable[[str, int, str], None]
+) -> Intake[Any]:
+    topic = config.topic
+    if form == "sse":
+        events = StreamSplitter(topic, config.event_bytes_max)
+        return Intake(events, pass_event, hub, topic, complain, answering=False)
+    lines = LineSplitter(config.line_bytes_max)
+    parse = parse_text if form == "lines" else parse_line
+    return Intake(lines, parse, hub, topic, complain, answering=False)

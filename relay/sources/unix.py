@@ -1,0 +1,220 @@
+"""The Unix socket: any number of feeders write lines of JSON, each an event, and may ask for answers.
+
+A feeder's connection is read and written by hand and not through a transport: when a feeder is gone without
+having read its answers, a failed write must not cost what it wrote before, and a transport would close both
+ways. It also leaves the budget of a turn to us, where libuv reads up to 32 times in a row.
+
+Owns the connections and their answers, and the end of the socket file; never parses or publishes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import struct
+import time
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+
+from relay.config import Config
+from relay.sources.feeder import READ_BYTES, Feeder
+from relay.sources.input_errors import Counter, InputErrors
+from relay.sources.intake import ANSWER_BYTES_MAX, Intake, Publisher
+from relay.sources.lines import LineSplitter, parse_line
+from relay.sources.unix_listener import bind_unix, identity
+
+ACCEPTS_A_TURN = 16
+"""Feeders accepted in a row."""
+
+ACCEPT_PAUSE_S = 1.0
+"""Pause after a failed accept: without descriptors it would fail again at once."""
+
+_logger = logging.getLogger(__name__)
+
+
+class UnixFeeder(Feeder):
+    """One connection.
+
+    Args:
+        connection: its socket; it is the feeder's from now on.
+        on_close: called once, when it is closed.
+        Others as for `Feeder`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connection: socket.socket,
+        intake: Intake[bytes],
+        hub: Publisher,
+        loop: AbstractEventLoop,
+        clock: Callable[[], float],
+        on_close: Callable[[UnixFeeder], None],
+    ) -> None:
+        super().__init__(name, intake, hub, loop, clock)
+        connection.setblocking(False)
+        self._connection = connection
+        self._fd = connection.fileno()
+        self._on_close = on_close
+        self._reading = False
+        self._unsent = b""
+        self._has_answered = False
+
+    def _read(self) -> bytes | None:
+        if self._has_answered:
+            # A feeder that goes with answers unread leaves an error on the connection; libuv then calls once
+            # more and never again, though there may be much to read. Watched anew, it calls anew.
+            self._watch(False)
+        try:
+            return self._connection.recv(READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            # Gone without having read its answers (ECONNRESET); the kernel has handed over all that it wrote
+            # before.
+            return b""
+
+    def _watch(self, reading: bool) -> None:
+        if reading is self._reading:
+            return
+        self._reading = reading
+        if reading:
+            self._loop.add_reader(self._fd, self._on_readable)
+        else:
+            self._loop.remove_reader(self._fd)
+
+    def _room(self) -> int:
+        return 0 if self._unsent else ANSWER_BYTES_MAX
+
+    def _answer(self, answers: bytes) -> None:
+        if not answers:
+            return
+        self._has_answered = True
+        waiting = bool(self._unsent)
+        self._unsent += answers
+        if not waiting and not self._send():
+            self._loop.add_writer(self._fd, self._on_writable)
+
+    def _on_writable(self) -> None:
+        if not self.closed and self._send():
+            self._loop.remove_writer(self._fd)
+            self._answered()
+
+    def _send(self) -> bool:
+        """Send what the connection takes; return whether that was all of it."""
+        try:
+            self._unsent = self._unsent[self._connection.send(self._unsent) :]
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            # Nobody reads answers any more, but what was written is still to be published.
+            self._intake.answering = False
+            self._unsent = b""
+        return not self._unsent
+
+    def _finish(self) -> None:
+        if not self._unsent:
+            self.close()
+
+    def _release(self) -> None:
+        self._loop.remove_writer(self._fd)
+        self._connection.close()
+        self._on_close(self)
+
+
+class UnixSource:
+    """The listener and its feeders.
+
+    Args:
+        config: `unix`, `unix_mode`, `unix_group`, `topic`, `line_bytes_max`.
+        hub: takes the events.
+        metrics: counts bad input as `unix`.
+        loop: the event loop.
+        clock: returns the time as the hub has it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        hub: Publisher,
+        metrics: Counter,
+        loop: AbstractEventLoop,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.feeders: set[UnixFeeder] = set()
+        self._config = config
+        self._hub = hub
+        self._loop = loop
+        self._clock = clock
+        self._errors = InputErrors("unix", metrics, loop, _logger)
+        self._listener: socket.socket | None = None
+        self._file: tuple[int, int] | None = None
+        self._count = 0
+
+    def open(self) -> None:
+        """Listen, and take feeders from now on.
+
+        Raises:
+            ConfigError: the path, the mode or the group cannot be used.
+        """
+        config = self._config
+        self._listener = bind_unix(config.unix, config.unix_mode, config.unix_group, config.backlog)
+        self._file = identity(config.unix)
+        self._loop.add_reader(self._listener.fileno(), self._on_acceptable)
+
+    def close(self) -> None:
+        """Stop listening, remove the socket file if it is still ours, and drain the feeders."""
+        if self._listener is None:
+            return
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        self._listener = None
+        if identity(self._config.unix) == self._file:
+            with contextlib.suppress(OSError):
+                os.unlink(self._config.unix)
+        for feeder in list(self.feeders):
+            feeder.drain()
+        self._errors.close()
+
+    def _on_acceptable(self) -> None:
+        listener = self._listener
+        if listener is None:
+            return
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                connection, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                _logger.error("unix: cannot accept a feeder: %s", error.strerror)
+                self._loop.remove_reader(listener.fileno())
+                self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again)
+                return
+            self._add(connection)
+
+    def _accept_again(self) -> None:
+        if self._listener is not None:
+            self._loop.add_reader(self._listener.fileno(), self._on_acceptable)
+
+    def _add(self, connection: socket.socket) -> None:
+        self._count += 1
+        name = f"unix feeder {self._count} (pid {_peer_pid(connection)})"
+        errors = self._errors
+
+        def complain(kind: str, number: int, reason: str) -> None:
+            errors.report(kind, "%s, line %d: %s", name, number, reason)
+
+        splitter = LineSplitter(self._config.line_bytes_max)
+        intake = Intake(splitter, parse_line, self._hub, self._config.topic, complain, answering=True)
+        feeder = UnixFeeder(
+            name, connection, intake, self._hub, self._loop, self._clock, self.feeders.discard
+        )
+        self.feeders.add(feeder)
+        feeder.start()
+
+
+def _peer_pid(connection: socket.socket) -> int:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[0])

@@ -1,0 +1,113 @@
+"""The Unix listener: the socket file, made with its mode and group, never over anything that is still of use.
+
+Owns the file's beginning and the check that it is still ours; accepts nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import socket
+import stat
+
+from relay.errors import ConfigError
+
+PATH_BYTES_MAX = 107
+"""Longest path of a Unix socket (unix(7): `sun_path`, with its NUL)."""
+
+
+def bind_unix(path: str, mode: str, group: str, backlog: int) -> socket.socket:
+    """Listen on a Unix socket.
+
+    A socket file that nobody listens on is replaced. The file is made for its owner alone and then opened up,
+    so that there is no moment at which others may connect.
+
+    Args:
+        path: where; at most `PATH_BYTES_MAX` bytes.
+        mode: permissions in octal digits.
+        group: name or number of its group; empty for the process's own.
+        backlog: connections that may wait for accept.
+
+    Raises:
+        ConfigError: one line that names the path and what is wrong.
+    """
+    if not path or "\0" in path or len(os.fsencode(path)) > PATH_BYTES_MAX:
+        raise ConfigError(f"unix socket {path!r}: the path must have 1 to {PATH_BYTES_MAX} bytes")
+    permissions = _parse_mode(mode)
+    gid = _parse_group(group)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound = False
+    try:
+        _remove_stale(path)
+        umask = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(umask)
+        bound = True
+        if gid >= 0:
+            os.chown(path, -1, gid)
+        os.chmod(path, permissions)
+        listener.listen(backlog)
+        listener.setblocking(False)
+    except (OSError, ConfigError) as error:
+        listener.close()
+        if bound:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        if isinstance(error, OSError):
+            raise ConfigError(f"unix socket {path}: {error.strerror or error}") from None
+        raise
+    return listener
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """Return the device and number of the file at a path, or None: whether it is still the same one."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket file that nobody listens on; raise ConfigError for whatever else is in the way."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise ConfigError(f"unix socket {path}: there is a file that is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        failure = probe.connect_ex(path)
+    if failure not in (errno.ECONNREFUSED, errno.ENOENT):
+        # EAGAIN is a full backlog, EPROTOTYPE a datagram socket, EACCES one that is not ours to probe.
+        reason = os.strerror(failure) if failure == errno.EACCES else "in use by a running process"
+        raise ConfigError(f"unix socket {path}: {reason}")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _parse_mode(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise ConfigError(f"unix-mode {text!r}: must be octal digits, 0 to 0777")
+    return mode
+
+
+def _parse_group(text: str) -> int:
+    """Return the group's number; -1 for none."""
+    if not text:
+        return -1
+    if text.isascii() and text.isdigit():
+        return int(text)
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError:
+        raise ConfigError(f"unix-group {text!r}: there is no such group") from None

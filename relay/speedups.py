@@ -1,0 +1,36 @@
+"""The choice between the compiled twins (`relay._speedups`) and the Python ones (`relay._native`).
+
+Owns that choice, which RELAY_ENGINE makes: `speedups`, `native`, or `auto` for the compiled ones where they
+are built. The only importer of either.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from relay.errors import ConfigError
+
+
+def _choose(wanted: str) -> str:
+    built = find_spec("relay._speedups") is not None
+    if wanted == "auto":
+        return "speedups" if built else "native"
+    if wanted not in ("speedups", "native"):
+        raise ConfigError(f"RELAY_ENGINE={wanted}: choose speedups, native or auto")
+    if wanted == "speedups" and not built:
+        raise ConfigError("RELAY_ENGINE=speedups, but relay was built without them (RELAY_BUILD=pure)")
+    return wanted
+
+
+ENGINE = _choose(os.environ.get("RELAY_ENGINE") or "auto")
+"""The twin in use: `speedups` or `native`."""
+
+if TYPE_CHECKING or ENGINE == "speedups":
+    from relay._speedups import Chunk, Decoder, Engine, Members, encode_event
+else:
+    from relay._native.codec import Decoder, encode_event
+    from relay._native.engine import Chunk, Engine, Members
+
+__all__ = ["ENGINE", "Chunk", "Decoder", "Engine", "Members", "encode_event"]

@@ -1,0 +1,57 @@
+"""Fixtures of all tests, and how hypothesis runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from relay._native.codec import Decoder
+
+NATIVE_ONLY = os.environ.get("RELAY_BUILD") == "pure" or os.environ.get("RELAY_ENGINE") == "native"
+TWINS = {"native": "relay._native.codec", "speedups": "relay._speedups"}
+
+# A shared machine stalls now and then; that is not what is tested.
+settings.register_profile("relay", deadline=None, print_blob=True)
+settings.load_profile("relay")
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One twin of the codec."""
+
+    name: str
+    encode_event: Callable[..., bytes]
+    decoder: type[Decoder]
+
+
+def load_codec(name: str) -> Codec:
+    """Return a twin; one that is not built is a failure, not a skipped test."""
+    try:
+        module: Any = import_module(TWINS[name])
+    except ModuleNotFoundError:
+        pytest.fail(
+            "relay._speedups is not built: run `python setup.py build_ext --inplace`, or set RELAY_ENGINE=native "
+            "to test without it",
+            pytrace=False,
+        )
+    return Codec(name, module.encode_event, module.Decoder)
+
+
+@pytest.fixture(scope="session", params=["native"] if NATIVE_ONLY else ["native", "speedups"])
+def codec(request: pytest.FixtureRequest) -> Codec:
+    """Each twin of the codec in turn."""
+    return load_codec(request.param)
+
+
+@pytest.fixture(scope="session")
+def twins() -> tuple[Codec, Codec]:
+    """Both twins of the codec, to be held against each other."""
+    if NATIVE_ONLY:
+        pytest.skip("only the native engine is tested: RELAY_ENGINE=native or RELAY_BUILD=pure")
+    return load_codec("native"), load_codec("speedups")

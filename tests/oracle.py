@@ -1,0 +1,116 @@
+"""The promise, as an oracle: every event of its topics, in order, exactly once, or told what it missed.
+
+One `Oracle` follows one subscriber over all of its connections. It is told of each event that is published, of each
+connection, and of each event that arrives, and raises AssertionError with the first break of the promise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import orjson
+
+from relay.event import Event
+from relay.topic import matches
+
+
+@dataclass
+class Published:
+    """What was published, by sequence; shared by all oracles of one server."""
+
+    events: dict[int, Event] = field(default_factory=dict)
+    sequences: dict[str, int] = field(default_factory=dict)
+
+    def add(self, event: Event, id: str) -> None:
+        """Note an event and the id that it was acknowledged with."""
+        sequence = len(self.events) + 1
+        self.events[sequence] = event
+        self.sequences[id] = sequence
+
+
+class Oracle:
+    """Watches what one subscriber sees.
+
+    Args:
+        published: what the server was given.
+        terms: what the subscriber subscribed to.
+    """
+
+    def __init__(self, published: Published, terms: tuple[str, ...]) -> None:
+        self.published = published
+        self.terms = terms
+        self.next: int | None = None  # the sequence that it needs next; None until it is known
+        self.skipped = 0  # events passed over in this connection
+        self.told = 0  # events that gaps told of in this connection
+        self.open_ended = False  # a gap of unknown size was told, and no event has come since
+        self.unsure = False  # such a gap was told in this connection, so that the counts need not be equal
+        self.seen = 0
+        self.gaps = 0
+
+    def wants(self, sequence: int) -> bool:
+        """Say whether the event of this sequence is one of its topics."""
+        topic = self.published.events[sequence].topic
+        assert topic is not None
+        return any(matches(term, topic) for term in self.terms)
+
+    def connect(self, first: int | None) -> None:
+        """A connection begins; `first` is the sequence from which it has been promised events, None to go on."""
+        if first is not None:
+            self.next = first
+        self.skipped = self.told = 0
+        self.open_ended = self.unsure = False
+
+    def receive(self, event: Event) -> None:
+        """An event arrives."""
+        if event.event == "relay.gap":
+            self._receive_gap(event)
+        elif event.event != "relay.heartbeat":
+            self._receive_event(event)
+
+    def _receive_gap(self, event: Event) -> None:
+        gap = orjson.loads(event.data)
+        self.gaps += 1
+        if gap["missed"] is None:
+            self.open_ended = self.unsure = True
+        else:
+            assert gap["missed"] > 0, f"a gap of nothing: {gap}"
+            self.told += gap["missed"]
+
+    def _receive_event(self, event: Event) -> None:
+        assert event.id is not None, f"an event without an id: {event}"
+        assert event.id in self.published.sequences, f"an event that nobody published: {event}"
+        sequence = self.published.sequences[event.id]
+        assert self.wants(sequence), f"an event of another topic: {event}"
+        given = self.published.events[sequence]
+        assert (event.data, event.event) == (given.data, given.event), f"a changed event: {event}, not {given}"
+        assert self.next is not None
+        assert sequence >= self.next, f"doubled or out of order: {sequence} after {self.next - 1}"
+        self._pass(sequence)
+        self.next = sequence + 1
+        self.seen += 1
+
+    def advance(self, id: str) -> None:
+        """The subscriber's last id is now this one, whichever block it came in: it will resume from there."""
+        sequence = self.published.sequences.get(id)
+        if sequence is None and id.rpartition("-")[2].isdigit():
+            sequence = int(id.rpartition("-")[2])  # the position that a priming id names
+        if sequence is not None and self.next is not None and sequence >= self.next:
+            self._pass(sequence + 1)
+            self.next = sequence + 1
+
+    def _pass(self, until: int) -> None:
+        """Account for what was not delivered before `until`."""
+        assert self.next is not None
+        missing = sum(map(self.wants, range(self.next, until)))
+        if missing and self.open_ended:
+            self.open_ended = False
+            return
+        self.skipped += missing
+        assert self.skipped <= self.told, f"{self.skipped} events missing before {until}, told of {self.told}"
+
+    def finish(self) -> None:
+        """The server is idle and all that it sent has been read: everything has arrived, or been told as missed."""
+        if self.next is None:
+            return
+        self._pass(len(self.published.events) + 1)
+        assert self.told == self.skipped or self.unsure, f"told of {self.told} events missing, not {self.skipped}"

@@ -1,0 +1,231 @@
+"""A world to run the core in: a virtual clock, and sockets that take k bytes.
+
+Everything is deterministic: the same calls give the same run. `World` holds one hub and any number of clients; a client
+has a pipe that holds a bounded number of unread bytes, reads as many as it is told to, and decodes them.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from dataclasses import dataclass, field
+from typing import cast
+
+from relay._native.engine import Engine, _Stream
+from relay.config import Config
+from relay.event import Event
+from relay.hub import Hub, Subscribe
+from relay.sse import Decoder
+from tests.oracle import Oracle, Published
+
+HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+class Pipe:
+    """One connection: what the server has sent and the client has not read. Stands in for a socket object."""
+
+    def __init__(self, fd: int, room: int) -> None:
+        self.fd = fd
+        self.room = room
+        self.unread = bytearray()
+        self.full = False  # a send was not taken whole; an edge is owed once there is room
+        self.client_open = True
+        self.server_open = True
+
+    def fileno(self) -> int:
+        """Return the number that stands for the descriptor."""
+        return self.fd
+
+    def close(self) -> None:
+        """Close the server's end."""
+        self.server_open = False
+
+
+class SimEngine(Engine):
+    """The native engine over pipes and a clock that stands still within a call."""
+
+    def __init__(self, discard_bytes_max: int) -> None:
+        super().__init__(discard_bytes_max)
+        self.pipes: dict[int, Pipe] = {}
+        self.edges: dict[int, int] = {}  # handle → mask
+        self.handles_by_fd: dict[int, int] = {}
+        self.sends_a_slice = 0
+        self._looks = 0
+
+    def _monotonic_s(self) -> float:
+        # Each look at the clock is a slice later, so that every broadcast is cut as often as can be.
+        self._looks += 1
+        return float(self._looks)
+
+    def _sendmsg(self, stream: _Stream, parts: list[bytes | memoryview]) -> int:
+        pipe = cast(Pipe, stream.sock)
+        if not pipe.client_open:
+            raise ConnectionResetError
+        data = b"".join(parts)[: max(0, pipe.room - len(pipe.unread))]
+        pipe.unread += data
+        if len(data) < sum(map(len, parts)):
+            pipe.full = True
+        if not data:
+            raise BlockingIOError
+        return len(data)
+
+    def _recv(self, stream: _Stream) -> bytes:
+        if not cast(Pipe, stream.sock).client_open:
+            return b""
+        raise BlockingIOError
+
+    def _register(self, handle: int, fd: int) -> socket.socket:
+        self.handles_by_fd[fd] = handle
+        return cast(socket.socket, self.pipes[fd])
+
+    def _events(self) -> list[tuple[int, int]]:
+        edges, self.edges = self.edges, {}
+        return [(handle, mask) for handle, mask in edges.items() if handle in self._streams]
+
+
+@dataclass
+class Client:
+    """One subscriber over all of its connections."""
+
+    name: int
+    terms: tuple[str, ...]
+    policy: str | None
+    room: int
+    oracle: Oracle
+    pipe: Pipe | None = None
+    decoder: Decoder = field(default_factory=lambda: Decoder(1 << 20))
+    head_left: int = 0
+    last_id: str = ""
+
+
+class _Silent:
+    """A histogram that nobody looks at."""
+
+    def observe(self, amount: float, /) -> None:
+        """Forget it."""
+
+
+class _Measures:
+    flush_s = written_s = lag_s = _Silent()
+
+
+class World:
+    """One hub with its clients.
+
+    Args:
+        config: the hub's settings.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.now_s = 1000.0
+        self.engine = SimEngine(config.discard_bytes_max)
+        self.hub = Hub(
+            config,
+            self.engine,  # type: ignore[arg-type]
+            epoch="sim",
+            streams_max=1000,
+            measures=_Measures(),
+            clock=lambda: self.now_s,
+            wake=lambda: None,
+            draw=lambda: 0.5,
+        )
+        self.published = Published()
+        self.clients: list[Client] = []
+        self._next_fd = 100
+
+    def publish(self, topic: str, size: int, key: str | None = None, id: str | None = None) -> bool:
+        """Publish an event whose data is its number and some padding; False when the topic is held."""
+        if self.hub.held(topic):
+            return False
+        number = len(self.published.events) + 1
+        event = Event(data=f"{number}:{'x' * size}", topic=topic, key=key, id=id)
+        self.published.add(event, self.hub.publish_one(event, self.now_s))
+        return True
+
+    def client(self, terms: tuple[str, ...], policy: str | None, room: int) -> Client:
+        """Make a client that is not connected yet."""
+        client = Client(len(self.clients), terms, policy, room, Oracle(self.published, terms))
+        self.clients.append(client)
+        return client
+
+    def connect(self, client: Client, since_s: float | None = None) -> None:
+        """Open a stream; a client that has a last id resumes from it."""
+        assert client.pipe is None
+        pipe = Pipe(self._next_fd, client.room)
+        self._next_fd += 1
+        self.engine.pipes[pipe.fd] = client.pipe = pipe
+        client.decoder = Decoder(1 << 20)
+        client.head_left = len(HEAD)
+        if client.last_id:
+            first = None
+        else:
+            first = len(self.published.events) + 1 if since_s is None else self.hub.log.since(self.now_s - since_s)
+        client.oracle.connect(first)
+        request = Subscribe(client.terms, client.last_id or None, since_s, client.policy, False, HEAD)
+        self.hub.subscribe(pipe.fd, request, f"127.0.0.{client.name}", self.now_s)
+
+    def read(self, client: Client, count: int) -> None:
+        """Let a client read up to `count` bytes."""
+        pipe = client.pipe
+        if pipe is None:
+            return
+        data, pipe.unread = bytes(pipe.unread[:count]), pipe.unread[count:]
+        head, data = data[: client.head_left], data[client.head_left :]
+        client.head_left -= len(head)
+        for event in client.decoder.feed(data):
+            client.oracle.receive(event)
+        if client.decoder.last_event_id:
+            client.last_id = client.decoder.last_event_id
+            client.oracle.advance(client.last_id)
+        if pipe.full and len(pipe.unread) < pipe.room:
+            pipe.full = False
+            handle = self.engine.handles_by_fd[pipe.fd]
+            self.engine.edges[handle] = self.engine.edges.get(handle, 0) | select.EPOLLOUT
+        if not pipe.server_open and not pipe.unread:
+            client.pipe = None
+
+    def cut(self, client: Client) -> None:
+        """Cut a client's connection; what it has not read is lost."""
+        pipe = client.pipe
+        if pipe is None:
+            return
+        pipe.client_open = False
+        client.pipe = None
+        handle = self.engine.handles_by_fd[pipe.fd]
+        self.engine.edges[handle] = self.engine.edges.get(handle, 0) | select.EPOLLIN | select.EPOLLRDHUP
+
+    def step(self) -> bool:
+        """Let the server do one slice of its work; return whether there is more."""
+        self.hub.poll(self.now_s)
+        return self.hub.turn(self.now_s)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time go by, with the timers that fall due."""
+        self.now_s += seconds
+        self.hub.tick(self.now_s)
+        while self.hub.heartbeat(self.now_s):
+            pass
+
+    def settle(self) -> None:
+        """Let everybody reconnect and read until nothing moves, then check that the promise is kept to the end."""
+        for client in self.clients:
+            if client.pipe is None and client.last_id:
+                self.connect(client)
+        moved = True
+        while moved:
+            moved = False
+            while self.step():
+                pass
+            for client in self.clients:
+                if client.pipe is not None and client.pipe.unread:
+                    moved = True
+                    self.read(client, 1 << 30)
+                if client.pipe is not None and not client.pipe.server_open and not client.pipe.unread:
+                    client.pipe = None
+                if client.pipe is None and client.last_id:
+                    moved = True
+                    self.connect(client)
+        for client in self.clients:
+            if client.pipe is not None:
+                client.oracle.finish()

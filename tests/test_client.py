@@ -1,0 +1,256 @@
+"""A subscriber stays subscribed: it reconnects, resumes where it was, and stops only at what is final."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import socket
+from typing import Any
+
+import httpx
+import pytest
+
+from relay.client import RETRY_AFTER_S_MAX, Backoff, subscribe
+from relay.errors import EventError, RelayError, RequestError
+from relay.event import Event
+from tests.scripted_http import HOLD, answer, scripted
+
+PRIMING = b": relay\nretry: 2000\nid: e-0\n\n"
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "*")
+
+
+class Waits(list[float]):
+    """Takes the place of sleep, and remembers."""
+
+    async def __call__(self, seconds: float) -> None:
+        self.append(seconds)
+
+
+class EnoughError(Exception):
+    """Ends a test that would otherwise be tried for ever."""
+
+
+async def collect(
+    url: str, topics: tuple[str, ...] = (), waits: Waits | None = None, **options: Any
+) -> list[Event]:
+    """Read the stream until it is over for good; chance is 0.5."""
+    stream = subscribe(
+        url, topics, sleep=waits if waits is not None else Waits(), draw=lambda: 0.5, **options
+    )
+    return [event async for event in stream]
+
+
+async def test_events_come_with_the_last_id_as_of_each() -> None:
+    gap = b'event: relay.gap\ndata: {"reason":"epoch"}\n\n'
+    body = (
+        PRIMING
+        + gap
+        + b"id: e-1\ndata: a\n\ndata: b\n\nid: e-2\n\ndata: c\n\nid: e-3\nevent: x\ndata: d\ndata: e\n\n"
+    )
+    async with scripted([answer(body=body)]) as server:
+        events = await collect(server.url)
+    assert [(event.id, event.event, event.data) for event in events] == [
+        ("e-0", "relay.gap", '{"reason":"epoch"}'),
+        ("e-1", None, "a"),
+        ("e-1", None, "b"),
+        ("e-2", None, "c"),
+        ("e-3", "x", "d\ne"),
+    ]
+    assert {event.topic for event in events} == {None}
+
+
+async def test_a_bare_address_stands_for_events_and_topics_are_added() -> None:
+    async with scripted() as server:
+        await collect(server.url, ("a b", "orders.**"), since="10m")
+        await collect(
+            server.url + "/edge/events?topic=x&key=1", ("y",), headers={"Authorization": "Bearer ü"}
+        )
+    assert server.path(0) == "/events?topic=a+b&topic=orders.%2A%2A&since=10m"
+    assert server.path(1) == "/edge/events?topic=x&topic=y&key=1"
+    assert server.header(0, "Accept") == "text/event-stream"
+    assert server.header(0, "Last-Event-ID") is None
+    assert server.header(1, "Authorization") == "Bearer ü"
+
+
+async def test_a_lost_stream_is_resumed_after_the_last_whole_event() -> None:
+    waits = Waits()
+    first = answer(body=PRIMING + b"id: e-1\ndata: a\n\nid: e-2\ndata: to")
+    async with scripted([first], [answer(body=b"id: e-2\ndata: torn\n\n")]) as server:
+        events = await collect(server.url, waits=waits, since="earliest")
+    assert [(event.id, event.data) for event in events] == [("e-1", "a"), ("e-2", "torn")]
+    assert [server.header(place, "Last-Event-ID") for place in range(3)] == [None, "e-1", "e-2"]
+    assert [server.path(place) for place in range(3)] == ["/events?since=earliest", "/events", "/events"]
+    # The server's retry of 2 s, and half of at most 1 s; the second spoke, so that its wait begins anew.
+    assert waits == [2.5, 2.5]
+
+
+async def test_a_stream_cut_before_its_first_event_resumes_from_the_priming_id() -> None:
+    async with scripted([answer(body=PRIMING)]) as server:
+        await collect(server.url)
+    assert server.header(1, "Last-Event-ID") == "e-0"
+
+
+async def test_one_that_was_given_an_id_begins_there() -> None:
+    async with scripted() as server:
+        await collect(server.url, last_event_id="é-7", since="earliest")
+    assert server.header(0, "Last-Event-ID") == "é-7"
+    assert server.path(0) == "/events"
+
+
+@pytest.mark.parametrize("id", [" 7", "7 ", "a\x01b"])
+async def test_an_id_that_no_header_can_carry_travels_in_the_query(id: str) -> None:
+    async with scripted() as server:
+        await collect(server.url, last_event_id=id)
+    assert server.header(0, "Last-Event-ID") is None
+    assert httpx.URL(server.path(0)).params["lastEventId"] == id
+
+
+async def test_no_content_is_the_end() -> None:
+    waits = Waits()
+    async with scripted([answer(204, "")]) as server:
+        assert await collect(server.url, waits=waits) == []
+    assert len(server.requests) == 1
+    assert waits == []
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410])
+async def test_a_refusal_is_final(status: int) -> None:
+    body = b'{"error": "a pattern has `**` last"}'
+    async with scripted([answer(status, "Content-Type: application/json\r\n", body)]) as server:
+        with pytest.raises(RequestError, match="a pattern has") as raised:
+            await collect(server.url)
+    assert raised.value.status == status
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
+async def test_a_refusal_for_now_is_tried_again(status: int) -> None:
+    waits = Waits()
+    async with scripted([answer(status, "Retry-After: 7\r\n")], [answer(body=b"data: a\n\n")]) as server:
+        events = await collect(server.url, waits=waits)
+    assert [event.data for event in events] == ["a"]
+    assert waits == [7.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ("Retry-After: Wed, 21 Oct 2015 07:28:20 GMT\r\nDate: Wed, 21 Oct 2015 07:28:00 GMT\r\n", 20.0),
+        ("Retry-After: Wed, 21 Oct 2015 07:28:20 GMT\r\nDate: Wed, 21 Oct 2015 08:28:00 GMT\r\n", 0.0),
+        ("Retry-After: Wed, 21 Oct 2015 07:28:20 GMT\r\n", 0.0),
+        ("Retry-After: soon\r\n", 0.0),
+        ("Retry-After: -5\r\n", 0.0),
+        ("Retry-After: 999999999\r\n", RETRY_AFTER_S_MAX),
+    ],
+)
+async def test_retry_after_is_understood_and_bounded(headers: str, wait_s: float) -> None:
+    waits = Waits()
+    async with scripted([answer(503, headers)]) as server:
+        await collect(server.url, waits=waits)
+    assert waits == [wait_s + 0.5]
+
+
+async def test_waits_double_up_to_a_limit_while_nobody_answers() -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 7:
+            raise EnoughError
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # Bound, not listening: every try is refused.
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(EnoughError):
+            async for _ in subscribe(url, sleep=sleep, draw=lambda: 1.0):
+                pass
+    assert waits == [1, 2, 4, 8, 16, 30, 30]
+
+
+def test_jitter_is_full_and_comes_on_top_of_what_was_asked() -> None:
+    draws = iter([0.0, 1.0, 0.25])
+    backoff = Backoff(1, 30, lambda: next(draws))
+    assert [backoff.wait_s(3), backoff.wait_s(3), backoff.wait_s(0)] == [3, 5, 1]
+
+
+async def test_a_stream_that_says_nothing_is_taken_for_dead() -> None:
+    async with scripted([answer(body=b"id: 1\ndata: a\n\n"), HOLD]) as server:
+        events = await collect(server.url, read_timeout_s=0.05)
+        await server.hung_up.wait()
+    assert [event.data for event in events] == ["a"]
+    assert server.header(1, "Last-Event-ID") == "1"
+
+
+@pytest.mark.parametrize("headers", ["Content-Type: text/html\r\n", ""])
+async def test_an_answer_that_is_no_event_stream_is_final(headers: str) -> None:
+    async with scripted([answer(200, headers, b"<p>data: a\n\n")]) as server:
+        with pytest.raises(RelayError, match="no event stream"):
+            await collect(server.url)
+
+
+async def test_a_redirect_is_followed() -> None:
+    async with scripted([answer(307, "Location: /elsewhere\r\n")], [answer(body=b"data: a\n\n")]) as server:
+        events = await collect(server.url)
+    assert [event.data for event in events] == ["a"]
+    assert server.path(1) == "/elsewhere"
+
+
+async def test_an_event_over_the_limit_is_an_error() -> None:
+    async with scripted([answer(body=b"data: " + b"x" * 5000 + b"\n\n")]) as server:
+        with pytest.raises(EventError):
+            await collect(server.url, event_bytes_max=1000)
+
+
+async def test_closing_the_generator_closes_the_connection() -> None:
+    async with scripted([answer(body=b"data: a\n\n"), HOLD]) as server:
+        async with contextlib.aclosing(subscribe(server.url)) as events:
+            assert (await anext(events)).data == "a"
+        await server.hung_up.wait()
+
+
+async def test_a_client_of_the_callers_is_used_and_left_open() -> None:
+    async with (
+        scripted([answer(body=b"data: a\n\n")]) as server,
+        httpx.AsyncClient(trust_env=False) as client,
+    ):
+        client.headers["X-Mine"] = "1"
+        await collect(server.url, client=client)
+        assert server.header(0, "X-Mine") == "1"
+        assert not client.is_closed
+
+
+async def test_events_are_the_same_however_their_bytes_are_cut() -> None:
+    body = "id: e-1\r\ndata: ä\r\n\r\nid: e-2\r\rdata: b\r\rdata: c\n\n".encode()
+    for size in (1, 2, 3, 5):
+        parts = [body[place : place + size] for place in range(0, len(body), size)]
+        async with scripted([answer(), *parts]) as server:
+            events = await collect(server.url)
+        assert [(event.id, event.data) for event in events] == [("e-1", "ä"), ("e-2", "b"), ("e-2", "c")]
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8080", "ftp://a", "/run/relay.sock", "http://", "http://[::1"])
+async def test_what_is_no_address_is_an_error(url: str) -> None:
+    with pytest.raises(RelayError, match="no address"):
+        await collect(url)
+
+
+async def test_without_httpx_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RelayError, match=r"pip install 'relay\[client\]'"):
+        await collect("http://127.0.0.1:1")
+
+
+async def test_a_cancelled_subscriber_is_gone_at_once() -> None:
+    async with scripted([answer(body=b"data: a\n\n"), HOLD]) as server:
+        task = asyncio.create_task(collect(server.url))
+        while not server.requests:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await server.hung_up.wait()

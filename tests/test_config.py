@@ -1,0 +1,112 @@
+"""Sizes, times and addresses are read as people write them, and written as they are read."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.config import (
+    NUMBER_MAX,
+    SETTINGS,
+    Config,
+    duration_text,
+    parse_address,
+    parse_duration,
+    parse_size,
+    size_text,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1048576", 1048576),
+        ("0", 0),
+        ("64KiB", 65536),
+        ("64K", 65536),
+        ("64kb", 65536),
+        ("64M", 64 * 1024**2),
+        ("1.5M", 1572864),
+        ("2 GiB", 2 * 1024**3),
+        ("100B", 100),
+    ],
+)
+def test_a_size_is_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1", "1e6", "64MM", "64 parsecs", "٣", "1_000", "9" * 30, "inf"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"size|too large"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("15s", 15),
+        ("500ms", 0.5),
+        ("2m", 120),
+        ("1h", 3600),
+        ("15", 15),
+        ("0.25", 0.25),
+        ("1h30m", 5400),
+        ("7d", 604800),
+        ("0", 0),
+    ],
+)
+def test_a_time_is_read(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "s", "-1s", "1y", "1.5.5s", "nan", "inf", "9" * 400 + "h", "20000d", "1s2", "٣s"]
+)
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"time|ten years"):
+        parse_duration(text)
+
+
+@given(st.integers(0, NUMBER_MAX))
+def test_a_size_is_read_as_it_is_written(size: int) -> None:
+    assert parse_size(size_text(size)) == size
+
+
+@given(st.integers(0, 10**9))
+def test_a_time_is_read_as_it_is_written(milliseconds: int) -> None:
+    seconds = milliseconds / 1000
+    assert parse_duration(duration_text(seconds)) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:8080", ("127.0.0.1", 8080)),
+        ("[::1]:8080", ("::1", 8080)),
+        ("[fe80::1%eth0]:1", ("fe80::1%eth0", 1)),
+        ("localhost:0", ("localhost", 0)),
+        (":8080", ("", 8080)),
+    ],
+)
+def test_an_address_is_read(text: str, address: tuple[str, int]) -> None:
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["", "8080", "::1:8080", "host", "host:", "host:65536", "host:x", "[::1]", "a/b:1", "a b:1"]
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        parse_address(text)
+
+
+def test_a_setting_is_named_without_its_unit_of_time() -> None:
+    assert SETTINGS["history-age"].name == "history_age_s"
+    assert SETTINGS["history-bytes"].name == "history_bytes"
+    assert len(SETTINGS) == len(Config.__dataclass_fields__)
+
+
+def test_each_setting_has_a_reason_in_one_sentence() -> None:
+    for name, each in SETTINGS.items():
+        assert each.metadata["help"].endswith("."), name

@@ -1,0 +1,205 @@
+"""A publisher learns of each event whether it is in the log: its id, or why not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from relay.client import Publisher, publish
+from relay.errors import EventError, RelayError, RequestError
+from relay.event import Event
+from tests.scripted_http import answer, scripted
+
+JSON = "Content-Type: application/json\r\n"
+Answer = Callable[[dict[str, Any], int], dict[str, Any] | bytes | None]
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "*")
+
+
+@contextlib.asynccontextmanager
+async def feeder_socket(path: Path, reply: Answer) -> AsyncIterator[list[dict[str, Any]]]:
+    """Take lines, and answer each as the test says; None hangs up."""
+    lines: list[dict[str, Any]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = 0
+        while line := await reader.readline():
+            lines.append(json.loads(line))
+            number += 1
+            said = reply(lines[-1], number)
+            if said is None:
+                break
+            writer.write(said if isinstance(said, bytes) else json.dumps(said).encode() + b"\n")
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, path)
+    async with server:
+        yield lines
+
+
+def accept(line: dict[str, Any], number: int) -> dict[str, Any]:
+    return {"ack": line["ack"], "id": f"e-{number}"}
+
+
+async def test_events_go_out_as_lines_and_come_back_as_ids(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    events = [Event(data={"a": 1}, topic="x", key="k"), Event(data="", event="e"), Event(id="own"), Event()]
+    async with feeder_socket(path, accept) as lines:
+        assert await publish(str(path), events) == ["e-1", "e-2", "e-3", "e-4"]
+        assert await publish(f"unix:{path}", Event(data="one")) == ["e-1"]
+        assert await publish(f"unix://{path}", []) == []
+    assert [{name: value for name, value in line.items() if name != "ack"} for line in lines[:4]] == [
+        {"data": {"a": 1}, "topic": "x", "key": "k"},
+        {"data": "", "event": "e"},
+        {"id": "own"},
+        {},
+    ]
+
+
+@pytest.mark.parametrize("named", ["ack", "line"])
+async def test_a_refused_event_is_an_error_and_the_rest_is_published(tmp_path: Path, named: str) -> None:
+    def reply(line: dict[str, Any], number: int) -> dict[str, Any]:
+        if line["data"] == "bad":
+            return {"error": "topic: has an empty level", "line": number} | (
+                {"ack": line["ack"]} if named == "ack" else {}
+            )
+        return accept(line, number)
+
+    async with feeder_socket(tmp_path / "s", reply), Publisher(str(tmp_path / "s")) as publisher:
+        sent = [await publisher.send(Event(data=data)) for data in ("a", "bad", "c")]
+        await publisher.flush()
+        assert [sent[0].result(), sent[2].result()] == ["e-1", "e-3"]
+        with pytest.raises(EventError, match="has an empty level") as raised:
+            sent[1].result()
+        assert raised.value.field == "topic"
+        with pytest.raises(EventError):
+            await publish(str(tmp_path / "s"), [Event(data="a"), Event(data="bad")])
+
+
+async def test_only_so_many_events_are_in_flight(tmp_path: Path) -> None:
+    waiting: list[dict[str, Any]] = []
+    writers: list[asyncio.StreamWriter] = []
+    arrived = asyncio.Semaphore(0)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        while line := await reader.readline():
+            waiting.append(json.loads(line))
+            arrived.release()
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, tmp_path / "s")
+    async with server, Publisher(str(tmp_path / "s"), in_flight_max=2) as publisher:
+        tasks = [asyncio.create_task(publisher.publish(Event(data=number))) for number in range(3)]
+        for _ in range(2):
+            await arrived.acquire()
+        assert len(waiting) == 2
+        for number in range(3):
+            writers[0].write(json.dumps(accept(waiting[number], number)).encode() + b"\n")
+            assert await tasks[number] == f"e-{number}"
+            if number == 0:
+                await arrived.acquire()
+
+
+async def test_a_lost_connection_fails_what_waits_and_what_comes(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    async with feeder_socket(tmp_path / "s", lambda line, number: None):
+        with pytest.raises(RelayError, match="closed the connection"):
+            await publish(path, [Event(data=number) for number in range(10)])
+        publisher = await Publisher(path).__aenter__()
+        for number in range(2):
+            with pytest.raises(RelayError, match="closed the connection"):
+                await publisher.publish(Event(data=number))
+        with pytest.raises(RelayError, match="closed the connection"):
+            await publisher.__aexit__(None, None, None)
+
+
+@pytest.mark.parametrize("said", [b"hello\n", b"[]\n", b'{"ack": 1}\n', b'{"ack": []}\n'])
+async def test_what_is_no_answer_of_a_relay_is_an_error(tmp_path: Path, said: bytes) -> None:
+    async with feeder_socket(tmp_path / "s", lambda line, number: said):
+        with pytest.raises(RelayError, match="not that of a relay"):
+            await publish(str(tmp_path / "s"), Event(data="a"))
+
+
+async def test_answers_to_lines_of_nobody_are_passed_over(tmp_path: Path) -> None:
+    strange = (
+        b'{"ack": 99, "id": "x"}\n{"error": "data: no", "line": 98}\n{"note": 1}\n{"ack": 1, "id": "e-1"}\n'
+    )
+    async with feeder_socket(tmp_path / "s", lambda line, number: strange):
+        assert await publish(str(tmp_path / "s"), Event(data="a")) == ["e-1"]
+
+
+async def test_without_a_relay_it_cannot_connect(tmp_path: Path) -> None:
+    with pytest.raises(RelayError, match=r"cannot connect to .*: No such file"):
+        await publish(f"unix:{tmp_path}/none", Event(data="a"))
+
+
+@pytest.mark.parametrize("data", [object(), "\ud800", {1: {2}.__iter__()}])
+async def test_data_that_is_no_json_is_refused_before_it_is_sent(tmp_path: Path, data: object) -> None:
+    async with feeder_socket(tmp_path / "s", accept) as lines:
+        with pytest.raises(EventError) as raised:
+            await publish(str(tmp_path / "s"), Event(data=data))
+    assert raised.value.field == "data"
+    assert lines == []
+
+
+async def test_leaving_by_an_error_does_not_wait(tmp_path: Path) -> None:
+    async with feeder_socket(tmp_path / "s", lambda line, number: b""):
+        publisher = await Publisher(str(tmp_path / "s")).__aenter__()
+        future = await publisher.send(Event(data="a"))
+        await publisher.__aexit__(ZeroDivisionError, ZeroDivisionError(), None)
+        with pytest.raises(RelayError, match="was closed"):
+            future.result()
+
+
+async def test_over_http_one_request_publishes_all() -> None:
+    async with scripted([answer(200, JSON, b'{"ids": ["e-1", "e-2"]}')]) as server:
+        ids = await publish(server.url, [Event(data={"a": 1}, topic="x"), Event(data="ü")], token="sesame")
+    assert ids == ["e-1", "e-2"]
+    assert server.path(0) == "/publish"
+    assert server.header(0, "Authorization") == "Bearer sesame"
+    assert server.header(0, "Content-Type") == "application/json"
+    body = server.requests[0].partition("\r\n\r\n")[2]
+    assert msgspec.json.decode(body) == [{"data": {"a": 1}, "topic": "x"}, {"data": "ü"}]
+
+
+async def test_no_events_make_no_request() -> None:
+    async with scripted() as server:
+        assert await publish(server.url, []) == []
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "message"),
+    [
+        (answer(400, JSON, b'{"error": "topic: is empty", "field": "topic"}'), EventError, "topic: is empty"),
+        (
+            answer(401, JSON, b'{"error": "publishing needs the token"}'),
+            RequestError,
+            "401: publishing needs",
+        ),
+        (answer(502, "", b"<h1>Bad gateway</h1>"), RequestError, "502: <h1>Bad gateway"),
+        (answer(503, ""), RequestError, "503: Reason"),
+        (answer(200, JSON, b"[]"), RelayError, "not that of a relay"),
+        (answer(200, JSON, b"ok"), RelayError, "not that of a relay"),
+        (b"nonsense\r\n\r\n", RelayError, "RemoteProtocolError"),
+        (b"", RelayError, "RemoteProtocolError"),
+    ],
+)
+async def test_over_http_a_refusal_is_the_error_it_tells(script: bytes, error: type, message: str) -> None:
+    async with scripted([script]) as server:
+        with pytest.raises(RelayError) as raised:
+            await publish(server.url, Event(data="a"))
+    assert type(raised.value) is error
+    assert message in str(raised.value)

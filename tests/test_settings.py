@@ -1,0 +1,186 @@
+"""Settings come by flag, variable and file, in that order of strength; a wrong one is named, with a hint."""
+
+from __future__ import annotations
+
+import dataclasses
+import grp
+import os
+import tomllib
+from typing import Any
+
+import pytest
+
+from relay.config import MIB, SETTINGS, Config
+from relay.errors import ConfigError
+from relay.settings import check, load, to_toml, variable
+
+
+def test_without_anything_the_defaults_hold_and_agree() -> None:
+    assert load({}, {}) == Config() == check(Config())
+
+
+def test_a_flag_is_stronger_than_a_variable_and_a_variable_than_the_file() -> None:
+    table = {"history-age": "3s", "heartbeat": "3s", "retry-max": "3s"}
+    environment = {"RELAY_HISTORY_AGE": "2s", "RELAY_HEARTBEAT": "2s", "PATH": "/bin"}
+    config = load({"history-age": "1s"}, environment, table)
+    assert (config.history_age_s, config.heartbeat_s, config.retry_max_s) == (1, 2, 3)
+
+
+def test_every_setting_is_taken_by_flag_variable_and_file() -> None:
+    samples = {"text": "x", "number": "7", "size": "9KiB", "duration": "3s", "switch": "no"}
+    own = {
+        "listen": ":1",
+        "cors-origin": "https://a.example",
+        "unix-mode": "0600",
+        "unix-group": grp.getgrgid(os.getgid()).gr_name,
+        "policy-for": "a.*=conflate",
+        "policy-request": "conflate",
+        "event-bytes-max": "100",
+        "retry-min": "2s",
+        "exit-on-eof": "yes",
+        "history-bytes": "9MiB",
+    }
+    for name, each in SETTINGS.items():
+        kind = each.metadata["kind"]
+        text = own.get(name) or samples.get(kind) or kind.split("|")[-1]
+        by_flag = load({name: text}, {})
+        assert by_flag == load({}, {variable(name): text}) == load({}, {}, {name: text}), name
+        assert by_flag == load({}, {}, {name.replace("-", "_"): text})
+        assert by_flag != Config(), name
+
+
+def test_a_file_may_use_the_types_of_toml() -> None:
+    table = {
+        "history-bytes": 1048576,
+        "heartbeat": 0.5,
+        "exit-on-eof": True,
+        "listen": [":1", ":2"],
+        "backlog": 1_000,
+    }
+    config = load({}, {}, table)
+    assert (config.history_bytes, config.heartbeat_s, config.exit_on_eof) == (MIB, 0.5, True)
+    assert (config.listen, config.backlog) == ((":1", ":2"), 1000)
+
+
+def test_a_repeatable_setting_is_split_at_commas_in_a_variable() -> None:
+    assert load({}, {"RELAY_LISTEN": ":1, :2,"}).listen == (":1", ":2")
+    assert load({}, {"RELAY_POLICY_REQUEST": ""}).policy_request == ()
+    assert load({"policy-request": [""]}, {}).policy_request == ()
+
+
+@pytest.mark.parametrize(
+    ("environment", "table", "message"),
+    [
+        ({"RELAY_HISTORY_AG": "1"}, {}, "RELAY_HISTORY_AG; did you mean RELAY_HISTORY_AGE?"),
+        ({"RELAY_ZZZZZZ": "1"}, {}, "unknown environment variable RELAY_ZZZZZZ"),
+        ({}, {"histry-age": "1"}, "unknown setting 'histry-age'; did you mean history-age?"),
+        ({}, {"server": {"listen": ":1"}}, "unknown setting 'server'"),
+        ({}, {"history-age": "1s", "history_age": "2s"}, "history-age is set twice"),
+    ],
+)
+def test_an_unknown_setting_is_an_error_with_a_hint(
+    environment: dict[str, str], table: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load({}, environment, table)
+    assert message in str(raised.value)
+
+
+def test_variables_that_are_no_settings_are_let_be() -> None:
+    environment = {"RELAY_ENGINE": "native", "RELAY_BUILD": "pure", "RELAY_CONFIG": "x", "HOME": "/"}
+    links = {
+        "RELAY_SERVICE_HOST": "10.0.0.1",
+        "RELAY_SERVICE_PORT_HTTP": "80",
+        "RELAY_PORT": "tcp://10.0.0.1:80",
+        "RELAY_PORT_80_TCP_ADDR": "10.0.0.1",
+        "RELAY_EDGE_PORT_80_TCP": "tcp://10.0.0.1:80",
+    }
+    assert load({}, environment | links) == Config()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("history-bytes", "lots", "'lots' is not a size"),
+        ("history-bytes", 1.5, "not a whole number"),
+        ("history-bytes", True, "not a size"),
+        ("heartbeat", "-1s", "not a time"),
+        ("heartbeat", float("inf"), "not a time"),
+        ("backlog", "0", "at least 1"),
+        ("backlog", "many", "not a number"),
+        ("backlog", 2**40, "at most"),
+        ("client-buffer", "1K", "at least 4KiB"),
+        ("policy", "drop-oldst", "did you mean drop-oldest?"),
+        ("prime", "perhaps", "neither true nor false"),
+        ("unix", 7, "must be text"),
+        ("unix", "/tmp/a\0b", "control character"),
+        ("unix", "/tmp/\udcff", "not UTF-8"),
+        ("listen", ["8080"], "is not HOST:PORT"),
+        ("listen", [], "at least one address"),
+        ("listen", "::1:8080", "is not HOST:PORT"),
+        ("cors-origin", ["https://a.example/"], "cors-origin"),
+        ("cors-origin", ["a.example"], "cors-origin"),
+        ("publish-token", "two words", "publish-token"),
+        ("topic", "a..b", "topic: has an empty level"),
+        ("topic", "a.*", "topic:"),
+        ("unix", "/" + "a" * 107, "107 bytes"),
+        ("unix-mode", "0999", "octal"),
+        ("unix-group", "no such group", "no group"),
+        ("policy-for", ["orders.*"], "PATTERN=POLICY"),
+        ("policy-for", ["orders.*=keep"], "is none of"),
+        ("policy-for", ["or*rs=block"], "policy-for: 'or*rs'"),
+        ("policy-request", ["keep"], "is none of"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_name_of_its_setting(name: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load({}, {}, {name: value}, "relay.toml")
+    assert name in str(raised.value)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"history_bytes": MIB // 2}, "event-bytes-max: 1MiB is more than history-bytes holds (512KiB)"),
+        ({"retry_min_s": 6.0}, "retry-min"),
+        ({"lag_soft_bytes": 9 * MIB}, "lag-soft-bytes"),
+        ({"lag_events": 5, "lag_soft_events": 6}, "lag-soft-events"),
+        ({"lag_s": 5.0, "lag_soft_s": 6.0}, "lag-soft:"),
+        ({"exit_on_eof": True, "stdin": "off"}, "exit-on-eof"),
+        ({"policy": "block", "lag_bytes": 0}, "needs a limit"),
+        ({"policy": "block", "lag_bytes": 40 * MIB}, "lag-bytes: policy `block`"),
+        ({"policy_for": ("a=block",), "lag_events": 600_000}, "lag-events: policy `block`"),
+        ({"policy_request": ("block",), "lag_s": 6.0, "history_age_s": 10.0}, "lag: policy `block`"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check(dataclasses.replace(Config(), **changes))
+    assert message in str(raised.value)
+
+
+def test_large_lags_are_fine_where_nothing_blocks() -> None:
+    check(Config(lag_bytes=100 * MIB, lag_soft_bytes=50 * MIB))
+    check(Config(policy="block"))
+
+
+def test_the_printed_settings_are_toml_that_reads_back_the_same() -> None:
+    config = Config(
+        listen=(":1", "[::1]:2"),
+        topic='say "news" \\ é 😀',
+        history_age_s=5400,
+        heartbeat_s=0.25,
+        exit_on_eof=True,
+        policy_for=("a.*=conflate",),
+    )
+    assert load({}, {}, tomllib.loads(to_toml(config))) == config
+
+
+def test_no_token_is_printed() -> None:
+    text = to_toml(Config(publish_token="sesame"))
+    assert "sesame" not in text
+    assert load({}, {}, tomllib.loads(text)).publish_token == ""
+    with pytest.raises(ConfigError) as raised:
+        load({"publish-token": "sesame\n"}, {})
+    assert "sesame" not in str(raised.value)

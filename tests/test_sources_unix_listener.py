@@ -1,0 +1,134 @@
+"""The socket file is made as it was asked for, and never over anything that is still of use."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relay.errors import ConfigError
+from relay.sources.unix_listener import PATH_BYTES_MAX, bind_unix
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "relay.sock")
+
+
+@contextlib.contextmanager
+def listening(path: str, mode: str = "0660", group: str = "") -> Iterator[socket.socket]:
+    with bind_unix(path, mode, group, 8) as listener:
+        yield listener
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
+@pytest.mark.parametrize(("mode", "permissions"), [("0660", 0o660), ("600", 0o600), ("0o777", 0o777)])
+def test_the_mode_is_as_set_whatever_the_umask(path: str, mode: str, permissions: int, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with listening(path, mode):
+            assert stat.S_IMODE(os.stat(path).st_mode) == permissions
+            assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+
+
+def test_the_group_is_as_set_by_name_or_number(path: str) -> None:
+    own = os.getgid()
+    for group in (str(own), grp.getgrgid(own).gr_name):
+        with listening(path, group=group):
+            assert os.stat(path).st_gid == own
+
+
+def test_a_stale_socket_is_replaced(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(path)
+    with listening(path), socket.socket(socket.AF_UNIX) as feeder:
+        feeder.connect(path)
+
+
+def test_a_live_socket_is_an_error_and_is_left_alone(path: str) -> None:
+    with listening(path):
+        with pytest.raises(ConfigError, match="in use by a running process"):
+            bind_unix(path, "0660", "", 8)
+        with socket.socket(socket.AF_UNIX) as feeder:
+            feeder.connect(path)
+
+
+def test_a_live_socket_with_a_full_backlog_is_an_error(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as live, contextlib.ExitStack() as feeders:
+        live.bind(path)
+        live.listen(0)
+        for _ in range(3):
+            feeder = feeders.enter_context(socket.socket(socket.AF_UNIX))
+            feeder.setblocking(False)
+            feeder.connect_ex(path)
+        with pytest.raises(ConfigError, match="in use by a running process"):
+            bind_unix(path, "0660", "", 8)
+
+
+def test_a_datagram_socket_is_an_error(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as live:
+        live.bind(path)
+        with pytest.raises(ConfigError, match="in use by a running process"):
+            bind_unix(path, "0660", "", 8)
+    assert os.path.exists(path)
+
+
+def test_a_file_that_is_not_a_socket_is_an_error_and_is_left_alone(path: str) -> None:
+    Path(path).write_text("precious")
+    with pytest.raises(ConfigError, match="not a socket"):
+        bind_unix(path, "0660", "", 8)
+    assert Path(path).read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing/relay.sock", "No such file or directory"),
+        ("x" * PATH_BYTES_MAX, "the path must have 1 to 107 bytes"),
+        ("nul\0", "the path must have 1 to 107 bytes"),
+    ],
+)
+def test_a_path_that_cannot_be_is_an_error(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        bind_unix(f"{tmp_path}/{name}", "0660", "", 8)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_an_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match="Permission denied"):
+        bind_unix(str(tmp_path / "relay.sock"), "0660", "", 8)
+
+
+@pytest.mark.parametrize("mode", ["", "8", "rw", "-1", "1777"])
+def test_a_bad_mode_is_an_error(path: str, mode: str) -> None:
+    with pytest.raises(ConfigError, match="unix-mode"):
+        bind_unix(path, mode, "", 8)
+    assert not os.path.exists(path)
+
+
+def test_an_unknown_group_is_an_error(path: str) -> None:
+    with pytest.raises(ConfigError, match="unix-group 'no such group'"):
+        bind_unix(path, "0660", "no such group", 8)
+    assert not os.path.exists(path)
+
+
+def test_a_file_that_cannot_be_opened_up_is_not_left_behind(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(ConfigError, match="Operation not permitted"):
+        bind_unix(path, "0660", "0", 8)
+    assert not os.path.exists(path)
