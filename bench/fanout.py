@@ -7,24 +7,15 @@ Owns the cases, their limits and how repeated runs become one result; never star
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bench import encode
-from bench.feed import Bench, Feed, Figures, Stopwatch, opened, run_feed, stalled_memory
-from bench.harness import TARGETS, MeasureError, Target, pinned
-from loadtest.swarm import SwarmReport
+from bench.feed import Bench, Figures
+from bench.harness import TARGETS, pinned
+from bench.runs import Round, accept, apart, fed, idle, ingest, memory, stalled_memory, stalled_share, together
 
-IDLE_S = 10.0
-WARM_UP_STREAMS = 100
 INGEST_EVENTS = 1_500_000
-STALLED_FILL = 2000
-# A run during which others kept this much of a core busy is made again, so many times.
-OTHERS_CORES_MAX = 0.1
-AGAIN_MAX = 2
-
-Run = Callable[[Target, Bench], Figures]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +30,7 @@ class Case:
         limit: what it has to reach.
         ratio: the limit is for relay's figure divided by the floor's, not for relay's own.
         at_least: the limit is a least, not a most.
-        run: makes one run.
+        run: makes one run of each server.
         targets: which servers it is for.
         pin: server and load keep to cores of their own. For CPU a delivery: a server that shares its core
             with what it feeds is charged for the caches it lost.
@@ -53,7 +44,7 @@ class Case:
     limit: float
     ratio: bool = False
     at_least: bool = False
-    run: Run
+    run: Round
     targets: tuple[str, ...] = ("floor", "relay")
     pin: bool = False
     length: float = 1.0
@@ -61,120 +52,6 @@ class Case:
     def met(self, value: float) -> bool:
         """Whether the limit is kept."""
         return value >= self.limit if self.at_least else value <= self.limit
-
-
-def memory(streams: int) -> Run:
-    """Growth of memory by idle streams, after a few have come and gone."""
-
-    def run(target: Target, bench: Bench) -> Figures:
-        with bench.server(target) as server:
-            with bench.swarm(server, WARM_UP_STREAMS) as few:
-                opened(few, WARM_UP_STREAMS)
-            pss, objects = server.pss_bytes(), _gc_objects(server.stats())
-            with bench.swarm(server, streams) as swarm:
-                opened(swarm, streams)
-                pss_now, objects_now = server.pss_bytes(), _gc_objects(server.stats())
-        return {
-            "bytes_per_stream": (pss_now - pss) / streams,
-            "gc_objects_per_stream": (objects_now - objects) / streams,
-            "pss_before": pss,
-            "pss_after": pss_now,
-        }
-
-    return run
-
-
-def _gc_objects(stats: dict[str, object]) -> float:
-    """Objects that the server's garbage collector tracks; not a number where it does not say."""
-    value = stats.get("gc_objects")
-    return float(value) if isinstance(value, int | float) else float("nan")
-
-
-def accept(streams: int) -> Run:
-    """Streams opened as fast as they go."""
-
-    def run(target: Target, bench: Bench) -> Figures:
-        with bench.server(target) as server:
-            before = server.cpu_s()
-            with bench.swarm(server, streams, concurrency=1000) as swarm:
-                report: SwarmReport = opened(swarm, streams)
-                cpu = server.cpu_s() - before
-        return {
-            "streams_per_s": streams / report.connect_s,
-            "cpu_us_per_stream": cpu / streams * 1e6,
-            "streams_per_cpu_s": streams / cpu,
-            "load_cpu_s": report.cpu_s,
-        }
-
-    return run
-
-
-def ingest(events: int) -> Run:
-    """NDJSON as fast as the server takes it, with no streams and no acknowledgements."""
-
-    def run(target: Target, bench: Bench) -> Figures:
-        with bench.server(target) as server:
-            watch = Stopwatch(server, [])
-            with bench.publisher(server, rate=0, count=events, seconds=3 * bench.seconds) as publisher:
-                report = publisher.done()
-            times = watch.read(report.cpu_s)
-        if not report.taken or report.answered_bytes:
-            answers = f"{report.answered_bytes} bytes of answers"
-            raise MeasureError(f"{target.name} did not take all events ({answers})")
-        return {
-            "events_per_s": report.sent / report.taken_s,
-            "events_per_cpu_s": report.sent / times["cpu_s"],
-            "cpu_us_per_event": times["cpu_s"] / report.sent * 1e6,
-            "events": report.sent,
-            **times,
-        }
-
-    return run
-
-
-def idle(streams: int) -> Run:
-    """CPU of a server whose streams are open and silent, between two heartbeats."""
-
-    def run(target: Target, bench: Bench) -> Figures:
-        # Heartbeats stay on, so that the timer behind them is in the figure; none falls due meanwhile.
-        with bench.server(target, ("--heartbeat", "60s")) as server, bench.swarm(server, streams) as swarm:
-            opened(swarm, streams)
-            time.sleep(1.0)
-            watch = Stopwatch(server, [swarm.pid])
-            time.sleep(IDLE_S)
-            times = watch.read()
-        return {"cpu_share": times["cpu_s"] / times["wall_s"], **times}
-
-    return run
-
-
-def stalled_share(streams: int, rate: float) -> Run:
-    """Healthy streams' latency with one stream in twenty stopped, divided by that without."""
-
-    def run(target: Target, bench: Bench) -> Figures:
-        whole = Feed(streams=streams, rate=rate, seconds=bench.seconds, fill=STALLED_FILL)
-        odd = replace(whole, stalled=streams // 20)
-        without, stopped = run_feed(target, whole, bench), run_feed(target, odd, bench)
-        return {
-            "p99_ratio": stopped["p99_ms"] / without["p99_ms"],
-            "p99_ms_without": without["p99_ms"],
-            "p99_ms_with": stopped["p99_ms"],
-            "lost": without["lost"] + stopped["lost"],
-            "faults": without["faults"] + stopped["faults"],
-            "others_cores": max(without["others_cores"], stopped["others_cores"]),
-        }
-
-    return run
-
-
-def fed(streams: int, rate: float, *, overload: bool = False) -> Run:
-    """A feed to all streams."""
-
-    def run(target: Target, bench: Bench) -> Figures:
-        feed = Feed(streams=streams, rate=rate, seconds=bench.seconds, overload=overload)
-        return run_feed(target, feed, bench)
-
-    return run
 
 
 def _cpu(streams: int, rate: int) -> Case:
@@ -185,7 +62,7 @@ def _cpu(streams: int, rate: int) -> Case:
         unit="µs",
         limit=1.10,
         ratio=True,
-        run=fed(streams, rate),
+        run=together(streams, rate),
         pin=True,
     )
 
@@ -199,11 +76,11 @@ def _rate(streams: int, rate: int) -> Case:
         limit=0.95,
         ratio=True,
         at_least=True,
-        run=fed(streams, rate, overload=True),
+        run=apart(fed(streams, rate, overload=True)),
     )
 
 
-_memory = memory(10_000)
+_memory = apart(memory(10_000))
 
 CASES = {
     case.name: case
@@ -221,7 +98,7 @@ CASES = {
             unit="ms",
             limit=1.5,
             ratio=True,
-            run=fed(10_000, 10),
+            run=together(10_000, 10),
             length=2,
         ),
         Case(
@@ -247,7 +124,7 @@ CASES = {
             value="kib_per_stream",
             unit="KiB",
             limit=300,
-            run=lambda target, bench: stalled_memory(target, 500, bench),
+            run=apart(stalled_memory(500)),
         ),
         Case(
             name="ingest",
@@ -256,7 +133,7 @@ CASES = {
             unit="/s",
             limit=200_000,
             at_least=True,
-            run=ingest(INGEST_EVENTS),
+            run=apart(ingest(INGEST_EVENTS)),
         ),
         Case(
             name="encode",
@@ -265,7 +142,7 @@ CASES = {
             unit="×",
             limit=10,
             at_least=True,
-            run=lambda _target, _bench: encode.speed(),
+            run=apart(lambda _target, _bench: encode.speed()),
             targets=("relay",),
         ),
         Case(
@@ -274,7 +151,7 @@ CASES = {
             value="copies",
             unit="",
             limit=1.01,
-            run=lambda _target, _bench: encode.copies(),
+            run=apart(lambda _target, _bench: encode.copies()),
             targets=("relay",),
         ),
         Case(
@@ -284,7 +161,7 @@ CASES = {
             unit="/s",
             limit=5000,
             at_least=True,
-            run=accept(10_000),
+            run=apart(accept(10_000)),
             pin=True,
         ),
         Case(
@@ -293,7 +170,7 @@ CASES = {
             value="p99_ratio",
             unit="×",
             limit=1.1,
-            run=stalled_share(1000, 100),
+            run=apart(stalled_share(1000, 100)),
             length=2,
         ),
         Case(
@@ -302,7 +179,7 @@ CASES = {
             value="cpu_share",
             unit="",
             limit=0.001,
-            run=idle(10_000),
+            run=apart(idle(10_000)),
         ),
     )
 }
@@ -327,23 +204,15 @@ def measure(case: Case, bench: Bench, *, repeat: int, targets: Sequence[str], pi
     names = [name for name in case.targets if name in targets]
     runs: dict[str, list[Figures]] = {name: [] for name in names}
     for turn in range(repeat):
-        for name in names if turn % 2 == 0 else reversed(names):
-            runs[name].append(_undisturbed(case, TARGETS[name], bench))
+        order = names if turn % 2 == 0 else names[::-1]
+        for name, figures in case.run([TARGETS[each] for each in order], bench).items():
+            runs[name].append(figures)
     result: dict[str, object] = {"case": case.name, "what": case.what, "value": case.value, "unit": case.unit}
     for name in names:
         values = [figures[case.value] for figures in runs[name]]
         result[name] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
     result |= _verdict(case, {name: [figures[case.value] for figures in runs[name]] for name in names})
     return {**result, "pinned": pin, "repeat": repeat, "seconds": bench.seconds, "runs": runs}
-
-
-def _undisturbed(case: Case, target: Target, bench: Bench) -> Figures:
-    """One run; again, a few times at most, while other processes of this machine take part in it."""
-    for _ in range(AGAIN_MAX):
-        figures = case.run(target, bench)
-        if figures.get("others_cores", 0.0) <= OTHERS_CORES_MAX:
-            return figures
-    return case.run(target, bench)
 
 
 def _verdict(case: Case, values: dict[str, list[float]]) -> dict[str, object]:

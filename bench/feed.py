@@ -1,15 +1,16 @@
-"""One measured run: a server, its streams, a feed, and what came of it.
+"""One measured run: a server, its streams, a feed, and what came of it; or several servers, fed in turns.
 
-Owns the order of events in a run (connect, fill, feed, wait, read); never compares two servers.
+Owns the order of events in a run (connect, fill, feed, wait, read); never judges a figure.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from bench.harness import Cores, MeasureError, Server, Target, busy_s, cpu_s, tcp_memory_bytes
+from bench.harness import Cores, MeasureError, Server, Target, busy_s, cpu_s
 from loadtest.publisher import Publisher
 from loadtest.swarm import Swarm, SwarmReport
 
@@ -19,8 +20,12 @@ SIZE = 150
 CATCH_UP_S = 30.0
 WARM_UP_S = 1.5
 SWARM_S = 180.0
-SETTLE_S = 0.25
 FILL_RATE = 500.0
+# Of a duel: length of a turn; how much of a core others may keep busy in one, which is read from the clock's ticks and
+# so is coarse; and how many times the turns asked for are made, at most, to get so many undisturbed ones.
+TURN_S = 0.5
+TURN_OTHERS_CORES_MAX = 0.2
+TURNS_MORE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,25 +201,97 @@ def _figures(before: SwarmReport, after: SwarmReport, times: Figures) -> Figures
         "cpu_us_per_delivery": times["cpu_s"] / max(1, deliveries) * 1e6,
         "bytes_per_delivery": (after.bytes - before.bytes) / max(1, deliveries),
         "joined": deliveries / max(1, after.reads - before.reads),
-        "p50_ms": after.p50_ms,
-        "p90_ms": after.p90_ms,
-        "p99_ms": after.p99_ms,
-        "p999_ms": after.p999_ms,
-        "max_ms": after.max_ms,
+        **_latencies(after),
         "faults": after.duplicates + after.wrong_order + after.torn + after.closed,
         **times,
     }
 
 
-def stalled_memory(target: Target, streams: int, bench: Bench) -> Figures:
-    """Kernel memory of streams that stopped reading, both ends: growth of the machine's TCP memory."""
-    before = tcp_memory_bytes()
-    with bench.server(target) as server, bench.swarm(server, streams, stalled=streams) as swarm:
-        opened(swarm, streams)
-        with bench.publisher(server, rate=2000, count=8000, seconds=10) as publisher:
-            publisher.done()
-        time.sleep(SETTLE_S)
-        grown = tcp_memory_bytes() - before
-        if not grown:
-            raise MeasureError("TCP memory did not grow: were the streams fed?")
-        return {"kib_per_stream": grown / streams / 1024, "tcp_bytes": grown}
+def _latencies(report: SwarmReport) -> Figures:
+    return {
+        "p50_ms": report.p50_ms,
+        "p90_ms": report.p90_ms,
+        "p99_ms": report.p99_ms,
+        "p999_ms": report.p999_ms,
+        "max_ms": report.max_ms,
+    }
+
+
+class _Contender:
+    """One server of a duel, with its streams, and the sums of its turns."""
+
+    def __init__(self, target: Target, feed: Feed, bench: Bench, stack: ExitStack) -> None:
+        self._bench = bench
+        self._server = stack.enter_context(bench.server(target))
+        self._swarm = stack.enter_context(bench.swarm(self._server, feed.streams))
+        opened(self._swarm, feed.streams)
+        self.name = target.name
+        self._published = 0
+        self._turns: list[Figures] = []
+
+    def turn(self, rate: float) -> None:
+        """Feed for a while, and await everything."""
+        before = self._swarm.mark()
+        watch = Stopwatch(self._server, [self._swarm.pid])
+        count, first = round(rate * TURN_S), self._published + 1
+        with self._bench.publisher(self._server, rate=rate, count=count, seconds=CATCH_UP_S, first=first) as publisher:
+            published = publisher.done()
+        after = self._swarm.wait_for(published.last, CATCH_UP_S)
+        if after.last_min < published.last:
+            raise MeasureError(f"{self.name}: event {published.last} did not come to every stream")
+        self._published = published.last
+        self._turns.append(_figures(before, after, watch.read(published.cpu_s)))
+
+    def warm_up(self, rate: float) -> None:
+        """One turn that does not count: it pays for memory that is touched for the first time."""
+        self.turn(rate)
+        self._turns.clear()
+        self._swarm.reset()
+
+    def undisturbed(self) -> list[Figures]:
+        """The turns in which this machine had little else to do."""
+        return [turn for turn in self._turns if turn["others_cores"] <= TURN_OTHERS_CORES_MAX]
+
+    def sum(self) -> Figures:
+        """All undisturbed turns as one run, or all turns if none was; the latencies are always of all."""
+        last, counted = self._swarm.mark(), self.undisturbed() or self._turns
+        sums = {name: sum(turn[name] for turn in counted) for name in ("deliveries", "wall_s", "cpu_s", "load_cpu_s")}
+        return {
+            **sums,
+            "deliveries_per_s": sums["deliveries"] / sums["wall_s"],
+            "cpu_us_per_delivery": sums["cpu_s"] / sums["deliveries"] * 1e6,
+            **{name: _mean(counted, name) for name in ("bytes_per_delivery", "joined", "others_cores")},
+            **_latencies(last),
+            "faults": last.faults,
+            "turns": len(self._turns),
+            "disturbed": len(self._turns) - len(self.undisturbed()),
+        }
+
+
+def _mean(turns: Sequence[Figures], name: str) -> float:
+    return sum(turn[name] for turn in turns) / len(turns)
+
+
+def run_duel(targets: Sequence[Target], feed: Feed, bench: Bench) -> dict[str, Figures]:
+    """Feed several servers in turns, all of them and their streams up at the same time.
+
+    What a send costs wanders by a fifth within seconds, whichever server makes it; in turns of half a second the
+    servers share that alike. Turns that other processes disturbed are made up for, as far as `TURNS_MORE` allows.
+
+    Returns:
+        For each server what `run_feed` returns but `lost`, since a turn that is not delivered whole is an error.
+
+    Raises:
+        MeasureError: streams did not open, or an event did not come to all of them.
+    """
+    turns = max(1, round(feed.seconds / TURN_S))
+    with ExitStack() as stack:
+        contenders = [_Contender(target, feed, bench, stack) for target in targets]
+        for contender in contenders:
+            contender.warm_up(feed.rate)
+        for number in range(turns * TURNS_MORE):
+            for contender in contenders if number % 2 == 0 else contenders[::-1]:
+                contender.turn(feed.rate)
+            if all(len(contender.undisturbed()) >= turns for contender in contenders):
+                break
+        return {contender.name: contender.sum() for contender in contenders}

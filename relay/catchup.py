@@ -47,6 +47,7 @@ class Lagging:
         "conflating",
         "over_since_s",
         "queued",
+        "refused",
         "replaying",
         "seen",
         "since_s",
@@ -54,10 +55,11 @@ class Lagging:
         "told",
     )
 
-    def __init__(self, since_s: float, seen: int, replaying: bool) -> None:
+    def __init__(self, since_s: float, seen: int, replaying: bool, refused: bool) -> None:
         self.since_s = since_s
         self.seen = seen  # ordinal of its cursor when it was last written to
         self.replaying = replaying  # it came with a cursor further back, and has not been live yet
+        self.refused = refused  # the kernel did not take all that it was offered: it is the stream that is slow
         self.queued = False
         self.soft_since_s: float | None = None
         self.over_since_s: float | None = None  # `block`: since when it holds up its publishers
@@ -104,11 +106,11 @@ class CatchUp:
 
     # Coming and going
 
-    def add(self, handle: int, now_s: float, *, replaying: bool = False) -> None:
-        """Take a stream that is behind."""
+    def add(self, handle: int, now_s: float, *, replaying: bool = False, refused: bool = False) -> None:
+        """Take a stream that is behind: it has just come, or was refused by the kernel, or a flush was too large."""
         subscription = self._subscription(handle)
         seen = subscription.ordinal(self._engine.cursor(handle))
-        self.streams[handle] = Lagging(now_s, seen, replaying)
+        self.streams[handle] = Lagging(now_s, seen, replaying, refused)
         if subscription.rule.policy is Policy.BLOCK:
             self._blocking.add(handle)
 
@@ -169,6 +171,7 @@ class CatchUp:
             self._caught_up(handle)
             return False
         state.seen = subscription.ordinal(engine.cursor(handle))
+        state.refused |= not whole
         return whole
 
     def _subscription(self, handle: int) -> Subscription:
@@ -240,12 +243,15 @@ class CatchUp:
         return Lag(events, size, 0.0 if first is None else now_s - self._log.time_s(max(first, self._log.tail)))
 
     def _broken(self, state: Lagging, rule: Rule, lag: Lag, now_s: float) -> bool:
-        """Say whether a limit is passed for long enough; the lag with which a stream came is not its fault."""
+        """Say whether a limit is passed for long enough.
+
+        The lag with which a stream came is not its fault, nor is that of a burst that it was not yet offered.
+        """
         if not rule.soft.passed(lag):
             state.soft_since_s = None
         elif state.soft_since_s is None:
             state.soft_since_s = now_s
-        return not state.replaying and rule.broken(lag, state.soft_since_s, now_s)
+        return state.refused and not state.replaying and rule.broken(lag, state.soft_since_s, now_s)
 
     def _judge(self, handle: int, state: Lagging, subscription: Subscription, now_s: float) -> bool:
         """Let the policy act, if it has to; return whether the stream goes on."""
@@ -265,14 +271,14 @@ class CatchUp:
         if broken and rule.policy is Policy.DROP_OLDEST:
             self._skip(handle, state, subscription, self._fit(subscription, max(cursor, log.tail), now_s))
         elif broken and rule.policy is Policy.CONFLATE and not state.conflating:
-            self.actions[rule.policy] += 1
+            self.actions[rule.policy.value] += 1
             state.conflating = True
         elif rule.policy is Policy.DROP_NEWEST:
             self._limit(handle, state, subscription, broken)
         return True
 
     def _disconnect(self, handle: int, rule: Rule, now_s: float) -> None:
-        self.actions[rule.policy] += 1
+        self.actions[rule.policy.value] += 1
         self.close(handle, "slow", now_s)
 
     def _skip(
@@ -287,7 +293,7 @@ class CatchUp:
         del state.told[:told_already]
         told = b""
         if missed > 0:
-            self.actions[subscription.rule.policy] += 1
+            self.actions[subscription.rule.policy.value] += 1
             told = notice.gap("slow", missed, log.id(before), log.id(cursor - 1))
         self._engine.skip(handle, cursor, told)
         state.seen = subscription.ordinal(cursor)
@@ -351,7 +357,7 @@ class CatchUp:
                 state.over_since_s = None
             elif state.over_since_s is None:
                 state.over_since_s = now_s
-                self.actions[Policy.BLOCK] += 1
+                self.actions[Policy.BLOCK.value] += 1
             elif now_s - state.over_since_s >= self._block_timeout_s:
                 self.close(handle, "blocked", now_s)
                 continue

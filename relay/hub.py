@@ -299,7 +299,7 @@ class Hub:
     def _settle(self, now_s: float) -> None:
         for handle in self.engine.lagging():
             if self.engine.is_behind(handle):
-                self.catchup.add(handle, now_s)
+                self.catchup.add(handle, now_s, refused=True)
         self.catchup.watch(now_s)
         self._set_floor()
         self._sweep()

@@ -266,7 +266,7 @@ class Publisher:
         reason = "the relay closed the connection"
         try:
             while line := await self._reader.readline():
-                self._take(msgspec.json.decode(line))
+                self._take(msgspec.json.decode(line, type=dict[str, Any]))
         except OSError as error:
             reason = f"the connection is lost: {error.strerror or error}"
         except (ValueError, LookupError, TypeError):
@@ -276,17 +276,20 @@ class Publisher:
     def _take(self, answer: dict[str, Any]) -> None:
         """Settle the event that an answer is for; each event's acknowledgement is the number of its line."""
         number = answer.get("ack", answer.get("line"))
-        future = self._waiting.pop(number) if number in self._waiting else None
-        if future is None:
+        if number not in self._waiting:
             return
+        error = _refused(str(answer["error"])) if "error" in answer else None
+        id = "" if error else str(answer["id"])
+        future = self._waiting.pop(number)
         self._room.release()
-        if not future.done():
-            if "error" in answer:
-                future.set_exception(_refused(str(answer["error"])))
-            else:
-                future.set_result(str(answer["id"]))
         if not self._waiting:
             self._idle.set()
+        if future.done():
+            return
+        if error:
+            future.set_exception(error)
+        else:
+            future.set_result(id)
 
     def _lose(self, error: RelayError) -> None:
         """Fail everything that waits."""

@@ -155,6 +155,7 @@ class Server:
         self._started_s = time.monotonic()
         self._loop: asyncio.AbstractEventLoop
         self._front: Front
+        self._sockets: list[socket.socket] = []
         self._listeners: list[asyncio.Server] = []
         self._unix: UnixSource | None = None
         self._stdin: StdinSource | None = None
@@ -176,7 +177,8 @@ class Server:
 
     async def _open(self) -> None:
         config, loop = self.config, self._loop
-        sockets = [listen(address, config) for address in config.listen]
+        for address in config.listen:
+            self._sockets.append(listen(address, config))
         token = config.publish_token or secrets.token_urlsafe(24)
         page = importlib.resources.files("relay").joinpath("pages/index.html").read_bytes()
         self._front = Front(self.hub, config, self.metrics, page, token, loop, time.monotonic)
@@ -185,7 +187,7 @@ class Server:
             self._unix.open()
             _logger.info("feeders at unix:%s", config.unix)
         loop.add_reader(self.hub.engine.fileno(), lambda: self.hub.poll(time.monotonic()))
-        for each in sockets:
+        for each in self._sockets:
             server = await loop.create_server(lambda: FrontProtocol(self._front), sock=each, backlog=config.backlog)
             self._listeners.append(server)
             host, port = each.getsockname()[:2]
@@ -262,6 +264,8 @@ class Server:
             timer.cancel()
         for server in self._listeners:
             server.close()
+        for each in self._sockets[len(self._listeners) :]:
+            each.close()
         if hasattr(self, "_front"):
             self._front.abort()
         if self._stdin is not None:

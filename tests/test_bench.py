@@ -14,8 +14,9 @@ import pytest
 
 from bench import report
 from bench.fanout import CASES, Case, measure
-from bench.feed import Bench, Feed, run_feed
+from bench.feed import Bench, Feed, run_duel, run_feed
 from bench.harness import TARGETS, MeasureError, Server, Target, cpu_s, pss_bytes, tcp_memory_bytes, tree
+from bench.runs import apart
 from loadtest.native import HERE, Program, ProgramError, build
 from loadtest.swarm import Swarm, SwarmReport
 
@@ -84,6 +85,14 @@ def test_fifty_streams_get_every_event_once_and_in_order(target: str) -> None:
     assert figures["faults"] == 0
     assert figures["cpu_us_per_delivery"] > 0
     assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["max_ms"]
+
+
+def test_a_duel_feeds_both_and_loses_nothing() -> None:
+    sums = run_duel([TARGETS["floor"], TARGETS["relay"]], Feed(streams=10, rate=200, seconds=0.5), Bench())
+    assert list(sums) == ["floor", "relay"]
+    for figures in sums.values():
+        assert figures["deliveries"] in (1000, 2000)  # one turn, or two if one of them was disturbed
+        assert figures["faults"] == 0
 
 
 def test_stalled_streams_do_not_keep_the_others_from_theirs() -> None:
@@ -164,7 +173,7 @@ def result() -> report.Result:
         unit="µs",
         limit=1.15,
         ratio=True,
-        run=lambda _t, _b: {"v": next(values)},
+        run=apart(lambda _target, _bench: {"v": next(values)}),
     )
     return measure(case, Bench(), repeat=3, targets=["floor", "relay"], pin=False)
 

@@ -96,6 +96,13 @@ async def test_a_stream_cut_before_its_first_event_resumes_from_the_priming_id()
     assert server.header(1, "Last-Event-ID") == "e-0"
 
 
+async def test_the_retry_of_a_drained_stream_counts_though_its_block_is_torn() -> None:
+    waits = Waits()
+    async with scripted([answer(body=PRIMING + b"data: a\n\nretry: 9000\n")]) as server:
+        await collect(server.url, waits=waits)
+    assert waits == [9.5]
+
+
 async def test_one_that_was_given_an_id_begins_there() -> None:
     async with scripted() as server:
         await collect(server.url, last_event_id="é-7", since="earliest")

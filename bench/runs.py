@@ -1,0 +1,183 @@
+"""What is run for one row of the table.
+
+Owns the runs of single servers and of servers in turns; never sums up and never judges.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from bench.feed import Bench, Feed, Figures, Stopwatch, opened, run_duel, run_feed
+from bench.harness import MeasureError, Target, tcp_memory_bytes
+
+IDLE_S = 10.0
+WARM_UP_STREAMS = 100
+STALLED_FILL = 2000
+SETTLE_S = 0.25
+# A run during which others kept this much of a core busy is made again, so many times.
+OTHERS_CORES_MAX = 0.1
+AGAIN_MAX = 2
+
+Run = Callable[[Target, Bench], Figures]
+Round = Callable[[Sequence[Target], Bench], dict[str, Figures]]
+
+
+def apart(run: Run) -> Round:
+    """One run of each server, one after the other."""
+
+    def round_of(targets: Sequence[Target], bench: Bench) -> dict[str, Figures]:
+        return {target.name: _undisturbed(run, target, bench) for target in targets}
+
+    return round_of
+
+
+def together(streams: int, rate: float) -> Round:
+    """A feed to all streams, in turns of a fraction of a second; for figures that drift from run to run."""
+
+    def round_of(targets: Sequence[Target], bench: Bench) -> dict[str, Figures]:
+        return run_duel(targets, Feed(streams=streams, rate=rate, seconds=bench.seconds), bench)
+
+    return round_of
+
+
+def _undisturbed(run: Run, target: Target, bench: Bench) -> Figures:
+    """One run; again, a few times at most, while other processes of this machine take part in it."""
+    for _ in range(AGAIN_MAX):
+        figures = run(target, bench)
+        if figures.get("others_cores", 0.0) <= OTHERS_CORES_MAX:
+            return figures
+    return run(target, bench)
+
+
+def memory(streams: int) -> Run:
+    """Growth of memory by idle streams, after a few have come and gone."""
+
+    def run(target: Target, bench: Bench) -> Figures:
+        with bench.server(target) as server:
+            with bench.swarm(server, WARM_UP_STREAMS) as few:
+                opened(few, WARM_UP_STREAMS)
+            pss, objects = server.pss_bytes(), _gc_objects(server.stats())
+            with bench.swarm(server, streams) as swarm:
+                opened(swarm, streams)
+                pss_now, objects_now = server.pss_bytes(), _gc_objects(server.stats())
+        return {
+            "bytes_per_stream": (pss_now - pss) / streams,
+            "gc_objects_per_stream": (objects_now - objects) / streams,
+            "pss_before": pss,
+            "pss_after": pss_now,
+        }
+
+    return run
+
+
+def _gc_objects(stats: dict[str, object]) -> float:
+    """Objects that the server's garbage collector tracks; not a number where it does not say."""
+    value = stats.get("gc_objects")
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def accept(streams: int) -> Run:
+    """Streams opened as fast as they go."""
+
+    def run(target: Target, bench: Bench) -> Figures:
+        with bench.server(target) as server:
+            before = server.cpu_s()
+            with bench.swarm(server, streams, concurrency=1000) as swarm:
+                report = opened(swarm, streams)
+                cpu = server.cpu_s() - before
+        return {
+            "streams_per_s": streams / report.connect_s,
+            "cpu_us_per_stream": cpu / streams * 1e6,
+            "streams_per_cpu_s": streams / cpu,
+            "load_cpu_s": report.cpu_s,
+        }
+
+    return run
+
+
+def ingest(events: int) -> Run:
+    """NDJSON as fast as the server takes it, with no streams and no acknowledgements."""
+
+    def run(target: Target, bench: Bench) -> Figures:
+        with bench.server(target) as server:
+            watch = Stopwatch(server, [])
+            with bench.publisher(server, rate=0, count=events, seconds=3 * bench.seconds) as publisher:
+                report = publisher.done()
+            times = watch.read(report.cpu_s)
+        if not report.taken or report.answered_bytes:
+            answers = f"{report.answered_bytes} bytes of answers"
+            raise MeasureError(f"{target.name} did not take all events ({answers})")
+        return {
+            "events_per_s": report.sent / report.taken_s,
+            "events_per_cpu_s": report.sent / times["cpu_s"],
+            "cpu_us_per_event": times["cpu_s"] / report.sent * 1e6,
+            "events": report.sent,
+            **times,
+        }
+
+    return run
+
+
+def idle(streams: int) -> Run:
+    """CPU of a server whose streams are open and silent, between two heartbeats."""
+
+    def run(target: Target, bench: Bench) -> Figures:
+        # Heartbeats stay on, so that the timer behind them is in the figure; none falls due meanwhile.
+        with bench.server(target, ("--heartbeat", "60s")) as server, bench.swarm(server, streams) as swarm:
+            opened(swarm, streams)
+            time.sleep(1.0)
+            watch = Stopwatch(server, [swarm.pid])
+            time.sleep(IDLE_S)
+            times = watch.read()
+        return {"cpu_share": times["cpu_s"] / times["wall_s"], **times}
+
+    return run
+
+
+def stalled_share(streams: int, rate: float) -> Run:
+    """Healthy streams' latency with one stream in twenty stopped, divided by that without."""
+
+    def run(target: Target, bench: Bench) -> Figures:
+        whole = Feed(streams=streams, rate=rate, seconds=bench.seconds, fill=STALLED_FILL)
+        odd = replace(whole, stalled=streams // 20)
+        without, stopped = run_feed(target, whole, bench), run_feed(target, odd, bench)
+        return {
+            "p99_ratio": stopped["p99_ms"] / without["p99_ms"],
+            "p99_ms_without": without["p99_ms"],
+            "p99_ms_with": stopped["p99_ms"],
+            "lost": without["lost"] + stopped["lost"],
+            "faults": without["faults"] + stopped["faults"],
+            "others_cores": max(without["others_cores"], stopped["others_cores"]),
+        }
+
+    return run
+
+
+def fed(streams: int, rate: float, *, overload: bool = False) -> Run:
+    """A feed to all streams."""
+
+    def run(target: Target, bench: Bench) -> Figures:
+        feed = Feed(streams=streams, rate=rate, seconds=bench.seconds, overload=overload)
+        return run_feed(target, feed, bench)
+
+    return run
+
+
+def stalled_memory(streams: int) -> Run:
+    """Kernel memory of streams that stopped reading, both ends: growth of the machine's TCP memory."""
+
+    def run(target: Target, bench: Bench) -> Figures:
+        before = tcp_memory_bytes()
+        with bench.server(target) as server, bench.swarm(server, streams, stalled=streams) as swarm:
+            opened(swarm, streams)
+            with bench.publisher(server, rate=2000, count=8000, seconds=10) as publisher:
+                publisher.done()
+            time.sleep(SETTLE_S)
+            grown = tcp_memory_bytes() - before
+        if grown <= 0:
+            raise MeasureError("TCP memory did not grow: were the streams fed?")
+        return {"kib_per_stream": grown / streams / 1024, "tcp_bytes": grown}
+
+    return run

@@ -1,0 +1,176 @@
+"""Both twins of the engine over socket pairs, and what their tests share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from relay._native.engine import Chunk, Engine, Members
+
+NATIVE_ONLY = os.environ.get("RELAY_BUILD") == "pure" or os.environ.get("RELAY_ENGINE") == "native"
+NAMES = ["native"] if NATIVE_ONLY else ["native", "speedups"]
+MODULES = {"native": "relay._native.engine", "speedups": "relay._speedups"}
+
+DISCARD_BYTES_MAX = 10_000
+SEND_BUFFER = 4608
+"""The least that Linux gives; it holds two or three writes of a few kilobytes."""
+
+FOREVER_S = 3600.0
+ROOM = b"x" * 65_536
+"""More than a send buffer takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """One twin of the engine; both have the types of the native one."""
+
+    name: str
+    engine: type[Engine]
+    chunk: type[Chunk]
+    members: type[Members]
+
+
+def load_twin(name: str) -> Twin:
+    """Return a twin; one that is not built is a failure, not a skipped test."""
+    try:
+        module: Any = import_module(MODULES[name])
+        return Twin(name, module.Engine, module.Chunk, module.Members)
+    except (ModuleNotFoundError, AttributeError):
+        pytest.fail(
+            "relay._speedups is not built: run `python setup.py build_ext --inplace`, or set RELAY_ENGINE=native "
+            "to test without it",
+            pytrace=False,
+        )
+
+
+@dataclass
+class Rig:
+    """One engine, its streams, and the other ends of their sockets by handle."""
+
+    twin: Twin
+    engine: Engine = field(init=False)
+    members: Members = field(init=False)
+    peers: dict[int, socket.socket] = field(default_factory=dict)
+    sends: int = SEND_BUFFER
+
+    def __post_init__(self) -> None:
+        self.engine = self.twin.engine(DISCARD_BYTES_MAX)
+        self.members = self.twin.members()
+
+    def chunk(self, frames: list[bytes], first: int = 1, cursor: int | None = None) -> Chunk:
+        """Join frames whose sequences follow each other."""
+        sequences = list(range(first, first + len(frames)))
+        return self.twin.chunk(frames, sequences, first + len(frames) if cursor is None else cursor)
+
+    def open(
+        self,
+        cursor: int = 1,
+        pending: bytes = b"head",
+        *,
+        subscription: object = None,
+        address: object = None,
+        now_s: float = 0.0,
+    ) -> int:
+        """Open a stream that is behind."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.sends)
+        handle = self.engine.add(ours.detach(), subscription, address, cursor, pending, now_s)
+        self.peers[handle] = theirs
+        return handle
+
+    def open_live(self, cursor: int = 1, *, members: Members | None = None, now_s: float = 0.0) -> int:
+        """Open a stream, let it have its head, and make it a live member of an audience."""
+        handle = self.open(cursor, now_s=now_s)
+        assert self.engine.write(handle, None, now_s)
+        assert self.read(handle) == b"head"
+        self.engine.live(handle, cursor)
+        self.engine.join(handle, self.members if members is None else members)
+        return handle
+
+    def broadcast(self, chunk: Chunk, *, now_s: float = 0.0) -> None:
+        """Send a chunk to the whole audience, as the only one that is due."""
+        self.engine.combine([])
+        assert self.engine.broadcast(self.members, 0, chunk, False, now_s, FOREVER_S) == len(self.members)
+
+    def read(self, handle: int, size: int = 1 << 20) -> bytes:
+        """Read at most `size` bytes of what is there for a subscriber."""
+        data = b""
+        while len(data) < size:
+            try:
+                piece = self.peers[handle].recv(size - len(data))
+            except (BlockingIOError, ConnectionResetError):
+                break
+            if not piece:
+                break
+            data += piece
+        return data
+
+    def ended(self, handle: int) -> bool:
+        """Say whether a subscriber that has read everything sees the end of its stream."""
+        try:
+            return self.peers[handle].recv(1) == b""
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            return True
+
+    def finish(self, handle: int, chunk: Chunk | None, *, now_s: float = 0.0) -> bytes:
+        """Write what is left of a chunk to a stream, whose subscriber reads, until it has all of it."""
+        data = self.read(handle)
+        for _ in range(10_000):
+            whole = self.engine.write(handle, chunk, now_s)
+            data += self.read(handle)
+            if whole:
+                return data
+        raise AssertionError("the stream never gets its bytes")
+
+    def stall(self, handle: int) -> None:
+        """Fill the socket of a stream that is behind, so that it takes not one byte more."""
+        self.engine.skip(handle, self.engine.cursor(handle), ROOM)
+        while True:
+            before = self.engine.bytes
+            assert not self.engine.write(handle, None, 0.0)
+            if self.engine.bytes == before:
+                return
+
+    def closes(self) -> list[tuple[int, str]]:
+        """Sweep; return the handle and the reason of each stream that was closed."""
+        return [(handle, reason) for handle, _, _, _, reason in self.engine.sweep()]
+
+    def tear_down(self) -> None:
+        """Close everything that is open."""
+        self.engine.sweep()
+        for handle, peer in self.peers.items():
+            with contextlib.suppress(KeyError):
+                self.engine.abort(handle, "test")
+            peer.close()
+        self.engine.sweep()
+        assert self.engine.open == 0
+
+
+@pytest.fixture(params=NAMES)
+def twin(request: pytest.FixtureRequest) -> Twin:
+    """Each twin of the engine in turn."""
+    return load_twin(request.param)
+
+
+@pytest.fixture
+def rig(twin: Twin) -> Iterator[Rig]:
+    """An engine of each twin, closed at the end."""
+    rig = Rig(twin)
+    yield rig
+    rig.tear_down()
+
+
+def frames_of(sizes: Sequence[int]) -> list[bytes]:
+    """Make frames of these sizes, no byte of which could be taken for one of another frame nearby."""
+    return [bytes([number % 251]) * size for number, size in enumerate(sizes)]

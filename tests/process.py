@@ -1,0 +1,243 @@
+"""Real processes for tests: a `relay serve` of one's own, and small clients for it.
+
+Every wait is for something that can be awaited (a line, a byte, an answer, an exit) and bounded by `TIMEOUT_S`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from relay.event import Event
+from relay.sse import Decoder
+
+TIMEOUT_S = 30.0
+TOKEN = "a-token-for-tests"  # noqa: S105 (of a server that lives for one test)
+
+
+class Relay:
+    """One `relay serve` process.
+
+    Args:
+        arguments: more settings, as flags.
+        stdin: what it reads as standard input.
+    """
+
+    def __init__(self, *arguments: str, stdin: int | IO[bytes] = subprocess.DEVNULL) -> None:
+        command = [sys.executable, "-m", "relay", "serve", "--listen", "127.0.0.1:0", "--log-format", "json"]
+        environment = {**os.environ, "RELAY_PUBLISH_TOKEN": TOKEN, "PYTHONWARNINGS": "error"}
+        self.process = subprocess.Popen(
+            [*command, *arguments], stdin=stdin, stderr=subprocess.PIPE, env=environment
+        )
+        self.log: list[dict[str, Any]] = []
+        self.port = 0
+        self._serving = threading.Event()
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+        if not self._serving.wait(TIMEOUT_S) or not self.port:
+            self.stop(signal.SIGKILL)
+            raise AssertionError(f"relay did not start: {self.log}")
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = {"message": line.decode(errors="replace").rstrip()}
+            self.log.append(record)
+            found = re.search(r"serving at http://.*:(\d+)/", record["message"])
+            if found:
+                self.port = int(found[1])
+                self._serving.set()
+        self._serving.set()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait for the end; return the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the end; return the exit code."""
+        code = self.process.wait(TIMEOUT_S)
+        self._reader.join(TIMEOUT_S)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+        return code
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Make one ordinary request; return status, headers (lower case) and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+
+    def publish(self, data: str, topic: str = "default", content_type: str = "text/plain") -> list[str]:
+        """Publish over HTTP; return the ids."""
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": content_type}
+        status, _, body = self.request("POST", f"/publish?topic={topic}", data.encode(), headers)
+        assert status == 200, body
+        ids: list[str] = json.loads(body)["ids"]
+        return ids
+
+    def stats(self) -> dict[str, Any]:
+        """Return /stats."""
+        stats: dict[str, Any] = json.loads(self.request("GET", "/stats")[2])
+        return stats
+
+    def metric(self, name: str) -> float:
+        """Return the sum of one metric's samples."""
+        text = self.request("GET", "/metrics")[2].decode()
+        values = re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
+        assert values, f"no metric {name}"
+        return sum(map(float, values))
+
+    def open_descriptors(self) -> int:
+        """Return how many descriptors the process has open."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+
+@contextlib.contextmanager
+def relay(*arguments: str, stdin: int | IO[bytes] = subprocess.DEVNULL) -> Iterator[Relay]:
+    """Run a relay for the length of a test."""
+    server = Relay(*arguments, stdin=stdin)
+    try:
+        yield server
+    finally:
+        server.stop(signal.SIGKILL)
+
+
+class Stream:
+    """One open stream, read from a raw socket.
+
+    Args:
+        port: of the server.
+        query: after `/events?`.
+        headers: more request headers.
+        receive_buffer: SO_RCVBUF, for clients that are to be slow.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        query: str = "topic=default",
+        headers: dict[str, str] | None = None,
+        receive_buffer: int | None = None,
+    ) -> None:
+        self.socket = socket.socket()
+        if receive_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(TIMEOUT_S)
+        self.socket.connect(("127.0.0.1", port))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+        self.socket.sendall(f"GET /events?{query} HTTP/1.1\r\nHost: test\r\n{lines}\r\n".encode())
+        self.head = b""
+        self.raw = b""
+        self._decoder = Decoder(1 << 24)
+        self._events: list[Event] = []
+        while b"\r\n\r\n" not in self.head:
+            data = self.socket.recv(65536)
+            assert data, f"closed within the head: {self.head!r}"
+            self.head += data
+        self.head, _, rest = self.head.partition(b"\r\n\r\n")
+        self._take(rest)
+
+    def _take(self, data: bytes) -> None:
+        self.raw += data
+        self._events += self._decoder.feed(data)
+
+    @property
+    def last_event_id(self) -> str:
+        """What a client would come back with."""
+        return self._decoder.last_event_id
+
+    def read_until(self, mark: bytes) -> bytes:
+        """Read until these bytes have come; return all bytes so far."""
+        while mark not in self.raw:
+            data = self.socket.recv(65536)
+            assert data, f"closed before {mark!r}: {self.raw!r}"
+            self._take(data)
+        return self.raw
+
+    def next(self) -> Event:
+        """Wait for the next event."""
+        while not self._events:
+            data = self.socket.recv(65536)
+            assert data, "closed before the next event"
+            self._take(data)
+        return self._events.pop(0)
+
+    def take(self, count: int) -> list[Event]:
+        """Wait for some events."""
+        return [self.next() for _ in range(count)]
+
+    def rest(self) -> list[Event]:
+        """Read to the end of the connection; return the events that are left."""
+        while data := self.socket.recv(65536):
+            self._take(data)
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.socket.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Feeder:
+    """One connection to the Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(TIMEOUT_S)
+        self.socket.connect(str(path))
+        self._answers = self.socket.makefile("rb")
+
+    def send(self, *lines: dict[str, Any] | bytes) -> None:
+        """Write lines."""
+        self.socket.sendall(
+            b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
+        )
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for the next answer."""
+        line: dict[str, Any] = json.loads(self._answers.readline())
+        return line
+
+    def publish(self, **fields: Any) -> str:
+        """Publish one event and wait for its acknowledgement; return the id."""
+        self.send({**fields, "ack": 1})
+        answer = self.answer()
+        assert "id" in answer, answer
+        return str(answer["id"])
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._answers.close()
+        self.socket.close()
+
+    def __enter__(self) -> Feeder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

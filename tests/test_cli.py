@@ -1,0 +1,209 @@
+"""`relay` is `relay serve`; what is wrong is said in one line, with exit code 2."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from relay import cli, logs, server
+from relay.config import SETTINGS, Config
+from relay.errors import ConfigError, RelayError
+from relay.settings import load
+from relay.speedups import ENGINE
+from tests.relay_process import relay, serving
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """What would have been served, in an environment without settings."""
+    for name in list(os.environ):
+        if name.startswith("RELAY_") and name != "RELAY_ENGINE":
+            monkeypatch.delenv(name)
+    configs: list[Config] = []
+
+    def run(config: Config) -> int:
+        configs.append(config)
+        return 0
+
+    monkeypatch.setattr(server, "run", run)
+    monkeypatch.setattr(logs, "set_up", lambda *arguments: None)
+    return configs
+
+
+@pytest.mark.parametrize("arguments", [[], ["serve"]])
+def test_relay_is_relay_serve(served: list[Config], arguments: list[str]) -> None:
+    assert cli.run([*arguments, "--stdin", "lines", "--listen", ":1", "--listen", ":2", "--no-prime"]) == 0
+    assert served == [Config(stdin="lines", listen=(":1", ":2"), prime=False)]
+
+
+def test_without_anything_the_defaults_are_served(served: list[Config]) -> None:
+    assert cli.run([]) == 0
+    assert served == [Config()]
+
+
+def test_a_flag_is_stronger_than_a_variable_than_the_file(
+    served: list[Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "relay.toml"
+    file.write_text('history-age = "3s"\nheartbeat = "3s"\nretry_max = "3s"\nprime = false\n')
+    monkeypatch.setenv("RELAY_CONFIG", str(tmp_path / "none.toml"))
+    monkeypatch.setenv("RELAY_HISTORY_AGE", "2s")
+    monkeypatch.setenv("RELAY_HEARTBEAT", "2s")
+    assert cli.run(["--config", str(file), "--history-age", "1s"]) == 0
+    assert served == [Config(history_age_s=1, heartbeat_s=2, retry_max_s=3, prime=False)]
+    monkeypatch.setenv("RELAY_CONFIG", str(file))
+    assert cli.run(["--prime"]) == 0
+    assert served[1] == Config(history_age_s=2, heartbeat_s=2, retry_max_s=3)
+
+
+def test_the_printed_settings_are_those_in_force(served: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--print-config", "--history-bytes", "32M", "--publish-token", "sesame"]) == 0
+    text = capsys.readouterr().out
+    assert served == []
+    assert "sesame" not in text
+    assert load({}, {}, tomllib.loads(text)) == Config(history_bytes=32 * 1024**2)
+
+
+def test_help_shows_every_setting_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["serve", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, each in SETTINGS.items():
+        assert f"--{name} " in text
+        assert each.metadata["help"].split()[0] in text
+    assert "[default: 64MiB]" in text
+    assert "[default: 127.0.0.1:8080]" in text
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_names_every_command(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([option]) == 0
+    text = capsys.readouterr().out
+    for name in ("serve", "publish", "subscribe", "top", "demo"):
+        assert f"\n  {name} " in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--histry-bytes", "1"], "--history-bytes"),
+        (["servee"], "no such command: servee; did you mean serve?"),
+        (["serve", "extra"], "extra"),
+        (["--policy", "drop"], "drop-oldest"),
+        (["--history-bytes", "lots"], "--history-bytes: 'lots' is not a size"),
+        (["--history-bytes"], "requires an argument"),
+        (["--listen", "8080"], "listen: '8080' is not HOST:PORT"),
+        (["--config", "/none/relay.toml"], "config: cannot read /none/relay.toml: No such file"),
+        (["--config", "/"], "config: cannot read /: Is a directory"),
+        (["subscribe", "--header", "x"], "--header is like NAME:VALUE"),
+        (["publish", "a", "b", "--id", "1"], "--id needs exactly one DATA"),
+        (["demo", "--listen", "127.0.0.1"], "listen:"),
+        (["demo", "--listen", "127.0.0.1:0"], "needs a port"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    served: list[Config], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("relay: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert served == []
+
+
+@pytest.mark.parametrize("text", [b"listen = ", b"\xff", b'history-age = "1s"\nhistory-age = "2s"'])
+def test_a_file_that_is_no_toml_is_said(
+    served: list[Config], text: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "relay.toml").write_bytes(text)
+    assert cli.run(["--config", str(tmp_path / "relay.toml")]) == 2
+    assert "is not TOML" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ConfigError("listen :1: taken"), 2, "relay: listen :1: taken\n"),
+        (OSError(98, "Address already in use"), 2, "relay: Address already in use\n"),
+        (FileNotFoundError(2, "No such file", "/none"), 2, "relay: /none: No such file\n"),
+        (RelayError("two\nlines"), 1, "relay: two lines\n"),
+        (KeyboardInterrupt(), 130, "\n"),
+    ],
+)
+def test_an_error_becomes_a_line_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    served: list[Config],
+    error: BaseException,
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(config: Config) -> int:
+        raise error
+
+    monkeypatch.setattr(server, "run", run)
+    assert cli.run([]) == code
+    assert capsys.readouterr().err == message
+
+
+def test_the_exit_code_is_the_servers(monkeypatch: pytest.MonkeyPatch, served: list[Config]) -> None:
+    monkeypatch.setattr(server, "run", lambda config: 7)
+    assert cli.run([]) == 7
+
+
+def test_the_version_names_the_engine() -> None:
+    done = relay("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("relay ")
+    assert done.stdout.endswith(f"(engine {ENGINE})\n")
+
+
+def test_a_process_refuses_an_unknown_variable() -> None:
+    done = relay(RELAY_HISTRY_AGE="1s")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "relay: unknown environment variable RELAY_HISTRY_AGE; did you mean RELAY_HISTORY_AGE?\n"
+
+
+def test_an_unknown_engine_is_said_in_one_line() -> None:
+    done = relay("--version", RELAY_ENGINE="steam")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "RELAY_ENGINE=steam" in done.stderr
+
+
+def test_a_port_in_use_is_one_line_and_exit_code_2() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = relay("--listen", address, "--stdin", "off", "--log-level", "error")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert address in done.stderr
+    assert "in use" in done.stderr
+
+
+def test_a_bad_path_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    path = str(tmp_path / "none" / "relay.sock")
+    done = relay("--listen", "127.0.0.1:0", "--unix", path, "--stdin", "off", "--log-level", "error")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert path in done.stderr
+
+
+def test_a_live_unix_socket_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    with serving(tmp_path) as running:
+        done = relay("--listen", "127.0.0.1:0", "--unix", running.path, "--stdin", "off", "--log-level", "error")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert running.path in done.stderr
+
+
+def test_an_end_of_input_ends_it_if_that_is_wanted() -> None:
+    done = relay("--listen", "127.0.0.1:0", "--stdin", "lines", "--exit-on-eof", input="a\nb\n")
+    assert done.returncode == 0

@@ -1,0 +1,314 @@
+"""The commands work against a real server: what is published is what is subscribed to."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from relay.commands import demo
+from relay.commands.top import render
+from relay.event import Event
+from relay.sse import encode
+from relay.topic import matches
+from tests.relay_process import TIMEOUT_S, Server, command, environment, relay, serving
+from tests.scripted_http import answer, scripted
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("relay"), "--heartbeat-as", "event") as running:
+        yield running
+
+
+@pytest.fixture
+def topic(request: pytest.FixtureRequest) -> str:
+    """A topic of the test's own."""
+    return f"{request.node.originalname}.{random.getrandbits(32):x}"
+
+
+def received(server: Server, topic: str, number: int) -> list[dict[str, Any]]:
+    """Subscribe from the beginning, and return the first events."""
+    done = relay("subscribe", server.url, "--topic", topic, "--since", "earliest", "--count", str(number))
+    assert (done.returncode, done.stderr) == (0, "")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("way", ["unix", "http"])
+def test_arguments_are_published_and_their_ids_printed(server: Server, topic: str, way: str) -> None:
+    target = f"unix:{server.path}" if way == "unix" else server.url
+    options = ("--to", target, "--topic", topic, "--event", "note", "--key", "k", "--retry", "5")
+    done = relay("publish", *options, "first", "zweite\nZeile ü", RELAY_PUBLISH_TOKEN=server.token)
+    assert (done.returncode, done.stderr) == (0, "")
+    ids = done.stdout.split()
+    assert received(server, topic, 2) == [
+        {"id": ids[0], "event": "note", "data": "first", "retry": 5},
+        {"id": ids[1], "event": "note", "data": "zweite\nZeile ü", "retry": 5},
+    ]
+
+
+@pytest.mark.parametrize("way", ["unix", "http"])
+def test_lines_are_published_and_a_bad_one_harms_no_other(server: Server, topic: str, way: str) -> None:
+    target = f"unix:{server.path}" if way == "unix" else server.url
+    lines = [
+        '{"data": {"n": 1}}',
+        "",
+        "not JSON",
+        '{"data": 2, "topic": "a..b"}',
+        json.dumps({"data": "3", "event": "own", "id": f"own-3-{topic}"}),
+    ]
+    done = relay(
+        "publish", "--to", target, "--topic", topic, "--event", "e", "--token", "sesame", input="\n".join(lines)
+    )
+    assert done.returncode == 1
+    assert len(done.stdout.split()) == 2
+    errors = done.stderr.splitlines()
+    assert sorted(error.split(":")[1] for error in errors) == [" line 3", " line 4"]
+    events = received(server, topic, 2)
+    assert [(event["event"], event["data"]) for event in events] == [("e", '{"n":1}'), ("own", "3")]
+    assert events[1]["id"] == f"own-3-{topic}"
+
+
+def test_lines_are_published_as_they_come(server: Server, topic: str) -> None:
+    options = ("--to", server.path, "--topic", topic)
+    with subprocess.Popen(
+        command("publish", *options), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number in range(3):
+            print(json.dumps({"data": str(number)}), file=process.stdin, flush=True)
+            assert process.stdout.readline().strip() == received(server, topic, number + 1)[number]["id"]
+        process.stdin.close()
+        assert process.wait(TIMEOUT_S) == 0
+
+
+def test_a_file_is_published(server: Server, topic: str, tmp_path: Path) -> None:
+    file = tmp_path / "events.ndjson"
+    file.write_text("".join(f'{{"data":"{number}"}}\n' for number in range(5000)))
+    with file.open() as lines:
+        done = subprocess.run(
+            command("publish", "-", "-q", "--to", server.path, "--topic", topic),
+            stdin=lines,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            env=environment(),
+            check=True,
+        )
+    assert done.stdout == done.stderr == b""
+    assert [event["data"] for event in received(server, topic, 5000)] == list(map(str, range(5000)))
+
+
+def test_without_the_token_nothing_is_published_over_http(server: Server, topic: str) -> None:
+    done = relay("publish", "--to", server.url, "--topic", topic, "x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("relay: 401: ")
+
+
+def test_what_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
+    done = relay("publish", "--to", str(tmp_path / "none"), "x")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "cannot connect to" in done.stderr
+
+
+def test_data_alone_can_be_printed_and_gaps_are_told_beside_it(server: Server, topic: str) -> None:
+    relay("publish", "--to", server.path, "--topic", topic, "one", "two\nlines")
+    options = ("--topic", topic, "--output", "data", "--count", "2", "--last-event-id", "other-7")
+    done = relay("subscribe", server.url, *options)
+    assert done.stdout == "one\ntwo\nlines\n"
+    assert done.stderr == "relay: gap: missed an unknown number of events (unknown)\n"
+
+
+def test_a_subscriber_resumes_after_an_id(server: Server, topic: str) -> None:
+    ids = relay("publish", "--to", server.path, "--topic", topic, "a", "b", "c").stdout.split()
+    done = relay(
+        "subscribe", server.url, "--topic", topic, "--last-event-id", ids[0], "--count", "2", "--output", "data"
+    )
+    assert done.stdout == "b\nc\n"
+
+
+def test_a_refused_subscriber_says_why(server: Server) -> None:
+    done = relay("subscribe", server.url, "--topic", "a..b")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("relay: 400: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_who_has_had_enough_is_a_good_end(server: Server, topic: str) -> None:
+    relay("publish", "--to", server.path, "--topic", topic, *map(str, range(3)))
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        command("subscribe", server.url, "--topic", topic, "--since", "earliest"),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as process:
+        os.close(writing)
+        assert os.read(reading, 1)
+        os.close(reading)
+        relay("publish", "--to", server.path, "--topic", topic, "one more")
+        assert process.wait(TIMEOUT_S) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("name", ["subscribe", "publish"])
+def test_an_interrupt_ends_it_without_a_traceback(server: Server, topic: str, name: str) -> None:
+    arguments = {
+        "subscribe": ("subscribe", server.url, "--topic", topic, "--since", "earliest"),
+        "publish": ("publish", "--to", server.path, "--topic", topic),
+    }[name]
+    relay("publish", "--to", server.path, "--topic", topic, "x")
+    with subprocess.Popen(
+        command(*arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(b'{"data":"x"}\n')
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT_S) == 130
+        assert process.stderr.read().strip() == b""
+
+
+async def test_heartbeats_are_no_output() -> None:
+    body = b"".join(encode(event, None, 1000) for event in (Event(event="relay.heartbeat", data=""), Event(data="a")))
+    async with scripted([answer(body=body)]) as scripted_server:
+        from relay.commands.subscribe import _print_events
+
+        shown: list[bytes] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.stdout", _Stdout(shown))
+            patch.setenv("NO_PROXY", "*")
+            await _print_events(scripted_server.url, (), None, None, "json", 1, {})
+    assert shown == [b'{"data":"a"}\n']
+
+
+class _Stdout:
+    """Standard output as far as the command uses it."""
+
+    def __init__(self, shown: list[bytes]) -> None:
+        self.buffer = self
+        self.write = shown.append
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+
+def test_top_shows_the_server_once_where_nobody_watches(server: Server, topic: str) -> None:
+    relay("publish", "--to", server.path, "--topic", topic, "x")
+    done = relay("top", server.url, COLUMNS="120")
+    assert (done.returncode, done.stderr) == (0, "")
+    for text in ("ready", "streams", "events/s", "deliveries/s", "slowest", "policies acted"):
+        assert text in done.stdout
+
+
+def test_top_says_what_is_no_relay(server: Server) -> None:
+    done = relay("top", server.url + "/healthz", "--once")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "not that of a relay" in done.stderr
+
+
+STATS: dict[str, Any] = {
+    "version": "9.9",
+    "engine": "native",
+    "uptime_s": 90061.0,
+    "ready": False,
+    "streams": 10000,
+    "lagging": 2,
+    "topics": [{"topic": "[bold]news", "subscribers": 9000, "retained": 7}],
+    "events": 1000,
+    "deliveries": 5_000_000,
+    "bytes": 10,
+    "log": {"events": 7, "bytes": 32, "bytes_max": 64},
+    "policy_actions": {"drop-oldest": 3, "block": 0},
+    "closes": {"client": 4},
+    "slowest": [
+        {
+            "address": "::1\x1b[2J",
+            "topics": list("abcd"),
+            "lag_events": 5,
+            "lag_bytes": 2048,
+            "lag_s": 1.5,
+            "policy": "block",
+        }
+    ],
+}
+
+
+def drawn(stats: dict[str, Any], before: dict[str, Any] | None) -> str:
+    from rich.console import Console
+
+    console = Console(width=140, color_system=None)
+    with console.capture() as capture:
+        console.print(render(stats, before))
+    return capture.get()
+
+
+def test_top_draws_rates_since_the_last_picture_and_text_as_it_is() -> None:
+    before = STATS | {"uptime_s": 90059.0, "events": 500, "deliveries": 0}
+    text = drawn(STATS, before)
+    for part in ("1d 1h", "not ready", "10,000", "250", "2,500,000", "[bold]news", "drop-oldest 3", "client 4"):
+        assert part in text
+    for part in ("50% of 64 B", "::1?[2J", "a, b, c, …", "5 events, 2KiB, 1.5 s"):
+        assert part in text
+    assert "block 0" not in text
+
+
+def test_top_draws_means_where_there_is_no_picture_before_or_the_server_is_another() -> None:
+    young = STATS | {"uptime_s": 10.0}
+    assert "500,000" in drawn(young, None)
+    assert "500,000" in drawn(young, STATS)
+    assert "ready" in drawn({"streams": 0}, None)
+
+
+def test_the_sample_feed_is_good_and_always_the_same_for_a_seed() -> None:
+    events = list(islice(demo.sample_events(7, map(float, count())), 500))
+    assert events == list(islice(demo.sample_events(7, map(float, count())), 500))
+    for number, event in enumerate(events):
+        assert event.topic is not None
+        assert any(matches(pattern, event.topic) for pattern in demo.TOPICS)
+        assert event.data["t"] == number * 1000
+        assert encode(event, "1", 1000)
+        assert msgspec.json.decode(msgspec.json.encode(event), type=Event) == event
+    assert len({event.topic for event in events}) == 6
+
+
+def test_the_demo_serves_a_live_feed_and_stops_by_itself() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    # The variable is a setting of other servers; the demo's is not theirs.
+    with subprocess.Popen(
+        command("demo", "--listen", address, "--rate", "200", "--seconds", "20"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(RELAY_LISTEN="127.0.0.1:1"),
+    ) as process:
+        assert process.stdout is not None
+        assert f"http://{address}/?topic=prices.*" in process.stdout.readline()
+        assert f"curl -N 'http://{address}/events?topic=" in process.stdout.readline()
+        done = relay("subscribe", f"http://{address}", "--topic", "prices.*", "--count", "3")
+        assert len(done.stdout.splitlines()) == 3
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT_S) == 0
+    assert relay("demo", "--listen", address, "--seconds", "0").returncode == 0
+
+
+def test_the_demo_says_when_its_port_is_taken(server: Server) -> None:
+    done = relay("demo", "--listen", server.url.removeprefix("http://"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "in use" in done.stderr

@@ -1,0 +1,56 @@
+"""The page needs nothing from elsewhere, and never takes an event's text for markup."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+import shutil
+import subprocess
+
+import pytest
+
+PAGE = (importlib.resources.files("relay") / "pages" / "index.html").read_text()
+SCRIPT = "".join(re.findall(r"<script>(.*?)</script>", PAGE, re.DOTALL))
+
+
+def test_it_loads_nothing_from_elsewhere() -> None:
+    assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", PAGE)
+    assert set(re.findall(r"\b(?:src|href)=\"([^\"]*)\"", PAGE)) == {"data:,"}
+
+
+def test_its_addresses_are_relative_so_that_it_works_below_a_path() -> None:
+    assert 'new EventSource("events?"' in SCRIPT
+    assert 'fetch("stats"' in SCRIPT
+
+
+@pytest.mark.parametrize(
+    "word", ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"]
+)
+def test_text_never_becomes_markup_or_code(word: str) -> None:
+    assert word not in PAGE
+
+
+def test_a_strict_content_security_policy_lets_it_work() -> None:
+    assert len(re.findall(r"<script", PAGE)) == len(re.findall(r"<style", PAGE)) == 1
+    assert not re.search(r"<[^>]+\s(on\w+|style)=", PAGE)
+
+
+def test_it_is_for_light_and_dark_and_every_field_has_a_label() -> None:
+    assert "prefers-color-scheme: dark" in PAGE
+    for name in re.findall(r"<input id=\"(\w+)\"", PAGE):
+        assert f'<label for="{name}"' in PAGE
+
+
+def test_every_element_that_the_script_looks_for_is_there() -> None:
+    for name in set(re.findall(r"find\(\"([\w-]+)\"\)", SCRIPT)):
+        assert f'id="{name}"' in PAGE
+
+
+def test_it_listens_for_gaps_and_heartbeats() -> None:
+    assert '"relay.gap"' in SCRIPT
+    assert '"relay.heartbeat"' in SCRIPT
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not there")
+def test_its_script_is_well_formed() -> None:
+    subprocess.run(["node", "--check", "-"], input=SCRIPT, text=True, check=True, timeout=20, capture_output=True)
