@@ -14,6 +14,7 @@ from array import array
 from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Protocol, cast
 
 from relay import notice
@@ -27,6 +28,9 @@ SERVED_A_TURN = 32
 
 CHUNK_CACHE_BYTES = 16 * 1024 * 1024
 """Joined bytes kept for streams that read the same part of the log at about the same time."""
+
+LAGS_A_TICK = 100
+"""Streams behind whose lag a tick puts into the histogram."""
 
 CLOSE_GRACE_S = 5.0
 """How long a stream that is closed may take to read the rest of a frame that is half sent."""
@@ -77,7 +81,7 @@ class CatchUp:
         engine: what writes.
         block_timeout_s: how long one stream may hold up publishers.
         caught_up: called with the handle of a stream that has all there is.
-        lag_s: histogram of the lag that streams are found with.
+        lag_s: histogram of the lag of the streams that are behind, at each tick.
     """
 
     def __init__(
@@ -188,14 +192,14 @@ class CatchUp:
                 self._keep(key, chunk)
             return chunk
         index: Index = subscription.indexes[0]
-        rows = index.segment(max(cursor, log.tail), log.tail)
-        if rows is None:
+        number = index.segment(max(cursor, log.tail))
+        if number is None:
             return None
-        start, stop, finished = rows
-        key = (index, index.sequences[start])
+        key = (index, number)
         chunk = self._chunks.get(key)
-        if chunk is None or len(chunk) != stop - start:
-            sequences = index.sequences[start:stop]
+        # The last segment grows; a chunk of it serves until the stream has what is in it.
+        if chunk is None or chunk.cursor <= cursor:
+            sequences, finished = index.rows(number, log.tail)
             chunk = Chunk(log.pick(sequences), sequences, sequences[-1] + 1 if finished else log.head)
             self._keep(key, chunk)
         return chunk
@@ -231,13 +235,11 @@ class CatchUp:
 
     def lag(self, subscription: Subscription, cursor: int, now_s: float) -> Lag:
         """Return how far behind the head a cursor is, for a subscription."""
-        events = size = 0
-        first: int | None = None
-        for index in subscription.indexes:
-            index_events, index_bytes = index.lag(cursor)
-            events += index_events
-            size += index_bytes
-            found = index.first(cursor) if index_events else None
+        events, size, first = subscription.indexes[0].lag(cursor)
+        for index in subscription.indexes[1:]:
+            more_events, more_bytes, found = index.lag(cursor)
+            events += more_events
+            size += more_bytes
             if found is not None and (first is None or found < first):
                 first = found
         return Lag(events, size, 0.0 if first is None else now_s - self._log.time_s(max(first, self._log.tail)))
@@ -258,7 +260,6 @@ class CatchUp:
         log, rule, cursor = self._log, subscription.rule, self._engine.cursor(handle)
         missed = subscription.ordinal(log.tail) - state.seen if cursor < log.tail else 0
         lag = self.lag(subscription, max(cursor, log.tail), now_s)
-        self._lag_s.observe(lag.age_s)
         broken = self._broken(state, rule, lag, now_s)
         if missed > 0:
             if rule.policy in (Policy.DISCONNECT, Policy.BLOCK) and not state.replaying:
@@ -328,12 +329,16 @@ class CatchUp:
 
     def tick(self, now_s: float) -> None:
         """Disconnect what cannot even be written to, and cut the closing streams that do not read what is half sent."""
+        for handle in islice(self.streams, LAGS_A_TICK):
+            self._lag_s.observe(self.lag(self._subscription(handle), self._engine.cursor(handle), now_s).age_s)
         for handle, state in list(self.streams.items()):
             subscription = self._subscription(handle)
-            rule, cursor = subscription.rule, self._engine.cursor(handle)
+            rule = subscription.rule
             if rule.policy is not Policy.DISCONNECT and rule.soft == Limits():
                 continue
-            broken = self._broken(state, rule, self.lag(subscription, cursor, now_s), now_s)
+            broken = self._broken(
+                state, rule, self.lag(subscription, self._engine.cursor(handle), now_s), now_s
+            )
             if broken and rule.policy is Policy.DISCONNECT:
                 self._disconnect(handle, rule, now_s)
         for handle, stop_s in list(self._closing.items()):

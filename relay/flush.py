@@ -58,7 +58,7 @@ class Flush:
         written_s: Observer,
         clock: Callable[[], float],
     ) -> None:
-        self.flushed = log.head  # live streams have been sent everything before this
+        self._since = log.head
         self._log = log
         self._engine = engine
         self._fall_behind = fall_behind
@@ -73,16 +73,21 @@ class Flush:
         """Whether there is something to send."""
         return bool(self._due) or self._round is not None
 
-    def mark(self, audiences: Iterable[Audience]) -> bool:
-        """Note that an entry was appended for these audiences; return whether a flush is due."""
+    @property
+    def flushed(self) -> int:
+        """The sequence before which live streams have been sent everything."""
+        return self._since if self.due else self._log.head
+
+    def mark(self, audiences: Iterable[Audience], sequence: int) -> bool:
+        """Note that an entry was appended for these audiences; return whether it is the first that is due."""
+        first = False
         for audience in audiences:
             if not audience.due:
                 audience.due = True
+                if not self._due and self._round is None:
+                    self._since, first = sequence, True
                 self._due.append(audience)
-        if self._due or self._round is not None:
-            return True
-        self.flushed = self._log.head
-        return False
+        return first
 
     def turn(self, now_s: float) -> bool:
         """Send a slice; return whether the flush has more to send."""
@@ -102,7 +107,7 @@ class Flush:
             if sent > MEMBERS_A_SLICE:
                 return True
         self._round = None
-        self.flushed = flush.until
+        self._since = flush.until
         ended_s = self._clock()
         self._flush_s.observe(ended_s - flush.began_s)
         self._written_s.observe(ended_s - flush.oldest_s)
@@ -115,7 +120,7 @@ class Flush:
 
     def _begin(self) -> _Round:
         """Join what is due, once for each audience and for each combination of audiences that some stream has."""
-        log, since, until = self._log, self.flushed, self._log.head
+        log, since, until = self._log, self._since, self._log.head
         due, self._due = [audience for audience in self._due if audience.streams], []
         shared = [audience for audience in due if audience.shared]
         groups = self._engine.combine([audience.members for audience in shared] if len(shared) > 1 else [])

@@ -128,7 +128,6 @@ class Hub:
         self._addresses: Counter[str] = Counter()
         self._woken = False
         self._flush = Flush(self.log, engine, self._fall_behind, measures.flush_s, measures.written_s, clock)
-        self._set_floor()
 
     # Publishing
 
@@ -169,10 +168,9 @@ class Hub:
             audiences = self.audiences.add_topic(name)
         self.encodes += 1
         sequence = log.append(log.topics[name], frame, event.id, event.key, now_s)
-        if self._flush.mark(audiences):
-            self._wake_up()
-        else:
+        if audiences and self._flush.mark(audiences, sequence):
             self._set_floor()
+            self._wake_up()
         return event.id if event.id is not None else f"{log.epoch}-{sequence}"
 
     def held(self, topic: str) -> bool:
@@ -307,7 +305,9 @@ class Hub:
     def _set_floor(self) -> None:
         """Keep what the flush has yet to send, and what a `block` stream needs."""
         floor = self.catchup.floor
-        self.log.floor = self._flush.flushed if floor is None else min(floor, self._flush.flushed)
+        if self._flush.due:
+            floor = self._flush.flushed if floor is None else min(floor, self._flush.flushed)
+        self.log.floor = floor
 
     def _fall_behind(self, handle: int, cursor: int) -> None:
         """Leave a live stream to catching up."""

@@ -96,13 +96,13 @@ class Index:
         """Count the entries before `cursor`, from a fixed but arbitrary origin: only differences mean something."""
         return self._base + bisect_left(self.sequences, cursor)
 
-    def lag(self, cursor: int) -> tuple[int, int]:
-        """Return the events and the bytes from `cursor` on."""
+    def lag(self, cursor: int) -> tuple[int, int, int | None]:
+        """Return the events and the bytes from `cursor` on, and the first sequence of them."""
         row = bisect_left(self.sequences, cursor)
         events = len(self.sequences) - row
         if not events:
-            return 0, 0
-        return events, self._ends[-1] - (self._ends[row - 1] if row else self._origin)
+            return 0, 0, None
+        return events, self._ends[-1] - (self._ends[row - 1] if row else self._origin), self.sequences[row]
 
     def first(self, cursor: int) -> int | None:
         """Return the first sequence at or after `cursor`, or None."""
@@ -115,20 +115,17 @@ class Index:
         start = bisect_left(rows, cursor)
         return rows[start : min(bisect_left(rows, until, lo=start), start + count_max)]
 
-    def segment(self, cursor: int, tail: int) -> tuple[int, int, bool] | None:
-        """Find the rows of the segment that holds the first entry at or after `cursor`.
-
-        Returns:
-            first row, row after the last, and whether the segment is finished, so that no later entry can join it;
-            None when there is no such entry. The first row may be before `cursor`, but not before `tail`.
-        """
+    def segment(self, cursor: int) -> int | None:
+        """Return the number of the segment that holds the first entry at or after `cursor`; None without one."""
         row = bisect_left(self.sequences, cursor)
-        if row == len(self.sequences):
-            return None
-        number = (self._ends[row] - 1) // SEGMENT_BYTES
+        return None if row == len(self.sequences) else (self._ends[row] - 1) // SEGMENT_BYTES
+
+    def rows(self, number: int, tail: int) -> tuple[array[int], bool]:
+        """Return the sequences of a segment from `tail` on, and whether it is finished: no entry can join it."""
+        start = bisect_right(self._ends, number * SEGMENT_BYTES)
         stop = bisect_right(self._ends, (number + 1) * SEGMENT_BYTES)
-        start = max(bisect_right(self._ends, number * SEGMENT_BYTES), bisect_left(self.sequences, tail))
-        return start, stop, stop < len(self.sequences)
+        start = max(start, bisect_left(self.sequences, tail))
+        return self.sequences[start:stop], stop < len(self.sequences)
 
 
 class Topic:
@@ -236,29 +233,28 @@ class Log:
         for index in topic.indexes:
             index.append(sequence, size)
         self.bytes += size
-        if self.bytes > self.bytes_max or self.events_max or self.age_s_max:
+        if self.bytes > self.bytes_max or (self.head - self.tail > self.events_max > 0) or self.age_s_max:
             self.retain(now_s)
         return sequence
 
     def retain(self, now_s: float) -> None:
         """Evict what is over the limits, oldest first, but nothing from `floor` on."""
         stop = self.head if self.floor is None else min(self.floor, self.head)
+        stop_events = self.head - self.events_max if self.events_max else 0
         oldest_s = now_s - self.age_s_max if self.age_s_max else float("-inf")
-        events_max = self.events_max or self.head
-        while self.tail < stop and (
-            self.bytes > self.bytes_max
-            or self.head - self.tail > events_max
-            or self._times[self.tail - self._base] < oldest_s
+        base, times, sequence = self._base, self._times, self.tail
+        while sequence < stop and (
+            self.bytes > self.bytes_max or sequence < stop_events or times[sequence - base] < oldest_s
         ):
-            self._evict()
-        dead = self.tail - self._base
+            self._evict(sequence)
+            sequence += 1
+        dead = sequence - base
         if dead > _DEAD_ROWS_MIN and dead * 8 > len(self._frames):
             del self._frames[:dead], self._topics[:dead], self._ids[:dead], self._keys[:dead]
             del self._times[:dead], self._superseded[:dead]
-            self._base = self.tail
+            self._base = sequence
 
-    def _evict(self) -> None:
-        sequence = self.tail
+    def _evict(self, sequence: int) -> None:
         row = sequence - self._base
         topic, frame, id, key = self._topics[row], self._frames[row], self._ids[row], self._keys[row]
         assert frame is not None
@@ -269,9 +265,9 @@ class Log:
             del self._own_ids[id]
         if topic.newest.get(key) == sequence:
             del topic.newest[key]
-        topic.retained -= 1
         for index in topic.indexes:
             index.evict(sequence)
+        topic.retained -= 1
         if not topic.retained:
             self.forget(topic)
 

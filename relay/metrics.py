@@ -39,7 +39,7 @@ class Metrics(Collector):
         )
         self.lag_s = Histogram(
             "relay_lag_seconds",
-            "Age of the next event that a stream behind needs, each time one is served.",
+            "Age of the next event that a stream behind needs, of some, looked at four times a second.",
             buckets=LAG_BUCKETS_S,
             registry=self.registry,
         )

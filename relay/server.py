@@ -39,8 +39,8 @@ DESCRIPTORS_MIN = 256
 """Below this the server would refuse nearly everybody, so it refuses to start."""
 
 TICK_S = 1.0
-TICK_BEHIND_S = 0.1
-"""How often the clock's policies are looked at: with streams behind, and without."""
+TICK_BEHIND_S = 0.25
+"""How often the clock's policies are looked at: without streams behind, and with some."""
 
 HEARTBEATS_A_PERIOD = 4
 """A heartbeat comes at most a quarter of its period late."""

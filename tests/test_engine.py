@@ -99,7 +99,8 @@ def test_a_stalled_stream_holds_the_half_sent_frame_and_not_the_joined_chunk(rig
     data_before, before = sys.getrefcount(data), [sys.getrefcount(frame) for frame in frames]
     assert not rig.engine.write(handle, chunk, 0.0)
     assert sys.getrefcount(data) == data_before
-    held = [sys.getrefcount(frame) - count for frame, count in zip(frames, before, strict=True)]
+    after = [sys.getrefcount(frame) for frame in frames]
+    held = [now - then for now, then in zip(after, before, strict=True)]
     half_sent = rig.engine.cursor(handle) - 2
     assert held == [int(row == half_sent) for row in range(len(frames))]
 
@@ -140,6 +141,24 @@ def test_a_skip_without_notice_leaves_nothing_pending(rig: Rig) -> None:
     rig.engine.skip(handle, 5, b"")
     rig.engine.live(handle, 5)
     assert not rig.engine.is_behind(handle)
+
+
+def test_a_stall_at_every_byte_of_the_frames_leaves_them_whole(rig: Rig) -> None:
+    frames = [b"<%d %s>" % (number, b"x" * 60) for number in range(200)]
+    chunk, data = rig.chunk(frames), b"".join(frames)
+    stalled_at = set()
+    for size in range(1, 140):
+        handle = rig.open(pending=b"h" * size)
+        assert not rig.engine.write(handle, chunk, 0.0)
+        got = rig.read(handle)
+        stalled_at.add((len(got) - size) % len(frames[100]))
+        assert got + rig.finish(handle, chunk) == b"h" * size + data
+        assert rig.engine.cursor(handle) == 201
+        rig.engine.abort(handle, "test")
+        rig.peers.pop(handle).close()
+        rig.engine.sweep()
+    assert len(stalled_at) > 60
+    assert rig.engine.deliveries == 139 * 200
 
 
 # Live

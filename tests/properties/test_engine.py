@@ -64,6 +64,8 @@ class Subscriber:
     due: bytearray
     got: bytearray = field(default_factory=bytearray)
     there: bool = True  # reads, and was not cut off by an abort
+    talked: bool = False
+    closed: bool = False
 
 
 class Run:
@@ -76,6 +78,7 @@ class Run:
         self.head = self.flushed = 1
         self.now_s = 0.0
         self.subscribers: list[Subscriber] = []
+        self.passed = 0  # frames that cursors passed because they were sent
         self.trace: list[object] = []
 
     def run(self, script: list[Step]) -> None:
@@ -84,7 +87,10 @@ class Run:
             if step.kind in ("publish", "flush", "poll", "heartbeat", "idle", "open", "sweep", "compact"):
                 getattr(self, step.kind)(step.number)
             elif self.subscribers:
-                subscriber = self.subscribers[step.stream % len(self.subscribers)]
+                # Mostly one that is open; sometimes one that is no more.
+                some = [one for one in self.subscribers if self.engine.is_open(one.handle)]
+                some = some if some and step.stream else self.subscribers
+                subscriber = some[(step.stream + step.number) % len(some)]
                 with contextlib.suppress(KeyError):
                     getattr(self, step.kind)(subscriber, step.number)
             self.look()
@@ -105,9 +111,9 @@ class Run:
         """Say which streams these are, in the order in which they were opened."""
         return sorted(number for number, one in enumerate(self.subscribers) if one.handle in handles)
 
-    def between(self, start: int, stop: int) -> bytes:
-        """Join the frames with sequences from `start` to before `stop`."""
-        return b"".join(frame for sequence, frame in self.frames.items() if start <= sequence < stop)
+    def between(self, start: int, stop: int) -> list[bytes]:
+        """Return the frames with sequences from `start` to before `stop`."""
+        return [frame for sequence, frame in self.frames.items() if start <= sequence < stop]
 
     def moving(self) -> dict[int, int]:
         """Return the cursors of the streams that may move."""
@@ -121,12 +127,15 @@ class Run:
         """Add the frames that the cursors passed to what is due."""
         for number, cursor in before.items():
             one = self.subscribers[number]
-            one.due += self.between(cursor, self.engine.cursor(one.handle))
+            frames = self.between(cursor, self.engine.cursor(one.handle))
+            one.due += b"".join(frames)
+            self.passed += len(frames)
+        assert self.engine.deliveries == self.passed
 
     # Steps
 
     def open(self, number: int) -> None:
-        if len(self.subscribers) < 12:
+        if self.engine.open < 12:
             head = b"<%d>" % number + b"h" * (number % 3000)
             handle = self.rig.open(1 + number % self.head, head, now_s=self.now_s)
             self.rig.engine.join(handle, self.rig.members)
@@ -210,24 +219,30 @@ class Run:
 
     def close(self, one: Subscriber, number: int) -> None:
         was_open = self.engine.is_open(one.handle)
+        if was_open and number % 2:
+            return
         last = b"bye" * (number % 3)
         self.engine.close(one.handle, f"close {number % 5}", last)
         if was_open:
             one.due += last
+            one.closed = True
 
     def abort(self, one: Subscriber, number: int) -> None:
+        if number % 4:
+            return
         self.engine.abort(one.handle, f"abort {number % 5}")
         one.there = False
 
     def leave(self, one: Subscriber, number: int) -> None:
-        if number % 3 == 0:
+        if number % 4 == 0:
             self.rig.peers[one.handle].close()
             one.there = False
 
     def talk(self, one: Subscriber, number: int) -> None:
         if one.there:
+            one.talked = True
             with contextlib.suppress(OSError):
-                self.rig.peers[one.handle].send(b"t" * (number // 3))
+                self.rig.peers[one.handle].send(b"t" * (number // 9))
 
     def sweep(self, number: int) -> None:
         swept = {handle: (cursor, reason) for handle, _, _, cursor, reason in self.engine.sweep()}
@@ -255,7 +270,7 @@ class Run:
             if len(self.engine.handles()) == self.engine.open or not any(one.there for one in self.subscribers):
                 break
         for one in self.subscribers:
-            if self.engine.is_open(one.handle):
+            if self.engine.is_open(one.handle) or (one.closed and one.there and not one.talked):
                 assert one.got == one.due
             else:
                 assert one.due.startswith(one.got)

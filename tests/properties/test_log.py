@@ -1,0 +1,271 @@
+"""The log against a list: whatever is appended, evicted, attached and filled, reads give what a list would."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from relay import log as log_module
+from relay.log import SEGMENT_BYTES, Index, Log
+from relay.topic import matches
+
+TOPICS = ("a", "b", "o.x", "o.y", "o.x.z")
+PATTERNS = ("**", "o.*", "o.**", "*")
+KEYS = (None, "k", "l")
+IDS = st.none() | st.sampled_from(["own-1", "own-2", "own-3"])
+SIZES = st.sampled_from([1, 2, 50, 900, 30_000, 70_000])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry as the list has it."""
+
+    sequence: int
+    topic: str
+    size: int
+    id: str | None
+    key: str | None
+    time_s: float
+
+
+class LogMachine(RuleBasedStateMachine):
+    """One log, the list of all that was ever appended, and indexes of patterns that come, are filled, and go."""
+
+    @initialize(
+        bytes_max=st.sampled_from([70_000, 200_000, 1 << 30]),
+        events_max=st.sampled_from([0, 1, 7, 200]),
+        age_s_max=st.sampled_from([0.0, 3.0]),
+    )
+    def start(self, bytes_max: int, events_max: int, age_s_max: float) -> None:
+        self.forgotten: list[str] = []
+        self.log = Log("e", bytes_max=bytes_max, events_max=events_max, age_s_max=age_s_max, on_forget=self.forget)
+        self.entries: list[Entry] = []
+        self.tail = 1
+        self.now_s = 0.0
+        self.patterns: dict[str, Index] = {}
+        self.since: dict[str, int] = {}  # from where the index of a pattern is complete
+        self.seen: dict[tuple[str, int], int] = {}  # ordinals of cursors noted while they were retained
+
+    def forget(self, name: str) -> None:
+        self.forgotten.append(name)
+
+    # The list's answers
+
+    def retained(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.sequence >= self.tail]
+
+    def of(self, term: str, cursor: int, until: int) -> list[Entry]:
+        return [
+            entry
+            for entry in self.retained()
+            if cursor <= entry.sequence < until and (entry.topic == term or matches(term, entry.topic))
+        ]
+
+    def superseded(self, entry: Entry) -> bool:
+        return any((e.topic, e.key) == (entry.topic, entry.key) for e in self.entries[entry.sequence :])
+
+    def evict(self) -> None:
+        """Do what retention does, with a list."""
+        log = self.log
+        stop = log.head if log.floor is None else log.floor
+        while (left := self.retained()) and left[0].sequence < stop:
+            age_s = self.now_s - left[0].time_s
+            if (
+                sum(entry.size for entry in left) <= log.bytes_max
+                and not (log.events_max and len(left) > log.events_max)
+                and not (log.age_s_max and age_s > log.age_s_max)
+            ):
+                break
+            self.tail = left[0].sequence + 1
+
+    def indexes(self) -> dict[str, Index]:
+        """All indexes by their terms."""
+        return {**{name: topic.index for name, topic in self.log.topics.items()}, **self.patterns}
+
+    # Steps
+
+    @rule(topic=st.sampled_from(TOPICS), size=SIZES, id=IDS, key=st.sampled_from(KEYS), times=st.integers(1, 30))
+    def append(self, topic: str, size: int, id: str | None, key: str | None, times: int) -> None:
+        for _ in range(times if size < 1000 else 1):
+            known = self.log.topics.get(topic)
+            if known is None:
+                known = self.log.topic(topic)
+                for pattern, index in self.patterns.items():
+                    if matches(pattern, topic):
+                        self.log.attach(index, [known])
+            self.entries.append(Entry(len(self.entries) + 1, topic, size, id, key, self.now_s))
+            assert self.log.append(known, bytes(size), id, key, self.now_s) == len(self.entries)
+            self.evict()
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 10.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.log.retain(self.now_s)
+        self.evict()
+
+    @rule(back=st.none() | st.integers(0, 20))
+    def set_floor(self, back: int | None) -> None:
+        self.log.floor = None if back is None else max(1, self.log.head - back)
+        self.log.retain(self.now_s)
+        self.evict()
+
+    @rule(topic=st.sampled_from(TOPICS), pinned=st.booleans())
+    def pin(self, topic: str, pinned: bool) -> None:
+        known = self.log.topics.get(topic)
+        if known is not None:
+            known.pinned = pinned
+            self.log.forget(known)
+
+    @rule(pattern=st.sampled_from(PATTERNS))
+    def attach(self, pattern: str) -> None:
+        if pattern not in self.patterns:
+            index = self.patterns[pattern] = self.log.new_index()
+            self.since[pattern] = self.log.head
+            self.log.attach(index, self.matching(pattern))
+
+    @rule(pattern=st.sampled_from(PATTERNS))
+    def fill(self, pattern: str) -> None:
+        if pattern in self.patterns:
+            self.log.fill(self.patterns[pattern], self.matching(pattern))
+            self.since[pattern] = min(self.since[pattern], self.tail)
+
+    @rule(pattern=st.sampled_from(PATTERNS))
+    def detach(self, pattern: str) -> None:
+        if pattern in self.patterns:
+            self.log.detach(self.patterns.pop(pattern), self.matching(pattern))
+            self.seen = {(term, cursor): ordinal for (term, cursor), ordinal in self.seen.items() if term != pattern}
+
+    def matching(self, pattern: str) -> list[log_module.Topic]:
+        return [topic for name, topic in self.log.topics.items() if matches(pattern, name)]
+
+    @rule(back=st.integers(0, 60))
+    def note_ordinals(self, back: int) -> None:
+        """A stream notes where it is; what it misses is known by the difference."""
+        for term, index in self.patterns.items():
+            cursor = max(self.log.head - back, self.tail, self.since[term])
+            self.seen[term, cursor] = index.ordinal(cursor)
+
+    @precondition(lambda self: self.entries)
+    @rule(
+        terms=st.sets(st.sampled_from(TOPICS + PATTERNS), min_size=1, max_size=4),
+        back=st.integers(0, 80),
+        short=st.integers(0, 5),
+        bytes_max=st.sampled_from([0, 100, 65_536, 1 << 30]),
+        entries_max=st.sampled_from([1, 3, 1024]),
+        conflate=st.booleans(),
+    )
+    def read(self, terms: set[str], back: int, short: int, bytes_max: int, entries_max: int, conflate: bool) -> None:
+        """Reading on from any cursor gives all that a list gives, each once, in order."""
+        start = max(1, self.log.head - back)
+        until = max(start, self.log.head - short)
+        indexes = {term: index for term, index in self.indexes().items() if term in terms}
+        for term in indexes:
+            if term in self.patterns and self.since[term] > max(start, self.tail):
+                self.fill(term)
+        wanted = sorted({e for term in indexes for e in self.of(term, start, until)}, key=lambda e: e.sequence)
+        cursor, kept, told = start, list[int](), list[int]()
+        default, log_module.READ_ENTRIES_MAX = log_module.READ_ENTRIES_MAX, entries_max
+        try:
+            while (batch := self.log.merge(indexes.values(), cursor, until, bytes_max, conflate=conflate)) is not None:
+                sizes = [len(frame) for frame in self.log.pick(batch.sequences)]
+                assert len(sizes) <= 1 or sum(sizes) <= bytes_max
+                assert cursor < batch.cursor <= until
+                assert all(cursor <= each < batch.cursor for each in (*batch.sequences, *batch.superseded))
+                assert conflate or (batch.sequences and not batch.superseded)
+                kept += batch.sequences
+                told += batch.superseded
+                cursor = batch.cursor
+        finally:
+            log_module.READ_ENTRIES_MAX = default
+        out = [entry.sequence for entry in wanted if conflate and self.superseded(entry)]
+        assert told == out
+        assert kept == [entry.sequence for entry in wanted if entry.sequence not in out]
+
+    @rule(back=st.integers(0, 80))
+    def look_up(self, back: int) -> None:
+        cursor = max(self.log.head - back, self.tail)
+        for term, index in self.indexes().items():
+            if term in self.patterns and self.since[term] > cursor:
+                continue
+            wanted = self.of(term, cursor, self.log.head)
+            assert index.lag(cursor) == (len(wanted), sum(entry.size for entry in wanted))
+            assert index.first(cursor) == (wanted[0].sequence if wanted else None)
+            assert list(index.part(cursor, self.log.head, 5)) == [entry.sequence for entry in wanted[:5]]
+            self.check_segments(index, cursor, wanted)
+
+    def check_segments(self, index: Index, cursor: int, wanted: list[Entry]) -> None:
+        """Going on from segment to segment gives each entry once."""
+        read: list[int] = []
+        while (found := index.segment(cursor, self.tail)) is not None:
+            start, stop, finished = found
+            part = index.sequences[start:stop]
+            assert part
+            assert part[0] >= self.tail
+            assert finished == (part[-1] != index.sequences[-1])
+            sizes = [self.entries[sequence - 1].size for sequence in part]
+            assert sum(sizes[1:]) <= SEGMENT_BYTES
+            read += [sequence for sequence in part if sequence >= cursor]
+            cursor = part[-1] + 1
+        assert read == [entry.sequence for entry in wanted]
+
+    # What always holds
+
+    @invariant()
+    def the_log_has_what_the_list_has(self) -> None:
+        retained = self.retained()
+        log = self.log
+        assert (log.tail, log.head, len(log)) == (self.tail, len(self.entries) + 1, len(retained))
+        assert log.bytes == sum(entry.size for entry in retained)
+        for entry in retained[:3] + retained[-3:]:
+            assert len(log.frame(entry.sequence)) == entry.size
+            assert log.time_s(entry.sequence) == entry.time_s
+            assert log.id(entry.sequence) == (entry.id or f"e-{entry.sequence}")
+
+    @invariant()
+    def ids_are_those_of_the_newest_retained_entry(self) -> None:
+        newest = {entry.id: entry.sequence for entry in self.retained() if entry.id is not None}
+        for id in ("own-1", "own-2", "own-3"):
+            assert self.log.find(id) == newest.get(id)
+
+    @invariant()
+    def since_finds_the_first_entry_of_a_time(self) -> None:
+        for time_s in (self.now_s - 2.0, self.now_s, self.now_s + 1.0):
+            found = [entry.sequence for entry in self.retained() if entry.time_s >= time_s]
+            assert self.log.since(time_s) == (found[0] if found else self.log.head)
+
+    @invariant()
+    def topics_are_known_while_they_are_retained_or_pinned(self) -> None:
+        retained = {entry.topic for entry in self.retained()}
+        pinned = {name for name, topic in self.log.topics.items() if topic.pinned}
+        assert set(self.log.topics) == retained | pinned
+        for name, topic in self.log.topics.items():
+            assert topic.retained == len(self.of(name, self.tail, self.log.head))
+            assert len(topic.newest) <= len(KEYS)
+
+    @invariant()
+    def differences_of_ordinals_stay_right(self) -> None:
+        for (term, cursor), ordinal in self.seen.items():
+            index = self.patterns[term]
+            passed = [
+                entry
+                for entry in self.entries
+                if cursor <= entry.sequence < self.log.head and matches(term, entry.topic)
+            ]
+            assert index.ordinal(self.log.head) - ordinal == len(passed)
+            lost = [entry for entry in passed if entry.sequence < self.tail]
+            if cursor <= self.tail:
+                assert index.ordinal(self.tail) - ordinal == len(lost)
+
+    @invariant()
+    def what_may_have_been_evicted_is_never_less_than_what_was(self) -> None:
+        for term, index in self.indexes().items():
+            gone = [e.sequence for e in self.entries if e.sequence < self.tail and matches(term, e.topic)]
+            assert index.evicted < self.tail
+            assert not gone or index.evicted >= gone[-1]
+
+
+TestLog = LogMachine.TestCase
+TestLog.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

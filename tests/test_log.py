@@ -1,0 +1,460 @@
+"""What the log retains, in which order it is read, and how it is found."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+
+import pytest
+
+from relay.log import READ_ENTRIES_MAX, SEGMENT_BYTES, Index, Log
+
+
+def make_log(**limits: float) -> Log:
+    """Make a log without limits but those given."""
+    return Log("e", **{"bytes_max": 1 << 30, **limits})  # type: ignore[arg-type]
+
+
+def put(
+    log: Log, topic: str, size: int = 10, *, id: str | None = None, key: str | None = None, now_s: float = 0
+) -> int:
+    """Append one entry."""
+    return log.append(log.topic(topic), b"x" * size, id, key, now_s)
+
+
+def rows(log: Log, topic: str) -> list[int]:
+    """Return what the topic's own index has from the tail on."""
+    return list(log.topics[topic].index.part(log.tail, log.head, 1 << 30))
+
+
+def test_sequences_begin_at_one_and_go_up_by_one_whatever_the_topic() -> None:
+    log = make_log()
+    assert (log.tail, log.head, len(log)) == (1, 1, 0)
+    assert [put(log, topic) for topic in "abacb"] == [1, 2, 3, 4, 5]
+    assert (log.tail, log.head, len(log), log.bytes) == (1, 6, 5, 50)
+    assert [rows(log, topic) for topic in "abc"] == [[1, 3], [2, 5], [4]]
+
+
+# Retention
+
+
+def test_bytes_are_retained_up_to_the_limit_and_not_one_more() -> None:
+    log = make_log(bytes_max=100)
+    for size in (40, 30, 30):
+        put(log, "a", size)
+    assert (log.tail, log.bytes) == (1, 100)
+    put(log, "a", 1)
+    assert (log.tail, log.bytes) == (2, 61)
+    put(log, "a", 100)
+    assert (log.tail, log.head, log.bytes, len(log)) == (5, 6, 100, 1)
+
+
+def test_events_are_retained_up_to_the_limit_and_not_one_more() -> None:
+    log = make_log(events_max=3)
+    for _ in range(10):
+        put(log, "a")
+        assert len(log) <= 3
+    assert (log.tail, log.head, log.bytes) == (8, 11, 30)
+
+
+def test_age_is_judged_at_each_append_and_when_time_passes() -> None:
+    log = make_log(age_s_max=10)
+    for now_s in (0.0, 1.0, 2.0):
+        put(log, "a", now_s=now_s)
+    put(log, "a", now_s=11.0)  # exactly ten seconds old is not older than ten seconds
+    assert log.tail == 2
+    log.retain(12.5)
+    assert log.tail == 4
+    log.retain(1000.0)
+    assert (log.tail, log.head, len(log), log.bytes) == (5, 5, 0, 0)
+
+
+def test_nothing_from_the_floor_on_is_evicted_until_it_is_raised() -> None:
+    log = make_log(bytes_max=30)
+    for _ in range(3):
+        put(log, "a")
+    log.floor = 2
+    for _ in range(5):
+        put(log, "a")
+    assert (log.tail, log.bytes) == (2, 70)
+    log.floor = 4
+    log.retain(0.0)
+    assert (log.tail, log.bytes) == (4, 50)
+    log.floor = None
+    log.retain(0.0)
+    assert (log.tail, log.bytes) == (6, 30)
+
+
+def test_a_floor_behind_the_tail_or_past_the_head_is_no_floor() -> None:
+    log = make_log(events_max=2)
+    for _ in range(4):
+        put(log, "a")
+    log.floor = 1
+    put(log, "a")
+    assert log.tail == 3
+    log.floor = 99
+    put(log, "a")
+    assert log.tail == 5
+
+
+def test_an_evicted_entry_is_gone_and_its_frame_is_let_go_of_at_once() -> None:
+    log = make_log(events_max=1)
+    frame = bytes(bytearray(1000))
+    log.append(log.topic("a"), frame, None, None, 0.0)
+    before = sys.getrefcount(frame)
+    put(log, "a")
+    assert sys.getrefcount(frame) == before - 1
+    with pytest.raises(AssertionError):
+        log.frame(1)
+
+
+def test_rows_of_what_is_evicted_do_not_pile_up() -> None:
+    log = make_log(events_max=100)
+    for number in range(20_000):
+        put(log, "a" if number % 3 else "b", id=f"own-{number}", key=str(number))
+    assert len(log._frames) < 2000
+    assert len(log.topics["a"].index.sequences) < 400
+    assert sum(len(topic.newest) for topic in log.topics.values()) == 100
+    assert len(log._own_ids) == 100
+    assert rows(log, "a") == [n + 1 for n in range(19_900, 20_000) if n % 3]
+
+
+# Topics
+
+
+def test_a_topic_is_forgotten_with_its_last_entry_and_said_to_be() -> None:
+    forgotten: list[str] = []
+    log = Log("e", bytes_max=1000, events_max=2, on_forget=forgotten.append)
+    for topic in ("a", "b", "a", "c"):
+        put(log, topic)
+    assert forgotten == ["b"]
+    assert sorted(log.topics) == ["a", "c"]
+    assert put(log, "b") == 5
+    assert rows(log, "b") == [5]
+
+
+def test_a_pinned_topic_stays_until_it_is_neither_pinned_nor_retained() -> None:
+    forgotten: list[str] = []
+    log = Log("e", bytes_max=1000, events_max=1, on_forget=forgotten.append)
+    topic = log.topic("a")
+    topic.pinned = True
+    put(log, "a")
+    put(log, "b")
+    log.forget(topic)
+    assert (sorted(log.topics), forgotten) == (["a", "b"], [])
+    topic.pinned = False
+    log.forget(topic)
+    assert (sorted(log.topics), forgotten) == (["b"], ["a"])
+    log.forget(log.topics["b"])
+    assert sorted(log.topics) == ["b"]
+
+
+def test_a_hundred_thousand_topics_of_one_event_leave_nothing_behind() -> None:
+    log = make_log(events_max=10)
+    for number in range(100_000):
+        put(log, f"user.{number}", key=str(number), id=f"own-{number}")
+    assert len(log.topics) == 10
+    assert len(log._own_ids) == 10
+    assert len(log._topics) < 2000
+
+
+def test_a_new_topic_knows_that_entries_of_it_may_have_been_evicted() -> None:
+    log = make_log(events_max=1)
+    assert log.topic("a").index.evicted == -1
+    put(log, "a")
+    put(log, "b")  # `a` is forgotten with entry 1
+    put(log, "c")  # `b` is forgotten with entry 2
+    assert log.topic("a").index.evicted >= 1
+    assert log.topics["c"].index.evicted < 3
+    assert log.new_index().evicted == 2
+
+
+# Indexes
+
+
+def test_lag_first_part_and_ordinal_count_from_the_cursor_on() -> None:
+    log = make_log()
+    for topic, size in (("a", 1), ("b", 100), ("a", 2), ("b", 100), ("a", 4)):
+        put(log, topic, size)
+    index = log.topics["a"].index
+    assert [index.lag(cursor) for cursor in range(7)] == [
+        *[(3, 7), (3, 7), (2, 6), (2, 6), (1, 4), (1, 4), (0, 0)],
+    ]
+    assert [index.first(cursor) for cursor in range(7)] == [1, 1, 3, 3, 5, 5, None]
+    assert [index.ordinal(cursor) - index.ordinal(0) for cursor in range(7)] == [0, 0, 1, 1, 2, 2, 3]
+    assert list(index.part(2, 5, 9)) == [3]
+    assert list(index.part(1, 6, 2)) == [1, 3]
+    assert list(index.part(4, 2, 9)) == []
+    assert len(index) == 3
+
+
+def test_an_index_of_a_pattern_has_what_came_after_it_and_after_filling_all() -> None:
+    log = make_log()
+    for topic in "abab":
+        put(log, topic)
+    index = log.new_index()
+    log.attach(index, log.topics.values())
+    put(log, "a")
+    put(log, "b")
+    assert (list(index.sequences), index.since) == ([5, 6], 5)
+    before = index.ordinal(6)
+    log.fill(index, log.topics.values())
+    assert (list(index.sequences), index.since) == ([1, 2, 3, 4, 5, 6], 1)
+    assert index.ordinal(6) == before
+    assert index.ordinal(6) - index.ordinal(1) == 5
+    assert index.lag(3) == (4, 40)
+    log.fill(index, log.topics.values())
+    assert list(index.sequences) == [1, 2, 3, 4, 5, 6]
+    log.detach(index, log.topics.values())
+    put(log, "a")
+    assert len(index) == 6
+
+
+def test_an_unfilled_index_takes_no_notice_of_evicted_entries_from_before_it() -> None:
+    log = make_log(events_max=4)
+    for _ in range(4):
+        put(log, "a")
+    index = log.new_index()
+    log.attach(index, log.topics.values())
+    for _ in range(4):
+        put(log, "a")
+    assert log.tail == 5
+    assert (len(index), index.lag(log.tail), index.evicted) == (4, (4, 40), 4)
+    put(log, "a")
+    assert (len(index), index.lag(log.tail), index.evicted) == (4, (4, 40), 5)
+
+
+def test_segments_cover_an_index_without_hole_or_overlap_and_are_the_same_for_neighbours() -> None:
+    log = make_log()
+    sizes = [1, 30_000, 30_000, 10_000, 65_536, 65_536, 200_000, 1, 1, 65_533, 1, 1]
+    for size in sizes:
+        put(log, "b", 7)
+        put(log, "a", size)
+    index = log.topics["a"].index
+    cursor, covered, parts = 1, [], []
+    while (found := index.segment(cursor, log.tail)) is not None:
+        start, stop, finished = found
+        part = list(index.sequences[start:stop])
+        assert finished == (part[-1] != index.sequences[-1])
+        assert len(part) == 1 or sum(sizes[sequence // 2 - 1] for sequence in part) <= SEGMENT_BYTES + max(
+            sizes[part[0] // 2 - 1], 0
+        )
+        for neighbour in part:
+            assert index.segment(neighbour, log.tail) == found
+        covered += part
+        parts.append(part)
+        cursor = part[-1] + 1
+    assert covered == list(index.sequences)
+    assert len(parts) > 4
+
+
+def test_a_finished_segment_stays_the_same_whatever_is_appended_or_evicted_after_it() -> None:
+    log = make_log()
+    for _ in range(100):
+        put(log, "a", 1000)
+    index = log.topics["a"].index
+    found = index.segment(1, log.tail)
+    assert found is not None
+    assert found[2]
+    finished = list(index.sequences[found[0] : found[1]])
+    log.events_max = 90
+    for _ in range(50):
+        put(log, "a", 1000)
+        after = index.segment(log.tail, log.tail)
+        assert after is not None
+        left = list(index.sequences[after[0] : after[1]])
+        if log.tail <= finished[-1]:
+            assert left == [sequence for sequence in finished if sequence >= log.tail]
+
+
+def test_a_segment_never_begins_before_the_tail() -> None:
+    log = make_log(events_max=3)
+    for _ in range(40):
+        put(log, "a")
+        found = log.topics["a"].index.segment(log.tail, log.tail)
+        assert found is not None
+        start, stop, finished = found
+        assert list(log.topics["a"].index.sequences[start:stop]) == list(range(log.tail, log.head))
+        assert not finished
+
+
+def test_an_index_has_no_segment_after_its_last_entry() -> None:
+    assert Index(1, -1).segment(1, 1) is None
+    log = make_log()
+    put(log, "a")
+    assert log.topics["a"].index.segment(2, 1) is None
+
+
+# Reading
+
+
+def test_a_merge_reads_in_log_order_each_entry_once() -> None:
+    log = make_log()
+    for topic in "abcabc":
+        put(log, topic)
+    both = log.new_index()
+    log.attach(both, [log.topics["a"], log.topics["b"]])
+    log.fill(both, [log.topics["a"], log.topics["b"]])
+    indexes = [log.topics["b"].index, both, log.topics["a"].index]
+    assert log.merge(indexes, 1, 7, 1000) == ([1, 2, 4, 5], [], 7)
+    assert log.merge(indexes, 2, 5, 1000) == ([2, 4], [], 5)
+    assert log.merge(indexes, 7, 7, 1000) is None
+    assert log.merge([log.topics["c"].index], 4, 6, 1000) is None
+    assert log.merge([], 1, 7, 1000) is None
+
+
+def test_a_merge_is_cut_at_its_bytes_but_gives_at_least_one_entry() -> None:
+    log = make_log()
+    for size in (10, 10, 10, 500, 10):
+        put(log, "a", size)
+    index = log.topics["a"].index
+    assert log.merge([index], 1, 6, 25) == ([1, 2], [], 3)
+    assert log.merge([index], 1, 6, 30) == ([1, 2, 3], [], 4)
+    assert log.merge([index], 3, 6, 30) == ([3], [], 4)
+    assert log.merge([index], 4, 6, 30) == ([4], [], 5)
+    assert log.merge([index], 5, 6, 0) == ([5], [], 6)
+
+
+def test_a_merge_of_very_many_entries_is_cut_and_goes_on_without_a_hole() -> None:
+    log = make_log()
+    count = 3 * READ_ENTRIES_MAX
+    for number in range(count):
+        put(log, "a" if number % 5 else "b")
+    indexes = [log.topics["a"].index, log.topics["b"].index]
+    cursor, read = 1, list[int]()
+    while (batch := log.merge(indexes, cursor, log.head, 1 << 30)) is not None:
+        assert 0 < len(batch.sequences) <= READ_ENTRIES_MAX
+        read += batch.sequences
+        cursor = batch.cursor
+    assert read == list(range(1, count + 1))
+    assert cursor == log.head
+
+
+def test_a_merge_passes_over_what_is_evicted() -> None:
+    log = make_log(events_max=2)
+    for _ in range(5):
+        put(log, "a")
+    assert log.merge([log.topics["a"].index], 1, 6, 1000) == ([4, 5], [], 6)
+
+
+def test_a_conflating_merge_keeps_the_newest_of_each_topic_and_key() -> None:
+    log = make_log()
+    for topic, key in (("a", "x"), ("a", "y"), ("b", "x"), ("a", "x"), ("a", None), ("b", None), ("a", None)):
+        put(log, topic, key=key)
+    indexes = [log.topics["a"].index, log.topics["b"].index]
+    assert log.merge(indexes, 1, 8, 1000, conflate=True) == ([2, 3, 4, 6, 7], [1, 5], 8)
+    assert log.merge(indexes, 1, 8, 1000) == ([1, 2, 3, 4, 5, 6, 7], [], 8)
+
+
+def test_a_conflating_merge_of_only_superseded_entries_still_moves_on() -> None:
+    log = make_log()
+    for topic in ("a", "a", "b", "a"):
+        put(log, topic)
+    batch = log.merge([log.topics["a"].index], 1, 3, 1000, conflate=True)
+    assert batch == ([], [1, 2], 3)
+
+
+def test_a_conflating_merge_tells_of_each_superseded_entry_once_however_it_is_cut() -> None:
+    log = make_log()
+    for number in range(50):
+        put(log, "a", key=str(number % 7))
+    cursor, kept, told = 1, list[int](), list[int]()
+    while (batch := log.merge([log.topics["a"].index], cursor, log.head, 25, conflate=True)) is not None:
+        kept += batch.sequences
+        told += batch.superseded
+        cursor = batch.cursor
+    assert kept == list(range(44, 51))
+    assert told == list(range(1, 44))
+
+
+def test_a_key_whose_newest_entry_was_evicted_begins_anew() -> None:
+    log = make_log(events_max=1)
+    put(log, "a", key="x")
+    put(log, "b")
+    put(log, "a", key="x")
+    log.events_max = 2
+    put(log, "a", key="x")
+    assert log.merge([log.topics["a"].index], 1, 5, 1000, conflate=True) == ([4], [3], 5)
+
+
+def test_frames_and_times_are_those_that_were_appended() -> None:
+    log = make_log(events_max=1500)
+    for number in range(4000):
+        log.append(log.topic("a"), b"%d" % number, None, None, float(number))
+    assert log.frame(3999) == b"3998"
+    assert log.time_s(3999) == 3998.0
+    assert log.pick(array("Q", [2501, 4000])) == [b"2500", b"3999"]
+
+
+# Ids
+
+
+def test_a_default_id_is_found_while_retained_and_after() -> None:
+    log = make_log(events_max=2)
+    for _ in range(5):
+        put(log, "a")
+    assert log.id(5) == "e-5"
+    assert [log.find(f"e-{sequence}") for sequence in (0, 1, 5)] == [0, 1, 5]
+
+
+@pytest.mark.parametrize(
+    "id",
+    ["e-6", "e-99999999999999999999", "f-1", "e-", "e-x", "e--1", "e-+1", "e-1 ", "e-²", "e-١", "1", "", "e", "-1"],
+)
+def test_an_id_that_this_log_never_gave_is_not_found(id: str) -> None:
+    log = make_log()
+    for _ in range(5):
+        put(log, "a")
+    assert log.find(id) is None
+
+
+def test_an_id_with_leading_zeros_is_none_that_this_log_gave() -> None:
+    log = make_log()
+    put(log, "a")
+    assert log.find("e-01") is None
+
+
+def test_an_epoch_may_contain_the_separator() -> None:
+    log = Log("a-b", bytes_max=1000)
+    put(log, "t")
+    assert log.find(log.id(1)) == 1
+    assert log.find("b-1") is None
+    assert log.gives("a-b-1")
+    assert not log.gives("a-1")
+
+
+def test_a_publishers_own_id_is_found_while_it_is_retained() -> None:
+    log = make_log(events_max=2)
+    put(log, "a", id="mine")
+    assert (log.id(1), log.find("mine"), log.find("e-1")) == ("mine", 1, 1)
+    put(log, "a")
+    put(log, "a")
+    assert (log.id(1), log.find("mine")) == ("e-1", None)
+
+
+def test_an_own_id_used_twice_is_that_of_the_newer_entry_and_outlives_the_older() -> None:
+    log = make_log(events_max=2)
+    put(log, "a", id="mine")
+    put(log, "a", id="mine")
+    assert log.find("mine") == 2
+    put(log, "a")
+    assert (log.tail, log.find("mine")) == (2, 2)
+    put(log, "a")
+    assert log.find("mine") is None
+
+
+def test_only_ids_of_the_logs_own_form_are_its_to_give() -> None:
+    log = make_log()
+    assert log.gives("e-1")
+    assert log.gives("e-100000")
+    assert not log.gives("e1")
+    assert not log.gives("ee-1")
+    assert not log.gives("")
+
+
+def test_since_is_the_first_retained_entry_at_or_after_a_time() -> None:
+    log = make_log(events_max=4)
+    for now_s in (0.0, 1.0, 1.0, 2.0, 2.0, 5.0):
+        put(log, "a", now_s=now_s)
+    assert log.tail == 3
+    assert [log.since(time_s) for time_s in (-1.0, 0.0, 1.0, 1.5, 2.0, 2.1, 5.0, 5.1)] == [3, 3, 3, 4, 4, 6, 6, 7]
