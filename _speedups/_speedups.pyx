@@ -1,3 +1,5 @@
+# cython: auto_pickle=False, autotestdict=False
+#
 # The compiled twins of relay._native: the codec of the stream's bytes, and the engine of open streams.
 #
 # One extension of several parts, each of which is a file of its own; `relay.speedups` alone imports it.

@@ -1,11 +1,12 @@
 # The engine of streams: an array of structs, one epoll descriptor, and send().
 #
 # Theory of operation. A stream is a row of `Engine._streams`, named by a handle (generation << 32 | row), so that a
-# handle kept too long is seen to be stale. A LIVE stream has everything of its audiences up to the last flush; broadcast()
-# sends it the flush's chunk. A send that the kernel does not take whole makes it BEHIND: it keeps a reference to the one
-# frame that is half sent (`pending`, `offset`) and the cursor after it, and nothing else. Epoll is edge-triggered and
-# armed once for the life of the stream, so neither becoming slow nor catching up costs a system call; poll() names the
-# streams that became writable, and the hub gives them what they need by write(). Closing marks (DEAD); sweep() closes.
+# handle kept too long is seen to be stale. A LIVE stream has everything of its audiences up to the last flush;
+# broadcast() sends it the flush's chunk. A send that the kernel does not take whole makes it BEHIND: it keeps a
+# reference to the one frame that is half sent (`pending`, `offset`) and the cursor after it, and nothing else. Epoll is
+# edge-triggered and armed once for the life of the stream, so neither becoming slow nor catching up costs a system
+# call; poll() names the streams that became writable, and the hub gives them what they need by write(). Closing marks
+# (DEAD); sweep() closes.
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_DECREF, Py_XDECREF
@@ -37,7 +38,7 @@ cdef extern from "<sys/epoll.h>" nogil:
     struct epoll_event:
         uint32_t events
         epoll_data_t data
-    int EPOLL_CLOEXEC, EPOLL_CTL_ADD
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL
     uint32_t EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLLET
     int epoll_create1(int flags)
     int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event *event)
@@ -68,9 +69,9 @@ cdef struct Stream:
     uint32_t generation
     uint32_t discarded       # bytes read and thrown away
     float last_write_s       # since the engine was made
-    uint32_t combination     # in the round of combine() that `round` names
-    uint32_t round
-    uint32_t combined        # round in which it was put into a combination of several audiences
+    uint64_t round           # of combine(); never wraps
+    uint64_t combined        # round in which it was put into a combination of several audiences
+    uint32_t combination     # in the round that `round` names
     uint8_t state
     uint8_t reason
 
@@ -186,8 +187,8 @@ cdef class Engine:
     cdef list _dead           # handles that wait for sweep()
     cdef list _lagging        # handles that a broadcast left behind
     cdef list _reasons        # close reasons; a stream holds the place of its own
-    cdef int _epoll_fd
-    cdef uint32_t _round
+    cdef int _epoll_fd        # 0, which is not one of ours, until it is opened
+    cdef uint64_t _round
     cdef uint32_t _discard_bytes_max
     cdef double _started_s
     cdef readonly Py_ssize_t open
@@ -199,10 +200,12 @@ cdef class Engine:
     def __cinit__(self, uint32_t discard_bytes_max):
         self._discard_bytes_max = discard_bytes_max
         self._free, self._dead, self._lagging, self._reasons = [], [], [], []
+        self._round = 1
         self._started_s = _monotonic_s()
-        self._epoll_fd = epoll_create1(EPOLL_CLOEXEC)
-        if self._epoll_fd < 0:
+        cdef int epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        if epoll_fd < 0:
             raise OSError(errno, "epoll_create1")
+        self._epoll_fd = epoll_fd
 
     def __dealloc__(self):
         cdef uint32_t row
@@ -213,7 +216,7 @@ cdef class Engine:
                 Py_XDECREF(self._streams[row].address)
                 Py_XDECREF(self._streams[row].pending)
         free(self._streams)
-        if self._epoll_fd >= 0:
+        if self._epoll_fd > 0:
             close(self._epoll_fd)
 
     def fileno(self):
@@ -232,6 +235,12 @@ cdef class Engine:
         cdef Stream *stream = self._get(handle)
         if stream == NULL:
             raise KeyError(handle)
+        return stream
+
+    cdef Stream *_behind(self, uint64_t handle) except NULL:
+        cdef Stream *stream = self._need(handle)
+        if stream.state != BEHIND:
+            raise RuntimeError("the stream is not behind")
         return stream
 
     def add(self, int fd, object subscription, object address, uint64_t cursor, bytes pending, double now_s):
@@ -280,10 +289,9 @@ cdef class Engine:
         stream.last_write_s = <float>(now_s - self._started_s)
         stream.subscription = <PyObject *>subscription
         stream.address = <PyObject *>address
-        stream.pending = <PyObject *>pending
         Py_INCREF(subscription)
         Py_INCREF(address)
-        Py_INCREF(pending)
+        self._append(stream, pending)
         self.open += 1
         return handle
 
@@ -430,12 +438,12 @@ cdef class Engine:
         Returns:
             True when all of it is sent; False when the stream has to wait until it is writable again, or died.
         """
-        return self._write(self._need(handle), chunk, now_s) == 1
+        return self._write(self._behind(handle), chunk, now_s) == 1
 
     def live(self, uint64_t handle, uint64_t cursor):
         """Let the stream have what the flushes send from `cursor` on; nothing may be pending."""
-        cdef Stream *stream = self._need(handle)
-        if stream.pending != NULL or stream.state != BEHIND:
+        cdef Stream *stream = self._behind(handle)
+        if stream.pending != NULL:
             raise RuntimeError("only a stream that has all of its bytes can be live")
         stream.state = LIVE
         stream.cursor = cursor
@@ -455,7 +463,7 @@ cdef class Engine:
 
     def skip(self, uint64_t handle, uint64_t cursor, bytes notice):
         """Move the cursor of a stream that is behind; `notice` is sent after the frame that is half sent."""
-        cdef Stream *stream = self._need(handle)
+        cdef Stream *stream = self._behind(handle)
         stream.cursor = cursor
         self._append(stream, notice)
 
@@ -688,6 +696,7 @@ cdef class Engine:
         for handle in dead:
             stream = self._get(handle)
             self._discard(stream)  # what is left unread would make the kernel reset, and lose the tail
+            epoll_ctl(self._epoll_fd, EPOLL_CTL_DEL, stream.fd, NULL)  # the socket may live on in another process
             close(stream.fd)
             swept.append((handle, <object>stream.subscription, <object>stream.address, stream.cursor,
                           self._reasons[stream.reason]))

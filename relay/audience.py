@@ -17,12 +17,14 @@ from relay.topic import check_topic, is_pattern, matcher
 class Audience:
     """The streams that share one term."""
 
-    __slots__ = ("due", "index", "members", "shared", "streams", "term")
+    __slots__ = ("due", "index", "match", "members", "shared", "streams", "subscriptions", "term")
 
     def __init__(self, term: str, index: Index) -> None:
         self.term = term
         self.index = index
+        self.match = matcher(term)
         self.members = Members()
+        self.subscriptions = 0  # those that it is part of
         self.streams = 0  # open ones
         self.shared = 0  # those of them that are in other audiences too
         self.due = False  # something of its index waits for the flush
@@ -68,7 +70,7 @@ class Audiences:
             EventError: the name is not one of a topic.
         """
         topic = self._log.topic(check_topic(name))
-        found = [audience for pattern, audience in self._patterns.items() if matcher(pattern)(name)]
+        found = [audience for audience in self._patterns.values() if audience.match(name)]
         for audience in found:
             self._log.attach(audience.index, (topic,))
         self._by_topic[name] = found
@@ -79,13 +81,15 @@ class Audiences:
         self._by_topic.pop(name, None)
 
     def get(self, terms: tuple[str, ...], rule: Rule) -> Subscription:
-        """Return the subscription of these checked terms, made when it is new.
+        """Return the subscription of these checked and disjoint terms, made when it is new.
 
-        A new one is dropped again by `release`, or stays until then.
+        It stays until its last stream leaves, or until `release` where no stream has entered.
         """
         subscription = self._subscriptions.get((terms, rule))
         if subscription is None:
             audiences = tuple(self._audience(term) for term in terms)
+            for audience in audiences:
+                audience.subscriptions += 1
             subscription = Subscription(terms, audiences, rule)
             self._subscriptions[terms, rule] = subscription
         return subscription
@@ -109,26 +113,27 @@ class Audiences:
 
     def release(self, subscription: Subscription) -> None:
         """Drop a subscription that has no stream, and its audiences that no other subscription is in."""
-        if subscription.streams:
+        if subscription.streams or not self._subscriptions.pop((subscription.terms, subscription.rule), None):
             return
-        self._subscriptions.pop((subscription.terms, subscription.rule), None)
         for audience in subscription.audiences:
-            if not audience.streams and self._audiences.get(audience.term) is audience:
+            audience.subscriptions -= 1
+            if not audience.subscriptions:
                 self._drop(audience)
 
     def complete(self, subscription: Subscription, cursor: int) -> None:
         """Make the indexes of a subscription complete from `cursor` on, as far as its entries are retained."""
         for audience in subscription.audiences:
-            if audience.index.since > max(cursor, self._log.tail):
-                self._log.fill(audience.index, self._topics(audience.term))
+            # A topic's own index has been complete since the topic was made.
+            if audience.term in self._patterns and audience.index.since > max(cursor, self._log.tail):
+                self._log.fill(audience.index, self._topics(audience))
 
     def topics(self) -> Iterable[tuple[Topic, int]]:
         """Yield each topic that is known with the number of its subscribers; one in two audiences counts twice."""
         for name, audiences in self._by_topic.items():
             yield self._log.topics[name], sum(audience.streams for audience in audiences)
 
-    def _topics(self, pattern: str) -> list[Topic]:
-        match = matcher(pattern)
+    def _topics(self, audience: Audience) -> list[Topic]:
+        match = audience.match
         return [topic for name, topic in self._log.topics.items() if match(name)]
 
     def _audience(self, term: str) -> Audience:
@@ -136,8 +141,8 @@ class Audiences:
         if audience is not None:
             return audience
         if is_pattern(term):
-            topics = self._topics(term)
             audience = self._patterns[term] = Audience(term, self._log.new_index())
+            topics = self._topics(audience)
             self._log.attach(audience.index, topics)
         else:
             if term not in self._by_topic:
@@ -153,7 +158,7 @@ class Audiences:
     def _drop(self, audience: Audience) -> None:
         del self._audiences[audience.term]
         if self._patterns.pop(audience.term, None) is not None:
-            topics = self._topics(audience.term)
+            topics = self._topics(audience)
             self._log.detach(audience.index, topics)
         else:
             topics = [self._log.topics[audience.term]]

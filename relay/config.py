@@ -127,9 +127,10 @@ class Config:
     )
     policy_for: tuple[str, ...] = setting(
         (),
-        "Policy for the streams of a topic or pattern; the first that matches wins.",
+        "Policy for the streams of a topic or pattern, and after spaces limits of its own (lag-events=10); the first "
+        "that matches wins.",
         "text",
-        "PATTERN=POLICY",
+        "'PATTERN=POLICY …'",
     )
     policy_request: tuple[str, ...] = setting(
         ("drop-oldest", "drop-newest", "conflate", "disconnect"),
@@ -167,6 +168,11 @@ class Config:
     topics_per_stream_max: int = setting(
         1000, "Topics and patterns of one stream; above it 400.", "number", least=1
     )
+    patterns_per_stream_max: int = setting(
+        16,
+        "Patterns of one stream; above it 400. Few, since a new pattern is held against every topic.",
+        "number",
+    )
     client_buffer: int = setting(
         64 * KIB,
         "Kernel send and receive buffer of a stream; bounds what a stalled reader holds.",
@@ -185,6 +191,7 @@ class Config:
         64 * KIB,
         "What a client may send after its request; it is thrown away, and above this the stream is closed.",
         "size",
+        most=1024 * MIB,
     )
     heartbeat_s: float = setting(
         15.0,

@@ -29,7 +29,7 @@ from relay.log import Log
 from relay.policy import Rules
 from relay.speedups import Engine
 from relay.sse import comment, encode, priming
-from relay.topic import check_topic, without_covered
+from relay.topic import JOINT, check_topic, disjoint
 
 STATS_TOPICS_MAX = 1000
 STATS_SLOWEST_MAX = 10
@@ -199,7 +199,7 @@ class Hub:
         """
         self._admit(address)
         rule = self._rules.choose(request.terms, request.policy)
-        subscription = self.audiences.get(without_covered(request.terms), rule)
+        subscription = self.audiences.get(disjoint(request.terms), rule)
         try:
             cursor, gap = self._start(request, subscription, now_s)
             pending = [request.head, comment(" " * notice.PADDING_BYTES) if request.padding else comment("")]
@@ -386,7 +386,7 @@ class Hub:
             "slowest": [
                 {
                     "address": engine.address(handle),
-                    "topics": list(cast(Subscription, engine.subscription(handle)).terms[:10]),
+                    "topics": JOINT.join(cast(Subscription, engine.subscription(handle)).terms).split(JOINT)[:10],
                     "policy": str(cast(Subscription, engine.subscription(handle)).rule.policy),
                     "lag_events": lag.events,
                     "lag_bytes": lag.bytes,

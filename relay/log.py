@@ -384,7 +384,7 @@ class Log:
         if epoch != self.epoch or not digits.isascii() or not digits.isdigit() or len(digits) > 20:
             return None
         sequence = int(digits)
-        return sequence if sequence < self.head else None
+        return sequence if sequence < self.head and digits == str(sequence) else None
 
     def gives(self, id: str) -> bool:
         """Say whether an id has the form of this log's default ids, which a publisher may not use."""

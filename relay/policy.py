@@ -9,12 +9,13 @@ Of a limit: 0 is off. One event alone never passes any limit, however large or o
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
 from relay.config import Config
-from relay.topic import matches
+from relay.settings import split_policy
+from relay.topic import covers
 
 
 class Policy(StrEnum):
@@ -28,7 +29,7 @@ class Policy(StrEnum):
 
 
 class Lag(NamedTuple):
-    """How far a stream is behind the head of its terms. An event is counted once for each term that it matches."""
+    """How far a stream is behind the head of its terms."""
 
     events: int
     bytes: int
@@ -72,20 +73,28 @@ class Rules:
     """Chooses the rule of a stream: what it asked for, else the first pattern of the settings, else the server's."""
 
     def __init__(self, config: Config) -> None:
-        hard = Limits(config.lag_events, config.lag_bytes, config.lag_s)
-        soft = Limits(config.lag_soft_events, config.lag_soft_bytes, config.lag_soft_s)
-        self._rules = {policy: Rule(policy, hard, soft, config.lag_soft_for_s) for policy in Policy}
-        self._default = Policy(config.policy)
+        self._default = _rule(config)
+        self._requested = {policy: _rule(replace(config, policy=policy.value)) for policy in Policy}
         self._patterns = [
-            (pattern, Policy(policy)) for pattern, _, policy in (text.rpartition("=") for text in config.policy_for)
+            (pattern, _rule(changed))
+            for pattern, changed in (split_policy(text, config) for text in config.policy_for)
         ]
 
     def choose(self, terms: Iterable[str], requested: str | None = None) -> Rule:
         """Return the rule for a stream of these terms; `requested` is a policy that the front has allowed."""
         if requested is not None:
-            return self._rules[Policy(requested)]
+            return self._requested[Policy(requested)]
         terms = tuple(terms)
-        for pattern, policy in self._patterns:
-            if any(pattern == term or matches(pattern, term) for term in terms):
-                return self._rules[policy]
-        return self._rules[self._default]
+        for pattern, rule in self._patterns:
+            if any(covers(pattern, term) for term in terms):
+                return rule
+        return self._default
+
+
+def _rule(config: Config) -> Rule:
+    return Rule(
+        Policy(config.policy),
+        hard=Limits(config.lag_events, config.lag_bytes, config.lag_s),
+        soft=Limits(config.lag_soft_events, config.lag_soft_bytes, config.lag_soft_s),
+        soft_for_s=config.lag_soft_for_s,
+    )

@@ -238,9 +238,7 @@ class FrontProtocol(asyncio.Protocol):
             if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._front.token.encode()):
                 raise RequestError(401, "publishing needs the token", _BEARER)
             length = request.body_length
-            if request.expects_continue and (
-                length is None or 0 < length <= self._front.config.body_bytes_max
-            ):
+            if request.expects_continue and (length is None or 0 < length <= self._front.config.body_bytes_max):
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return route
 
@@ -270,9 +268,7 @@ class FrontProtocol(asyncio.Protocol):
         assert self._request is not None
         content_type = self._request.headers.get("content-type", "")
         try:
-            self._events = parse_body(
-                content_type, body, route.topic, event=route.event, id=route.id, key=route.key
-            )
+            self._events = parse_body(content_type, body, route.topic, event=route.event, id=route.id, key=route.key)
         except EventError as error:
             self._refuse_event(error)
             return

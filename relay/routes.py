@@ -17,7 +17,7 @@ from relay.http import Request
 from relay.hub import Subscribe
 from relay.policy import Policy
 from relay.response import Headers, cors_headers, stream_head
-from relay.topic import check_term, check_topic
+from relay.topic import check_term, check_topic, is_pattern
 
 LAST_ID_NAMES = ("lastEventId", "last_event_id", "lastEventID", "evs_last_event_id")
 """Query names under which polyfills and hubs of today repeat the last id."""
@@ -171,6 +171,8 @@ class Router:
             raise RequestError(400, str(error)) from None
         if len(terms) > self._config.topics_per_stream_max:
             raise RequestError(400, f"a stream has at most {self._config.topics_per_stream_max} topics")
+        if sum(map(is_pattern, terms)) > self._config.patterns_per_stream_max:
+            raise RequestError(400, f"a stream has at most {self._config.patterns_per_stream_max} patterns")
         return terms or (self._config.topic,)
 
     def _policy(self, policy: str | None) -> str | None:

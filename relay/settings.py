@@ -11,7 +11,7 @@ import grp
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import Field
+from dataclasses import Field, replace
 from typing import Any
 
 from relay.config import (
@@ -43,6 +43,8 @@ _SWITCH = {
     "no": False,
     "off": False,
 }
+_HARD_AND_SOFT = (("lag-bytes", "lag-soft-bytes"), ("lag-events", "lag-soft-events"), ("lag", "lag-soft"))
+_LIMITS = (*(name for pair in _HARD_AND_SOFT for name in pair), "lag-soft-for")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\sA-Z/?#,]+")
 # Kubernetes and Docker tell every container about a service named `relay` or `relay-…` in such variables.
@@ -241,35 +243,53 @@ def _check_sources(config: Config) -> None:
         )
 
 
+def split_policy(text: str, config: Config) -> tuple[str, Config]:
+    """Read one `policy-for`: PATTERN=POLICY, and after spaces limits of its own as NAME=VALUE.
+
+    Args:
+        text: `orders.*=conflate`, `audit=disconnect lag-events=10 lag=5s`.
+        config: whose limits hold where it names none.
+
+    Returns:
+        the pattern, and the settings as they are for its streams.
+
+    Raises:
+        ConfigError: it names what is wrong.
+    """
+    policies = SETTINGS["policy"].metadata["kind"]
+    parts = re.fullmatch(rf"(.+?)=({policies})((?: +\S+)*)", text)
+    if parts is None:
+        _, equals, policy = text.partition(" ")[0].rpartition("=")
+        if not equals:
+            raise ConfigError(f"policy-for: {text!r} is not PATTERN=POLICY")
+        known = policies.split("|")
+        raise ConfigError(f"policy-for: {policy!r} is none of {', '.join(known)}{hint(policy, known)}")
+    pattern, policy, limits = parts.groups()
+    try:
+        check_term(pattern)
+    except EventError as error:
+        raise ConfigError(f"policy-for: {pattern!r}: {error.reason}") from None
+    changes: dict[str, Any] = {"policy": policy}
+    for word in limits.split():
+        name, _, value = word.partition("=")
+        if name not in _LIMITS:
+            raise ConfigError(f"policy-for: {name!r} is none of {', '.join(_LIMITS)}{hint(name, _LIMITS)}")
+        changes[SETTINGS[name].name] = _read(f"policy-for: {name}", SETTINGS[name], value)
+    return pattern, replace(config, **changes)
+
+
 def _check_policies(config: Config) -> None:
     policies = SETTINGS["policy"].metadata["kind"].split("|")
-    used = [config.policy, *config.policy_request]
     for policy in config.policy_request:
         if policy not in policies:
             raise ConfigError(f"policy-request: {policy!r} is none of {', '.join(policies)}")
-    for text in config.policy_for:
-        pattern, equals, policy = text.rpartition("=")
-        if not equals:
-            raise ConfigError(f"policy-for: {text!r} is not PATTERN=POLICY")
-        if policy not in policies:
-            raise ConfigError(
-                f"policy-for: {policy!r} is none of {', '.join(policies)}{hint(policy, policies)}"
-            )
-        try:
-            check_term(pattern)
-        except EventError as error:
-            raise ConfigError(f"policy-for: {pattern!r}: {error.reason}") from None
-        used.append(policy)
-    for hard, soft in (
-        ("lag-bytes", "lag-soft-bytes"),
-        ("lag-events", "lag-soft-events"),
-        ("lag", "lag-soft"),
-    ):
-        most = getattr(config, SETTINGS[hard].name)
-        if 0 < most < getattr(config, SETTINGS[soft].name):
-            raise ConfigError(f"{soft}: must not be above {hard}, which acts at once")
-    if "block" in used:
-        _check_block(config)
+    for each in [config, *(split_policy(text, config)[1] for text in config.policy_for)]:
+        for hard, soft in _HARD_AND_SOFT:
+            most = getattr(each, SETTINGS[hard].name)
+            if 0 < most < getattr(each, SETTINGS[soft].name):
+                raise ConfigError(f"{soft}: must not be above {hard}, which acts at once")
+        if each.policy == "block" or (each is config and "block" in config.policy_request):
+            _check_block(each)
 
 
 def _check_block(config: Config) -> None:

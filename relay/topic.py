@@ -16,6 +16,9 @@ from functools import lru_cache
 
 from relay.errors import EventError
 
+JOINT = "\n"
+"""Between patterns that were joined to one; no topic contains it."""
+
 TOPIC_BYTES_MAX = 256
 """Longest topic or pattern in UTF-8; it is stored once a topic, and repeated in each line of a feeder."""
 
@@ -96,27 +99,48 @@ def covers(pattern: str, term: str) -> bool:
     return all(own in (other, "*") and other != "**" for own, other in zip(wild, levels, strict=True))
 
 
-def without_covered(terms: tuple[str, ...]) -> tuple[str, ...]:
-    """Leave out the terms that a pattern among the others covers, so that no event is counted twice."""
+def overlap(first: str, second: str) -> bool:
+    """Tell whether some topic is matched by both of two checked patterns."""
+    a, b = first.split("."), second.split(".")
+    if len(a) != len(b) and not (a[-1] == "**" and len(b) >= len(a)) and not (b[-1] == "**" and len(a) >= len(b)):
+        return False
+    for one, other in zip(a, b, strict=False):
+        if "**" in (one, other):
+            return True
+        if one != other and "*" not in (one, other):
+            return False
+    return True
+
+
+def disjoint(terms: tuple[str, ...]) -> tuple[str, ...]:
+    """Turn terms into such that no topic is in two of them, so that no event is read or counted twice.
+
+    Terms that a pattern among the others covers are left out; patterns that overlap in part become one, joined by
+    `JOINT`. Quadratic in the patterns, whose number the settings bound.
+    """
     patterns = [term for term in terms if is_pattern(term)]
-    return tuple(
-        term for term in terms if not any(term != pattern and covers(pattern, term) for pattern in patterns)
-    )
+    kept = [term for term in terms if not any(term != pattern and covers(pattern, term) for pattern in patterns)]
+    joined: list[list[str]] = []
+    for term in kept:
+        near = [group for group in joined if is_pattern(term) and any(overlap(term, other) for other in group)]
+        for group in near:
+            joined.remove(group)
+        joined.append([pattern for group in near for pattern in group] + [term])
+    return tuple(JOINT.join(sorted(group)) for group in joined)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def matcher(pattern: str) -> Callable[[str], object | None]:
-    """Compile a checked pattern.
-
-    Args:
-        pattern: a pattern or a topic.
+    """Compile a checked pattern, or several that `disjoint` joined.
 
     Returns:
         A function from a topic to something other than None if the pattern matches it; in linear time.
     """
     wild = {"*": r"[^.]+", "**": r".+"}
-    levels = (wild.get(level) or re.escape(level) for level in pattern.split("."))
-    return re.compile(r"\.".join(levels), re.DOTALL).fullmatch
+    regexes = (
+        r"\.".join(wild.get(level) or re.escape(level) for level in each.split(".")) for each in pattern.split(JOINT)
+    )
+    return re.compile("|".join(f"(?:{regex})" for regex in regexes), re.DOTALL).fullmatch
 
 
 def _check_text(text: str) -> None:

@@ -23,7 +23,7 @@ from relay.event import Event
 from relay.sse import Decoder
 
 TIMEOUT_S = 30.0
-TOKEN = "a-token-for-tests"  # noqa: S105 (of a server that lives for one test)
+TOKEN = "a-token-for-tests"
 
 
 class Relay:

@@ -79,9 +79,7 @@ def test_a_deadline_passes_once(loop: Loop, deadlines: Deadlines) -> None:
     assert not loop.timers
 
 
-def test_a_cleared_deadline_does_not_pass_and_the_timer_comes_to_rest(
-    loop: Loop, deadlines: Deadlines
-) -> None:
+def test_a_cleared_deadline_does_not_pass_and_the_timer_comes_to_rest(loop: Loop, deadlines: Deadlines) -> None:
     connection = Connection()
     deadlines.set(connection, Waiting.HEAD)
     deadlines.clear(connection)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 
 import pytest
 
+from relay.config import SETTINGS
 from tests.engines import DISCARD_BYTES_MAX, FOREVER_S, ROOM, Rig, Twin, frames_of, rig, twin
 
 __all__ = ["rig", "twin"]
@@ -349,7 +352,7 @@ def test_a_stale_handle_is_nobody(rig: Rig) -> None:
     assert not rig.engine.is_open(old)
     assert not rig.engine.is_behind(old)
     assert not rig.engine.fall_behind(old, 1)
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: rig.engine.cursor(old),
         lambda: rig.engine.subscription(old),
         lambda: rig.engine.address(old),
@@ -358,7 +361,8 @@ def test_a_stale_handle_is_nobody(rig: Rig) -> None:
         lambda: rig.engine.skip(old, 1, b"x"),
         lambda: rig.engine.close(old, "slow"),
         lambda: rig.engine.abort(old, "slow"),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(KeyError):
             call()
     assert rig.engine.is_open(new)
@@ -458,6 +462,21 @@ def test_what_a_client_sends_is_thrown_away_up_to_a_bound(rig: Rig) -> None:
     rig.engine.poll()
     assert not rig.engine.is_open(handle)
     assert rig.closes() == [(handle, "input")]
+
+
+def test_every_bound_that_the_settings_allow_is_taken(twin: Twin) -> None:
+    largest = SETTINGS["discard-bytes-max"].metadata["most"]
+    for bound in (0, largest):
+        assert twin.engine(bound).open == 0
+
+
+def test_an_engine_that_cannot_be_made_closes_nothing(twin: Twin) -> None:
+    before = os.fstat(0)
+    make: Callable[[], object] = twin.engine
+    with pytest.raises(TypeError):
+        make()
+    gc.collect()
+    assert os.fstat(0) == before
 
 
 def test_a_clients_close_is_seen_in_every_state(rig: Rig) -> None:

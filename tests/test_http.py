@@ -135,12 +135,7 @@ def test_an_upgrade_is_ignored() -> None:
 
 
 def test_requests_that_arrive_together_are_given_one_by_one() -> None:
-    data = (
-        post("Content-Length: 3", body=b"abc")
-        + get("/a")
-        + post(CHUNKED, body=b"1\r\nx\r\n0\r\n\r\n")
-        + get("/b")
-    )
+    data = post("Content-Length: 3", body=b"abc") + get("/a") + post(CHUNKED, body=b"1\r\nx\r\n0\r\n\r\n") + get("/b")
     outcome = parse(data)
     assert [(result[0].path, result[1]) for result in outcome if not isinstance(result, int)] == [
         ("/publish", b"abc"),
@@ -245,9 +240,7 @@ def test_what_follows_a_request_is_not_looked_at_before_it_is_asked_for() -> Non
         pytest.param(post(CHUNKED, body=b"3\r\nabc\n0\r\n\r\n"), 400, id="chunk ends with LF"),
         pytest.param(post(CHUNKED, body=b"fffffffffffffffff\r\n"), 400, id="chunk size beyond 64 bits"),
         pytest.param(post(CHUNKED, body=b"41\r\n"), 413, id="chunk over the limit"),
-        pytest.param(
-            post(CHUNKED, body=b"20\r\n" + b"x" * 32 + b"\r\n21\r\n"), 413, id="chunks over the limit"
-        ),
+        pytest.param(post(CHUNKED, body=b"20\r\n" + b"x" * 32 + b"\r\n21\r\n"), 413, id="chunks over the limit"),
         pytest.param(post(CHUNKED, body=b"0\r\nno colon\r\n\r\n"), 400, id="malformed trailer"),
         pytest.param(post(CHUNKED, body=b"0\r\n folded: a\r\n\r\n"), 400, id="folded trailer"),
     ],

@@ -119,6 +119,15 @@ def test_rows_of_what_is_evicted_do_not_pile_up() -> None:
     assert rows(log, "a") == [n + 1 for n in range(19_900, 20_000) if n % 3]
 
 
+def test_the_lag_stays_exact_while_rows_of_what_is_evicted_go() -> None:
+    log = make_log(events_max=100)
+    for number in range(1000):
+        put(log, "a", 1 + number % 7)
+        tail = log.tail
+        assert log.topics["a"].index.lag(tail) == (log.head - tail, log.bytes, tail)
+        assert log.topics["a"].index.lag(log.head - 1) == (1, 1 + number % 7, log.head - 1)
+
+
 # Topics
 
 
@@ -178,7 +187,7 @@ def test_lag_first_part_and_ordinal_count_from_the_cursor_on() -> None:
         put(log, topic, size)
     index = log.topics["a"].index
     assert [index.lag(cursor) for cursor in range(7)] == [
-        *[(3, 7), (3, 7), (2, 6), (2, 6), (1, 4), (1, 4), (0, 0)],
+        *[(3, 7, 1), (3, 7, 1), (2, 6, 3), (2, 6, 3), (1, 4, 5), (1, 4, 5), (0, 0, None)],
     ]
     assert [index.first(cursor) for cursor in range(7)] == [1, 1, 3, 3, 5, 5, None]
     assert [index.ordinal(cursor) - index.ordinal(0) for cursor in range(7)] == [0, 0, 1, 1, 2, 2, 3]
@@ -202,7 +211,7 @@ def test_an_index_of_a_pattern_has_what_came_after_it_and_after_filling_all() ->
     assert (list(index.sequences), index.since) == ([1, 2, 3, 4, 5, 6], 1)
     assert index.ordinal(6) == before
     assert index.ordinal(6) - index.ordinal(1) == 5
-    assert index.lag(3) == (4, 40)
+    assert index.lag(3) == (4, 40, 3)
     log.fill(index, log.topics.values())
     assert list(index.sequences) == [1, 2, 3, 4, 5, 6]
     log.detach(index, log.topics.values())
@@ -219,9 +228,9 @@ def test_an_unfilled_index_takes_no_notice_of_evicted_entries_from_before_it() -
     for _ in range(4):
         put(log, "a")
     assert log.tail == 5
-    assert (len(index), index.lag(log.tail), index.evicted) == (4, (4, 40), 4)
+    assert (len(index), index.lag(log.tail), index.evicted) == (4, (4, 40, 5), 4)
     put(log, "a")
-    assert (len(index), index.lag(log.tail), index.evicted) == (4, (4, 40), 5)
+    assert (len(index), index.lag(log.tail), index.evicted) == (4, (4, 40, 6), 5)
 
 
 def test_segments_cover_an_index_without_hole_or_overlap_and_are_the_same_for_neighbours() -> None:
@@ -231,21 +240,19 @@ def test_segments_cover_an_index_without_hole_or_overlap_and_are_the_same_for_ne
         put(log, "b", 7)
         put(log, "a", size)
     index = log.topics["a"].index
-    cursor, covered, parts = 1, [], []
-    while (found := index.segment(cursor, log.tail)) is not None:
-        start, stop, finished = found
-        part = list(index.sequences[start:stop])
+    cursor, covered, numbers = 1, list[int](), list[int]()
+    while (number := index.segment(cursor)) is not None:
+        part, finished = index.rows(number, log.tail)
+        assert part[0] >= cursor
         assert finished == (part[-1] != index.sequences[-1])
-        assert len(part) == 1 or sum(sizes[sequence // 2 - 1] for sequence in part) <= SEGMENT_BYTES + max(
-            sizes[part[0] // 2 - 1], 0
-        )
-        for neighbour in part:
-            assert index.segment(neighbour, log.tail) == found
+        assert sum(len(log.frame(sequence)) for sequence in part[1:]) <= SEGMENT_BYTES
+        assert {index.segment(neighbour) for neighbour in part} == {number}
         covered += part
-        parts.append(part)
+        numbers.append(number)
         cursor = part[-1] + 1
     assert covered == list(index.sequences)
-    assert len(parts) > 4
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) > 4
 
 
 def test_a_finished_segment_stays_the_same_whatever_is_appended_or_evicted_after_it() -> None:
@@ -253,36 +260,51 @@ def test_a_finished_segment_stays_the_same_whatever_is_appended_or_evicted_after
     for _ in range(100):
         put(log, "a", 1000)
     index = log.topics["a"].index
-    found = index.segment(1, log.tail)
-    assert found is not None
-    assert found[2]
-    finished = list(index.sequences[found[0] : found[1]])
+    number = index.segment(1)
+    assert number is not None
+    whole, finished = index.rows(number, log.tail)
+    assert finished
     log.events_max = 90
-    for _ in range(50):
+    while log.tail <= whole[-1]:
         put(log, "a", 1000)
-        after = index.segment(log.tail, log.tail)
-        assert after is not None
-        left = list(index.sequences[after[0] : after[1]])
-        if log.tail <= finished[-1]:
-            assert left == [sequence for sequence in finished if sequence >= log.tail]
+        assert index.segment(max(log.tail, whole[0])) == (number if log.tail <= whole[-1] else number + 1)
+        part, finished = index.rows(number, log.tail)
+        assert list(part) == [sequence for sequence in whole if sequence >= log.tail]
+        assert finished
+
+
+def test_filling_an_index_leaves_the_segments_that_it_had_as_they_were() -> None:
+    log = make_log()
+    for _ in range(100):
+        put(log, "a", 999)
+    index = log.new_index()
+    log.attach(index, log.topics.values())
+    for _ in range(100):
+        put(log, "a", 999)
+    numbers = [index.segment(sequence) for sequence in range(101, 201)]
+    parts = {number: index.rows(number, log.tail) for number in numbers if number is not None}
+    log.fill(index, log.topics.values())
+    assert [index.segment(sequence) for sequence in range(101, 201)] == numbers
+    assert {number: index.rows(number, log.tail) for number in parts} == parts
+    assert not {index.segment(sequence) for sequence in range(1, 101)} & set(numbers)
 
 
 def test_a_segment_never_begins_before_the_tail() -> None:
     log = make_log(events_max=3)
     for _ in range(40):
         put(log, "a")
-        found = log.topics["a"].index.segment(log.tail, log.tail)
-        assert found is not None
-        start, stop, finished = found
-        assert list(log.topics["a"].index.sequences[start:stop]) == list(range(log.tail, log.head))
+        number = log.topics["a"].index.segment(log.tail)
+        assert number is not None
+        part, finished = log.topics["a"].index.rows(number, log.tail)
+        assert list(part) == list(range(log.tail, log.head))
         assert not finished
 
 
 def test_an_index_has_no_segment_after_its_last_entry() -> None:
-    assert Index(1, -1).segment(1, 1) is None
+    assert Index(1, -1).segment(1) is None
     log = make_log()
     put(log, "a")
-    assert log.topics["a"].index.segment(2, 1) is None
+    assert log.topics["a"].index.segment(2) is None
 
 
 # Reading

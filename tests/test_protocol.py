@@ -26,10 +26,12 @@ from relay.errors import EventError, RequestError
 from relay.event import Event
 from relay.front import Front
 from relay.hub import Subscribe
-from relay.protocol import REQUESTS_A_TURN, FrontProtocol
+from relay.protocol import REQUESTS_A_TURN, WRITE_BUFFER_HIGH, FrontProtocol
 
 TOKEN = "sesame"
 PAGE = b"<script>1</script>"
+LONG_PAGE = bytes(4_000_000)
+BUFFER_BYTES = 4096  # of each socket, so that answers pile up soon
 
 
 class FakeHub:
@@ -136,11 +138,17 @@ class Client:
         """Read until the server closes."""
         return await self.reader.read()
 
+    def pause(self) -> None:
+        """Stop reading."""
+        self.writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    def resume(self) -> None:
+        """Read again."""
+        self.writer.transport.resume_reading()  # type: ignore[attr-defined]
+
     def reset(self) -> None:
         """Cut the connection with a reset."""
-        self.writer.get_extra_info("socket").setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-        )
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
 
@@ -156,7 +164,11 @@ class Site:
     clients: list[Client] = field(default_factory=list)
 
     async def client(self) -> Client:
-        client = Client(*await asyncio.open_connection(*self.address, limit=2**24))
+        end = socket.socket()
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+        end.setblocking(False)
+        await self.front.loop.sock_connect(end, self.address)
+        client = Client(*await asyncio.open_connection(sock=end, limit=2**16))
         self.clients.append(client)
         return client
 
@@ -171,9 +183,7 @@ async def serve(page: bytes = PAGE, **settings: Any) -> AsyncIterator[Site]:
     loop = asyncio.get_running_loop()
     hub, metrics = FakeHub(), FakeMetrics()
     config = Config(**settings)
-    front = Front(
-        hub=hub, config=config, metrics=metrics, page=page, token=TOKEN, loop=loop, clock=lambda: 7.0
-    )
+    front = Front(hub=hub, config=config, metrics=metrics, page=page, token=TOKEN, loop=loop, clock=lambda: 7.0)
     lost: asyncio.Queue[FrontProtocol] = asyncio.Queue()
 
     class Watched(FrontProtocol):
@@ -182,21 +192,23 @@ async def serve(page: bytes = PAGE, **settings: Any) -> AsyncIterator[Site]:
             lost.put_nowait(self)
 
     server = await loop.create_server(lambda: Watched(front), "127.0.0.1", 0)
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        server.sockets[0].setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
     site = Site(front, hub, metrics, server.sockets[0].getsockname(), lost)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(10):
             yield site
-            for client in site.clients:
-                client.writer.close()
-            front.abort()
-            server.close()
-            await server.wait_closed()
-            while front.connections:
-                await lost.get()
-        assert len(front.deadlines) == 0
     finally:
+        for client in site.clients:
+            client.writer.close()
+        front.abort()
+        server.close()
+        while front.connections:
+            await lost.get()
+        await server.wait_closed()
         for stream, _, _ in hub.streams:
             stream.close()
+    assert len(front.deadlines) == 0
 
 
 def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -278,17 +290,20 @@ async def test_answers_before_a_stream_come_first(site: Site) -> None:
     assert await client.reader.readexactly(13) == b"data: first\n\n"
 
 
+@pytest.mark.parametrize("page", [LONG_PAGE, bytes(WRITE_BUFFER_HIGH * 3 // 4)], ids=["long", "short"])
 @on_uvloop
-async def test_a_stream_waits_until_the_answers_before_it_have_left() -> None:
-    page = os.urandom(8_000_000)
+async def test_a_stream_waits_until_the_answers_before_it_have_left(page: bytes) -> None:
     async with serve(page) as site:
         client = await site.client()
+        client.pause()
         client.send(get("/") + get("/events"))
-        reply = await client.head()
+        assert (await site.ask(get())).status == 200  # By now the first have come in, too.
         assert not site.hub.streams
-        assert await client.reader.readexactly(int(reply.headers["Content-Length"])) == page
+        client.resume()
+        assert (await client.reply()).body == page
         assert (await client.head()).headers["Content-Type"] == "text/event-stream"
         assert len(site.hub.streams) == 1
+        assert await client.reader.readexactly(13) == b"data: first\n\n"
 
 
 @on_uvloop
@@ -305,19 +320,19 @@ async def test_the_hub_may_refuse_a_stream_and_the_connection_goes_on(site: Site
     assert (await client.ask(get("/events"))).status == 200
 
 
+@pytest.mark.parametrize("page", [LONG_PAGE, bytes(WRITE_BUFFER_HIGH * 3 // 4)], ids=["long", "short"])
 @on_uvloop
-async def test_a_refused_stream_behind_a_long_answer_is_answered_too() -> None:
-    async with serve(os.urandom(8_000_000)) as site:
+async def test_a_refused_stream_behind_a_long_answer_is_answered_too(page: bytes) -> None:
+    async with serve(page) as site:
         site.hub.refuse = RequestError(503, "full")
         client = await site.client()
         client.send(get("/") + get("/events") + get())
         assert [(await client.reply()).status for _ in range(3)] == [200, 503, 200]
+        assert (await client.ask(get())).status == 200
 
 
 @on_uvloop
-async def test_without_a_descriptor_to_spare_a_stream_is_refused(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_without_a_descriptor_to_spare_a_stream_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_more(fd: int) -> int:
         raise OSError(errno.EMFILE, "too many open files")
 
@@ -328,9 +343,7 @@ async def test_without_a_descriptor_to_spare_a_stream_is_refused(
 
 
 @on_uvloop
-async def test_a_failing_hand_over_ends_that_connection_alone(
-    site: Site, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_failing_hand_over_ends_that_connection_alone(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     site.hub.refuse = OSError(errno.EINVAL, "odd")
     client = await site.client()
     client.send(get("/events"))
@@ -371,9 +384,7 @@ async def test_the_documents_are_served_on_one_connection(site: Site) -> None:
     assert (await client.ask(get("/readyz"))).json == {"status": "ready"}
     assert (await client.ask(get("/metrics"))).body == b"relay_streams 0\n"
     assert (await client.ask(get("/stats"))).json == {"streams": 0, "now_s": 7.0}
-    assert (await client.ask(get("/", method="HEAD"), bodyless=True)).headers["Content-Length"] == str(
-        len(PAGE)
-    )
+    assert (await client.ask(get("/", method="HEAD"), bodyless=True)).headers["Content-Length"] == str(len(PAGE))
     assert (await client.ask(get("/nothing"))).json == {"error": "there is nothing here"}
     wrong = await client.ask(get("/events", method="DELETE"))
     assert (wrong.status, wrong.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
@@ -395,9 +406,7 @@ async def test_requests_that_arrive_together_are_answered_in_order(site: Site) -
     client = await site.client()
     count = REQUESTS_A_TURN * 3 + 1
     client.send(b"".join(get(f"/{number}" if number % 2 else "/stats") for number in range(count)))
-    assert [(await client.reply()).status for _ in range(count)] == [200, 404] * (count // 2) + [200] * (
-        count % 2
-    )
+    assert [(await client.reply()).status for _ in range(count)] == [200, 404] * (count // 2) + [200] * (count % 2)
 
 
 @on_uvloop
@@ -444,9 +453,7 @@ async def test_http_1_0_goes_on_if_it_asks(site: Site) -> None:
     ],
 )
 @on_uvloop
-async def test_what_cannot_be_read_is_answered_counted_and_closed(
-    site: Site, data: bytes, status: int
-) -> None:
+async def test_what_cannot_be_read_is_answered_counted_and_closed(site: Site, data: bytes, status: int) -> None:
     client = await site.client()
     reply = await client.ask(data)
     assert (reply.status, reply.headers["Connection"]) == (status, "close")
@@ -475,9 +482,7 @@ async def test_a_request_that_is_cut_short_is_refused(site: Site, data: bytes) -
 
 
 @on_uvloop
-async def test_an_error_inside_ends_one_connection_and_is_logged(
-    site: Site, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_error_inside_ends_one_connection_and_is_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     site.metrics.broken = True
     client = await site.client()
     client.send(get("/metrics"))
@@ -553,14 +558,25 @@ async def test_the_next_request_s_first_byte_begins_the_head_s_time() -> None:
         assert (await client.ask(b"G")).status == 408
 
 
+@pytest.mark.parametrize("data", [get("/") * 100, get("/") + get("/events"), get("/", "Connection: close")])
 @on_uvloop
-async def test_a_client_that_does_not_read_its_answers_is_cut() -> None:
-    async with serve(os.urandom(8_000_000), head_timeout_s=0.05) as site:
+async def test_a_client_that_does_not_read_its_answers_is_cut(data: bytes) -> None:
+    async with serve(bytes(WRITE_BUFFER_HIGH * 3 // 4), head_timeout_s=0.05) as site:
         client = await site.client()
-        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
-        client.send(get("/") * 100)
+        client.pause()
+        client.send(data)
         await site.lost.get()
         assert not site.front.connections
+        assert not site.hub.streams
+
+
+@on_uvloop
+async def test_a_body_may_take_longer_than_a_head() -> None:
+    async with serve(head_timeout_s=0.05) as site:
+        client, data = await site.client(), post(b"{}")
+        client.send(data[:-1])
+        assert await (await site.client()).rest() == b""  # The other has used up the time of a head.
+        assert (await client.ask(data[-1:])).status == 200
 
 
 @on_uvloop
@@ -612,8 +628,7 @@ async def test_chunks_are_published(site: Site) -> None:
 async def test_publishing_needs_the_token(site: Site, line: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     reply = await site.ask(
-        get("/publish?token=sesame", line, "Content-Type: text/plain", "Content-Length: 1", method="POST")
-        + b"x"
+        get("/publish?token=sesame", line, "Content-Type: text/plain", "Content-Length: 1", method="POST") + b"x"
     )
     assert reply.status == 401
     assert reply.headers["WWW-Authenticate"].startswith("Bearer")
@@ -681,6 +696,7 @@ async def test_a_publisher_waits_while_its_topic_is_held(site: Site) -> None:
     site.hub.release()
     assert (await client.reply()).json == {"ids": ["e-1"]}
     assert (await client.reply()).status == 200
+    assert (await client.ask(get())).status == 200
     assert [event.data for event in site.hub.events] == [2, 1]
 
 

@@ -19,9 +19,7 @@ def test_a_response_has_its_length_and_says_whether_it_goes_on() -> None:
 
 
 def test_a_response_to_head_keeps_the_length_but_not_the_body() -> None:
-    assert respond(200, body=b"abc", head_only=True).endswith(
-        b"Content-Length: 3\r\nConnection: keep-alive\r\n\r\n"
-    )
+    assert respond(200, body=b"abc", head_only=True).endswith(b"Content-Length: 3\r\nConnection: keep-alive\r\n\r\n")
 
 
 def test_204_has_neither_body_nor_length() -> None:
@@ -44,9 +42,7 @@ def test_a_stream_s_head_is_what_proxies_and_browsers_need() -> None:
 def test_cors_follows_the_settings() -> None:
     listed = Config(cors_origin=("https://a.example",))
     assert cors_headers(Config(), "https://a.example") == ()
-    assert cors_headers(Config(cors_origin=("*",)), "https://x.example") == (
-        ("Access-Control-Allow-Origin", "*"),
-    )
+    assert cors_headers(Config(cors_origin=("*",)), "https://x.example") == (("Access-Control-Allow-Origin", "*"),)
     assert cors_headers(listed, "https://x.example") == (("Vary", "Origin"),)
     assert cors_headers(listed, None) == (("Vary", "Origin"),)
     assert dict(cors_headers(listed, "https://a.example")) == {

@@ -309,13 +309,11 @@ def test_a_port_in_use_is_one_clear_line_and_exit_code_2() -> None:
 
 
 def test_limits_are_refused_with_a_status_and_a_time_to_come_back() -> None:
-    with relay("--streams-max", "2") as server:
-        with Stream(server.port), Stream(server.port), Stream(server.port) as third:
-            assert third.head.startswith(b"HTTP/1.1 503 ")
-            assert b"Retry-After: " in third.head
-    with relay("--streams-per-address-max", "1") as server:
-        with Stream(server.port), Stream(server.port) as second:
-            assert second.head.startswith(b"HTTP/1.1 429 ")
+    with relay("--streams-max", "1") as server, Stream(server.port), Stream(server.port) as second:
+        assert second.head.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After: " in second.head
+    with relay("--streams-per-address-max", "1") as server, Stream(server.port), Stream(server.port) as second:
+        assert second.head.startswith(b"HTTP/1.1 429 ")
 
 
 def test_a_client_that_never_stops_sending_is_closed() -> None:
@@ -324,9 +322,8 @@ def test_a_client_that_never_stops_sending_is_closed() -> None:
         stream.socket.sendall(b"x" * 4096)
         server.publish("still here")
         assert stream.next().data == "still here"
-        with pytest.raises(OSError):
-            while True:
-                stream.socket.sendall(b"x" * 4096)
+        with pytest.raises(ConnectionError):
+            stream.socket.sendall(b"x" * (1 << 24))
         assert server.stats()["closes"] == {"input": 1}
 
 

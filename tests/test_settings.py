@@ -184,3 +184,16 @@ def test_no_token_is_printed() -> None:
     with pytest.raises(ConfigError) as raised:
         load({"publish-token": "sesame\n"}, {})
     assert "sesame" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a=conflate lag-byts=1", "'lag-byts' is none of"),
+        ("a=conflate lag-bytes=x", "policy-for: lag-bytes: "),
+        ("a=conflate lag-events=1 lag-soft-events=2", "lag-soft-events: must not be above lag-events"),
+    ],
+)
+def test_a_limit_of_a_pattern_that_cannot_be_is_an_error_that_names_it(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        check(Config(policy_for=(text,)))

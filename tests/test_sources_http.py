@@ -70,9 +70,7 @@ def test_other_content_types_are_refused(content_type: str) -> None:
         ("text/plain", b"ab\xff", "data", "byte 2"),
     ],
 )
-def test_a_malformed_event_is_refused_with_its_field_and_place(
-    media: str, body: bytes, field: str, where: str
-) -> None:
+def test_a_malformed_event_is_refused_with_its_field_and_place(media: str, body: bytes, field: str, where: str) -> None:
     with pytest.raises(EventError) as caught:
         parse_body(media, body, "t")
     assert where in str(caught.value)

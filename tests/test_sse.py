@@ -133,19 +133,19 @@ def test_nul_is_refused_in_no_field_but_id(codec: Codec) -> None:
 
 
 def test_the_limit_counts_every_byte_of_the_frame(codec: Codec) -> None:
-    fields = {"data": "a\nb", "event": "tick", "id": "7", "retry": 15}
+    fields: dict[str, Any] = {"data": "a\nb", "event": "tick", "id": "7", "retry": 15}
     frame = encode(codec, **fields)
     assert encode(codec, **fields, bytes_max=len(frame)) == frame
-    with pytest.raises(EventError, match=f"^data: the event is larger than {len(frame) - 1} bytes$"):
+    with pytest.raises(EventError, match=rf"^data: the event is larger than {len(frame) - 1} bytes$"):
         encode(codec, **fields, bytes_max=len(frame) - 1)
 
 
 def test_the_first_wrong_field_is_the_one_named(codec: Codec) -> None:
-    with pytest.raises(EventError, match="^event: "):
+    with pytest.raises(EventError, match=r"^event: "):
         encode(codec, "\ud800", event="", id="", retry=-1, bytes_max=1)
-    with pytest.raises(EventError, match="^id: "):
+    with pytest.raises(EventError, match=r"^id: "):
         encode(codec, "\ud800", id="", retry=-1, bytes_max=1)
-    with pytest.raises(EventError, match="^retry: "):
+    with pytest.raises(EventError, match=r"^retry: "):
         encode(codec, "\ud800", retry=-1, bytes_max=1)
 
 
@@ -179,20 +179,20 @@ def test_an_event_whose_data_is_unset_dispatches_nothing() -> None:
 def test_the_given_id_is_used_where_the_event_has_none() -> None:
     assert sse.encode(Event("a"), "8", MIB) == b"id: 8\ndata: a\n\n"
     assert sse.encode(Event("a", id="7"), "8", MIB) == b"id: 7\ndata: a\n\n"
-    with pytest.raises(EventError, match="^id: must not be empty"):
+    with pytest.raises(EventError, match=r"^id: must not be empty"):
         sse.encode(Event("a", id=""), "8", MIB)
 
 
 @pytest.mark.parametrize("data", [{"a": object()}, {1: "a"}, ["\ud800"], 2**64, {"a": {1, 2}}])
 def test_what_is_no_json_value_is_refused(data: object) -> None:
-    with pytest.raises(EventError, match="^data: not a JSON value: "):
+    with pytest.raises(EventError, match=r"^data: not a JSON value: "):
         sse.encode(Event(data), None, MIB)
 
 
 def test_json_nested_without_end_is_refused() -> None:
     data: list[object] = []
     data.append(data)
-    with pytest.raises(EventError, match="^data: not a JSON value: "):
+    with pytest.raises(EventError, match=r"^data: not a JSON value: "):
         sse.encode(Event(data), None, MIB)
 
 
@@ -200,7 +200,7 @@ def test_a_comment_is_one_line() -> None:
     assert sse.comment("") == b":\n"
     assert sse.comment("hello é") == ": hello é\n".encode()
     for text in ("a\nb", "a\rb", "\ud800"):
-        with pytest.raises(EventError, match="^comment: "):
+        with pytest.raises(EventError, match=r"^comment: "):
             sse.comment(text)
 
 
@@ -210,9 +210,9 @@ def test_priming_sets_the_id_and_the_reconnection_time_and_dispatches_nothing(co
     decoder = codec.decoder()
     assert decoder.feed(frame) == []
     assert (decoder.retry_ms, decoder.last_event_id) == (1500, "e-0")
-    with pytest.raises(EventError, match="^retry: "):
+    with pytest.raises(EventError, match=r"^retry: "):
         sse.priming(-1, "e-0")
-    with pytest.raises(EventError, match="^id: "):
+    with pytest.raises(EventError, match=r"^id: "):
         sse.priming(1, "")
 
 
@@ -317,7 +317,7 @@ def test_the_reconnection_time_is_kept(codec: Codec) -> None:
 def test_a_block_at_the_limit_is_taken_and_one_byte_more_is_refused(codec: Codec) -> None:
     frame = encode(codec, "aaa\nbbb", event="tick", id="7", retry=15)
     assert codec.decoder(len(frame)).feed(frame) == [Event("aaa\nbbb", "tick", "7", 15)]
-    with pytest.raises(EventError, match=f"^data: the event is larger than {len(frame) - 1} bytes$"):
+    with pytest.raises(EventError, match=rf"^data: the event is larger than {len(frame) - 1} bytes$"):
         codec.decoder(len(frame) - 1).feed(frame)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from relay.errors import EventError
-from relay.topic import check_term, check_topic, is_pattern, matches
+from relay.topic import check_term, check_topic, disjoint, is_pattern, matcher, matches
 
 GOOD = [
     "a",
@@ -80,3 +82,28 @@ def test_a_malformed_pattern_is_refused(pattern: str) -> None:
 )
 def test_a_pattern_matches_whole_levels(pattern: str, yes: list[str], no: list[str]) -> None:
     assert [topic for topic in yes + no if matches(pattern, topic)] == yes
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        (("a", "b"), ("a", "b")),
+        (("a.x", "a.*"), ("a.*",)),
+        (("a.*", "a.**", "b"), ("a.**", "b")),
+        (("**", "a", "b.*", "c.**"), ("**",)),
+        (("a.*", "*.x"), ("*.x\na.*",)),
+        (("a.*", "b.*"), ("a.*", "b.*")),
+        (("a.*", "c.*", "*.x"), ("*.x\na.*\nc.*",)),
+        (("a.*.c", "a.b.**"), ("a.*.c\na.b.**",)),
+        (("a.b.**", "a.*"), ("a.b.**", "a.*")),
+    ],
+)
+def test_terms_are_made_disjoint(terms: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert disjoint(terms) == expected
+
+
+@given(st.lists(st.sampled_from(["a", "b", "a.b", "a.*", "*.b", "*.*", "a.**", "**", "a.*.c", "*.b.**"]), unique=True))
+def test_disjoint_terms_match_the_same_topics_each_once(terms: list[str]) -> None:
+    made = disjoint(tuple(terms))
+    for topic in ("a", "b", "c", "a.b", "a.c", "b.b", "c.c", "a.b.c", "a.c.c", "b.b.d", "a.b.c.d"):
+        assert sum(matcher(term)(topic) is not None for term in made) == any(matches(term, topic) for term in terms)

@@ -168,7 +168,7 @@ class Decoder:
         self._line += rest
         if self._refusing or self._line.startswith(b":"):
             del self._line[1:]
-        elif self._size + len(self._line) > self._bytes_max:
+        elif self._line and self._size + len(self._line) > self._bytes_max:
             self._refuse()
             del self._line[1:]
 

@@ -121,7 +121,7 @@ class Engine:
         self._next_handle = 0
         self._dead: list[_Stream] = []
         self._lagging: list[int] = []
-        self._round = 0
+        self._round = 1
         self._epoll = select.epoll()
 
     # What a simulation puts its own in place of: the clock and the kernel.
@@ -139,6 +139,12 @@ class Engine:
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
         self._by_fd[fd] = handle
         return socket.socket(fileno=fd)
+
+    def _close(self, stream: _Stream) -> None:
+        fd = stream.sock.fileno()
+        self._epoll.unregister(fd)  # the socket may live on in another process
+        del self._by_fd[fd]
+        stream.sock.close()
 
     def _events(self) -> list[tuple[int, int]]:
         return [(self._by_fd[fd], mask) for fd, mask in self._epoll.poll(0, POLL_EVENTS)]
@@ -201,6 +207,12 @@ class Engine:
 
     # Writing
 
+    def _behind(self, handle: int) -> _Stream:
+        stream = self._streams[handle]
+        if stream.state is not _State.BEHIND:
+            raise RuntimeError("the stream is not behind")
+        return stream
+
     def _send(self, stream: _Stream, data: bytes | memoryview, now_s: float) -> int:
         """Send `pending`, then `data`; return the bytes of `data` taken, or -1 when `pending` is not finished."""
         rest = len(stream.pending) - stream.offset
@@ -262,12 +274,12 @@ class Engine:
         Returns:
             True when all of it is sent; False when the stream has to wait until it is writable again, or died.
         """
-        return self._write(self._streams[handle], chunk, now_s)
+        return self._write(self._behind(handle), chunk, now_s)
 
     def live(self, handle: int, cursor: int) -> None:
         """Let the stream have what the flushes send from `cursor` on; nothing may be pending."""
-        stream = self._streams[handle]
-        if stream.pending or stream.state is not _State.BEHIND:
+        stream = self._behind(handle)
+        if stream.pending:
             raise RuntimeError("only a stream that has all of its bytes can be live")
         stream.state = _State.LIVE
         stream.cursor = cursor
@@ -287,7 +299,7 @@ class Engine:
 
     def skip(self, handle: int, cursor: int, notice: bytes) -> None:
         """Move the cursor of a stream that is behind; `notice` is sent after the frame that is half sent."""
-        stream = self._streams[handle]
+        stream = self._behind(handle)
         stream.cursor = cursor
         self._append(stream, notice)
 
@@ -463,8 +475,7 @@ class Engine:
         dead, self._dead = self._dead, []
         for stream in dead:
             self._discard(stream)  # what is left unread would make the kernel reset, and lose the tail
-            self._by_fd.pop(stream.sock.fileno(), None)
-            stream.sock.close()
+            self._close(stream)
             del self._streams[stream.handle]
             self.open -= 1
         return [(s.handle, s.subscription, s.address, s.cursor, s.reason) for s in dead]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import AnyStr
+
 from hypothesis import strategies as st
 
 from relay.event import Event
 
-# Characters on which one parser or another has stumbled are drawn often: line ends of Unicode that are none here, a BOM,
-# spaces and colons at the start of a value.
+# Characters on which one parser or another has stumbled are drawn often: line ends of Unicode that are none here, a
+# BOM, spaces and colons at the start of a value.
 CHARACTERS = st.one_of(
     st.sampled_from("\0\n\r\t :a\x0b\x0c\x1c\x85\u2028\u2029\ufeff\ufffdé€😀"),
     st.characters(exclude_categories=["Cs"]),
@@ -54,8 +56,8 @@ STREAMS = st.lists(PARTS | st.binary(max_size=4), max_size=60).map(b"".join)
 
 
 @st.composite
-def pieces(draw: st.DrawFn, stream: st.SearchStrategy[bytes]) -> list[bytes]:
+def pieces(draw: st.DrawFn, stream: st.SearchStrategy[AnyStr]) -> list[AnyStr]:
     """Draw a stream, and cut it anywhere."""
     whole = draw(stream)
-    cuts = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=12)))
+    cuts: list[int] = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=12)))
     return [whole[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(whole)], strict=True)]

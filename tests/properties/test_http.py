@@ -111,9 +111,7 @@ def test_any_body_becomes_events_or_is_refused(content_type: str, body: bytes) -
     assert all(isinstance(event.topic, str) for event in events)
 
 
-TERM = st.lists(st.sampled_from(["a", "b", "*", "**", "", "a*"]), max_size=4).map(".".join) | st.text(
-    max_size=8
-)
+TERM = st.lists(st.sampled_from(["a", "b", "*", "**", "", "a*"]), max_size=4).map(".".join) | st.text(max_size=8)
 
 
 def oracle(pattern: list[str], topic: list[str]) -> bool:

@@ -191,17 +191,17 @@ class LogMachine(RuleBasedStateMachine):
             if term in self.patterns and self.since[term] > cursor:
                 continue
             wanted = self.of(term, cursor, self.log.head)
-            assert index.lag(cursor) == (len(wanted), sum(entry.size for entry in wanted))
-            assert index.first(cursor) == (wanted[0].sequence if wanted else None)
+            first = wanted[0].sequence if wanted else None
+            assert index.lag(cursor) == (len(wanted), sum(entry.size for entry in wanted), first)
+            assert index.first(cursor) == first
             assert list(index.part(cursor, self.log.head, 5)) == [entry.sequence for entry in wanted[:5]]
             self.check_segments(index, cursor, wanted)
 
     def check_segments(self, index: Index, cursor: int, wanted: list[Entry]) -> None:
         """Going on from segment to segment gives each entry once."""
         read: list[int] = []
-        while (found := index.segment(cursor, self.tail)) is not None:
-            start, stop, finished = found
-            part = index.sequences[start:stop]
+        while (number := index.segment(cursor)) is not None:
+            part, finished = index.rows(number, self.tail)
             assert part
             assert part[0] >= self.tail
             assert finished == (part[-1] != index.sequences[-1])

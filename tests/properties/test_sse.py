@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay import sse
@@ -77,6 +77,7 @@ def test_cutting_a_stream_changes_nothing(codec: Codec, parts: list[bytes], byte
 
 
 @given(parts=pieces(STREAMS) | st.lists(PARTS | st.binary(), max_size=40), bytes_max=st.integers(0, 60) | st.just(MIB))
+@example(parts=[b"\n"], bytes_max=0)
 def test_the_twins_decode_alike(twins: tuple[Codec, Codec], parts: list[bytes], bytes_max: int) -> None:
     native, speedups = twins
     assert outcomes(native, parts, bytes_max) == outcomes(speedups, parts, bytes_max)

@@ -17,7 +17,15 @@ SEEDS = int(os.environ.get("RELAY_SIM_SEEDS", "300"))
 """Seeds in a run; each is a simulation of its own, and reproduces it."""
 
 TOPICS = ("a", "b", "orders.eu", "orders.us", "orders.eu.new")
-TERMS = (("a",), ("a", "b"), ("orders.*",), ("orders.**", "a"), ("**",), ("orders.eu", "orders.*", "b"))
+TERMS = (
+    ("a",),
+    ("a", "b"),
+    ("orders.*",),
+    ("orders.**", "a"),
+    ("**",),
+    ("orders.eu", "orders.*", "b"),
+    ("orders.*", "*.eu"),
+)
 POLICIES = (None, "drop-oldest", "drop-newest", "conflate", "disconnect", "block")
 
 

@@ -78,6 +78,9 @@ class SimEngine(Engine):
         self.handles_by_fd[fd] = handle
         return cast(socket.socket, self.pipes[fd])
 
+    def _close(self, stream: _Stream) -> None:
+        stream.sock.close()
+
     def _events(self) -> list[tuple[int, int]]:
         edges, self.edges = self.edges, {}
         return [(handle, mask) for handle, mask in edges.items() if handle in self._streams]

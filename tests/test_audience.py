@@ -1,0 +1,361 @@
+"""Who listens to what: topics and patterns in either order, streams that come and go, and what it costs."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from relay import audience as audience_module
+from relay.audience import Audience, Audiences, Subscription
+from relay.errors import EventError
+from relay.log import Log
+from relay.policy import Limits, Policy, Rule
+from relay.topic import disjoint, matcher
+
+RULE = Rule(Policy.DROP_OLDEST, Limits(), Limits(), 10.0)
+OTHER = Rule(Policy.CONFLATE, Limits(), Limits(), 10.0)
+
+
+class World:
+    """A log and its audiences, wired as the hub wires them."""
+
+    def __init__(self, events_max: int = 0) -> None:
+        self.log = Log("e", bytes_max=1 << 30, events_max=events_max, on_forget=lambda name: self.forget(name))
+        self.audiences = Audiences(self.log)
+
+    def forget(self, name: str) -> None:
+        """Hear of a topic that the log has forgotten."""
+        self.audiences.forget_topic(name)
+
+    def publish(self, topic: str) -> list[str]:
+        """Append an event; return the terms whose audiences it marks."""
+        marked = self.audiences.of_topic(topic)
+        if marked is None:
+            marked = self.audiences.add_topic(topic)
+        self.log.append(self.log.topics[topic], b"x", None, None, 0.0)
+        return [audience.term for audience in marked]
+
+    def enter(self, *terms: str, rule: Rule = RULE) -> Subscription:
+        """Open a stream."""
+        subscription = self.audiences.get(terms, rule)
+        self.audiences.enter(subscription)
+        return subscription
+
+    def marked(self, topic: str) -> list[str]:
+        """Return the terms whose audiences an event of this topic would mark."""
+        return sorted(audience.term for audience in self.audiences.of_topic(topic) or ())
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Return (streams, those in other audiences too) of every audience."""
+        return {term: (each.streams, each.shared) for term, each in self.audiences._audiences.items()}
+
+    def is_empty(self) -> bool:
+        """Say whether nothing is left of any stream."""
+        inner = self.audiences
+        return not (inner._audiences or inner._patterns or inner._subscriptions)
+
+
+def sequences(audience: Audience) -> list[int]:
+    """Return what the audience's index has."""
+    return list(audience.index.sequences)
+
+
+def test_a_topic_that_nobody_knows_has_no_audiences() -> None:
+    assert World().audiences.of_topic("a") is None
+
+
+@pytest.mark.parametrize("topic", ["", "a..b", "a.*", "**", "\n", "x" * 257, "\ud800"])
+def test_a_name_that_is_not_one_of_a_topic_is_refused_and_leaves_nothing(topic: str) -> None:
+    world = World()
+    with pytest.raises(EventError):
+        world.audiences.add_topic(topic)
+    assert world.audiences.of_topic(topic) is None
+    assert world.log.topics == {}
+
+
+@pytest.mark.parametrize("topic_first", [True, False])
+@pytest.mark.parametrize(
+    ("term", "topic", "hears"),
+    [
+        ("a", "a", True),
+        ("a", "b", False),
+        ("o.*", "o.x", True),
+        ("o.*", "o.x.y", False),
+        ("o.*", "o", False),
+        ("o.**", "o.x.y", True),
+        ("o.**", "o", False),
+        ("**", "o.x.y", True),
+        ("*", "a", True),
+        ("*", "a.b", False),
+        ("*.x", "o.x", True),
+    ],
+)
+def test_topics_and_terms_find_each_other_in_either_order(
+    term: str, topic: str, hears: bool, topic_first: bool
+) -> None:
+    world = World()
+    if topic_first:
+        world.publish(topic)
+    [audience] = world.enter(term).audiences
+    before = world.log.head
+    assert world.publish(topic) == ([term] if hears else [])
+    assert (before in sequences(audience)) is hears
+
+
+def test_an_event_marks_each_of_its_audiences_once() -> None:
+    world = World()
+    for terms in (("o.x",), ("o.*",), ("o.x", "o.**"), ("p",), ("o.x",)):
+        world.enter(*terms)
+    world.publish("o.x")
+    assert world.marked("o.x") == ["o.*", "o.**", "o.x"]
+    world.enter("**")
+    world.enter("*.x")
+    assert world.marked("o.x") == ["**", "*.x", "o.*", "o.**", "o.x"]
+
+
+def test_streams_of_the_same_terms_and_rule_share_a_subscription_and_of_the_same_term_an_audience() -> None:
+    world = World()
+    one, two = world.enter("a", "b"), world.enter("a", "b")
+    assert one is two
+    other_order, other_rule = world.enter("b", "a"), world.enter("a", "b", rule=OTHER)
+    assert len({id(one), id(other_order), id(other_rule)}) == 3
+    assert one.audiences == other_rule.audiences == other_order.audiences[::-1]
+    assert world.counts() == {"a": (4, 4), "b": (4, 4)}
+
+
+def test_only_streams_that_are_in_other_audiences_too_are_shared() -> None:
+    world = World()
+    alone, both = world.enter("a"), world.enter("a", "b")
+    assert world.counts() == {"a": (2, 1), "b": (1, 1)}
+    world.audiences.leave(alone)
+    assert world.counts() == {"a": (1, 1), "b": (1, 1)}
+    world.audiences.leave(both)
+    assert world.is_empty()
+
+
+def test_the_last_stream_takes_its_audiences_and_unused_topics_along() -> None:
+    world = World()
+    world.publish("kept")
+    subscriptions = [world.enter("kept", "unused", "k.*"), world.enter("kept", "unused", "k.*"), world.enter("unused")]
+    world.publish("k.x")
+    assert world.marked("k.x") == ["k.*"]
+    for subscription in subscriptions[:2]:
+        world.audiences.leave(subscription)
+    assert set(world.counts()) == {"unused"}
+    assert set(world.log.topics) == {"kept", "k.x", "unused"}
+    world.audiences.leave(subscriptions[2])
+    assert world.is_empty()
+    assert set(world.log.topics) == {"kept", "k.x"}
+    assert world.publish("k.x") == world.publish("kept") == []
+    assert [len(topic.indexes) for topic in world.log.topics.values()] == [1, 1]
+
+
+def test_a_term_that_comes_back_has_a_new_audience() -> None:
+    world = World()
+    for term in ("a", "a.*"):
+        first = world.enter(term)
+        world.publish("a.b" if "*" in term else "a")
+        world.audiences.leave(first)
+        second = world.enter(term)
+        assert second is not first
+        assert second.audiences[0] is not first.audiences[0]
+        assert world.publish("a.b" if "*" in term else "a") == [term]
+
+
+def test_a_subscription_that_was_never_entered_is_dropped_by_release() -> None:
+    world = World()
+    subscription = world.audiences.get(("a", "b.*"), RULE)
+    world.audiences.release(subscription)
+    assert world.is_empty()
+    assert world.log.topics == {}
+
+
+def test_a_release_drops_nothing_that_has_a_stream() -> None:
+    world = World()
+    subscription = world.enter("a")
+    world.audiences.release(subscription)
+    assert world.counts() == {"a": (1, 0)}
+    world.audiences.release(world.audiences.get(("a", "b"), RULE))
+    assert world.counts() == {"a": (1, 0)}
+    assert world.publish("a") == ["a"]
+
+
+def test_a_release_leaves_the_audiences_of_another_subscription_that_is_not_entered_yet() -> None:
+    world = World()
+    one, two = world.audiences.get(("a",), RULE), world.audiences.get(("a", "b"), RULE)
+    world.audiences.release(one)
+    world.audiences.enter(two)
+    assert world.publish("a") == ["a"]
+    world.audiences.leave(two)
+    assert world.is_empty()
+
+
+def test_a_forgotten_topic_finds_its_patterns_again() -> None:
+    world = World(events_max=2)
+    [audience] = world.enter("o.*").audiences
+    for topic in ("o.x", "o.y", "o.z", "o.x"):
+        assert world.publish(topic) == ["o.*"]
+    assert set(world.log.topics) == {"o.z", "o.x"}
+    assert world.audiences.of_topic("o.y") is None
+    assert audience.index.lag(world.log.tail) == (2, 2, 3)
+    assert audience.index.evicted == 2
+
+
+def test_a_topic_with_a_reader_is_not_forgotten_and_one_without_is() -> None:
+    world = World(events_max=1)
+    subscription = world.enter("a")
+    world.publish("a")
+    world.publish("b")
+    assert set(world.log.topics) == {"a", "b"}
+    assert world.publish("a") == ["a"]
+    world.publish("b")
+    world.audiences.leave(subscription)
+    assert set(world.log.topics) == {"b"}
+    assert world.audiences.of_topic("a") is None
+
+
+def test_completing_gives_a_pattern_what_was_retained_before_it() -> None:
+    world = World(events_max=5)
+    for topic in ("o.x", "p", "o.y", "o.x", "p", "o.y", "o.x"):
+        world.publish(topic)
+    subscription = world.enter("o.*", "p")
+    assert sequences(subscription.audiences[0]) == []
+    world.audiences.complete(subscription, 1)
+    assert sequences(subscription.audiences[0]) == [3, 4, 6, 7]
+    world.publish("o.x")
+    assert [index.lag(world.log.tail)[0] for index in subscription.indexes] == [4, 1]
+    world.audiences.complete(subscription, 1)
+    assert sequences(subscription.audiences[0])[-4:] == [4, 6, 7, 8]
+
+
+def test_completing_from_the_head_on_fills_nothing() -> None:
+    world = World()
+    world.publish("o.x")
+    subscription = world.enter("o.*")
+    world.audiences.complete(subscription, world.log.head)
+    assert sequences(subscription.audiences[0]) == []
+
+
+def test_ordinals_of_a_subscription_count_the_events_of_all_its_terms() -> None:
+    world = World()
+    subscription = world.enter("a", "b")
+    for topic in "abcab":
+        world.publish(topic)
+    assert [subscription.ordinal(cursor) - subscription.ordinal(1) for cursor in range(1, 7)] == [0, 1, 2, 2, 3, 4]
+
+
+def test_ordinals_count_an_event_once_that_two_patterns_match() -> None:
+    """They say how many events a subscriber missed."""
+    world = World()
+    subscription = world.enter(*disjoint(("o.*", "*.x")))
+    world.publish("o.x")
+    assert subscription.ordinal(2) - subscription.ordinal(1) == 1
+
+
+def test_topics_are_told_with_their_subscribers() -> None:
+    world = World()
+    world.publish("quiet")
+    for terms in (("a",), ("a", "b"), ("*",)):
+        world.enter(*terms)
+    assert {topic.name: count for topic, count in world.audiences.topics()} == {"quiet": 1, "a": 3, "b": 2}
+
+
+# What it costs
+
+
+def test_a_hundred_thousand_topics_and_some_patterns_take_seconds_at_most() -> None:
+    world = World()
+    patterns = [world.enter(f"user.{number}.*") for number in range(5)] + [world.enter("**"), world.enter("user.**")]
+    began_s = time.monotonic()
+    for number in range(100_000):
+        world.publish(f"user.{number % 50}.{number}")
+    late = world.enter("*.*.*")
+    world.audiences.complete(late, 1)
+    assert len(late.indexes[0]) == 100_000
+    assert [len(subscription.indexes[0]) for subscription in patterns] == [2000] * 5 + [100_000] * 2
+    for subscription in (late, *patterns):
+        world.audiences.leave(subscription)
+    assert time.monotonic() - began_s < 20.0
+    assert world.is_empty()
+
+
+def test_one_off_topics_leave_nothing_behind() -> None:
+    world = World(events_max=10)
+    subscription = world.enter("user.*")
+    for number in range(20_000):
+        world.publish(f"user.{number}")
+    assert len(world.log.topics) == len(world.audiences._by_topic) == 10
+    assert len(subscription.indexes[0].sequences) < 200
+
+
+def test_which_patterns_match_is_worked_out_once_for_each_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_matching(monkeypatch)
+    world = World()
+    for term in ("o.*", "o.**", "p.*"):
+        world.enter(term)
+    for _ in range(10):
+        world.publish("o.x")
+    assert len(calls) == 3
+
+
+def test_patterns_are_compiled_once_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    for number in range(5000):
+        world.enter(f"user.{number}.*")
+    compiled: list[object] = []
+    compile_one = re.compile
+
+    def counted(pattern: str, flags: int = 0) -> re.Pattern[str]:
+        compiled.append(pattern)
+        return compile_one(pattern, flags)
+
+    monkeypatch.setattr(re, "compile", counted)
+    for number in range(3):
+        world.publish(f"user.{number}.new")
+    assert compiled == []
+
+
+def test_a_thousand_terms_on_one_subscription_are_all_heard_and_all_go() -> None:
+    world = World()
+    terms = tuple(f"t.{number}" for number in range(1000))
+    subscription = world.enter(*terms)
+    assert all(world.publish(term) == [term] for term in terms)
+    assert subscription.ordinal(world.log.head) - subscription.ordinal(1) == 1000
+    batch = world.log.merge(subscription.indexes, 1, world.log.head, 1 << 20)
+    assert batch is not None
+    assert batch.sequences == list(range(1, 1001))
+    world.audiences.leave(subscription)
+    assert world.is_empty()
+
+
+def test_topics_of_a_subscription_are_completed_without_looking_at_all_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stream may ask for a thousand topics from the earliest on, while a hundred thousand are known."""
+    calls = count_matching(monkeypatch)
+    world = World()
+    for number in range(1000):
+        world.publish(f"t.{number}")
+    subscription = world.enter(*(f"new.{number}" for number in range(100)))
+    calls.clear()
+    world.audiences.complete(subscription, 1)
+    assert len(calls) <= 1000
+
+
+def count_matching(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Return a list that grows by each (pattern, topic) that is held against each other."""
+    calls: list[tuple[str, str]] = []
+
+    def counted(pattern: str) -> object:
+        match = matcher(pattern)
+
+        def call(topic: str) -> object:
+            calls.append((pattern, topic))
+            return match(topic)
+
+        return call
+
+    monkeypatch.setattr(audience_module, "matcher", counted)
+    return calls
