@@ -10,8 +10,8 @@
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_DECREF, Py_XDECREF
-from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EPIPE, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -54,7 +54,10 @@ cdef enum State:
 cdef enum:
     POLL_EVENTS = 512        # events taken from epoll a call
     CLOCK_EVERY = 16         # sends between two looks at the clock
+    COMBINED_MAX = 16        # audiences in one combination; a stream in more that are due catches up by itself
     DISCARD_BYTES = 4096     # read at once of what a client sends
+
+cdef uint32_t MANY = 0xFFFFFFFF  # stands for every combination of more than COMBINED_MAX
 
 cdef struct Stream:
     # Who: owned references; the subscription and the address are shared by many streams.
@@ -403,7 +406,7 @@ cdef class Engine:
             data = <const char *>chunk.data + start
         taken = self._send(stream, data, size, now_s)
         if taken == -2:
-            self._die(stream, self._reason("error"))
+            self._die(stream, self._reason("client" if errno == EPIPE or errno == ECONNRESET else "error"))
             return -1
         if taken == -1:
             return 0
@@ -519,8 +522,9 @@ cdef class Engine:
             audiences: the members of each audience that is due.
 
         Returns:
-            (places in `audiences`, members) for each combination of several that some stream has. These streams are
-            left out by every broadcast that is not `combined`, until the next call.
+            (places in `audiences`, members) for each combination of several that some stream has, and ((), members)
+            for the streams that are in more than `COMBINED_MAX`. These streams are left out by every broadcast that is
+            not `combined`, until the next call.
         """
         cdef uint64_t number, count = len(audiences), key, seen_key = 0
         cdef uint32_t seen_next = 0
@@ -541,12 +545,17 @@ cdef class Engine:
                 if stream.round != self._round:
                     stream.round = self._round
                     stream.combination = 0
+                if stream.combination == MANY:
+                    continue
                 key = stream.combination * count + number
                 if seen_next == 0 or key != seen_key:
                     found = nexts.get(key)
                     if found is None:
-                        found = nexts[key] = len(sets)
-                        sets.append(sets[stream.combination] + (number,))
+                        numbers = sets[stream.combination] + (number,)
+                        found = MANY if len(numbers) > COMBINED_MAX else <uint32_t>len(sets)
+                        nexts[key] = found
+                        if found != MANY:
+                            sets.append(numbers)
                     seen_key, seen_next = key, found
                 stream.combination = seen_next
         for number in range(count):
@@ -555,8 +564,8 @@ cdef class Engine:
                 stream = self._get(members.handles[place])
                 if stream == NULL or stream.round != self._round or stream.combined == self._round:
                     continue
-                numbers = <tuple>sets[stream.combination]
-                if len(numbers) > 1:
+                numbers = () if stream.combination == MANY else <tuple>sets[stream.combination]
+                if len(numbers) != 1:
                     stream.combined = self._round
                     group = groups.get(numbers)
                     if group is None:
@@ -582,7 +591,7 @@ cdef class Engine:
                 continue
             taken = self._send(stream, <const char *>frame, len(frame), now_s)
             if taken == -2:
-                self._die(stream, self._reason("error"))
+                self._die(stream, self._reason("client" if errno == EPIPE or errno == ECONNRESET else "error"))
             elif taken < len(frame):
                 self._append(stream, frame[taken:])
                 stream.state = BEHIND

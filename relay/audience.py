@@ -6,7 +6,8 @@ Which patterns match a topic is worked out once for each topic. Never sends, nev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+from itertools import islice
 
 from relay.log import Index, Log, Topic
 from relay.policy import Rule
@@ -127,10 +128,21 @@ class Audiences:
             if audience.term in self._patterns and audience.index.since > max(cursor, self._log.tail):
                 self._log.fill(audience.index, self._topics(audience))
 
-    def topics(self) -> Iterable[tuple[Topic, int]]:
-        """Yield each topic that is known with the number of its subscribers; one in two audiences counts twice."""
-        for name, audiences in self._by_topic.items():
-            yield self._log.topics[name], sum(audience.streams for audience in audiences)
+    def most_subscribed(self, count: int) -> list[tuple[Topic, int]]:
+        """Return topics with their numbers of subscribers, most first; those without only fill up the rest.
+
+        A stream whose terms are in two audiences of a topic would count twice; disjoint terms never are.
+        """
+        numbers = {
+            name: sum(audience.streams for audience in audiences)
+            for name, audiences in self._by_topic.items()
+            if audiences
+        }
+        names = heapq.nsmallest(count, numbers, key=lambda name: (-numbers[name], name))
+        if len(names) < count:
+            rest = (name for name, audiences in self._by_topic.items() if not audiences)
+            names += islice(rest, count - len(names))
+        return [(self._log.topics[name], numbers.get(name, 0)) for name in names]
 
     def _topics(self, audience: Audience) -> list[Topic]:
         match = audience.match

@@ -10,6 +10,7 @@ frame that is half sent. Only `disconnect`, `block` and soft limits are looked a
 from __future__ import annotations
 
 import heapq
+import logging
 from array import array
 from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
@@ -22,6 +23,8 @@ from relay.audience import Audience, Subscription
 from relay.log import SEGMENT_BYTES, Batch, Index, Log
 from relay.policy import Lag, Limits, Policy, Rule
 from relay.speedups import Chunk, Engine
+
+_logger = logging.getLogger(__name__)
 
 SERVED_A_TURN = 32
 """Streams that one turn writes to: 32 writes of 64 KiB take about a millisecond."""
@@ -152,7 +155,18 @@ class CatchUp:
         return bool(self._ready)
 
     def serve(self, handle: int, now_s: float) -> bool:
-        """Write one chunk to a stream; return whether it has been taken whole and there is more."""
+        """Write one chunk to a stream; return whether it has been taken whole and there is more.
+
+        What goes wrong with one stream ends that stream alone.
+        """
+        try:
+            return self._serve(handle, now_s)
+        except Exception:
+            _logger.exception("a stream could not be served")
+            self._engine.abort(handle, "error")
+            return False
+
+    def _serve(self, handle: int, now_s: float) -> bool:
         engine, log, state = self._engine, self._log, self.streams[handle]
         subscription = self._subscription(handle)
         if not self._judge(handle, state, subscription, now_s):
@@ -368,7 +382,10 @@ class CatchUp:
             elif now_s - state.over_since_s >= self._block_timeout_s:
                 self.close(handle, "blocked", now_s)
                 continue
-            floor = cursor if floor is None else min(floor, cursor)
+            for index in subscription.indexes:
+                first = index.first(cursor)
+                if first is not None and (floor is None or first < floor):
+                    floor = first
             if state.over_since_s is not None:
                 held.update(subscription.audiences)
         self.floor = floor

@@ -92,6 +92,12 @@ class Config:
     body_bytes_max: int = setting(
         8 * MIB, "Largest body of a publish request; above it 413.", "size", least=1
     )
+    batch_events_max: int = setting(
+        10_000,
+        "Events of one publish request, which are published at once; above it 413.",
+        "number",
+        least=1,
+    )
     # Sources
     stdin: str = setting(
         "auto",

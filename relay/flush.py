@@ -24,16 +24,21 @@ SLICE_S = 0.002
 MEMBERS_A_SLICE = 512
 """Streams of small audiences that one slice sends to; the clock is looked at within an audience only."""
 
+MEMBERS_A_JOIN = 4
+"""What joining an audience's chunk counts as, in streams sent to."""
+
 
 @dataclass(slots=True)
 class _Round:
     """A flush under way: what is sent to whom, and how far it has come."""
 
-    tasks: list[tuple[Members, Chunk, bool]]
+    tasks: list[tuple[tuple[Audience, ...], Members, bool]]
+    since: int
     until: int
     began_s: float
     oldest_s: float
     task: int = 0
+    chunk: Chunk | None = None
     place: int = 0
 
 
@@ -97,13 +102,17 @@ class Flush:
             self._round = self._begin()
         flush, sent = self._round, 0
         while flush.task < len(flush.tasks):
-            members, chunk, combined = flush.tasks[flush.task]
-            began = flush.place
-            flush.place = self._engine.broadcast(members, began, chunk, combined, now_s, SLICE_S)
-            sent += flush.place - began
-            if flush.place < len(members):
-                return True
-            flush.task, flush.place = flush.task + 1, 0
+            audiences, members, combined = flush.tasks[flush.task]
+            if flush.chunk is None:
+                flush.chunk = self._join(audiences, members, flush)
+                sent += MEMBERS_A_JOIN
+            if flush.chunk is not None:
+                began = flush.place
+                flush.place = self._engine.broadcast(members, began, flush.chunk, combined, now_s, SLICE_S)
+                sent += flush.place - began
+                if flush.place < len(members):
+                    return True
+            flush.task, flush.chunk, flush.place = flush.task + 1, None, 0
             if sent > MEMBERS_A_SLICE:
                 return True
         self._round = None
@@ -119,27 +128,28 @@ class Flush:
             self._engine.compact(audience.members)
 
     def _begin(self) -> _Round:
-        """Join what is due, once for each audience and for each combination of audiences that some stream has."""
-        log, since, until = self._log, self._since, self._log.head
+        """Find what is due: each audience, and each combination of audiences that some stream has."""
+        log, since = self._log, self._since
         due, self._due = [audience for audience in self._due if audience.streams], []
         shared = [audience for audience in due if audience.shared]
         groups = self._engine.combine([audience.members for audience in shared] if len(shared) > 1 else [])
-        wanted: list[tuple[tuple[Audience, ...], Members, bool]] = []
+        tasks: list[tuple[tuple[Audience, ...], Members, bool]] = []
         for audience in due:
             audience.due = False
             self.compact(audience)
-            wanted.append(((audience,), audience.members, False))
+            tasks.append(((audience,), audience.members, False))
         for places, members in groups:
-            wanted.append((tuple(shared[place] for place in places), members, True))
-        tasks: list[tuple[Members, Chunk, bool]] = []
-        for audiences, members, combined in wanted:
-            batch = log.merge([audience.index for audience in audiences], since, until, SEGMENT_BYTES)
-            if batch is None:
-                continue
-            if batch.cursor == until:
-                tasks.append((members, Chunk(log.pick(batch.sequences), batch.sequences, until), combined))
-                continue
-            for handle in self._engine.listed(members):
-                self._fall_behind(handle, since)
-        oldest_s = log.time_s(max(since, log.tail))
-        return _Round(tasks, until, self._clock(), oldest_s)
+            tasks.append((tuple(shared[place] for place in places), members, True))
+        return _Round(tasks, since, log.head, self._clock(), log.time_s(max(since, log.tail)))
+
+    def _join(self, audiences: tuple[Audience, ...], members: Members, flush: _Round) -> Chunk | None:
+        """Join what is due to these members; None where it is too much, and they are left to catching up."""
+        log = self._log
+        batch = log.merge([audience.index for audience in audiences], flush.since, flush.until, SEGMENT_BYTES)
+        if audiences and batch is None:
+            return None
+        if batch is not None and batch.cursor == flush.until:
+            return Chunk(log.pick(batch.sequences), batch.sequences, flush.until)
+        for handle in self._engine.listed(members):
+            self._fall_behind(handle, flush.since)
+        return None

@@ -9,7 +9,6 @@ or reads a clock: it is given descriptors, `now_s`, and a function to call when 
 
 from __future__ import annotations
 
-import heapq
 import logging
 import math
 import random
@@ -31,8 +30,16 @@ from relay.speedups import Engine
 from relay.sse import comment, encode, priming
 from relay.topic import JOINT, check_topic, disjoint
 
+ID_CHARACTERS_MAX = 1024
+"""Longest id of a publisher: it has to come back in a request head, and in gaps."""
+
+BLOCK_HISTORIES_MAX = 2
+"""How many times its bound in bytes the log may reach for what a `block` stream needs; then the stream is lapped."""
+
 STATS_TOPICS_MAX = 1000
 STATS_SLOWEST_MAX = 10
+STATS_TOPICS_AGE_S = 1.0
+"""How long a list of topics serves: with 100,000 of them it takes milliseconds to make."""
 
 _logger = logging.getLogger(__name__)
 
@@ -127,6 +134,8 @@ class Hub:
         self._heartbeat_row = 0
         self._addresses: Counter[str] = Counter()
         self._woken = False
+        self._topics: list[dict[str, Any]] = []
+        self._topics_made_s = -math.inf
         self._flush = Flush(self.log, engine, self._fall_behind, measures.flush_s, measures.written_s, clock)
 
     # Publishing
@@ -157,8 +166,11 @@ class Hub:
             raise EventError("topic", "is missing")
         if topic not in log.topics:
             check_topic(topic)
-        if event.id is not None and log.gives(event.id):
-            raise EventError("id", "has the form of the ids that relay gives out itself")
+        if event.id is not None:
+            if len(event.id) > ID_CHARACTERS_MAX:
+                raise EventError("id", f"has {len(event.id)} characters; at most {ID_CHARACTERS_MAX} are allowed")
+            if log.gives(event.id):
+                raise EventError("id", "has the form of the ids that relay gives out itself")
         return encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max)
 
     def _append(self, event: Event, frame: bytes, now_s: float) -> str:
@@ -305,6 +317,8 @@ class Hub:
     def _set_floor(self) -> None:
         """Keep what the flush has yet to send, and what a `block` stream needs."""
         floor = self.catchup.floor
+        if self.log.bytes > BLOCK_HISTORIES_MAX * self.log.bytes_max:
+            floor = None
         if self._flush.due:
             floor = self._flush.flushed if floor is None else min(floor, self._flush.flushed)
         self.log.floor = floor
@@ -382,7 +396,7 @@ class Hub:
             "closes": dict(self.closes),
             "resumes": dict(self.resumes),
             "topics_total": len(log.topics),
-            "topics": self._stats_topics(),
+            "topics": self._stats_topics(now_s),
             "slowest": [
                 {
                     "address": engine.address(handle),
@@ -396,9 +410,11 @@ class Hub:
             ],
         }
 
-    def _stats_topics(self) -> list[dict[str, Any]]:
-        most = heapq.nsmallest(STATS_TOPICS_MAX, self.audiences.topics(), key=lambda pair: (-pair[1], pair[0].name))
-        return [
-            {"topic": topic.name, "subscribers": subscribers, "retained": topic.retained}
-            for topic, subscribers in most
-        ]
+    def _stats_topics(self, now_s: float) -> list[dict[str, Any]]:
+        if now_s - self._topics_made_s >= STATS_TOPICS_AGE_S:
+            self._topics_made_s = now_s
+            self._topics = [
+                {"topic": topic.name, "subscribers": subscribers, "retained": topic.retained}
+                for topic, subscribers in self.audiences.most_subscribed(STATS_TOPICS_MAX)
+            ]
+        return self._topics

@@ -6,7 +6,6 @@ is on the data path but one observation a flush. No metric has a topic as its la
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
@@ -88,7 +87,6 @@ class Metrics(Collector):
         yield _gauge("relay_log_bytes", "Bytes of retained events.", log.bytes)
         yield _gauge("relay_log_bytes_max", "Bytes of events that may be retained.", log.bytes_max)
         yield _gauge("relay_draining", "1 while draining.", float(hub.draining))
-        yield _gauge("relay_python_gc_objects", "Objects that the garbage collector walks.", len(gc.get_objects()))
         yield _counter("relay_events", "Events published.", log.head - 1)
         yield _counter("relay_encodes", "Events encoded: once each, however many streams.", hub.encodes)
         yield _counter("relay_deliveries", "Events handed to the kernel for a stream.", engine.deliveries)

@@ -13,7 +13,7 @@ from relay.sse import comment, encode
 PADDING_BYTES = 2048
 """What some proxies and old polyfills hold back before they pass anything on."""
 
-_NOTICE_BYTES_MAX = 4096
+_NOTICE_BYTES_MAX = 64 * 1024  # two ids of `ID_CHARACTERS_MAX`, each of them escaped, and more
 
 
 def gap(reason: str, missed: int | None, first: str | None, last: str | None) -> bytes:

@@ -42,7 +42,7 @@ from relay.response import Headers, json_body, respond
 from relay.routes import Options, Publish, Resource, Route, StreamHead
 from relay.sources.http import parse_body
 
-REQUESTS_A_TURN = 32
+REQUESTS_A_TURN = 8
 """Requests of one connection that are answered before others get their turn."""
 WRITE_BUFFER_HIGH = 64 * 1024
 """Unsent answers above which a connection is not served on; below a quarter of it it is."""
@@ -272,6 +272,10 @@ class FrontProtocol(asyncio.Protocol):
         except EventError as error:
             self._refuse_event(error)
             return
+        events_max = self._front.config.batch_events_max
+        if len(self._events) > events_max:
+            self._events = []
+            raise RequestError(413, f"a request publishes at most {events_max} events")
         if self._held():
             self._phase = Phase.HOLDING
             self._transport.pause_reading()
@@ -298,10 +302,11 @@ class FrontProtocol(asyncio.Protocol):
 
     def _released(self) -> None:
         """Look again whether the topics are free."""
-        if self._phase is Phase.HOLDING:
-            self._guarded(self._look_again)
+        self._front.loop.call_soon(self._guarded, self._look_again)
 
     def _look_again(self) -> None:
+        if self._phase is not Phase.HOLDING:
+            return
         if self._held():
             self._front.hub.on_release(self._released)
             return

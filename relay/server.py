@@ -42,6 +42,9 @@ TICK_S = 1.0
 TICK_BEHIND_S = 0.25
 """How often the clock's policies are looked at: without streams behind, and with some."""
 
+AFTER_FAILURE_S = 0.1
+"""Pause after a turn that failed, so that one that keeps failing does not take the whole core."""
+
 HEARTBEATS_A_PERIOD = 4
 """A heartbeat comes at most a quarter of its period late."""
 
@@ -162,6 +165,8 @@ class Server:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stop: asyncio.Event
         self._exit_code = 0
+        self._gc_again_s = 0.0
+        self._gc_count = 0
 
     async def serve(self) -> int:
         """Open everything, serve until told to stop, drain, close everything; return the exit code."""
@@ -211,19 +216,28 @@ class Server:
         self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        if self.hub.turn(time.monotonic()):
-            self._loop.call_soon(self._turn)
+        # Whatever fails, these go on: the loop logs it, and the other streams are still to be served.
+        more = None
+        try:
+            more = self.hub.turn(time.monotonic())
+        finally:
+            if more is None:
+                self._timers["turn"] = self._loop.call_later(AFTER_FAILURE_S, self._turn)
+            elif more:
+                self._loop.call_soon(self._turn)
 
     def _tick(self, due_s: float) -> None:
-        self.metrics.stall_s.observe(max(0.0, self._loop.time() - due_s))
-        self.hub.tick(time.monotonic())
         interval_s = TICK_BEHIND_S if self.hub.catchup.busy else TICK_S
         self._timers["tick"] = self._loop.call_later(interval_s, self._tick, self._loop.time() + interval_s)
+        self.metrics.stall_s.observe(max(0.0, self._loop.time() - due_s))
+        self.hub.tick(time.monotonic())
 
     def _heartbeat(self) -> None:
-        more = self.hub.heartbeat(time.monotonic())
-        interval_s = 0.0 if more else self.config.heartbeat_s / HEARTBEATS_A_PERIOD
+        interval_s = self.config.heartbeat_s / HEARTBEATS_A_PERIOD
         self._timers["heartbeat"] = self._loop.call_later(interval_s, self._heartbeat)
+        if self.hub.heartbeat(time.monotonic()):
+            self._timers["heartbeat"].cancel()
+            self._timers["heartbeat"] = self._loop.call_later(0, self._heartbeat)
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
@@ -281,5 +295,12 @@ class Server:
             "engine": ENGINE,
             "uptime_s": round(time.monotonic() - self._started_s, 3),
             "input_errors": self.metrics.input_errors(),
-            "gc_objects": len(gc.get_objects()),
+            "gc_objects": self._gc_objects(),
         }
+
+    def _gc_objects(self) -> int:
+        """Return how many objects the garbage collector walks; counted at most once a second, since that walks them."""
+        now_s = time.monotonic()
+        if now_s >= self._gc_again_s:
+            self._gc_again_s, self._gc_count = now_s + TICK_S, len(gc.get_objects())
+        return self._gc_count

@@ -17,6 +17,9 @@ from itertools import accumulate
 CLOCK_EVERY = 16
 """Sends between two looks at the clock."""
 
+COMBINED_MAX = 16
+"""Audiences in one combination; a stream in more that are due catches up by itself."""
+
 DISCARD_BYTES = 4096
 """Read at once of what a client sends."""
 
@@ -34,7 +37,7 @@ class _State(Enum):
 
 
 class _DiedError(Exception):
-    """The socket of a stream failed."""
+    """The socket of a stream failed; the text is the close reason."""
 
 
 class Chunk:
@@ -224,8 +227,10 @@ class Engine:
             sent = self._sendmsg(stream, parts)
         except (BlockingIOError, InterruptedError):
             sent = 0
-        except OSError as error:
-            raise _DiedError from error
+        except (BrokenPipeError, ConnectionResetError):
+            raise _DiedError("client") from None
+        except OSError:
+            raise _DiedError("error") from None
         if sent:
             stream.last_write_s = now_s
         self.bytes += sent
@@ -246,8 +251,8 @@ class Engine:
             data = memoryview(chunk.data)[start:]
         try:
             taken = self._send(stream, data, now_s)
-        except _DiedError:
-            self._die(stream, "error")
+        except _DiedError as error:
+            self._die(stream, str(error))
             return False
         if taken < 0 or chunk is None:
             return taken >= 0
@@ -346,21 +351,23 @@ class Engine:
             audiences: the members of each audience that is due.
 
         Returns:
-            (places in `audiences`, members) for each combination of several that some stream has. These streams are
-            left out by every broadcast that is not `combined`, until the next call.
+            (places in `audiences`, members) for each combination of several that some stream has, and ((), members)
+            for the streams that are in more than `COMBINED_MAX`. These streams are left out by every broadcast that is
+            not `combined`, until the next call.
         """
         self._round += 1
-        places: dict[int, tuple[int, ...]] = {}
+        places: dict[int, list[int]] = {}
         for number, members in enumerate(audiences):
             for handle in members._handles:
                 stream = self._streams.get(handle)
                 if stream is not None and stream.state is _State.LIVE:
-                    places[handle] = (*places.get(handle, ()), number)
+                    places.setdefault(handle, []).append(number)
         groups: dict[tuple[int, ...], Members] = {}
         for handle, numbers in places.items():
             if len(numbers) > 1:
                 self._streams[handle].combined = self._round
-                groups.setdefault(numbers, Members())._handles.append(handle)
+                key = tuple(numbers) if len(numbers) <= COMBINED_MAX else ()
+                groups.setdefault(key, Members())._handles.append(handle)
         return list(groups.items())
 
     def heartbeat(self, frame: bytes, start: int, idle_s: float, now_s: float, slice_s: float) -> int:
@@ -375,8 +382,8 @@ class Engine:
             if stream.state is _State.LIVE and now_s - stream.last_write_s >= idle_s:
                 try:
                     taken = self._send(stream, frame, now_s)
-                except _DiedError:
-                    self._die(stream, "error")
+                except _DiedError as error:
+                    self._die(stream, str(error))
                 else:
                     if taken < len(frame):
                         self._append(stream, frame[taken:])

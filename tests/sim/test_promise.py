@@ -25,6 +25,7 @@ TERMS = (
     ("**",),
     ("orders.eu", "orders.*", "b"),
     ("orders.*", "*.eu"),
+    ("orders.us", *(f"many.{number}" for number in range(40))),
 )
 POLICIES = (None, "drop-oldest", "drop-newest", "conflate", "disconnect", "block")
 
@@ -62,7 +63,8 @@ def simulate(seed: int) -> World:
                     ids += 1
                     own = f"own-{ids}" if draw.random() < 0.2 else None
                     key = draw.choice([None, "k1", "k2"])
-                    world.publish(draw.choice(TOPICS), draw.choice([0, 10, 100, 800]), key, own)
+                    topic = draw.choice((*TOPICS, f"many.{draw.randrange(40)}"))
+                    world.publish(topic, draw.choice([0, 10, 100, 800]), key, own)
             case "step":
                 world.step()
             case "read":

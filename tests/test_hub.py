@@ -1,0 +1,98 @@
+"""The hub in a world with a virtual clock: what one stream may do to the others, and to memory."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from relay.catchup import CatchUp
+from relay.config import Config
+from relay.errors import EventError
+from relay.event import Event
+from tests.sim.conftest import native_engine
+from tests.sim.world import Client, World
+
+__all__ = ["native_engine"]
+
+
+def stalled(world: World, policy: str) -> Client:
+    """Connect a client that follows `a`, is live, and reads nothing more."""
+    client = world.client(("a",), policy, 400)
+    world.connect(client)
+    world.read(client, 1 << 20)
+    world.step()
+    assert not world.engine.is_behind(world.engine.handles_by_fd[client.pipe.fd if client.pipe else 0])
+    return client
+
+
+@pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest", "conflate"])
+def test_the_longest_ids_fit_into_a_gap(policy: str) -> None:
+    world = World(Config(lag_events=2))
+    client = stalled(world, policy)
+    for number in range(20):
+        world.publish("a", 10, "key", id=f"{number}-".ljust(1024, "\x01"))
+        world.step()
+    world.settle()
+    assert client.oracle.gaps > 0
+
+
+def test_a_longer_id_is_refused() -> None:
+    world = World(Config())
+    with pytest.raises(EventError, match="id: has 1025 characters"):
+        world.hub.publish_one(Event(data="x", topic="a", id="x" * 1025), 0.0)
+
+
+def test_a_stream_that_cannot_be_served_ends_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(Config())
+    stalled(world, "drop-oldest")
+    other = world.client(("b",), None, 1 << 20)
+    world.connect(other)
+    world.publish("a", 1000)
+    world.step()
+    real = CatchUp._serve
+
+    def failing(self: CatchUp, handle: int, now_s: float) -> bool:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(CatchUp, "_serve", failing)
+    world.read(world.clients[0], 1 << 20)
+    with caplog.at_level(logging.ERROR):
+        world.step()
+    monkeypatch.setattr(CatchUp, "_serve", real)
+    assert "could not be served" in caplog.text
+    assert world.hub.closes == {"error": 1}
+    world.publish("b", 10)
+    world.step()
+    world.read(other, 1 << 20)
+    assert other.oracle.seen == 1
+
+
+def test_a_stalled_block_stream_does_not_let_the_log_grow_without_bound() -> None:
+    world = World(Config(history_bytes=10_000, event_bytes_max=2000, lag_bytes=5000))
+    stalled(world, "block")
+    world.publish("a", 1000)
+    world.step()
+    for _ in range(200):
+        world.publish("other", 1000)
+        world.step()
+        assert world.hub.log.bytes <= 10_000 + 2000, "what is half sent needs nothing of the log"
+    world.publish("a", 1000)
+    for _ in range(200):
+        world.publish("other", 1000)
+        world.step()
+        assert world.hub.log.bytes <= 2 * 10_000 + 2000
+
+
+def test_a_stream_of_many_due_topics_gets_them_in_order() -> None:
+    world = World(Config())
+    client = world.client(tuple(f"t{number}" for number in range(100)), None, 1 << 20)
+    world.connect(client)
+    for number in range(100):
+        world.publish(f"t{number}", 10)
+    while world.step():
+        pass
+    world.read(client, 1 << 20)
+    assert client.oracle.seen == 100
