@@ -16,10 +16,10 @@ INSTALLED := $(VENV)/.installed-$(RELAY_BUILD)
 INSTALLED_TEST := $(INSTALLED)-test
 NODE_MODULES := tests/clients/node_modules/.installed
 
-.PHONY: help demo run test lint bench clean
+.PHONY: help demo run test lint bench load load-ui clean
 
 help:  ## Say what there is to make.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED)  ## Run relay with a live sample feed and print the address of a page that shows it.
 	$(BIN)/relay demo $(ARGS)
@@ -42,6 +42,12 @@ endif
 
 bench: $(INSTALLED_TEST)  ## Measure, one line of JSON a case: make bench ARGS=--list.
 	$(BIN)/python -m bench $(ARGS)
+
+load: $(INSTALLED_TEST)  ## Put locust's load on a relay for a minute; the report goes to loadtest/results/.
+	$(BIN)/python -m loadtest $(ARGS)
+
+load-ui: $(INSTALLED_TEST)  ## The same, from locust's web page.
+	$(BIN)/python -m loadtest --ui $(ARGS)
 
 clean:  ## Remove everything that was made here.
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
