@@ -30,9 +30,6 @@ PREFIX = "RELAY_"
 RESERVED = frozenset({"RELAY_BUILD", "RELAY_CONFIG", "RELAY_ENGINE"})
 """Variables that are ours but no settings of the server."""
 
-UNIX_PATH_BYTES_MAX = 107
-"""What `sockaddr_un` holds on Linux, without its final NUL."""
-
 _SWITCH = {
     "1": True,
     "true": True,
@@ -225,8 +222,6 @@ def _check_sources(config: Config) -> None:
         check_topic(config.topic)
     except EventError as error:
         raise ConfigError(f"topic: {error.reason}") from None
-    if len(config.unix.encode()) > UNIX_PATH_BYTES_MAX:
-        raise ConfigError(f"unix: the path of a socket has at most {UNIX_PATH_BYTES_MAX} bytes")
     if not re.fullmatch(r"(0o)?[0-7]{3,4}", config.unix_mode):
         raise ConfigError(f"unix-mode: {config.unix_mode!r} is not an octal mode like 0660")
     if config.unix_group:
