@@ -123,7 +123,6 @@ def test_variables_that_are_no_settings_are_let_be() -> None:
         ("publish-token", "two words", "publish-token"),
         ("topic", "a..b", "topic: has an empty level"),
         ("topic", "a.*", "topic:"),
-        ("unix", "/" + "a" * 107, "107 bytes"),
         ("unix-mode", "0999", "octal"),
         ("unix-group", "no such group", "no group"),
         ("policy-for", ["orders.*"], "PATTERN=POLICY"),
