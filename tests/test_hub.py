@@ -96,3 +96,13 @@ def test_a_stream_of_many_due_topics_gets_them_in_order() -> None:
         pass
     world.read(client, 1 << 20)
     assert client.oracle.seen == 100
+
+
+def test_the_topics_of_the_stats_are_listed_once_a_second_at_most() -> None:
+    world = World(Config())
+    world.publish("a", 10)
+    listed = world.hub.stats(world.now_s)["topics"]
+    assert listed == [{"topic": "a", "subscribers": 0, "retained": 1}]
+    world.publish("b", 10)
+    assert world.hub.stats(world.now_s + 0.9)["topics"] is listed
+    assert len(world.hub.stats(world.now_s + 1.0)["topics"]) == 2

@@ -316,6 +316,14 @@ def test_limits_are_refused_with_a_status_and_a_time_to_come_back() -> None:
         assert second.head.startswith(b"HTTP/1.1 429 ")
 
 
+def test_a_request_of_too_many_events_publishes_none_of_them() -> None:
+    with relay("--batch-events-max", "2") as server:
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        assert server.request("POST", "/publish", b'[{"data":1},{"data":2},{"data":3}]', headers)[0] == 413
+        assert server.stats()["events"] == 0
+        assert server.request("POST", "/publish", b'[{"data":1},{"data":2}]', headers)[0] == 200
+
+
 def test_a_client_that_never_stops_sending_is_closed() -> None:
     with relay("--discard-bytes-max", "8KiB") as server, Stream(server.port) as stream:
         stream.read_until(b"\n\n")
