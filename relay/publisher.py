@@ -40,7 +40,7 @@ def need_httpx() -> None:
         RelayError: it is not installed.
     """
     if importlib.util.find_spec("httpx") is None:
-        raise RelayError("HTTP needs httpx, which is not installed: pip install 'relay[client]'")
+        raise RelayError("HTTP needs httpx, which is not installed: pip install httpx")
 
 
 def endpoint(url: str, path: str) -> httpx.URL:

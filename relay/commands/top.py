@@ -46,7 +46,7 @@ def top(url: str, interval: float, once: bool) -> int:
         from rich.text import Text
     except ImportError:
         raise RelayError(
-            "relay top needs rich, which is not installed: pip install 'relay[client]'"
+            "relay top needs rich, which is not installed: pip install rich"
         ) from None
     import httpx
 

@@ -13,7 +13,7 @@ import pytest
 from relay.config import Config
 from tests.sim.world import World
 
-SEEDS = int(os.environ.get("RELAY_SIM_SEEDS", "300"))
+SEEDS = int(os.environ.get("SIM_SEEDS", "300"))
 """Seeds in a run; each is a simulation of its own, and reproduces it."""
 
 TOPICS = ("a", "b", "orders.eu", "orders.us", "orders.eu.new")
