@@ -257,7 +257,10 @@ class Hub:
                 cursor = max(cursor, log.tail)
             self.resumes["hit" if not gap else "missed" if sequence is None else "gap"] += 1
         elif request.since_s is not None:
-            cursor = log.tail if math.isinf(request.since_s) else log.since(now_s - request.since_s)
+            since_s = now_s - request.since_s
+            cursor = log.since(since_s)
+            if not math.isinf(since_s) and any(index.evicted_s >= since_s for index in subscription.indexes):
+                gap = notice.gap("history", None, None, log.id(log.tail - 1))
         if cursor < log.head:
             self.audiences.complete(subscription, cursor)
         return cursor, gap

@@ -18,6 +18,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
+from math import inf
 from typing import NamedTuple
 
 SEGMENT_BYTES = 64 * 1024
@@ -44,11 +45,12 @@ class Index:
     Args:
         since: the index is complete from this sequence on.
         evicted: sequence of the last entry of this term that may have been evicted; -1 when none was.
+        evicted_s: time of that entry.
     """
 
-    __slots__ = ("_base", "_dead", "_ends", "_origin", "evicted", "sequences", "since")
+    __slots__ = ("_base", "_dead", "_ends", "_origin", "evicted", "evicted_s", "sequences", "since")
 
-    def __init__(self, since: int, evicted: int) -> None:
+    def __init__(self, since: int, evicted: int, evicted_s: float = -inf) -> None:
         self.sequences = array("Q")
         self._ends = array("q")
         self._base = 0  # ordinal of sequences[0]; below zero when older entries were filled in
@@ -56,6 +58,7 @@ class Index:
         self._dead = 0  # rows at the front whose entries are evicted
         self.since = since
         self.evicted = evicted
+        self.evicted_s = evicted_s
 
     def __len__(self) -> int:
         return len(self.sequences) - self._dead
@@ -179,6 +182,7 @@ class Log:
         self.floor: int | None = None  # entries from here on stay, whatever retention says
         self.topics: dict[str, Topic] = {}
         self._on_forget = on_forget
+        self._forgotten_s = -inf
         self._forgotten = -1  # the last entry evicted of a topic that is known no more
         self._base = 1
         self._frames: list[bytes | None] = []
@@ -198,7 +202,7 @@ class Log:
         """Return the topic of that name, made when it is new."""
         topic = self.topics.get(name)
         if topic is None:
-            topic = self.topics[name] = Topic(name, Index(self.head, self._forgotten))
+            topic = self.topics[name] = Topic(name, Index(self.head, self._forgotten, self._forgotten_s))
         return topic
 
     def append(self, topic: Topic, frame: bytes, id: str | None, key: str | None, now_s: float) -> int:
@@ -267,6 +271,7 @@ class Log:
             del topic.newest[key]
         for index in topic.indexes:
             index.evict(sequence)
+            index.evicted_s = self._times[row]
         topic.retained -= 1
         if not topic.retained:
             self.forget(topic)
@@ -275,6 +280,7 @@ class Log:
         """Drop a topic that has neither entries nor readers; nothing happens to another."""
         if not topic.retained and not topic.pinned:
             self._forgotten = max(self._forgotten, topic.index.evicted)
+            self._forgotten_s = max(self._forgotten_s, topic.index.evicted_s)
             self.topics.pop(topic.name, None)
             self._on_forget(topic.name)
 
@@ -285,6 +291,7 @@ class Log:
         for topic in topics:
             topic.indexes.append(index)
             index.evicted = max(index.evicted, topic.index.evicted)
+            index.evicted_s = max(index.evicted_s, topic.index.evicted_s)
 
     def detach(self, index: Index, topics: Iterable[Topic]) -> None:
         """Stop feeding a pattern's index."""
@@ -293,7 +300,7 @@ class Log:
 
     def new_index(self) -> Index:
         """Make an index for a pattern, complete from the head on."""
-        return Index(self.head, self._forgotten)
+        return Index(self.head, self._forgotten, self._forgotten_s)
 
     def fill(self, index: Index, topics: Iterable[Topic]) -> None:
         """Complete a pattern's index with all that is retained of its topics."""

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from relay.config import Config
+from relay.config import Config, parse_duration
 from relay.errors import EventError, RequestError
 from relay.http import Request
 from relay.hub import Subscribe
@@ -22,8 +22,6 @@ from relay.topic import check_term, check_topic, is_pattern
 LAST_ID_NAMES = ("lastEventId", "last_event_id", "lastEventID", "evs_last_event_id")
 """Query names under which polyfills and hubs of today repeat the last id."""
 
-_DURATION = re.compile(r"([0-9]{1,12})(ms|s|m|h|d)")
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _CONTROL = re.compile(r"[\0\r\n]")
 _READ = ("GET", "HEAD", "OPTIONS")
 _WRITE = ("POST", "OPTIONS")
@@ -144,10 +142,9 @@ class Router:
         if since and last_id is None:
             if since == "earliest":
                 since_s = math.inf
-            elif duration := _DURATION.fullmatch(since):
-                since_s = int(duration[1]) * _UNIT_S[duration[2]]
             elif since != "latest":
-                last_id = _check_id(since)
+                since_s = _age_s(since)
+                last_id = _check_id(since) if since_s is None else None
         origin = request.headers.get("origin")
         return Subscribe(
             terms=self._terms(request),
@@ -229,3 +226,13 @@ def _check_id(id: str) -> str:
     if _CONTROL.search(id):
         raise RequestError(400, "an id cannot contain NUL, CR or LF")
     return id
+
+
+def _age_s(text: str) -> float | None:
+    """Read a time with its unit (`30s`, `1h30m`); None for anything else, a bare number too, which may be an id."""
+    if text.isdigit():
+        return None
+    try:
+        return parse_duration(text)
+    except ValueError:
+        return None

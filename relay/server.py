@@ -69,6 +69,7 @@ def run(config: Config) -> int:
     Raises:
         ConfigError: an address or a path cannot be used, or there are too few descriptors.
     """
+    _logger.info("relay %s, engine %s, pid %d", metadata.version("relay"), ENGINE, os.getpid())
     descriptors = raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(Server(config, descriptors).serve())
@@ -171,7 +172,6 @@ class Server:
     async def serve(self) -> int:
         """Open everything, serve until told to stop, drain, close everything; return the exit code."""
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        _logger.info("relay %s, engine %s, pid %d", metadata.version("relay"), ENGINE, os.getpid())
         try:
             await self._open()
             await self._stop.wait()
@@ -197,9 +197,11 @@ class Server:
             self._listeners.append(server)
             host, port = each.getsockname()[:2]
             _logger.info("serving at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
-        if not config.publish_token:
-            # To the terminal and not to the log, which is kept and shipped.
+        if not config.publish_token and sys.stderr.isatty():
             print(f"token for POST /publish, this run only: {token}", file=sys.stderr, flush=True)
+        elif not config.publish_token:
+            # What is not a terminal is a log, which is kept and shipped: no secret goes there.
+            _logger.warning("no publish-token is set, so that nobody can publish over HTTP")
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         self._stdin = StdinSource(config, self.hub, self.metrics, loop, self._on_eof, stdin_fd())

@@ -106,3 +106,19 @@ def test_the_topics_of_the_stats_are_listed_once_a_second_at_most() -> None:
     world.publish("b", 10)
     assert world.hub.stats(world.now_s + 0.9)["topics"] is listed
     assert len(world.hub.stats(world.now_s + 1.0)["topics"]) == 2
+
+
+def test_a_time_that_reaches_behind_what_is_retained_is_told_as_a_gap() -> None:
+    world = World(Config(history_events=3))
+    for _ in range(10):
+        world.publish("a", 10)
+        world.pass_time(1.0)
+    for since_s, gaps in ((5.5, 1), (2.5, 0), (float("inf"), 0)):
+        client = world.client(("a",), None, 1 << 20)
+        world.connect(client, since_s)
+        world.read(client, 1 << 20)
+        assert client.oracle.gaps == gaps
+    other = world.client(("b",), None, 1 << 20)
+    world.connect(other, 5.5)
+    world.read(other, 1 << 20)
+    assert other.oracle.gaps == 0

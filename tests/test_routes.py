@@ -132,7 +132,7 @@ def test_the_last_id_header_is_utf_8() -> None:
         ("0s", 0.0, None),
         ("10", None, "10"),
         ("abc-7", None, "abc-7"),
-        ("1.5h", None, "1.5h"),
+        ("1.5h", 5400.0, None),
         ("10S", None, "10S"),
         ("%D9%A1s", None, "١s"),
     ],
