@@ -70,7 +70,11 @@ class Rule:
 
 
 class Rules:
-    """Chooses the rule of a stream: what it asked for, else the first pattern of the settings, else the server's."""
+    """Chooses the rule of a stream: the first `policy-for` that matches one of its terms, else the server's policy.
+
+    A stream that asked for a policy is held only against those `policy-for` that have it. So it has the limits that the
+    settings give that policy for its topics, and asking for the policy that one has anyway changes nothing.
+    """
 
     def __init__(self, config: Config) -> None:
         self._default = _rule(config)
@@ -82,13 +86,11 @@ class Rules:
 
     def choose(self, terms: Iterable[str], requested: str | None = None) -> Rule:
         """Return the rule for a stream of these terms; `requested` is a policy that the front has allowed."""
-        if requested is not None:
-            return self._requested[Policy(requested)]
         terms = tuple(terms)
         for pattern, rule in self._patterns:
-            if any(covers(pattern, term) for term in terms):
+            if requested in (None, rule.policy) and any(covers(pattern, term) for term in terms):
                 return rule
-        return self._default
+        return self._default if requested is None else self._requested[Policy(requested)]
 
 
 def _rule(config: Config) -> Rule:

@@ -136,6 +136,25 @@ def test_what_a_request_asks_for_goes_before_everything(policy: Policy) -> None:
     assert rule.hard == Limits(1, 2, 3.0)
 
 
+@pytest.mark.parametrize(
+    ("terms", "requested", "events"),
+    [
+        (["orders.eu"], "conflate", 10),  # as without asking
+        (["orders.eu"], "block", 20),  # a later pattern, the first of this policy
+        (["orders.us"], "block", 1),  # none of this policy matches
+        (["orders.eu"], "disconnect", 1),
+        (["x"], "conflate", 1),
+        (["x", "orders.eu"], "block", 20),
+    ],
+)
+def test_a_policy_that_was_asked_for_has_the_limits_that_a_pattern_gives_it(
+    terms: list[str], requested: str, events: int
+) -> None:
+    policy_for = ("orders.*=conflate lag-events=10", "orders.eu=block lag-events=20")
+    rule = Rules(Config(lag_events=1, policy_for=policy_for)).choose(terms, requested)
+    assert (rule.policy, rule.hard.events) == (Policy(requested), events)
+
+
 def test_a_pattern_is_not_for_terms_that_stand_for_more_than_it() -> None:
     rules = Rules(Config(policy_for=("*=block", "orders.*=disconnect")))
     assert rules.choose(["**"]).policy is Policy.DROP_OLDEST
