@@ -10,7 +10,7 @@
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_DECREF, Py_XDECREF
-from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EPIPE, errno
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EPIPE, ETIMEDOUT, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memset
@@ -26,8 +26,11 @@ cdef extern from "<sys/socket.h>" nogil:
     struct msghdr:
         iovec *msg_iov
         size_t msg_iovlen
+    ctypedef unsigned int socklen_t
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
+    int SOL_SOCKET, SO_ERROR
+    int getsockopt(int fd, int level, int name, void *value, socklen_t *size)
     ssize_t send(int fd, const void *buffer, size_t size, int flags)
     ssize_t recv(int fd, void *buffer, size_t size, int flags)
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
@@ -83,6 +86,13 @@ cdef double _monotonic_s() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return now.tv_sec + now.tv_nsec * 1e-9
+
+
+cdef str _reason_of(int number):
+    # The close reason of a socket that failed with this errno; 0 where the peer has just gone.
+    if number == ETIMEDOUT:
+        return "timeout"
+    return "client" if number == 0 or number == EPIPE or number == ECONNRESET else "error"
 
 
 cdef class Chunk:
@@ -375,6 +385,8 @@ cdef class Engine:
             message.msg_iov = parts
             message.msg_iovlen = 2
             sent = sendmsg(stream.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent < 0 and errno == EINTR:
+            return self._send(stream, data, size, now_s)  # as Python does for the twin (PEP 475)
         self.writes += 1
         if sent < 0:
             if errno != EAGAIN:
@@ -406,7 +418,7 @@ cdef class Engine:
             data = <const char *>chunk.data + start
         taken = self._send(stream, data, size, now_s)
         if taken == -2:
-            self._die(stream, self._reason("client" if errno == EPIPE or errno == ECONNRESET else "error"))
+            self._die(stream, self._reason(_reason_of(errno)))
             return -1
         if taken == -1:
             return 0
@@ -591,7 +603,7 @@ cdef class Engine:
                 continue
             taken = self._send(stream, <const char *>frame, len(frame), now_s)
             if taken == -2:
-                self._die(stream, self._reason("client" if errno == EPIPE or errno == ECONNRESET else "error"))
+                self._die(stream, self._reason(_reason_of(errno)))
             elif taken < len(frame):
                 self._append(stream, frame[taken:])
                 stream.state = BEHIND
@@ -609,18 +621,29 @@ cdef class Engine:
     # Polling and closing
 
     cdef int _discard(self, Stream *stream) noexcept nogil:
-        # Read and throw away what the client sent. Returns 0, or -1 when it is gone, or -2 when it sent too much.
+        # Read and throw away what the client sent. Returns 0, or -1 when it is gone, -2 when it sent too much, -3 when
+        # the socket failed (errno).
         cdef char buffer[DISCARD_BYTES]
         cdef ssize_t count
         while True:
             count = recv(stream.fd, buffer, DISCARD_BYTES, MSG_DONTWAIT)
             if count == 0:
                 return -1
+            if count < 0 and errno == EINTR:
+                continue
             if count < 0:
-                return 0 if errno == EAGAIN else -1
+                return 0 if errno == EAGAIN else -3
             stream.discarded += count
             if stream.discarded > self._discard_bytes_max:
                 return -2
+
+    cdef int _error(self, Stream *stream) noexcept nogil:
+        # The errno with which the socket failed; 0 when it did not.
+        cdef int number = 0
+        cdef socklen_t size = sizeof(number)
+        if getsockopt(stream.fd, SOL_SOCKET, SO_ERROR, &number, &size) < 0:
+            return errno
+        return number
 
     def poll(self):
         """Take what epoll has to tell: closed peers are marked, what clients sent is thrown away.
@@ -642,12 +665,13 @@ cdef class Engine:
             if stream == NULL or stream.state == DEAD:
                 continue
             if events[place].events & (EPOLLERR | EPOLLHUP):
-                self._die(stream, self._reason("client"))
+                self._die(stream, self._reason(_reason_of(self._error(stream))))
                 continue
             if events[place].events & (EPOLLIN | EPOLLRDHUP):
                 result = self._discard(stream)
                 if result < 0:
-                    self._die(stream, self._reason("client" if result == -1 else "input"))
+                    reason = "input" if result == -2 else _reason_of(errno if result == -3 else 0)
+                    self._die(stream, self._reason(reason))
                     continue
             if events[place].events & EPOLLOUT:
                 if stream.state == BEHIND:

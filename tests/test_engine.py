@@ -6,6 +6,7 @@ import gc
 import os
 import select
 import socket
+import struct
 import sys
 import tempfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from collections.abc import Callable
 import pytest
 
 from relay.config import SETTINGS
-from tests.engines import DISCARD_BYTES_MAX, FOREVER_S, ROOM, Rig, Twin, frames_of, rig, twin
+from tests.engines import DISCARD_BYTES_MAX, FOREVER_S, ROOM, SEND_BUFFER, Rig, Twin, frames_of, rig, twin
 
 __all__ = ["rig", "twin"]
 
@@ -638,6 +639,30 @@ def test_what_a_client_does_to_a_closing_stream_does_not_change_its_reason(rig: 
         rig.peers[handle].close()
     rig.engine.poll()
     assert rig.closes() == [(handle, "slow")]
+
+
+@pytest.mark.parametrize("reason", ["timeout", "client"])
+def test_a_connection_that_the_kernel_gives_up_is_told_from_one_that_the_client_resets(rig: Rig, reason: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SEND_BUFFER)
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    ours.setblocking(False)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 100)
+    handle = rig.engine.add(ours.detach(), None, None, 1, b"", 0.0)
+    rig.peers[handle] = theirs
+    rig.stall(handle)
+    rig.engine.poll()
+    if reason == "client":
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+    closes: list[tuple[int, str]] = []
+    while not closes:
+        assert select.select([rig.engine.fileno()], [], [], 30)[0]
+        rig.engine.poll()
+        closes = rig.closes()
+    assert closes == [(handle, reason)]
 
 
 def test_an_abort_does_not_wait_for_the_half_sent_frame(rig: Rig) -> None:

@@ -6,6 +6,7 @@ parses, encodes or decides.
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import time
@@ -38,6 +39,13 @@ class _State(Enum):
 
 class _DiedError(Exception):
     """The socket of a stream failed; the text is the close reason."""
+
+
+def _reason_of(number: int | None) -> str:
+    """Return the close reason of a socket that failed with this errno; 0 where the peer has just gone."""
+    if number == errno.ETIMEDOUT:
+        return "timeout"
+    return "client" if number in (0, errno.EPIPE, errno.ECONNRESET) else "error"
 
 
 class Chunk:
@@ -138,6 +146,9 @@ class Engine:
     def _recv(self, stream: _Stream) -> bytes:
         return stream.sock.recv(DISCARD_BYTES, socket.MSG_DONTWAIT)
 
+    def _error(self, stream: _Stream) -> int:
+        return stream.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
     def _register(self, handle: int, fd: int) -> socket.socket:
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
         self._by_fd[fd] = handle
@@ -225,12 +236,10 @@ class Engine:
         self.writes += 1
         try:
             sent = self._sendmsg(stream, parts)
-        except (BlockingIOError, InterruptedError):
+        except BlockingIOError:
             sent = 0
-        except (BrokenPipeError, ConnectionResetError):
-            raise _DiedError("client") from None
-        except OSError:
-            raise _DiedError("error") from None
+        except OSError as error:
+            raise _DiedError(_reason_of(error.errno)) from None
         if sent:
             stream.last_write_s = now_s
         self.bytes += sent
@@ -404,10 +413,10 @@ class Engine:
         while True:
             try:
                 data = self._recv(stream)
-            except (BlockingIOError, InterruptedError):
+            except BlockingIOError:
                 return None
-            except OSError:
-                return "client"
+            except OSError as error:
+                return _reason_of(error.errno)
             if not data:
                 return "client"
             stream.discarded += len(data)
@@ -427,7 +436,7 @@ class Engine:
             if stream.state is _State.DEAD:
                 continue
             if mask & (select.EPOLLERR | select.EPOLLHUP):
-                self._die(stream, "client")
+                self._die(stream, _reason_of(self._error(stream)))
                 continue
             if mask & (select.EPOLLIN | select.EPOLLRDHUP):
                 reason = self._discard(stream)
