@@ -589,7 +589,7 @@ cdef class Engine:
         """Send `frame` to the live streams that nothing was written to for `idle_s` seconds.
 
         Returns:
-            the row to go on from; 0 when it is done.
+            what to go on with as `start`; 0 when it is done.
         """
         cdef uint32_t row
         cdef int count = 0

@@ -124,7 +124,8 @@ def serve(config: str | None, print_config: bool, **flags: Any) -> int:
     logs.set_up(loaded.log_level, loaded.log_format)
     from relay import server  # Only here: it takes uvloop and the engine with it.
 
-    return server.run(loaded)
+    server.run(loaded)
+    return EXIT_OK
 
 
 def load_config(path: str | None, flags: dict[str, Any]) -> Config:

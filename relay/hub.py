@@ -4,7 +4,8 @@ Publishing marks, the flush writes. `publish` appends to the log and marks the a
 slice of what is due: the flush to the live streams, then those that catch up.
 
 Owns the life of a stream from the hand-over of its descriptor to its one close reason. It never parses, opens a socket
-or reads a clock: it is given descriptors, `now_s`, and a function to call when there is something to do.
+or asks the system for the time: it is given descriptors, `now_s` and a clock, and a function to call when there is
+something to do.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class Hub:
         epoch: what this run's ids begin with.
         streams_max: open streams in all.
         measures: histograms.
-        clock: the time in seconds that `now_s` is taken from, to measure how long a flush takes.
+        clock: what `now_s` is taken from, for what has to be timed within a call.
         wake: called when `turn` has something to do, once until it did it.
         draw: a random number in [0, 1) for each stream's own reconnection time.
     """
@@ -117,7 +118,6 @@ class Hub:
         )
         self.audiences = Audiences(self.log)
         self.catchup = CatchUp(self.log, engine, config.block_timeout_s, self._caught_up, measures.lag_s)
-        self.ready = False  # whether the server should get traffic; its owner says so
         self.draining = False
         self.about: Callable[[], dict[str, Any]] = dict  # what its owner adds to the stats
         self.streams_max = streams_max
@@ -131,8 +131,10 @@ class Hub:
         self._draw = draw
         self._event_bytes_max = min(config.event_bytes_max, config.history_bytes)
         self._heartbeat = notice.heartbeat(config.heartbeat_as)
-        self._heartbeat_row = 0
+        self._heartbeat_place = 0  # where the engine goes on; 0 when a round is done
         self._addresses: Counter[str] = Counter()
+        self._closes_told: Counter[str] = Counter()
+        self._drained: Callable[[], None] | None = None
         self._woken = False
         self._topics: list[dict[str, Any]] = []
         self._topics_made_s = -math.inf
@@ -220,7 +222,7 @@ class Hub:
             if self._config.prime:
                 pending.append(priming(self._draw_retry_ms(), f"{self.log.epoch}-{cursor - 1}"))
             handle = self.engine.add(fd, subscription, address, cursor, b"".join(pending), now_s)
-        except BaseException:
+        except OSError:
             self.audiences.release(subscription)
             raise
         self.audiences.enter(subscription)
@@ -295,14 +297,15 @@ class Hub:
         self.log.retain(now_s)
         self.catchup.tick(now_s)
         self._settle(now_s)
+        self._tell_closes()
 
     def heartbeat(self, now_s: float) -> bool:
         """Write to the streams that were idle for too long; return whether a slice is left to do."""
-        self._heartbeat_row = self.engine.heartbeat(
-            self._heartbeat, self._heartbeat_row, self._config.heartbeat_s, now_s, SLICE_S
+        self._heartbeat_place = self.engine.heartbeat(
+            self._heartbeat, self._heartbeat_place, self._config.heartbeat_s, now_s, SLICE_S
         )
         self._settle(now_s)
-        return self._heartbeat_row > 0
+        return self._heartbeat_place > 0
 
     def _wake_up(self) -> None:
         if not self._woken:
@@ -341,9 +344,15 @@ class Hub:
         else:
             self.engine.live(handle, self.log.head)
 
-    def drain(self, now_s: float) -> None:
-        """Stop taking streams, and close those that are open once they have what is in the log."""
+    def drain(self, now_s: float, drained: Callable[[], None]) -> None:
+        """Stop taking streams, and close those that are open once they have what is in the log.
+
+        Args:
+            now_s: the time.
+            drained: called once, when no stream is left.
+        """
         self.draining = True
+        self._drained = drained
         for handle in self.engine.handles():
             self._fall_behind(handle, self._flush.flushed)
         self._wake_up()
@@ -354,6 +363,7 @@ class Hub:
         for handle in self.engine.handles():
             self.engine.abort(handle, "shutdown")
         self._settle(now_s)
+        self._tell_closes()
 
     def _sweep(self) -> None:
         for handle, subscription, address, cursor, reason in self.engine.sweep():
@@ -364,10 +374,21 @@ class Hub:
             if not self._addresses[address]:
                 del self._addresses[address]
             self.closes[reason] += 1
-            level = logging.DEBUG if reason == "client" else logging.INFO
-            if _logger.isEnabledFor(level):
-                extra = {"address": address, "reason": reason, "lag_events_max": self.log.head - cursor}
-                _logger.log(level, "stream closed: %s", reason, extra=extra)
+            if _logger.isEnabledFor(logging.DEBUG):
+                # Entries of all topics: how many of them are its own would cost a search for each stream.
+                extra = {"address": address, "reason": reason, "entries_behind": self.log.head - cursor}
+                _logger.debug("stream closed: %s", reason, extra=extra)
+        if self._drained is not None and not self.engine.open:
+            drained, self._drained = self._drained, None
+            drained()
+
+    def _tell_closes(self) -> None:
+        """Log how many streams were closed for what since the last time; those that left by themselves are no news."""
+        closed = self.closes - self._closes_told
+        del closed["client"]
+        if closed:
+            _logger.info("streams closed: %s", ", ".join(f"{count} {reason}" for reason, count in closed.items()))
+        self._closes_told = self.closes.copy()
 
     def _forget(self, topic: str) -> None:
         self.audiences.forget_topic(topic)
@@ -379,7 +400,7 @@ class Hub:
         log, engine = self.log, self.engine
         return {
             **self.about(),
-            "ready": self.ready,
+            "ready": not self.draining,
             "streams": engine.open,
             "lagging": len(self.catchup.streams),
             "events": log.head - 1,

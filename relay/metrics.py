@@ -32,19 +32,19 @@ class Metrics(Collector):
         )
         self.written_s = Histogram(
             "relay_publish_to_write_seconds",
-            "Time from publishing the oldest event of a flush to the flush's last write.",
+            "Time from publishing the oldest event of a flush to its last write; of live streams only.",
             buckets=FLUSH_BUCKETS_S,
             registry=self.registry,
         )
         self.lag_s = Histogram(
             "relay_lag_seconds",
-            "Age of the next event that a stream behind needs, of some, looked at four times a second.",
+            "Age of the next event that a stream behind needs; of some of them, four times a second.",
             buckets=LAG_BUCKETS_S,
             registry=self.registry,
         )
         self.stall_s = Histogram(
             "relay_loop_stall_seconds",
-            "How much later than it should the event loop ran a timer, looked at once a second.",
+            "How much later than it should the event loop ran a timer: every second, or 0.25 s with streams behind.",
             buckets=FLUSH_BUCKETS_S,
             registry=self.registry,
         )

@@ -7,6 +7,7 @@ the engine's descriptor and runs the hub's turns between its other work.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib.resources
 import logging
@@ -57,14 +58,11 @@ EXIT_AT_ONCE = 130
 _logger = logging.getLogger(__name__)
 
 
-def run(config: Config) -> int:
+def run(config: Config) -> None:
     """Serve until a signal, or the end of standard input under `exit_on_eof`.
 
     Args:
         config: checked settings.
-
-    Returns:
-        the process's exit code.
 
     Raises:
         ConfigError: an address or a path cannot be used, or there are too few descriptors.
@@ -72,7 +70,7 @@ def run(config: Config) -> int:
     _logger.info("relay %s, engine %s, pid %d", metadata.version("relay"), ENGINE, os.getpid())
     descriptors = raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Server(config, descriptors).serve())
+        runner.run(Server(config, descriptors).serve())
 
 
 def raise_descriptor_limit() -> int:
@@ -165,12 +163,11 @@ class Server:
         self._stdin: StdinSource | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stop: asyncio.Event
-        self._exit_code = 0
         self._gc_again_s = 0.0
         self._gc_count = 0
 
-    async def serve(self) -> int:
-        """Open everything, serve until told to stop, drain, close everything; return the exit code."""
+    async def serve(self) -> None:
+        """Open everything, serve until told to stop, drain, close everything."""
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         try:
             await self._open()
@@ -178,7 +175,6 @@ class Server:
             await self._drain()
         finally:
             self._close()
-        return self._exit_code
 
     async def _open(self) -> None:
         config, loop = self.config, self._loop
@@ -210,7 +206,6 @@ class Server:
         if config.heartbeat_s:
             self._heartbeat()
         gc.freeze()
-        self.hub.ready = True
 
     # What the loop calls
 
@@ -257,18 +252,17 @@ class Server:
     async def _drain(self) -> None:
         """Stop taking events and streams; let the open streams have what is in the log."""
         _logger.info("draining %d streams", self.hub.engine.open)
-        self.hub.ready = False
         for server in self._listeners:
             server.close()
         if self._stdin is not None:
             self._stdin.drain()
         if self._unix is not None:
             self._unix.close()
-        self.hub.drain(time.monotonic())
+        drained = asyncio.Event()
+        self.hub.drain(time.monotonic(), drained.set)
         self._front.close_idle()
-        stop_s = self._loop.time() + self.config.drain_timeout_s
-        while self.hub.engine.open and self._loop.time() < stop_s:
-            await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(drained.wait(), self.config.drain_timeout_s)
         if self.hub.engine.open:
             _logger.warning("drain timed out with %d streams open", self.hub.engine.open)
         self.hub.abort(time.monotonic())

@@ -24,12 +24,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         if name.startswith("RELAY_") and name != "RELAY_ENGINE":
             monkeypatch.delenv(name)
     configs: list[Config] = []
-
-    def run(config: Config) -> int:
-        configs.append(config)
-        return 0
-
-    monkeypatch.setattr(server, "run", run)
+    monkeypatch.setattr(server, "run", configs.append)
     monkeypatch.setattr(logs, "set_up", lambda *arguments: None)
     return configs
 
@@ -143,17 +138,12 @@ def test_an_error_becomes_a_line_and_an_exit_code(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def run(config: Config) -> int:
+    def run(config: Config) -> None:
         raise error
 
     monkeypatch.setattr(server, "run", run)
     assert cli.run([]) == code
     assert capsys.readouterr().err == message
-
-
-def test_the_exit_code_is_the_servers(monkeypatch: pytest.MonkeyPatch, served: list[Config]) -> None:
-    monkeypatch.setattr(server, "run", lambda config: 7)
-    assert cli.run([]) == 7
 
 
 def test_the_version_names_the_engine() -> None:

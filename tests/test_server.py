@@ -269,6 +269,7 @@ def test_sigterm_drains_with_a_retry_of_its_own_and_exits_0() -> None:
         assert len(retries) > 1
         assert all(retry.startswith(b"retry: ") for retry in retries)
         assert server.wait() == 0
+        assert [r["message"] for r in server.log[-3:]] == ["draining 3 streams", "streams closed: 3 drain", "drained"]
 
 
 def test_a_stalled_reader_does_not_hold_up_the_drain_beyond_its_limit() -> None:
@@ -277,6 +278,7 @@ def test_a_stalled_reader_does_not_hold_up_the_drain_beyond_its_limit() -> None:
         for _ in range(3):
             server.publish("\n".join([json.dumps({"data": "x" * 1000})] * 1000), content_type="application/x-ndjson")
         assert server.stop() == 0
+        assert "streams closed: 1 shutdown" in [record["message"] for record in server.log]
         stalled.close()
 
 

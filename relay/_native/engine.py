@@ -383,7 +383,7 @@ class Engine:
         """Send `frame` to the live streams that nothing was written to for `idle_s` seconds.
 
         Returns:
-            what to go on from; 0 when it is done.
+            what to go on with as `start`; 0 when it is done.
         """
         stop_s = self._monotonic_s() + slice_s
         for count, handle in enumerate(sorted(h for h in self._streams if h >= start), 1):

@@ -63,13 +63,7 @@ class Feeder:
 
     def drain(self) -> None:
         """Publish what has been read, but for what is held, and close."""
-        if self.closed:
-            return
-        try:
-            while self._work() is State.BUSY:
-                pass
-        except Exception:  # noqa: BLE001
-            self._fail()
+        self._guarded(self._work_off)
         self.close()
 
     def close(self) -> None:
@@ -107,33 +101,36 @@ class Feeder:
     # The outermost callbacks.
 
     def _on_readable(self) -> None:
-        if self.closed:
-            return
-        try:
-            data = self._read()
-            if data is None:
-                self._watch(True)
-                return
-            if data:
-                self._intake.receive(data)
-            else:
-                self._ended = True
-                self._intake.receive_end()
-            self._turn()
-        except Exception:  # noqa: BLE001
-            self._fail()
+        self._guarded(self._receive)
 
     def _on_turn(self) -> None:
+        self._guarded(self._turn)
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Run a step as the outermost callback: whatever is wrong with it ends this feeder alone."""
         if self.closed:
             return
         try:
-            self._turn()
-        except Exception:  # noqa: BLE001
+            step()
+        except Exception:
+            _logger.exception("%s: closed after an error in relay", self.name)
             self._fail()
 
     def _on_release(self) -> None:
         # The hub is in the midst of its own work: publishing has to wait for the next turn.
         self._loop.call_soon(self._on_turn)
+
+    def _receive(self) -> None:
+        data = self._read()
+        if data is None:
+            self._watch(True)
+            return
+        if data:
+            self._intake.receive(data)
+        else:
+            self._ended = True
+            self._intake.receive_end()
+        self._turn()
 
     def _turn(self) -> None:
         self._state = self._work()
@@ -154,6 +151,10 @@ class Feeder:
         self._answer(self._intake.take_answers())
         return State.BUSY if state is State.FULL and self._room() else state
 
+    def _work_off(self) -> None:
+        while self._work() is State.BUSY:
+            pass
+
     def _answered(self) -> None:
         """Go on: all answers that had to wait are sent."""
         if self._state is State.FULL:
@@ -163,5 +164,5 @@ class Feeder:
             self._finish()
 
     def _fail(self) -> None:
-        _logger.exception("%s: closed after an error in relay", self.name)
+        """Close after an error in relay."""
         self.close()
