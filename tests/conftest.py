@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from relay._native.codec import Decoder
-
-NATIVE_ONLY = os.environ.get("RELAY_BUILD") == "pure" or os.environ.get("RELAY_ENGINE") == "native"
-TWINS = {"native": "relay._native.codec", "speedups": "relay._speedups"}
+from tests.twins import NAMES, NATIVE_ONLY, load
 
 # A shared machine stalls now and then; that is not what is tested.
 settings.register_profile("relay", deadline=None, print_blob=True)
@@ -31,19 +26,12 @@ class Codec:
 
 
 def load_codec(name: str) -> Codec:
-    """Return a twin; one that is not built is a failure, not a skipped test."""
-    try:
-        module: Any = import_module(TWINS[name])
-    except ModuleNotFoundError:
-        pytest.fail(
-            "relay._speedups is not built: run `python setup.py build_ext --inplace`, or set RELAY_ENGINE=native "
-            "to test without it",
-            pytrace=False,
-        )
+    """Return a twin."""
+    module = load(name, "codec")
     return Codec(name, module.encode_event, module.Decoder)
 
 
-@pytest.fixture(scope="session", params=["native"] if NATIVE_ONLY else ["native", "speedups"])
+@pytest.fixture(scope="session", params=NAMES)
 def codec(request: pytest.FixtureRequest) -> Codec:
     """Each twin of the codec in turn."""
     return load_codec(request.param)

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import Any
 
 import pytest
 
 from relay._native.engine import Chunk, Engine, Members
-
-NATIVE_ONLY = os.environ.get("RELAY_BUILD") == "pure" or os.environ.get("RELAY_ENGINE") == "native"
-NAMES = ["native"] if NATIVE_ONLY else ["native", "speedups"]
-MODULES = {"native": "relay._native.engine", "speedups": "relay._speedups"}
+from tests import twins
 
 DISCARD_BYTES_MAX = 10_000
 SEND_BUFFER = 4608
@@ -38,16 +32,9 @@ class Twin:
 
 
 def load_twin(name: str) -> Twin:
-    """Return a twin; one that is not built is a failure, not a skipped test."""
-    try:
-        module: Any = import_module(MODULES[name])
-        return Twin(name, module.Engine, module.Chunk, module.Members)
-    except (ModuleNotFoundError, AttributeError):
-        pytest.fail(
-            "relay._speedups is not built: run `python setup.py build_ext --inplace`, or set RELAY_ENGINE=native "
-            "to test without it",
-            pytrace=False,
-        )
+    """Return a twin."""
+    module = twins.load(name, "engine")
+    return Twin(name, module.Engine, module.Chunk, module.Members)
 
 
 @dataclass
@@ -157,7 +144,7 @@ class Rig:
         assert self.engine.open == 0
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=twins.NAMES)
 def twin(request: pytest.FixtureRequest) -> Twin:
     """Each twin of the engine in turn."""
     return load_twin(request.param)

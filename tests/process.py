@@ -1,4 +1,4 @@
-"""Real processes for tests: a `relay serve` of one's own, and small clients for it.
+"""Real processes for tests: a `relay serve` of one's own, other commands of `relay`, and small clients.
 
 Every wait is for something that can be awaited (a line, a byte, an answer, an exit) and bounded by `TIMEOUT_S`.
 """
@@ -19,11 +19,38 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from relay.config import SETTINGS
 from relay.event import Event
+from relay.settings import variable
 from relay.sse import Decoder
 
 TIMEOUT_S = 30.0
 TOKEN = "a-token-for-tests"
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return this process's environment without settings of relay, and without proxies for this machine."""
+    ours = {variable(name) for name in SETTINGS} | {"RELAY_CONFIG"}
+    kept = {name: text for name, text in os.environ.items() if name not in ours}
+    return kept | {"NO_PROXY": "*", "no_proxy": "*"} | changes
+
+
+def command(*arguments: str) -> list[str]:
+    """Return the command line of `relay`."""
+    return [sys.executable, "-m", "relay", *arguments]
+
+
+def run(*arguments: str, input: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `relay` to its end."""
+    return subprocess.run(
+        command(*arguments),
+        input=input,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env=environment(**variables),
+        check=False,
+    )
 
 
 class Relay:
@@ -35,10 +62,11 @@ class Relay:
     """
 
     def __init__(self, *arguments: str, stdin: int | IO[bytes] = subprocess.DEVNULL) -> None:
-        command = [sys.executable, "-m", "relay", "serve", "--listen", "127.0.0.1:0", "--log-format", "json"]
-        environment = {**os.environ, "RELAY_PUBLISH_TOKEN": TOKEN, "PYTHONWARNINGS": "error"}
         self.process = subprocess.Popen(
-            [*command, *arguments], stdin=stdin, stderr=subprocess.PIPE, env=environment
+            command("serve", "--listen", "127.0.0.1:0", "--log-format", "json", *arguments),
+            stdin=stdin,
+            stderr=subprocess.PIPE,
+            env=environment(RELAY_PUBLISH_TOKEN=TOKEN, PYTHONWARNINGS="error"),
         )
         self.log: list[dict[str, Any]] = []
         self.port = 0
@@ -48,6 +76,17 @@ class Relay:
         if not self._serving.wait(TIMEOUT_S) or not self.port:
             self.stop(signal.SIGKILL)
             raise AssertionError(f"relay did not start: {self.log}")
+
+    @property
+    def url(self) -> str:
+        """Where it serves."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def unix_path(self) -> Path:
+        """Where its feeders connect."""
+        [message] = [r["message"] for r in self.log if r["message"].startswith("feeders at unix:")]
+        return Path(message.removeprefix("feeders at unix:"))
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None

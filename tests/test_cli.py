@@ -14,7 +14,7 @@ from relay.config import SETTINGS, Config
 from relay.errors import ConfigError, RelayError
 from relay.settings import load
 from relay.speedups import ENGINE
-from tests.relay_process import relay, serving
+from tests.process import relay, run
 
 
 @pytest.fixture
@@ -147,20 +147,20 @@ def test_an_error_becomes_a_line_and_an_exit_code(
 
 
 def test_the_version_names_the_engine() -> None:
-    done = relay("--version")
+    done = run("--version")
     assert done.returncode == 0
     assert done.stdout.startswith("relay ")
     assert done.stdout.endswith(f"(engine {ENGINE})\n")
 
 
 def test_a_process_refuses_an_unknown_variable() -> None:
-    done = relay(RELAY_HISTRY_AGE="1s")
+    done = run(RELAY_HISTRY_AGE="1s")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "relay: unknown environment variable RELAY_HISTRY_AGE; did you mean RELAY_HISTORY_AGE?\n"
 
 
 def test_an_unknown_engine_is_said_in_one_line() -> None:
-    done = relay("--version", RELAY_ENGINE="steam")
+    done = run("--version", RELAY_ENGINE="steam")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "RELAY_ENGINE=steam" in done.stderr
@@ -171,7 +171,7 @@ def test_a_port_in_use_is_one_line_and_exit_code_2() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        done = relay("--listen", address, "--stdin", "off", "--log-level", "error")
+        done = run("--listen", address, "--stdin", "off", "--log-level", "error")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert address in done.stderr
@@ -180,20 +180,21 @@ def test_a_port_in_use_is_one_line_and_exit_code_2() -> None:
 
 def test_a_bad_path_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     path = str(tmp_path / "none" / "relay.sock")
-    done = relay("--listen", "127.0.0.1:0", "--unix", path, "--stdin", "off", "--log-level", "error")
+    done = run("--listen", "127.0.0.1:0", "--unix", path, "--stdin", "off", "--log-level", "error")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert path in done.stderr
 
 
 def test_a_live_unix_socket_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    with serving(tmp_path) as running:
-        done = relay("--listen", "127.0.0.1:0", "--unix", running.path, "--stdin", "off", "--log-level", "error")
+    with relay("--unix", str(tmp_path / "relay.sock")) as running:
+        path = str(running.unix_path)
+        done = run("--listen", "127.0.0.1:0", "--unix", path, "--stdin", "off", "--log-level", "error")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert running.path in done.stderr
+    assert str(running.unix_path) in done.stderr
 
 
 def test_an_end_of_input_ends_it_if_that_is_wanted() -> None:
-    done = relay("--listen", "127.0.0.1:0", "--stdin", "lines", "--exit-on-eof", input="a\nb\n")
+    done = run("--listen", "127.0.0.1:0", "--stdin", "lines", "--exit-on-eof", input="a\nb\n")
     assert done.returncode == 0

@@ -21,13 +21,14 @@ from relay.commands.top import render
 from relay.event import Event
 from relay.sse import encode
 from relay.topic import matches
-from tests.relay_process import TIMEOUT_S, Server, command, environment, relay, serving
+from tests.process import TIMEOUT_S, TOKEN, Relay, command, environment, relay, run
 from tests.scripted_http import answer, scripted
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("relay"), "--heartbeat-as", "event") as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+    path = tmp_path_factory.mktemp("relay") / "relay.sock"
+    with relay("--unix", str(path), "--heartbeat-as", "event") as running:
         yield running
 
 
@@ -37,18 +38,18 @@ def topic(request: pytest.FixtureRequest) -> str:
     return f"{request.node.originalname}.{random.getrandbits(32):x}"
 
 
-def received(server: Server, topic: str, number: int) -> list[dict[str, Any]]:
+def received(server: Relay, topic: str, number: int) -> list[dict[str, Any]]:
     """Subscribe from the beginning, and return the first events."""
-    done = relay("subscribe", server.url, "--topic", topic, "--since", "earliest", "--count", str(number))
+    done = run("subscribe", server.url, "--topic", topic, "--since", "earliest", "--count", str(number))
     assert (done.returncode, done.stderr) == (0, "")
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("way", ["unix", "http"])
-def test_arguments_are_published_and_their_ids_printed(server: Server, topic: str, way: str) -> None:
-    target = f"unix:{server.path}" if way == "unix" else server.url
+def test_arguments_are_published_and_their_ids_printed(server: Relay, topic: str, way: str) -> None:
+    target = f"unix:{server.unix_path}" if way == "unix" else server.url
     options = ("--to", target, "--topic", topic, "--event", "note", "--key", "k", "--retry", "5")
-    done = relay("publish", *options, "first", "zweite\nZeile ü", RELAY_PUBLISH_TOKEN=server.token)
+    done = run("publish", *options, "first", "zweite\nZeile ü", RELAY_PUBLISH_TOKEN=TOKEN)
     assert (done.returncode, done.stderr) == (0, "")
     ids = done.stdout.split()
     assert received(server, topic, 2) == [
@@ -58,8 +59,8 @@ def test_arguments_are_published_and_their_ids_printed(server: Server, topic: st
 
 
 @pytest.mark.parametrize("way", ["unix", "http"])
-def test_lines_are_published_and_a_bad_one_harms_no_other(server: Server, topic: str, way: str) -> None:
-    target = f"unix:{server.path}" if way == "unix" else server.url
+def test_lines_are_published_and_a_bad_one_harms_no_other(server: Relay, topic: str, way: str) -> None:
+    target = f"unix:{server.unix_path}" if way == "unix" else server.url
     lines = [
         '{"data": {"n": 1}}',
         "",
@@ -67,8 +68,8 @@ def test_lines_are_published_and_a_bad_one_harms_no_other(server: Server, topic:
         '{"data": 2, "topic": "a..b"}',
         json.dumps({"data": "3", "event": "own", "id": f"own-3-{topic}"}),
     ]
-    done = relay(
-        "publish", "--to", target, "--topic", topic, "--event", "e", "--token", "sesame", input="\n".join(lines)
+    done = run(
+        "publish", "--to", target, "--topic", topic, "--event", "e", "--token", TOKEN, input="\n".join(lines)
     )
     assert done.returncode == 1
     assert len(done.stdout.split()) == 2
@@ -79,8 +80,8 @@ def test_lines_are_published_and_a_bad_one_harms_no_other(server: Server, topic:
     assert events[1]["id"] == f"own-3-{topic}"
 
 
-def test_lines_are_published_as_they_come(server: Server, topic: str) -> None:
-    options = ("--to", server.path, "--topic", topic)
+def test_lines_are_published_as_they_come(server: Relay, topic: str) -> None:
+    options = ("--to", str(server.unix_path), "--topic", topic)
     with subprocess.Popen(
         command("publish", *options), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
     ) as process:
@@ -93,12 +94,12 @@ def test_lines_are_published_as_they_come(server: Server, topic: str) -> None:
         assert process.wait(TIMEOUT_S) == 0
 
 
-def test_a_file_is_published(server: Server, topic: str, tmp_path: Path) -> None:
+def test_a_file_is_published(server: Relay, topic: str, tmp_path: Path) -> None:
     file = tmp_path / "events.ndjson"
     file.write_text("".join(f'{{"data":"{number}"}}\n' for number in range(5000)))
     with file.open() as lines:
         done = subprocess.run(
-            command("publish", "-", "-q", "--to", server.path, "--topic", topic),
+            command("publish", "-", "-q", "--to", str(server.unix_path), "--topic", topic),
             stdin=lines,
             capture_output=True,
             timeout=TIMEOUT_S,
@@ -109,43 +110,43 @@ def test_a_file_is_published(server: Server, topic: str, tmp_path: Path) -> None
     assert [event["data"] for event in received(server, topic, 5000)] == list(map(str, range(5000)))
 
 
-def test_without_the_token_nothing_is_published_over_http(server: Server, topic: str) -> None:
-    done = relay("publish", "--to", server.url, "--topic", topic, "x")
+def test_without_the_token_nothing_is_published_over_http(server: Relay, topic: str) -> None:
+    done = run("publish", "--to", server.url, "--topic", topic, "x")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("relay: 401: ")
 
 
 def test_what_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
-    done = relay("publish", "--to", str(tmp_path / "none"), "x")
+    done = run("publish", "--to", str(tmp_path / "none"), "x")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "cannot connect to" in done.stderr
 
 
-def test_data_alone_can_be_printed_and_gaps_are_told_beside_it(server: Server, topic: str) -> None:
-    relay("publish", "--to", server.path, "--topic", topic, "one", "two\nlines")
+def test_data_alone_can_be_printed_and_gaps_are_told_beside_it(server: Relay, topic: str) -> None:
+    run("publish", "--to", str(server.unix_path), "--topic", topic, "one", "two\nlines")
     options = ("--topic", topic, "--output", "data", "--count", "2", "--last-event-id", "other-7")
-    done = relay("subscribe", server.url, *options)
+    done = run("subscribe", server.url, *options)
     assert done.stdout == "one\ntwo\nlines\n"
     assert done.stderr == "relay: gap: missed an unknown number of events (unknown)\n"
 
 
-def test_a_subscriber_resumes_after_an_id(server: Server, topic: str) -> None:
-    ids = relay("publish", "--to", server.path, "--topic", topic, "a", "b", "c").stdout.split()
-    done = relay(
+def test_a_subscriber_resumes_after_an_id(server: Relay, topic: str) -> None:
+    ids = run("publish", "--to", str(server.unix_path), "--topic", topic, "a", "b", "c").stdout.split()
+    done = run(
         "subscribe", server.url, "--topic", topic, "--last-event-id", ids[0], "--count", "2", "--output", "data"
     )
     assert done.stdout == "b\nc\n"
 
 
-def test_a_refused_subscriber_says_why(server: Server) -> None:
-    done = relay("subscribe", server.url, "--topic", "a..b")
+def test_a_refused_subscriber_says_why(server: Relay) -> None:
+    done = run("subscribe", server.url, "--topic", "a..b")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("relay: 400: ")
     assert done.stderr.count("\n") == 1
 
 
-def test_a_reader_who_has_had_enough_is_a_good_end(server: Server, topic: str) -> None:
-    relay("publish", "--to", server.path, "--topic", topic, *map(str, range(3)))
+def test_a_reader_who_has_had_enough_is_a_good_end(server: Relay, topic: str) -> None:
+    run("publish", "--to", str(server.unix_path), "--topic", topic, *map(str, range(3)))
     reading, writing = os.pipe()
     with subprocess.Popen(
         command("subscribe", server.url, "--topic", topic, "--since", "earliest"),
@@ -156,19 +157,19 @@ def test_a_reader_who_has_had_enough_is_a_good_end(server: Server, topic: str) -
         os.close(writing)
         assert os.read(reading, 1)
         os.close(reading)
-        relay("publish", "--to", server.path, "--topic", topic, "one more")
+        run("publish", "--to", str(server.unix_path), "--topic", topic, "one more")
         assert process.wait(TIMEOUT_S) == 0
         assert process.stderr is not None
         assert process.stderr.read() == b""
 
 
 @pytest.mark.parametrize("name", ["subscribe", "publish"])
-def test_an_interrupt_ends_it_without_a_traceback(server: Server, topic: str, name: str) -> None:
+def test_an_interrupt_ends_it_without_a_traceback(server: Relay, topic: str, name: str) -> None:
     arguments = {
         "subscribe": ("subscribe", server.url, "--topic", topic, "--since", "earliest"),
-        "publish": ("publish", "--to", server.path, "--topic", topic),
+        "publish": ("publish", "--to", str(server.unix_path), "--topic", topic),
     }[name]
-    relay("publish", "--to", server.path, "--topic", topic, "x")
+    run("publish", "--to", str(server.unix_path), "--topic", topic, "x")
     with subprocess.Popen(
         command(*arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     ) as process:
@@ -207,16 +208,16 @@ class _Stdout:
         """Do nothing."""
 
 
-def test_top_shows_the_server_once_where_nobody_watches(server: Server, topic: str) -> None:
-    relay("publish", "--to", server.path, "--topic", topic, "x")
-    done = relay("top", server.url, COLUMNS="120")
+def test_top_shows_the_server_once_where_nobody_watches(server: Relay, topic: str) -> None:
+    run("publish", "--to", str(server.unix_path), "--topic", topic, "x")
+    done = run("top", server.url, COLUMNS="120")
     assert (done.returncode, done.stderr) == (0, "")
     for text in ("ready", "streams", "events/s", "deliveries/s", "slowest", "policies acted"):
         assert text in done.stdout
 
 
-def test_top_says_what_is_no_relay(server: Server) -> None:
-    done = relay("top", server.url + "/healthz", "--once")
+def test_top_says_what_is_no_relay(server: Relay) -> None:
+    done = run("top", server.url + "/healthz", "--once")
     assert (done.returncode, done.stdout) == (1, "")
     assert "not that of a relay" in done.stderr
 
@@ -301,14 +302,14 @@ def test_the_demo_serves_a_live_feed_and_stops_by_itself() -> None:
         assert process.stdout is not None
         assert f"http://{address}/?topic=prices.*" in process.stdout.readline()
         assert f"curl -N 'http://{address}/events?topic=" in process.stdout.readline()
-        done = relay("subscribe", f"http://{address}", "--topic", "prices.*", "--count", "3")
+        done = run("subscribe", f"http://{address}", "--topic", "prices.*", "--count", "3")
         assert len(done.stdout.splitlines()) == 3
         process.send_signal(signal.SIGINT)
         assert process.wait(TIMEOUT_S) == 0
-    assert relay("demo", "--listen", address, "--seconds", "0").returncode == 0
+    assert run("demo", "--listen", address, "--seconds", "0").returncode == 0
 
 
-def test_the_demo_says_when_its_port_is_taken(server: Server) -> None:
-    done = relay("demo", "--listen", server.url.removeprefix("http://"))
+def test_the_demo_says_when_its_port_is_taken(server: Relay) -> None:
+    done = run("demo", "--listen", server.url.removeprefix("http://"))
     assert (done.returncode, done.stdout) == (2, "")
     assert "in use" in done.stderr

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ import httpx_sse
 import pytest
 
 from relay.client import subscribe
-from tests.process import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, relay
+from tests.process import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, command, environment, relay, run
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +27,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
         yield running
 
 
-def unix_path(server: Relay) -> Path:
-    """Return where the server's feeders connect."""
-    [message] = [r["message"] for r in server.log if r["message"].startswith("feeders at unix:")]
-    return Path(message.removeprefix("feeders at unix:"))
-
-
 def test_the_first_line_of_the_log_says_which_engine_runs(server: Relay) -> None:
     assert server.stats()["engine"] in server.log[0]["message"]
 
@@ -42,7 +34,7 @@ def test_the_first_line_of_the_log_says_which_engine_runs(server: Relay) -> None
 def test_an_event_from_the_unix_socket_reaches_every_stream_and_is_encoded_once(server: Relay) -> None:
     before = server.metric("relay_encodes_total")
     streams = [Stream(server.port, "topic=once") for _ in range(20)]
-    with Feeder(unix_path(server)) as feeder:
+    with Feeder(server.unix_path) as feeder:
         id = feeder.publish(topic="once", data={"price": 1.5}, event="tick")
     for stream in streams:
         with stream:
@@ -85,7 +77,7 @@ def test_the_last_id_may_come_in_the_query_and_the_header_wins(server: Relay, na
 
 
 def test_a_publishers_own_id_is_kept_and_found(server: Relay) -> None:
-    with Feeder(unix_path(server)) as feeder:
+    with Feeder(server.unix_path) as feeder:
         assert feeder.publish(topic="own", data="a", id="order 1") == "order 1"
         feeder.publish(topic="own", data="b")
     with Stream(server.port, "topic=own", {"Last-Event-ID": "order 1"}) as stream:
@@ -134,7 +126,7 @@ def test_curl_sees_the_stream(server: Relay) -> None:
     if curl is None:
         pytest.skip("curl is not installed")
     process = subprocess.Popen(
-        [curl, "-sN", f"http://127.0.0.1:{server.port}/events/curl?since=earliest"], stdout=subprocess.PIPE
+        [curl, "-sN", f"{server.url}/events/curl?since=earliest"], stdout=subprocess.PIPE
     )
     with process:
         assert process.stdout is not None
@@ -147,7 +139,7 @@ def test_curl_sees_the_stream(server: Relay) -> None:
 
 def test_httpx_sse_sees_the_stream(server: Relay) -> None:
     server.publish("for httpx", "httpx")
-    url = f"http://127.0.0.1:{server.port}/events/httpx?since=earliest"
+    url = f"{server.url}/events/httpx?since=earliest"
     with httpx.Client(timeout=TIMEOUT_S) as client, httpx_sse.connect_sse(client, "GET", url) as source:
         # Before it, the priming block is an empty event to httpx-sse; a browser takes it as the standard says.
         [event] = [event for _, event in zip(range(2), source.iter_sse(), strict=False) if event.data]
@@ -156,7 +148,7 @@ def test_httpx_sse_sees_the_stream(server: Relay) -> None:
 
 async def test_the_projects_own_client_sees_the_stream(server: Relay) -> None:
     server.publish("for our own", "own-client")
-    url = f"http://127.0.0.1:{server.port}/events"
+    url = f"{server.url}/events"
     async for event in subscribe(url, topics=("own-client",), since="earliest"):
         assert event.data == "for our own"
         break
@@ -178,8 +170,9 @@ def test_health_readiness_metrics_and_page_are_there(server: Relay) -> None:
 def test_hundreds_of_connections_leave_nothing_behind() -> None:
     with relay() as server:
         def everything_closed() -> tuple[int, int]:
+            deadline_s = time.monotonic() + TIMEOUT_S
             while server.stats()["streams"]:
-                pass
+                assert time.monotonic() < deadline_s
             return server.open_descriptors(), server.stats()["gc_objects"]
 
         Stream(server.port).close()
@@ -283,13 +276,12 @@ def test_a_stalled_reader_does_not_hold_up_the_drain_beyond_its_limit() -> None:
 
 
 def test_lines_on_stdin_are_served_and_eof_may_end_it() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "relay", "--stdin", "lines", "--listen", "127.0.0.1:0", "--exit-on-eof"],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    _, log = process.communicate(b"one\ntwo\n", timeout=TIMEOUT_S)
-    assert process.returncode == 0, log
+    with relay("--stdin", "lines", "--exit-on-eof", stdin=subprocess.PIPE) as server, Stream(server.port) as stream:
+        assert server.process.stdin is not None
+        server.process.stdin.write(b"one\ntwo\n")
+        server.process.stdin.close()
+        assert [event.data for event in stream.rest()] == ["one", "two"]
+        assert server.wait() == 0
 
 
 def test_an_event_stream_on_stdin_is_relayed_as_it_is() -> None:
@@ -305,11 +297,10 @@ def test_an_event_stream_on_stdin_is_relayed_as_it_is() -> None:
 def test_a_port_in_use_is_one_clear_line_and_exit_code_2() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        command = [sys.executable, "-m", "relay", "serve", "--listen", address, "--stdin", "off"]
-        done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
+        done = run("serve", "--listen", address, "--stdin", "off")
     assert done.returncode == 2
-    assert f"listen {address}: Address already in use" in done.stderr.decode()
-    assert "Traceback" not in done.stderr.decode()
+    assert f"listen {address}: Address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_limits_are_refused_with_a_status_and_a_time_to_come_back() -> None:
@@ -347,11 +338,35 @@ def test_heartbeats_go_to_idle_streams() -> None:
         assert b":\n\n" not in raw[2:]
 
 
+def limited(limit: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `relay` to its end under a limit of the shell's `ulimit`."""
+    return subprocess.run(
+        ["sh", "-c", f'ulimit {limit}; exec "$@"', "sh", *command(*arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env=environment(),
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "arguments", "message"),
+    [
+        ("-n 200", [], "descriptors: the hard limit is 200, and 256 are needed (ulimit -Hn)"),
+        ("-n 300", ["--streams-max", "1000"], "streams-max: 1000 streams need more than 300 descriptors"),
+    ],
+)
+def test_too_few_descriptors_are_one_clear_line_and_exit_code_2(
+    limit: str, arguments: list[str], message: str
+) -> None:
+    done = limited(limit, "--listen", "127.0.0.1:0", "--stdin", "off", "--log-level", "error", *arguments)
+    assert (done.returncode, done.stderr) == (2, f"relay: {message}\n")
+
+
 def test_the_engine_is_named_first_and_a_random_token_stays_out_of_the_log() -> None:
-    command = ["sh", "-c", 'ulimit -Sn 512; exec "$@"', "sh", sys.executable, "-m", "relay"]
-    command += ["--stdin", "lines", "--exit-on-eof", "--listen", "127.0.0.1:0", "--log-format", "json"]
-    environment = {name: text for name, text in os.environ.items() if name != "RELAY_PUBLISH_TOKEN"}
-    done = subprocess.run(command, input=b"", capture_output=True, timeout=TIMEOUT_S, check=False, env=environment)
+    done = limited("-Sn 512", "--stdin", "lines", "--exit-on-eof", "--listen", "127.0.0.1:0", "--log-format", "json")
     messages = [json.loads(line)["message"] for line in done.stderr.splitlines()]
     assert done.returncode == 0
     assert ", engine " in messages[0]

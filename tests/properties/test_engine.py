@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engines import FOREVER_S, NAMES, NATIVE_ONLY, Rig, load_twin
+from tests.engines import FOREVER_S, Rig, load_twin
+from tests.twins import NAMES, NATIVE_ONLY
 
 STEPS = (
     "publish",
