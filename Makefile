@@ -10,6 +10,7 @@ export RELAY_BUILD
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 BIN := $(VENV)/bin
+comma := ,
 SOURCES := pyproject.toml setup.py $(wildcard _speedups/*.pyx _speedups/*.pxi)
 # One mark for each build and set of extras: what is marked is installed, in that build.
 INSTALLED := $(VENV)/.installed-$(RELAY_BUILD)
@@ -67,7 +68,7 @@ $(BIN)/python -m pip install --quiet --editable '.[$(1)]'
 endef
 
 $(INSTALLED): $(VENV)/.made $(SOURCES)
-	$(call install,client)
+	$(call install,auth$(comma)client)
 	@touch $@
 
 $(INSTALLED_TEST): $(VENV)/.made $(SOURCES)

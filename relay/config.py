@@ -65,12 +65,52 @@ class Config:
     cors_origin: tuple[str, ...] = setting(
         (), "Origin whose pages may read and publish; `*` for any; none by default.", "text", "ORIGIN"
     )
-    publish_token: str = setting(
-        "",
-        "Bearer token for publishing over HTTP; a random one is made and printed when empty.",
+    publish_token: tuple[str, ...] = setting(
+        (),
+        "Bearer token for publishing over HTTP; a random one is made and printed when there is none.",
         "text",
         "TOKEN",
         secret=True,
+    )
+    publish_token_file: str = setting(
+        "", "File of more such tokens, one a line; read again on SIGHUP.", "text", "PATH"
+    )
+    publish_rate: float = setting(
+        0,
+        "Events a second that one token or subject may publish over HTTP, with bursts of ten seconds' worth; "
+        "above it 429; 0 is off.",
+        "number",
+    )
+    subscribe: str = setting("open", "Who may read: everybody, or who brings a JWT.", "open|jwt")
+    jwt_key: str = setting(
+        "",
+        "What JWTs are checked with: a PEM public key (RSA, P-256, Ed25519), a JWKS, or a secret of HS256.",
+        "text",
+        "KEY",
+        secret=True,
+    )
+    jwt_key_file: str = setting("", "File of the same; read again on SIGHUP.", "text", "PATH")
+    jwt_jwks_url: str = setting("", "Where a JWKS is fetched from, over https.", "text", "URL")
+    jwt_jwks_refresh_s: float = setting(
+        300.0, "How long fetched keys serve before they are fetched again.", "duration", least=1
+    )
+    jwt_audience: str = setting("", "What a JWT's `aud` must name; not looked at when empty.", "text", "TEXT")
+    jwt_issuer: str = setting("", "What a JWT's `iss` must be; not looked at when empty.", "text", "TEXT")
+    jwt_claim: str = setting(
+        "relay", "Claim that lists the topics and patterns, under `subscribe` and `publish`.", "text", "NAME"
+    )
+    jwt_cookie: str = setting(
+        "", "Cookie that may carry a reader's JWT; none by default. Publishing takes no cookie.", "text", "NAME"
+    )
+    jwt_revoked_file: str = setting(
+        "", "File of void subjects and token ids (`sub`, `jti`), one a line; read again on SIGHUP.", "text", "PATH"
+    )
+    ticket_s: float = setting(
+        30.0,
+        "How long a ticket of POST /ticket opens a stream: for EventSource, which cannot send a header.",
+        "duration",
+        least=1,
+        most=3600,
     )
     backlog: int = setting(
         4096,
@@ -170,6 +210,15 @@ class Config:
         0,
         "Open streams of one address; off by default, since a proxy is one address. Above it 429.",
         "number",
+    )
+    streams_per_subject_max: int = setting(
+        0, "Open streams of one JWT's subject; 0 is off. Above it 429.", "number"
+    )
+    max_age_s: float = setting(
+        0.0,
+        "Greatest age of a stream, which then ends and comes back, so that load spreads after a restart; each ends at "
+        "a time of its own in the last fifth; 0 is off.",
+        "duration",
     )
     topics_per_stream_max: int = setting(
         1000, "Topics and patterns of one stream; above it 400.", "number", least=1

@@ -12,10 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from relay.auth import Auth
 from relay.config import Config
 from relay.deadlines import Deadlines, Waiting
 from relay.event import Event
+from relay.grant import Grant
 from relay.hub import Subscribe
+from relay.rate import Rates
 from relay.response import Headers, page_headers
 from relay.routes import Router
 from relay.sources.input_errors import InputErrors
@@ -80,7 +83,7 @@ class Front:
         config: the settings.
         metrics: counters, and what /metrics shows.
         page: the document at `/`.
-        token: bearer token for publishing, not empty.
+        auth: who may do what.
         loop: the running loop.
         clock: gives the hub's `now_s`.
     """
@@ -89,10 +92,11 @@ class Front:
     config: Config
     metrics: Metrics
     page: bytes
-    token: str
+    auth: Auth
     loop: asyncio.AbstractEventLoop
     clock: Callable[[], float]
     router: Router = field(init=False)
+    rates: Rates = field(init=False)
     deadlines: Deadlines = field(init=False)
     errors: InputErrors = field(init=False)
     page_headers: Headers = field(init=False)
@@ -100,6 +104,7 @@ class Front:
 
     def __post_init__(self) -> None:
         self.router = Router(self.config)
+        self.rates = Rates(self.config.publish_rate)
         self.page_headers = page_headers(self.page)
         self.errors = InputErrors("http", self.metrics, self.loop, logger)
         head_s = self.config.head_timeout_s
@@ -113,6 +118,10 @@ class Front:
                 Waiting.LINGER: LINGER_S,
             },
         )
+
+    def until_s(self, grant: Grant) -> float:
+        """Tell when a grant ends, in the hub's time; a later step of the wall's clock does not change it."""
+        return self.clock() + (grant.ends_s - self.auth.wall())
 
     def close_idle(self) -> None:
         """Close the connections that rest; while draining, the others close with their answer."""

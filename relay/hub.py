@@ -25,6 +25,8 @@ from relay.config import Config
 from relay.errors import EventError, RequestError
 from relay.event import Event
 from relay.flush import SLICE_S, Flush
+from relay.grant import ANYBODY, Grant
+from relay.leases import Leases
 from relay.log import Log
 from relay.policy import Rules
 from relay.speedups import Engine
@@ -36,6 +38,12 @@ ID_CHARACTERS_MAX = 1024
 
 BLOCK_HISTORIES_MAX = 2
 """How many times its bound in bytes the log may reach for what a `block` stream needs; then the stream is lapped."""
+
+MAX_AGE_SPREAD = 0.2
+"""Streams end at the last fifth of their greatest age, each at a time of its own, so that they come back one by one."""
+
+ENDED_A_TICK = 200
+"""Streams whose lease is over that one tick ends: those that came together come back spread over seconds."""
 
 STATS_TOPICS_MAX = 1000
 STATS_SLOWEST_MAX = 10
@@ -56,6 +64,8 @@ class Subscribe:
         policy: the policy it chose, allowed by the settings; None leaves it to them.
         padding: it wants a comment of 2 KiB first, which makes old browsers begin.
         head: the response head, to be sent before anything else.
+        grant: for whom it is opened.
+        ends_s: when the grant ends, in the hub's time.
     """
 
     terms: tuple[str, ...]
@@ -64,6 +74,8 @@ class Subscribe:
     policy: str | None
     padding: bool
     head: bytes
+    grant: Grant = ANYBODY
+    ends_s: float = math.inf
 
 
 class Measures(Protocol):
@@ -133,6 +145,7 @@ class Hub:
         self._heartbeat = notice.heartbeat(config.heartbeat_as)
         self._heartbeat_place = 0  # where the engine goes on; 0 when a round is done
         self._addresses: Counter[str] = Counter()
+        self.leases = Leases()
         self._closes_told: Counter[str] = Counter()
         self._drained: Callable[[], None] | None = None
         self._woken = False
@@ -211,7 +224,7 @@ class Hub:
             RequestError: 503 while draining or full, 429 for too many streams of one address.
             OSError: the descriptor is not one of a socket.
         """
-        self._admit(address)
+        self._admit(address, request.grant)
         rule = self._rules.choose(request.terms, request.policy)
         subscription = self.audiences.get(disjoint(request.terms), rule)
         try:
@@ -226,6 +239,7 @@ class Hub:
             self.audiences.release(subscription)
             raise
         self.audiences.enter(subscription)
+        self._lease(handle, request, now_s)
         self._addresses[address] += 1
         for audience in subscription.audiences:
             self.engine.join(handle, audience.members)
@@ -236,7 +250,15 @@ class Hub:
             self._wake_up()
         self._sweep()
 
-    def _admit(self, address: str) -> None:
+    def _lease(self, handle: int, request: Subscribe, now_s: float) -> None:
+        ends_s, reason = request.ends_s, "expired"
+        if self._config.max_age_s:
+            age_s = self._config.max_age_s * (1 - MAX_AGE_SPREAD * self._draw())
+            if now_s + age_s < ends_s:
+                ends_s, reason = now_s + age_s, "age"
+        self.leases.add(handle, request.grant, ends_s, reason)
+
+    def _admit(self, address: str, grant: Grant) -> None:
         if self.draining:
             raise RequestError(503, "the server is draining", (("Retry-After", "1"),))
         if self.engine.open >= self.streams_max:
@@ -244,6 +266,9 @@ class Hub:
         address_max = self._config.streams_per_address_max
         if address_max and self._addresses[address] >= address_max:
             raise RequestError(429, f"this address has {address_max} streams already", (("Retry-After", "5"),))
+        subject_max = self._config.streams_per_subject_max
+        if subject_max and self.leases.subjects[grant.subject] >= subject_max:
+            raise RequestError(429, f"this subject has {subject_max} streams already", (("Retry-After", "5"),))
 
     def _start(self, request: Subscribe, subscription: Subscription, now_s: float) -> tuple[int, bytes]:
         """Return the cursor at which a stream begins, and what it has to be told of a gap before it."""
@@ -296,6 +321,8 @@ class Hub:
         """Do what goes by the clock alone; a few times a second while streams are behind, else once."""
         self.log.retain(now_s)
         self.catchup.tick(now_s)
+        for handle, reason in self.leases.ended(now_s, ENDED_A_TICK):
+            self._end(handle, reason, now_s)
         self._settle(now_s)
         self._tell_closes()
 
@@ -344,6 +371,19 @@ class Hub:
         else:
             self.engine.live(handle, self.log.head)
 
+    def _end(self, handle: int, reason: str, now_s: float) -> None:
+        """Close a stream at the end of the frame that it is in; what it has not got yet, it may come back for."""
+        self.engine.fall_behind(handle, self._flush.flushed)
+        self.catchup.close(handle, reason, now_s, notice.come_back(self._draw_retry_ms()))
+
+    def revoke(self, valid: Callable[[Grant], bool], now_s: float) -> int:
+        """End the streams whose grant is valid no more; return how many."""
+        ended = self.leases.invalid(valid)
+        for handle in ended:
+            self._end(handle, "revoked", now_s)
+        self._settle(now_s)
+        return len(ended)
+
     def drain(self, now_s: float, drained: Callable[[], None]) -> None:
         """Stop taking streams, and close those that are open once they have what is in the log.
 
@@ -368,6 +408,7 @@ class Hub:
     def _sweep(self) -> None:
         for handle, subscription, address, cursor, reason in self.engine.sweep():
             self.catchup.drop(handle)
+            self.leases.drop(handle)
             self.audiences.leave(cast(Subscription, subscription))
             address = cast(str, address)
             self._addresses[address] -= 1

@@ -25,21 +25,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hmac
 import logging
+import math
 import os
 import typing
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 
 from relay.deadlines import Waiting
 from relay.errors import EventError, RequestError
 from relay.event import Event
 from relay.front import Front
+from relay.grant import ANYBODY, Grant
 from relay.http import Request, RequestParser
 from relay.hub import Subscribe
 from relay.response import Headers, json_body, respond
-from relay.routes import Options, Publish, Resource, Route, StreamHead
+from relay.routes import Options, Publish, Resource, Route, StreamHead, Ticket
 from relay.sources.http import parse_body
 
 REQUESTS_A_TURN = 8
@@ -50,7 +52,6 @@ HOLD_GRACE_S = 5.0
 """What a publish request waits beyond the time that one `block` stream may hold it up."""
 
 _RETRY_AFTER = (("Retry-After", "2"),)
-_BEARER = (("WWW-Authenticate", 'Bearer realm="relay"'),)
 _TEXT = (("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), ("Cache-Control", "no-store"))
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class FrontProtocol(asyncio.Protocol):
     __slots__ = (
         "_events",
         "_front",
+        "_grant",
         "_hold_timer",
         "_parser",
         "_paused",
@@ -94,6 +96,7 @@ class FrontProtocol(asyncio.Protocol):
         self._request: Request | None = None
         self._route: Route | None = None
         self._events: list[Event] = []
+        self._grant: Grant = ANYBODY
         self._hold_timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
         self.waiting: Waiting | None = None
@@ -219,6 +222,10 @@ class FrontProtocol(asyncio.Protocol):
             self._publish(route, body)
         elif isinstance(route, Options):
             self._respond(204, route.headers)
+        elif isinstance(route, Ticket):
+            assert self._request is not None
+            ticket = front.auth.ticket(self._request)
+            self._respond(200, *json_body({"ticket": ticket, "expires_in_s": front.config.ticket_s}))
         else:
             self._document(route)
         return True
@@ -232,11 +239,13 @@ class FrontProtocol(asyncio.Protocol):
         route = self._front.router.route(request)
         if isinstance(route, Publish | Subscribe) and self._front.hub.draining:
             raise RequestError(503, "the server is draining", _RETRY_AFTER)
+        if isinstance(route, Subscribe | StreamHead):
+            grant = self._front.auth.subscriber(request)
+            grant.check_subscribe(route.terms)
+            if isinstance(route, Subscribe):
+                return replace(route, grant=grant, ends_s=self._front.until_s(grant))
         if isinstance(route, Publish):
-            scheme, _, token = request.headers.get("authorization", "").partition(" ")
-            given = token.strip().encode("latin-1")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._front.token.encode()):
-                raise RequestError(401, "publishing needs the token", _BEARER)
+            self._grant = self._front.auth.publisher(request)
             length = request.body_length
             if request.expects_continue and (length is None or 0 < length <= self._front.config.body_bytes_max):
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -276,6 +285,11 @@ class FrontProtocol(asyncio.Protocol):
         if len(self._events) > events_max:
             self._events = []
             raise RequestError(413, f"a request publishes at most {events_max} events")
+        try:
+            self._allow()
+        except RequestError:
+            self._events = []
+            raise
         if self._held():
             self._phase = Phase.HOLDING
             self._transport.pause_reading()
@@ -285,6 +299,15 @@ class FrontProtocol(asyncio.Protocol):
             self._front.hub.on_release(self._released)
             return
         self._publish_events()
+
+    def _allow(self) -> None:
+        """Raise RequestError 403 for a topic that is not granted, 429 for more events than the rate allows."""
+        front, grant = self._front, self._grant
+        grant.check_publish({str(event.topic) for event in self._events})
+        wait_s = front.rates.take(grant.subject, len(self._events), front.clock())
+        if wait_s:
+            headers = (("Retry-After", str(math.ceil(wait_s))),)
+            raise RequestError(429, f"at most {front.config.publish_rate} events a second", headers)
 
     def _held(self) -> bool:
         return any(self._front.hub.held(topic) for topic in {str(event.topic) for event in self._events})
@@ -353,7 +376,7 @@ class FrontProtocol(asyncio.Protocol):
 
     def _refuse(self, error: RequestError) -> None:
         """Answer a request that cannot be served."""
-        if error.status in (400, 401, 403, 408, 413, 415, 417, 431, 501, 505):
+        if error.status in (400, 401, 403, 408, 413, 415, 417, 429, 431, 501, 505):
             kind = "token" if error.status == 401 else "request"
             self._front.errors.report(kind, "refused a request of %s: %s", self._address(), error.reason)
         headers, body = json_body({"error": error.reason})

@@ -61,7 +61,9 @@ def cors_headers(config: Config, origin: str | None) -> Headers:
     if not config.cors_origin:
         return ()
     if origin in config.cors_origin:
-        return (("Access-Control-Allow-Origin", str(origin)), ("Vary", "Origin"))
+        # A page of another origin may have its cookie sent along only where it is named, never under `*`.
+        credentials = (("Access-Control-Allow-Credentials", "true"),) if config.jwt_cookie else ()
+        return (("Access-Control-Allow-Origin", str(origin)), *credentials, ("Vary", "Origin"))
     return (("Vary", "Origin"),)
 
 

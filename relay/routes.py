@@ -34,6 +34,7 @@ class StreamHead:
     """Answer a HEAD of a stream with that head, and close."""
 
     head: bytes
+    terms: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,11 @@ class Publish:
 
 
 @dataclass(frozen=True, slots=True)
+class Ticket:
+    """Give a ticket for a stream."""
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """Answer 204 with these headers: a preflight, or what a path takes."""
 
@@ -70,7 +76,7 @@ class Resource(Enum):
     STATS = "/stats"
 
 
-Route = Subscribe | StreamHead | Publish | Options | Resource
+Route = Subscribe | StreamHead | Publish | Ticket | Options | Resource
 
 _RESOURCES = {resource.value: resource for resource in Resource}
 
@@ -105,10 +111,13 @@ class Router:
             if request.method == "OPTIONS":
                 return self._options(request, _READ)
             stream = self._subscribe(request)
-            return StreamHead(stream.head) if request.method == "HEAD" else stream
+            return StreamHead(stream.head, stream.terms) if request.method == "HEAD" else stream
         if path == "/publish":
             _check_method(request, _WRITE)
             return self._options(request, _WRITE) if request.method == "OPTIONS" else self._publish(request)
+        if path == "/ticket" and self._config.subscribe == "jwt":
+            _check_method(request, _WRITE)
+            return self._options(request, _WRITE) if request.method == "OPTIONS" else Ticket()
         resource = _RESOURCES.get(path)
         if resource is not None:
             _check_method(request, _READ)

@@ -24,6 +24,7 @@ from typing import Any
 import uvloop
 
 from relay.config import Config, parse_address
+from relay.credentials import Credentials
 from relay.errors import ConfigError
 from relay.front import Front
 from relay.hub import Hub
@@ -157,6 +158,7 @@ class Server:
         self._started_s = time.monotonic()
         self._loop: asyncio.AbstractEventLoop
         self._front: Front
+        self._credentials: Credentials
         self._sockets: list[socket.socket] = []
         self._listeners: list[asyncio.Server] = []
         self._unix: UnixSource | None = None
@@ -180,9 +182,11 @@ class Server:
         config, loop = self.config, self._loop
         for address in config.listen:
             self._sockets.append(listen(address, config))
-        token = config.publish_token or secrets.token_urlsafe(24)
+        own_token = secrets.token_urlsafe(24)
+        self._credentials = Credentials(config, own_token, wall=time.time, changed=self._revoke)
+        self._credentials.start(loop)
         page = importlib.resources.files("relay").joinpath("pages/index.html").read_bytes()
-        self._front = Front(self.hub, config, self.metrics, page, token, loop, time.monotonic)
+        self._front = Front(self.hub, config, self.metrics, page, self._credentials.auth, loop, time.monotonic)
         if config.unix:
             self._unix = UnixSource(config, self.hub, self.metrics, loop)
             self._unix.open()
@@ -193,13 +197,14 @@ class Server:
             self._listeners.append(server)
             host, port = each.getsockname()[:2]
             _logger.info("serving at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
-        if not config.publish_token and sys.stderr.isatty():
-            print(f"token for POST /publish, this run only: {token}", file=sys.stderr, flush=True)
-        elif not config.publish_token:
+        if own_token in self._credentials.auth.tokens and sys.stderr.isatty():
+            print(f"token for POST /publish, this run only: {own_token}", file=sys.stderr, flush=True)
+        elif own_token in self._credentials.auth.tokens:
             # What is not a terminal is a log, which is kept and shipped: no secret goes there.
             _logger.warning("no publish-token is set, so that nobody can publish over HTTP")
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._credentials.reload)
         self._stdin = StdinSource(config, self.hub, self.metrics, loop, self._on_eof, stdin_fd())
         self._stdin.start()
         self._tick(loop.time())
@@ -243,6 +248,11 @@ class Server:
             os._exit(EXIT_AT_ONCE)
         self._stop.set()
 
+    def _revoke(self) -> None:
+        ended = self.hub.revoke(self._credentials.auth.valid, time.monotonic())
+        if ended:
+            _logger.info("ended %d streams whose token is revoked", ended)
+
     def _on_eof(self) -> None:
         if self.config.exit_on_eof:
             self._stop.set()
@@ -276,6 +286,8 @@ class Server:
             server.close()
         for each in self._sockets[len(self._listeners) :]:
             each.close()
+        if hasattr(self, "_credentials"):
+            self._credentials.close()
         if hasattr(self, "_front"):
             self._front.abort()
         if self._stdin is not None:

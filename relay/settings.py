@@ -44,6 +44,7 @@ _HARD_AND_SOFT = (("lag-bytes", "lag-soft-bytes"), ("lag-events", "lag-soft-even
 _LIMITS = (*(name for pair in _HARD_AND_SOFT for name in pair), "lag-soft-for")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\sA-Z/?#,]+")
+_JWKS_URL = re.compile(r"https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]")
 # Kubernetes and Docker tell every container about a service named `relay` or `relay-…` in such variables.
 _SERVICE_LINK = re.compile(
     r"RELAY_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
@@ -212,9 +213,16 @@ def _check_front(config: Config) -> None:
             raise ConfigError(
                 f"cors-origin: {origin!r} is neither `*` nor like https://example.com (no path, lower case)"
             )
-    token = config.publish_token
-    if not all("!" <= character <= "~" for character in token):
-        raise ConfigError("publish-token: only visible ASCII characters, without spaces, fit into a header")
+    for token in config.publish_token:
+        if not all("!" <= character <= "~" for character in token):
+            raise ConfigError("publish-token: only visible ASCII characters, without spaces, fit into a header")
+    keys = [name for name in ("jwt-key", "jwt-key-file", "jwt-jwks-url") if getattr(config, SETTINGS[name].name)]
+    if len(keys) > 1:
+        raise ConfigError(f"{keys[1]}: give one of {', '.join(keys)}")
+    if config.subscribe == "jwt" and not keys:
+        raise ConfigError("subscribe: `jwt` needs a key: jwt-key, jwt-key-file or jwt-jwks-url")
+    if config.jwt_jwks_url and not _JWKS_URL.match(config.jwt_jwks_url):
+        raise ConfigError("jwt-jwks-url: keys are fetched over https, or over http from this machine (127.0.0.1)")
 
 
 def _check_sources(config: Config) -> None:

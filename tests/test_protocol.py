@@ -21,6 +21,7 @@ import uvloop
 
 from relay import front as front_module
 from relay import protocol
+from relay.auth import Auth
 from relay.config import Config
 from relay.errors import EventError, RequestError
 from relay.event import Event
@@ -183,7 +184,8 @@ async def serve(page: bytes = PAGE, **settings: Any) -> AsyncIterator[Site]:
     loop = asyncio.get_running_loop()
     hub, metrics = FakeHub(), FakeMetrics()
     config = Config(**settings)
-    front = Front(hub=hub, config=config, metrics=metrics, page=page, token=TOKEN, loop=loop, clock=lambda: 7.0)
+    auth = Auth(config, frozenset({TOKEN}), wall=lambda: 1e9)
+    front = Front(hub=hub, config=config, metrics=metrics, page=page, auth=auth, loop=loop, clock=lambda: 7.0)
     lost: asyncio.Queue[FrontProtocol] = asyncio.Queue()
 
     class Watched(FrontProtocol):

@@ -39,13 +39,15 @@ def test_every_setting_is_taken_by_flag_variable_and_file() -> None:
         "retry-min": "2s",
         "exit-on-eof": "yes",
         "history-bytes": "9MiB",
+        "jwt-jwks-url": "https://a.example/keys",
     }
     for name, each in SETTINGS.items():
         kind = each.metadata["kind"]
         text = own.get(name) or samples.get(kind) or kind.split("|")[-1]
-        by_flag = load({name: text}, {})
-        assert by_flag == load({}, {variable(name): text}) == load({}, {}, {name: text}), name
-        assert by_flag == load({}, {}, {name.replace("-", "_"): text})
+        needed = {"jwt-key": "x"} if name == "subscribe" else {}
+        by_flag = load({name: text, **needed}, {})
+        assert by_flag == load(needed, {variable(name): text}) == load(needed, {}, {name: text}), name
+        assert by_flag == load(needed, {}, {name.replace("-", "_"): text})
         assert by_flag != Config(), name
 
 
@@ -121,6 +123,8 @@ def test_variables_that_are_no_settings_are_let_be() -> None:
         ("cors-origin", ["https://a.example/"], "cors-origin"),
         ("cors-origin", ["a.example"], "cors-origin"),
         ("publish-token", "two words", "publish-token"),
+        ("subscribe", "jwt", "needs a key"),
+        ("jwt-jwks-url", "http://example.com/jwks", "over https"),
         ("topic", "a..b", "topic: has an empty level"),
         ("topic", "a.*", "topic:"),
         ("unix-mode", "0999", "octal"),
@@ -177,9 +181,9 @@ def test_the_printed_settings_are_toml_that_reads_back_the_same() -> None:
 
 
 def test_no_token_is_printed() -> None:
-    text = to_toml(Config(publish_token="sesame"))
+    text = to_toml(Config(publish_token=("sesame",)))
     assert "sesame" not in text
-    assert load({}, {}, tomllib.loads(text)).publish_token == ""
+    assert load({}, {}, tomllib.loads(text)).publish_token == ()
     with pytest.raises(ConfigError) as raised:
         load({"publish-token": "sesame\n"}, {})
     assert "sesame" not in str(raised.value)

@@ -1,0 +1,72 @@
+"""Leases: how long each stream may stay, and for whom it was opened.
+
+Owns which streams end by the clock, and the count of each subject's streams. One that may stay for ever, for nobody
+in particular, costs nothing here. Never ends a stream itself: the hub does.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Callable
+
+from relay.grant import Grant
+
+COMPACT_MIN = 1024
+
+
+class Leases:
+    """The leases of the open streams."""
+
+    def __init__(self) -> None:
+        self.subjects: Counter[str] = Counter()
+        self._held: dict[int, tuple[float, str, Grant]] = {}
+        self._ends: list[tuple[float, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, handle: int, grant: Grant, ends_s: float, reason: str) -> None:
+        """Note a stream.
+
+        Args:
+            handle: the stream.
+            grant: for whom it was opened.
+            ends_s: when it has to end, in the hub's time; `math.inf` for never.
+            reason: the close reason it then gets.
+        """
+        if math.isinf(ends_s) and not grant.subject and not grant.id:
+            return
+        self._held[handle] = (ends_s, reason, grant)
+        if grant.subject:
+            self.subjects[grant.subject] += 1
+        if not math.isinf(ends_s):
+            heapq.heappush(self._ends, (ends_s, handle))
+
+    def drop(self, handle: int) -> None:
+        """Forget a stream that is closed."""
+        lease = self._held.pop(handle, None)
+        if lease is None:
+            return
+        subject = lease[2].subject
+        if subject:
+            self.subjects[subject] -= 1
+            if not self.subjects[subject]:
+                del self.subjects[subject]
+        if len(self._ends) > COMPACT_MIN + 2 * len(self._held):
+            self._ends = [each for each in self._ends if each[1] in self._held]
+            heapq.heapify(self._ends)
+
+    def ended(self, now_s: float, count_max: int) -> list[tuple[int, str]]:
+        """Take the streams whose time is over, at most `count_max`, with the reason for each."""
+        over: list[tuple[int, str]] = []
+        while self._ends and self._ends[0][0] <= now_s and len(over) < count_max:
+            handle = heapq.heappop(self._ends)[1]
+            if handle in self._held:
+                over.append((handle, self._held[handle][1]))
+        return over
+
+    def invalid(self, valid: Callable[[Grant], bool]) -> list[int]:
+        """Return the streams whose grant is not valid any more."""
+        return [handle for handle, (_, _, grant) in self._held.items() if not valid(grant)]

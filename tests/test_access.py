@@ -1,0 +1,221 @@
+"""Who may read and write, at a real server: tokens, tickets, rates, and the end of a stream's time."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.process import TIMEOUT_S, TOKEN, Relay, Stream, relay
+
+SECRET = "s" * 64
+JWT = ("--subscribe", "jwt", "--jwt-key", SECRET)
+
+
+def token(key: Any = SECRET, algorithm: str = "HS256", headers: dict[str, Any] | None = None, **claims: Any) -> str:
+    whole = {"exp": time.time() + 60, "sub": "ann", "relay": {"subscribe": ["orders.*"], "publish": ["orders.eu"]}}
+    return jwt.encode(whole | claims, key, algorithm, headers)
+
+
+def bearer(text: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {text}"}
+
+
+def asked(server: Relay, path: str, headers: dict[str, str] | None = None) -> int:
+    return server.request("GET", path, headers=headers)[0]
+
+
+def logged(server: Relay, text: str) -> None:
+    """Wait until the server has said something."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not any(text in record["message"] for record in server.log):
+        assert time.monotonic() < deadline, f"never logged: {text}"
+        time.sleep(0.01)
+
+
+def test_a_token_opens_its_topics_and_no_others_and_never_shows_in_the_log() -> None:
+    with relay(*JWT) as server:
+        own = token()
+        with Stream(server.port, "topic=orders.eu", bearer(own)) as stream:
+            server.publish("one", "orders.eu")
+            assert stream.next().data == "one"
+        assert asked(server, "/events?topic=orders.eu") == 401
+        assert asked(server, "/events?topic=news", bearer(own)) == 403
+        assert asked(server, "/events?topic=**&since=earliest", bearer(own)) == 403
+        assert asked(server, "/events?topic=orders.eu", bearer(own + "x")) == 401
+        assert server.stop() == 0
+    assert own not in json.dumps(server.log)
+
+
+def test_a_ticket_opens_one_stream() -> None:
+    with relay(*JWT) as server:
+        status, _, body = server.request("POST", "/ticket", headers=bearer(token()))
+        assert status == 200
+        ticket = json.loads(body)["ticket"]
+        with Stream(server.port, f"topic=orders.eu&ticket={ticket}") as stream:
+            server.publish("one", "orders.eu")
+            assert stream.next().data == "one"
+        assert asked(server, f"/events?topic=orders.eu&ticket={ticket}") == 401
+        assert server.request("POST", "/ticket")[0] == 401
+        assert server.stop() == 0
+    assert ticket not in json.dumps(server.log)
+
+
+def test_there_are_no_tickets_where_reading_is_open() -> None:
+    with relay() as server:
+        assert server.request("POST", "/ticket", headers=bearer(TOKEN))[0] == 404
+
+
+def test_a_publishers_token_is_held_to_its_topics() -> None:
+    with relay(*JWT) as server:
+        headers = bearer(token()) | {"Content-Type": "application/x-ndjson"}
+
+        def publish(*topics: str) -> int:
+            lines = b"".join(json.dumps({"topic": topic, "data": 1}).encode() + b"\n" for topic in topics)
+            return server.request("POST", "/publish", lines, headers)[0]
+
+        assert publish("orders.eu") == 200
+        assert publish("orders.eu", "orders.us") == 403
+        assert server.stats()["events"] == 1
+
+
+def test_a_stream_ends_with_its_token_between_frames_and_is_told_when_to_come_back() -> None:
+    with relay(*JWT) as server:
+        short = token(exp=time.time() - 28)  # two seconds are left of the clocks' leeway
+        with Stream(server.port, "topic=orders.eu", bearer(short)) as stream:
+            server.publish("one", "orders.eu")
+            assert [event.data for event in stream.rest()] == ["one"]
+            assert stream.raw.splitlines()[-1].startswith(b"retry: ")
+        assert server.stats()["closes"] == {"expired": 1}
+        assert asked(server, "/events?topic=orders.eu", bearer(short)) == 401
+
+
+def test_streams_end_at_their_greatest_age_and_go_on_from_there() -> None:
+    with relay("--max-age", "1s") as server, Stream(server.port) as stream:
+        began_s = time.monotonic()
+        server.publish("one")
+        assert [event.data for event in stream.rest()] == ["one"]
+        assert 0.75 < time.monotonic() - began_s < TIMEOUT_S
+        assert server.stats()["closes"] == {"age": 1}
+        server.publish("two")
+        with Stream(server.port, headers={"Last-Event-ID": stream.last_event_id}) as again:
+            assert again.next().data == "two"
+
+
+def test_what_is_revoked_ends_at_once_when_the_file_is_read_again(tmp_path: Path) -> None:
+    revoked, tokens = tmp_path / "revoked", tmp_path / "tokens"
+    revoked.write_text("")
+    tokens.write_text("first\n")
+    files = ("--jwt-revoked-file", str(revoked), "--publish-token-file", str(tokens))
+    with relay(*JWT, *files) as server:
+        ann = Stream(server.port, "topic=orders.eu", bearer(token()))
+        bob = Stream(server.port, "topic=orders.eu", bearer(token(sub="bob")))
+        revoked.write_text("bob\n")
+        tokens.write_text("second\n")
+        server.process.send_signal(signal.SIGHUP)
+        assert bob.rest() == []
+        assert asked(server, "/events?topic=orders.eu", bearer(token(sub="bob"))) == 401
+        text = {"Content-Type": "text/plain"}
+        assert server.request("POST", "/publish?topic=orders.eu", b"no", bearer("first") | text)[0] == 401
+        assert server.request("POST", "/publish?topic=orders.eu", b"yes", bearer("second") | text)[0] == 200
+        assert ann.next().data == "yes"
+        tokens.unlink()
+        server.process.send_signal(signal.SIGHUP)
+        logged(server, "the credentials stay as they were")
+        assert server.request("POST", "/publish?topic=orders.eu", b"still", bearer("second") | text)[0] == 200
+        ann.close()
+        bob.close()
+
+
+def test_streams_of_one_subject_are_limited() -> None:
+    with (
+        relay(*JWT, "--streams-per-subject-max", "1") as server,
+        Stream(server.port, "topic=orders.eu", bearer(token())),
+    ):
+        assert asked(server, "/events?topic=orders.us", bearer(token())) == 429
+        Stream(server.port, "topic=orders.us", bearer(token(sub="bob"))).close()
+
+
+def test_a_token_that_publishes_too_much_is_told_when_to_go_on() -> None:
+    with relay("--publish-rate", "1") as server:
+        headers = bearer(TOKEN) | {"Content-Type": "text/plain"}
+        answers = [server.request("POST", "/publish", b"x", headers) for _ in range(11)]
+        assert [status for status, _, _ in answers] == [200] * 10 + [429]
+        assert answers[-1][1]["retry-after"] == "1"
+        assert server.stats()["events"] == 10
+
+
+@contextmanager
+def key_server(documents: list[bytes]) -> Iterator[str]:
+    """The address of a JWKS; each request gets the next document, the last one for ever; empty is a 500."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            document = documents.pop(0) if len(documents) > 1 else documents[0]
+            self.send_response(200 if document else 500)
+            self.end_headers()
+            self.wfile.write(document)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/keys"
+        server.shutdown()
+        thread.join()
+
+
+def test_keys_are_fetched_and_fetched_again() -> None:
+    pairs = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("old", "new")}
+    documents = [
+        json.dumps(
+            {"keys": [jwt.algorithms.ECAlgorithm.to_jwk(pairs[name].public_key(), as_dict=True) | {"kid": name}]}
+        ).encode()
+        for name in ("old", "new")
+    ]
+    with (
+        key_server(documents) as url,
+        relay("--subscribe", "jwt", "--jwt-jwks-url", url, "--jwt-jwks-refresh", "1s") as server,
+    ):
+
+        def status(name: str) -> int:
+            own = token(pairs[name], "ES256", {"kid": name})
+            return server.request("HEAD", "/events?topic=orders.eu", headers=bearer(own))[0]
+
+        deadline = time.monotonic() + TIMEOUT_S
+        while status("new") != 200:
+            assert status("new") in (401, 503, 200)
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert status("old") == 401
+
+
+def test_until_keys_are_there_tokens_are_answered_with_a_503() -> None:
+    with key_server([b""]) as url, relay("--subscribe", "jwt", "--jwt-jwks-url", url) as server:
+        assert asked(server, "/events?topic=orders.eu", bearer(token())) == 503
+        logged(server, "the JWKS cannot be fetched")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--subscribe", "jwt", "--jwt-key", "short"), "at least 32 bytes"),
+        (("--jwt-key-file", "/nonexistent/key"), "No such file"),
+        (("--publish-token-file", "/nonexistent/tokens"), "No such file"),
+    ],
+)
+def test_credentials_that_cannot_be_used_are_an_error_at_the_start(arguments: tuple[str, ...], text: str) -> None:
+    with pytest.raises(AssertionError, match=text):
+        Relay(*arguments)
