@@ -62,6 +62,21 @@ class Config:
         "text",
         "HOST:PORT",
     )
+    trusted_proxy: tuple[str, ...] = setting(
+        (),
+        "Address or network of a proxy whose X-Forwarded-For is believed, for limits by address.",
+        "text",
+        "NETWORK",
+    )
+    proxy_protocol: bool = setting(
+        False, "Trusted proxies begin each connection with a header of the PROXY protocol, version 1 or 2.", "switch"
+    )
+    refuse_streams: str = setting(
+        "retry",
+        "How a stream is refused for now (draining, over a limit) where text/event-stream is accepted: `retry` is a "
+        "200 that says when to come back and ends, as browsers give up for good on all else; `status` is 503 or 429.",
+        "retry|status",
+    )
     cors_origin: tuple[str, ...] = setting(
         (), "Origin whose pages may read and publish; `*` for any; none by default.", "text", "ORIGIN"
     )
@@ -151,6 +166,12 @@ class Config:
     unix: str = setting("", "Path of a Unix socket for feeders; none by default.", "text", "PATH")
     unix_mode: str = setting("0660", "Mode of the Unix socket: owner and group may publish.", "text", "MODE")
     unix_group: str = setting("", "Group of the Unix socket; the process's own when empty.", "text", "GROUP")
+    unix_user: tuple[str, ...] = setting(
+        (),
+        "User whose processes may publish at the Unix socket; all that the mode lets in when none is named.",
+        "text",
+        "USER",
+    )
     line_bytes_max: int = setting(
         8 * MIB, "Longest line of a feeder; JSON may need six bytes for one of data.", "size", least=1
     )

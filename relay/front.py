@@ -16,6 +16,7 @@ from relay.auth import Auth
 from relay.config import Config
 from relay.deadlines import Deadlines, Waiting
 from relay.event import Event
+from relay.forwarded import Network, parse_networks
 from relay.grant import Grant
 from relay.hub import Subscribe
 from relay.rate import Rates
@@ -49,6 +50,9 @@ class Hub(Protocol):
 
     def subscribe(self, fd: int, request: Subscribe, address: str, now_s: float) -> None:
         """Take the descriptor and open a stream on it; with an error it is not taken."""
+
+    def draw_retry_ms(self) -> int:
+        """Draw the time after which one client shall come back."""
 
     def stats(self, now_s: float) -> dict[str, Any]:
         """Give what /stats shows."""
@@ -100,10 +104,12 @@ class Front:
     deadlines: Deadlines = field(init=False)
     errors: InputErrors = field(init=False)
     page_headers: Headers = field(init=False)
+    proxies: tuple[Network, ...] = field(init=False)
     connections: set[Connection] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.router = Router(self.config)
+        self.proxies = parse_networks(self.config.trusted_proxy)
         self.rates = Rates(self.config.publish_rate)
         self.page_headers = page_headers(self.page)
         self.errors = InputErrors("http", self.metrics, self.loop, logger)

@@ -233,7 +233,7 @@ class Hub:
             # The gap goes before the id behind it: a client cut between the two is told again.
             pending.append(gap)
             if self._config.prime:
-                pending.append(priming(self._draw_retry_ms(), f"{self.log.epoch}-{cursor - 1}"))
+                pending.append(priming(self.draw_retry_ms(), f"{self.log.epoch}-{cursor - 1}"))
             handle = self.engine.add(fd, subscription, address, cursor, b"".join(pending), now_s)
         except OSError:
             self.audiences.release(subscription)
@@ -292,7 +292,8 @@ class Hub:
             self.audiences.complete(subscription, cursor)
         return cursor, gap
 
-    def _draw_retry_ms(self) -> int:
+    def draw_retry_ms(self) -> int:
+        """Draw the time after which one client shall come back."""
         low, high = self._config.retry_min_s, self._config.retry_max_s
         return round(1000 * (low + (high - low) * self._draw()))
 
@@ -367,14 +368,14 @@ class Hub:
     def _caught_up(self, handle: int) -> None:
         self.catchup.drop(handle)
         if self.draining:
-            self.catchup.close(handle, "drain", self._clock(), notice.come_back(self._draw_retry_ms()))
+            self.catchup.close(handle, "drain", self._clock(), notice.come_back(self.draw_retry_ms()))
         else:
             self.engine.live(handle, self.log.head)
 
     def _end(self, handle: int, reason: str, now_s: float) -> None:
         """Close a stream at the end of the frame that it is in; what it has not got yet, it may come back for."""
         self.engine.fall_behind(handle, self._flush.flushed)
-        self.catchup.close(handle, reason, now_s, notice.come_back(self._draw_retry_ms()))
+        self.catchup.close(handle, reason, now_s, notice.come_back(self.draw_retry_ms()))
 
     def revoke(self, valid: Callable[[Grant], bool], now_s: float) -> int:
         """End the streams whose grant is valid no more; return how many."""

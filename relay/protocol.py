@@ -36,13 +36,16 @@ from enum import Enum
 from relay.deadlines import Waiting
 from relay.errors import EventError, RequestError
 from relay.event import Event
+from relay.forwarded import client_address, read_header, trusted
 from relay.front import Front
 from relay.grant import ANYBODY, Grant
 from relay.http import Request, RequestParser
 from relay.hub import Subscribe
+from relay.notice import come_back
 from relay.response import Headers, json_body, respond
 from relay.routes import Options, Publish, Resource, Route, StreamHead, Ticket
 from relay.sources.http import parse_body
+from relay.sse import comment
 
 REQUESTS_A_TURN = 8
 """Requests of one connection that are answered before others get their turn."""
@@ -52,6 +55,7 @@ HOLD_GRACE_S = 5.0
 """What a publish request waits beyond the time that one `block` stream may hold it up."""
 
 _RETRY_AFTER = (("Retry-After", "2"),)
+_FOR_NOW = (429, 503)
 _TEXT = (("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), ("Cache-Control", "no-store"))
 
 logger = logging.getLogger(__name__)
@@ -81,7 +85,9 @@ class FrontProtocol(asyncio.Protocol):
         "_hold_timer",
         "_parser",
         "_paused",
+        "_peer",
         "_phase",
+        "_preamble",
         "_request",
         "_route",
         "_transport",
@@ -97,6 +103,8 @@ class FrontProtocol(asyncio.Protocol):
         self._route: Route | None = None
         self._events: list[Event] = []
         self._grant: Grant = ANYBODY
+        self._peer = "local"
+        self._preamble: bytes | None = None  # what has come of a PROXY header; None where there is none to come
         self._hold_timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
         self.waiting: Waiting | None = None
@@ -107,6 +115,11 @@ class FrontProtocol(asyncio.Protocol):
         """Begin to wait for a request head."""
         self._transport = typing.cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(WRITE_BUFFER_HIGH, WRITE_BUFFER_HIGH // 4)
+        peer = transport.get_extra_info("peername")
+        if isinstance(peer, tuple) and peer:
+            self._peer = str(peer[0])
+        if self._front.config.proxy_protocol and trusted(self._peer, self._front.proxies):
+            self._preamble = b""
         self._front.connections.add(self)
         self._front.deadlines.set(self, Waiting.HEAD)
 
@@ -119,10 +132,30 @@ class FrontProtocol(asyncio.Protocol):
         """Take what came in, and serve what is whole."""
         if self._phase in (Phase.LINGERING, Phase.OVER):
             return
+        if self._preamble is not None:
+            data = self._take_preamble(self._preamble + data)
+            if not data:
+                return
         self._parser.feed(data)
         if self.waiting is Waiting.REST:
             self._front.deadlines.set(self, Waiting.HEAD)
         self._guarded(self._serve)
+
+    def _take_preamble(self, data: bytes) -> bytes:
+        """Read the PROXY header, once it is whole; return what follows it."""
+        try:
+            found = read_header(data)
+        except RequestError as error:
+            self._front.errors.report("proxy", "refused a connection of %s: %s", self._peer, error.reason)
+            self._transport.abort()
+            return b""
+        if found is None:
+            self._preamble = data
+            return b""
+        address, length = found
+        self._peer = address or self._peer
+        self._preamble = None
+        return data[length:]
 
     def eof_received(self) -> bool:
         """Close: all that came whole has been answered, since nothing is read before that."""
@@ -216,8 +249,8 @@ class FrontProtocol(asyncio.Protocol):
         if isinstance(route, Subscribe):
             self._hand_over(route)
         elif isinstance(route, StreamHead):
-            head = route.head.replace(b"Connection: keep-alive\r\n", b"Connection: close\r\n")
-            self._answer(head, keep=False)
+            assert self._request is not None
+            self._answer(front.router.closing_head(self._request), keep=False)
         elif isinstance(route, Publish):
             self._publish(route, body)
         elif isinstance(route, Options):
@@ -379,8 +412,30 @@ class FrontProtocol(asyncio.Protocol):
         if error.status in (400, 401, 403, 408, 413, 415, 417, 429, 431, 501, 505):
             kind = "token" if error.status == 401 else "request"
             self._front.errors.report(kind, "refused a request of %s: %s", self._address(), error.reason)
+        if error.status in _FOR_NOW and self._asks_for_events():
+            self._send_away(error)
+            return
         headers, body = json_body({"error": error.reason})
         self._respond(error.status, (*headers, *error.headers), body)
+
+    def _asks_for_events(self) -> bool:
+        """Whether the request is a browser's for a stream, and the settings want it told by a stream to come back."""
+        request = self._request
+        return (
+            self._front.config.refuse_streams == "retry"
+            and request is not None
+            and request.method == "GET"
+            and request.path.startswith("/events")
+            and "text/event-stream" in request.headers.get("accept", "")
+        )
+
+    def _send_away(self, error: RequestError) -> None:
+        """Answer by a stream that says when to come back, and ends: an EventSource fails for good on a status."""
+        assert self._request is not None
+        after_ms = 1000 * int(dict(error.headers).get("Retry-After", "0"))
+        head = self._front.router.closing_head(self._request)
+        text = comment(error.reason) + come_back(after_ms + self._front.hub.draw_retry_ms())
+        self._answer(head + text, keep=False)
 
     def _refuse_event(self, error: EventError) -> None:
         """Answer a publish request whose events cannot be taken."""
@@ -413,9 +468,11 @@ class FrontProtocol(asyncio.Protocol):
         self._front.deadlines.set(self, waiting)
 
     def _address(self) -> str:
-        """Give the address at the other end, without the port; as much of it as limits go by."""
-        peer = self._transport.get_extra_info("peername")
-        return str(peer[0]) if isinstance(peer, tuple) and peer else "local"
+        """Give the client's address, without the port; as much of it as limits go by."""
+        forwarded = self._request.headers.get("x-forwarded-for") if self._request else None
+        if not forwarded or not self._front.proxies:
+            return self._peer
+        return client_address(self._peer, forwarded, self._front.proxies)
 
     def _end(self) -> None:
         """Give up what the connection holds."""

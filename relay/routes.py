@@ -31,9 +31,8 @@ _PREFLIGHT_MAX_AGE_S = 7200
 
 @dataclass(frozen=True, slots=True)
 class StreamHead:
-    """Answer a HEAD of a stream with that head, and close."""
+    """Answer a HEAD of a stream with the head that it would have, and close."""
 
-    head: bytes
     terms: tuple[str, ...]
 
 
@@ -99,6 +98,11 @@ class Router:
         origin = request.headers.get("origin") if request else None
         return self._cors.get(origin, self._cors[None])
 
+    def closing_head(self, request: Request) -> bytes:
+        """Give the head of a stream that ends at once."""
+        head = self._heads.get(request.headers.get("origin"), self._heads[None])
+        return head.replace(b"Connection: keep-alive\r\n", b"Connection: close\r\n")
+
     def route(self, request: Request) -> Route:
         """Tell what a request asks for.
 
@@ -111,7 +115,7 @@ class Router:
             if request.method == "OPTIONS":
                 return self._options(request, _READ)
             stream = self._subscribe(request)
-            return StreamHead(stream.head, stream.terms) if request.method == "HEAD" else stream
+            return StreamHead(stream.terms) if request.method == "HEAD" else stream
         if path == "/publish":
             _check_method(request, _WRITE)
             return self._options(request, _WRITE) if request.method == "OPTIONS" else self._publish(request)

@@ -24,6 +24,7 @@ from relay.config import (
     size_text,
 )
 from relay.errors import ConfigError, EventError
+from relay.forwarded import parse_networks
 from relay.topic import check_term, check_topic
 
 PREFIX = "RELAY_"
@@ -208,6 +209,12 @@ def _check_front(config: Config) -> None:
             parse_address(address)
         except ValueError as error:
             raise ConfigError(f"listen: {error}") from None
+    try:
+        parse_networks(config.trusted_proxy)
+    except ValueError as error:
+        raise ConfigError(f"trusted-proxy: {error}") from None
+    if config.proxy_protocol and not config.trusted_proxy:
+        raise ConfigError("proxy-protocol: trusted-proxy must name who may send it")
     for origin in config.cors_origin:
         if not _ORIGIN.fullmatch(origin):
             raise ConfigError(

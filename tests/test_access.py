@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.process import TIMEOUT_S, TOKEN, Relay, Stream, relay
+from tests.process import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, relay
 
 SECRET = "s" * 64
 JWT = ("--subscribe", "jwt", "--jwt-key", SECRET)
@@ -155,6 +156,17 @@ def test_a_token_that_publishes_too_much_is_told_when_to_go_on() -> None:
         assert server.stats()["events"] == 10
 
 
+def test_the_unix_socket_may_be_for_some_users_only(tmp_path: Path) -> None:
+    path, own, other = tmp_path / "feed.sock", str(os.getuid()), str(os.getuid() + 1)
+    with relay("--unix", str(path), "--unix-user", own) as server, Feeder(path) as feeder:
+        feeder.publish(data="taken")
+        assert server.stats()["events"] == 1
+    with relay("--unix", str(path), "--unix-user", other) as server, Feeder(path) as feeder:
+        assert feeder.answer() == {"error": "this user may not publish"}
+        assert server.stats()["events"] == 0
+        assert server.metric("relay_input_errors_total") == 1
+
+
 @contextmanager
 def key_server(documents: list[bytes]) -> Iterator[str]:
     """The address of a JWKS; each request gets the next document, the last one for ever; empty is a 500."""
@@ -214,6 +226,7 @@ def test_until_keys_are_there_tokens_are_answered_with_a_503() -> None:
         (("--subscribe", "jwt", "--jwt-key", "short"), "at least 32 bytes"),
         (("--jwt-key-file", "/nonexistent/key"), "No such file"),
         (("--publish-token-file", "/nonexistent/tokens"), "No such file"),
+        (("--unix", "/nonexistent/relay.sock", "--unix-user", "no such user"), "there is no such user"),
     ],
 )
 def test_credentials_that_cannot_be_used_are_an_error_at_the_start(arguments: tuple[str, ...], text: str) -> None:

@@ -73,6 +73,9 @@ class FakeHub:
         stream.send(request.head + b"data: first\n\n")
         self.streams.append((stream, request, address))
 
+    def draw_retry_ms(self) -> int:
+        return 1234
+
     def stats(self, now_s: float) -> dict[str, Any]:
         return {"streams": len(self.streams), "now_s": now_s}
 

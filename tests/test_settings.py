@@ -39,12 +39,14 @@ def test_every_setting_is_taken_by_flag_variable_and_file() -> None:
         "retry-min": "2s",
         "exit-on-eof": "yes",
         "history-bytes": "9MiB",
+        "trusted-proxy": "10.0.0.0/8",
+        "proxy-protocol": "yes",
         "jwt-jwks-url": "https://a.example/keys",
     }
     for name, each in SETTINGS.items():
         kind = each.metadata["kind"]
         text = own.get(name) or samples.get(kind) or kind.split("|")[-1]
-        needed = {"jwt-key": "x"} if name == "subscribe" else {}
+        needed = {"subscribe": {"jwt-key": "x"}, "proxy-protocol": {"trusted-proxy": "::1"}}.get(name, {})
         by_flag = load({name: text, **needed}, {})
         assert by_flag == load(needed, {variable(name): text}) == load(needed, {}, {name: text}), name
         assert by_flag == load(needed, {}, {name.replace("-", "_"): text})
@@ -124,6 +126,8 @@ def test_variables_that_are_no_settings_are_let_be() -> None:
         ("cors-origin", ["a.example"], "cors-origin"),
         ("publish-token", "two words", "publish-token"),
         ("subscribe", "jwt", "needs a key"),
+        ("trusted-proxy", ["10.0.0.1/8"], "host bits"),
+        ("proxy-protocol", True, "trusted-proxy must name"),
         ("jwt-jwks-url", "http://example.com/jwks", "over https"),
         ("topic", "a..b", "topic: has an empty level"),
         ("topic", "a.*", "topic:"),

@@ -23,7 +23,7 @@ from relay.sources.feeder import READ_BYTES, Feeder
 from relay.sources.input_errors import Counter, InputErrors
 from relay.sources.intake import ANSWER_BYTES_MAX, Intake, Publisher
 from relay.sources.lines import LineSplitter, parse_line
-from relay.sources.unix_listener import bind_unix, identity
+from relay.sources.unix_listener import bind_unix, identity, parse_users
 
 ACCEPTS_A_TURN = 16
 """Feeders accepted in a row."""
@@ -128,7 +128,7 @@ class UnixSource:
     """The listener and its feeders.
 
     Args:
-        config: `unix`, `unix_mode`, `unix_group`, `topic`, `line_bytes_max`.
+        config: `unix`, `unix_mode`, `unix_group`, `unix_user`, `topic`, `line_bytes_max`.
         hub: takes the events.
         metrics: counts bad input as `unix`.
         loop: the event loop.
@@ -151,15 +151,17 @@ class UnixSource:
         self._errors = InputErrors("unix", metrics, loop, _logger)
         self._listener: socket.socket | None = None
         self._file: tuple[int, int] | None = None
+        self._users: frozenset[int] = frozenset()
         self._count = 0
 
     def open(self) -> None:
         """Listen, and take feeders from now on.
 
         Raises:
-            ConfigError: the path, the mode or the group cannot be used.
+            ConfigError: the path, the mode, the group or a user cannot be used.
         """
         config = self._config
+        self._users = parse_users(config.unix_user)
         self._listener = bind_unix(config.unix, config.unix_mode, config.unix_group, config.backlog)
         self._file = identity(config.unix)
         self._loop.add_reader(self._listener.fileno(), self._on_acceptable)
@@ -200,8 +202,14 @@ class UnixSource:
 
     def _add(self, connection: socket.socket) -> None:
         self._count += 1
-        name = f"unix feeder {self._count} (pid {_peer_pid(connection)})"
-        errors = self._errors
+        pid, user = _peer(connection)
+        name, errors = f"unix feeder {self._count} (pid {pid})", self._errors
+        if self._users and user not in self._users:
+            errors.report("user", "%s: user %d may not publish", name, user)
+            with contextlib.suppress(OSError):
+                connection.send(b'{"error": "this user may not publish"}\n', socket.MSG_DONTWAIT)
+            connection.close()
+            return
 
         def complain(kind: str, number: int, reason: str) -> None:
             errors.report(kind, "%s, line %d: %s", name, number, reason)
@@ -215,6 +223,8 @@ class UnixSource:
         feeder.start()
 
 
-def _peer_pid(connection: socket.socket) -> int:
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[0])
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """Return the process and the user at the other end, as they were when it connected (unix(7), SO_PEERCRED)."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+    process, user, _ = struct.unpack("iII", credentials)
+    return process, user

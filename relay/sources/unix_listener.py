@@ -9,8 +9,10 @@ import contextlib
 import errno
 import grp
 import os
+import pwd
 import socket
 import stat
+from collections.abc import Iterable
 
 from relay.errors import ConfigError
 
@@ -61,6 +63,24 @@ def bind_unix(path: str, mode: str, group: str, backlog: int) -> socket.socket:
             raise ConfigError(f"unix socket {path}: {error.strerror or error}") from None
         raise
     return listener
+
+
+def parse_users(users: Iterable[str]) -> frozenset[int]:
+    """Return the numbers of users, which are given by name or number.
+
+    Raises:
+        ConfigError: there is no such user.
+    """
+    return frozenset(map(_parse_user, users))
+
+
+def _parse_user(text: str) -> int:
+    if text.isascii() and text.isdigit():
+        return int(text)
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except KeyError:
+        raise ConfigError(f"unix-user {text!r}: there is no such user") from None
 
 
 def identity(path: str) -> tuple[int, int] | None:
