@@ -49,7 +49,10 @@ class Metrics(Collector):
             registry=self.registry,
         )
         self._input_errors = Counter(
-            "relay_input_errors", "Input that was refused.", ("source", "kind"), registry=self.registry
+            "relay_input_errors",
+            "Input that was refused, by source and kind.",
+            ("source", "kind"),
+            registry=self.registry,
         )
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
@@ -77,7 +80,7 @@ class Metrics(Collector):
         hub = self.hub
         if hub is None:
             return
-        engine, log = hub.engine, hub.log
+        engine, log, actions = hub.engine, hub.log, hub.catchup.actions
         yield _gauge("relay_streams", "Open streams.", engine.open)
         yield _gauge("relay_streams_max", "Streams that may be open.", hub.streams_max)
         yield _gauge("relay_streams_lagging", "Open streams that lag or replay.", len(hub.catchup.streams))
@@ -92,10 +95,10 @@ class Metrics(Collector):
         yield _counter("relay_deliveries", "Events handed to the kernel for a stream.", engine.deliveries)
         yield _counter("relay_sent_bytes", "Bytes handed to the kernel.", engine.bytes)
         yield _counter("relay_writes", "Calls of send().", engine.writes)
-        yield _counter("relay_short_writes", "Those of them that the kernel did not take whole.", engine.short_writes)
-        yield _labelled("relay_policy_actions", "What policies did to slow streams.", "policy", hub.catchup.actions)
-        yield _labelled("relay_closes", "Streams closed.", "reason", hub.closes)
-        yield _labelled("relay_resumes", "Streams that came with a last id.", "result", hub.resumes)
+        yield _counter("relay_short_writes", "Calls of send() that the kernel did not take whole.", engine.short_writes)
+        yield _labelled("relay_policy_actions", "What was done to slow streams, by policy.", "policy", actions)
+        yield _labelled("relay_closes", "Streams closed, by reason.", "reason", hub.closes)
+        yield _labelled("relay_resumes", "Streams that came with a last id, by result.", "result", hub.resumes)
 
 
 def _gauge(name: str, help: str, value: float) -> Metric:
