@@ -28,7 +28,7 @@ BODY_BYTES_PER_S_MIN = 64 * 1024
 LINGER_S = 2.0
 """How long a client may take to close after its last answer."""
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class Hub(Protocol):
@@ -49,9 +49,6 @@ class Hub(Protocol):
 
     def subscribe(self, fd: int, request: Subscribe, address: str, now_s: float) -> None:
         """Take the descriptor and open a stream on it; with an error it is not taken."""
-
-    def stats(self, now_s: float) -> dict[str, Any]:
-        """Give what /stats shows."""
 
 
 class Metrics(Protocol):
@@ -82,6 +79,7 @@ class Front:
         hub: where events go in and streams are opened.
         config: the settings.
         metrics: counters, and what /metrics shows.
+        stats: gives what /stats shows, at the hub's `now_s`.
         page: the document at `/`.
         auth: who may do what.
         loop: the running loop.
@@ -91,6 +89,7 @@ class Front:
     hub: Hub
     config: Config
     metrics: Metrics
+    stats: Callable[[float], dict[str, Any]]
     page: bytes
     auth: Auth
     loop: asyncio.AbstractEventLoop
@@ -106,7 +105,7 @@ class Front:
         self.router = Router(self.config)
         self.rates = Rates(self.config.publish_rate)
         self.page_headers = page_headers(self.page)
-        self.errors = InputErrors("http", self.metrics, self.loop, logger)
+        self.errors = InputErrors("http", self.metrics, self.loop, _logger)
         head_s = self.config.head_timeout_s
         self.deadlines = Deadlines(
             self.loop,
