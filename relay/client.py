@@ -38,7 +38,7 @@ RETRY_AFTER_S_MAX = 300.0
 # What RFC 9110 section 5.5 lets a header's value be; any other last id travels in the query.
 _HEADER_VALUE = re.compile(r"[^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?")
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class Backoff:
@@ -162,7 +162,7 @@ async def subscribe(
                 return
             except _LostError as lost:
                 wait_s = backoff.wait_s(max(lost.asked_s, position.retry_s))
-                logger.warning("%s; reconnecting in %.1f s", lost, wait_s)
+                _logger.warning("%s; reconnecting in %.1f s", lost, wait_s)
             await sleep(wait_s)
 
 

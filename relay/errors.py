@@ -5,6 +5,12 @@ Owns the exception types; never logs and never formats a response.
 
 from __future__ import annotations
 
+RETRY_SOON = (("Retry-After", "2"),)
+"""Headers of a refusal that is over in a moment: a drain, a held topic."""
+
+RETRY_LATER = (("Retry-After", "5"),)
+"""Headers of a refusal that somebody has to go for: the server, or one address or subject, is full."""
+
 
 class RelayError(Exception):
     """Base class of every error that relay raises on purpose."""

@@ -29,7 +29,7 @@ BODY_BYTES_PER_S_MIN = 64 * 1024
 LINGER_S = 2.0
 """How long a client may take to close after its last answer."""
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class Hub(Protocol):
@@ -53,9 +53,6 @@ class Hub(Protocol):
 
     def draw_retry_ms(self) -> int:
         """Draw the time after which one client shall come back."""
-
-    def stats(self, now_s: float) -> dict[str, Any]:
-        """Give what /stats shows."""
 
 
 class Metrics(Protocol):
@@ -86,6 +83,7 @@ class Front:
         hub: where events go in and streams are opened.
         config: the settings.
         metrics: counters, and what /metrics shows.
+        stats: gives what /stats shows, at the hub's `now_s`.
         page: the document at `/`.
         auth: who may do what.
         loop: the running loop.
@@ -95,6 +93,7 @@ class Front:
     hub: Hub
     config: Config
     metrics: Metrics
+    stats: Callable[[float], dict[str, Any]]
     page: bytes
     auth: Auth
     loop: asyncio.AbstractEventLoop
@@ -112,7 +111,7 @@ class Front:
         self.proxies = parse_networks(self.config.trusted_proxy)
         self.rates = Rates(self.config.publish_rate)
         self.page_headers = page_headers(self.page)
-        self.errors = InputErrors("http", self.metrics, self.loop, logger)
+        self.errors = InputErrors("http", self.metrics, self.loop, _logger)
         head_s = self.config.head_timeout_s
         self.deadlines = Deadlines(
             self.loop,

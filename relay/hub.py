@@ -16,13 +16,13 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from relay import notice
 from relay.audience import Audiences, Subscription
 from relay.catchup import CatchUp, Observer
 from relay.config import Config
-from relay.errors import EventError, RequestError
+from relay.errors import RETRY_LATER, RETRY_SOON, EventError, RequestError
 from relay.event import Event
 from relay.flush import SLICE_S, Flush
 from relay.grant import ANYBODY, Grant
@@ -31,7 +31,7 @@ from relay.log import Log
 from relay.policy import Rules
 from relay.speedups import Engine
 from relay.sse import comment, encode, priming
-from relay.topic import JOINT, check_topic, disjoint
+from relay.topic import check_topic, disjoint
 
 ID_CHARACTERS_MAX = 1024
 """Longest id of a publisher: it has to come back in a request head, and in gaps."""
@@ -44,11 +44,6 @@ MAX_AGE_SPREAD = 0.2
 
 ENDED_A_TICK = 200
 """Streams whose lease is over that one tick ends: those that came together come back spread over seconds."""
-
-STATS_TOPICS_MAX = 1000
-STATS_SLOWEST_MAX = 10
-STATS_TOPICS_AGE_S = 1.0
-"""How long a list of topics serves: with 100,000 of them it takes milliseconds to make."""
 
 _logger = logging.getLogger(__name__)
 
@@ -131,7 +126,6 @@ class Hub:
         self.audiences = Audiences(self.log)
         self.catchup = CatchUp(self.log, engine, config.block_timeout_s, self._caught_up, measures.lag_s)
         self.draining = False
-        self.about: Callable[[], dict[str, Any]] = dict  # what its owner adds to the stats
         self.streams_max = streams_max
         self.encodes = 0
         self.closes: Counter[str] = Counter()
@@ -149,8 +143,6 @@ class Hub:
         self._closes_told: Counter[str] = Counter()
         self._drained: Callable[[], None] | None = None
         self._woken = False
-        self._topics: list[dict[str, Any]] = []
-        self._topics_made_s = -math.inf
         self._flush = Flush(self.log, engine, self._fall_behind, measures.flush_s, measures.written_s, clock)
 
     # Publishing
@@ -260,15 +252,15 @@ class Hub:
 
     def _admit(self, address: str, grant: Grant) -> None:
         if self.draining:
-            raise RequestError(503, "the server is draining", (("Retry-After", "1"),))
+            raise RequestError(503, "the server is draining", RETRY_SOON)
         if self.engine.open >= self.streams_max:
-            raise RequestError(503, f"all {self.streams_max} streams are taken", (("Retry-After", "5"),))
+            raise RequestError(503, f"all {self.streams_max} streams are taken", RETRY_LATER)
         address_max = self._config.streams_per_address_max
         if address_max and self._addresses[address] >= address_max:
-            raise RequestError(429, f"this address has {address_max} streams already", (("Retry-After", "5"),))
+            raise RequestError(429, f"this address has {address_max} streams already", RETRY_LATER)
         subject_max = self._config.streams_per_subject_max
         if subject_max and self.leases.subjects[grant.subject] >= subject_max:
-            raise RequestError(429, f"this subject has {subject_max} streams already", (("Retry-After", "5"),))
+            raise RequestError(429, f"this subject has {subject_max} streams already", RETRY_LATER)
 
     def _start(self, request: Subscribe, subscription: Subscription, now_s: float) -> tuple[int, bytes]:
         """Return the cursor at which a stream begins, and what it has to be told of a gap before it."""
@@ -434,53 +426,3 @@ class Hub:
 
     def _forget(self, topic: str) -> None:
         self.audiences.forget_topic(topic)
-
-    # Looking in
-
-    def stats(self, now_s: float) -> dict[str, Any]:
-        """Return what is going on, as JSON values; topics and slowest streams are bounded."""
-        log, engine = self.log, self.engine
-        return {
-            **self.about(),
-            "ready": not self.draining,
-            "streams": engine.open,
-            "lagging": len(self.catchup.streams),
-            "events": log.head - 1,
-            "encodes": self.encodes,
-            "deliveries": engine.deliveries,
-            "bytes": engine.bytes,
-            "writes": engine.writes,
-            "short_writes": engine.short_writes,
-            "log": {
-                "head": log.head,
-                "tail": log.tail,
-                "events": len(log),
-                "bytes": log.bytes,
-                "bytes_max": log.bytes_max,
-            },
-            "policy_actions": dict(self.catchup.actions),
-            "closes": dict(self.closes),
-            "resumes": dict(self.resumes),
-            "topics_total": len(log.topics),
-            "topics": self._stats_topics(now_s),
-            "slowest": [
-                {
-                    "address": engine.address(handle),
-                    "topics": JOINT.join(cast(Subscription, engine.subscription(handle)).terms).split(JOINT)[:10],
-                    "policy": str(cast(Subscription, engine.subscription(handle)).rule.policy),
-                    "lag_events": lag.events,
-                    "lag_bytes": lag.bytes,
-                    "lag_s": round(lag.age_s, 3),
-                }
-                for handle, lag in self.catchup.slowest(STATS_SLOWEST_MAX, now_s)
-            ],
-        }
-
-    def _stats_topics(self, now_s: float) -> list[dict[str, Any]]:
-        if now_s - self._topics_made_s >= STATS_TOPICS_AGE_S:
-            self._topics_made_s = now_s
-            self._topics = [
-                {"topic": topic.name, "subscribers": subscribers, "retained": topic.retained}
-                for topic, subscribers in self.audiences.most_subscribed(STATS_TOPICS_MAX)
-            ]
-        return self._topics

@@ -18,41 +18,59 @@ FLUSH_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 LAG_BUCKETS_S = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 
 
-class Metrics(Collector):
-    """All metrics of one server."""
+class Histograms:
+    """What the hub and the loop measure, in seconds.
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.hub: Hub | None = None
+    Args:
+        registry: takes them.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
         self.flush_s = Histogram(
             "relay_flush_seconds",
             "Time from the beginning to the end of a flush to the live streams.",
             buckets=FLUSH_BUCKETS_S,
-            registry=self.registry,
+            registry=registry,
         )
         self.written_s = Histogram(
             "relay_publish_to_write_seconds",
             "Time from publishing the oldest event of a flush to its last write; of live streams only.",
             buckets=FLUSH_BUCKETS_S,
-            registry=self.registry,
+            registry=registry,
         )
         self.lag_s = Histogram(
             "relay_lag_seconds",
             "Age of the next event that a stream behind needs; of some of them, four times a second.",
             buckets=LAG_BUCKETS_S,
-            registry=self.registry,
+            registry=registry,
         )
         self.stall_s = Histogram(
             "relay_loop_stall_seconds",
             "How much later than it should the event loop ran a timer: every second, or 0.25 s with streams behind.",
             buckets=FLUSH_BUCKETS_S,
-            registry=self.registry,
+            registry=registry,
         )
+
+
+class Metrics(Collector):
+    """All metrics of one server.
+
+    Args:
+        hub: its counts are read when they are asked for.
+        registry: takes the metrics, and may have others.
+    """
+
+    def __init__(self, hub: Hub, registry: CollectorRegistry) -> None:
+        self._hub = hub
+        self._registry = registry
         self._input_errors = Counter(
-            "relay_input_errors", "Input that was refused.", ("source", "kind"), registry=self.registry
+            "relay_input_errors",
+            "Input that was refused, by source and kind.",
+            ("source", "kind"),
+            registry=registry,
         )
-        self.registry.register(self)
-        ProcessCollector(registry=self.registry)
+        registry.register(self)
+        ProcessCollector(registry=registry)
 
     def input_error(self, source: str, kind: str) -> None:
         """Count an input that was refused.
@@ -70,14 +88,12 @@ class Metrics(Collector):
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
         """Yield what hub and engine count; called by the registry."""
-        hub = self.hub
-        if hub is None:
-            return
-        engine, log = hub.engine, hub.log
+        hub = self._hub
+        engine, log, actions = hub.engine, hub.log, hub.catchup.actions
         yield _gauge("relay_streams", "Open streams.", engine.open)
         yield _gauge("relay_streams_max", "Streams that may be open.", hub.streams_max)
         yield _gauge("relay_streams_lagging", "Open streams that lag or replay.", len(hub.catchup.streams))
@@ -92,10 +108,10 @@ class Metrics(Collector):
         yield _counter("relay_deliveries", "Events handed to the kernel for a stream.", engine.deliveries)
         yield _counter("relay_sent_bytes", "Bytes handed to the kernel.", engine.bytes)
         yield _counter("relay_writes", "Calls of send().", engine.writes)
-        yield _counter("relay_short_writes", "Those of them that the kernel did not take whole.", engine.short_writes)
-        yield _labelled("relay_policy_actions", "What policies did to slow streams.", "policy", hub.catchup.actions)
-        yield _labelled("relay_closes", "Streams closed.", "reason", hub.closes)
-        yield _labelled("relay_resumes", "Streams that came with a last id.", "result", hub.resumes)
+        yield _counter("relay_short_writes", "Calls of send() that the kernel did not take whole.", engine.short_writes)
+        yield _labelled("relay_policy_actions", "What was done to slow streams, by policy.", "policy", actions)
+        yield _labelled("relay_closes", "Streams closed, by reason.", "reason", hub.closes)
+        yield _labelled("relay_resumes", "Streams that came with a last id, by result.", "result", hub.resumes)
 
 
 def _gauge(name: str, help: str, value: float) -> Metric:

@@ -34,7 +34,7 @@ from dataclasses import replace
 from enum import Enum
 
 from relay.deadlines import Waiting
-from relay.errors import EventError, RequestError
+from relay.errors import RETRY_SOON, EventError, RequestError
 from relay.event import Event
 from relay.forwarded import client_address, read_header, trusted
 from relay.front import Front
@@ -54,11 +54,10 @@ WRITE_BUFFER_HIGH = 64 * 1024
 HOLD_GRACE_S = 5.0
 """What a publish request waits beyond the time that one `block` stream may hold it up."""
 
-_RETRY_AFTER = (("Retry-After", "2"),)
 _FOR_NOW = (429, 503)
 _TEXT = (("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), ("Cache-Control", "no-store"))
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class Phase(Enum):
@@ -204,7 +203,7 @@ class FrontProtocol(asyncio.Protocol):
         try:
             step()
         except Exception:
-            logger.exception("a connection of the front failed")
+            _logger.exception("a connection of the front failed")
             self.abort()
 
     def _continue(self) -> None:
@@ -271,7 +270,7 @@ class FrontProtocol(asyncio.Protocol):
         """
         route = self._front.router.route(request)
         if isinstance(route, Publish | Subscribe) and self._front.hub.draining:
-            raise RequestError(503, "the server is draining", _RETRY_AFTER)
+            raise RequestError(503, "the server is draining", RETRY_SOON)
         if isinstance(route, Subscribe | StreamHead):
             grant = self._front.auth.subscriber(request)
             grant.check_subscribe(route.terms)
@@ -297,7 +296,7 @@ class FrontProtocol(asyncio.Protocol):
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            raise RequestError(503, "the server is out of descriptors", _RETRY_AFTER) from None
+            raise RequestError(503, "the server is out of descriptors", RETRY_SOON) from None
         try:
             front.hub.subscribe(fd, subscribe, self._address(), front.clock())
         except (RequestError, OSError):
@@ -374,7 +373,7 @@ class FrontProtocol(asyncio.Protocol):
         """Answer that the topics stayed held."""
         self._end_hold()
         self._events = []
-        self._refuse(RequestError(503, "a slow stream holds up the topic", _RETRY_AFTER))
+        self._refuse(RequestError(503, "a slow stream holds up the topic", RETRY_SOON))
         self._continue()
 
     def _end_hold(self) -> None:
@@ -397,7 +396,7 @@ class FrontProtocol(asyncio.Protocol):
         elif resource is Resource.METRICS:
             self._respond(200, _TEXT, front.metrics.render())
         else:
-            self._respond(200, *json_body(front.hub.stats(front.clock())))
+            self._respond(200, *json_body(front.stats(front.clock())))
 
     def _respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """Answer the current request; go on with the connection if both sides can."""

@@ -25,7 +25,7 @@ PUBLISH_TIMEOUT_S = 30.0
 """Above the time that a `block` stream may hold up a publisher, 10 s by default."""
 IN_FLIGHT_MAX = 1024
 """Events of one `Publisher` that may wait for their acknowledgement."""
-ANSWER_BYTES_MAX = 1024 * 1024
+ANSWER_LINE_BYTES_MAX = 1024 * 1024
 """Longest line that a relay answers."""
 REASON_BYTES_MAX = 4096
 """What is read of an answer that says why a request was refused."""
@@ -192,7 +192,7 @@ class Publisher:
         """
         try:
             self._reader, self._writer = await asyncio.open_unix_connection(
-                self._path, limit=ANSWER_BYTES_MAX
+                self._path, limit=ANSWER_LINE_BYTES_MAX
             )
         except OSError as error:
             raise RelayError(f"cannot connect to {self._path}: {error.strerror or error}") from None

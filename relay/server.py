@@ -19,20 +19,21 @@ import socket
 import sys
 import time
 from importlib import metadata
-from typing import Any
 
 import uvloop
+from prometheus_client import CollectorRegistry
 
 from relay.config import Config, parse_address
 from relay.credentials import Credentials
 from relay.errors import ConfigError
 from relay.front import Front
 from relay.hub import Hub
-from relay.metrics import Metrics
+from relay.metrics import Histograms, Metrics
 from relay.protocol import FrontProtocol
 from relay.sources.stdin import StdinSource, stdin_fd
 from relay.sources.unix import UnixSource
 from relay.speedups import ENGINE, Engine
+from relay.stats import Stats
 
 DESCRIPTORS_RESERVED = 128
 """Descriptors kept for listeners, feeders, ordinary requests and handshakes, which need two for a moment."""
@@ -140,22 +141,22 @@ class Server:
 
     def __init__(self, config: Config, descriptors: int) -> None:
         self.config = config
-        self.metrics = Metrics()
         available = descriptors - DESCRIPTORS_RESERVED
         if config.streams_max > available:
             raise ConfigError(f"streams-max: {config.streams_max} streams need more than {descriptors} descriptors")
+        registry = CollectorRegistry()
+        self._histograms = Histograms(registry)
         self.hub = Hub(
             config,
             Engine(config.discard_bytes_max),
             epoch=secrets.token_hex(4),
             streams_max=config.streams_max or available,
-            measures=self.metrics,
+            measures=self._histograms,
             clock=time.monotonic,
             wake=self._wake,
         )
-        self.hub.about = self._about
-        self.metrics.hub = self.hub
-        self._started_s = time.monotonic()
+        self.metrics = Metrics(self.hub, registry)
+        self._stats = Stats(self.hub, self.metrics.input_errors, time.monotonic())
         self._loop: asyncio.AbstractEventLoop
         self._front: Front
         self._credentials: Credentials
@@ -165,8 +166,6 @@ class Server:
         self._stdin: StdinSource | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stop: asyncio.Event
-        self._gc_again_s = 0.0
-        self._gc_count = 0
 
     async def serve(self) -> None:
         """Open everything, serve until told to stop, drain, close everything."""
@@ -186,7 +185,8 @@ class Server:
         self._credentials = Credentials(config, own_token, wall=time.time, changed=self._revoke)
         self._credentials.start(loop)
         page = importlib.resources.files("relay").joinpath("pages/index.html").read_bytes()
-        self._front = Front(self.hub, config, self.metrics, page, self._credentials.auth, loop, time.monotonic)
+        auth, stats = self._credentials.auth, self._stats.collect
+        self._front = Front(self.hub, config, self.metrics, stats, page, auth, loop, time.monotonic)
         if config.unix:
             self._unix = UnixSource(config, self.hub, self.metrics, loop)
             self._unix.open()
@@ -197,9 +197,9 @@ class Server:
             self._listeners.append(server)
             host, port = each.getsockname()[:2]
             _logger.info("serving at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
-        if own_token in self._credentials.auth.tokens and sys.stderr.isatty():
+        if own_token in auth.tokens and sys.stderr.isatty():
             print(f"token for POST /publish, this run only: {own_token}", file=sys.stderr, flush=True)
-        elif own_token in self._credentials.auth.tokens:
+        elif own_token in auth.tokens:
             # What is not a terminal is a log, which is kept and shipped: no secret goes there.
             _logger.warning("no publish-token is set, so that nobody can publish over HTTP")
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -231,7 +231,7 @@ class Server:
     def _tick(self, due_s: float) -> None:
         interval_s = TICK_BEHIND_S if self.hub.catchup.busy else TICK_S
         self._timers["tick"] = self._loop.call_later(interval_s, self._tick, self._loop.time() + interval_s)
-        self.metrics.stall_s.observe(max(0.0, self._loop.time() - due_s))
+        self._histograms.stall_s.observe(max(0.0, self._loop.time() - due_s))
         self.hub.tick(time.monotonic())
 
     def _heartbeat(self) -> None:
@@ -295,20 +295,3 @@ class Server:
         if self._unix is not None:
             self._unix.close()
         self._loop.remove_reader(self.hub.engine.fileno())
-
-    def _about(self) -> dict[str, Any]:
-        """Return what /stats says of the process."""
-        return {
-            "version": metadata.version("relay"),
-            "engine": ENGINE,
-            "uptime_s": round(time.monotonic() - self._started_s, 3),
-            "input_errors": self.metrics.input_errors(),
-            "gc_objects": self._gc_objects(),
-        }
-
-    def _gc_objects(self) -> int:
-        """Return how many objects the garbage collector walks; counted at most once a second, since that walks them."""
-        now_s = time.monotonic()
-        if now_s >= self._gc_again_s:
-            self._gc_again_s, self._gc_count = now_s + TICK_S, len(gc.get_objects())
-        return self._gc_count

@@ -16,6 +16,7 @@ from relay.errors import EventError, RelayError, RequestError
 from relay.event import Event
 from tests.scripted_http import HOLD, answer, scripted
 
+TIMEOUT_S = 30.0
 PRIMING = b": relay\nretry: 2000\nid: e-0\n\n"
 
 
@@ -43,7 +44,8 @@ async def collect(
     stream = subscribe(
         url, topics, sleep=waits if waits is not None else Waits(), draw=lambda: 0.5, **options
     )
-    return [event async for event in stream]
+    async with asyncio.timeout(TIMEOUT_S):
+        return [event async for event in stream]
 
 
 async def test_events_come_with_the_last_id_as_of_each() -> None:
@@ -215,7 +217,7 @@ async def test_an_event_over_the_limit_is_an_error() -> None:
 
 async def test_closing_the_generator_closes_the_connection() -> None:
     async with scripted([answer(body=b"data: a\n\n"), HOLD]) as server:
-        async with contextlib.aclosing(subscribe(server.url)) as events:
+        async with asyncio.timeout(TIMEOUT_S), contextlib.aclosing(subscribe(server.url)) as events:
             assert (await anext(events)).data == "a"
         await server.hung_up.wait()
 

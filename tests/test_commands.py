@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
+import termios
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
@@ -214,6 +216,27 @@ def test_top_shows_the_server_once_where_nobody_watches(server: Relay, topic: st
     assert (done.returncode, done.stderr) == (0, "")
     for text in ("ready", "streams", "events/s", "deliveries/s", "slowest", "policies acted"):
         assert text in done.stdout
+
+
+def test_top_draws_one_picture_after_the_other_until_it_is_interrupted(server: Relay) -> None:
+    terminal, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (50, 200))
+    environ = environment(TERM="xterm")
+    with subprocess.Popen(command("top", server.url, "--interval", "0.1"), stdout=theirs, env=environ) as process:
+        os.close(theirs)
+        drawn = b""
+        while drawn.count(b"slowest") < 3:
+            assert select.select([terminal], [], [], TIMEOUT_S)[0]
+            drawn += os.read(terminal, 65536)
+        process.send_signal(signal.SIGINT)
+        while select.select([terminal], [], [], TIMEOUT_S)[0]:
+            try:
+                drawn += os.read(terminal, 65536)
+            except OSError:  # EIO: it has closed its end
+                break
+        os.close(terminal)
+        assert process.wait(TIMEOUT_S) == 0
+    assert b"Traceback" not in drawn
 
 
 def test_top_says_what_is_no_relay(server: Relay) -> None:

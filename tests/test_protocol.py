@@ -188,7 +188,7 @@ async def serve(page: bytes = PAGE, **settings: Any) -> AsyncIterator[Site]:
     hub, metrics = FakeHub(), FakeMetrics()
     config = Config(**settings)
     auth = Auth(config, frozenset({TOKEN}), wall=lambda: 1e9)
-    front = Front(hub=hub, config=config, metrics=metrics, page=page, auth=auth, loop=loop, clock=lambda: 7.0)
+    front = Front(hub, config, metrics, hub.stats, page, auth, loop, clock=lambda: 7.0)
     lost: asyncio.Queue[FrontProtocol] = asyncio.Queue()
 
     class Watched(FrontProtocol):

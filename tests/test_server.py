@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 
 import httpx
@@ -16,7 +18,11 @@ import httpx_sse
 import pytest
 
 from relay.client import subscribe
+from relay.config import Config
+from relay.server import KEEPALIVE_IDLE_S, listen
 from tests.process import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, command, environment, relay, run
+
+PADDING = b": " + b" " * 2048 + b"\n"
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +155,8 @@ def test_httpx_sse_sees_the_stream(server: Relay) -> None:
 async def test_the_projects_own_client_sees_the_stream(server: Relay) -> None:
     server.publish("for our own", "own-client")
     url = f"{server.url}/events"
-    async for event in subscribe(url, topics=("own-client",), since="earliest"):
-        assert event.data == "for our own"
-        break
+    async with asyncio.timeout(TIMEOUT_S), aclosing(subscribe(url, ("own-client",), since="earliest")) as events:
+        assert (await anext(events)).data == "for our own"
 
 
 def test_publishing_needs_the_token_and_the_log_never_has_it(server: Relay) -> None:
@@ -275,6 +280,24 @@ def test_a_stalled_reader_does_not_hold_up_the_drain_beyond_its_limit() -> None:
         stalled.close()
 
 
+def test_an_interrupt_drains_and_a_second_one_ends_it_at_once() -> None:
+    with relay("--drain-timeout", "10m", "--client-buffer", "16KiB") as server:
+        with Stream(server.port) as stream:
+            server.publish("x")
+            assert stream.next().data == "x"
+        healthy, stalled = Stream(server.port, "topic=other"), Stream(server.port, receive_buffer=8192)
+        for _ in range(3):
+            server.publish("\n".join([json.dumps({"data": "x" * 1000})] * 1000), content_type="application/x-ndjson")
+        server.process.send_signal(signal.SIGINT)
+        assert healthy.rest() == []  # its end: the drain is under way, and the other stream holds it up
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait() == 130
+        assert "second signal" in server.log[-1]["message"]
+        healthy.close()
+        stalled.close()
+
+
 def test_lines_on_stdin_are_served_and_eof_may_end_it() -> None:
     with relay("--stdin", "lines", "--exit-on-eof", stdin=subprocess.PIPE) as server, Stream(server.port) as stream:
         assert server.process.stdin is not None
@@ -336,6 +359,48 @@ def test_heartbeats_go_to_idle_streams() -> None:
     with relay("--heartbeat", "100ms") as server, Stream(server.port) as stream:
         raw = stream.read_until(b"\n\n:\n:\n")
         assert b":\n\n" not in raw[2:]
+    with relay("--heartbeat", "100ms", "--heartbeat-as", "padded") as server, Stream(server.port) as stream:
+        stream.read_until(b"\n\n" + 2 * PADDING)
+
+
+def test_a_stream_that_asks_for_padding_begins_with_two_kibibytes_of_it(server: Relay) -> None:
+    with Stream(server.port, "topic=padding&padding") as stream:
+        assert stream.read_until(b"\n\n").startswith(PADDING + b"retry: ")
+
+
+def test_an_event_on_a_topic_that_nobody_follows_is_written_to_nobody() -> None:
+    with relay() as server, Stream(server.port, "topic=followed") as stream, Stream(server.port, "topic=a.*") as other:
+        server.publish("before", "followed")
+        assert stream.next().data == "before"
+        assert b"\n\n" in other.read_until(b"\n\n")
+        before = server.stats()
+        for number in range(10):
+            server.publish(str(number), f"unfollowed.{number}")
+        server.publish("after", "followed")
+        assert stream.next().data == "after"
+        after = server.stats()
+        assert after["events"] == before["events"] + 11
+        assert after["writes"] == before["writes"] + 1
+        assert after["deliveries"] == before["deliveries"] + 1
+
+
+def test_connections_are_accepted_with_the_options_that_bound_a_stream() -> None:
+    config = Config(client_buffer=32 * 1024, client_timeout_s=7.5)
+    with listen("127.0.0.1:0", config) as listener:
+        listener.listen(1)
+        listener.settimeout(TIMEOUT_S)
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+
+            def option(level: int, name: int) -> int:
+                return accepted.getsockopt(level, name)
+
+            tcp = socket.IPPROTO_TCP
+            assert option(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 32 * 1024  # socket(7): the kernel doubles it
+            assert option(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert option(tcp, socket.TCP_KEEPIDLE) == KEEPALIVE_IDLE_S
+            assert option(tcp, socket.TCP_NODELAY) == 1
+            assert option(tcp, socket.TCP_NOTSENT_LOWAT) == 32 * 1024
+            assert option(tcp, socket.TCP_USER_TIMEOUT) == 7500
 
 
 def limited(limit: str, *arguments: str) -> subprocess.CompletedProcess[str]:
