@@ -17,10 +17,10 @@ INSTALLED := $(VENV)/.installed-$(RELAY_BUILD)
 INSTALLED_TEST := $(INSTALLED)-test
 NODE_MODULES := tests/clients/node_modules/.installed
 
-.PHONY: help demo run test lint bench load load-ui clean
+.PHONY: help demo run test lint bench bench-fanout load load-ui clean
 
 help:  ## Say what there is to make.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED)  ## Run relay with a live sample feed and print the address of a page that shows it.
 	$(BIN)/relay demo $(ARGS)
@@ -41,8 +41,11 @@ else
 	$(BIN)/python -m mypy.stubtest relay._speedups
 endif
 
-bench: $(INSTALLED_TEST)  ## Measure, one line of JSON a case: make bench ARGS=--list.
+bench: $(INSTALLED_TEST)  ## Measure relay against its limits, one line of JSON a case: make bench ARGS=--list.
 	$(BIN)/python -m bench $(ARGS)
+
+bench-fanout: $(INSTALLED_TEST)  ## Measure relay, a bare C loop and the installed peers under the same loads.
+	$(BIN)/python -m bench.fanout $(ARGS)
 
 load: $(INSTALLED_TEST)  ## Put locust's load on a relay for a minute; the report goes to loadtest/results/.
 	$(BIN)/python -m loadtest $(ARGS)

@@ -10,9 +10,9 @@ import sys
 from typing import Any
 
 from bench import report
-from bench.fanout import CASES, measure
 from bench.feed import Bench
 from bench.harness import TARGETS, MeasureError, raise_descriptor_limit
+from bench.limits import CASES, measure
 from loadtest.native import ProgramError
 
 

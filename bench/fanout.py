@@ -1,230 +1,145 @@
-"""The cases of the table: relay beside the floor, in turns, in one run.
+"""`python -m bench.fanout`: relay, the floor and the peers under the same loads, from the same swarm, in one run.
 
-Owns the cases, their limits and how repeated runs become one result; never starts a process itself. Run it by
-`python -m bench`, or `python -m bench CASE…`.
+Owns the loads and how the servers take turns at them; never judges. Peers are in `peers/`; those that are not installed
+(`make peers`) are left out. Writes `fanout.json`, the chart and the tables when no load and no server is named.
 """
 
 from __future__ import annotations
 
+import argparse
+import shlex
 import statistics
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from bench import encode
+from bench import chart, standings
 from bench.feed import Bench, Figures
-from bench.harness import TARGETS, pinned
-from bench.runs import Round, accept, apart, fed, idle, ingest, memory, stalled_memory, stalled_share, together
+from bench.harness import TARGETS, MeasureError, Target, raise_descriptor_limit
+from bench.runs import Run, accept, fed, memory, one, replay
+from loadtest.native import ProgramError
 
-INGEST_EVENTS = 1_500_000
+REPLAYED = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One row of the table.
+class Load:
+    """What all servers are put under.
 
     Args:
         name: what it is called on the command line.
-        what: what is measured, for people.
-        value: which of a run's figures is the row's.
-        unit: of that figure.
-        limit: what it has to reach.
-        ratio: the limit is for relay's figure divided by the floor's, not for relay's own.
-        at_least: the limit is a least, not a most.
-        run: makes one run of each server.
-        targets: which servers it is for.
-        pin: server and load keep to cores of their own. For CPU a delivery: a server that shares its core
-            with what it feeds is charged for the caches it lost.
-        length: feeds are so many times as long as asked for: the tail of few events' latencies is chance.
+        what: for people.
+        run: makes one run of one server.
+        topics: it is only for servers that have topics.
+        replay: it is only for servers that keep what was published.
     """
 
     name: str
     what: str
-    value: str
-    unit: str
-    limit: float
-    ratio: bool = False
-    at_least: bool = False
-    run: Round
-    targets: tuple[str, ...] = ("floor", "relay")
-    pin: bool = False
-    length: float = 1.0
+    run: Run
+    topics: bool = False
+    replay: bool = False
 
-    def met(self, value: float) -> bool:
-        """Whether the limit is kept."""
-        return value >= self.limit if self.at_least else value <= self.limit
+    def suits(self, target: Target) -> bool:
+        """Whether that server can do it at all."""
+        return not (self.topics and "{topic}" not in target.path) and not (self.replay and not target.replay_path)
 
 
-def _cpu(streams: int, rate: int) -> Case:
-    return Case(
-        name=f"cpu-{streams}x{rate}",
-        what=f"CPU a delivery, {streams:,} streams × {rate}/s",
-        value="cpu_us_per_delivery",
-        unit="µs",
-        limit=1.10,
-        ratio=True,
-        run=together(streams, rate),
-        pin=True,
-    )
-
-
-def _rate(streams: int, rate: int) -> Case:
-    return Case(
-        name=f"rate-{streams}x{rate}",
-        what=f"deliveries a second, {streams:,} streams × {rate:,}/s",
-        value="deliveries_per_s",
-        unit="/s",
-        limit=0.95,
-        ratio=True,
-        at_least=True,
-        run=apart(fed(streams, rate, overload=True)),
-    )
-
-
-_memory = apart(memory(10_000))
-
-CASES = {
-    case.name: case
-    for case in (
-        _cpu(1000, 100),
-        _cpu(10_000, 10),
-        _cpu(10_000, 100),
-        _rate(1000, 1000),
-        _rate(10_000, 1000),
-        _rate(10_000, 4000),  # where both keep up with the other two, this is more than can be
-        Case(
-            name="latency-10000x10",
-            what="p99 latency, Unix socket to client, 10,000 streams × 10/s",
-            value="p99_ms",
-            unit="ms",
-            limit=1.5,
-            ratio=True,
-            run=together(10_000, 10),
-            length=2,
+LOADS = {
+    load.name: load
+    for load in (
+        Load(name="1000x100", what="1,000 streams × 100 events/s", run=fed(1000, 100)),
+        Load(name="10000x10", what="10,000 streams × 10 events/s", run=fed(10_000, 10)),
+        Load(name="1000x1000", what="1,000 streams × 1,000 events/s", run=fed(1000, 1000, overload=True)),
+        Load(name="10000x1000", what="10,000 streams × 1,000 events/s", run=fed(10_000, 1000, overload=True)),
+        *(
+            Load(name=f"one-{streams}", what=f"one event to {streams:,} idle streams", run=one(streams))
+            for streams in (1000, 5000, 10_000, 19_000)
         ),
-        Case(
-            name="memory-10000",
-            what="user memory an idle stream, growth of PSS at 10,000",
-            value="bytes_per_stream",
-            unit="bytes",
-            limit=256,
-            run=_memory,
+        Load(
+            name="topics",
+            what="1,000 topics × 10 streams, 1,000 events/s over all topics",
+            run=fed(10_000, 1000, topics=1000),
+            topics=True,
         ),
-        Case(
-            name="gc-10000",
-            what="garbage collector's objects an idle stream",
-            value="gc_objects_per_stream",
-            unit="",
-            limit=0.01,  # ten thousand streams may cost a hundred objects in all: tables that grew
-            run=_memory,
-            targets=("relay",),
+        Load(name="connect", what="10,000 streams opened as fast as they go", run=accept(10_000)),
+        Load(
+            name="replay",
+            what=f"{REPLAYED:,} retained events to 1,000 streams that open at once",
+            run=replay(1000, REPLAYED),
+            replay=True,
         ),
-        Case(
-            name="stalled-500",
-            what="kernel TCP memory of a client that stopped reading, both ends, 500 of them",
-            value="kib_per_stream",
-            unit="KiB",
-            limit=300,
-            run=apart(stalled_memory(500)),
-        ),
-        Case(
-            name="ingest",
-            what="NDJSON over the Unix socket into the log, no acknowledgements, no streams",
-            value="events_per_s",
-            unit="/s",
-            limit=200_000,
-            at_least=True,
-            run=apart(ingest(INGEST_EVENTS)),
-        ),
-        Case(
-            name="encode",
-            what="encoder, Cython against its Python twin, 150-byte events",
-            value="ratio",
-            unit="×",
-            limit=10,
-            at_least=True,
-            run=apart(lambda _target, _bench: encode.speed()),
-            targets=("relay",),
-        ),
-        Case(
-            name="copies",
-            what="payload copies of the encoder, as memory allocated for a 1 MB frame",
-            value="copies",
-            unit="",
-            limit=1.01,
-            run=apart(lambda _target, _bench: encode.copies()),
-            targets=("relay",),
-        ),
-        Case(
-            name="accept-10000",
-            what="10,000 streams opened as fast as they go",
-            value="streams_per_s",
-            unit="/s",
-            limit=5000,
-            at_least=True,
-            run=apart(accept(10_000)),
-            pin=True,
-        ),
-        Case(
-            name="stalled-5pct",
-            what="healthy clients' p99 while 5 % stop reading, against the same without, 1,000 × 100/s",
-            value="p99_ratio",
-            unit="×",
-            limit=1.1,
-            run=apart(stalled_share(1000, 100)),
-            length=2,
-        ),
-        Case(
-            name="idle-10000",
-            what="CPU with 10,000 idle streams between heartbeats, share of a core",
-            value="cpu_share",
-            unit="",
-            limit=0.001,
-            run=apart(idle(10_000)),
-        ),
+        Load(name="memory", what="memory of 10,000 idle streams", run=memory(10_000)),
     )
 }
 
 
-def measure(case: Case, bench: Bench, *, repeat: int, targets: Sequence[str], pin: bool | None) -> dict[str, object]:
-    """Run a case for each server in turns, and sum it up.
+def main() -> int:
+    """Put the servers under the loads that the command line names, or all; 1 if relay itself failed in one."""
+    parser = argparse.ArgumentParser(prog="python -m bench.fanout", description=main.__doc__)
+    parser.add_argument("loads", nargs="*", metavar="LOAD", help=f"all when none is named: {', '.join(LOADS)}")
+    parser.add_argument("--targets", default="", help=f"servers, of {', '.join(TARGETS)} (all that are installed)")
+    parser.add_argument("--repeat", type=int, default=1, help="runs of each server under each load (1)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of each feed (5)")
+    parser.add_argument("--write", action="store_true", help="keep the results though loads or servers are named")
+    options = parser.parse_args()
+    names = options.targets.split(",") if options.targets else list(TARGETS)
+    unknown = sorted({*options.loads} - {*LOADS} | {*names} - {*TARGETS})
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}")
+    if options.repeat < 1:
+        parser.error("--repeat must be 1 or more")
+    raise_descriptor_limit()
+    bench = Bench(seconds=options.seconds)
+    command = shlex.join(["python", "-m", "bench.fanout", *sys.argv[1:]])
+    results = [
+        measure(LOADS[name], [TARGETS[target] for target in names], bench, repeat=options.repeat)
+        for name in options.loads or LOADS
+    ]
+    if options.write or not (options.loads or options.targets):
+        run = standings.write(results, [TARGETS[name] for name in names], command, bench.seconds)
+        chart.draw(run, standings.CHART)
+    return int(any("error" in result.servers.get("relay", {}) for result in results))
+
+
+def measure(load: Load, targets: Sequence[Target], bench: Bench, *, repeat: int) -> standings.Result:
+    """Put each server under a load, in turns, and print its table.
 
     Args:
-        case: what to run.
+        load: what to run.
+        targets: the servers wanted; those that it does not suit are left out.
         bench: how.
-        repeat: runs of each server; the order is turned round from one to the next.
-        targets: the servers wanted; of these, those that the case is for.
-        pin: whether to pin; None leaves it to the case.
+        repeat: runs of each; the order is turned round from one to the next.
 
     Returns:
-        The result as plain JSON values: for each server `median`, `min`, `max`; `ratio` of the medians with
-        the least and greatest of the pairs; `limit`, `met`; and every run's figures.
+        each figure's median, least and greatest; a server that failed has the last reason as `error`.
     """
-    pin = case.pin if pin is None else pin
-    bench = replace(bench, seconds=bench.seconds * case.length, cores=pinned() if pin else bench.cores)
-    names = [name for name in case.targets if name in targets]
-    runs: dict[str, list[Figures]] = {name: [] for name in names}
+    suited = [target for target in targets if load.suits(target)]
+    runs: dict[str, list[Figures]] = {target.name: [] for target in suited}
+    errors: dict[str, str] = {}
     for turn in range(repeat):
-        order = names if turn % 2 == 0 else names[::-1]
-        for name, figures in case.run([TARGETS[each] for each in order], bench).items():
-            runs[name].append(figures)
-    result: dict[str, object] = {"case": case.name, "what": case.what, "value": case.value, "unit": case.unit}
-    for name in names:
-        values = [figures[case.value] for figures in runs[name]]
-        result[name] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    result |= _verdict(case, {name: [figures[case.value] for figures in runs[name]] for name in names})
-    return {**result, "pinned": pin, "repeat": repeat, "seconds": bench.seconds, "runs": runs}
+        for target in suited if turn % 2 == 0 else suited[::-1]:
+            try:
+                runs[target.name].append(load.run(target, bench))
+            except (MeasureError, ProgramError) as error:
+                errors[target.name] = str(error).strip()
+                print(f"{load.name}: {target.name}: {error}", file=sys.stderr, flush=True)
+    servers: dict[str, standings.Figures] = {
+        name: _summary(of) if of else {"error": errors[name]} for name, of in runs.items()
+    }
+    result = standings.Result(load=load.name, what=load.what, repeat=repeat, servers=servers)
+    print(standings.table(result), flush=True)
+    return result
 
 
-def _verdict(case: Case, values: dict[str, list[float]]) -> dict[str, object]:
-    verdict: dict[str, object] = {"limit": case.limit, "limit_is": "least" if case.at_least else "most"}
-    verdict["limit_for"] = "ratio" if case.ratio else "relay"
-    relay, floor = values.get("relay"), values.get("floor")
-    if relay and floor and statistics.median(floor) > 0:
-        pairs = [mine / other for mine, other in zip(relay, floor, strict=True) if other > 0]
-        ratio = statistics.median(relay) / statistics.median(floor)
-        verdict |= {"ratio": ratio, "ratio_min": min(pairs), "ratio_max": max(pairs)}
-        if case.ratio:
-            verdict["met"] = case.met(ratio)
-    if relay and not case.ratio:
-        verdict["met"] = case.met(statistics.median(relay))
-    return verdict
+def _summary(runs: Sequence[Figures]) -> standings.Figures:
+    """Median, least and greatest of each figure."""
+    columns = {name: [run[name] for run in runs] for name in runs[0]}
+    return {
+        name: standings.Spread(median=statistics.median(values), least=min(values), greatest=max(values))
+        for name, values in columns.items()
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -39,6 +39,7 @@ class Feed:
         stalled: how many of the streams stop reading.
         fill: events sent before, so that what stalls has stalled when the measurement begins.
         overload: more may be fed than can be delivered, so measure a window of time and await no end.
+        topics: events go to so many topics by turns, and each stream follows one of them; 0 is one topic for all.
     """
 
     streams: int
@@ -47,6 +48,7 @@ class Feed:
     stalled: int = 0
     fill: int = 0
     overload: bool = False
+    topics: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +69,25 @@ class Bench:
         """Start a server and wait until it is ready."""
         return Server(target, cpus=self.cores.server, extra=(*self.extra, *extra))
 
-    def swarm(self, server: Server, streams: int, *, stalled: int = 0, concurrency: int = 256) -> Swarm:
-        """Begin to open streams."""
+    def swarm(
+        self,
+        server: Server,
+        streams: int,
+        *,
+        path: str = "",
+        stalled: int = 0,
+        concurrency: int = 256,
+        topics: int = 0,
+    ) -> Swarm:
+        """Begin to open streams, of the target's path when no other is given."""
+        topic = "t.{}" if topics else "default"
         return Swarm(
             server.port,
             streams,
-            path=server.target.path,
+            path=(path or server.target.path).replace("{topic}", topic),
             stalled=stalled,
             concurrency=concurrency,
+            topics=topics,
             seconds=SWARM_S,
             cpus=self.cores.load,
         )
@@ -135,12 +148,16 @@ def run_feed(target: Target, feed: Feed, bench: Bench) -> Figures:
     Returns:
         `deliveries`, `deliveries_per_s`, `cpu_us_per_delivery`, `bytes_per_delivery`, `joined` (events that
         came by one read: a server that is late joins more, and saves CPU by it), latencies `p50_ms` to
-        `max_ms`, `lost` (not received), `faults` (duplicates, wrong order, torn, closed); the stopwatch's.
+        `max_ms`, `delivered` (share of what was fed), `lost` (not received), `faults` (duplicates, wrong order, torn,
+        closed); the stopwatch's.
 
     Raises:
         MeasureError: streams did not open.
     """
-    with bench.server(target) as server, bench.swarm(server, feed.streams, stalled=feed.stalled) as swarm:
+    with (
+        bench.server(target) as server,
+        bench.swarm(server, feed.streams, stalled=feed.stalled, topics=feed.topics) as swarm,
+    ):
         opened(swarm, feed.streams)
         if feed.fill:
             with bench.publisher(server, rate=FILL_RATE, count=feed.fill, seconds=CATCH_UP_S) as publisher:
@@ -162,10 +179,11 @@ def _steady(server: Server, swarm: Swarm, feed: Feed, bench: Bench) -> Figures:
     reached = swarm.wait_for(published.last, CATCH_UP_S)
     times = watch.read(published.cpu_s)
     after = swarm.finish(published.last, 1.0 if reached.last_min < published.last else CATCH_UP_S)
-    expected = published.sent * (feed.streams - feed.stalled)
+    expected = published.sent * (feed.streams - feed.stalled) // (feed.topics or 1)
     return {
         **_figures(before, after, times),
         "published": published.sent,
+        "delivered": (after.deliveries - before.deliveries) / expected,
         "lost": expected - (after.deliveries - before.deliveries),
         "behind_max_ms": published.behind_max_ms,
     }
@@ -187,7 +205,7 @@ def _overload(server: Server, swarm: Swarm, feed: Feed, bench: Bench) -> Figures
         **figures,
         # More than is fed can only be a backlog from before the window, and is no merit.
         "deliveries_per_s": min(figures["deliveries_per_s"], fed),
-        "fed_share": figures["deliveries_per_s"] / fed,
+        "delivered": figures["deliveries_per_s"] / fed,
         "lost": max(0, after.missed - after.told_missed),
     }
 

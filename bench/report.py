@@ -1,6 +1,6 @@
 """The results: with what they were measured on, kept in `results.json`, and shown in `README.md`.
 
-Owns both files; every figure in them comes from a run.
+Owns that file, and the marked sections of documents that programs write; every figure in them comes from a run.
 """
 
 from __future__ import annotations
@@ -24,16 +24,8 @@ PACKAGES = ("uvloop", "httptools", "msgspec", "orjson", "Cython")
 
 Result = dict[str, Any]
 
-HEAD = """\
-# Measurements
-
-Written by `python -m bench`; do not edit. Each figure is the median of {repeat} runs, with the least and the
-greatest, of relay and of `floor.c`, the bare C loop, in turns on the same machine in the same run. Server and
-clients share the machine, over loopback. Events carry 150 bytes of data.
-
-    python -m bench              # all of it; writes this file and results.json
-    python -m bench CASE…        # one or some; prints one line of JSON each
-    python -m bench --list       # what there is
+TABLE = """\
+Each figure is the median of {repeat} runs, with the least and the greatest.
 
 | what | relay | floor | ratio | asked | met |
 | --- | --- | --- | --- | --- | --- |
@@ -87,13 +79,32 @@ def write(results: list[Result]) -> None:
         kept = {result["case"]: result for result in msgspec.json.decode(RESULTS.read_bytes())}
     kept |= {result["case"]: result for result in results}
     RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(list(kept.values())), indent=1) + b"\n")
-    README.write_text(render(list(kept.values())))
+    put(README, "limits", render(list(kept.values())))
+
+
+def put(document: Path, section: str, text: str) -> None:
+    """Put a text in the place of a document's section, which stands between two comments.
+
+    Args:
+        document: a Markdown file.
+        section: the section's name.
+        text: whole lines.
+
+    Raises:
+        ValueError: the document has no such section.
+    """
+    begin, end = f"<!-- {section}: written by a program; do not edit -->\n", f"<!-- {section}: end -->\n"
+    before, found, rest = document.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{document.name} has no section {section!r}: {begin.strip()} … {end.strip()}")
+    document.write_text(f"{before}{begin}{text}{end}{after}")
 
 
 def render(results: list[Result]) -> str:
     """The table and what it was made with, as Markdown."""
     repeats = sorted({result["repeat"] for result in results})
-    text = HEAD.format(repeat=" or ".join(map(str, repeats)))
+    text = TABLE.format(repeat=" or ".join(map(str, repeats)))
     for result in results:
         row = (
             result["what"],
@@ -106,13 +117,13 @@ def render(results: list[Result]) -> str:
         text += "| " + " | ".join(row) + " |\n"
     missed = [result["what"] for result in results if result.get("met") is False]
     verdict = f"Short of what is asked: {'; '.join(missed)}." if missed else "All that is asked is met."
-    text += f"\n{verdict}\n\n## How\n\n"
+    text += f"\n{verdict}\n\n### How\n\n"
     text += "| what | command | date | pinned | seconds a feed |\n| --- | --- | --- | --- | --- |\n"
     for result in results:
         pinned = "server on one core, load on the others" if result["pinned"] else "no"
         cells = (result["what"], f"`{result['command']}`", result["date"], pinned, str(result["seconds"]))
         text += "| " + " | ".join(cells) + " |\n"
-    text += "\n## On what\n\n"
+    text += "\n### On what\n\n"
     seen: list[dict[str, str]] = []
     for result in results:
         if result["machine"] not in seen:
@@ -122,7 +133,8 @@ def render(results: list[Result]) -> str:
     return text.rstrip("\n") + "\n"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Write a figure with three digits, or in whole thousands."""
     if value is None or value != value:
         return "unknown"
     if abs(value) >= 1000:
@@ -133,8 +145,8 @@ def _number(value: float | None) -> str:
 def _spread(summary: dict[str, float | None] | None, unit: str) -> str:
     if summary is None:
         return "–"
-    spread = f"({_number(summary['min'])} to {_number(summary['max'])})"
-    return " ".join(filter(None, (_number(summary["median"]), unit, spread)))
+    spread = f"({number(summary['min'])} to {number(summary['max'])})"
+    return " ".join(filter(None, (number(summary["median"]), unit, spread)))
 
 
 def _ratio(result: Result) -> str:
@@ -146,4 +158,4 @@ def _ratio(result: Result) -> str:
 def _asked(result: Result) -> str:
     sign = "≥" if result["limit_is"] == "least" else "≤"
     unit = "× floor" if result["limit_for"] == "ratio" else result["unit"]
-    return f"{sign} {_number(result['limit'])} {unit}".rstrip()
+    return f"{sign} {number(result['limit'])} {unit}".rstrip()

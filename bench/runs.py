@@ -5,16 +5,20 @@ Owns the runs of single servers and of servers in turns; never sums up and never
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from bench.feed import Bench, Feed, Figures, Stopwatch, opened, run_duel, run_feed
+from bench.feed import CATCH_UP_S, Bench, Feed, Figures, Stopwatch, opened, run_duel, run_feed
 from bench.harness import MeasureError, Target, tcp_memory_bytes
 
 IDLE_S = 10.0
 WARM_UP_STREAMS = 100
 STALLED_FILL = 2000
+ONE_EVENTS = 5
+REPLAY_RATE = 5000.0
+REPLAY_S = 60.0
 SETTLE_S = 0.25
 # A run during which others kept this much of a core busy is made again, so many times.
 OTHERS_CORES_MAX = 0.1
@@ -155,11 +159,11 @@ def stalled_share(streams: int, rate: float) -> Run:
     return run
 
 
-def fed(streams: int, rate: float, *, overload: bool = False) -> Run:
-    """A feed to all streams."""
+def fed(streams: int, rate: float, *, overload: bool = False, topics: int = 0) -> Run:
+    """A feed to all streams, or of `topics` topics, each to its share of them."""
 
     def run(target: Target, bench: Bench) -> Figures:
-        feed = Feed(streams=streams, rate=rate, seconds=bench.seconds, overload=overload)
+        feed = Feed(streams=streams, rate=rate, seconds=bench.seconds, overload=overload, topics=topics)
         return run_feed(target, feed, bench)
 
     return run
@@ -179,5 +183,56 @@ def stalled_memory(streams: int) -> Run:
         if grown <= 0:
             raise MeasureError("TCP memory did not grow: were the streams fed?")
         return {"kib_per_stream": grown / streams / 1024, "tcp_bytes": grown}
+
+    return run
+
+
+def one(streams: int) -> Run:
+    """Single events to streams that are idle: how long until the last stream has it."""
+
+    def run(target: Target, bench: Bench) -> Figures:
+        last_ms: list[float] = []
+        with bench.server(target) as server, bench.swarm(server, streams) as swarm:
+            opened(swarm, streams)
+            watch = Stopwatch(server, [swarm.pid])
+            for number in range(1, ONE_EVENTS + 1):
+                swarm.reset()
+                with bench.publisher(server, rate=1000, count=1, seconds=CATCH_UP_S, first=number) as publisher:
+                    publisher.done()
+                report = swarm.wait_for(number, CATCH_UP_S)
+                last_ms.append(report.max_ms)
+            times = watch.read()
+            report = swarm.mark()
+        return {
+            "last_ms": statistics.median(last_ms),
+            "cpu_us_per_delivery": times["cpu_s"] / max(1, report.deliveries) * 1e6,
+            "delivered": report.deliveries / (streams * ONE_EVENTS),
+            "faults": report.faults,
+            **times,
+        }
+
+    return run
+
+
+def replay(streams: int, events: int) -> Run:
+    """Streams that open at once and want everything that was published before."""
+
+    def run(target: Target, bench: Bench) -> Figures:
+        with bench.server(target) as server:
+            with bench.publisher(server, rate=REPLAY_RATE, count=events, seconds=REPLAY_S) as publisher:
+                published = publisher.done()
+            watch = Stopwatch(server, [])
+            with bench.swarm(server, streams, path=target.replay_path) as swarm:
+                report = swarm.wait_for(published.last, REPLAY_S)
+                times = watch.read(report.cpu_s)
+                wall_s = max(times["wall_s"], report.connect_s)
+        return {
+            "whole_s": wall_s,
+            "deliveries_per_s": report.deliveries / wall_s,
+            "cpu_us_per_delivery": times["cpu_s"] / max(1, report.deliveries) * 1e6,
+            "delivered": report.deliveries / (streams * published.sent),
+            "faults": report.faults,
+            **times,
+        }
 
     return run

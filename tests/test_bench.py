@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from bench import report
-from bench.fanout import CASES, Case, measure
 from bench.feed import Bench, Feed, run_duel, run_feed
 from bench.harness import TARGETS, MeasureError, Server, Target, cpu_s, pss_bytes, tcp_memory_bytes, tree
+from bench.limits import CASES, Case, measure
 from bench.runs import apart
 from loadtest.native import HERE, Program, ProgramError, build
 from loadtest.swarm import Swarm, SwarmReport

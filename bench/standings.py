@@ -1,0 +1,189 @@
+"""Relay, the floor and the peers side by side: kept in `fanout.json`, shown as tables and as a chart.
+
+Owns these files and the comparison in the project's README; every figure in them comes from a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from bench import report
+from bench.harness import HERE, Target
+
+RESULTS = HERE / "fanout.json"
+CHART = HERE / "fanout.svg"
+PROJECT = HERE.parent / "README.md"
+SECTION = "fanout"
+
+COLUMNS = {
+    "delivered": ("delivered", "%"),
+    "deliveries_per_s": ("deliveries", "/s"),
+    "cpu_us_per_delivery": ("CPU a delivery", "µs"),
+    "p50_ms": ("p50", "ms"),
+    "p99_ms": ("p99", "ms"),
+    "p999_ms": ("p99.9", "ms"),
+    "last_ms": ("to the last stream", "ms"),
+    "whole_s": ("until all are whole", "s"),
+    "streams_per_s": ("opened", "/s"),
+    "cpu_us_per_stream": ("CPU a stream", "µs"),
+    "bytes_per_stream": ("memory a stream", "bytes"),
+    "faults": ("faults", ""),
+}
+"""Of a run's figures those that are shown, in this order, where a load has them; with their units."""
+
+MORE_IS_BETTER = frozenset({"delivered", "deliveries_per_s", "streams_per_s"})
+NOISE = 1.1
+"""A peer counts as better from a tenth on: less is within the spread of repeated runs."""
+
+SUMMARY = (
+    ("1000x100", "cpu_us_per_delivery"),
+    ("1000x100", "p99_ms"),
+    ("10000x10", "cpu_us_per_delivery"),
+    ("10000x10", "p99_ms"),
+    ("1000x1000", "deliveries_per_s"),
+    ("connect", "streams_per_s"),
+    ("memory", "bytes_per_stream"),
+)
+"""What the project's README shows: load and figure."""
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """One figure of repeated runs."""
+
+    median: float
+    least: float
+    greatest: float
+
+
+Figures = dict[str, Spread | str]
+"""What came of a server under a load: figures by name, or the `error` it ended in."""
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What came of one load, for each server."""
+
+    load: str
+    what: str
+    repeat: int
+    servers: dict[str, Figures]
+
+    def median(self, server: str, figure: str) -> float | None:
+        """One figure; None where the server has it not."""
+        spread = self.servers.get(server, {}).get(figure)
+        return spread.median if isinstance(spread, Spread) else None
+
+
+class Server(msgspec.Struct, frozen=True):
+    """What was measured, as it says of itself: its version, how it is fed, what was set."""
+
+    version: str
+    fed_by: str
+    notes: tuple[str, ...]
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One run of all loads."""
+
+    command: str
+    date: str
+    seconds: float
+    machine: dict[str, str]
+    servers: dict[str, Server]
+    results: list[Result]
+
+
+def write(results: list[Result], targets: Sequence[Target], command: str, seconds: float) -> Run:
+    """Keep a run, and write its tables into both READMEs."""
+    servers = {each.name: Server(each.version(), each.fed_by, tuple(each.notes)) for each in targets}
+    stamped = report.stamp({}, command)
+    run = Run(command, stamped["date"], seconds, stamped["machine"], servers, results)
+    RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
+    report.put(report.README, SECTION, render(run))
+    report.put(PROJECT, SECTION, summary(run))
+    return run
+
+
+def kept() -> Run:
+    """The run that was kept last."""
+    return msgspec.json.decode(RESULTS.read_bytes(), type=Run)
+
+
+def table(result: Result) -> str:
+    """One load's table, as Markdown."""
+    figures = [name for name in COLUMNS if any(name in each for each in result.servers.values())]
+    heads = [" ".join(COLUMNS[name]).strip() for name in figures]
+    lines = [f"**{result.what}**", "", _row(["", *heads]), _row(["---"] * (len(figures) + 1))]
+    for name, of in result.servers.items():
+        error = of.get("error")
+        if isinstance(error, str):
+            cells = [f"failed: {error.splitlines()[0]}", *[""] * (len(figures) - 1)]
+        else:
+            cells = [_cell(figure, of.get(figure)) for figure in figures]
+        lines.append(_row([name, *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def render(run: Run) -> str:
+    """All tables of a run, where a peer is better, and what was measured, as Markdown."""
+    text = f"`{run.command}`, {run.date}, {run.seconds:g} s a feed. ![chart]({CHART.name})\n\n"
+    text += "".join(table(result) + "\n" for result in run.results)
+    text += "### Where another server is better than relay\n\n"
+    text += "".join(f"- {line}\n" for line in better(run)) or "Nowhere in this run.\n"
+    text += "\n### The servers, and what was set that they do not ship with\n\n"
+    for name, server in run.servers.items():
+        text += f"- **{name}** {server.version}, fed by {server.fed_by}"
+        text += "".join(f"; {note}" for note in server.notes) + "\n"
+    return text
+
+
+def better(run: Run) -> list[str]:
+    """Say of each shown figure which servers do better than relay, by more than noise."""
+    lines = []
+    for result in run.results:
+        for figure, (title, _) in COLUMNS.items():
+            ours = result.median("relay", figure)
+            if ours is None:
+                continue
+            ahead = [
+                f"{name} {_cell(figure, of[figure])}"
+                for name, of in result.servers.items()
+                if name != "relay" and figure in of and _ahead(figure, result.median(name, figure), ours)
+            ]
+            if ahead:
+                relay = _cell(figure, result.servers["relay"][figure])
+                lines.append(f"{result.what}, {title}: {', '.join(ahead)}; relay {relay}")
+    return lines
+
+
+def summary(run: Run) -> str:
+    """The few figures of all servers that the project's README shows."""
+    results = {result.load: result for result in run.results}
+    shown = [(results[load], figure) for load, figure in SUMMARY if load in results]
+    heads = [f"{result.what}: {' '.join(COLUMNS[figure])}".strip() for result, figure in shown]
+    lines = [_row(["", *heads]), _row(["---"] * (len(heads) + 1))]
+    for name in run.servers:
+        cells = [_cell(figure, result.servers.get(name, {}).get(figure)) for result, figure in shown]
+        lines.append(_row([name, *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def _ahead(figure: str, theirs: float | None, ours: float) -> bool:
+    if theirs is None:
+        return False
+    return theirs > ours * NOISE if figure in MORE_IS_BETTER else theirs * NOISE < ours
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(figure: str, spread: Spread | str | None) -> str:
+    if not isinstance(spread, Spread):
+        return "–"
+    factor, sign = (100, " %") if figure == "delivered" else (1, "")
+    shown = report.number(spread.median * factor) + sign
+    if spread.least != spread.greatest:
+        shown += f" ({report.number(spread.least * factor)} to {report.number(spread.greatest * factor)})"
+    return shown

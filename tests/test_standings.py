@@ -1,0 +1,99 @@
+"""Relay beside other servers: what is measured is what is shown, and where a peer is better it is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import chart, report, standings
+from bench.fanout import Load, measure
+from bench.feed import Bench, Figures
+from bench.harness import TARGETS, MeasureError, Target
+from bench.runs import fed, one
+from bench.standings import Result, Run, Server, Spread
+
+SERVERS = {name: Server("1.0", "a Unix socket", ()) for name in ("floor", "relay", "other")}
+
+
+def result(figure: str, **medians: float) -> Result:
+    servers: dict[str, standings.Figures] = {
+        name: {figure: Spread(value, value, value)} for name, value in medians.items()
+    }
+    return Result("1000x100", "a load", 1, servers)
+
+
+def run(*results: Result) -> Run:
+    return Run("python -m bench.fanout", "2026-01-01", 5.0, {}, SERVERS, list(results))
+
+
+def test_relay_and_the_floor_are_measured_in_one_run_and_lose_nothing() -> None:
+    load = Load(name="small", what="20 streams × 200 events/s", run=fed(20, 200))
+    of = measure(load, [TARGETS["floor"], TARGETS["relay"]], Bench(seconds=0.3), repeat=2)
+    for name in ("floor", "relay"):
+        assert of.median(name, "delivered") == 1
+        assert of.median(name, "faults") == 0
+    assert standings.table(of).count("\n| ") == 4
+
+
+def test_single_events_reach_every_idle_stream() -> None:
+    load = Load(name="one", what="one event to 30 idle streams", run=one(30))
+    of = measure(load, [TARGETS["relay"]], Bench(), repeat=1)
+    assert of.median("relay", "delivered") == 1
+    last_ms = of.median("relay", "last_ms")
+    assert last_ms is not None
+    assert last_ms > 0
+
+
+def test_a_server_that_fails_is_shown_with_its_reason_and_the_others_go_on() -> None:
+    def only_the_floor(target: Target, _bench: Bench) -> Figures:
+        if target.name == "relay":
+            raise MeasureError("it fell over")
+        return {"delivered": 1.0}
+
+    load = Load(name="odd", what="an odd load", run=only_the_floor)
+    of = measure(load, [TARGETS["relay"], TARGETS["floor"]], Bench(), repeat=2)
+    assert of.servers["relay"] == {"error": "it fell over"}
+    assert of.median("floor", "delivered") == 1
+    assert "| relay | failed: it fell over |" in standings.table(of)
+
+
+def test_where_another_server_is_better_it_is_said() -> None:
+    slower = result("p99_ms", relay=10, floor=5, other=20)
+    assert standings.better(run(slower)) == ["a load, p99: floor 5; relay 10"]
+    less = result("deliveries_per_s", relay=10, floor=9, other=20)
+    assert standings.better(run(less)) == ["a load, deliveries: other 20; relay 10"]
+
+
+def test_a_difference_within_the_noise_is_no_victory() -> None:
+    assert standings.better(run(result("p99_ms", relay=10, other=9.5))) == []
+
+
+def test_the_tables_and_the_chart_show_every_server(tmp_path: Path) -> None:
+    made = run(result("p99_ms", relay=10, floor=5, other=20))
+    text = standings.render(made)
+    for name in SERVERS:
+        assert f"| {name} |" in text
+        assert f"| {name} |" in standings.summary(made)
+    chart.draw(made, tmp_path / "chart.svg")
+    assert (tmp_path / "chart.svg").read_text().count("<svg") == 1
+
+
+def test_a_section_is_replaced_and_the_rest_is_left(tmp_path: Path) -> None:
+    document = tmp_path / "README.md"
+    begin, end = "<!-- figures: written by a program; do not edit -->\n", "<!-- figures: end -->\n"
+    document.write_text(f"before\n{begin}old\n{end}after\n")
+    report.put(document, "figures", "new\n")
+    report.put(document, "figures", "newer\n")
+    assert document.read_text() == f"before\n{begin}newer\n{end}after\n"
+    with pytest.raises(ValueError, match="no section 'other'"):
+        report.put(document, "other", "text\n")
+
+
+@pytest.mark.parametrize("document", [report.README, standings.PROJECT])
+def test_the_committed_comparison_is_the_programs_own_output(document: Path) -> None:
+    if not standings.RESULTS.exists():
+        pytest.skip("no comparison is committed")
+    made = standings.kept()
+    text = standings.render(made) if document == report.README else standings.summary(made)
+    assert text in document.read_text()
