@@ -16,7 +16,11 @@ INSTALLED := $(VENV)/.installed-$(RELAY_BUILD)
 INSTALLED_TEST := $(INSTALLED)-test
 NODE_MODULES := tests/clients/node_modules/.installed
 
-.PHONY: help demo run test lint bench load load-ui clean
+# The servers that relay is measured beside: make peers PEERS="nchan go-sse" for some of them. Of centrifugo there is only
+# the binary that is given: CENTRIFUGO=PATH, or on the path.
+PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
+
+.PHONY: help demo run test lint bench peers load load-ui clean
 
 help:  ## Say what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +47,14 @@ endif
 bench: $(INSTALLED_TEST)  ## Measure, one line of JSON a case: make bench ARGS=--list.
 	$(BIN)/python -m bench $(ARGS)
 
+peers:  ## Install the servers that relay is measured beside, as far as the registries have them; some minutes.
+	@$(MAKE) --no-print-directory --keep-going $(PEERS:%=bench/peers/.installed/%/version)
+
+.SECONDEXPANSION:
+bench/peers/.installed/%/version: $$(wildcard bench/peers/$$*/*) bench/peers/unpack
+	rm -rf $(@D) && mkdir -p $(@D)
+	bench/peers/$*/install $(abspath $(@D))
+
 load: $(INSTALLED_TEST)  ## Put locust's load on a relay for a minute; the report goes to loadtest/results/.
 	$(BIN)/python -m loadtest $(ARGS)
 
@@ -51,7 +63,7 @@ load-ui: $(INSTALLED_TEST)  ## The same, from locust's web page.
 
 clean:  ## Remove everything that was made here.
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
-	rm -rf relay/_speedups.*.so _speedups/*.c _speedups/*.html tests/clients/node_modules bench/bin loadtest/bin
+	rm -rf relay/_speedups.*.so _speedups/*.c _speedups/*.html tests/clients/node_modules bench/bin loadtest/bin bench/peers/.installed
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:

@@ -72,7 +72,7 @@ class Bench:
         return Swarm(
             server.port,
             streams,
-            path=server.target.path,
+            path=server.target.path.replace("{topic}", "default"),
             stalled=stalled,
             concurrency=concurrency,
             seconds=SWARM_S,
@@ -81,9 +81,7 @@ class Bench:
 
     def publisher(self, server: Server, *, rate: float, count: int, seconds: float, first: int = 1) -> Publisher:
         """Begin to publish."""
-        return Publisher(
-            server.unix, rate=rate, count=count, seconds=seconds, size=SIZE, first=first, cpus=self.cores.load
-        )
+        return server.publisher(rate=rate, count=count, seconds=seconds, size=SIZE, first=first, cpus=self.cores.load)
 
 
 def opened(swarm: Swarm, streams: int) -> SwarmReport:

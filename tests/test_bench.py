@@ -77,7 +77,7 @@ def test_a_program_that_ends_without_its_report_is_an_error() -> None:
         program.report("done", 5)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["floor", "relay"])
 def test_fifty_streams_get_every_event_once_and_in_order(target: str) -> None:
     figures = run_feed(TARGETS[target], Feed(streams=50, rate=500, seconds=0.2), Bench())
     assert figures["deliveries"] == 50 * 100
@@ -157,7 +157,7 @@ def test_the_floor_answers_the_probe_and_is_read_through_proc() -> None:
 
 
 def test_a_server_that_does_not_start_says_what_it_said() -> None:
-    broken = Target("broken", lambda _port, _unix, _extra: ["/bin/sh", "-c", "echo no such luck; exit 3"])
+    broken = Target("broken", lambda _place, _extra: ["/bin/sh", "-c", "echo no such luck; exit 3"])
     with pytest.raises(MeasureError, match="no such luck"):
         Server(broken)
 
