@@ -17,7 +17,11 @@ INSTALLED := $(VENV)/.installed-$(RELAY_BUILD)
 INSTALLED_TEST := $(INSTALLED)-test
 NODE_MODULES := tests/clients/node_modules/.installed
 
-.PHONY: help demo run test lint bench bench-fanout load load-ui clean
+# The servers that relay is measured beside: make peers PEERS="nchan go-sse" for some of them. Of centrifugo there is only
+# the binary that is given: CENTRIFUGO=PATH, or on the path.
+PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
+
+.PHONY: help demo run test lint bench bench-fanout peers load load-ui clean
 
 help:  ## Say what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +51,14 @@ bench: $(INSTALLED_TEST)  ## Measure relay against its limits, one line of JSON 
 bench-fanout: $(INSTALLED_TEST)  ## Measure relay, a bare C loop and the installed peers under the same loads.
 	$(BIN)/python -m bench.fanout $(ARGS)
 
+peers:  ## Install the servers that relay is measured beside, as far as the registries have them; some minutes.
+	@$(MAKE) --no-print-directory --keep-going $(PEERS:%=bench/peers/.installed/%/version)
+
+.SECONDEXPANSION:
+bench/peers/.installed/%/version: $$(wildcard bench/peers/$$*/*) bench/peers/unpack
+	rm -rf $(@D) && mkdir -p $(@D)
+	bench/peers/$*/install $(abspath $(@D))
+
 load: $(INSTALLED_TEST)  ## Put locust's load on a relay for a minute; the report goes to loadtest/results/.
 	$(BIN)/python -m loadtest $(ARGS)
 
@@ -55,7 +67,7 @@ load-ui: $(INSTALLED_TEST)  ## The same, from locust's web page.
 
 clean:  ## Remove everything that was made here.
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
-	rm -rf relay/_speedups.*.so _speedups/*.c _speedups/*.html tests/clients/node_modules bench/bin loadtest/bin
+	rm -rf relay/_speedups.*.so _speedups/*.c _speedups/*.html tests/clients/node_modules bench/bin loadtest/bin bench/peers/.installed
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:

@@ -92,10 +92,12 @@ class Bench:
             cpus=self.cores.load,
         )
 
-    def publisher(self, server: Server, *, rate: float, count: int, seconds: float, first: int = 1) -> Publisher:
+    def publisher(
+        self, server: Server, *, rate: float, count: int, seconds: float, first: int = 1, topics: int = 0
+    ) -> Publisher:
         """Begin to publish."""
-        return Publisher(
-            server.unix, rate=rate, count=count, seconds=seconds, size=SIZE, first=first, cpus=self.cores.load
+        return server.publisher(
+            rate=rate, count=count, seconds=seconds, size=SIZE, first=first, topics=topics, cpus=self.cores.load
         )
 
 
@@ -174,7 +176,10 @@ def _steady(server: Server, swarm: Swarm, feed: Feed, bench: Bench) -> Figures:
     first = feed.fill + 1
     watch = Stopwatch(server, [swarm.pid])
     # Twice the time: a feeder that is held up shall still bring everything.
-    with bench.publisher(server, rate=feed.rate, count=count, seconds=2 * feed.seconds, first=first) as publisher:
+    seconds = 2 * feed.seconds
+    with bench.publisher(
+        server, rate=feed.rate, count=count, seconds=seconds, first=first, topics=feed.topics
+    ) as publisher:
         published = publisher.done()
     reached = swarm.wait_for(published.last, CATCH_UP_S)
     times = watch.read(published.cpu_s)

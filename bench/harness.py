@@ -1,6 +1,6 @@
 """Servers under measurement: started, awaited, read through /proc, ended.
 
-Owns the server processes and what the kernel says about them; never opens a stream and never judges a figure.
+Owns the server processes and what the kernel says about them; never judges a figure.
 """
 
 from __future__ import annotations
@@ -12,67 +12,31 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from loadtest.native import build
+from bench.targets import TARGETS as TARGETS
+from bench.targets import Place
+from bench.targets import Target as Target
+from loadtest.publisher import Publisher
 
 HERE = Path(__file__).parent
 START_S = 20.0
 CLOSE_S = 10.0
 POLL_S = 0.02
-# The bound on a server's life should the harness itself be killed.
-LIFE_S = 600
-# What relay sets on its listener, given to the floor too, so that both wait for the kernel alike.
-CLIENT_BUFFER = 64 * 1024
-NOTSENT_LOWAT = 64 * 1024
+# The kernel's answer about a process that has ended: ENOENT or ESRCH of its files, EINVAL of its clock.
+GONE = OSError
+T = TypeVar("T", int, float)
 
 
 class MeasureError(Exception):
     """A server did not start, or what was measured is not what was meant."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A server that can be measured.
-
-    Args:
-        name: how results call it.
-        command: makes its command line from a TCP port, the path of the feeder's Unix socket and extra
-            arguments.
-        path: request target of a stream that gets every event.
-    """
-
-    name: str
-    command: Callable[[int, Path, tuple[str, ...]], list[str]]
-    path: str = "/events?topic=default"
-
-
-def _floor(port: int, unix: Path, extra: tuple[str, ...]) -> list[str]:
-    # Of the floor nothing but its life can be set here; `extra` is meant for relay.
-    del extra
-    return [
-        str(build(HERE / "floor.c")),
-        *("--port", str(port), "--unix", str(unix), "--seconds", str(LIFE_S)),
-        *("--client-buffer", str(CLIENT_BUFFER), "--notsent-lowat", str(NOTSENT_LOWAT)),
-    ]
-
-
-def _relay(port: int, unix: Path, extra: tuple[str, ...]) -> list[str]:
-    return [
-        *(sys.executable, "-m", "relay", "serve", "--listen", f"127.0.0.1:{port}", "--unix", str(unix)),
-        *("--stdin", "off", "--log-format", "json", *extra),
-    ]
-
-
-TARGETS = {target.name: target for target in (Target("floor", _floor), Target("relay", _relay))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +58,8 @@ def pinned() -> Cores:
 class Server:
     """One running server, from start to ready to end.
 
+    It has a session of its own, all of which is ended with it.
+
     Args:
         target: which server.
         cpus: the cores it may use; all when empty.
@@ -107,16 +73,20 @@ class Server:
         self.target = target
         self._stack = contextlib.ExitStack()
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        self.unix = folder / "feed.sock"
-        self.port = _free_port()
+        port, publish_port = _free_ports(2)
+        self._place = Place(port, publish_port, folder / "state")
+        self._place.folder.mkdir()
+        self.port = self._place.port
+        self.unix = self._place.unix
         self._log = self._stack.enter_context((folder / "log").open("w+b"))
         environment = {name: value for name, value in os.environ.items() if _is_neutral(name)}
         self._process = subprocess.Popen(
-            target.command(self.port, self.unix, extra),
+            target.command(self._place, extra),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
             env=environment,
+            start_new_session=True,
         )
         self._stack.callback(self._end)
         if cpus:
@@ -138,13 +108,35 @@ class Server:
         """The server's process id."""
         return self._process.pid
 
+    def publisher(
+        self,
+        *,
+        rate: float,
+        count: int,
+        seconds: float = 60.0,
+        size: int = 150,
+        first: int = 1,
+        topics: int = 0,
+        cpus: Collection[int] = (),
+    ) -> Publisher:
+        """Begin to publish, the way this server is published to; the arguments are those of `Publisher`."""
+        http = self.target.http
+        entrance = msgspec.structs.replace(http, port=self._place.publish_port) if http else self.unix
+        return Publisher(
+            entrance, rate=rate, count=count, seconds=seconds, size=size, first=first, topics=topics, cpus=cpus
+        )
+
     def get(self, path: str) -> tuple[int, bytes]:
         """Answer of one GET request: status and body."""
+        with self._answer(path, "*/*") as response:
+            return response.status, response.read()
+
+    @contextlib.contextmanager
+    def _answer(self, path: str, accept: str) -> Iterator[http.client.HTTPResponse]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
-            connection.request("GET", path, headers={"Connection": "close"})
-            response = connection.getresponse()
-            return response.status, response.read()
+            connection.request("GET", path, headers={"Connection": "close", "Accept": accept})
+            yield connection.getresponse()
         finally:
             connection.close()
 
@@ -157,31 +149,44 @@ class Server:
         return stats
 
     def cpu_s(self) -> float:
-        """CPU seconds, user and system, of the server's process and its children so far."""
-        return sum(cpu_s(pid) for pid in tree(self.pid))
+        """CPU seconds, user and system, of the server's process and all its children so far, ended ones too."""
+        return sum(_of_each(lambda pid: cpu_s(pid) + reaped_s(pid), tree(self.pid)))
 
     def pss_bytes(self) -> int:
         """Memory of the server's process and its children; what is shared is divided among its sharers."""
-        return sum(pss_bytes(pid) for pid in tree(self.pid))
+        return sum(_of_each(pss_bytes, tree(self.pid)))
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(OSError, http.client.HTTPException):
-                if self.get("/readyz")[0] == 200 and self.unix.exists():
+                if self._is_ready():
                     return
             time.sleep(POLL_S)
         self._log.seek(0)
         tail = self._log.read()[-2000:].decode(errors="replace")
         raise MeasureError(f"{self.target.name} did not become ready: {tail}")
 
+    def _is_ready(self) -> bool:
+        """Whether it takes events, and says that it is ready or else opens a stream."""
+        if self.target.http:
+            socket.create_connection(("127.0.0.1", self._place.publish_port), timeout=5).close()
+        elif not self.unix.exists():
+            return False
+        path = self.target.ready or self.target.path.replace("{topic}", "default")
+        with self._answer(path, "text/event-stream") as response:
+            return response.status == 200
+
     def _end(self) -> None:
         # A stalled stream would hold up a drain; a second signal ends it at once.
-        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
-            self._process.send_signal(number)
+        for _ in range(2):
+            self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(CLOSE_S / 10)
-                return
+                break
+        # Whoever of its session is left, it or its children.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
 
 
@@ -190,11 +195,11 @@ def _is_neutral(name: str) -> bool:
     return not name.startswith("RELAY_") or name == "RELAY_ENGINE"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, all different."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def raise_descriptor_limit() -> None:
@@ -211,8 +216,17 @@ def tree(pid: int) -> list[int]:
     found = [pid]
     for parent in found:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
-            found += [int(child) for child in children.read_text().split()]
+            with contextlib.suppress(GONE):
+                found += [int(child) for child in children.read_text().split()]
     return found
+
+
+def _of_each(figure: Callable[[int], T], pids: Sequence[int]) -> Iterator[T]:
+    """A figure of each process; of the first for sure, of the others unless they have just ended."""
+    yield figure(pids[0])
+    for pid in pids[1:]:
+        with contextlib.suppress(GONE):
+            yield figure(pid)
 
 
 def cpu_s(pid: int) -> float:
@@ -222,6 +236,12 @@ def cpu_s(pid: int) -> float:
     has only hundredths of a second.
     """
     return time.clock_gettime((~pid << 3) | 2)
+
+
+def reaped_s(pid: int) -> float:
+    """CPU seconds of one process's children that have ended and been waited for, in hundredths."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, after_name[13:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def pss_bytes(pid: int) -> int:

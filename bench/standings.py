@@ -78,6 +78,7 @@ class Result(msgspec.Struct, frozen=True):
 class Server(msgspec.Struct, frozen=True):
     """What was measured, as it says of itself: its version, how it is fed, what was set."""
 
+    title: str
     version: str
     fed_by: str
     notes: tuple[str, ...]
@@ -96,7 +97,7 @@ class Run(msgspec.Struct, frozen=True):
 
 def write(results: list[Result], targets: Sequence[Target], command: str, seconds: float) -> Run:
     """Keep a run, and write its tables into both READMEs."""
-    servers = {each.name: Server(each.version(), each.fed_by, tuple(each.notes)) for each in targets}
+    servers = {each.name: Server(each.title, each.version, each.fed_by, each.notes) for each in targets}
     stamped = report.stamp({}, command)
     run = Run(command, stamped["date"], seconds, stamped["machine"], servers, results)
     RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
@@ -133,7 +134,7 @@ def render(run: Run) -> str:
     text += "".join(f"- {line}\n" for line in better(run)) or "Nowhere in this run.\n"
     text += "\n### The servers, and what was set that they do not ship with\n\n"
     for name, server in run.servers.items():
-        text += f"- **{name}** {server.version}, fed by {server.fed_by}"
+        text += f"- **{name}**: {' '.join(filter(None, (server.title, server.version)))}, fed by {server.fed_by}"
         text += "".join(f"; {note}" for note in server.notes) + "\n"
     return text
 

@@ -1,9 +1,9 @@
 /* check: what one stream has received, checked event by event; and the latencies of all streams.
  *
  * Understands as much of the event stream as it must: an event's data begins {"n":NUMBER,"t":NANOSECONDS as `publisher`
- * writes it, where n goes up by one for each event and t is the time of publishing on CLOCK_MONOTONIC; a relay.gap event
- * says how many were missed. Everything else is passed over. Takes bytes as they come, cut anywhere, and keeps only
- * the beginning of an unfinished line.
+ * writes it, or holds that not far from its beginning where a server wraps it; n goes up by the stride for each event of a
+ * stream and t is the time of publishing on CLOCK_MONOTONIC; a relay.gap event says how many were missed. Everything else
+ * is passed over. Takes bytes as they come, cut anywhere, and keeps only the beginning of an unfinished line.
  *
  * Owns the counters and the histogram; never touches a socket or reads a clock.
  */
@@ -11,7 +11,7 @@
 #include <string.h>
 
 enum {
-    CARRY_BYTES = 96,  /* beginning of an unfinished line that is kept; the numbers stand in the first 70 bytes */
+    CARRY_BYTES = 160, /* beginning of an unfinished line that is kept; the numbers stand in it, even if wrapped */
     HALF_BUCKETS = 64, /* histogram: 64 buckets to each power of two of microseconds, an error below 1.6 % */
     BUCKETS = HALF_BUCKETS * 34,
 };
@@ -22,24 +22,28 @@ typedef enum { MESSAGE, GAP, OTHER } event_t;
 
 /* The reading side of one stream. */
 typedef struct {
-    uint64_t last;   /* n of the last event seen; the one before the first expected, before any */
+    uint64_t next;   /* n of the next event expected; all before it that concern this stream have been seen */
     uint64_t n, t;   /* of the event being read; NONE where it has none */
-    uint64_t missed; /* of the relay.gap being read */
+    uint64_t missed; /* of the relay.gap being read; NONE where it does not know */
+    uint64_t told;   /* events that gaps told of, which have not been jumped over yet */
     uint8_t event;
     uint8_t torn;    /* the data line does not end as it must */
     uint8_t carried; /* bytes in carry */
-    char last_byte;  /* of the unfinished line */
-    uint8_t any_first; /* the first event may have any number */
+    char last_byte;  /* of the unfinished line, but for a carriage return */
+    uint8_t any_next; /* the next event may have any number: it is the first, or a gap of unknown size was told */
     uint8_t timed;   /* its latencies go into the histogram */
     char carry[CARRY_BYTES];
 } reader_t;
 
 static struct {
     uint64_t deliveries;
-    uint64_t gaps, missed;           /* places where n jumped, and events jumped over */
+    uint64_t gaps, missed, untold;   /* places where n jumped, events jumped over, and those no gap had told of */
     uint64_t told_gaps, told_missed; /* relay.gap events, and the sum of what they say was missed */
     uint64_t duplicates, wrong_order, torn, foreign;
 } checked;
+
+/* From one event of a stream to the next; above 1 where each stream has one topic of so many. */
+static uint64_t stride = 1;
 
 static struct {
     uint64_t buckets[BUCKETS];
@@ -85,24 +89,37 @@ static inline const char *number(const char *at, const char *end, uint64_t *valu
     return at;
 }
 
+/* Data: the numbers of an event, wherever they stand in what was kept of the line. */
+static inline void take_data(reader_t *reader, const char *data, const char *end, char last)
+{
+    static const char published[] = "{\"n\":", time[] = ",\"t\":", missed[] = "\"missed\":";
+    const size_t length = (size_t)(end - data);
+    if (reader->event == GAP) {
+        const char *at = memmem(data, length, missed, sizeof missed - 1);
+        if (at && number(at + sizeof missed - 1, end, &reader->missed) == at + sizeof missed - 1)
+            reader->missed = NONE;
+        return;
+    }
+    const char *at = length > sizeof published && memcmp(data, published, sizeof published - 1) == 0
+                         ? data
+                         : memmem(data, length < CARRY_BYTES ? length : CARRY_BYTES, published, sizeof published - 1);
+    if (!at)
+        return;
+    at = number(at + sizeof published - 1, end, &reader->n);
+    reader->torn |= last != '}' || at == end;
+    if ((size_t)(end - at) > sizeof time && memcmp(at, time, sizeof time - 1) == 0 &&
+        number(at + sizeof time - 1, end, &reader->t) == end)
+        reader->t = NONE;
+}
+
 /* A field; `last` is the line's last byte, which may lie beyond what was kept of a long line. */
 static inline void take_line(reader_t *reader, const char *line, size_t length, char last)
 {
-    static const char published[] = "{\"n\":", time[] = ",\"t\":", missed[] = "\"missed\":";
     const char *end = line + length;
     if (length > 5 && memcmp(line, "data:", 5) == 0) {
         line += 5;
         line += *line == ' ';
-        if (reader->event == GAP) {
-            const char *at = memmem(line, (size_t)(end - line), missed, sizeof missed - 1);
-            if (at)
-                number(at + sizeof missed - 1, end, &reader->missed);
-        } else if ((size_t)(end - line) > sizeof published && memcmp(line, published, sizeof published - 1) == 0) {
-            const char *at = number(line + sizeof published - 1, end, &reader->n);
-            if ((size_t)(end - at) > sizeof time && memcmp(at, time, sizeof time - 1) == 0)
-                number(at + sizeof time - 1, end, &reader->t);
-            reader->torn |= last != '}';
-        }
+        take_data(reader, line, end, last);
     } else if (length > 6 && memcmp(line, "event:", 6) == 0) {
         line += 6;
         line += *line == ' ';
@@ -113,39 +130,71 @@ static inline void take_line(reader_t *reader, const char *line, size_t length, 
     }
 }
 
+static inline void count_gap(reader_t *reader)
+{
+    checked.told_gaps++;
+    if (reader->missed == NONE) {
+        reader->any_next = 1;
+    } else {
+        checked.told_missed += reader->missed;
+        reader->told += reader->missed;
+    }
+}
+
+static inline void count_jump(reader_t *reader)
+{
+    const uint64_t missed = (reader->n - reader->next) / stride;
+    const uint64_t told = missed < reader->told ? missed : reader->told;
+    checked.gaps++;
+    checked.missed += missed;
+    checked.untold += missed - told;
+    reader->told -= told;
+}
+
+static inline void count_event(reader_t *reader, uint64_t now)
+{
+    checked.deliveries++;
+    if (stride > 1 && reader->n % stride != reader->next % stride) {
+        checked.foreign++;
+        return;
+    }
+    if (reader->n >= reader->next) {
+        if (reader->n > reader->next && !reader->any_next)
+            count_jump(reader);
+        reader->next = reader->n + stride;
+    } else if (reader->n + stride == reader->next) {
+        checked.duplicates++;
+    } else {
+        checked.wrong_order++;
+    }
+    reader->any_next = 0;
+    if (reader->timed && reader->t != NONE)
+        record(now > reader->t ? now - reader->t : 0);
+}
+
 static inline void dispatch(reader_t *reader, uint64_t now)
 {
-    if (reader->event == GAP) {
-        checked.told_gaps++;
-        checked.told_missed += reader->missed;
-    } else if (reader->n == NONE) {
+    if (reader->event == GAP)
+        count_gap(reader);
+    else if (reader->n == NONE)
         /* A block of only id or retry has no event; one with other data or another type is not ours. */
         checked.foreign += reader->event == OTHER;
-    } else if (reader->torn) {
+    else if (reader->torn)
         checked.torn++;
-    } else {
-        checked.deliveries++;
-        if (reader->n == reader->last + 1) {
-            reader->last = reader->n;
-        } else if (reader->n > reader->last) {
-            if (!reader->any_first) {
-                checked.gaps++;
-                checked.missed += reader->n - reader->last - 1;
-            }
-            reader->last = reader->n;
-        } else if (reader->n == reader->last) {
-            checked.duplicates++;
-        } else {
-            checked.wrong_order++;
-        }
-        if (reader->timed && reader->t != NONE)
-            record(now > reader->t ? now - reader->t : 0);
-    }
-    reader->any_first &= reader->last == 0;
+    else
+        count_event(reader, now);
     reader->event = MESSAGE;
     reader->torn = 0;
     reader->n = reader->t = NONE;
     reader->missed = 0;
+}
+
+/* The last byte before the line end, of which a carriage return is part; `before` is that of the piece before. */
+static inline char last_byte(const char *at, size_t length, char before)
+{
+    if (length && at[length - 1] == '\r')
+        length--;
+    return length ? at[length - 1] : before;
 }
 
 static void parse(reader_t *reader, const char *at, const char *end, uint64_t now)
@@ -154,7 +203,7 @@ static void parse(reader_t *reader, const char *at, const char *end, uint64_t no
         const char *newline = memchr(at, '\n', (size_t)(end - at));
         const char *line = at;
         size_t length = (size_t)((newline ? newline : end) - at);
-        char last = length ? line[length - 1] : reader->last_byte;
+        const char last = last_byte(at, length, reader->last_byte);
         if (reader->carried || !newline) {
             size_t room = CARRY_BYTES - reader->carried, more = length < room ? length : room;
             memcpy(reader->carry + reader->carried, at, more);
@@ -167,10 +216,8 @@ static void parse(reader_t *reader, const char *at, const char *end, uint64_t no
             reader->carried = 0;
         }
         at = newline + 1;
-        if (length && line[length - 1] == '\r') {
+        if (length && line[length - 1] == '\r')
             length--;
-            last = length ? line[length - 1] : 0;
-        }
         if (length)
             take_line(reader, line, length, last);
         else

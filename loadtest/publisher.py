@@ -1,4 +1,4 @@
-"""The publisher: a C program (`publisher.c`) that feeds a Unix socket at a fixed rate.
+"""The publisher: a C program (`publisher.c`) that feeds a Unix socket, or a server over HTTP, at a fixed rate.
 
 Owns the program's command line and report. `python -m loadtest.publisher --unix PATH …` runs it alone.
 """
@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -17,16 +18,44 @@ from loadtest.native import HERE, Program, build
 CLOSE_S = 35.0
 
 
+class HttpEntrance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where and how events are published by POST requests; `{topic}` and `{data}` stand for the event's.
+
+    Args:
+        port: the server's port on loopback.
+        target: request target.
+        body: what is sent.
+        escape: how the data is put into the body: as it is, as the inside of a JSON string, or percent-encoded.
+        headers: more lines of the request's head.
+        depth: requests sent before the first of them is answered, at most; their order is kept.
+    """
+
+    port: int = 0
+    target: str
+    body: str = "{data}"
+    escape: Literal["raw", "json", "form"] = "raw"
+    headers: tuple[str, ...] = ()
+    depth: int = 1
+
+    def flags(self) -> list[str]:
+        """The program's arguments for it."""
+        flags = ["--http", str(self.port), "--target", self.target, "--body", self.body, "--escape", self.escape]
+        flags += [text for header in self.headers for text in ("--header", header)]
+        return [*flags, "--depth", str(self.depth)]
+
+
 class PublisherReport(msgspec.Struct, frozen=True, kw_only=True):
     """What was published.
 
     Args:
         sent: events written; last: number of the last one.
         write_s: time to write them.
-        taken_s: time until the server had read them all and closed its side; taken: whether it did.
+        taken_s: time until the server had read them all and closed its side, or over HTTP answered them all;
+            taken: whether it did, and refused none.
         in_writes_s: time spent in writes, most of it waiting for the server when that is the slower one.
         behind_max_ms: how late the latest event was.
-        answered_bytes: what the server answered, which is nothing unless it refused a line.
+        answered: answers over HTTP; refused: of these with a status that is not 2xx; first_refusal: the first such.
+        answered_bytes: what the server said of what it refused.
         cpu_s: the publisher's own.
     """
 
@@ -37,6 +66,9 @@ class PublisherReport(msgspec.Struct, frozen=True, kw_only=True):
     taken: bool
     in_writes_s: float
     behind_max_ms: float
+    answered: int
+    refused: int
+    first_refusal: int
     answered_bytes: int
     cpu_s: float
 
@@ -45,37 +77,41 @@ class Publisher:
     """A feeder.
 
     Args:
-        path: the server's Unix socket.
+        entrance: the server's Unix socket, or how it is published to over HTTP.
         rate: events a second; 0 is as fast as the server takes them.
         count: how many events.
         seconds: it ends after this time even if fewer are sent.
         size: bytes of each event's data.
         first: number of the first event.
+        topics: event n goes to topic `t.<n mod topics>`; 0 is one topic for all, which is the server's own over the
+            socket and `default` over HTTP.
         cpus: the cores it may use; all when empty.
     """
 
     def __init__(
         self,
-        path: Path,
+        entrance: Path | HttpEntrance,
         *,
         rate: float,
         count: int,
         seconds: float = 60.0,
         size: int = 150,
         first: int = 1,
+        topics: int = 0,
         cpus: Collection[int] = (),
     ) -> None:
         options: dict[str, object] = {
-            "unix": path,
             "rate": rate,
             "count": count,
             "seconds": seconds,
             "size": size,
             "first": first,
+            "topics": topics,
         }
+        to = entrance.flags() if isinstance(entrance, HttpEntrance) else ["--unix", str(entrance)]
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         self._seconds = seconds
-        self._program = Program([str(build(HERE / "publisher.c")), *flags], cpus=cpus)
+        self._program = Program([str(build(HERE / "publisher.c")), *to, *flags], cpus=cpus)
 
     def __enter__(self) -> Publisher:
         return self

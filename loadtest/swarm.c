@@ -2,7 +2,8 @@
  *
  * Opens N streams, reads them with one large buffer, and checks every event (check.h): gaps, duplicates and wrong
  * order of each stream, and one latency histogram of the healthy ones. Some streams may be stalled (nothing is read
- * after the response head) or slow (a few bytes each tick), to be a nuisance.
+ * after the response head) or slow (a few bytes each tick), to be a nuisance. With --topics N, stream i has topic i mod N,
+ * which stands for {} in the path, and expects the events whose numbers leave the same rest.
  *
  * Owns its sockets and counters; never reconnects and never publishes. Speaks lines of JSON on stdout: one report
  * "ready" when every stream is open or has failed, one "mark" for each mark asked for, one "done" at the end. Takes
@@ -11,6 +12,7 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -37,6 +39,7 @@
 enum {
     EVENTS_A_TURN = 1024,
     READ_BYTES = 256 * 1024,
+    REQUEST_BYTES = 4096,
     TICK_MS = 100,       /* how often the slow read and the deadlines are looked at */
     SETTLE_MS = 200,     /* after the last event, time for a duplicate to show itself */
 };
@@ -45,12 +48,16 @@ enum {
 
 typedef enum { CONNECTING, HEAD, OPEN, OVER } state_t;
 typedef enum { HEALTHY, SLOW, STALLED } manner_t;
+/* A chunk (RFC 9112 section 7.1): its size, what is left of that line, the data, the line end after it. */
+typedef enum { RAW, SIZE, EXTENSION, DATA, DATA_END } chunked_t;
 typedef struct {
     reader_t reader;
     int fd;
     uint8_t state, manner;
-    uint8_t matched; /* HEAD: how much of CRLFCRLF has been seen */
-    uint8_t reached; /* has seen event `until` */
+    uint8_t status_read; /* HEAD: the first line has been */
+    uint8_t reached;     /* has seen event `until`, or would have if it were of its topic */
+    uint8_t chunked;     /* where in a body of chunks */
+    uint32_t chunk_left; /* SIZE: the size read so far; DATA: bytes to come */
 } stream_t;
 
 typedef struct {
@@ -71,8 +78,6 @@ static struct {
 static stream_t *streams;
 static counters_t counters;
 static char buffer[READ_BYTES];
-static char request[2048];
-static size_t request_length;
 static struct sockaddr_in server;
 static int epoll_fd, tick_fd;
 static size_t started, in_flight, healthy_open, reached;
@@ -103,19 +108,20 @@ static void report(const char *name)
     for (size_t i = 0; i < started; i++) {
         if (streams[i].manner != HEALTHY || streams[i].state != OPEN)
             continue;
-        last_min = streams[i].reader.last < last_min ? streams[i].reader.last : last_min;
-        last_max = streams[i].reader.last > last_max ? streams[i].reader.last : last_max;
+        const uint64_t last = streams[i].reader.next ? streams[i].reader.next - 1 : 0;
+        last_min = last < last_min ? last : last_min;
+        last_max = last > last_max ? last : last_max;
     }
     printf("{\"report\":\"%s\",\"time_ns\":%" PRIu64 ",\"streams\":%zu,\"opened\":%" PRIu64 ",\"failed\":%" PRIu64
            ",\"refused\":%" PRIu64 ",\"closed\":%" PRIu64 ",\"connect_s\":%.6f,\"healthy_open\":%zu,\"reached\":%zu"
            ",\"deliveries\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"reads\":%" PRIu64 ",\"gaps\":%" PRIu64
-           ",\"missed\":%" PRIu64 ",\"told_gaps\":%" PRIu64 ",\"told_missed\":%" PRIu64 ",\"duplicates\":%" PRIu64
+           ",\"missed\":%" PRIu64 ",\"untold\":%" PRIu64 ",\"told_gaps\":%" PRIu64 ",\"told_missed\":%" PRIu64 ",\"duplicates\":%" PRIu64
            ",\"wrong_order\":%" PRIu64 ",\"torn\":%" PRIu64 ",\"foreign\":%" PRIu64 ",\"last_min\":%" PRIu64
            ",\"last_max\":%" PRIu64 ",\"samples\":%" PRIu64 ",\"p50_ms\":%.3f,\"p90_ms\":%.3f,\"p99_ms\":%.3f"
            ",\"p999_ms\":%.3f,\"max_ms\":%.3f,\"cpu_s\":%.6f}\n",
            name, now_ns(), settings.streams, counters.opened, counters.failed, counters.refused, counters.closed,
            (double)((ready_ns ? ready_ns : now_ns()) - began_ns) / 1e9, healthy_open, reached, checked.deliveries,
-           counters.bytes, counters.reads, checked.gaps, checked.missed, checked.told_gaps, checked.told_missed,
+           counters.bytes, counters.reads, checked.gaps, checked.missed, checked.untold, checked.told_gaps, checked.told_missed,
            checked.duplicates, checked.wrong_order, checked.torn, checked.foreign, last_min == NONE ? 0 : last_min,
            last_max, latency.samples, quantile_ms(0.5), quantile_ms(0.9), quantile_ms(0.99), quantile_ms(0.999),
            (double)latency.max_ns / 1e6,
@@ -149,12 +155,50 @@ static void stream_over(stream_t *stream, uint64_t *counter)
 
 static void take(stream_t *stream, const char *at, const char *end)
 {
-    counters.bytes += (uint64_t)(end - at);
     parse(&stream->reader, at, end, now_ns());
-    if (stream->reader.last >= until && !stream->reached && stream->manner == HEALTHY) {
+    if (stream->reader.next > until && !stream->reached && stream->manner == HEALTHY) {
         stream->reached = 1;
         reached++;
     }
+}
+
+/* Hand on the data of chunks, which are cut anywhere; their sizes and line ends are not of the stream. */
+static void take_chunks(stream_t *stream, const char *at, const char *end)
+{
+    while (at < end && stream->state == OPEN) {
+        if (stream->chunked == DATA) {
+            const size_t there = (size_t)(end - at);
+            const uint32_t length = there < stream->chunk_left ? (uint32_t)there : stream->chunk_left;
+            take(stream, at, at + length);
+            at += length;
+            stream->chunk_left -= length;
+            if (!stream->chunk_left)
+                stream->chunked = DATA_END;
+            continue;
+        }
+        const char c = *at++;
+        if (stream->chunked == SIZE && isxdigit((unsigned char)c)) {
+            stream->chunk_left = stream->chunk_left * 16 + (uint32_t)(c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
+        } else if (c != '\n') {
+            if (stream->chunked == SIZE)
+                stream->chunked = EXTENSION;
+        } else if (stream->chunked == DATA_END) {
+            stream->chunked = SIZE;
+        } else if (stream->chunk_left) {
+            stream->chunked = DATA;
+        } else {
+            stream_over(stream, &counters.closed); /* the last chunk */
+        }
+    }
+}
+
+static void take_body(stream_t *stream, const char *at, const char *end)
+{
+    counters.bytes += (uint64_t)(end - at);
+    if (stream->chunked == RAW)
+        take(stream, at, end);
+    else
+        take_chunks(stream, at, end);
 }
 
 static void stream_open(stream_t *stream)
@@ -168,11 +212,36 @@ static void stream_open(stream_t *stream)
         watch(stream, 0, EPOLL_CTL_MOD); /* still reports the end of the connection */
 }
 
+/* The request of stream i; the place in the path, if there is one, becomes its topic. */
+static size_t make_request(size_t i, char *request)
+{
+    const char *place = strstr(settings.path, "{}");
+    const int before = (int)(place ? (size_t)(place - settings.path) : strlen(settings.path));
+    char topic[24] = "";
+    if (place)
+        snprintf(topic, sizeof topic, "%zu", i % (size_t)stride);
+    const int length = snprintf(request, REQUEST_BYTES,
+                                "GET %.*s%s%s HTTP/1.1\r\nHost: %s:%d\r\nAccept: text/event-stream\r\n\r\n", before,
+                                settings.path, topic, place ? place + 2 : "", settings.host, settings.port);
+    if (length >= REQUEST_BYTES)
+        die("path");
+    return (size_t)length;
+}
+
+/* Number of the first event that concerns stream i: the first of its rest from `first` on. */
+static uint64_t first_of(size_t i)
+{
+    const uint64_t rest = i % stride, from = settings.first % stride;
+    return settings.first + (rest + stride - from) % stride;
+}
+
 /* Send the request, or wait until the connection stands. */
 static void send_request(stream_t *stream, int operation)
 {
-    ssize_t sent = send(stream->fd, request, request_length, MSG_NOSIGNAL);
-    if (sent == (ssize_t)request_length) {
+    static char request[REQUEST_BYTES];
+    const size_t length = make_request((size_t)(stream - streams), request);
+    ssize_t sent = send(stream->fd, request, length, MSG_NOSIGNAL);
+    if (sent == (ssize_t)length) {
         stream->state = HEAD;
         watch(stream, EPOLLIN, operation);
     } else if (sent >= 0 || errno != EAGAIN) {
@@ -188,8 +257,8 @@ static void connect_next(void)
     stream_t *stream = &streams[i];
     int on = 1;
     const struct linger linger = {.l_onoff = 1};
-    stream->reader.last = settings.first ? settings.first - 1 : 0;
-    stream->reader.any_first = settings.first == 0;
+    stream->reader.next = first_of(i);
+    stream->reader.any_next = settings.first == 0;
     stream->reader.timed = stream->manner == HEALTHY;
     stream->reader.n = stream->reader.t = NONE;
     stream->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -217,26 +286,42 @@ static void connect_next(void)
     send_request(stream, EPOLL_CTL_ADD);
 }
 
+/* A line of the response head, without its end. Returns -1 at a status other than 200, 1 at the head's end. */
+static int take_head_line(stream_t *stream, char *line)
+{
+    static const char encoding[] = "transfer-encoding:";
+    if (!stream->status_read) {
+        stream->status_read = 1;
+        return strncmp(line, "HTTP/1.", 7) == 0 && strncmp(line + 8, " 200", 4) == 0 ? 0 : -1;
+    }
+    if (strncasecmp(line, encoding, sizeof encoding - 1) == 0 && strcasestr(line, "chunked"))
+        stream->chunked = SIZE;
+    return *line == 0;
+}
+
 /* Take the response head; what follows it is the stream. */
 static void read_head(stream_t *stream, const char *at, const char *end)
 {
-    static const char terminator[] = "\r\n\r\n";
-    while (at < end && stream->matched < 4) {
-        if (stream->reader.carried < 12)
-            stream->reader.carry[stream->reader.carried++] = *at;
-        stream->matched = *at == terminator[stream->matched] ? (uint8_t)(stream->matched + 1) : *at == '\r';
-        at++;
+    reader_t *reader = &stream->reader;
+    int over = 0;
+    while (at < end && !over) {
+        const char c = *at++;
+        if (c != '\n') {
+            if (c != '\r' && reader->carried < CARRY_BYTES - 1)
+                reader->carry[reader->carried++] = c;
+            continue;
+        }
+        reader->carry[reader->carried] = 0;
+        reader->carried = 0;
+        over = take_head_line(stream, reader->carry);
     }
-    if (stream->matched < 4)
-        return;
-    if (memcmp(stream->reader.carry + 8, " 200", 4) != 0) {
+    if (over < 0) {
         stream_over(stream, &counters.refused);
-        return;
+    } else if (over) {
+        stream_open(stream);
+        if (stream->manner != STALLED)
+            take_body(stream, at, end);
     }
-    stream->reader.carried = 0;
-    stream_open(stream);
-    if (stream->manner != STALLED)
-        take(stream, at, end);
 }
 
 static void read_stream(stream_t *stream, size_t bytes_max)
@@ -252,7 +337,7 @@ static void read_stream(stream_t *stream, size_t bytes_max)
         read_head(stream, buffer, buffer + length);
         return;
     }
-    take(stream, buffer, buffer + length);
+    take_body(stream, buffer, buffer + length);
 }
 
 static void handle(stream_t *stream, uint32_t events)
@@ -276,7 +361,7 @@ static void set_until(uint64_t n)
     settle_ns = 0;
     for (size_t i = 0; i < started; i++) {
         stream_t *stream = &streams[i];
-        stream->reached = stream->manner == HEALTHY && stream->state == OPEN && stream->reader.last >= until;
+        stream->reached = stream->manner == HEALTHY && stream->state == OPEN && stream->reader.next > until;
         reached += stream->reached;
     }
 }
@@ -377,11 +462,6 @@ static void prepare(void)
     server = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)settings.port)};
     if (inet_pton(AF_INET, settings.host, &server.sin_addr) != 1)
         die("host must be an IPv4 address");
-    request_length = (size_t)snprintf(request, sizeof request,
-                                      "GET %s HTTP/1.1\r\nHost: %s:%d\r\nAccept: text/event-stream\r\n\r\n",
-                                      settings.path, settings.host, settings.port);
-    if (request_length >= sizeof request)
-        die("path");
     streams = calloc(settings.streams, sizeof *streams);
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     tick_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
@@ -405,7 +485,7 @@ static void usage(void)
 {
     fprintf(stderr,
             "usage: swarm --port N [--host ADDRESS] [--path PATH] [--streams N] [--concurrency N] [--seconds N]\n"
-            "             [--first N] [--stalled N] [--slow N] [--slow-bytes N] [--rcvbuf N]\n"
+            "             [--first N] [--topics N] [--stalled N] [--slow N] [--slow-bytes N] [--rcvbuf N]\n"
             "             [--source ADDRESS|any] [--per-address N]\n");
     exit(2);
 }
@@ -429,7 +509,8 @@ int main(int argc, char **argv)
         {"first", required_argument, NULL, 'f'},      {"stalled", required_argument, NULL, 'x'},
         {"slow", required_argument, NULL, 'w'},       {"slow-bytes", required_argument, NULL, 'b'},
         {"rcvbuf", required_argument, NULL, 'r'},     {"source", required_argument, NULL, 'a'},
-        {"per-address", required_argument, NULL, 'm'}, {NULL, 0, NULL, 0}};
+        {"per-address", required_argument, NULL, 'm'}, {"topics", required_argument, NULL, 't'},
+        {NULL, 0, NULL, 0}};
     int option;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
         switch (option) {
@@ -446,6 +527,7 @@ int main(int argc, char **argv)
         case 'r': settings.rcvbuf = atoi(optarg); break;
         case 'a': settings.source_base = source_address(optarg); break;
         case 'm': settings.per_address = atoi(optarg); break;
+        case 't': stride = strtoull(optarg, NULL, 10); break;
         default: usage();
         }
     }
@@ -453,6 +535,7 @@ int main(int argc, char **argv)
         settings.per_address < 1 || settings.slow_bytes < 1 || settings.slow_bytes > READ_BYTES ||
         settings.slow + settings.stalled > settings.streams)
         usage();
+    stride = stride ? stride : 1; /* 0: no topics of their own */
     prepare();
     run();
 }

@@ -29,11 +29,13 @@ class SwarmReport(msgspec.Struct, frozen=True, kw_only=True):
         healthy_open: streams open that read all they can.
         reached: of these, how many have seen the event waited for.
         deliveries: events received; bytes: of streams' bodies; reads: calls that brought some.
-        gaps, missed: places where the numbers jumped, and how many events were jumped over.
+        gaps, missed: places where the numbers jumped, and how many events were jumped over; untold: of these,
+            how many the stream was not told of.
         told_gaps, told_missed: relay.gap events, and the events they say were missed.
-        duplicates: the same event again; wrong_order: an older one; torn: cut short; foreign: of an event
-            type that is neither the publisher's nor relay's own.
-        last_min, last_max: least and greatest number that a healthy stream stands at.
+        duplicates: the same event again; wrong_order: an older one; torn: cut short; foreign: of another
+            stream's topic, or of an event type that is neither the publisher's nor relay's own.
+        last_min, last_max: least and greatest number that a healthy stream stands at: it has seen every event up to
+            that one which concerns it.
         samples, p50_ms … max_ms: latency from publish to read, healthy streams only.
         cpu_s: the swarm's own.
     """
@@ -52,6 +54,7 @@ class SwarmReport(msgspec.Struct, frozen=True, kw_only=True):
     reads: int
     gaps: int
     missed: int
+    untold: int
     told_gaps: int
     told_missed: int
     duplicates: int
@@ -71,8 +74,7 @@ class SwarmReport(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def faults(self) -> int:
         """Everything that must not happen to a healthy stream and that it was not told of."""
-        untold = max(0, self.missed - self.told_missed)
-        return untold + self.duplicates + self.wrong_order + self.torn + self.foreign
+        return self.untold + self.duplicates + self.wrong_order + self.torn + self.foreign
 
 
 class Swarm:
@@ -81,7 +83,9 @@ class Swarm:
     Args:
         port: the server's port.
         streams: how many; one process holds as many as the descriptor limit allows.
-        path: request target.
+        path: request target; `{}` in it becomes the stream's topic where there are several.
+        topics: stream i has topic i mod so many, and expects the events whose number has the same rest, which is
+            what a publisher with as many topics sends there; 0 is one topic for all.
         concurrency: connections being opened at one time.
         seconds: it ends by itself after this time.
         first: number of the first event each stream must see; 0 takes any.
@@ -99,6 +103,7 @@ class Swarm:
         *,
         host: str = "127.0.0.1",
         path: str = "/events",
+        topics: int = 0,
         concurrency: int = 256,
         seconds: float = 60.0,
         first: int = 1,
@@ -114,6 +119,7 @@ class Swarm:
             "streams": streams,
             "host": host,
             "path": path,
+            "topics": topics,
             "concurrency": concurrency,
             "seconds": seconds,
             "first": first,

@@ -13,7 +13,7 @@ from bench.harness import TARGETS, MeasureError, Target
 from bench.runs import fed, one
 from bench.standings import Result, Run, Server, Spread
 
-SERVERS = {name: Server("1.0", "a Unix socket", ()) for name in ("floor", "relay", "other")}
+SERVERS = {name: Server("", "1.0", "socket", ()) for name in ("floor", "relay", "other")}
 
 
 def result(figure: str, **medians: float) -> Result:
