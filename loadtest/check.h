@@ -14,11 +14,18 @@ enum {
     CARRY_BYTES = 160, /* beginning of an unfinished line that is kept; the numbers stand in it, even if wrapped */
     HALF_BUCKETS = 64, /* histogram: 64 buckets to each power of two of microseconds, an error below 1.6 % */
     BUCKETS = HALF_BUCKETS * 34,
+    ID_BYTES_MAX = 64, /* a longer id is not kept, and so its stream comes back without one */
 };
 
 #define NONE UINT64_MAX
 
 typedef enum { MESSAGE, GAP, OTHER } event_t;
+
+/* The id to come back with: that of the last block that was whole (WHATWG HTML 9.2.6). */
+typedef struct {
+    uint8_t length, read_length;
+    char id[ID_BYTES_MAX], read[ID_BYTES_MAX]; /* read: of the block that has begun */
+} place_t;
 
 /* The reading side of one stream. */
 typedef struct {
@@ -26,6 +33,7 @@ typedef struct {
     uint64_t n, t;   /* of the event being read; NONE where it has none */
     uint64_t missed; /* of the relay.gap being read; NONE where it does not know */
     uint64_t told;   /* events that gaps told of, which have not been jumped over yet */
+    place_t *place;  /* NULL where streams do not come back */
     uint8_t event;
     uint8_t torn;    /* the data line does not end as it must */
     uint8_t carried; /* bytes in carry */
@@ -45,22 +53,31 @@ static struct {
 /* From one event of a stream to the next; above 1 where each stream has one topic of so many. */
 static uint64_t stride = 1;
 
-static struct {
+typedef struct {
     uint64_t buckets[BUCKETS];
     uint64_t samples, max_ns;
-} latency;
+} histogram_t;
+
+static histogram_t latency;
 
 /* ---- histogram: buckets that widen with the value, as in HdrHistogram ---- */
 
-static inline void record(uint64_t latency_ns)
+static inline void record(histogram_t *histogram, uint64_t time_ns)
 {
-    uint64_t us = latency_ns / 1000;
+    uint64_t us = time_ns / 1000;
     int shift = us < 2 * HALF_BUCKETS ? 0 : 57 - __builtin_clzll(us);
     size_t bucket = (size_t)shift * HALF_BUCKETS + (us >> shift);
-    latency.buckets[bucket < BUCKETS ? bucket : BUCKETS - 1]++;
-    latency.samples++;
-    if (latency_ns > latency.max_ns)
-        latency.max_ns = latency_ns;
+    histogram->buckets[bucket < BUCKETS ? bucket : BUCKETS - 1]++;
+    histogram->samples++;
+    if (time_ns > histogram->max_ns)
+        histogram->max_ns = time_ns;
+}
+
+/* Upper end of a bucket, in µs. */
+static inline uint64_t bucket_top_us(size_t bucket)
+{
+    int shift = bucket < 2 * HALF_BUCKETS ? 0 : (int)(bucket / HALF_BUCKETS) - 1;
+    return (bucket - (uint64_t)shift * HALF_BUCKETS + 1) << shift;
 }
 
 /* Upper end of the bucket in which the quantile lies, in ms. */
@@ -70,8 +87,7 @@ static double quantile_ms(double quantile)
     for (size_t bucket = 0; bucket < BUCKETS; bucket++) {
         seen += latency.buckets[bucket];
         if (seen > rank) {
-            int shift = bucket < 2 * HALF_BUCKETS ? 0 : (int)(bucket / HALF_BUCKETS) - 1;
-            uint64_t top = ((bucket - (uint64_t)shift * HALF_BUCKETS + 1) << shift) * 1000;
+            uint64_t top = bucket_top_us(bucket) * 1000;
             return (double)(top < latency.max_ns ? top : latency.max_ns) / 1e6;
         }
     }
@@ -127,6 +143,12 @@ static inline void take_line(reader_t *reader, const char *line, size_t length, 
             reader->event = GAP;
         else if (end - line < 6 || memcmp(line, "relay.", 6) != 0)
             reader->event = OTHER; /* relay's own, as its heartbeat, are no news */
+    } else if (reader->place && length >= 3 && memcmp(line, "id:", 3) == 0) {
+        line += 3;
+        line += line < end && *line == ' ';
+        const size_t kept = (size_t)(end - line) <= ID_BYTES_MAX ? (size_t)(end - line) : 0;
+        memcpy(reader->place->read, line, kept);
+        reader->place->read_length = (uint8_t)kept;
     }
 }
 
@@ -169,7 +191,15 @@ static inline void count_event(reader_t *reader, uint64_t now)
     }
     reader->any_next = 0;
     if (reader->timed && reader->t != NONE)
-        record(now > reader->t ? now - reader->t : 0);
+        record(&latency, now > reader->t ? now - reader->t : 0);
+}
+
+static inline void next_block(reader_t *reader)
+{
+    reader->event = MESSAGE;
+    reader->torn = 0;
+    reader->n = reader->t = NONE;
+    reader->missed = 0;
 }
 
 static inline void dispatch(reader_t *reader, uint64_t now)
@@ -183,10 +213,22 @@ static inline void dispatch(reader_t *reader, uint64_t now)
         checked.torn++;
     else
         count_event(reader, now);
-    reader->event = MESSAGE;
-    reader->torn = 0;
-    reader->n = reader->t = NONE;
-    reader->missed = 0;
+    if (reader->place) {
+        memcpy(reader->place->id, reader->place->read, reader->place->read_length);
+        reader->place->length = reader->place->read_length;
+    }
+    next_block(reader);
+}
+
+/* A connection begins: what was half read of the one before is forgotten, what was seen and told is not. */
+static inline void begin_again(reader_t *reader)
+{
+    reader->carried = 0;
+    next_block(reader);
+    if (reader->place) {
+        memcpy(reader->place->read, reader->place->id, reader->place->length);
+        reader->place->read_length = reader->place->length;
+    }
 }
 
 /* The last byte before the line end, of which a carriage return is part; `before` is that of the piece before. */

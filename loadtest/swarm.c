@@ -3,12 +3,15 @@
  * Opens N streams, reads them with one large buffer, and checks every event (check.h): gaps, duplicates and wrong
  * order of each stream, and one latency histogram of the healthy ones. Some streams may be stalled (nothing is read
  * after the response head) or slow (a few bytes each tick), to be a nuisance. With --topics N, stream i has topic i mod N,
- * which stands for {} in the path, and expects the events whose numbers leave the same rest.
+ * which stands for {} in the path, and expects the events whose numbers leave the same rest; {%M} stands for that topic
+ * mod M. With --reconnect a stream that has been closed or refused comes back with its last id, and must have lost
+ * nothing; with --life S each ends after S/2 to 3 S/2 seconds and a new one takes its place.
  *
- * Owns its sockets and counters; never reconnects and never publishes. Speaks lines of JSON on stdout: one report
- * "ready" when every stream is open or has failed, one "mark" for each mark asked for, one "done" at the end. Takes
+ * Owns its sockets and counters; never publishes. Speaks lines of JSON on stdout: one report "ready" when every stream
+ * is open or has failed, one "recovered" after a storm, one "mark" for each mark asked for, one "done" at the end. Takes
  * lines on stdin: `until N` (done once every healthy stream has seen event N), `mark`, `reset` (forget the latencies so
- * far), `stop`. Ends by itself after --seconds, or when stdin ends.
+ * far), `histograms` (tell them, and forget), `storm` (drop all streams and come back), `stop`. Ends by itself after
+ * --seconds, or when stdin ends.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -39,22 +42,29 @@
 enum {
     EVENTS_A_TURN = 1024,
     READ_BYTES = 256 * 1024,
-    REQUEST_BYTES = 4096,
+    PATH_BYTES_MAX = 2048,
+    REQUEST_BYTES = PATH_BYTES_MAX + 512,
     TICK_MS = 100,       /* how often the slow read and the deadlines are looked at */
     SETTLE_MS = 200,     /* after the last event, time for a duplicate to show itself */
 };
 
 #define NS_PER_S 1000000000ull
 
-typedef enum { CONNECTING, HEAD, OPEN, OVER } state_t;
+typedef enum { OVER, WAITING, CONNECTING, HEAD, OPEN } state_t;
 typedef enum { HEALTHY, SLOW, STALLED } manner_t;
 /* A chunk (RFC 9112 section 7.1): its size, what is left of that line, the data, the line end after it. */
 typedef enum { RAW, SIZE, EXTENSION, DATA, DATA_END } chunked_t;
-typedef struct {
+typedef struct stream {
     reader_t reader;
+    struct stream *after; /* WAITING: behind it in the queue */
+    uint64_t asked_ns;    /* when it began to connect */
+    uint64_t ends_ns;     /* when its life is over; 0 for none */
     int fd;
     uint8_t state, manner;
+    uint8_t begun;       /* has been opened before */
     uint8_t status_read; /* HEAD: the first line has been */
+    uint8_t had_event;   /* in this connection */
+    uint8_t recovering;  /* dropped by a storm, and has had no event since */
     uint8_t reached;     /* has seen event `until`, or would have if it were of its topic */
     uint8_t chunked;     /* where in a body of chunks */
     uint32_t chunk_left; /* SIZE: the size read so far; DATA: bytes to come */
@@ -62,7 +72,8 @@ typedef struct {
 
 typedef struct {
     uint64_t bytes, reads;
-    uint64_t opened, failed, refused, closed; /* failed: no connection; refused: a status other than 200 */
+    /* failed: no connection; refused: a status other than 200; closed: by the server; dropped: by us, on purpose */
+    uint64_t opened, failed, refused, closed, dropped;
 } counters_t;
 
 static struct {
@@ -70,17 +81,23 @@ static struct {
     int port, concurrency, rcvbuf, per_address, slow_bytes;
     uint32_t source_base; /* first source address, host byte order; 0 leaves the choice to the kernel */
     size_t streams, slow, stalled;
-    double seconds;
+    double seconds, life_s;
+    int reconnect;
     uint64_t first; /* number of the first event each stream must see; 0 takes any */
 } settings = {.host = "127.0.0.1", .path = "/events", .concurrency = 256, .per_address = 10000, .slow_bytes = 1024,
               .source_base = 0x7f010101, .streams = 100, .seconds = 60, .first = 1};
 
 static stream_t *streams;
 static counters_t counters;
+static histogram_t connects, firsts; /* from the connect to the response head, and to the first event */
 static char buffer[READ_BYTES];
 static struct sockaddr_in server;
 static int epoll_fd, tick_fd;
-static size_t started, in_flight, healthy_open, reached;
+static size_t in_flight, open_now, healthy_open, reached, recovering;
+static uint64_t storm_ns, reopened_ns, recovered_ns;
+static struct {
+    stream_t *first, *last;
+} waiting;
 static uint64_t until = NONE;
 static uint64_t began_ns, ready_ns, settle_ns;
 static int finished;
@@ -105,7 +122,7 @@ static void report(const char *name)
     struct rusage usage;
     uint64_t last_min = NONE, last_max = 0;
     getrusage(RUSAGE_SELF, &usage);
-    for (size_t i = 0; i < started; i++) {
+    for (size_t i = 0; i < settings.streams; i++) {
         if (streams[i].manner != HEALTHY || streams[i].state != OPEN)
             continue;
         const uint64_t last = streams[i].reader.next ? streams[i].reader.next - 1 : 0;
@@ -113,14 +130,17 @@ static void report(const char *name)
         last_max = last > last_max ? last : last_max;
     }
     printf("{\"report\":\"%s\",\"time_ns\":%" PRIu64 ",\"streams\":%zu,\"opened\":%" PRIu64 ",\"failed\":%" PRIu64
-           ",\"refused\":%" PRIu64 ",\"closed\":%" PRIu64 ",\"connect_s\":%.6f,\"healthy_open\":%zu,\"reached\":%zu"
+           ",\"refused\":%" PRIu64 ",\"closed\":%" PRIu64 ",\"dropped\":%" PRIu64 ",\"connect_s\":%.6f,\"reopen_s\":%.6f,\"recover_s\":%.6f,\"open\":%zu,\"healthy_open\":%zu,\"reached\":%zu"
            ",\"deliveries\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"reads\":%" PRIu64 ",\"gaps\":%" PRIu64
            ",\"missed\":%" PRIu64 ",\"untold\":%" PRIu64 ",\"told_gaps\":%" PRIu64 ",\"told_missed\":%" PRIu64 ",\"duplicates\":%" PRIu64
            ",\"wrong_order\":%" PRIu64 ",\"torn\":%" PRIu64 ",\"foreign\":%" PRIu64 ",\"last_min\":%" PRIu64
            ",\"last_max\":%" PRIu64 ",\"samples\":%" PRIu64 ",\"p50_ms\":%.3f,\"p90_ms\":%.3f,\"p99_ms\":%.3f"
            ",\"p999_ms\":%.3f,\"max_ms\":%.3f,\"cpu_s\":%.6f}\n",
            name, now_ns(), settings.streams, counters.opened, counters.failed, counters.refused, counters.closed,
-           (double)((ready_ns ? ready_ns : now_ns()) - began_ns) / 1e9, healthy_open, reached, checked.deliveries,
+           counters.dropped,
+           (double)((ready_ns ? ready_ns : now_ns()) - began_ns) / 1e9,
+           reopened_ns ? (double)(reopened_ns - storm_ns) / 1e9 : 0,
+           recovered_ns ? (double)(recovered_ns - storm_ns) / 1e9 : 0, open_now, healthy_open, reached, checked.deliveries,
            counters.bytes, counters.reads, checked.gaps, checked.missed, checked.untold, checked.told_gaps, checked.told_missed,
            checked.duplicates, checked.wrong_order, checked.torn, checked.foreign, last_min == NONE ? 0 : last_min,
            last_max, latency.samples, quantile_ms(0.5), quantile_ms(0.9), quantile_ms(0.99), quantile_ms(0.999),
@@ -130,7 +150,49 @@ static void report(const char *name)
     fflush(stdout);
 }
 
+/* The buckets that hold something: upper end in µs, count. */
+static void print_histogram(const char *name, const histogram_t *histogram)
+{
+    const char *comma = "";
+    printf(",\"%s\":[", name);
+    for (size_t i = 0; i < BUCKETS; i++) {
+        if (!histogram->buckets[i])
+            continue;
+        printf("%s[%" PRIu64 ",%" PRIu64 "]", comma, bucket_top_us(i), histogram->buckets[i]);
+        comma = ",";
+    }
+    printf("]");
+}
+
+static void report_histograms(void)
+{
+    printf("{\"report\":\"histograms\"");
+    print_histogram("delivery", &latency);
+    print_histogram("connect", &connects);
+    print_histogram("first", &firsts);
+    printf("}\n");
+    fflush(stdout);
+}
+
+static void forget_latencies(void)
+{
+    memset(&latency, 0, sizeof latency);
+    memset(&connects, 0, sizeof connects);
+    memset(&firsts, 0, sizeof firsts);
+}
+
 /* ---- streams ---- */
+
+static void enqueue(stream_t *stream)
+{
+    stream->state = WAITING;
+    stream->after = NULL;
+    if (waiting.last)
+        waiting.last->after = stream;
+    else
+        waiting.first = stream;
+    waiting.last = stream;
+}
 
 static void watch(stream_t *stream, uint32_t events, int operation)
 {
@@ -143,11 +205,15 @@ static void stream_over(stream_t *stream, uint64_t *counter)
 {
     if (stream->state != OPEN)
         in_flight--;
-    else if (stream->manner == HEALTHY) {
-        healthy_open--;
-        reached -= stream->reached;
+    else {
+        open_now--;
+        if (stream->manner == HEALTHY) {
+            healthy_open--;
+            reached -= stream->reached;
+            stream->reached = 0;
+        }
     }
-    stream->state = OVER;
+    stream->state = OVER; /* one that comes back does so at the next tick, lest a server that refuses be run over */
     ++*counter;
     close(stream->fd);
     stream->fd = -1;
@@ -155,10 +221,17 @@ static void stream_over(stream_t *stream, uint64_t *counter)
 
 static void take(stream_t *stream, const char *at, const char *end)
 {
+    const uint64_t next = stream->reader.next;
     parse(&stream->reader, at, end, now_ns());
     if (stream->reader.next > until && !stream->reached && stream->manner == HEALTHY) {
         stream->reached = 1;
         reached++;
+    }
+    if (!stream->had_event && stream->reader.next > next) {
+        stream->had_event = 1;
+        record(&firsts, now_ns() - stream->asked_ns);
+        recovering -= stream->recovering;
+        stream->recovering = 0;
     }
 }
 
@@ -206,26 +279,51 @@ static void stream_open(stream_t *stream)
     stream->state = OPEN;
     counters.opened++;
     in_flight--;
-    if (stream->manner == HEALTHY)
+    open_now++;
+    record(&connects, now_ns() - stream->asked_ns);
+    if (settings.life_s > 0)
+        stream->ends_ns = now_ns() + (uint64_t)(settings.life_s * (0.5 + (double)rand() / RAND_MAX) * 1e9);
+    if (stream->manner == HEALTHY) {
         healthy_open++;
-    else
+        stream->reached = stream->reader.next > until;
+        reached += stream->reached;
+    } else
         watch(stream, 0, EPOLL_CTL_MOD); /* still reports the end of the connection */
 }
 
-/* The request of stream i; the place in the path, if there is one, becomes its topic. */
-static size_t make_request(size_t i, char *request)
+/* Write the path of a stream, with its topic in the places that are meant for it. */
+static size_t make_path(size_t topic, char *path)
 {
-    const char *place = strstr(settings.path, "{}");
-    const int before = (int)(place ? (size_t)(place - settings.path) : strlen(settings.path));
-    char topic[24] = "";
-    if (place)
-        snprintf(topic, sizeof topic, "%zu", i % (size_t)stride);
-    const int length = snprintf(request, REQUEST_BYTES,
-                                "GET %.*s%s%s HTTP/1.1\r\nHost: %s:%d\r\nAccept: text/event-stream\r\n\r\n", before,
-                                settings.path, topic, place ? place + 2 : "", settings.host, settings.port);
-    if (length >= REQUEST_BYTES)
+    const char *from = settings.path;
+    size_t length = 0;
+    while (*from && length < PATH_BYTES_MAX) {
+        unsigned long modulus = 0;
+        int used = 0;
+        if (strncmp(from, "{}", 2) == 0)
+            used = 2;
+        else
+            sscanf(from, "{%%%lu}%n", &modulus, &used);
+        if (used)
+            length += (size_t)snprintf(path + length, 24, "%zu", modulus ? topic % modulus : topic);
+        else
+            path[length++] = *from;
+        from += used ? used : 1;
+    }
+    if (*from)
         die("path");
-    return (size_t)length;
+    return length;
+}
+
+static size_t make_request(const stream_t *stream, char *request)
+{
+    char path[PATH_BYTES_MAX + 24];
+    const size_t topic = (size_t)(stream - streams) % (size_t)stride;
+    const place_t *place = stream->reader.place;
+    const int with_id = place && place->length;
+    return (size_t)sprintf(request, "GET %.*s HTTP/1.1\r\nHost: %s:%d\r\nAccept: text/event-stream\r\n%s%.*s%s\r\n",
+                           (int)make_path(topic, path), path, settings.host, settings.port,
+                           with_id ? "Last-Event-ID: " : "", with_id ? place->length : 0, with_id ? place->id : "",
+                           with_id ? "\r\n" : "");
 }
 
 /* Number of the first event that concerns stream i: the first of its rest from `first` on. */
@@ -239,7 +337,7 @@ static uint64_t first_of(size_t i)
 static void send_request(stream_t *stream, int operation)
 {
     static char request[REQUEST_BYTES];
-    const size_t length = make_request((size_t)(stream - streams), request);
+    const size_t length = make_request(stream, request);
     ssize_t sent = send(stream->fd, request, length, MSG_NOSIGNAL);
     if (sent == (ssize_t)length) {
         stream->state = HEAD;
@@ -251,16 +349,38 @@ static void send_request(stream_t *stream, int operation)
     }
 }
 
+static void begin_reading(stream_t *stream, size_t i)
+{
+    reader_t *reader = &stream->reader;
+    if (!stream->begun || settings.life_s > 0) { /* of another life: a new subscriber */
+        reader->next = first_of(i);
+        reader->any_next = settings.first == 0 || stream->begun;
+        reader->told = 0;
+        if (reader->place)
+            reader->place->length = 0;
+    }
+    reader->timed = stream->manner == HEALTHY;
+    begin_again(reader);
+    stream->begun = 1;
+    stream->status_read = 0;
+    stream->chunked = RAW;
+    stream->chunk_left = 0;
+    stream->ends_ns = 0;
+    stream->asked_ns = now_ns();
+    stream->had_event = 0;
+}
+
 static void connect_next(void)
 {
-    const size_t i = started++;
-    stream_t *stream = &streams[i];
+    stream_t *stream = waiting.first;
+    const size_t i = (size_t)(stream - streams);
     int on = 1;
     const struct linger linger = {.l_onoff = 1};
-    stream->reader.next = first_of(i);
-    stream->reader.any_next = settings.first == 0;
-    stream->reader.timed = stream->manner == HEALTHY;
-    stream->reader.n = stream->reader.t = NONE;
+    waiting.first = stream->after;
+    if (!waiting.first)
+        waiting.last = NULL;
+    begin_reading(stream, i);
+    stream->state = CONNECTING;
     stream->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     in_flight++;
     if (stream->fd < 0) {
@@ -342,7 +462,7 @@ static void read_stream(stream_t *stream, size_t bytes_max)
 
 static void handle(stream_t *stream, uint32_t events)
 {
-    if (stream->state == OVER)
+    if (stream->state <= WAITING)
         return;
     if (stream->state == CONNECTING)
         send_request(stream, EPOLL_CTL_MOD);
@@ -359,10 +479,25 @@ static void set_until(uint64_t n)
     until = n;
     reached = 0;
     settle_ns = 0;
-    for (size_t i = 0; i < started; i++) {
+    for (size_t i = 0; i < settings.streams; i++) {
         stream_t *stream = &streams[i];
         stream->reached = stream->manner == HEALTHY && stream->state == OPEN && stream->reader.next > until;
         reached += stream->reached;
+    }
+}
+
+/* Drop every stream at once, and let all come back. */
+static void storm(void)
+{
+    waiting.first = waiting.last = NULL;
+    recovering = settings.streams;
+    reopened_ns = recovered_ns = 0;
+    storm_ns = now_ns();
+    for (size_t i = 0; i < settings.streams; i++) {
+        if (streams[i].state > WAITING)
+            stream_over(&streams[i], &counters.dropped);
+        streams[i].recovering = 1;
+        enqueue(&streams[i]);
     }
 }
 
@@ -373,8 +508,12 @@ static void take_command(const char *line)
     } else if (strcmp(line, "mark") == 0) {
         report("mark");
     } else if (strcmp(line, "reset") == 0) {
-        memset(latency.buckets, 0, sizeof latency.buckets);
-        latency.samples = latency.max_ns = 0;
+        forget_latencies();
+    } else if (strcmp(line, "histograms") == 0) {
+        report_histograms();
+        forget_latencies();
+    } else if (strcmp(line, "storm") == 0) {
+        storm();
     } else {
         finished = 1;
     }
@@ -408,21 +547,35 @@ static void tick(void)
     (void)!read(tick_fd, &expirations, sizeof expirations);
     if (now - began_ns > (uint64_t)(settings.seconds * 1e9))
         finished = 1;
-    for (size_t i = 0; settings.slow && i < started; i++)
-        if (streams[i].manner == SLOW && streams[i].state == OPEN)
-            read_stream(&streams[i], (size_t)settings.slow_bytes);
+    if (!settings.slow && !settings.reconnect && settings.life_s <= 0)
+        return;
+    for (size_t i = 0; i < settings.streams; i++) {
+        stream_t *stream = &streams[i];
+        if (stream->manner == SLOW && stream->state == OPEN)
+            read_stream(stream, (size_t)settings.slow_bytes);
+        if (stream->ends_ns && now >= stream->ends_ns && stream->state == OPEN)
+            stream_over(stream, &counters.dropped);
+        if (stream->state == OVER && stream->begun && (settings.reconnect || settings.life_s > 0))
+            enqueue(stream);
+    }
 }
 
 /* After each turn: what comes next. */
 static void advance(void)
 {
-    while (started < settings.streams && in_flight < (size_t)settings.concurrency)
+    while (waiting.first && in_flight < (size_t)settings.concurrency)
         connect_next();
-    if (!ready_ns && started == settings.streams && !in_flight) {
+    if (!ready_ns && !waiting.first && !in_flight) {
         ready_ns = now_ns();
         report("ready");
     }
-    if (until != NONE && ready_ns && reached == healthy_open) {
+    if (storm_ns && !reopened_ns && open_now == settings.streams)
+        reopened_ns = now_ns();
+    if (reopened_ns && !recovered_ns && !recovering) {
+        recovered_ns = now_ns();
+        report("recovered");
+    }
+    if (until != NONE && ready_ns && reached == healthy_open && (!settings.reconnect || open_now == settings.streams)) {
         uint64_t now = now_ns();
         settle_ns = settle_ns ? settle_ns : now + SETTLE_MS * 1000000ull;
         finished |= now >= settle_ns;
@@ -463,10 +616,15 @@ static void prepare(void)
     if (inet_pton(AF_INET, settings.host, &server.sin_addr) != 1)
         die("host must be an IPv4 address");
     streams = calloc(settings.streams, sizeof *streams);
+    place_t *places = settings.reconnect ? calloc(settings.streams, sizeof *places) : NULL;
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     tick_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-    if (!streams || epoll_fd < 0 || tick_fd < 0)
+    if (!streams || (settings.reconnect && !places) || epoll_fd < 0 || tick_fd < 0)
         die("start");
+    for (size_t i = 0; i < settings.streams; i++) {
+        streams[i].reader.place = places ? &places[i] : NULL;
+        enqueue(&streams[i]);
+    }
     /* The nuisances are spread evenly among the others. */
     size_t odd = settings.slow + settings.stalled;
     for (size_t k = 0; k < odd; k++)
@@ -485,7 +643,8 @@ static void usage(void)
 {
     fprintf(stderr,
             "usage: swarm --port N [--host ADDRESS] [--path PATH] [--streams N] [--concurrency N] [--seconds N]\n"
-            "             [--first N] [--topics N] [--stalled N] [--slow N] [--slow-bytes N] [--rcvbuf N]\n"
+            "             [--first N] [--topics N] [--reconnect] [--life SECONDS]\n"
+            "             [--stalled N] [--slow N] [--slow-bytes N] [--rcvbuf N]\n"
             "             [--source ADDRESS|any] [--per-address N]\n");
     exit(2);
 }
@@ -510,6 +669,7 @@ int main(int argc, char **argv)
         {"slow", required_argument, NULL, 'w'},       {"slow-bytes", required_argument, NULL, 'b'},
         {"rcvbuf", required_argument, NULL, 'r'},     {"source", required_argument, NULL, 'a'},
         {"per-address", required_argument, NULL, 'm'}, {"topics", required_argument, NULL, 't'},
+        {"reconnect", no_argument, NULL, 'e'},        {"life", required_argument, NULL, 'l'},
         {NULL, 0, NULL, 0}};
     int option;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -527,6 +687,8 @@ int main(int argc, char **argv)
         case 'r': settings.rcvbuf = atoi(optarg); break;
         case 'a': settings.source_base = source_address(optarg); break;
         case 'm': settings.per_address = atoi(optarg); break;
+        case 'e': settings.reconnect = 1; break;
+        case 'l': settings.life_s = atof(optarg); break;
         case 't': stride = strtoull(optarg, NULL, 10); break;
         default: usage();
         }

@@ -24,8 +24,11 @@ class SwarmReport(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         time_ns: when it was written, CLOCK_MONOTONIC.
         opened, failed, refused, closed: streams opened; not connected; answered by another status than 200;
-            ended by the server.
+            ended by the server. dropped: ended by the swarm, whose streams come back. A stream that comes back is
+            counted again.
         connect_s: from the first connect to the last response head.
+        reopen_s, recover_s: after a storm, until all streams were open again, and until each had had an event.
+        open: streams open.
         healthy_open: streams open that read all they can.
         reached: of these, how many have seen the event waited for.
         deliveries: events received; bytes: of streams' bodies; reads: calls that brought some.
@@ -46,7 +49,11 @@ class SwarmReport(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     refused: int
     closed: int
+    dropped: int
     connect_s: float
+    reopen_s: float
+    recover_s: float
+    open: int
     healthy_open: int
     reached: int
     deliveries: int
@@ -77,6 +84,23 @@ class SwarmReport(msgspec.Struct, frozen=True, kw_only=True):
         return self.untold + self.duplicates + self.wrong_order + self.torn + self.foreign
 
 
+Histogram = list[tuple[int, int]]
+"""Upper end in µs and count of the buckets that hold something; a bucket is at most 1.6 % of its upper end wide."""
+
+
+class Histograms(msgspec.Struct, frozen=True, kw_only=True):
+    """Times since the last ones were asked for.
+
+    Args:
+        delivery: from publish to read, healthy streams only.
+        connect, first: from the connect to the response head, and to the first event.
+    """
+
+    delivery: Histogram
+    connect: Histogram
+    first: Histogram
+
+
 class Swarm:
     """A block of open streams.
 
@@ -89,6 +113,8 @@ class Swarm:
         concurrency: connections being opened at one time.
         seconds: it ends by itself after this time.
         first: number of the first event each stream must see; 0 takes any.
+        reconnect: streams that are closed come back with their last id.
+        life_s: streams last half to one and a half times as long, and new ones take their place; 0 for no end.
         stalled: how many of the streams stop reading after the response head.
         slow: how many read only `slow_bytes` every 100 ms.
         rcvbuf: SO_RCVBUF of each stream, bytes; 0 leaves the system's.
@@ -107,6 +133,8 @@ class Swarm:
         concurrency: int = 256,
         seconds: float = 60.0,
         first: int = 1,
+        reconnect: bool = False,
+        life_s: float = 0.0,
         stalled: int = 0,
         slow: int = 0,
         slow_bytes: int = 1024,
@@ -123,6 +151,7 @@ class Swarm:
             "concurrency": concurrency,
             "seconds": seconds,
             "first": first,
+            "life": life_s,
             "stalled": stalled,
             "slow": slow,
             "slow-bytes": slow_bytes,
@@ -130,6 +159,8 @@ class Swarm:
             "source": source,
         }
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        if reconnect:
+            flags.append("--reconnect")
         self._program = Program([str(build(HERE / "swarm.c")), *flags], cpus=cpus)
 
     def __enter__(self) -> Swarm:
@@ -155,6 +186,16 @@ class Swarm:
     def reset(self) -> None:
         """Forget the latencies so far; the counts go on."""
         self._program.say("reset")
+
+    def histograms(self) -> Histograms:
+        """Tell the times so far, and forget them; the counts go on."""
+        self._program.say("histograms")
+        return msgspec.json.decode(self._program.report("histograms", REPORT_S), type=Histograms)
+
+    def storm(self, timeout_s: float = REPORT_S) -> SwarmReport:
+        """Drop all streams at once, and wait until each is back and has had an event."""
+        self._program.say("storm")
+        return self._report("recovered", timeout_s)
 
     def wait_for(self, number: int, timeout_s: float = REPORT_S) -> SwarmReport:
         """Wait until every healthy stream has seen that event, and let the swarm go on.
