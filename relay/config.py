@@ -1,11 +1,12 @@
 """The settings: one frozen object, built once and passed down.
 
-Owns every setting's name, default, unit and reason, and how sizes, times and addresses are read. Never reads
-the environment, a file or the command line: `relay.settings` builds it from what `relay.cli` found.
+Owns every setting's name, default, unit and reason, and how sizes, times, addresses, modes and groups are read.
+Never reads the environment, a file or the command line: `relay.settings` builds it from what `relay.cli` found.
 """
 
 from __future__ import annotations
 
+import grp
 import re
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
@@ -165,7 +166,9 @@ class Config:
     )
     unix: str = setting("", "Path of a Unix socket for feeders; none by default.", "text", "PATH")
     unix_mode: str = setting("0660", "Mode of the Unix socket: owner and group may publish.", "text", "MODE")
-    unix_group: str = setting("", "Group of the Unix socket; the process's own when empty.", "text", "GROUP")
+    unix_group: str = setting(
+        "", "Group of the Unix socket, by name or number; the process's own when empty.", "text", "GROUP"
+    )
     unix_user: tuple[str, ...] = setting(
         (),
         "User whose processes may publish at the Unix socket; all that the mode lets in when none is named.",
@@ -308,6 +311,7 @@ DURATION_S_MAX = 10 * 366 * 86400.0
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([kmgt])i?)?b?", re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d)")
 _UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_MODE = re.compile(r"(?:0o)?0?[0-7]{3}")
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]\s/]*)):([0-9]{1,5})")
 
 
@@ -357,6 +361,33 @@ def parse_address(text: str) -> tuple[str, int]:
     if match is None or int(match[3]) > 65535:
         raise ValueError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080")
     return match[1] or match[2] or "", int(match[3])
+
+
+def parse_mode(text: str) -> int:
+    """Read the permissions of a file: `0660`, `660` or `0o660`.
+
+    Raises:
+        ValueError: they are none.
+    """
+    if not _MODE.fullmatch(text):
+        raise ValueError(f"{text!r} is not an octal mode like 0660, at most 0777")
+    return int(text, 8)
+
+
+def parse_group(text: str) -> int:
+    """Read the number of a group from its name or its number; -1 for none.
+
+    Raises:
+        ValueError: there is no group of this name.
+    """
+    if not text:
+        return -1
+    if text.isascii() and text.isdigit():
+        return int(text)
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError:
+        raise ValueError(f"there is no group {text!r}") from None
 
 
 def size_text(size: int) -> str:

@@ -60,9 +60,6 @@ class Index:
         self.evicted = evicted
         self.evicted_s = evicted_s
 
-    def __len__(self) -> int:
-        return len(self.sequences) - self._dead
-
     def append(self, sequence: int, size: int) -> None:
         """Add the newest entry."""
         ends = self._ends

@@ -22,7 +22,7 @@ from relay.topic import check_term, check_topic, is_pattern
 LAST_ID_NAMES = ("lastEventId", "last_event_id", "lastEventID", "evs_last_event_id")
 """Query names under which polyfills and hubs of today repeat the last id."""
 
-_CONTROL = re.compile(r"[\0\r\n]")
+_NOT_IN_AN_ID = re.compile(r"[\0\r\n]")
 _READ = ("GET", "HEAD", "OPTIONS")
 _WRITE = ("POST", "OPTIONS")
 _POLICIES = frozenset(policy.value for policy in Policy)
@@ -236,7 +236,7 @@ def _last_id(request: Request) -> str | None:
 
 
 def _check_id(id: str) -> str:
-    if _CONTROL.search(id):
+    if _NOT_IN_AN_ID.search(id):
         raise RequestError(400, "an id cannot contain NUL, CR or LF")
     return id
 

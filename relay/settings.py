@@ -7,7 +7,6 @@ settings must not contradict each other. Never opens a file and never looks at `
 from __future__ import annotations
 
 import difflib
-import grp
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -20,12 +19,14 @@ from relay.config import (
     duration_text,
     parse_address,
     parse_duration,
+    parse_group,
+    parse_mode,
     parse_size,
     size_text,
 )
 from relay.errors import ConfigError, EventError
 from relay.forwarded import parse_networks
-from relay.topic import check_term, check_topic
+from relay.topic import CONTROL, check_term, check_topic
 
 PREFIX = "RELAY_"
 RESERVED = frozenset({"RELAY_BUILD", "RELAY_CONFIG", "RELAY_ENGINE"})
@@ -43,7 +44,6 @@ _SWITCH = {
 }
 _HARD_AND_SOFT = (("lag-bytes", "lag-soft-bytes"), ("lag-events", "lag-soft-events"), ("lag", "lag-soft"))
 _LIMITS = (*(name for pair in _HARD_AND_SOFT for name in pair), "lag-soft-for")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\sA-Z/?#,]+")
 _JWKS_URL = re.compile(r"https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]")
 # Kubernetes and Docker tell every container about a service named `relay` or `relay-…` in such variables.
@@ -124,7 +124,7 @@ def _read_one(each: Field[Any], value: object) -> Any:
         return _read_number(each, value)
     if not isinstance(value, str):
         raise ValueError(f"must be text, not {value!r}")
-    if _CONTROL.search(value):
+    if CONTROL.search(value):
         raise ValueError(f"{value!r} contains a control character")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError(f"{value!r} is not UTF-8")
@@ -237,13 +237,14 @@ def _check_sources(config: Config) -> None:
         check_topic(config.topic)
     except EventError as error:
         raise ConfigError(f"topic: {error.reason}") from None
-    if not re.fullmatch(r"(0o)?[0-7]{3,4}", config.unix_mode):
-        raise ConfigError(f"unix-mode: {config.unix_mode!r} is not an octal mode like 0660")
-    if config.unix_group:
-        try:
-            grp.getgrnam(config.unix_group)
-        except KeyError:
-            raise ConfigError(f"unix-group: there is no group {config.unix_group!r}") from None
+    try:
+        parse_mode(config.unix_mode)
+    except ValueError as error:
+        raise ConfigError(f"unix-mode: {error}") from None
+    try:
+        parse_group(config.unix_group)
+    except ValueError as error:
+        raise ConfigError(f"unix-group: {error}") from None
     if config.exit_on_eof and config.stdin == "off":
         raise ConfigError("exit-on-eof: standard input is off, so its end is never seen")
     if config.event_bytes_max > config.history_bytes:

@@ -24,7 +24,8 @@ TOPIC_BYTES_MAX = 256
 
 # Nearly every topic there is; what does not match goes through the rules one by one.
 _PLAIN = re.compile(r"[0-9A-Za-z_:/@-]+(?:\.[0-9A-Za-z_:/@-]+)*")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""A control character, which neither a topic nor a setting contains."""
 
 
 def check_topic(name: str) -> str:
@@ -74,16 +75,6 @@ def check_term(text: str) -> str:
 def is_pattern(term: str) -> bool:
     """Tell whether a checked term is a pattern."""
     return "*" in term
-
-
-def matches(pattern: str, topic: str) -> bool:
-    """Tell whether a checked pattern matches a checked topic.
-
-    Args:
-        pattern: a pattern; a topic matches only itself.
-        topic: the topic's name.
-    """
-    return matcher(pattern)(topic) is not None
 
 
 def covers(pattern: str, term: str) -> bool:
@@ -153,7 +144,7 @@ def _check_text(text: str) -> None:
         raise EventError("topic", f"is {size} bytes; at most {TOPIC_BYTES_MAX} are allowed")
     if not text.strip():
         raise EventError("topic", "is empty")
-    if _CONTROL.search(text):
+    if CONTROL.search(text):
         raise EventError("topic", "contains a control character")
     if "" in text.split("."):
         raise EventError("topic", "has an empty level")

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 import orjson
 
 from relay.event import Event
-from relay.topic import matches
+
+
+def matches(term: str, topic: str) -> bool:
+    """Say whether a topic or pattern stands for a topic: by its levels, not as relay does it."""
+    wild, levels = term.split("."), topic.split(".")
+    if wild[-1] == "**":
+        wild[-1:] = ["*"] * max(1, len(levels) - len(wild) + 1)
+    return len(wild) == len(levels) and all(own in ("*", level) for own, level in zip(wild, levels, strict=True))
 
 
 @dataclass

@@ -1,6 +1,9 @@
-"""Sizes, times and addresses are read as people write them, and written as they are read."""
+"""Sizes, times, addresses, modes and groups are read as people write them, and written as they are read."""
 
 from __future__ import annotations
+
+import grp
+import os
 
 import pytest
 from hypothesis import given
@@ -13,6 +16,8 @@ from relay.config import (
     duration_text,
     parse_address,
     parse_duration,
+    parse_group,
+    parse_mode,
     parse_size,
     size_text,
 )
@@ -110,3 +115,14 @@ def test_a_setting_is_named_without_its_unit_of_time() -> None:
 def test_each_setting_has_a_reason_in_one_sentence() -> None:
     for name, each in SETTINGS.items():
         assert each.metadata["help"].endswith("."), name
+
+
+@pytest.mark.parametrize(("text", "mode"), [("0660", 0o660), ("600", 0o600), ("0o777", 0o777)])
+def test_a_mode_is_read_as_octal(text: str, mode: int) -> None:
+    assert parse_mode(text) == mode
+
+
+def test_a_group_is_read_by_name_or_number() -> None:
+    own = os.getgid()
+    assert parse_group(str(own)) == parse_group(grp.getgrgid(own).gr_name) == own
+    assert parse_group("") == -1

@@ -194,7 +194,6 @@ def test_lag_first_part_and_ordinal_count_from_the_cursor_on() -> None:
     assert list(index.part(2, 5, 9)) == [3]
     assert list(index.part(1, 6, 2)) == [1, 3]
     assert list(index.part(4, 2, 9)) == []
-    assert len(index) == 3
 
 
 def test_an_index_of_a_pattern_has_what_came_after_it_and_after_filling_all() -> None:
@@ -216,7 +215,7 @@ def test_an_index_of_a_pattern_has_what_came_after_it_and_after_filling_all() ->
     assert list(index.sequences) == [1, 2, 3, 4, 5, 6]
     log.detach(index, log.topics.values())
     put(log, "a")
-    assert len(index) == 6
+    assert index.lag(log.tail)[0] == 6
 
 
 def test_an_unfilled_index_takes_no_notice_of_evicted_entries_from_before_it() -> None:
@@ -228,9 +227,9 @@ def test_an_unfilled_index_takes_no_notice_of_evicted_entries_from_before_it() -
     for _ in range(4):
         put(log, "a")
     assert log.tail == 5
-    assert (len(index), index.lag(log.tail), index.evicted) == (4, (4, 40, 5), 4)
+    assert (index.lag(log.tail), index.evicted) == ((4, 40, 5), 4)
     put(log, "a")
-    assert (len(index), index.lag(log.tail), index.evicted) == (4, (4, 40, 6), 5)
+    assert (index.lag(log.tail), index.evicted) == ((4, 40, 6), 5)
 
 
 def test_segments_cover_an_index_without_hole_or_overlap_and_are_the_same_for_neighbours() -> None:

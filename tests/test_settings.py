@@ -131,7 +131,7 @@ def test_variables_that_are_no_settings_are_let_be() -> None:
         ("jwt-jwks-url", "http://example.com/jwks", "over https"),
         ("topic", "a..b", "topic: has an empty level"),
         ("topic", "a.*", "topic:"),
-        ("unix-mode", "0999", "octal"),
+        *(("unix-mode", mode, "octal") for mode in ("0999", "8", "rw", "-1", "1777", "")),
         ("unix-group", "no such group", "no group"),
         ("policy-for", ["orders.*"], "PATTERN=POLICY"),
         ("policy-for", ["orders.*=keep"], "is none of"),

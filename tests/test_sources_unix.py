@@ -328,7 +328,7 @@ async def test_closing_leaves_a_file_that_is_another_process_now(tmp_path: Path)
     relay = Relay(tmp_path)
     relay.source.open()
     os.unlink(relay.path)
-    with bind_unix(relay.path, "0660", "", 8):
+    with bind_unix(relay.path, 0o660, -1, 8):
         relay.source.close()
         assert os.path.exists(relay.path)
     relay.source.close()

@@ -18,7 +18,7 @@ import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 
-from relay.config import Config
+from relay.config import Config, parse_group, parse_mode
 from relay.sources.feeder import READ_BYTES, Feeder
 from relay.sources.input_errors import Counter, InputErrors
 from relay.sources.intake import ANSWER_BYTES_MAX, Intake, Publisher
@@ -158,11 +158,12 @@ class UnixSource:
         """Listen, and take feeders from now on.
 
         Raises:
-            ConfigError: the path, the mode, the group or a user cannot be used.
+            ConfigError: the path or a user cannot be used, or the path not with this group.
         """
         config = self._config
         self._users = parse_users(config.unix_user)
-        self._listener = bind_unix(config.unix, config.unix_mode, config.unix_group, config.backlog)
+        mode, gid = parse_mode(config.unix_mode), parse_group(config.unix_group)
+        self._listener = bind_unix(config.unix, mode, gid, config.backlog)
         self._file = identity(config.unix)
         self._loop.add_reader(self._listener.fileno(), self._on_acceptable)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import grp
 import os
 import pwd
 import socket
@@ -20,7 +19,7 @@ PATH_BYTES_MAX = 107
 """Longest path of a Unix socket (unix(7): `sun_path`, with its NUL)."""
 
 
-def bind_unix(path: str, mode: str, group: str, backlog: int) -> socket.socket:
+def bind_unix(path: str, mode: int, gid: int, backlog: int) -> socket.socket:
     """Listen on a Unix socket.
 
     A socket file that nobody listens on is replaced. The file is made for its owner alone and then opened up,
@@ -28,8 +27,8 @@ def bind_unix(path: str, mode: str, group: str, backlog: int) -> socket.socket:
 
     Args:
         path: where; at most `PATH_BYTES_MAX` bytes.
-        mode: permissions in octal digits.
-        group: name or number of its group; empty for the process's own.
+        mode: its permissions.
+        gid: its group; -1 for the process's own.
         backlog: connections that may wait for accept.
 
     Raises:
@@ -37,8 +36,6 @@ def bind_unix(path: str, mode: str, group: str, backlog: int) -> socket.socket:
     """
     if not path or "\0" in path or len(os.fsencode(path)) > PATH_BYTES_MAX:
         raise ConfigError(f"unix socket {path!r}: the path must have 1 to {PATH_BYTES_MAX} bytes")
-    permissions = _parse_mode(mode)
-    gid = _parse_group(group)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     bound = False
     try:
@@ -51,7 +48,7 @@ def bind_unix(path: str, mode: str, group: str, backlog: int) -> socket.socket:
         bound = True
         if gid >= 0:
             os.chown(path, -1, gid)
-        os.chmod(path, permissions)
+        os.chmod(path, mode)
         listener.listen(backlog)
         listener.setblocking(False)
     except (OSError, ConfigError) as error:
@@ -109,25 +106,3 @@ def _remove_stale(path: str) -> None:
         raise ConfigError(f"unix socket {path}: {reason}")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-
-
-def _parse_mode(text: str) -> int:
-    try:
-        mode = int(text, 8)
-    except ValueError:
-        mode = -1
-    if not 0 <= mode <= 0o777:
-        raise ConfigError(f"unix-mode {text!r}: must be octal digits, 0 to 0777")
-    return mode
-
-
-def _parse_group(text: str) -> int:
-    """Return the group's number; -1 for none."""
-    if not text:
-        return -1
-    if text.isascii() and text.isdigit():
-        return int(text)
-    try:
-        return grp.getgrnam(text).gr_gid
-    except KeyError:
-        raise ConfigError(f"unix-group {text!r}: there is no such group") from None
