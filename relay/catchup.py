@@ -252,8 +252,6 @@ class CatchUp:
         events, size, first = subscription.indexes[0].lag(cursor)
         for index in subscription.indexes[1:]:
             more_events, more_bytes, found = index.lag(cursor)
-            if events == more_events == 1 and found == first:
-                continue  # one event that several patterns match is one event alone
             events += more_events
             size += more_bytes
             if found is not None and (first is None or found < first):

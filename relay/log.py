@@ -326,10 +326,10 @@ class Log:
     def merge(
         self, indexes: Iterable[Index], cursor: int, until: int, bytes_max: int, *, conflate: bool = False
     ) -> Batch | None:
-        """Read several indexes in log order, each entry once.
+        """Read several indexes in log order.
 
         Args:
-            indexes: of the terms wanted; an entry may be in several.
+            indexes: of the terms wanted, which are disjoint: no entry is in two of them.
             cursor: first sequence wanted; what is below `tail` is passed over.
             until: sequence to stop before.
             bytes_max: bytes of frames; one entry is always given. At most `READ_ENTRIES_MAX` entries are looked at.
@@ -339,18 +339,18 @@ class Log:
             a batch, which under `conflate` may have no sequences while its cursor moves; None when nothing is there.
         """
         cursor, cut = max(cursor, self.tail), until
-        found: set[int] = set()
+        wanted: list[int] = []
         for index in indexes:
             part = index.part(cursor, until, READ_ENTRIES_MAX)
-            found.update(part)
+            wanted += part
             if len(part) == READ_ENTRIES_MAX:
                 cut = min(cut, part[-1] + 1)
-        if not found:
+        if not wanted:
             return None
+        wanted.sort()  # runs that are in order already, which it merges
         base, flags, size = self._base, self._superseded, 0
         sequences: list[int] = []
         superseded: list[int] = []
-        wanted = sorted(found)
         if len(wanted) > READ_ENTRIES_MAX:
             cut = min(cut, wanted[READ_ENTRIES_MAX])
         for sequence in wanted:

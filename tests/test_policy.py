@@ -6,12 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from relay.audience import Audiences
-from relay.catchup import CatchUp
 from relay.config import Config
-from relay.log import Log
 from relay.policy import Lag, Limits, Policy, Rule, Rules
-from relay.speedups import Engine
 
 OFF = Limits()
 LATE = 1e9
@@ -185,27 +181,6 @@ def test_streams_of_the_same_policy_and_limits_have_equal_rules() -> None:
 @pytest.mark.parametrize("policy", list(Policy))
 def test_every_policy_of_the_settings_is_one(policy: Policy) -> None:
     assert Rules(Config(policy=str(policy))).choose(["x"]).policy is policy
-
-
-class _Silent:
-    """A histogram that nobody looks at."""
-
-    def observe(self, amount: float, /) -> None:
-        """Forget it."""
-
-
-def test_one_event_alone_passes_no_limit_even_when_two_terms_of_the_stream_match_it() -> None:
-    log = Log("e", bytes_max=1000)
-    audiences = Audiences(log)
-    rule = Rule(Policy.DROP_OLDEST, Limits(bytes=150), OFF, 10.0)
-    subscription = audiences.get(("orders.*", "*.new"), rule)
-    audiences.enter(subscription)
-    audiences.add_topic("orders.new")
-    log.append(log.topics["orders.new"], b"x" * 100, None, None, 0.0)
-    catchup = CatchUp(log, Engine(1000), 10.0, lambda handle: None, _Silent())
-    lag = catchup.lag(subscription, 1, 0.0)
-    assert lag[:2] == (1, 100)
-    assert not rule.broken(lag, None, 0.0)
 
 
 def test_a_pattern_may_have_limits_of_its_own() -> None:
