@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, field
+from glob import glob
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -80,7 +81,7 @@ def extensions(name: str) -> list[Extension]:
         Extension(
             "relay._speedups",
             ["_speedups/_speedups.pyx"],
-            depends=["_speedups/encode.pxi", "_speedups/decode.pxi", "_speedups/engine.pxi"],
+            depends=sorted(glob("_speedups/*.pxi")),
             extra_compile_args=["-Wall", "-Wno-unused-function", *build.compile_args],
             extra_link_args=list(build.link_args),
             define_macros=list(build.macros),

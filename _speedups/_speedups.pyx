@@ -6,4 +6,6 @@
 
 include "encode.pxi"
 include "decode.pxi"
+include "sockets.pxi"
+include "chunk.pxi"
 include "engine.pxi"

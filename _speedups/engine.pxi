@@ -10,42 +10,11 @@
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_DECREF, Py_XDECREF
-from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EPIPE, ETIMEDOUT, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport free, realloc
 from libc.string cimport memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
-
-cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void *iov_base
-        size_t iov_len
-
-cdef extern from "<sys/socket.h>" nogil:
-    struct msghdr:
-        iovec *msg_iov
-        size_t msg_iovlen
-    ctypedef unsigned int socklen_t
-    int MSG_DONTWAIT
-    int MSG_NOSIGNAL
-    int SOL_SOCKET, SO_ERROR
-    int getsockopt(int fd, int level, int name, void *value, socklen_t *size)
-    ssize_t send(int fd, const void *buffer, size_t size, int flags)
-    ssize_t recv(int fd, void *buffer, size_t size, int flags)
-    ssize_t sendmsg(int fd, const msghdr *message, int flags)
-
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL
-    uint32_t EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLLET
-    int epoll_create1(int flags)
-    int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event *event)
-    int epoll_wait(int epoll_fd, epoll_event *events, int count, int timeout_ms)
 
 cdef enum State:
     FREE = 0      # the row is not in use
@@ -80,111 +49,6 @@ cdef struct Stream:
     uint32_t combination     # in the round that `round` names
     uint8_t state
     uint8_t reason
-
-
-cdef double _monotonic_s() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return now.tv_sec + now.tv_nsec * 1e-9
-
-
-cdef str _reason_of(int number):
-    # The close reason of a socket that failed with this errno; 0 where the peer has just gone.
-    if number == ETIMEDOUT:
-        return "timeout"
-    return "client" if number == 0 or number == EPIPE or number == ECONNRESET else "error"
-
-
-cdef class Chunk:
-    """Entries joined into one buffer that many streams are sent.
-
-    Args:
-        frames: the frames, at least one.
-        sequences: their sequences, rising.
-        cursor: the cursor of a stream that has them all.
-    """
-
-    cdef readonly bytes data
-    cdef readonly uint64_t cursor
-    cdef list frames          # owns the frames, so that a half-sent one can be held without the rest
-    cdef uint64_t *sequences  # owned, of `count`
-    cdef uint32_t *ends       # owned, of `count`: offset in `data` after each frame
-    cdef Py_ssize_t count
-
-    def __cinit__(self, list frames, sequences, uint64_t cursor):
-        cdef Py_ssize_t row, end = 0
-        self.count = len(frames)
-        if self.count == 0 or len(sequences) != self.count:
-            raise ValueError("a chunk has one sequence for each of its frames, and at least one")
-        self.sequences = <uint64_t *>malloc(self.count * sizeof(uint64_t))
-        self.ends = <uint32_t *>malloc(self.count * sizeof(uint32_t))
-        if self.sequences == NULL or self.ends == NULL:
-            raise MemoryError
-        self.frames = frames
-        self.cursor = cursor
-        self.data = <bytes>frames[0] if self.count == 1 else b"".join(frames)
-        for row in range(self.count):
-            end += len(<bytes>frames[row])
-            self.ends[row] = end
-            self.sequences[row] = sequences[row]
-
-    def __dealloc__(self):
-        free(self.sequences)
-        free(self.ends)
-
-    def __len__(self):
-        return self.count
-
-    cdef Py_ssize_t row_of_cursor(self, uint64_t cursor) noexcept nogil:
-        # The first row at or after the cursor.
-        cdef Py_ssize_t low = 0, high = self.count, middle
-        if cursor <= self.sequences[0]:
-            return 0
-        while low < high:
-            middle = (low + high) // 2
-            if self.sequences[middle] < cursor:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    cdef Py_ssize_t row_of_offset(self, Py_ssize_t offset) noexcept nogil:
-        # The row whose frame holds the byte at `offset`.
-        cdef Py_ssize_t low = 0, high = self.count, middle
-        while low < high:
-            middle = (low + high) // 2
-            if self.ends[middle] <= offset:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-
-cdef class Members:
-    """The streams of one audience, as the engine walks them: an array of handles, which may hold stale ones."""
-
-    cdef uint64_t *handles    # owned
-    cdef Py_ssize_t count
-    cdef Py_ssize_t room
-
-    def __dealloc__(self):
-        free(self.handles)
-
-    def __len__(self):
-        return self.count
-
-    cdef int push(self, uint64_t handle) except -1:
-        cdef Py_ssize_t room
-        cdef uint64_t *handles
-        if self.count == self.room:
-            room = self.room * 2 if self.room else 2
-            handles = <uint64_t *>realloc(self.handles, room * sizeof(uint64_t))
-            if handles == NULL:
-                raise MemoryError
-            self.handles, self.room = handles, room
-        self.handles[self.count] = handle
-        self.count += 1
-        return 0
 
 
 cdef class Engine:

@@ -24,7 +24,7 @@ class Decoder:
     def retry_ms(self) -> int | None: ...
     def feed(self, data: bytes) -> list[Event]: ...
 
-# The engine (_speedups/engine.pxi)
+# The engine (_speedups/chunk.pxi, _speedups/engine.pxi)
 
 @disjoint_base
 class Chunk:
