@@ -191,11 +191,6 @@ cdef class Engine:
 
     # What a stream is
 
-    def is_open(self, uint64_t handle):
-        """Say whether the stream is there and not closing."""
-        cdef Stream *stream = self._get(handle)
-        return stream != NULL and stream.state <= BEHIND
-
     def is_behind(self, uint64_t handle):
         """Say whether the stream is lagging or replaying."""
         cdef Stream *stream = self._get(handle)

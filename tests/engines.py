@@ -88,6 +88,10 @@ class Rig:
         self.engine.combine([])
         assert self.engine.broadcast(self.members, 0, chunk, False, now_s, FOREVER_S) == len(self.members)
 
+    def is_open(self, handle: int) -> bool:
+        """Say whether a stream is there and not closing."""
+        return handle in self.engine.handles()
+
     def read(self, handle: int, size: int = 1 << 20) -> bytes:
         """Read at most `size` bytes of what is there for a subscriber."""
         data = b""

@@ -41,7 +41,7 @@ def test_a_chunk_of_one_frame_is_that_frame_and_not_a_copy(twin: Twin) -> None:
 def test_a_new_stream_is_open_and_behind_and_remembers_what_it_was_added_with(rig: Rig) -> None:
     subscription, address = object(), "192.0.2.1"
     handle = rig.open(7, subscription=subscription, address=address)
-    assert rig.engine.is_open(handle)
+    assert rig.is_open(handle)
     assert rig.engine.is_behind(handle)
     assert rig.engine.cursor(handle) == 7
     assert rig.engine.subscription(handle) is subscription
@@ -175,7 +175,7 @@ def test_only_a_stream_with_nothing_pending_can_be_live(rig: Rig) -> None:
     assert rig.engine.write(handle, None, 0.0)
     rig.engine.live(handle, 3)
     assert rig.engine.cursor(handle) == 3
-    assert rig.engine.is_open(handle)
+    assert rig.is_open(handle)
     assert not rig.engine.is_behind(handle)
     with pytest.raises(RuntimeError):
         rig.engine.live(handle, 3)
@@ -234,7 +234,7 @@ def test_a_member_that_died_in_a_broadcast_is_not_lagging_but_closed(rig: Rig) -
     rig.peers[gone].close()
     rig.broadcast(rig.chunk([b"a"]))
     assert rig.engine.lagging() == []
-    assert not rig.engine.is_open(gone)
+    assert not rig.is_open(gone)
     assert rig.closes() == [(gone, "client")]
     assert rig.read(live) == b"a"
 
@@ -353,7 +353,7 @@ def test_a_stale_handle_is_nobody(rig: Rig) -> None:
     rig.engine.sweep()
     new = rig.open_live()
     assert new != old
-    assert not rig.engine.is_open(old)
+    assert not rig.is_open(old)
     assert not rig.engine.is_behind(old)
     assert not rig.engine.fall_behind(old, 1)
     calls: list[Callable[[], object]] = [
@@ -369,7 +369,7 @@ def test_a_stale_handle_is_nobody(rig: Rig) -> None:
     for call in calls:
         with pytest.raises(KeyError):
             call()
-    assert rig.engine.is_open(new)
+    assert rig.is_open(new)
     rig.broadcast(rig.chunk([b"a"]))
     assert rig.read(new) == b"a"
     assert rig.engine.deliveries == 1
@@ -461,10 +461,10 @@ def test_what_a_client_sends_is_thrown_away_up_to_a_bound(rig: Rig) -> None:
     for size in (1, 4095, 4096, DISCARD_BYTES_MAX - 8192):
         rig.peers[handle].send(b"x" * size)
         rig.engine.poll()
-        assert rig.engine.is_open(handle)
+        assert rig.is_open(handle)
     rig.peers[handle].send(b"x")
     rig.engine.poll()
-    assert not rig.engine.is_open(handle)
+    assert not rig.is_open(handle)
     assert rig.closes() == [(handle, "input")]
 
 
@@ -523,7 +523,7 @@ def test_a_new_stream_is_not_taken_for_a_closed_one_whose_socket_lives_on_elsewh
         rig.engine.poll()
         theirs.shutdown(socket.SHUT_RDWR)
         rig.engine.poll()
-        assert rig.engine.is_open(new)
+        assert rig.is_open(new)
 
 
 # Heartbeats
@@ -585,7 +585,7 @@ def test_a_heartbeat_to_a_stream_whose_peer_is_gone_closes_it(rig: Rig) -> None:
 def test_a_close_sends_the_last_words_and_then_the_end(rig: Rig) -> None:
     handle = rig.open_live()
     rig.engine.close(handle, "drain", b"bye")
-    assert not rig.engine.is_open(handle)
+    assert not rig.is_open(handle)
     assert rig.engine.handles() == []
     assert rig.closes() == [(handle, "drain")]
     assert rig.read(handle) == b"bye"
@@ -598,7 +598,7 @@ def test_a_close_lets_the_half_sent_frame_leave_first(rig: Rig) -> None:
     cursor = rig.engine.cursor(handle)
     rig.engine.close(handle, "slow", b"bye")
     assert rig.closes() == []
-    assert not rig.engine.is_open(handle)
+    assert not rig.is_open(handle)
     assert not rig.engine.is_behind(handle)
     assert rig.engine.open == 1
     data = b""

@@ -193,11 +193,6 @@ class Engine:
 
     # What a stream is
 
-    def is_open(self, handle: int) -> bool:
-        """Say whether the stream is there and not closing."""
-        stream = self._streams.get(handle)
-        return stream is not None and stream.state in (_State.LIVE, _State.BEHIND)
-
     def is_behind(self, handle: int) -> bool:
         """Say whether the stream is lagging or replaying."""
         stream = self._streams.get(handle)
@@ -217,7 +212,7 @@ class Engine:
 
     def handles(self) -> list[int]:
         """List the handles of all streams that are open and not closing."""
-        return [handle for handle in self._streams if self.is_open(handle)]
+        return [handle for handle, stream in self._streams.items() if stream.state in (_State.LIVE, _State.BEHIND)]
 
     # Writing
 

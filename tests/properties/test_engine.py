@@ -89,7 +89,7 @@ class Run:
                 getattr(self, step.kind)(step.number)
             elif self.subscribers:
                 # Mostly one that is open; sometimes one that is no more.
-                some = [one for one in self.subscribers if self.engine.is_open(one.handle)]
+                some = [one for one in self.subscribers if self.rig.is_open(one.handle)]
                 some = some if some and step.stream else self.subscribers
                 subscriber = some[(step.stream + step.number) % len(some)]
                 with contextlib.suppress(KeyError):
@@ -103,7 +103,7 @@ class Run:
         for number, subscriber in enumerate(self.subscribers):
             handle = subscriber.handle
             assert subscriber.due.startswith(subscriber.got)
-            state = (engine.is_open(handle), engine.is_behind(handle))
+            state = (self.rig.is_open(handle), engine.is_behind(handle))
             self.trace.append((number, state, engine.cursor(handle) if state[0] else None, len(subscriber.got)))
         self.trace.append((engine.open, engine.deliveries, engine.bytes, engine.writes, engine.short_writes))
         self.trace.append((self.names(engine.handles()), self.names(engine.listed(self.rig.members))))
@@ -121,7 +121,7 @@ class Run:
         return {
             number: self.engine.cursor(one.handle)
             for number, one in enumerate(self.subscribers)
-            if self.engine.is_open(one.handle)
+            if self.rig.is_open(one.handle)
         }
 
     def moved(self, before: dict[int, int]) -> None:
@@ -201,7 +201,7 @@ class Run:
         self.heartbeat(number, 1e6)
 
     def is_live(self, one: Subscriber) -> bool:
-        return self.engine.is_open(one.handle) and not self.engine.is_behind(one.handle)
+        return self.rig.is_open(one.handle) and not self.engine.is_behind(one.handle)
 
     def behind(self, one: Subscriber, number: int) -> None:
         cursor = self.engine.cursor(one.handle)
@@ -219,7 +219,7 @@ class Run:
         self.trace.append((self.names(writable), more))
 
     def close(self, one: Subscriber, number: int) -> None:
-        was_open = self.engine.is_open(one.handle)
+        was_open = self.rig.is_open(one.handle)
         if was_open and number % 2:
             return
         last = b"bye" * (number % 3)
@@ -271,7 +271,7 @@ class Run:
             if len(self.engine.handles()) == self.engine.open or not any(one.there for one in self.subscribers):
                 break
         for one in self.subscribers:
-            if self.engine.is_open(one.handle) or (one.closed and one.there and not one.talked):
+            if self.rig.is_open(one.handle) or (one.closed and one.there and not one.talked):
                 assert one.got == one.due
             else:
                 assert one.due.startswith(one.got)
