@@ -14,12 +14,13 @@ SOURCES := pyproject.toml setup.py $(wildcard _speedups/*.pyx _speedups/*.pxi)
 # One mark for each build and set of extras: what is marked is installed, in that build.
 INSTALLED := $(VENV)/.installed-$(RELAY_BUILD)
 INSTALLED_TEST := $(INSTALLED)-test
+INSTALLED_BENCH := $(INSTALLED)-bench
 NODE_MODULES := tests/clients/node_modules/.installed
 
-.PHONY: help demo run test lint bench load load-ui clean
+.PHONY: help demo run test lint bench bench-micro load load-ui clean
 
 help:  ## Say what there is to make.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED)  ## Run relay with a live sample feed and print the address of a page that shows it.
 	$(BIN)/relay demo $(ARGS)
@@ -42,6 +43,9 @@ endif
 
 bench: $(INSTALLED_TEST)  ## Measure, one line of JSON a case: make bench ARGS=--list.
 	$(BIN)/python -m bench $(ARGS)
+
+bench-micro: $(INSTALLED_BENCH)  ## Measure the parts one by one, both twins, beside other packages; writes bench/MICRO.md.
+	$(BIN)/python -m bench.micro $(ARGS)
 
 load: $(INSTALLED_TEST)  ## Put locust's load on a relay for a minute; the report goes to loadtest/results/.
 	$(BIN)/python -m loadtest $(ARGS)
@@ -73,6 +77,10 @@ $(INSTALLED): $(VENV)/.made $(SOURCES)
 $(INSTALLED_TEST): $(VENV)/.made $(SOURCES)
 	$(call install,test)
 	@touch $(INSTALLED) $@
+
+$(INSTALLED_BENCH): $(VENV)/.made $(SOURCES)
+	$(call install,bench)
+	@touch $(INSTALLED) $(INSTALLED_TEST) $@
 
 # A parser in JavaScript that the encoder is held against, where node is there.
 $(NODE_MODULES): tests/clients/package.json
