@@ -11,7 +11,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 
-import gevent
 from bottle import request, response, route, run
 from gevent.queue import Queue
 from gevent.server import StreamServer
@@ -27,7 +26,6 @@ def feed(feeder: socket.socket, _: object) -> None:
         data = json.dumps(event["data"], separators=(",", ":"))
         for queue in clients[event.get("topic", "default")]:
             queue.put_nowait(data)
-        gevent.sleep(0)
 
 
 @route("/events")
