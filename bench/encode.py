@@ -1,95 +1,77 @@
 """The encoder: the Cython twin beside the Python twin, and how often a payload is copied.
 
-Owns these two measurements. Each twin runs in a process of its own, since which one runs is chosen at import.
+Owns these two measurements. The twins run in turns, a few milliseconds each, and what counts is the median of the
+ratios of neighbouring turns: a shared machine has slow spells of seconds, which then slow both down alike. Run one
+after the other in processes of their own, the same encoders gave ratios from 8 to 21.
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import os
-import subprocess
-import sys
+import statistics
 import time
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
+from unittest.mock import patch
 
 from bench.harness import MeasureError
+from bench.samples import SAMPLES
+from relay._native import codec
+from relay.event import Event
+from relay.sse import encode
 
-ROUND_S = 0.1
-ROUNDS = 5
-CHILD_S = 60
+ROUND_S = 0.005
+ROUNDS = 60
 PAYLOAD = 1_000_000
 BYTES_MAX = 2 * PAYLOAD
+ID = "0123456789abcdef-12345"
 
 Figures = dict[str, float]
-
-SAMPLES = {
-    "small": '{"n":12345,"t":123456789012345,"p":"' + "x" * 113 + '"}',
-    "lines": "\n".join(["a line of a log, about forty bytes long"] * 20),
-    "64k": "x" * 65536,
-    "unicode": "Grüße, 世界, мир 🎉 " * 8,
-}
+Encode = Callable[..., bytes]
 
 
-def _best_ns(call: Callable[[], object]) -> float:
-    """Nanoseconds of one call: the best of several rounds, since whatever else runs can only add to it."""
-    calls = 1
-    while True:
-        began = time.perf_counter_ns()
-        for _ in range(calls):
-            call()
-        took = time.perf_counter_ns() - began
-        if took > ROUND_S * 1e9 / 4:
-            break
-        calls *= 2
-    best = took / calls
-    for _ in range(ROUNDS):
-        began = time.perf_counter_ns()
-        for _ in range(calls):
-            call()
-        best = min(best, (time.perf_counter_ns() - began) / calls)
-    return best
-
-
-def _this_engine() -> Figures:
-    """Time every sample, and weigh one large frame, with the twin that this process has chosen."""
-    from relay.event import Event
-    from relay.sse import encode
-
-    figures: Figures = {}
-    for name, data in SAMPLES.items():
-        event = Event(data=data, topic="default")
-        figures[f"{name}_ns"] = _best_ns(partial(encode, event, "0123456789abcdef-12345", BYTES_MAX))
-    event = Event(data="x" * PAYLOAD, topic="default")
-    encode(event, "0-1", BYTES_MAX)
-    gc.collect()
-    tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    tracemalloc.reset_peak()
-    frame = encode(event, "0-1", BYTES_MAX)
-    figures["allocated"] = tracemalloc.get_traced_memory()[1] - before
-    tracemalloc.stop()
-    figures["frame"] = len(frame)
-    figures["encode_large_ns"] = _best_ns(partial(encode, event, "0-1", BYTES_MAX))
-    figures["copy_large_ns"] = _best_ns(partial(bytearray, frame))
-    return figures
-
-
-def _engine(name: str) -> Figures:
-    """The figures of one twin, from a process of its own.
+def _twins() -> dict[str, Encode]:
+    """The quick one first, whichever of them this process has chosen.
 
     Raises:
-        MeasureError: that process failed, as it does where the twin is not built.
+        MeasureError: it is not built.
     """
-    environment = {**os.environ, "RELAY_ENGINE": name}
-    command = [sys.executable, "-m", "bench.encode"]
-    made = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=CHILD_S, check=False)
-    if made.returncode != 0:
-        raise MeasureError(f"engine {name}: {made.stderr.strip()[-2000:]}")
-    figures: Figures = json.loads(made.stdout)
-    return figures
+    try:
+        from relay import _speedups
+    except ImportError as error:
+        raise MeasureError(f"there is no compiled encoder to measure: {error}") from None
+    return {"speedups": _speedups.encode_event, "native": codec.encode_event}
+
+
+def _time_ns(call: Callable[[], object], calls: int) -> float:
+    """Nanoseconds of one call."""
+    began = time.perf_counter_ns()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter_ns() - began) / calls
+
+
+def _calls(call: Callable[[], object]) -> int:
+    """How many calls make a round."""
+    calls = 1
+    while _time_ns(call, calls) * calls < ROUND_S * 1e9:
+        calls *= 2
+    return calls
+
+
+def _in_turns(twins: dict[str, Encode], call: Callable[[], object]) -> dict[str, list[float]]:
+    """Nanoseconds of a call of `encode` with each twin, for each of the rounds."""
+    calls: dict[str, int] = {}
+    rounds: dict[str, list[float]] = {name: [] for name in twins}
+    for name, twin in twins.items():
+        with patch("relay.sse.encode_event", twin):
+            calls[name] = _calls(call)
+    for _ in range(ROUNDS):
+        for name, twin in twins.items():
+            with patch("relay.sse.encode_event", twin):
+                rounds[name].append(_time_ns(call, calls[name]))
+    return rounds
 
 
 def speed() -> Figures:
@@ -97,13 +79,18 @@ def speed() -> Figures:
 
     Returns:
         `ratio` for a 150-byte event and `ratio_…` for each sample, with the nanoseconds of both.
+
+    Raises:
+        MeasureError: the Cython twin is not built.
     """
-    quick, plain = _engine("speedups"), _engine("native")
-    ratios = {f"ratio_{name}": plain[f"{name}_ns"] / quick[f"{name}_ns"] for name in SAMPLES}
-    figures = {"ratio": ratios["ratio_small"], **ratios}
-    for twin, of in (("speedups", quick), ("native", plain)):
-        figures |= {f"{twin}_{name}_ns": of[f"{name}_ns"] for name in SAMPLES}
-    return figures
+    twins = _twins()
+    figures: Figures = {}
+    for name, data in SAMPLES.items():
+        rounds = _in_turns(twins, partial(encode, Event(data=data, topic="default"), ID, BYTES_MAX))
+        pairs = zip(rounds["speedups"], rounds["native"], strict=True)
+        figures[f"ratio_{name}"] = statistics.median(plain / quick for quick, plain in pairs)
+        figures |= {f"{twin}_{name}_ns": min(took) for twin, took in rounds.items()}
+    return {"ratio": figures["ratio_small"], **figures}
 
 
 def copies() -> Figures:
@@ -113,13 +100,25 @@ def copies() -> Figures:
         `copies`, the memory allocated at the peak of encoding, in frames; and, as a check that no copy hides
         in memory that is used again, `copy_time`, the time of encoding in times of one plain copy (which has
         its own allocation; the encoder has also to look for line ends).
+
+    Raises:
+        MeasureError: the Cython twin is not built.
     """
-    figures = _engine("speedups")
+    event = Event(data="x" * PAYLOAD, topic="default")
+    call = partial(encode, event, ID, BYTES_MAX)
+    with patch("relay.sse.encode_event", _twins()["speedups"]):
+        call()
+        gc.collect()
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        frame = call()
+        allocated = tracemalloc.get_traced_memory()[1] - before
+        tracemalloc.stop()
+        copy = partial(bytearray, frame)
+        encodes, bytearrays = _calls(call), _calls(copy)
+        pairs = [(_time_ns(call, encodes), _time_ns(copy, bytearrays)) for _ in range(ROUNDS)]
     return {
-        "copies": figures["allocated"] / figures["frame"],
-        "copy_time": figures["encode_large_ns"] / figures["copy_large_ns"],
+        "copies": allocated / len(frame),
+        "copy_time": statistics.median(encoding / copying for encoding, copying in pairs),
     }
-
-
-if __name__ == "__main__":
-    print(json.dumps(_this_engine()))

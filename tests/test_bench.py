@@ -13,13 +13,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import report
+from bench import encode, report
 from bench.feed import Bench, Feed, run_duel, run_feed
 from bench.harness import TARGETS, MeasureError, Server, Target, cpu_s, pss_bytes, tcp_memory_bytes, tree
 from bench.limits import CASES, Case, measure
 from bench.runs import apart
 from loadtest.native import HERE, Program, ProgramError, build
 from loadtest.swarm import Swarm, SwarmReport
+from relay import sse
+from tests.twins import NATIVE_ONLY
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 PRIMING = b": hello\nretry: 1000\nid: e-0\n\n"
@@ -284,6 +286,16 @@ def test_results_are_kept_by_case_and_shown_as_a_table(
     row = "a plain case | 11 µs (10 to 12) | 10 µs (10 to 10) | 1.10 (1.00 to 1.20) | ≤ 1.15 × floor | **no**"
     assert f"| {row} |" in text
     assert "Short of what is asked: a plain case." in text
+
+
+@pytest.mark.skipif(NATIVE_ONLY, reason="only the native engine is tested: RELAY_ENGINE=native or RELAY_BUILD=pure")
+def test_each_encoder_is_timed_in_its_turn_and_the_chosen_one_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "ROUND_S", 1e-5)
+    monkeypatch.setattr(encode, "ROUNDS", 1)
+    chosen = vars(sse)["encode_event"]
+    figures = encode.speed()
+    assert figures["ratio"] == figures["ratio_small"] == figures["native_small_ns"] / figures["speedups_small_ns"]
+    assert vars(sse)["encode_event"] is chosen
 
 
 def test_every_case_has_a_limit_and_a_target() -> None:

@@ -1,0 +1,13 @@
+"""What is encoded and decoded wherever this project measures: an event's data, of four kinds.
+
+Owns the samples; never measures.
+"""
+
+from __future__ import annotations
+
+SAMPLES = {
+    "small": '{"n":12345,"t":123456789012345,"p":"' + "x" * 113 + '"}',
+    "lines": "\n".join(["a line of a log, about forty bytes long"] * 20),
+    "64k": "x" * 65536,
+    "unicode": "Grüße, 世界, мир 🎉 " * 8,
+}
