@@ -21,7 +21,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # the binary that is given: CENTRIFUGO=PATH, or on the path.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo run test lint bench bench-fanout peers load load-ui clean
+.PHONY: help demo run test lint bench bench-fanout bench-micro peers load load-ui clean
 
 help:  ## Say what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,9 @@ peers:  ## Install the servers that relay is measured beside, as far as the regi
 bench/peers/.installed/%/version: $$(wildcard bench/peers/$$*/*) bench/peers/unpack
 	rm -rf $(@D) && mkdir -p $(@D)
 	bench/peers/$*/install $(abspath $(@D))
+
+bench-micro: $(INSTALLED_TEST)  ## Measure the parts one by one, both twins, beside other packages; writes bench/MICRO.md.
+	$(BIN)/python -m bench.micro $(ARGS)
 
 load: $(INSTALLED_TEST)  ## Put locust's load on a relay for a minute; the report goes to loadtest/results/.
 	$(BIN)/python -m loadtest $(ARGS)

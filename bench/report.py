@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,12 @@ Each figure is the median of {repeat} runs, with the least and the greatest.
 """
 
 
-def machine() -> dict[str, str]:
-    """What the figures depend on: processor, cores, kernel, versions."""
+def machine(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """What the figures depend on: processor, cores, kernel, versions.
+
+    Args:
+        packages: those whose versions matter; one that is not installed is left out.
+    """
     model = platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -44,7 +49,7 @@ def machine() -> dict[str, str]:
         "kernel": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
     }
-    for package in PACKAGES:
+    for package in packages:
         try:
             facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -62,10 +67,10 @@ def _first_line(command: str, *arguments: str) -> str:
     return said.partition("\n")[0] or "unknown"
 
 
-def stamp(result: Result, command: str) -> Result:
-    """Add when, by what command and on what machine a result came about."""
+def stamp(result: Result, command: str, packages: Iterable[str] = PACKAGES) -> Result:
+    """Add when, by what command and on what machine, with which packages, a result came about."""
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return {**result, "date": date, "command": command, "machine": machine()}
+    return {**result, "date": date, "command": command, "machine": machine(packages)}
 
 
 def write(results: list[Result]) -> None:

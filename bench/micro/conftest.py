@@ -1,0 +1,145 @@
+"""Fixtures of the micro-benchmarks: both twins, whichever RELAY_ENGINE is set, and one way to name what is measured.
+
+Everything is measured in several turns, each of all benchmarks: a shared machine has slow spells of seconds, which a
+longer measurement does not see past, but a later one does. Each benchmark checks what its last call gave: what is not
+done must not look quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.micro.table import CYTHON, PYTHON
+from bench.rig import Rig
+from tests.conftest import Codec, load_codec
+from tests.engines import Twin, load_twin
+
+TURNS = 5
+
+ROUNDS = 400
+"""A turn of a benchmark that has something to do between its rounds; others make as many as fit."""
+
+LABELS = {"speedups": CYTHON, "native": PYTHON}
+
+Result = TypeVar("Result")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Repeat everything, the whole after the whole, which the scope makes of it."""
+    if "turn" in metafunc.fixturenames:
+        turns = 1 if metafunc.config.getoption("benchmark_disable") else TURNS
+        metafunc.parametrize("turn", range(turns), scope="session")
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """Leave out the time of every single round: some forty megabytes."""
+    for one in output_json["benchmarks"]:
+        del one["stats"]["data"]
+
+
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """One twin of all that has two.
+
+    Args:
+        label: what the table calls it.
+        codec: encoder and decoder.
+        engine: the engine of streams and what belongs to it.
+    """
+
+    label: str
+    codec: Codec
+    engine: Twin
+
+
+def load_twins(name: str) -> Twins:
+    """Return one twin, or skip the benchmark where it is not built."""
+    if name == "speedups" and find_spec("relay._speedups") is None:
+        pytest.skip("relay._speedups is not built: the Cython twin is not measured")
+    return Twins(LABELS[name], load_codec(name), load_twin(name))
+
+
+@pytest.fixture(params=list(LABELS))
+def twins(request: pytest.FixtureRequest) -> Twins:
+    """Each twin in turn."""
+    return load_twins(request.param)
+
+
+@pytest.fixture
+def make_rig(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Rig]]:
+    """Make a hub that consists of one twin alone; settings are given by name."""
+    # Which twin runs is chosen at import, so it is put in its place wherever it was imported to.
+    monkeypatch.setattr("relay.sse.encode_event", twins.codec.encode_event)
+    monkeypatch.setattr("relay.audience.Members", twins.engine.members)
+    for module in ("flush", "catchup"):
+        monkeypatch.setattr(f"relay.{module}.Chunk", twins.engine.chunk)
+    rigs: list[Rig] = []
+
+    def make(**settings: object) -> Rig:
+        rigs.append(Rig(twins.engine.engine, **settings))  # type: ignore[arg-type]
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        rig.close()
+
+
+class Measure:
+    """Measures one function and names the result for the table.
+
+    Args:
+        benchmark: pytest-benchmark's own fixture.
+    """
+
+    def __init__(self, benchmark: BenchmarkFixture) -> None:
+        self._benchmark = benchmark
+
+    def __call__(
+        self,
+        group: str,
+        case: str,
+        by: str,
+        work: Callable[[], Result],
+        *,
+        units: int = 1,
+        setup: Callable[[], object] | None = None,
+    ) -> Result:
+        """Measure.
+
+        Args:
+            group: the table that it goes to.
+            case: its row.
+            by: its column: who does the work.
+            work: what is measured.
+            units: what the figure is for: so many are in one call.
+            setup: called before each call, and not measured.
+
+        Returns:
+            what a call of the work returned.
+        """
+        self._benchmark.group = f"{group}: {case}"
+        self._benchmark.extra_info.update(group=group, case=case, by=by, units=units)
+        result: Result
+        if setup is None:
+            result = self._benchmark(work)
+        else:
+
+            def before() -> None:  # what it returns would be taken for arguments
+                setup()
+
+            result = self._benchmark.pedantic(  # type: ignore[no-untyped-call]
+                work, setup=before, rounds=ROUNDS, warmup_rounds=10
+            )
+        return result
+
+
+@pytest.fixture
+def measure(turn: int, benchmark: BenchmarkFixture) -> Measure:
+    """The one way to measure."""
+    return Measure(benchmark)
