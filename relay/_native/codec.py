@@ -6,8 +6,6 @@ Owns the rules of both ways (WHATWG HTML 9.2.5 and 9.2.6); never knows topics, s
 
 from __future__ import annotations
 
-import re
-
 from relay.errors import EventError
 from relay.event import Event
 
@@ -15,8 +13,6 @@ RETRY_MS_MAX = 2**31 - 1
 """Longest reconnection time: above it the timers of JavaScript fire at once."""
 
 BOM = b"\xef\xbb\xbf"
-
-_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 def encode_event(
@@ -159,7 +155,7 @@ class Decoder:
         if self._after_cr:
             data = data.removeprefix(b"\n")
         self._after_cr = data.endswith(b"\r")
-        *lines, rest = _LINE_END.split(data)
+        *lines, rest = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         for line in lines:
             if self._line:
                 line = bytes(self._line + line)
