@@ -20,9 +20,9 @@ from bench.rig import Rig
 from tests.conftest import Codec, load_codec
 from tests.engines import Twin, load_twin
 
-TURNS = 5
+TURNS = 10
 
-ROUNDS = 400
+ROUNDS = 200
 """A turn of a benchmark that has something to do between its rounds; others make as many as fit."""
 
 LABELS = {"speedups": CYTHON, "native": PYTHON}
