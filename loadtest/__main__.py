@@ -1,54 +1,74 @@
 """`python -m loadtest`: run a relay of its own under locust's load, and judge the result.
 
-Writes an HTML report and CSV files to `loadtest/results/`. The exit code is 1 when a stream missed an event, saw one
-twice or out of order, or was told of a gap.
+Writes an HTML report, CSV files and what each part of the load saw to `loadtest/results/`. Prints what the scenario
+asks for beside what was measured; the exit code is 1 if any of it is not met.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from bench.harness import TARGETS, Server
-
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
+from loadtest.plan import SCENARIOS
+from loadtest.run import RESULTS, Run, judged
 
 
 def main() -> int:
-    """Run the load; return locust's exit code."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest", description=main.__doc__)
-    parser.add_argument("--users", type=int, default=200, help="open streams (200)")
-    parser.add_argument("--ramp", type=int, default=50, help="streams opened a second (50)")
-    parser.add_argument("--rate", type=float, default=20.0, help="events a second (20)")
-    parser.add_argument("--seconds", type=int, default=50, help="length of the run (50)")
-    parser.add_argument("--ui", action="store_true", help="open locust's web page instead of running at once")
-    options = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
-    with Server(TARGETS["relay"]) as server:
-        command = [
-            *(sys.executable, "-m", "locust", "--locustfile", str(HERE / "locustfile.py")),
-            *("--host", f"http://127.0.0.1:{server.port}", "--users", str(options.users + 1)),
-            *("--spawn-rate", str(options.ramp), "--run-time", f"{options.seconds}s", "--stop-timeout", "1"),
-            *("--html", str(RESULTS / "report.html"), "--csv", str(RESULTS / "load"), "--only-summary"),
-        ]
-        if not options.ui:
-            command.append("--headless")
-        environment = {
-            **os.environ,
-            "RELAY_LOAD_UNIX": str(server.unix),
-            "RELAY_LOAD_RATE": str(options.rate),
-            "PYTHONPATH": str(HERE.parent),
-        }
-        code = subprocess.run(command, env=environment, check=False).returncode
-        stats = server.stats()
-    delivered, lost = stats["deliveries"], stats["policy_actions"]
-    print(f"relay: {stats['events']} events published, {delivered} delivered, policy actions {lost}")
-    print(f"report: {RESULTS / 'report.html'}")
-    return code
+    """Run one scenario; return 0 if all that it asks for is met."""
+    run = parse(sys.argv[1:])
+    criteria = judged(run)
+    width = max(len(each.name) for each in criteria)
+    print(f"\n{run.name}: {run.scenario.what}\npasses: {run.scenario.passes}")
+    for each in criteria:
+        print(f"  {'pass' if each.passed else 'FAIL'}  {each.name:{width}}  {each.value}")
+    passed = all(each.passed for each in criteria)
+    print(f"{run.name} {'passed' if passed else 'FAILED'}; reports in {run.results}")
+    return 0 if passed else 1
+
+
+def parse(arguments: list[str]) -> Run:
+    """Read the command line; what is not given has the scenario's default."""
+    table = "\n".join(
+        f"  {name:8} {scenario.what}\n           passes: {scenario.passes}" for name, scenario in SCENARIOS.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest",
+        description=main.__doc__,
+        epilog=f"scenarios:\n{table}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--scenario", choices=list(SCENARIOS), default="steady", help="what happens (steady)")
+    parser.add_argument("--streams", type=int, help="streams held by the native swarm")
+    parser.add_argument("--users", type=int, help="real streams, each a locust user")
+    parser.add_argument("--slow-users", type=int, help="of `slow`: real streams that are slow")
+    parser.add_argument("--rate", type=float, help="events a second")
+    parser.add_argument("--seconds", type=float, help="length of the feed")
+    parser.add_argument("--minutes", type=float, help="the same in minutes, for soak")
+    parser.add_argument("--block", type=int, help="streams of one swarm process at most (10000)")
+    parser.add_argument("--ramp-s", type=float, help="time for everybody to come")
+    parser.add_argument("--settle-s", type=float, help="time at the end for what was sent to arrive")
+    parser.add_argument("--read-on-s", type=float, help="of `slow`: time at the end for slow ones to read on")
+    parser.add_argument("--publish", choices=["unix", "http", "batch", "mixed"], default="", help="how it is fed")
+    parser.add_argument("--policy", action="append", default=[], help="of `slow`: run only this one; repeatable")
+    parser.add_argument("--workers", type=int, default=0, help="locust workers under a master; 0: one process (0)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where reports go (loadtest/results)")
+    parser.add_argument("--ui", action="store_true", help="serve locust's web page, on port 8089, and wait for it")
+    given = parser.parse_args(arguments)
+    if given.minutes is not None:
+        given.seconds = given.minutes * 60
+    defaults = SCENARIOS[given.scenario].defaults
+    numbers = {name: getattr(given, name) for name in defaults.__slots__ if getattr(given, name) is not None}
+    return Run(
+        name=given.scenario,
+        options=replace(defaults, **numbers),
+        publish=given.publish,
+        workers=given.workers,
+        ui=given.ui,
+        policies=tuple(given.policy),
+        results=given.results,
+    )
 
 
 if __name__ == "__main__":

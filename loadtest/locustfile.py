@@ -1,122 +1,67 @@
-"""Locust users: real streams, and a publisher whose every event is checked at each of them.
+"""What locust loads: the users, the shape, the options, and how many of each user a scenario has.
 
-Each payload carries its number and the time it was published at. A stream reports connect time, time to its first event
-and delivery latency as locust requests; a number that is missing, doubled or out of order is a failure, and so the
-run's exit code is 1. RELAY_LOAD_UNIX names the relay's Unix socket, RELAY_LOAD_RATE the events a second.
+`locust -f loadtest/locustfile.py --host http://… --unix PATH --scenario NAME`, with --master and --worker where it is
+to run on more than one machine; `python -m loadtest` does this with a relay of its own.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import time
 from typing import Any
 
-import orjson
-import requests
-from locust import User, constant, task
+from locust import events
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
 
-from relay.sse import Decoder
+from loadtest.plan import SCENARIOS
+from loadtest.publisher_user import PublisherUser
+from loadtest.swarm_user import SwarmUser
+from loadtest.timeline import TIMELINES, PlanShape, Timeline
+from loadtest.users import SlowUser, SSEUser
 
-TOPIC = "load"
-PADDING = "x" * 100
-EVENT_BYTES_MAX = 1 << 20
-READ_BYTES = 64 * 1024
-TIMEOUT_S = 30.0
-
-
-class LossError(Exception):
-    """A stream did not see every event in order, exactly once."""
+__all__ = ["PlanShape", "PublisherUser", "SSEUser", "SlowUser", "SwarmUser"]
 
 
-def report(user: User, kind: str, name: str, seconds: float, size: int = 0, error: Exception | None = None) -> None:
-    """Hand one measurement to locust."""
-    user.environment.events.request.fire(
-        request_type=kind,
-        name=name,
-        response_time=seconds * 1000,
-        response_length=size,
-        exception=error,
-        context={},
-    )
+def add_options(parser: LocustArgumentParser) -> None:
+    """Take the scenario and its numbers; a master hands them to its workers."""
+    group = parser.add_argument_group("relay")
+    group.add_argument("--scenario", choices=list(SCENARIOS), default="steady")
+    group.add_argument("--streams", type=int, help="streams of the swarm")
+    group.add_argument("--real-users", dest="users", type=int, help="streams that are a locust user each")
+    group.add_argument("--slow-users", type=int, help="of the scenario slow: real streams that are slow")
+    group.add_argument("--rate", type=float, help="events a second")
+    group.add_argument("--seconds", type=float, help="length of the feed")
+    group.add_argument("--block", type=int, help="streams of one swarm process at most")
+    group.add_argument("--ramp-s", type=float, help="time for everybody to come")
+    group.add_argument("--settle-s", type=float, help="time at the end for what was sent to arrive")
+    group.add_argument("--read-on-s", type=float, help="of the scenario slow: time at the end for slow ones to read on")
+    group.add_argument("--publish", choices=["unix", "http", "batch", "mixed"], default="unix")
+    group.add_argument("--unix", default="", help="path of the relay's Unix socket")
+    group.add_argument("--policy", default="drop-oldest", help="the relay's policy, which slow streams are judged by")
+    group.add_argument("--token", default="", env_var="RELAY_LOAD_TOKEN", help="the relay's publish-token")
+    group.add_argument("--report", default="", help="where to write what each part of the load saw, as JSON")
 
 
-class SSEUser(User):
-    """One open stream."""
-
-    weight = 1
-    wait_time = constant(0.1)
-
-    def on_start(self) -> None:
-        """Begin without a place in the stream."""
-        self.last_id = ""
-        self.number: int | None = None
-
-    @task
-    def follow(self) -> None:
-        """Open the stream, from where it broke off if it did, and read it until the test ends."""
-        began_s = time.monotonic()
-        headers = {"Last-Event-ID": self.last_id} if self.last_id else {}
-        with requests.get(
-            f"{self.host}/events", params={"topic": TOPIC}, headers=headers, stream=True, timeout=TIMEOUT_S
-        ) as response:
-            response.raise_for_status()
-            report(self, "SSE", "connect", time.monotonic() - began_s)
-            decoder, first = Decoder(EVENT_BYTES_MAX), True
-            while data := response.raw.read1(READ_BYTES):
-                for event in decoder.feed(data):
-                    self._check(event.event, event.data)
-                    if first:
-                        report(self, "SSE", "first event", time.monotonic() - began_s)
-                        first = False
-                self.last_id = decoder.last_event_id
-
-    def _check(self, kind: str | None, data: Any) -> None:
-        if kind == "relay.gap":
-            report(self, "SSE", "delivery", 0, error=LossError(f"a gap: {data}"))
-            self.number = None
-            return
-        payload = orjson.loads(data)
-        number = payload["n"]
-        error = None
-        if self.number is not None and number != self.number + 1:
-            error = LossError(f"event {number} after {self.number}")
-        self.number = number
-        report(self, "SSE", "delivery", (time.monotonic_ns() - payload["t"]) / 1e9, len(data), error)
+def on_init(environment: Environment, **_: Any) -> None:
+    """Begin the timeline, and set how many users of each class there are."""
+    course = TIMELINES[environment] = Timeline(environment)
+    course.listen()
+    SwarmUser.fixed_count = len(course.plan.blocks)
+    SlowUser.fixed_count = course.plan.slow_users
+    for none in [user for user, count in counts(course).items() if count == 0]:
+        environment.user_classes.remove(none)
 
 
-class PublisherUser(User):
-    """One feeder at the Unix socket, at a fixed rate; each event is acknowledged."""
+def counts(course: Timeline) -> dict[type, int]:
+    """Return how many users of each class the plan has."""
+    plan = course.plan
+    return {SSEUser: plan.users, SlowUser: plan.slow_users, SwarmUser: len(plan.blocks), PublisherUser: 1}
 
-    fixed_count = 1
-    wait_time = constant(0)
 
-    def on_start(self) -> None:
-        """Connect."""
-        self.rate = float(os.environ.get("RELAY_LOAD_RATE", "20"))
-        self.number = 0
-        self.next_s = time.monotonic()
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(TIMEOUT_S)
-        self.socket.connect(os.environ["RELAY_LOAD_UNIX"])
-        self.answers = self.socket.makefile("rb")
+def on_quitting(environment: Environment, **_: Any) -> None:
+    """Write down what was seen."""
+    TIMELINES[environment].write()
 
-    @task
-    def publish(self) -> None:
-        """Publish one event when it is due, and wait for its acknowledgement."""
-        self.next_s += 1 / self.rate
-        time.sleep(max(0.0, self.next_s - time.monotonic()))
-        self.number += 1
-        began_ns = time.monotonic_ns()
-        payload = {"n": self.number, "t": began_ns, "p": PADDING}
-        if os.environ.get("RELAY_LOAD_PLANT_GAP") and self.number % 50 == 0:
-            return  # so that a test sees that a missing event fails the run
-        self.socket.sendall(orjson.dumps({"topic": TOPIC, "data": payload, "ack": self.number}) + b"\n")
-        answer = orjson.loads(self.answers.readline())
-        error = None if answer.get("ack") == self.number and "id" in answer else LossError(f"answered {answer}")
-        report(self, "publish", "acknowledged", (time.monotonic_ns() - began_ns) / 1e9, error=error)
 
-    def on_stop(self) -> None:
-        """Disconnect."""
-        self.answers.close()
-        self.socket.close()
+events.init_command_line_parser.add_listener(add_options)  # type: ignore[no-untyped-call]
+events.init.add_listener(on_init)  # type: ignore[no-untyped-call]
+events.quitting.add_listener(on_quitting)  # type: ignore[no-untyped-call]

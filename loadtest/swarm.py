@@ -167,6 +167,10 @@ class Swarm:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the program at once."""
         self._program.close()
 
     @property

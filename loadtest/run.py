@@ -1,0 +1,156 @@
+"""Runs a scenario: a relay of its own, locust against it, and what came of it.
+
+Owns the relay and the locust processes; the verdict is `loadtest.verdict`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+
+from bench.harness import TARGETS, Server, raise_descriptor_limit
+from loadtest import verdict
+from loadtest.plan import SCENARIOS, Options, Scenario
+from loadtest.verdict import Criterion, Outcome
+from loadtest.watch import Watch, sample, sample_when
+from relay.config import parse_size
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+LATE_S = 120.0
+WARM_UP_SHARE = 0.4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A scenario that is to be run.
+
+    Args:
+        name: of the scenario.
+        options: its numbers.
+        publish: how it is fed; the scenario's way if empty.
+        workers: locust processes beside the master; 0 is one process for all.
+        ui: locust's web page begins and ends the run.
+        policies: of the scenario `slow`, which are run; all if empty.
+        results: where reports go.
+    """
+
+    name: str
+    options: Options
+    publish: str = ""
+    workers: int = 0
+    ui: bool = False
+    policies: tuple[str, ...] = ()
+    results: Path = RESULTS
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+
+    @property
+    def scenario(self) -> Scenario:
+        """What is run."""
+        return SCENARIOS[self.name]
+
+    def server(self, *extra: str) -> Server:
+        """Start a relay for it."""
+        raise_descriptor_limit()
+        return Server(TARGETS["relay"], extra=("--publish-token", self.token, *self.scenario.server, *extra))
+
+
+def load(run: Run, server: Server, name: str, policy: str = "drop-oldest") -> Outcome:
+    """Put locust's load on a server; reports are written under the name.
+
+    Args:
+        run: what.
+        server: where.
+        name: of the reports.
+        policy: that slow streams are judged by.
+    """
+    run.results.mkdir(parents=True, exist_ok=True)
+    report = run.results / f"{name}.json"
+    report.unlink(missing_ok=True)
+    plan = run.scenario.build(run.options)
+    before = sample(server)
+    with Watch(server) as watch:
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "RELAY_LOAD_TOKEN": run.token}
+        command = _command(run, server, name, policy, report)
+        code = subprocess.run(command, env=environment, check=False, timeout=_timeout_s(run, plan.seconds)).returncode
+    after = sample_when(server, lambda now: now.streams == 0)
+    saw = msgspec.json.decode(report.read_bytes()) if report.exists() else []
+    return Outcome(
+        plan=plan, code=code, saw=saw, before=before, after=after, samples=watch.samples, stats=server.stats()
+    )
+
+
+def _timeout_s(run: Run, seconds: float) -> float | None:
+    return None if run.ui else seconds + LATE_S
+
+
+def _command(run: Run, server: Server, name: str, policy: str, report: Path) -> list[str]:
+    options = run.options
+    command = [
+        *(sys.executable, "-m", "locust", "--locustfile", str(HERE / "locustfile.py")),
+        *("--host", f"http://127.0.0.1:{server.port}", "--unix", str(server.unix)),
+        *("--scenario", run.name, "--publish", run.publish or run.scenario.publish, "--policy", policy),
+        *("--html", str(run.results / f"{name}.html"), "--csv", str(run.results / name), "--report", str(report)),
+        *("--only-summary", "--loglevel", "WARNING"),
+    ]
+    numbers = asdict(options)
+    numbers["real-users"] = numbers.pop("users")
+    command += [text for key, value in numbers.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    if not run.ui:
+        command.append("--headless")
+    if run.workers:
+        port = str(free_port())
+        command += ["--processes", str(run.workers), "--master-bind-port", port, "--master-port", port]
+    return command
+
+
+def free_port() -> int:
+    """Find a port for the master that is free."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def judged(run: Run) -> list[Criterion]:
+    """Run the scenario; return its criteria, each with what was measured."""
+    if run.name == "slow":
+        return _slow(run)
+    with run.server() as server:
+        if run.name == "churn":
+            shorter = replace(run.options, seconds=run.options.seconds * WARM_UP_SHARE)
+            load(replace(run, options=shorter), server, "churn-warm-up")
+        outcome = load(run, server, run.name)
+    return verdict.whole(outcome) + [each for judge in JUDGES[run.name] for each in judge(outcome)]
+
+
+JUDGES: dict[str, list[Callable[[Outcome], list[Criterion]]]] = {
+    "steady": [],
+    "burst": [verdict.lag_back],
+    "storm": [verdict.recovered],
+    "topics": [],
+    "churn": [verdict.back_again],
+    "soak": [verdict.steady_memory],
+}
+
+
+def _slow(run: Run) -> list[Criterion]:
+    """One run without slow streams, one for each policy with them, each on a server of its own."""
+    history_bytes = parse_size(run.scenario.server[run.scenario.server.index("--history-bytes") + 1])
+    with run.server() as server:
+        without = load(replace(run, options=replace(run.options, slow_users=0)), server, "slow-none")
+    criteria = verdict.whole(without)
+    p99_ms = without.quantile_ms(0.99)
+    for policy in run.policies or run.scenario.policies:
+        with run.server("--policy", policy) as server:
+            outcome = load(run, server, f"slow-{policy}", policy)
+        criteria += verdict.whole(outcome)
+        criteria += verdict.promise_kept(outcome, policy, p99_ms, history_bytes)
+    return criteria

@@ -1,0 +1,160 @@
+"""The course of a run, which all locust processes share: phases, what was published last, what each part saw.
+
+The process with the load shape tells the others of each phase; the one with the publisher tells the number of the last
+event; those with streams tell what these saw, which is written to `--report` in the end. All of it goes by locust's own
+messages, so that it is the same in one process and in many.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gevent.event
+import msgspec
+from locust import LoadTestShape
+from locust.env import Environment
+from locust.runners import MasterRunner, Runner, WorkerRunner
+
+from loadtest.plan import SCENARIOS, Options, Plan
+
+PHASE, LAST, SAW, WANT_BLOCK, BLOCK = "load-phase", "load-last", "load-saw", "load-want-block", "load-block"
+WAIT_S = 10.0
+
+
+def plan_of(options: Any) -> Plan:
+    """Work the plan out of locust's parsed options; what is not given has the scenario's default."""
+    scenario = SCENARIOS[options.scenario]
+    given = {name: getattr(options, name) for name in Options.__slots__}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return scenario.build(replace(scenario.defaults, **chosen))
+
+
+class Timeline:
+    """What one process knows of the run.
+
+    Args:
+        environment: locust's.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._blocks = itertools.count()
+        self._block: gevent.event.AsyncResult[int] = gevent.event.AsyncResult()
+        self.plan = plan_of(environment.parsed_options)
+        self.phase = self.plan.phases[0]
+        self.storms = 0
+        self.last: int | None = None
+        self.saw: list[dict[str, Any]] = []
+        self.on_phase: set[Callable[[], None]] = set()
+
+    @property
+    def runner(self) -> Runner:
+        """Locust's runner."""
+        assert self._environment.runner is not None
+        return self._environment.runner
+
+    def listen(self) -> None:
+        """Take the messages of the other processes."""
+        for name, listener in (
+            (PHASE, self._on_phase),
+            (LAST, self._on_last),
+            (SAW, self._on_saw),
+            (WANT_BLOCK, self._on_want_block),
+            (BLOCK, self._on_block),
+        ):
+            self.runner.register_message(name, listener)
+
+    # Said
+
+    def enter(self, place: int) -> None:
+        """Tell all that a phase begins."""
+        self.runner.send_message(PHASE, {"place": place})
+
+    def published(self, last: int) -> None:
+        """Tell all that this was the last event."""
+        self.runner.send_message(LAST, {"last": last})
+
+    def tell(self, saw: dict[str, Any]) -> None:
+        """Tell what a part of the load has seen."""
+        self.runner.send_message(SAW, saw)
+
+    def next_block(self) -> int:
+        """Ask which of the plan's blocks is to be held here."""
+        self._block = gevent.event.AsyncResult()
+        self.runner.send_message(WANT_BLOCK, {})
+        place = self._block.get(timeout=WAIT_S)
+        assert place is not None
+        return place
+
+    # Heard
+
+    def _on_phase(self, msg: Any, **_: Any) -> None:
+        self.plan = plan_of(self._environment.parsed_options)
+        self.phase = self.plan.phases[msg.data["place"]]
+        self.storms += self.phase.name == "storm"
+        for call in list(self.on_phase):
+            call()
+
+    def _on_last(self, msg: Any, **_: Any) -> None:
+        if isinstance(self.runner, MasterRunner):
+            self.runner.send_message(LAST, msg.data)
+        else:
+            self.last = msg.data["last"]
+
+    def _on_saw(self, msg: Any, **_: Any) -> None:
+        self.saw.append(msg.data)
+
+    def _on_want_block(self, msg: Any, **_: Any) -> None:
+        data = {"place": next(self._blocks)}
+        if isinstance(self.runner, MasterRunner):
+            self.runner.send_message(BLOCK, data, msg.node_id)
+        else:
+            self.runner.send_message(BLOCK, data)
+
+    def _on_block(self, msg: Any, **_: Any) -> None:
+        self._block.set(msg.data["place"])
+
+    def write(self) -> None:
+        """Write what all parts saw, if anybody asked for it."""
+        assert self._environment.parsed_options is not None
+        path = self._environment.parsed_options.report
+        if path and not isinstance(self.runner, WorkerRunner):
+            Path(path).write_bytes(msgspec.json.encode(self.saw))
+
+
+TIMELINES: dict[Environment, Timeline] = {}
+
+
+def timeline(environment: Environment) -> Timeline:
+    """Return the timeline of this process."""
+    return TIMELINES[environment]
+
+
+class PlanShape(LoadTestShape):
+    """Everybody comes in the first phase, and stays until the last is over."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._place: int | None = None
+
+    def tick(self) -> tuple[int, float] | None:
+        """Say how many users there are now; tell of a phase that begins."""
+        assert self.runner is not None
+        course = timeline(self.runner.environment)
+        place = course.plan.phase_at(self.get_run_time())  # type: ignore[no-untyped-call]
+        if place is None:
+            return None
+        if place != self._place and self.runner.user_count:
+            self._place = place
+            course.enter(place)
+        users = users_of(course.plan)
+        return users, max(1.0, users / course.plan.phases[0].seconds * 1.5)
+
+
+def users_of(plan: Plan) -> int:
+    """Return how many locust users a plan has: streams, blocks of streams, and the publisher."""
+    return plan.users + plan.slow_users + len(plan.blocks) + 1

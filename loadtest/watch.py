@@ -1,0 +1,84 @@
+"""Watches the server under load: memory, descriptors and lag, sampled beside the run.
+
+Owns one thread; never opens a stream and never judges a figure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.harness import Server, pss_bytes, tcp_memory_bytes, tree
+
+EVERY_S = 0.5
+IDLE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The server at one moment.
+
+    Args:
+        time_s: CLOCK_MONOTONIC.
+        pss_bytes: its memory; tcp_bytes: the kernel's for all TCP sockets of this machine, both ends.
+        descriptors: open ones.
+        streams, lagging: as /stats has them.
+    """
+
+    time_s: float
+    pss_bytes: int
+    tcp_bytes: int
+    descriptors: int
+    streams: int
+    lagging: int
+
+
+def sample(server: Server) -> Sample:
+    """Look at the server now."""
+    stats = server.stats()
+    pids = tree(server.pid)
+    return Sample(
+        time.monotonic(),
+        sum(map(pss_bytes, pids)),
+        tcp_memory_bytes(),
+        sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids),
+        stats["streams"],
+        stats["lagging"],
+    )
+
+
+def sample_when(server: Server, ready: Callable[[Sample], bool], timeout_s: float = IDLE_S) -> Sample:
+    """Wait for a state of the server, and return the first sample in it; the last one when the time is over."""
+    deadline_s = time.monotonic() + timeout_s
+    while not ready(found := sample(server)) and time.monotonic() < deadline_s:
+        time.sleep(EVERY_S / 5)
+    return found
+
+
+class Watch:
+    """Samples while it is entered."""
+
+    def __init__(self, server: Server) -> None:
+        self.samples: list[Sample] = []
+        self._server = server
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._over.wait(EVERY_S):
+            # A server that is too busy to answer in time is looked at again.
+            with contextlib.suppress(OSError, http.client.HTTPException, KeyError):
+                self.samples.append(sample(self._server))
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
