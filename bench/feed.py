@@ -86,7 +86,7 @@ class Bench:
             streams,
             path=(path or server.target.path).replace("{topic}", topic),
             stalled=stalled,
-            concurrency=concurrency,
+            concurrency=min(concurrency, server.target.concurrency),
             topics=topics,
             seconds=SWARM_S,
             cpus=self.cores.load,

@@ -19,6 +19,8 @@ from relay import __version__
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
+# As many as anybody opens: no bound.
+CONCURRENCY = 1000
 # The bound on a server's life should the harness itself be killed.
 LIFE_S = 600
 # What relay sets on its listener, given to the floor too, so that both wait for the kernel alike.
@@ -58,6 +60,7 @@ class Target:
         version: of what is installed.
         ready: request target that is answered by 200 once it is ready; empty for that of a stream.
         replay_path: request target of a stream that first gets all that is retained; empty where there is none.
+        concurrency: streams that may be in opening at one time; more would be refused.
         http: how it is published to over HTTP; None for NDJSON lines into the Unix socket.
         notes: what differs from what it ships, and what else to know of its figures.
     """
@@ -69,6 +72,7 @@ class Target:
     version: str = ""
     ready: str = ""
     replay_path: str = ""
+    concurrency: int = CONCURRENCY
     http: HttpEntrance | None = None
     notes: tuple[str, ...] = ()
 
@@ -84,6 +88,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     title: str
     path: str
     replay_path: str = ""
+    concurrency: int = CONCURRENCY
     publish: HttpEntrance | None = None
     notes: tuple[str, ...]
 
@@ -122,6 +127,7 @@ def peer(folder: Path) -> Target:
         title=told.title,
         version=version.read_text().strip() if version.exists() else "",
         replay_path=told.replay_path,
+        concurrency=told.concurrency,
         http=told.publish,
         notes=told.notes,
     )
