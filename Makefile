@@ -21,10 +21,11 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # the binary that is given: CENTRIFUGO=PATH, or on the path.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo run test lint bench bench-fanout bench-micro peers load load-ui clean
+.PHONY: help demo run test lint bench bench-fanout bench-micro bench-gate bench-instructions bench-ratios \
+	bench-baseline peers load load-ui clean
 
 help:  ## Say what there is to make.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED)  ## Run relay with a live sample feed and print the address of a page that shows it.
 	$(BIN)/relay demo $(ARGS)
@@ -61,6 +62,17 @@ bench/peers/.installed/%/version: $$(wildcard bench/peers/$$*/*) bench/peers/unp
 
 bench-micro: $(INSTALLED_TEST)  ## Measure the parts one by one, both twins, beside other packages; writes bench/MICRO.md.
 	$(BIN)/python -m bench.micro $(ARGS)
+
+bench-gate: bench-instructions bench-ratios  ## Fail if relay became slower: what CI asks. About four minutes.
+
+bench-instructions: $(INSTALLED_TEST)  ## Count the workloads' instructions against bench/baseline.json (needs valgrind).
+	$(BIN)/python -m bench.gate instructions $(ARGS)
+
+bench-ratios: $(INSTALLED_TEST)  ## Measure relay against bench/floor.c, and hold it to the limits of bench/ratios.py.
+	$(BIN)/python -m bench.gate ratios
+
+bench-baseline: $(INSTALLED_TEST)  ## Write bench/baseline.json anew; the commit says why.
+	$(BIN)/python -m bench.gate baseline
 
 load: $(INSTALLED_TEST)  ## Put locust's load on a relay for a minute; the report goes to loadtest/results/.
 	$(BIN)/python -m loadtest $(ARGS)

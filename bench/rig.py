@@ -53,14 +53,18 @@ class Rig:
             draw=lambda: 0.5,
         )
 
-    def subscribe(self, *terms: str) -> None:
-        """Open a stream of what is published from now on."""
+    def socket(self) -> int:
+        """Make a socket pair, for a stream to be opened; return the descriptor that the hub takes."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
         self.peers.append(theirs)
-        request = Subscribe(terms, None, None, None, False, HEAD)
-        self.hub.subscribe(ours.detach(), request, "127.0.0.1", NOW_S)
+        return ours.detach()
+
+    def subscribe(self, *terms: str, fd: int | None = None, since_s: float | None = None) -> None:
+        """Open a stream of what is published from now on, or since so many seconds."""
+        request = Subscribe(terms, None, since_s, None, False, HEAD)
+        self.hub.subscribe(self.socket() if fd is None else fd, request, "127.0.0.1", NOW_S)
 
     def flush(self) -> None:
         """Send all that is due."""

@@ -1,0 +1,104 @@
+"""The gate: `python -m bench.gate instructions|ratios|baseline`; what is slower than it was does not pass.
+
+Owns the exit codes and what is said: 0 for passed, 1 for worse, 2 where nothing could be measured or compared. That is
+what CI does (the environment has `CI`); elsewhere a machine without valgrind, or with other versions than those of the
+baseline, skips the instructions and says so. Never measures anything itself: `bench.instructions`, `bench.ratios` do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from bench import instructions, ratios
+from bench.harness import MeasureError, raise_descriptor_limit
+from bench.workloads import WORKLOADS
+from loadtest.native import ProgramError
+
+
+def check_instructions(names: Sequence[str]) -> int:
+    """Hold workloads against the baseline; those named, or all. Returns the exit code.
+
+    Raises:
+        MeasureError: a workload failed, or there is no baseline.
+    """
+    base, here = instructions.read(), instructions.environment()
+    if "valgrind" not in here:
+        return _cannot(["valgrind is not installed (Debian: apt install valgrind)"])
+    if other := instructions.differing(base.environment, here, instructions.DECISIVE):
+        return _cannot([*other, "such counts do not compare: make bench-baseline takes them anew, best on the parent"])
+    expected = {name: count for name, count in base.workloads.items() if not names or name in names}
+    counts = instructions.count(names or list(WORKLOADS))
+    comparison = instructions.compare(expected, counts)
+    print("\n".join(comparison.lines))
+    worse = [name for name in comparison.bad if name in expected and name in counts]
+    counts = instructions.with_bytecodes(counts, worse)
+    for name in worse:
+        print(f"what grew most in {name}, one unit of which is {WORKLOADS[name].what}:")
+        print("\n".join(f"    {line}" for line in instructions.grown(expected[name], counts[name])))
+    if not comparison.bad:
+        return 0
+    for line in instructions.differing(base.environment, here, instructions.PACKAGES):
+        print(f"note: {line}")
+    print("If it has to be so: make bench-baseline, and say why in the commit.")
+    return 1
+
+
+def _cannot(reasons: list[str]) -> int:
+    in_ci = bool(os.environ.get("CI"))
+    print("\n".join(["instructions: not compared" if in_ci else "instructions: skipped", *reasons]))
+    return 2 if in_ci else 0
+
+
+def write_baseline() -> int:
+    """Count all workloads and keep the counts. Returns the exit code.
+
+    Raises:
+        MeasureError: a workload failed, or valgrind is not installed.
+    """
+    here = instructions.environment()
+    if "valgrind" not in here:
+        raise MeasureError("valgrind is not installed (Debian: apt install valgrind)")
+    counts = instructions.with_bytecodes(instructions.count(list(WORKLOADS)), list(WORKLOADS))
+    instructions.write(instructions.Baseline(here, counts))
+    print(f"{instructions.BASELINE}: {len(counts)} workloads; say in the commit why")
+    return 0
+
+
+def check_ratios() -> int:
+    """Hold relay against the floor. Returns the exit code.
+
+    Raises:
+        MeasureError: a run failed, or an event was lost.
+    """
+    bad = ratios.check()
+    for limit in bad:
+        print(f"{limit.case}: {limit.figure} is beyond its limit, twice")
+    return int(bool(bad))
+
+
+def main() -> int:
+    """Do one part of the gate; 1 if something got worse, 2 if it could not be told."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gate", description=main.__doc__)
+    parts = parser.add_subparsers(dest="part", required=True)
+    part = parts.add_parser("instructions", help="count the workloads' instructions and compare with baseline.json")
+    part.add_argument("names", nargs="*", metavar="WORKLOAD", help="of these only")
+    parts.add_parser("ratios", help="measure relay and the floor, and compare")
+    parts.add_parser("baseline", help="write baseline.json anew")
+    options = parser.parse_args()
+    if unknown := sorted({*getattr(options, "names", ())} - {*WORKLOADS}):
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
+    raise_descriptor_limit()
+    try:
+        if options.part == "instructions":
+            return check_instructions(options.names)
+        return write_baseline() if options.part == "baseline" else check_ratios()
+    except (MeasureError, ProgramError) as error:
+        print(f"{options.part}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

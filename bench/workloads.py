@@ -1,0 +1,260 @@
+"""Fixed amounts of work that execute the same in each run: `python -m bench.workloads NAME COUNT`.
+
+Owns the workloads and how one is run so that its instructions can be counted. Each prepares everything first and then
+does `count` units, through the project's own parts and without an event loop: no timer, no clock and no slice of time
+decides what is executed. Streams end in socket pairs that nobody reads, since their buffers hold it all. Never counts
+instructions itself; `bench.instructions` does, from outside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from bench.harness import raise_descriptor_limit
+from bench.rig import NOW_S, Rig
+from bench.samples import SAMPLES
+from relay import flush
+from relay.event import Event
+from relay.sources.feeder import READ_BYTES
+from relay.sources.intake import ANSWER_BYTES_MAX, Intake, State
+from relay.sources.lines import LineSplitter, parse_line
+from relay.speedups import Engine
+from relay.sse import Decoder, encode
+
+COLLECTED = "ffi_call"
+"""The C function whose duration is what is counted: libffi's, through which ctypes calls the work, and nobody else."""
+
+STREAMS = 1000
+EVENTS_A_FLUSH = 10
+TOPICS = 100
+HISTORY_EVENTS = 200
+BYTES_MAX = 1 << 20
+ID = "0123456789abcdef-12345"
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Work of a known size.
+
+    Args:
+        what: one unit of it, for people.
+        count: how many units the gate runs.
+        prepare: makes a function that does so many units.
+    """
+
+    what: str
+    count: int
+    prepare: Callable[[int], Work]
+
+
+def _check(rig: Rig, deliveries: int) -> None:
+    """Raise unless so many events went to streams: what is not done must not look cheap."""
+    if rig.hub.engine.deliveries != deliveries or rig.hub.catchup.streams:
+        raise RuntimeError(f"{rig.hub.engine.deliveries} deliveries of {deliveries}")
+
+
+def _encode(sample: str) -> Callable[[int], Work]:
+    def prepare(count: int) -> Work:
+        event = Event(data=SAMPLES[sample], topic="default")
+
+        def work() -> None:
+            for _ in range(count):
+                encode(event, ID, BYTES_MAX)
+
+        return work
+
+    return prepare
+
+
+def _decode(count: int) -> Work:
+    frame = encode(Event(data=SAMPLES["small"], topic="default"), ID, BYTES_MAX)
+    body = frame * count
+    pieces = [body[at : at + READ_BYTES] for at in range(0, len(body), READ_BYTES)]
+
+    def work() -> None:
+        decoder = Decoder(BYTES_MAX)
+        decoded = sum(len(decoder.feed(piece)) for piece in pieces)
+        if decoded != count:
+            raise RuntimeError(f"{decoded} events of {count}")
+
+    return work
+
+
+def _full() -> Rig:
+    """A hub whose log is full, as it is for most of a server's life: each event evicts one."""
+    rig, event = Rig(Engine, history_events=1000), Event(data=SAMPLES["small"], topic="default")
+    for _ in range(2000):
+        rig.hub.publish_one(event, NOW_S)
+    return rig
+
+
+def _publish(count: int) -> Work:
+    rig, event = _full(), Event(data=SAMPLES["small"], topic="default")
+
+    def work() -> None:
+        for _ in range(count):
+            rig.hub.publish_one(event, NOW_S)
+
+    return work
+
+
+def _flush(count: int) -> Work:
+    rig = Rig(Engine)
+    event = Event(data=SAMPLES["small"], topic="default")
+    for _ in range(STREAMS):
+        rig.subscribe("default")
+    rig.flush()
+
+    def work() -> None:
+        for _ in range(count):
+            for _ in range(EVENTS_A_FLUSH):
+                rig.hub.publish_one(event, NOW_S)
+            rig.flush()
+        _check(rig, count * EVENTS_A_FLUSH * STREAMS)
+
+    return work
+
+
+def _topics(count: int) -> Work:
+    rig = Rig(Engine)
+    events = [Event(data=SAMPLES["small"], topic=f"user.{n}") for n in range(TOPICS)]
+    events.append(Event(data=SAMPLES["small"], topic="news"))
+    for n in range(STREAMS):
+        rig.subscribe("news", f"user.{n % TOPICS}")
+    rig.flush()
+
+    def work() -> None:
+        for _ in range(count):
+            for event in events:
+                rig.hub.publish_one(event, NOW_S)
+            rig.flush()
+        _check(rig, count * 2 * STREAMS)
+
+    return work
+
+
+def _resume(count: int) -> Work:
+    rig = Rig(Engine)
+    event = Event(data=SAMPLES["small"], topic="default")
+    for _ in range(HISTORY_EVENTS):
+        rig.hub.publish_one(event, NOW_S)
+    descriptors = [rig.socket() for _ in range(count)]
+
+    def work() -> None:
+        for fd in descriptors:
+            rig.subscribe("default", fd=fd, since_s=math.inf)
+            rig.flush()
+        _check(rig, count * HISTORY_EVENTS)
+
+    return work
+
+
+def _ingest(count: int) -> Work:
+    rig = _full()
+    line = msgspec.json.encode({"topic": "default", "data": SAMPLES["small"]}) + b"\n"
+    body = line * count
+    pieces = [body[at : at + READ_BYTES] for at in range(0, len(body), READ_BYTES)]
+
+    def complain(kind: str, number: int, reason: str) -> None:
+        raise RuntimeError(f"{kind} {number}: {reason}")
+
+    intake = Intake(LineSplitter(BYTES_MAX), parse_line, rig.hub, "default", complain, True)
+
+    def work() -> None:
+        before = rig.hub.log.head
+        for piece in pieces:
+            intake.receive(piece)
+            while intake.work(NOW_S, ANSWER_BYTES_MAX) is State.BUSY:
+                pass
+        if rig.hub.log.head - before != count:
+            raise RuntimeError(f"{rig.hub.log.head - before} events of {count}")
+
+    return work
+
+
+WORKLOADS = {
+    "encode": Workload("a 150-byte event to a frame", 20_000, _encode("small")),
+    "encode-lines": Workload("an event of 20 lines to a frame", 5000, _encode("lines")),
+    "encode-unicode": Workload("an event that is not ASCII to a frame", 10_000, _encode("unicode")),
+    "encode-64k": Workload("a 64 KiB event to a frame", 500, _encode("64k")),
+    "decode": Workload("a 150-byte frame to an event", 10_000, _decode),
+    "publish": Workload("an event into a full log, no streams", 5000, _publish),
+    "flush": Workload(f"{EVENTS_A_FLUSH} events published and flushed to {STREAMS:,} streams", 20, _flush),
+    "topics": Workload(f"{STREAMS:,} streams of two topics each, one event on each topic, flushed", 10, _topics),
+    "resume": Workload(f"a stream opened and sent {HISTORY_EVENTS} events of history", 500, _resume),
+    "ingest": Workload("a line of NDJSON into a full log", 5000, _ingest),
+}
+
+
+def run(name: str, count: int) -> None:
+    """Do a workload: a tenth of it first, so that caches are filled and bytecodes specialised, then all of it.
+
+    Raises:
+        RuntimeError: the work did not do what it should.
+    """
+    work = _prepared(name, count)
+    call = ctypes.pythonapi["PyObject_CallNoArgs"]
+    call.argtypes, call.restype = [ctypes.py_object], ctypes.py_object
+    call(work)
+
+
+def bytecodes(name: str, count: int) -> dict[str, int]:
+    """Count the bytecodes that each Python function executes in a workload: to callgrind they are one interpreter."""
+    work = _prepared(name, count)
+    executed: Counter[str] = Counter()
+
+    def trace(frame: FrameType, what: str, _: object) -> Any:
+        frame.f_trace_opcodes = True
+        if what == "opcode":
+            executed[f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}"] += 1
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(None)
+    return dict(executed)
+
+
+def _prepared(name: str, count: int) -> Work:
+    raise_descriptor_limit()
+    # A flush is cut into slices by the clock, which would make the count one of the machine's speed.
+    flush.SLICE_S = math.inf
+    prepare = WORKLOADS[name].prepare
+    prepare(max(1, count // 10))()
+    work = prepare(count)
+    gc.collect()
+    gc.freeze()
+    return work
+
+
+def main() -> int:
+    """Do one workload."""
+    parser = argparse.ArgumentParser(prog="python -m bench.workloads", description=main.__doc__)
+    parser.add_argument("name", choices=list(WORKLOADS))
+    parser.add_argument("count", type=int, help="units of work")
+    parser.add_argument("--bytecodes", action="store_true", help="print the bytecodes of each Python function as JSON")
+    options = parser.parse_args()
+    if options.bytecodes:
+        print(msgspec.json.encode(bytecodes(options.name, options.count)).decode())
+    else:
+        run(options.name, options.count)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
