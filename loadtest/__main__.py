@@ -52,6 +52,7 @@ def parse(arguments: list[str]) -> Run:
     parser.add_argument("--read-on-s", type=float, help="of `slow`: time at the end for slow ones to read on")
     parser.add_argument("--publish", choices=["unix", "http", "batch", "mixed"], default="", help="how it is fed")
     parser.add_argument("--policy", action="append", default=[], help="of `slow`: run only this one; repeatable")
+    parser.add_argument("--pairs", type=int, default=3, help="of `slow`: tries to see the healthy undisturbed (3)")
     parser.add_argument("--workers", type=int, default=0, help="locust workers under a master; 0: one process (0)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where reports go (loadtest/results)")
     parser.add_argument("--ui", action="store_true", help="serve locust's web page, on port 8089, and wait for it")
@@ -67,6 +68,7 @@ def parse(arguments: list[str]) -> Run:
         workers=given.workers,
         ui=given.ui,
         policies=tuple(given.policy),
+        pairs=given.pairs,
         results=given.results,
     )
 

@@ -6,6 +6,7 @@ to run on more than one machine; `python -m loadtest` does this with a relay of 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from locust import events
@@ -22,23 +23,23 @@ __all__ = ["PlanShape", "PublisherUser", "SSEUser", "SlowUser", "SwarmUser"]
 
 
 def add_options(parser: LocustArgumentParser) -> None:
-    """Take the scenario and its numbers; a master hands them to its workers."""
-    group = parser.add_argument_group("relay")
-    group.add_argument("--scenario", choices=list(SCENARIOS), default="steady")
-    group.add_argument("--streams", type=int, help="streams of the swarm")
-    group.add_argument("--real-users", dest="users", type=int, help="streams that are a locust user each")
-    group.add_argument("--slow-users", type=int, help="of the scenario slow: real streams that are slow")
-    group.add_argument("--rate", type=float, help="events a second")
-    group.add_argument("--seconds", type=float, help="length of the feed")
-    group.add_argument("--block", type=int, help="streams of one swarm process at most")
-    group.add_argument("--ramp-s", type=float, help="time for everybody to come")
-    group.add_argument("--settle-s", type=float, help="time at the end for what was sent to arrive")
-    group.add_argument("--read-on-s", type=float, help="of the scenario slow: time at the end for slow ones to read on")
-    group.add_argument("--publish", choices=["unix", "http", "batch", "mixed"], default="unix")
-    group.add_argument("--unix", default="", help="path of the relay's Unix socket")
-    group.add_argument("--policy", default="drop-oldest", help="the relay's policy, which slow streams are judged by")
-    group.add_argument("--token", default="", env_var="RELAY_LOAD_TOKEN", help="the relay's publish-token")
-    group.add_argument("--report", default="", help="where to write what each part of the load saw, as JSON")
+    """Take the scenario and its numbers; a master hands them to its workers. The web page does not change them."""
+    add = partial(parser.add_argument, include_in_web_ui=False)
+    add("--scenario", choices=list(SCENARIOS), default="steady")
+    add("--streams", type=int, help="streams of the swarm")
+    add("--real-users", dest="users", type=int, help="streams that are a locust user each")
+    add("--slow-users", type=int, help="of the scenario slow: real streams that are slow")
+    add("--rate", type=float, help="events a second")
+    add("--seconds", type=float, help="length of the feed")
+    add("--block", type=int, help="streams of one swarm process at most")
+    add("--ramp-s", type=float, help="time for everybody to come")
+    add("--settle-s", type=float, help="time at the end for what was sent to arrive")
+    add("--read-on-s", type=float, help="of the scenario slow: time at the end for slow ones to read on")
+    add("--publish", choices=["unix", "http", "batch", "mixed"], default="unix", help="how relay is fed")
+    add("--unix", default="", help="path of the relay's Unix socket, as the worker with the publisher sees it")
+    add("--token", default="", env_var="RELAY_LOAD_TOKEN", help="the relay's publish-token")
+    add("--policy", default="drop-oldest", help="the relay's policy, which slow streams are judged by")
+    add("--report", default="", help="where to write what each part of the load saw, as JSON")
 
 
 def on_init(environment: Environment, **_: Any) -> None:
@@ -57,6 +58,11 @@ def counts(course: Timeline) -> dict[type, int]:
     return {SSEUser: plan.users, SlowUser: plan.slow_users, SwarmUser: len(plan.blocks), PublisherUser: 1}
 
 
+def on_test_start(environment: Environment, **_: Any) -> None:
+    """Forget what an earlier run from the web page saw."""
+    TIMELINES[environment].begin()
+
+
 def on_quitting(environment: Environment, **_: Any) -> None:
     """Write down what was seen."""
     TIMELINES[environment].write()
@@ -64,4 +70,5 @@ def on_quitting(environment: Environment, **_: Any) -> None:
 
 events.init_command_line_parser.add_listener(add_options)  # type: ignore[no-untyped-call]
 events.init.add_listener(on_init)  # type: ignore[no-untyped-call]
+events.test_start.add_listener(on_test_start)  # type: ignore[no-untyped-call]
 events.quitting.add_listener(on_quitting)  # type: ignore[no-untyped-call]

@@ -302,7 +302,9 @@ SCENARIOS = {
         what="5 % read slowly, 1 % stop reading; one run for each policy, and one without slow ones",
         passes="p99 of the healthy within 1.2 times of the run without; server memory bounded; each slow real stream "
         "got exactly what its policy promises, event by event",
-        defaults=Options(streams=1000, users=10, slow_users=6, rate=200, seconds=12),
+        defaults=Options(
+            streams=1000, users=10, slow_users=6, rate=200, seconds=10, ramp_s=3.0, settle_s=3.0, read_on_s=6.0
+        ),
         build=slow,
         server=("--history-bytes", "16MiB", "--lag-events", "400", "--block-timeout", "500ms"),
         policies=("drop-oldest", "drop-newest", "conflate", "disconnect", "block"),

@@ -26,6 +26,9 @@ BATCH_MAX = 50
 PLANT_EVERY = 50
 """How often a planted fault comes, so that a test sees that it fails the run."""
 
+STRAY = 6
+"""How far from its own topic a planted event goes: to one that real streams of the scenario `topics` follow as well."""
+
 
 class Entrance(Protocol):
     """A way in."""
@@ -122,7 +125,7 @@ def planted(plan: Plan, number: int, what: str) -> list[dict[str, Any]]:
         return []
     if what == "duplicate":
         return [event, event]
-    return [event, {**event_of(plan, number + 1), "topic": plan.topic_of(number + 7)}]
+    return [event, {**event_of(plan, number + 1), "topic": plan.topic_of(number + STRAY)}]
 
 
 class PublisherUser(User):

@@ -26,6 +26,7 @@ from relay.config import parse_size
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 LATE_S = 120.0
+QUIT_S = 30.0
 WARM_UP_SHARE = 0.4
 
 
@@ -40,6 +41,7 @@ class Run:
         workers: locust processes beside the master; 0 is one process for all.
         ui: locust's web page begins and ends the run.
         policies: of the scenario `slow`, which are run; all if empty.
+        pairs: of the scenario `slow`, how often at most a run whose latency is too high is made again.
         results: where reports go.
     """
 
@@ -49,6 +51,7 @@ class Run:
     workers: int = 0
     ui: bool = False
     policies: tuple[str, ...] = ()
+    pairs: int = 3
     results: Path = RESULTS
     token: str = field(default_factory=lambda: secrets.token_urlsafe(16))
 
@@ -80,12 +83,24 @@ def load(run: Run, server: Server, name: str, policy: str = "drop-oldest") -> Ou
     with Watch(server) as watch:
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "RELAY_LOAD_TOKEN": run.token}
         command = _command(run, server, name, policy, report)
-        code = subprocess.run(command, env=environment, check=False, timeout=_timeout_s(run, plan.seconds)).returncode
+        code = _locust(command, environment, _timeout_s(run, plan.seconds))
     after = sample_when(server, lambda now: now.streams == 0)
     saw = msgspec.json.decode(report.read_bytes()) if report.exists() else []
     return Outcome(
         plan=plan, code=code, saw=saw, before=before, after=after, samples=watch.samples, stats=server.stats()
     )
+
+
+def _locust(command: list[str], environment: dict[str, str], timeout_s: float | None) -> int:
+    """Run locust; return its exit code. Ctrl-C, which ends a run from the web page, is for locust too."""
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            return process.wait(timeout_s)
+        except KeyboardInterrupt:
+            return process.wait(QUIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
 
 
 def _timeout_s(run: Run, seconds: float) -> float | None:
@@ -143,14 +158,30 @@ JUDGES: dict[str, list[Callable[[Outcome], list[Criterion]]]] = {
 
 def _slow(run: Run) -> list[Criterion]:
     """One run without slow streams, one for each policy with them, each on a server of its own."""
-    history_bytes = parse_size(run.scenario.server[run.scenario.server.index("--history-bytes") + 1])
-    with run.server() as server:
-        without = load(replace(run, options=replace(run.options, slow_users=0)), server, "slow-none")
+    without = _without_slow(run)
     criteria = verdict.whole(without)
-    p99_ms = without.quantile_ms(0.99)
     for policy in run.policies or run.scenario.policies:
+        criteria += _with_slow(run, policy, without.quantile_ms(0.99))
+    return criteria
+
+
+def _without_slow(run: Run) -> Outcome:
+    with run.server() as server:
+        return load(replace(run, options=replace(run.options, slow_users=0)), server, "slow-none")
+
+
+def _with_slow(run: Run, policy: str, p99_without_ms: float) -> list[Criterion]:
+    """The run of one policy; again beside a new run without, a few times at most, if only latency speaks against it.
+
+    Two runs of the same kind differ by more than the limit where other processes take part in one of them.
+    """
+    history_bytes = parse_size(run.scenario.server[run.scenario.server.index("--history-bytes") + 1])
+    for again in range(run.pairs):
         with run.server("--policy", policy) as server:
             outcome = load(run, server, f"slow-{policy}", policy)
-        criteria += verdict.whole(outcome)
-        criteria += verdict.promise_kept(outcome, policy, p99_ms, history_bytes)
-    return criteria
+        criteria = verdict.whole(outcome) + verdict.promise_kept(outcome, policy, history_bytes)
+        latency = verdict.cost_of_slow(outcome, policy, p99_without_ms)
+        if latency.passed or again == run.pairs - 1 or not all(each.passed for each in criteria):
+            break
+        p99_without_ms = _without_slow(run).quantile_ms(0.99)
+    return [*criteria, latency]

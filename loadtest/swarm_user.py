@@ -52,8 +52,10 @@ class SwarmUser(User):
         self.block = self.course.plan.blocks[self.place]
         self.storms = self.course.storms
         self.delivery: dict[int, int] = {}
-        self.counted: dict[str, int] = dict.fromkeys((*FAULTS, *ODD), 0)
+        self.judged = FAULTS | ODD if self.block.healthy else FAULTS
+        self.counted = dict.fromkeys(self.judged, 0)
         self.swarm = self._open(self.block)
+        self.ready = self.seen_whole = self.ended = False
         self.latest: SwarmReport | None = None
         self.recovered: SwarmReport | None = None
 
@@ -93,6 +95,14 @@ class SwarmUser(User):
             self.storms = self.course.storms
             self._storm()
         self._hand_on()
+        if not self.ready and self.latest is not None and self.latest.open == self.block.streams:
+            self.ready = True
+            self.course.ready()
+        # One look more, so that what should not come still could.
+        if self.course.last is not None and self._unfinished() is None:
+            if self.seen_whole:
+                self._end(None)
+            self.seen_whole = True
 
     def _storm(self) -> None:
         recovered = self.recovered = self.swarm.storm(STORM_S)
@@ -106,32 +116,41 @@ class SwarmUser(User):
             tally.many(self.environment, KIND, name, histogram)
         for top_us, count in times.delivery if self.course.phase.name not in UNMEASURED else ():
             self.delivery[top_us] = self.delivery.get(top_us, 0) + count
-        for field, fault in (FAULTS | ODD if self.block.healthy else FAULTS).items():
+        for field, fault in self.judged.items():
             count = getattr(self.latest, field)
             tally.faults(self.environment, KIND, "delivery", fault, count - self.counted[field])
             self.counted[field] = count
 
-    def on_stop(self) -> None:
-        """Judge how the streams stand; end them."""
-        self._hand_on()
-        assert self.latest is not None
+    def _unfinished(self) -> str | None:
+        """What streams that stay and read still have to see."""
         last, block, report = self.course.last, self.block, self.latest
-        fault = None
-        if block.healthy and not block.life_s:
-            if last is None or report.last_min < last:
-                fault = f"some stream stands at {report.last_min}, not at {last}"
-            elif report.healthy_open != block.streams:
-                fault = f"{report.healthy_open} of {block.streams} streams open"
+        if report is None or last is None:
+            return f"nobody knows the last event, {last}, or what was seen"
+        if not block.healthy or block.life_s:
+            return None
+        if report.healthy_open != block.streams:
+            return f"{report.healthy_open} of {block.streams} streams open"
+        return None if report.last_min >= last else f"some stream stands at {report.last_min}, not at {last}"
+
+    def _end(self, fault: str | None) -> None:
+        """Say, once, how the streams stand at the end."""
+        if self.ended or self.latest is None:
+            return
+        self.ended = True
+        faults = {self.judged[field]: count for field, count in self.counted.items() if count}
         tally.one(self.environment, KIND, "whole", 0.0, fault=fault)
         self.course.tell(
             {
                 "part": KIND,
-                "fault": fault,
-                "faults": sum(self.counted.values()) + (fault is not None),
-                "healthy": block.healthy,
-                "report": msgspec.to_builtins(report),
+                "faults": faults if fault is None else {**faults, fault: 1},
+                "healthy": self.block.healthy,
+                "report": msgspec.to_builtins(self.latest),
                 "storm": msgspec.to_builtins(self.recovered),
                 "delivery": sorted(self.delivery.items()),
             }
         )
+
+    def on_stop(self) -> None:
+        """Judge streams that have not come to their end; end them."""
+        self._end(self._unfinished())
         self.swarm.close()

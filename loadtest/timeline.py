@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gevent.event
+import gevent.queue
 import msgspec
 from locust import LoadTestShape
 from locust.env import Environment
@@ -21,8 +21,11 @@ from locust.runners import MasterRunner, Runner, WorkerRunner
 
 from loadtest.plan import SCENARIOS, Options, Plan
 
-PHASE, LAST, SAW, WANT_BLOCK, BLOCK = "load-phase", "load-last", "load-saw", "load-want-block", "load-block"
+PHASE, LAST, SAW, READY = "load-phase", "load-last", "load-saw", "load-ready"
+WANT_BLOCK, BLOCK = "load-want-block", "load-block"
 WAIT_S = 10.0
+RAMP_S_MAX = 60.0
+"""How long the ramp waits for streams that are not open."""
 
 
 def plan_of(options: Any) -> Plan:
@@ -42,14 +45,19 @@ class Timeline:
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._blocks = itertools.count()
-        self._block: gevent.event.AsyncResult[int] = gevent.event.AsyncResult()
         self.plan = plan_of(environment.parsed_options)
+        self.on_change: set[Callable[[], None]] = set()  # called at a new phase, and when the last event is known
+        self.begin()
+
+    def begin(self) -> None:
+        """A run begins."""
+        self._blocks = itertools.count()
+        self._given: gevent.queue.Queue[int] = gevent.queue.Queue()
         self.phase = self.plan.phases[0]
         self.storms = 0
         self.last: int | None = None
+        self.parts_ready = 0
         self.saw: list[dict[str, Any]] = []
-        self.on_phase: set[Callable[[], None]] = set()
 
     @property
     def runner(self) -> Runner:
@@ -63,6 +71,7 @@ class Timeline:
             (PHASE, self._on_phase),
             (LAST, self._on_last),
             (SAW, self._on_saw),
+            (READY, self._on_ready),
             (WANT_BLOCK, self._on_want_block),
             (BLOCK, self._on_block),
         ):
@@ -82,13 +91,14 @@ class Timeline:
         """Tell what a part of the load has seen."""
         self.runner.send_message(SAW, saw)
 
+    def ready(self) -> None:
+        """Tell that a part of the load has its streams open."""
+        self.runner.send_message(READY, {})
+
     def next_block(self) -> int:
         """Ask which of the plan's blocks is to be held here."""
-        self._block = gevent.event.AsyncResult()
         self.runner.send_message(WANT_BLOCK, {})
-        place = self._block.get(timeout=WAIT_S)
-        assert place is not None
-        return place
+        return self._given.get(timeout=WAIT_S)
 
     # Heard
 
@@ -96,17 +106,24 @@ class Timeline:
         self.plan = plan_of(self._environment.parsed_options)
         self.phase = self.plan.phases[msg.data["place"]]
         self.storms += self.phase.name == "storm"
-        for call in list(self.on_phase):
-            call()
+        self._changed()
 
     def _on_last(self, msg: Any, **_: Any) -> None:
         if isinstance(self.runner, MasterRunner):
             self.runner.send_message(LAST, msg.data)
         else:
             self.last = msg.data["last"]
+            self._changed()
+
+    def _changed(self) -> None:
+        for call in list(self.on_change):
+            call()
 
     def _on_saw(self, msg: Any, **_: Any) -> None:
         self.saw.append(msg.data)
+
+    def _on_ready(self, **_: Any) -> None:
+        self.parts_ready += 1
 
     def _on_want_block(self, msg: Any, **_: Any) -> None:
         data = {"place": next(self._blocks)}
@@ -116,7 +133,7 @@ class Timeline:
             self.runner.send_message(BLOCK, data)
 
     def _on_block(self, msg: Any, **_: Any) -> None:
-        self._block.set(msg.data["place"])
+        self._given.put(msg.data["place"])
 
     def write(self) -> None:
         """Write what all parts saw, if anybody asked for it."""
@@ -135,17 +152,28 @@ def timeline(environment: Environment) -> Timeline:
 
 
 class PlanShape(LoadTestShape):
-    """Everybody comes in the first phase, and stays until the last is over."""
+    """Everybody comes in the first phase, and stays until the last is over, or has nothing more to await."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.reset_time()
+
+    def reset_time(self) -> None:
+        """A run begins."""
+        super().reset_time()  # type: ignore[no-untyped-call]
         self._place: int | None = None
+        self._held_s = 0.0  # by how much the ramp was longer than planned
 
     def tick(self) -> tuple[int, float] | None:
         """Say how many users there are now; tell of a phase that begins."""
         assert self.runner is not None
         course = timeline(self.runner.environment)
-        place = course.plan.phase_at(self.get_run_time())  # type: ignore[no-untyped-call]
+        if len(course.saw) == parts_of(course.plan):
+            return None  # everybody has seen what there was
+        time_s: float = self.get_run_time()  # type: ignore[no-untyped-call]
+        place = course.plan.phase_at(time_s - self._held_s)
+        if place == 1 and self._place == 0 and course.parts_ready < parts_of(course.plan) and time_s < RAMP_S_MAX:
+            place, self._held_s = 0, time_s - course.plan.phases[0].seconds
         if place is None:
             return None
         if place != self._place and self.runner.user_count:
@@ -157,4 +185,9 @@ class PlanShape(LoadTestShape):
 
 def users_of(plan: Plan) -> int:
     """Return how many locust users a plan has: streams, blocks of streams, and the publisher."""
-    return plan.users + plan.slow_users + len(plan.blocks) + 1
+    return parts_of(plan) + 1
+
+
+def parts_of(plan: Plan) -> int:
+    """Return how many of them tell what they saw."""
+    return plan.users + plan.slow_users + len(plan.blocks)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from typing import Any
 
 import gevent
@@ -24,7 +25,9 @@ from relay.event import Event
 AGAIN_S = 0.2
 SLOW_READ_BYTES = 512
 SLOW_EVERY_S = 0.1
-SLOW_RECEIVE_BUFFER = 4096
+SLOW_RECEIVE_BUFFER = 32 * 1024
+"""Little enough that relay soon sees the stream lag; with much less, reading on takes a delayed ACK for each 4 KiB."""
+
 
 
 class StreamUser(User):
@@ -46,8 +49,9 @@ class StreamUser(User):
         self.judge = Judge(wanted(plan, self.place), first=plan.first or None, gaps_allowed=self.gaps_allowed)
         self.first_of_connection = True
         self.opened = 0
-        self.faults = 0
+        self.faults: Counter[str] = Counter()
         self.ended = False
+        self.course.on_change.add(self.look)
 
     @property
     def places(self) -> itertools.count[int]:
@@ -65,6 +69,8 @@ class StreamUser(User):
             gevent.sleep(AGAIN_S)
             return False
         self.opened += 1
+        if self.opened == 1:
+            self.course.ready()
         self.first_of_connection = True
         self.measure(name, time.monotonic() - self.asked_s)
         return True
@@ -76,6 +82,7 @@ class StreamUser(User):
                 self.fail("delivery", self.judge.gap(event))
             elif event.event != "relay.heartbeat":
                 self._take_event(event)
+        self.look()
 
     def _take_event(self, event: Event) -> None:
         payload = orjson.loads(event.data)
@@ -83,7 +90,8 @@ class StreamUser(User):
             self.first_of_connection = False
             self.measure("first event", time.monotonic() - self.asked_s)
         fault = self.judge.number(payload["n"])
-        self.faults += fault is not None
+        if fault is not None:
+            self.faults[fault] += 1
         late_s = (time.monotonic_ns() - payload["t"]) / 1e9
         tally.one(self.environment, self.kind, "delivery", late_s, len(event.data), fault)
 
@@ -94,7 +102,7 @@ class StreamUser(User):
     def fail(self, name: str, fault: str | None) -> None:
         """Report a fault, if it is one."""
         if fault is not None:
-            self.faults += 1
+            self.faults[fault] += 1
             tally.one(self.environment, self.kind, name, 0.0, fault=fault)
 
     def end(self, fault: str | None) -> None:
@@ -102,19 +110,29 @@ class StreamUser(User):
         if self.ended:
             return
         self.ended = True
-        self.faults += fault is not None
+        if fault is not None:
+            self.faults[fault] += 1
         tally.one(self.environment, self.kind, "whole", 0.0, fault=fault)
-        self.course.tell({"part": self.kind, "faults": self.faults, "fault": fault, **self.facts()})
+        self.course.tell({"part": self.kind, "faults": self.faults, **self.facts()})
 
     def facts(self) -> dict[str, Any]:
         """What is told beside the faults."""
         return {"seen": self.judge.seen, "opened": self.opened}
 
+    def look(self) -> None:
+        """Judge the whole of the stream as soon as it has come."""
+        if self.course.last is not None and self.judge.whole(self.course.last):
+            self.end(self.verdict(self.course.last))
+
+    def verdict(self, last: int) -> str | None:
+        """Return what is wrong with a stream that has come to its last event."""
+        del last
+        return None
+
     def on_stop(self) -> None:
-        """Judge how the stream stands; hang up."""
-        last = self.course.last
-        whole = last is not None and self.judge.whole(last)
-        self.end(None if whole else f"stands at {self.judge.next}, not at {last}")
+        """Judge a stream that has not come to its end; hang up."""
+        self.course.on_change.discard(self.look)
+        self.end(f"stands at {self.judge.next}, not at {self.course.last}")
         self.follower.close()
 
 
@@ -133,9 +151,10 @@ class SSEUser(StreamUser):
         """Listen for storms as well."""
         super().on_start()
         self.storms = self.course.storms
-        self.course.on_phase.add(self._on_phase)
 
-    def _on_phase(self) -> None:
+    def look(self) -> None:
+        """Break off in a storm."""
+        super().look()
         if self.course.storms > self.storms:
             self.storms = self.course.storms
             self.follower.drop()
@@ -147,11 +166,6 @@ class SSEUser(StreamUser):
             return
         while (events := self.follower.read()) is not None:
             self.take(events)
-
-    def on_stop(self) -> None:
-        """Hang up."""
-        self.course.on_phase.discard(self._on_phase)
-        super().on_stop()
 
 
 class SlowUser(StreamUser):
@@ -187,15 +201,10 @@ class SlowUser(StreamUser):
         fault = self.judge.number(orjson.loads(event.data)["n"])
         self.fail("delivery", fault)
 
-    def on_stop(self) -> None:
-        """Judge what the stream got by the policy's promise; hang up."""
-        last = self.course.last
+    def verdict(self, last: int) -> str | None:
+        """Hold what the stream got against the policy's promise."""
         policy = self.environment.parsed_options.policy
-        if last is None:
-            self.end("nobody said which event was the last")
-        else:
-            self.end(broken_promise(policy, self.judge, last, lambda number: number % self.course.plan.keys))
-        super().on_stop()
+        return broken_promise(policy, self.judge, last, lambda number: number % self.course.plan.keys)
 
     def facts(self) -> dict[str, Any]:
         """What is told beside the faults."""
