@@ -210,7 +210,7 @@ def _overload(server: Server, swarm: Swarm, feed: Feed, bench: Bench) -> Figures
         **figures,
         # More than is fed can only be a backlog from before the window, and is no merit.
         "deliveries_per_s": min(figures["deliveries_per_s"], fed),
-        "delivered": figures["deliveries_per_s"] / fed,
+        "delivered": min(1.0, figures["deliveries_per_s"] / fed),
         "lost": max(0, after.missed - after.told_missed),
     }
 

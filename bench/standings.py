@@ -122,6 +122,8 @@ def table(result: Result) -> str:
             cells = [f"failed: {error.splitlines()[0]}", *[""] * (len(figures) - 1)]
         else:
             cells = [_cell(figure, of.get(figure)) for figure in figures]
+            if result.median(name, "delivered") == 0:
+                cells[1:] = ["–"] * (len(cells) - 1)  # of nothing there is neither latency nor cost
         lines.append(_row([name, *cells]))
     return "\n".join(lines) + "\n"
 
@@ -140,7 +142,7 @@ def render(run: Run) -> str:
 
 
 def better(run: Run) -> list[str]:
-    """Say of each shown figure which servers do better than relay, by more than noise."""
+    """Say of each shown figure which servers do better than relay, by more than noise, and delivered as much."""
     lines = []
     for result in run.results:
         for figure, (title, _) in COLUMNS.items():
@@ -150,7 +152,7 @@ def better(run: Run) -> list[str]:
             ahead = [
                 f"{name} {_cell(figure, of[figure])}"
                 for name, of in result.servers.items()
-                if name != "relay" and figure in of and _ahead(figure, result.median(name, figure), ours)
+                if name != "relay" and _delivered(result, name) and _ahead(figure, result.median(name, figure), ours)
             ]
             if ahead:
                 relay = _cell(figure, result.servers["relay"][figure])
@@ -168,6 +170,12 @@ def summary(run: Run) -> str:
         cells = [_cell(figure, result.servers.get(name, {}).get(figure)) for result, figure in shown]
         lines.append(_row([name, *cells]))
     return "\n".join(lines) + "\n"
+
+
+def _delivered(result: Result, name: str) -> bool:
+    """Whether a server delivered as much as relay, within noise: little is easily quick."""
+    theirs, ours = result.median(name, "delivered"), result.median("relay", "delivered")
+    return theirs is None or ours is None or theirs * NOISE >= ours
 
 
 def _ahead(figure: str, theirs: float | None, ours: float) -> bool:

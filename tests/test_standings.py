@@ -65,6 +65,16 @@ def test_where_another_server_is_better_it_is_said() -> None:
     assert standings.better(run(less)) == ["a load, deliveries: other 20; relay 10"]
 
 
+def test_who_delivered_less_is_not_better_for_being_quick() -> None:
+    servers: dict[str, standings.Figures] = {
+        "relay": {"p99_ms": Spread(10, 10, 10), "delivered": Spread(1, 1, 1)},
+        "other": {"p99_ms": Spread(0, 0, 0), "delivered": Spread(0, 0, 0)},
+    }
+    of = Result("1000x100", "a load", 1, servers)
+    assert standings.better(run(of)) == []
+    assert "| other | 0 % | – |" in standings.table(of)
+
+
 def test_a_difference_within_the_noise_is_no_victory() -> None:
     assert standings.better(run(result("p99_ms", relay=10, other=9.5))) == []
 
