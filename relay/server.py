@@ -11,6 +11,7 @@ import contextlib
 import gc
 import importlib.resources
 import logging
+import math
 import os
 import resource
 import secrets
@@ -54,6 +55,9 @@ HEARTBEATS_A_PERIOD = 4
 KEEPALIVE_IDLE_S = 60
 KEEPALIVE_INTERVAL_S = 15
 KEEPALIVE_PROBES = 4
+
+DRAIN_STEP_S = 0.05
+"""Time between two batches of streams that a drain ends."""
 
 EXIT_AT_ONCE = 130
 
@@ -260,7 +264,11 @@ class Server:
     # The end
 
     async def _drain(self) -> None:
-        """Stop taking events and streams; let the open streams have what is in the log."""
+        """Fail readiness; then stop taking events and streams; let the open streams have what is in the log."""
+        self._front.ready = False
+        if self.config.drain_delay_s:
+            _logger.info("not ready; draining in %g s", self.config.drain_delay_s)
+            await asyncio.sleep(self.config.drain_delay_s)
         _logger.info("draining %d streams", self.hub.engine.open)
         for server in self._listeners:
             server.close()
@@ -272,11 +280,21 @@ class Server:
         self.hub.drain(time.monotonic(), drained.set)
         self._front.close_idle()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(drained.wait(), self.config.drain_timeout_s)
+            async with asyncio.timeout(self.config.drain_timeout_s):
+                await self._end_streams()
+                await drained.wait()
         if self.hub.engine.open:
             _logger.warning("drain timed out with %d streams open", self.hub.engine.open)
         self.hub.abort(time.monotonic())
         _logger.info("drained")
+
+    async def _end_streams(self) -> None:
+        """Let the streams end, evenly, at `drain_rate` or within half of the time that there is."""
+        streams = self.hub.engine.open
+        takes_s = min(streams / self.config.drain_rate, self.config.drain_timeout_s / 2)
+        a_step = math.ceil(streams / max(1, round(takes_s / DRAIN_STEP_S)))
+        while self.hub.end_some(a_step):
+            await asyncio.sleep(DRAIN_STEP_S)
 
     def _close(self) -> None:
         """Close whatever was opened, however far that came."""
