@@ -21,7 +21,7 @@ import pytest
 
 from relay.client import subscribe
 from relay.config import Config
-from relay.server import KEEPALIVE_IDLE_S, listen
+from relay.listeners import KEEPALIVE_IDLE_S, listen
 from tests.process import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, command, environment, relay, run
 
 PADDING = b": " + b" " * 2048 + b"\n"
