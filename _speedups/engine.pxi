@@ -6,7 +6,7 @@
 # reference to the one frame that is half sent (`pending`, `offset`) and the cursor after it, and nothing else. Epoll is
 # edge-triggered and armed once for the life of the stream, so neither becoming slow nor catching up costs a system
 # call; poll() names the streams that became writable, and the hub gives them what they need by write(). Closing marks
-# (DEAD); sweep() closes.
+# (DEAD) or, where the peer shall have every byte, sends the end and waits for the peer's (ENDED); sweep() closes.
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_DECREF, Py_XDECREF
@@ -20,8 +20,9 @@ cdef enum State:
     FREE = 0      # the row is not in use
     LIVE = 1      # has everything of its audiences up to the last flush
     BEHIND = 2    # lagging or replaying: `cursor` is what it needs next, after `pending`
-    CLOSING = 3   # sends `pending`, then dies
-    DEAD = 4      # waits for sweep()
+    CLOSING = 3   # sends `pending`, then ends
+    ENDED = 4     # has been sent its end; waits for the peer to close
+    DEAD = 5      # waits for sweep()
 
 cdef enum:
     POLL_EVENTS = 512        # events taken from epoll a call
@@ -546,7 +547,7 @@ cdef class Engine:
 
     cdef int _die(self, Stream *stream, uint8_t reason) except -1:
         if stream.state != DEAD:
-            if stream.state != CLOSING:
+            if stream.state != CLOSING and stream.state != ENDED:
                 stream.reason = reason
             stream.state = DEAD
             self._dead.append((<uint64_t>stream.generation << 32) | <uint32_t>(stream - self._streams))
@@ -554,17 +555,24 @@ cdef class Engine:
 
     cdef int _finish(self, Stream *stream) except -1:
         cdef ssize_t taken = self._send(stream, NULL, 0, stream.last_write_s + self._started_s)
-        if taken != -1:
+        if taken == -1:
+            return 0
+        if taken == -2 or shutdown(stream.fd, SHUT_WR) < 0:
             self._die(stream, stream.reason)
+        else:
+            stream.state = ENDED
         return 0
 
     def close(self, uint64_t handle, str reason, bytes last=b""):
         """Close a stream between frames: what is half sent, and then `last`, leave first.
 
-        A stream whose peer does not read stays until `abort`. The first reason given is the one that counts.
+        Then only sending is shut down, and what the peer still sends is thrown away until it closes too: the kernel
+        answers whatever arrives at a closed socket with a reset, and a reset throws away what is on its way to the
+        peer. A stream whose peer does not read, or does not close, stays until `abort`. The first reason given is the
+        one that counts.
         """
         cdef Stream *stream = self._need(handle)
-        if stream.state == CLOSING or stream.state == DEAD:
+        if stream.state == CLOSING or stream.state == ENDED or stream.state == DEAD:
             return
         self._append(stream, last)
         stream.state = CLOSING

@@ -16,7 +16,8 @@ cdef extern from "<sys/socket.h>" nogil:
     ctypedef unsigned int socklen_t
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
-    int SOL_SOCKET, SO_ERROR
+    int SOL_SOCKET, SO_ERROR, SHUT_WR
+    int shutdown(int fd, int how)
     int getsockopt(int fd, int level, int name, void *value, socklen_t *size)
     ssize_t send(int fd, const void *buffer, size_t size, int flags)
     ssize_t recv(int fd, void *buffer, size_t size, int flags)

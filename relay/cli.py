@@ -22,6 +22,7 @@ from relay.commands.subscribe import subscribe
 from relay.commands.top import top
 from relay.config import SETTINGS, Config
 from relay.errors import ConfigError, RelayError
+from relay.systemd import Service
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -124,7 +125,7 @@ def serve(config: str | None, print_config: bool, **flags: Any) -> int:
     logs.set_up(loaded.log_level, loaded.log_format)
     from relay import server  # Only here: it takes uvloop and the engine with it.
 
-    server.run(loaded)
+    server.run(loaded, Service(os.environ, os.getpid()))
     return EXIT_OK
 
 

@@ -294,7 +294,32 @@ class Config:
         "Send retry and a first id at once, so that a client cut before its first event can resume.",
         "switch",
     )
-    drain_timeout_s: float = setting(10.0, "How long a drain waits for what is queued.", "duration")
+    drain_delay_s: float = setting(
+        0.0,
+        "How long a drain only fails /readyz, and goes on serving, so that a load balancer turns away first; off by "
+        "default, as it delays every stop.",
+        "duration",
+        most=3600,
+    )
+    drain_spread_s: float = setting(
+        5.0,
+        "Span of time over which the clients of a drain are told to come back, from retry-min on, so that whoever "
+        "takes over is not asked by all at once.",
+        "duration",
+        most=3600,
+    )
+    drain_rate: int = setting(
+        2000,
+        "Streams a second that a drain ends: about the handshakes that one core takes beside its other work, for "
+        "clients that come back at once. More where half of drain-timeout would not do.",
+        "number",
+        least=1,
+    )
+    drain_timeout_s: float = setting(
+        10.0,
+        "How long streams may take, from when accepting stops, to read what is in the log and to close.",
+        "duration",
+    )
     # Process
     log_level: str = setting("info", "Least level that is logged.", "debug|info|warning|error")
     log_format: str = setting(

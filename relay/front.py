@@ -88,6 +88,8 @@ class Front:
         auth: who may do what.
         loop: the running loop.
         clock: gives the hub's `now_s`.
+
+    `ready` is what /readyz says: whether new streams shall come here.
     """
 
     hub: Hub
@@ -98,6 +100,7 @@ class Front:
     auth: Auth
     loop: asyncio.AbstractEventLoop
     clock: Callable[[], float]
+    ready: bool = field(init=False, default=True)
     router: Router = field(init=False)
     rates: Rates = field(init=False)
     deadlines: Deadlines = field(init=False)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -142,6 +142,7 @@ class Hub:
         self.leases = Leases()
         self._closes_told: Counter[str] = Counter()
         self._drained: Callable[[], None] | None = None
+        self._staying: deque[int] = deque()  # streams that a drain has not ended yet
         self._woken = False
         self._flush = Flush(self.log, engine, self._fall_behind, measures.flush_s, measures.written_s, clock)
 
@@ -360,7 +361,8 @@ class Hub:
     def _caught_up(self, handle: int) -> None:
         self.catchup.drop(handle)
         if self.draining:
-            self.catchup.close(handle, "drain", self._clock(), notice.come_back(self.draw_retry_ms()))
+            after_ms = round(1000 * (self._config.retry_min_s + self._config.drain_spread_s * self._draw()))
+            self.catchup.close(handle, "drain", self._clock(), notice.come_back(after_ms))
         else:
             self.engine.live(handle, self.log.head)
 
@@ -378,7 +380,7 @@ class Hub:
         return len(ended)
 
     def drain(self, now_s: float, drained: Callable[[], None]) -> None:
-        """Stop taking streams, and close those that are open once they have what is in the log.
+        """Stop taking streams; those that are open end once they have what is in the log and `end_some` came to them.
 
         Args:
             now_s: the time.
@@ -386,10 +388,15 @@ class Hub:
         """
         self.draining = True
         self._drained = drained
-        for handle in self.engine.handles():
-            self._fall_behind(handle, self._flush.flushed)
-        self._wake_up()
+        self._staying.extend(self.engine.handles())
         self._settle(now_s)
+
+    def end_some(self, count: int) -> bool:
+        """Let a drain end `count` more streams; return whether others are left."""
+        for _ in range(min(count, len(self._staying))):
+            self._fall_behind(self._staying.popleft(), self._flush.flushed)
+        self._wake_up()
+        return bool(self._staying)
 
     def abort(self, now_s: float) -> None:
         """Close what is still open, without waiting."""

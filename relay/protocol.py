@@ -390,9 +390,8 @@ class FrontProtocol(asyncio.Protocol):
         elif resource is Resource.HEALTH:
             self._respond(200, *json_body({"status": "ok"}))
         elif resource is Resource.READY:
-            draining = front.hub.draining
-            status = "draining" if draining else "ready"
-            self._respond(503 if draining else 200, *json_body({"status": status}))
+            status = "ready" if front.ready else "draining"
+            self._respond(200 if front.ready else 503, *json_body({"status": status}))
         elif resource is Resource.METRICS:
             self._respond(200, _TEXT, front.metrics.render())
         else:

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import importlib.resources
 import logging
+import math
 import os
 import resource
 import secrets
@@ -23,17 +24,19 @@ from importlib import metadata
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from relay.config import Config, parse_address
+from relay.config import Config
 from relay.credentials import Credentials
 from relay.errors import ConfigError
 from relay.front import Front
 from relay.hub import Hub
+from relay.listeners import listen, tune
 from relay.metrics import Histograms, Metrics
 from relay.protocol import FrontProtocol
 from relay.sources.stdin import StdinSource, stdin_fd
 from relay.sources.unix import UnixSource
 from relay.speedups import ENGINE, Engine
 from relay.stats import Stats
+from relay.systemd import Service
 
 DESCRIPTORS_RESERVED = 128
 """Descriptors kept for listeners, feeders, ordinary requests and handshakes, which need two for a moment."""
@@ -51,20 +54,20 @@ AFTER_FAILURE_S = 0.1
 HEARTBEATS_A_PERIOD = 4
 """A heartbeat comes at most a quarter of its period late."""
 
-KEEPALIVE_IDLE_S = 60
-KEEPALIVE_INTERVAL_S = 15
-KEEPALIVE_PROBES = 4
+DRAIN_STEP_S = 0.05
+"""Time between two batches of streams that a drain ends."""
 
 EXIT_AT_ONCE = 130
 
 _logger = logging.getLogger(__name__)
 
 
-def run(config: Config) -> None:
+def run(config: Config, service: Service) -> None:
     """Serve until a signal, or the end of standard input under `exit_on_eof`.
 
     Args:
         config: checked settings.
+        service: the service manager's side.
 
     Raises:
         ConfigError: an address or a path cannot be used, or there are too few descriptors.
@@ -72,7 +75,7 @@ def run(config: Config) -> None:
     _logger.info("relay %s, engine %s, pid %d", metadata.version("relay"), ENGINE, os.getpid())
     descriptors = raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(Server(config, descriptors).serve())
+        runner.run(Server(config, descriptors, service).serve())
 
 
 def raise_descriptor_limit() -> int:
@@ -90,57 +93,18 @@ def raise_descriptor_limit() -> int:
     return hard
 
 
-def listen(address: str, config: Config) -> socket.socket:
-    """Open a listener whose connections inherit what bounds a stream.
-
-    Raises:
-        ConfigError: the address is not one of this machine, or is in use.
-    """
-    host, port = parse_address(address)
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"listen {address}: {error.strerror}") from None
-    tcp = socket.IPPROTO_TCP
-    options = [
-        (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
-        (socket.SOL_SOCKET, socket.SO_SNDBUF, config.client_buffer),
-        (socket.SOL_SOCKET, socket.SO_RCVBUF, config.client_buffer),
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (tcp, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
-        (tcp, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
-        (tcp, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
-        (tcp, socket.TCP_NODELAY, 1),
-        (tcp, socket.TCP_NOTSENT_LOWAT, config.client_buffer),
-    ]
-    if config.client_timeout_s:
-        options.append((tcp, socket.TCP_USER_TIMEOUT, round(config.client_timeout_s * 1000)))
-    try:
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host in ("", "::") else 1)
-        for level, option, value in options:
-            listener.setsockopt(level, option, value)
-        listener.bind(where)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"listen {address}: {error.strerror}") from None
-    listener.setblocking(False)
-    return listener
-
-
 class Server:
     """One server on a running loop.
 
     Args:
         config: checked settings.
         descriptors: how many this process may have open.
+        service: the service manager's side.
     """
 
-    def __init__(self, config: Config, descriptors: int) -> None:
+    def __init__(self, config: Config, descriptors: int, service: Service) -> None:
         self.config = config
+        self._service = service
         available = descriptors - DESCRIPTORS_RESERVED
         if config.streams_max > available:
             raise ConfigError(f"streams-max: {config.streams_max} streams need more than {descriptors} descriptors")
@@ -172,6 +136,7 @@ class Server:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         try:
             await self._open()
+            self._tell_ready()
             await self._stop.wait()
             await self._drain()
         finally:
@@ -179,18 +144,21 @@ class Server:
 
     async def _open(self) -> None:
         config, loop = self.config, self._loop
-        for address in config.listen:
-            self._sockets.append(listen(address, config))
+        self._sockets, unix = self._service.listeners()
+        for each in self._sockets:
+            tune(each, config)
+        if not self._sockets:
+            self._sockets = [listen(address, config) for address in config.listen]
         own_token = secrets.token_urlsafe(24)
         self._credentials = Credentials(config, own_token, wall=time.time, changed=self._revoke)
         self._credentials.start(loop)
         page = importlib.resources.files("relay").joinpath("pages/index.html").read_bytes()
         auth, stats = self._credentials.auth, self._stats.collect
         self._front = Front(self.hub, config, self.metrics, stats, page, auth, loop, time.monotonic)
-        if config.unix:
+        if config.unix or unix is not None:
             self._unix = UnixSource(config, self.hub, self.metrics, loop)
-            self._unix.open()
-            _logger.info("feeders at unix:%s", config.unix)
+            path = self._unix.open(unix)
+            _logger.info("feeders at unix:%s", path)
         loop.add_reader(self.hub.engine.fileno(), lambda: self.hub.poll(time.monotonic()))
         for each in self._sockets:
             server = await loop.create_server(lambda: FrontProtocol(self._front), sock=each, backlog=config.backlog)
@@ -204,13 +172,32 @@ class Server:
             _logger.warning("no publish-token is set, so that nobody can publish over HTTP")
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        loop.add_signal_handler(signal.SIGHUP, self._credentials.reload)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         self._stdin = StdinSource(config, self.hub, self.metrics, loop, self._on_eof, stdin_fd())
         self._stdin.start()
         self._tick(loop.time())
         if config.heartbeat_s:
             self._heartbeat()
         gc.freeze()
+
+    # What the service manager is told
+
+    def _tell_ready(self) -> None:
+        self._service.tell("READY=1", self._status())
+        if self._service.ping_s is not None:
+            self._ping(self._service.ping_s)
+
+    def _status(self) -> str:
+        return f"STATUS=serving {self.hub.engine.open} streams"
+
+    def _ping(self, interval_s: float) -> None:
+        self._timers["ping"] = self._loop.call_later(interval_s, self._ping, interval_s)
+        self._service.tell("WATCHDOG=1", self._status())
+
+    def _reload(self) -> None:
+        self._service.reloading()
+        self._credentials.reload()
+        self._service.tell("READY=1", self._status())
 
     # What the loop calls
 
@@ -260,7 +247,12 @@ class Server:
     # The end
 
     async def _drain(self) -> None:
-        """Stop taking events and streams; let the open streams have what is in the log."""
+        """Fail readiness; then stop taking events and streams; let the open streams have what is in the log."""
+        self._front.ready = False
+        self._service.tell("STOPPING=1", f"STATUS=draining {self.hub.engine.open} streams")
+        if self.config.drain_delay_s:
+            _logger.info("not ready; draining in %g s", self.config.drain_delay_s)
+            await asyncio.sleep(self.config.drain_delay_s)
         _logger.info("draining %d streams", self.hub.engine.open)
         for server in self._listeners:
             server.close()
@@ -272,11 +264,21 @@ class Server:
         self.hub.drain(time.monotonic(), drained.set)
         self._front.close_idle()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(drained.wait(), self.config.drain_timeout_s)
+            async with asyncio.timeout(self.config.drain_timeout_s):
+                await self._end_streams()
+                await drained.wait()
         if self.hub.engine.open:
             _logger.warning("drain timed out with %d streams open", self.hub.engine.open)
         self.hub.abort(time.monotonic())
         _logger.info("drained")
+
+    async def _end_streams(self) -> None:
+        """Let the streams end, evenly, at `drain_rate` or within half of the time that there is."""
+        streams = self.hub.engine.open
+        takes_s = min(streams / self.config.drain_rate, self.config.drain_timeout_s / 2)
+        a_step = math.ceil(streams / max(1, round(takes_s / DRAIN_STEP_S)))
+        while self.hub.end_some(a_step):
+            await asyncio.sleep(DRAIN_STEP_S)
 
     def _close(self) -> None:
         """Close whatever was opened, however far that came."""

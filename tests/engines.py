@@ -133,6 +133,11 @@ class Rig:
             if self.engine.bytes == before:
                 return
 
+    def leave(self, handle: int) -> None:
+        """Close a subscriber's end, and let the engine hear of it."""
+        self.peers[handle].close()
+        self.engine.poll()
+
     def closes(self) -> list[tuple[int, str]]:
         """Sweep; return the handle and the reason of each stream that was closed."""
         return [(handle, reason) for handle, _, _, _, reason in self.engine.sweep()]

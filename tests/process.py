@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,14 +59,25 @@ class Relay:
     Args:
         arguments: more settings, as flags.
         stdin: what it reads as standard input.
+        environ: more variables.
+        before: a command that is given relay's own as arguments, and becomes it.
+        pass_fds: descriptors that it inherits.
     """
 
-    def __init__(self, *arguments: str, stdin: int | IO[bytes] = subprocess.DEVNULL) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        stdin: int | IO[bytes] = subprocess.DEVNULL,
+        environ: Mapping[str, str] | None = None,
+        before: Sequence[str] = (),
+        pass_fds: Collection[int] = (),
+    ) -> None:
         self.process = subprocess.Popen(
-            command("serve", "--listen", "127.0.0.1:0", "--log-format", "json", *arguments),
+            [*before, *command("serve", "--listen", "127.0.0.1:0", "--log-format", "json", *arguments)],
             stdin=stdin,
             stderr=subprocess.PIPE,
-            env=environment(RELAY_PUBLISH_TOKEN=TOKEN, PYTHONWARNINGS="error"),
+            env=environment(RELAY_PUBLISH_TOKEN=TOKEN, PYTHONWARNINGS="error") | dict(environ or {}),
+            pass_fds=pass_fds,
         )
         self.log: list[dict[str, Any]] = []
         self.port = 0
@@ -152,9 +163,9 @@ class Relay:
 
 
 @contextlib.contextmanager
-def relay(*arguments: str, stdin: int | IO[bytes] = subprocess.DEVNULL) -> Iterator[Relay]:
-    """Run a relay for the length of a test."""
-    server = Relay(*arguments, stdin=stdin)
+def relay(*arguments: str, **process: Any) -> Iterator[Relay]:
+    """Run a relay for the length of a test; arguments as for `Relay`."""
+    server = Relay(*arguments, **process)
     try:
         yield server
     finally:

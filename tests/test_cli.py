@@ -14,6 +14,7 @@ from relay.config import SETTINGS, Config
 from relay.errors import ConfigError, RelayError
 from relay.settings import load
 from relay.speedups import ENGINE
+from relay.systemd import Service
 from tests.process import relay, run
 
 
@@ -24,7 +25,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         if name.startswith("RELAY_") and name != "RELAY_ENGINE":
             monkeypatch.delenv(name)
     configs: list[Config] = []
-    monkeypatch.setattr(server, "run", configs.append)
+    monkeypatch.setattr(server, "run", lambda config, service: configs.append(config))
     monkeypatch.setattr(logs, "set_up", lambda *arguments: None)
     return configs
 
@@ -138,7 +139,7 @@ def test_an_error_becomes_a_line_and_an_exit_code(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def run(config: Config) -> None:
+    def run(config: Config, service: Service) -> None:
         raise error
 
     monkeypatch.setattr(server, "run", run)

@@ -35,6 +35,16 @@ def test_a_chunk_of_one_frame_is_that_frame_and_not_a_copy(twin: Twin) -> None:
     assert len(twin.chunk([frame, b"b"], [1, 5], 9)) == 2
 
 
+def connected(*, receive_buffer: int) -> tuple[socket.socket, socket.socket]:
+    """Connect two sockets by TCP: a stream's, and that of a subscriber with this receive buffer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    ours.setblocking(False)
+    return ours, theirs
+
+
 # Behind
 
 
@@ -587,9 +597,11 @@ def test_a_close_sends_the_last_words_and_then_the_end(rig: Rig) -> None:
     rig.engine.close(handle, "drain", b"bye")
     assert not rig.is_open(handle)
     assert rig.engine.handles() == []
-    assert rig.closes() == [(handle, "drain")]
     assert rig.read(handle) == b"bye"
     assert rig.ended(handle)
+    assert rig.closes() == []
+    rig.leave(handle)
+    assert rig.closes() == [(handle, "drain")]
 
 
 def test_a_close_lets_the_half_sent_frame_leave_first(rig: Rig) -> None:
@@ -602,14 +614,13 @@ def test_a_close_lets_the_half_sent_frame_leave_first(rig: Rig) -> None:
     assert not rig.engine.is_behind(handle)
     assert rig.engine.open == 1
     data = b""
-    while not (closed := rig.closes()):
-        piece = rig.read(handle)
-        assert piece
+    while piece := rig.read(handle):
         data += piece
         assert rig.engine.poll() == ([], False)
-    assert closed == [(handle, "slow")]
-    assert data + rig.read(handle) == b"head" + b"".join(FRAMES[: cursor - 1]) + b"bye"
+    assert data == b"head" + b"".join(FRAMES[: cursor - 1]) + b"bye"
     assert rig.ended(handle)
+    rig.leave(handle)
+    assert rig.closes() == [(handle, "slow")]
 
 
 def test_the_first_reason_counts_and_a_stream_is_swept_once(rig: Rig) -> None:
@@ -643,11 +654,7 @@ def test_what_a_client_does_to_a_closing_stream_does_not_change_its_reason(rig: 
 
 @pytest.mark.parametrize("reason", ["timeout", "client"])
 def test_a_connection_that_the_kernel_gives_up_is_told_from_one_that_the_client_resets(rig: Rig, reason: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SEND_BUFFER)
-        ours = socket.create_connection(listener.getsockname())
-        theirs, _ = listener.accept()
-    ours.setblocking(False)
+    ours, theirs = connected(receive_buffer=SEND_BUFFER)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 100)
     handle = rig.engine.add(ours.detach(), None, None, 1, b"", 0.0)
@@ -692,6 +699,35 @@ def test_a_stream_closed_with_input_unread_still_gets_its_tail(rig: Rig) -> None
     rig.closes()
     assert rig.peers[handle].recv(100) == b"bye"
     assert rig.peers[handle].recv(100) == b""
+
+
+def test_a_client_that_goes_on_sending_and_reads_later_still_gets_its_tail(rig: Rig) -> None:
+    """What arrives at a closed socket is answered with a reset, which takes the tail away that has not left yet."""
+    ours, theirs = connected(receive_buffer=SEND_BUFFER)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
+    tail = b"".join(b"%07d\n" % number for number in range(8000))
+    handle = rig.engine.add(ours.detach(), None, None, 1, b"head", 0.0)
+    rig.peers[handle] = theirs
+    rig.engine.close(handle, "drain", tail)
+    read = b""
+    while len(read) < len(tail) + 4:
+        theirs.send(b"more")
+        rig.engine.poll()
+        assert rig.closes() == []
+        read += theirs.recv(1000)
+    assert read == b"head" + tail
+    assert theirs.recv(1) == b""
+    rig.leave(handle)
+    assert rig.closes() == [(handle, "drain")]
+
+
+def test_a_client_that_never_closes_after_the_end_is_cut_by_an_abort(rig: Rig) -> None:
+    handle = rig.open_live()
+    rig.engine.close(handle, "drain", b"bye")
+    rig.engine.poll()
+    assert rig.closes() == []
+    rig.engine.abort(handle, "slow")
+    assert rig.closes() == [(handle, "drain")]
 
 
 def test_a_dead_stream_gets_not_one_byte_more(rig: Rig) -> None:

@@ -739,6 +739,7 @@ async def test_a_draining_server_says_so_and_takes_nothing_new(site: Site) -> No
     resting = await site.client()
     assert (await resting.ask(get())).status == 200
     site.hub.draining = True
+    site.front.ready = False
     for data in (get("/events"), post(b"{}"), get("/readyz")):
         client = await site.client()
         reply = await client.ask(data)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import selectors
 import shutil
 import signal
 import socket
@@ -19,7 +21,7 @@ import pytest
 
 from relay.client import subscribe
 from relay.config import Config
-from relay.server import KEEPALIVE_IDLE_S, listen
+from relay.listeners import KEEPALIVE_IDLE_S, listen
 from tests.process import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, command, environment, relay, run
 
 PADDING = b": " + b" " * 2048 + b"\n"
@@ -268,6 +270,59 @@ def test_sigterm_drains_with_a_retry_of_its_own_and_exits_0() -> None:
         assert all(retry.startswith(b"retry: ") for retry in retries)
         assert server.wait() == 0
         assert [r["message"] for r in server.log[-3:]] == ["draining 3 streams", "streams closed: 3 drain", "drained"]
+
+
+def test_a_drain_fails_readiness_first_and_serves_on_for_its_delay() -> None:
+    with relay("--drain-delay", "2s") as server:
+        before = Stream(server.port)
+        server.process.send_signal(signal.SIGTERM)
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while server.request("GET", "/readyz")[0] == 200:
+            assert time.monotonic() < deadline_s
+        with before, Stream(server.port) as during:
+            server.publish("while others are told to turn away")
+            for stream in (before, during):
+                assert stream.next().data == "while others are told to turn away"
+                assert stream.rest() == []
+                assert stream.raw.splitlines()[-1].startswith(b"retry: ")
+        assert server.wait() == 0
+
+
+def test_a_drain_ends_streams_at_a_pace_with_retries_over_its_spread() -> None:
+    with relay("--drain-rate", "40", "--drain-spread", "100s", "--retry-min", "3s") as server:
+        streams = [Stream(server.port) for _ in range(40)]
+        server.process.send_signal(signal.SIGTERM)
+        began_s, ends_s, retries_ms = time.monotonic(), [], []
+        with selectors.DefaultSelector() as ready:
+            for stream in streams:
+                ready.register(stream.socket, selectors.EVENT_READ, stream)
+            while ready.get_map():
+                for key, _ in ready.select(TIMEOUT_S):
+                    stream = key.data
+                    ready.unregister(stream.socket)
+                    assert stream.rest() == []
+                    ends_s.append(time.monotonic() - began_s)
+                    retries_ms.append(int(stream.raw.splitlines()[-1].removeprefix(b"retry: ")))
+                    stream.close()
+        assert ends_s[-1] > 0.8
+        assert max(later - sooner for sooner, later in itertools.pairwise(ends_s)) < 0.5
+        assert 3_000 <= min(retries_ms) < 20_000
+        assert 80_000 < max(retries_ms) <= 103_000
+        assert server.wait() == 0
+
+
+def test_a_client_that_sends_on_and_reads_slowly_gets_all_of_a_drained_stream() -> None:
+    with relay("--client-buffer", "256KiB") as server, Stream(server.port, receive_buffer=4096) as stream:
+        events = "\n".join(json.dumps({"data": f"{number}:" + "x" * 100}) for number in range(1000))
+        server.publish(events, content_type="application/x-ndjson")
+        server.process.send_signal(signal.SIGTERM)
+        for number in range(1000):
+            stream.socket.send(b"more")
+            assert stream.next().data.startswith(f"{number}:")
+        assert stream.rest() == []
+        assert stream.raw.splitlines()[-1].startswith(b"retry: ")
+        stream.close()
+        assert server.wait() == 0
 
 
 def test_a_stalled_reader_does_not_hold_up_the_drain_beyond_its_limit() -> None:

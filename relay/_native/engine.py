@@ -33,7 +33,8 @@ _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 class _State(Enum):
     LIVE = "live"  # has everything of its audiences up to the last flush
     BEHIND = "behind"  # lagging or replaying: `cursor` is what it needs next, after `pending`
-    CLOSING = "closing"  # sends `pending`, then dies
+    CLOSING = "closing"  # sends `pending`, then ends
+    ENDED = "ended"  # has been sent its end; waits for the peer to close
     DEAD = "dead"  # waits for sweep()
 
 
@@ -447,26 +448,23 @@ class Engine:
 
     def _die(self, stream: _Stream, reason: str) -> None:
         if stream.state is not _State.DEAD:
-            if stream.state is not _State.CLOSING:
+            if stream.state not in (_State.CLOSING, _State.ENDED):
                 stream.reason = reason
             stream.state = _State.DEAD
             self._dead.append(stream)
 
     def _finish(self, stream: _Stream) -> None:
         try:
-            finished = self._send(stream, b"", stream.last_write_s) >= 0
-        except _DiedError:
-            finished = True
-        if finished:
+            if self._send(stream, b"", stream.last_write_s) >= 0:
+                stream.sock.shutdown(socket.SHUT_WR)
+                stream.state = _State.ENDED
+        except (_DiedError, OSError):
             self._die(stream, stream.reason)
 
     def close(self, handle: int, reason: str, last: bytes = b"") -> None:
-        """Close a stream between frames: what is half sent, and then `last`, leave first.
-
-        A stream whose peer does not read stays until `abort`. The first reason given is the one that counts.
-        """
+        """Close a stream between frames: what is half sent, and then `last`, leave first; see the compiled twin."""
         stream = self._streams[handle]
-        if stream.state in (_State.CLOSING, _State.DEAD):
+        if stream.state in (_State.CLOSING, _State.ENDED, _State.DEAD):
             return
         self._append(stream, last)
         stream.state = _State.CLOSING

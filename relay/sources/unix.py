@@ -154,18 +154,27 @@ class UnixSource:
         self._users: frozenset[int] = frozenset()
         self._count = 0
 
-    def open(self) -> None:
+    def open(self, listener: socket.socket | None = None) -> str:
         """Listen, and take feeders from now on.
+
+        Args:
+            listener: one that somebody else has opened, and whose file is theirs; None for one at `unix`.
+
+        Returns:
+            the path.
 
         Raises:
             ConfigError: the path or a user cannot be used, or the path not with this group.
         """
         config = self._config
         self._users = parse_users(config.unix_user)
-        mode, gid = parse_mode(config.unix_mode), parse_group(config.unix_group)
-        self._listener = bind_unix(config.unix, mode, gid, config.backlog)
-        self._file = identity(config.unix)
-        self._loop.add_reader(self._listener.fileno(), self._on_acceptable)
+        if listener is None:
+            mode, gid = parse_mode(config.unix_mode), parse_group(config.unix_group)
+            listener = bind_unix(config.unix, mode, gid, config.backlog)
+            self._file = identity(config.unix)
+        self._listener = listener
+        self._loop.add_reader(listener.fileno(), self._on_acceptable)
+        return str(listener.getsockname())
 
     def close(self) -> None:
         """Stop listening, remove the socket file if it is still ours, and drain the feeders."""
@@ -174,7 +183,7 @@ class UnixSource:
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
         self._listener = None
-        if identity(self._config.unix) == self._file:
+        if self._file is not None and identity(self._config.unix) == self._file:
             with contextlib.suppress(OSError):
                 os.unlink(self._config.unix)
         for feeder in list(self.feeders):

@@ -75,6 +75,7 @@ def read_all_and_close(rig: Rig, handle: int) -> None:
     rig.engine.close(handle, "drain")
     while rig.read(handle):
         rig.engine.poll()
+    rig.leave(handle)
 
 
 ENDS: list[End] = [abort, close, skip_and_abort, leave, talk, read_all_and_close]

@@ -36,6 +36,11 @@ class Pipe:
         """Return the number that stands for the descriptor."""
         return self.fd
 
+    def shutdown(self, how: int) -> None:
+        """Send the end; nothing comes after it."""
+        assert how == socket.SHUT_WR
+        self.server_open = False
+
     def close(self) -> None:
         """Close the server's end."""
         self.server_open = False
@@ -186,7 +191,7 @@ class World:
             handle = self.engine.handles_by_fd[pipe.fd]
             self.engine.edges[handle] = self.engine.edges.get(handle, 0) | select.EPOLLOUT
         if not pipe.server_open and not pipe.unread:
-            client.pipe = None
+            self.cut(client)
 
     def cut(self, client: Client) -> None:
         """Cut a client's connection; what it has not read is lost."""
@@ -225,7 +230,7 @@ class World:
                     moved = True
                     self.read(client, 1 << 30)
                 if client.pipe is not None and not client.pipe.server_open and not client.pipe.unread:
-                    client.pipe = None
+                    self.cut(client)
                 if client.pipe is None and client.last_id:
                     moved = True
                     self.connect(client)

@@ -1,0 +1,98 @@
+"""The service manager's side of the process: readiness, the watchdog, and listeners that it has opened.
+
+Owns the protocols of sd_notify(3), sd_watchdog_enabled(3) and sd_listen_fds(3): datagrams, and a few variables of the
+environment. Never decides when something is told. Without a service manager nothing is told and nothing is given.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+from relay.errors import ConfigError
+
+FIRST_FD = 3
+"""Where the descriptors begin that a service manager gives (SD_LISTEN_FDS_START)."""
+
+VARIABLES = frozenset({"LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_PID"})
+"""What is meant for one process, by its number or that of a descriptor, and not for those that it starts."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Service:
+    """This process as a service.
+
+    Args:
+        environ: the environment.
+        pid: of this process: what is meant for another is left alone.
+    """
+
+    def __init__(self, environ: Mapping[str, str], pid: int) -> None:
+        path = environ.get("NOTIFY_SOCKET", "")
+        self._address = f"\0{path[1:]}" if path.startswith("@") else path
+        self._environ = environ
+        self._pid = pid
+        self.ping_s = self._interval_s()
+
+    def _interval_s(self) -> float | None:
+        """Tell how often the watchdog wants to hear something; half of the time, as its manual asks; None for never."""
+        text = self._environ.get("WATCHDOG_USEC", "")
+        mine = self._environ.get("WATCHDOG_PID", str(self._pid)) == str(self._pid)
+        return int(text) / 2e6 if mine and text.isascii() and text.isdigit() and int(text) else None
+
+    def tell(self, *states: str) -> None:
+        """Send states, such as `READY=1`; what is wrong with the manager's socket is logged, and harms nothing."""
+        if not self._address:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+                channel.setblocking(False)
+                channel.connect(self._address)
+                channel.send("\n".join(states).encode())
+        except OSError as error:
+            _logger.warning("the service manager cannot be told %s: %s", states[0], error.strerror)
+
+    def reloading(self) -> None:
+        """Say that settings are being read again; `READY=1` ends it."""
+        self.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def listeners(self) -> tuple[list[socket.socket], socket.socket | None]:
+        """Take the listeners that the manager has opened: those of TCP, and the Unix socket, if there is one.
+
+        Raises:
+            ConfigError: one of the descriptors is something else, or there are several Unix sockets.
+        """
+        if self._environ.get("LISTEN_PID") != str(self._pid):
+            return [], None
+        given, names = self._environ.get("LISTEN_FDS", ""), self._environ.get("LISTEN_FDNAMES", "").split(":")
+        if not given.isascii() or not given.isdigit():
+            raise ConfigError(f"LISTEN_FDS={given}: this is not a number")
+        tcp: list[socket.socket] = []
+        unix: list[socket.socket] = []
+        for place in range(int(given)):
+            listener = _take(FIRST_FD + place, names[place] if place < len(names) else "unknown")
+            (unix if listener.family == socket.AF_UNIX else tcp).append(listener)
+        if len(unix) > 1:
+            raise ConfigError("LISTEN_FDS: there are several Unix sockets, and one is all that relay has feeders at")
+        return tcp, unix[0] if unix else None
+
+
+def _take(fd: int, name: str) -> socket.socket:
+    """Take a descriptor that has to be a listener of TCP or of a Unix stream."""
+    what = f"descriptor {fd} ({name}) of the service manager"
+    try:
+        os.set_inheritable(fd, False)
+        listener = socket.socket(fileno=fd)
+        listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise ConfigError(f"{what}: {error.strerror}") from None
+    families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+    if listener.family not in families or listener.type != socket.SOCK_STREAM or not listens:
+        listener.close()
+        raise ConfigError(f"{what}: this is no listening stream socket")
+    listener.setblocking(False)
+    return listener
