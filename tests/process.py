@@ -10,12 +10,14 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +28,7 @@ from relay.sse import Decoder
 
 TIMEOUT_S = 30.0
 TOKEN = "a-token-for-tests"
+TCP_LISTEN = "0A"  # a state in /proc/net/tcp
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -148,7 +151,33 @@ class Relay:
 
     def open_descriptors(self) -> int:
         """Return how many descriptors the process has open."""
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def connections(self) -> int:
+        """Return how many TCP connections the process has open."""
+        mine = set()
+        for fd in os.listdir(f"/proc/{self.process.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                mine.add(os.readlink(f"/proc/{self.process.pid}/fd/{fd}"))
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return sum(row[3] != TCP_LISTEN and f"socket:[{row[9]}]" in mine for row in rows)
+
+    def memory_bytes(self) -> int:
+        """Return how much of the process is in memory."""
+        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def cpu_s(self) -> float:
+        """Return how much processor time the process has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def eventually(condition: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> None:
+    """Wait for a condition that nothing tells of."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {what}"
+        time.sleep(0.005)
 
 
 @contextlib.contextmanager
