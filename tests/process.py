@@ -28,6 +28,8 @@ from relay.sse import Decoder
 
 TIMEOUT_S = 30.0
 TOKEN = "a-token-for-tests"
+ASIDE_BYTES = 1 << 28 if "libasan" in os.environ.get("LD_PRELOAD", "") else 0
+"""Freed memory that ASan, where the tests run under it, sets aside in each process."""
 TCP_LISTEN = "0A"  # a state in /proc/net/tcp
 
 
