@@ -177,11 +177,12 @@ class RequestParser:
         if buffer[0] not in _TOKEN_BYTES:
             raise RequestError(400, "this is not an HTTP request")
         end = buffer.find(b"\r\n\r\n", max(0, self._scanned - 3)) + 4
+        known = min(end if end >= 4 else len(buffer), self._head_bytes_max)
+        if _BARE_LF.search(buffer, self._scanned, known):
+            raise RequestError(400, "a line ends with LF instead of CRLF")
         if end < 4:
             if len(buffer) >= self._head_bytes_max:
                 raise self._oversize()
-            if _BARE_LF.search(buffer, self._scanned):
-                raise RequestError(400, "a line ends with LF instead of CRLF")
             self._scanned = len(buffer)
             return None
         if end > self._head_bytes_max:
