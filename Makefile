@@ -66,7 +66,7 @@ sanitize:  ## Run all tests with the compiled engine and the C programs under gc
 .PHONY: sanitized
 sanitized: $(INSTALLED_TEST) $(NODE_MODULES)
 	LD_PRELOAD="$(SANITIZERS)" PYTHONMALLOC=malloc RELAY_ENGINE=speedups \
-	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:quarantine_size_mb=64 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	CC="gcc -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
 	$(BIN)/python -m pytest $(ARGS)
 

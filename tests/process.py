@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakSet
 
 from relay.config import SETTINGS
 from relay.event import Event
@@ -28,8 +29,8 @@ from relay.sse import Decoder
 
 TIMEOUT_S = 30.0
 TOKEN = "a-token-for-tests"
-ASIDE_BYTES = 1 << 28 if "libasan" in os.environ.get("LD_PRELOAD", "") else 0
-"""Freed memory that ASan, where the tests run under it, sets aside in each process."""
+ASIDE_BYTES = 1 << 29 if "libasan" in os.environ.get("LD_PRELOAD", "") else 0
+"""What ASan, where the tests run under it, adds to a process: freed memory set aside, and its notes on the rest."""
 TCP_LISTEN = "0A"  # a state in /proc/net/tcp
 
 
@@ -188,8 +189,23 @@ def relay(*arguments: str, stdin: int | IO[bytes] = subprocess.DEVNULL) -> Itera
     server = Relay(*arguments, stdin=stdin)
     try:
         yield server
+        if server.process.poll() is None:
+            check_nothing_is_left(server)
     finally:
         server.stop(signal.SIGKILL)
+
+
+def check_nothing_is_left(server: Relay) -> None:
+    """Close the test's streams; then the server holds no stream, no half-sent frame, no chunk and no connection."""
+    for stream in list(OPEN_STREAMS):
+        if stream.port == server.port:
+            stream.close()
+    nothing = {"chunks": 0, "frames": 0, "streams": 0}
+    eventually(lambda: server.stats()["held"] == nothing, "the engine holds nothing")
+    eventually(lambda: server.connections() == 0, "no connection is left")
+
+
+OPEN_STREAMS: WeakSet[Stream] = WeakSet()
 
 
 class Stream:
@@ -209,7 +225,9 @@ class Stream:
         headers: dict[str, str] | None = None,
         receive_buffer: int | None = None,
     ) -> None:
+        self.port = port
         self.socket = socket.socket()
+        OPEN_STREAMS.add(self)
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(TIMEOUT_S)
