@@ -15,14 +15,15 @@ SOURCES := pyproject.toml setup.py $(wildcard _speedups/*.pyx _speedups/*.pxi)
 # One mark for each build and set of extras: what is marked is installed, in that build.
 INSTALLED := $(VENV)/.installed-$(RELAY_BUILD)
 INSTALLED_TEST := $(INSTALLED)-test
+INSTALLED_FUZZ := $(INSTALLED)-fuzz
 NODE_MODULES := tests/clients/node_modules/.installed
 
 # The servers that relay is measured beside: make peers PEERS="nchan go-sse" for some of them. Of centrifugo there is only
 # the binary that is given: CENTRIFUGO=PATH, or on the path.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo run test lint bench bench-fanout bench-micro bench-gate bench-instructions bench-ratios \
-	bench-baseline peers load load-ui clean
+.PHONY: help demo run test lint storm fuzz sanitize bench bench-fanout bench-micro bench-gate bench-instructions \
+	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## Say what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +46,31 @@ ifeq ($(RELAY_BUILD),pure)
 else
 	$(BIN)/python -m mypy.stubtest relay._speedups
 endif
+
+storm: $(INSTALLED_TEST)  ## Let ten thousand streams reconnect at once: none may miss an event.
+	RELAY_STORM=10000 $(BIN)/python -m pytest -s tests/faults/test_network.py -k herd $(ARGS)
+
+# No arrangement of the tests' own: the corpus grows in a copy, and what is found is written to tests/fuzz/found.
+fuzz: $(INSTALLED_FUZZ)  ## Fuzz one parser for a minute, or all in turn: make fuzz ARGS="sse -max_total_time=600".
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+# gcc's sanitizers have to be the first libraries of every process, the tests' servers too. Python's own allocator
+# would hide what is read after it was freed. Python itself does not free all at its end, so leaks are counted by tests.
+SANITIZE_VENV := $(VENV)-sanitize
+SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell gcc -print-file-name=$(name)))
+sanitize:  ## Run all tests with the compiled engine and the C programs under gcc's ASan and UBSan.
+	@mkdir -p $(SANITIZE_VENV)
+	rm -rf $(SANITIZE_VENV)/src && mkdir $(SANITIZE_VENV)/src
+	tar -c --exclude-vcs --exclude='./.*' --exclude='./build' --exclude='*.so' --exclude='bin' --exclude='node_modules' . \
+		| tar -x -C $(SANITIZE_VENV)/src
+	$(MAKE) -C $(SANITIZE_VENV)/src sanitized VENV=$(abspath $(SANITIZE_VENV))/venv RELAY_BUILD=sanitize
+
+.PHONY: sanitized
+sanitized: $(INSTALLED_TEST) $(NODE_MODULES)
+	LD_PRELOAD="$(SANITIZERS)" PYTHONMALLOC=malloc RELAY_ENGINE=speedups \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:quarantine_size_mb=64 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	CC="gcc -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(INSTALLED_TEST)  ## Measure relay against its limits, one line of JSON a case: make bench ARGS=--list.
 	$(BIN)/python -m bench $(ARGS)
@@ -81,7 +107,7 @@ load-ui: $(INSTALLED_TEST)  ## The same, from locust's web page.
 	$(BIN)/python -m loadtest --ui $(ARGS)
 
 clean:  ## Remove everything that was made here.
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-sanitize build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -rf relay/_speedups.*.so _speedups/*.c _speedups/*.html tests/clients/node_modules bench/bin loadtest/bin bench/peers/.installed
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -104,6 +130,10 @@ $(INSTALLED): $(VENV)/.made $(SOURCES)
 $(INSTALLED_TEST): $(VENV)/.made $(SOURCES)
 	$(call install,test)
 	@touch $(INSTALLED) $@
+
+$(INSTALLED_FUZZ): $(VENV)/.made $(SOURCES)
+	$(call install,fuzz)
+	@touch $(INSTALLED) $(INSTALLED_TEST) $@
 
 # A parser in JavaScript that the encoder is held against, where node is there.
 $(NODE_MODULES): tests/clients/package.json

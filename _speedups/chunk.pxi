@@ -4,6 +4,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 
 
+cdef Py_ssize_t _chunks = 0  # Chunk objects in this process
+
+
 cdef class Chunk:
     """Entries joined into one buffer that many streams are sent.
 
@@ -22,6 +25,8 @@ cdef class Chunk:
 
     def __cinit__(self, list frames, sequences, uint64_t cursor):
         cdef Py_ssize_t row, end = 0
+        global _chunks
+        _chunks += 1
         self.count = len(frames)
         if self.count == 0 or len(sequences) != self.count:
             raise ValueError("a chunk has one sequence for each of its frames, and at least one")
@@ -38,6 +43,8 @@ cdef class Chunk:
             self.sequences[row] = sequences[row]
 
     def __dealloc__(self):
+        global _chunks
+        _chunks -= 1
         free(self.sequences)
         free(self.ends)
 

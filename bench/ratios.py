@@ -38,9 +38,9 @@ class Limit:
     at_least: bool = False
 
 
-# The limits of `bench.limits`, and for memory what is reached. In six runs of three, medians were 1.00 to 1.05 (CPU), 0.6 to
-# 1.3 and 0.98 to 1.07 (p99 of 1,000 and of 10,000 streams), 0.99 to 1.01 (rates) and 211 to 233 bytes; the room between
-# is for machines that are shared.
+# The limits of `bench.limits`, and for memory what is reached. In six runs of three, medians were 1.00 to 1.05 (CPU),
+# 0.6 to 1.3 and 0.98 to 1.07 (p99 of 1,000 and of 10,000 streams), 0.99 to 1.01 (rates) and 211 to 233 bytes; the
+# room between is for machines that are shared.
 LIMITS = (
     Limit("cpu-1000x100", "cpu_us_per_delivery", 1.10),
     Limit("cpu-1000x100", "p99_ms", 1.5),

@@ -26,6 +26,8 @@ class Decoder:
 
 # The engine (_speedups/chunk.pxi, _speedups/engine.pxi)
 
+def counters() -> dict[str, int]: ...
+
 @disjoint_base
 class Chunk:
     def __new__(cls, frames: list[bytes], sequences: Sequence[int], cursor: int) -> Self: ...

@@ -343,6 +343,10 @@ class CatchUp:
 
     def tick(self, now_s: float) -> None:
         """Disconnect what cannot even be written to, and cut the closing streams that do not read what is half sent."""
+        if not self.streams:
+            # Chunks outlive retention; while nobody reads them they would hold what the log has let go of.
+            self._chunks.clear()
+            self._chunks_bytes = 0
         for handle in islice(self.streams, LAGS_A_TICK):
             self._lag_s.observe(self.lag(self._subscription(handle), self._engine.cursor(handle), now_s).age_s)
         for handle, state in list(self.streams.items()):

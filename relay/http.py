@@ -43,8 +43,11 @@ _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t -~\x80-\xff]*)?")
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*")
-_ABSOLUTE = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
-_HOST = re.compile(r"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
+_NAME = r"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})"
+_IP_LITERAL = r"\[[A-Za-z0-9._~!$&'()*+,;=:-]+\]"
+# RFC 9110 section 4.2: in a target a host is not empty, and no user stands before it.
+_ABSOLUTE = re.compile(rf"https?://(?:{_IP_LITERAL}|{_NAME}+)(?::[0-9]*)?(?=[/?#]|$)", re.IGNORECASE)
+_HOST = re.compile(rf"(?:{_IP_LITERAL}|{_NAME}*)(?::[0-9]*)?")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # Fields whose meaning changes when two of them are joined to one list.
 _SINGLE = frozenset(("host", "authorization", "content-type", "last-event-id", "origin", "content-encoding"))
@@ -60,7 +63,7 @@ class Request:
         path: the path with its escapes decoded.
         query: the query's pairs, decoded, in order.
         headers: names in lower case; values in Latin-1; repeated fields joined by a comma.
-        version: `1.0` or `1.1`.
+        version: `1.0`, or `1.1` for that and every later minor version.
         keep_alive: the client wants to go on after the response.
         expects_continue: the client waits for a 100 before it sends the body.
         body_length: bytes of the body; None when it comes in chunks.
@@ -122,7 +125,7 @@ class RequestParser:
         """Give the next request, or None when its head is not whole yet.
 
         Raises:
-            RequestError: 400 not HTTP, 417, 431 too large, 501 unknown method or coding, 505 version.
+            RequestError: 400 not HTTP, 414 or 431 too large, 417, 501 unknown method or coding, 505 version.
         """
         if self._state is not _State.HEAD:
             raise RuntimeError("head() before the last body was read")
@@ -174,19 +177,29 @@ class RequestParser:
         if buffer[0] not in _TOKEN_BYTES:
             raise RequestError(400, "this is not an HTTP request")
         end = buffer.find(b"\r\n\r\n", max(0, self._scanned - 3)) + 4
+        known = min(end if end >= 4 else len(buffer), self._head_bytes_max)
+        if _BARE_LF.search(buffer, self._scanned, known):
+            raise RequestError(400, "a line ends with LF instead of CRLF")
         if end < 4:
             if len(buffer) >= self._head_bytes_max:
-                raise RequestError(431, f"the request head is over {self._head_bytes_max} bytes")
-            if _BARE_LF.search(buffer, self._scanned):
-                raise RequestError(400, "a line ends with LF instead of CRLF")
+                raise self._oversize()
             self._scanned = len(buffer)
             return None
         if end > self._head_bytes_max:
-            raise RequestError(431, f"the request head is over {self._head_bytes_max} bytes")
+            raise self._oversize()
         head = bytes(buffer[:end])
         del buffer[:end]
         self._scanned = 0
         return head
+
+    def _oversize(self) -> RequestError:
+        """Tell what is too large: RFC 9112 section 3 for the parts of the request line, RFC 6585 section 5."""
+        line = bytes(self._buffer[: self._head_bytes_max]).partition(b"\r\n")
+        if line[1]:
+            return RequestError(431, f"the request head is over {self._head_bytes_max} bytes")
+        if b" " in line[0]:
+            return RequestError(414, f"the request target is over {self._head_bytes_max} bytes")
+        return RequestError(501, "unknown method")
 
     def _take_body(self, bytes_max: int) -> bytes | None:
         """Cut the body off the buffer, once it is whole."""
@@ -292,12 +305,15 @@ def parse_head(head: bytes) -> Request:
     line = _REQUEST_LINE.fullmatch(head, 0, head.index(b"\r\n"))
     if line is None:
         raise RequestError(400, "malformed request line")
-    version = f"{line[3].decode()}.{line[4].decode()}"
-    if version not in ("1.0", "1.1"):
+    if line[3] != b"1":
         raise RequestError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+    if line[1] == b"CONNECT":
+        raise RequestError(501, "this is no proxy")
+    # RFC 9110 section 2.5: a later minor version is served as 1.1, which is all that llhttp takes.
+    version = "1.0" if line[4] == b"0" else "1.1"
     fields = _Fields()
     try:
-        httptools.HttpRequestParser(fields).feed_data(head)
+        httptools.HttpRequestParser(fields).feed_data(head[: line.start(3)] + version.encode() + head[line.end(4) :])
     except httptools.HttpParserUpgrade:
         pass  # RFC 9110 section 7.8: a server may ignore Upgrade.
     except httptools.HttpParserInvalidMethodError:
@@ -307,7 +323,7 @@ def parse_head(head: bytes) -> Request:
     headers = _join(fields.lines)
     if not _HOST.fullmatch(headers.get("host", "" if version == "1.0" else " ")):
         raise RequestError(400, "the Host field is missing or malformed")
-    raw_path, path, query = _parse_target(line[2].decode("ascii"))
+    raw_path, path, query = _parse_target(line[2].decode("ascii"), asterisk=line[1] == b"OPTIONS")
     connection = {option.strip() for option in headers.get("connection", "").lower().split(",")}
     expect = headers.get("expect", "").lower()
     if expect not in ("", "100-continue"):
@@ -351,12 +367,12 @@ def _body_length(headers: dict[str, str], version: str) -> int | None:
     return None
 
 
-def _parse_target(target: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:
-    """Split and decode a request target: origin form, absolute form or `*` (RFC 9112 section 3.2)."""
+def _parse_target(target: str, *, asterisk: bool) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+    """Split and decode a request target: origin form, absolute form or, for OPTIONS, `*` (RFC 9112 section 3.2)."""
     if not target.startswith("/") and (absolute := _ABSOLUTE.match(target)):
         target = target[absolute.end() :]
         target = target if target.startswith("/") else f"/{target}"
-    if not target.startswith("/") and target != "*":
+    if not target.startswith("/") and not (asterisk and target == "*"):
         raise RequestError(400, "malformed request target")
     if "#" in target:
         raise RequestError(400, "a request target has no fragment")

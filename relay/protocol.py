@@ -407,7 +407,7 @@ class FrontProtocol(asyncio.Protocol):
 
     def _refuse(self, error: RequestError) -> None:
         """Answer a request that cannot be served."""
-        if error.status in (400, 401, 403, 408, 413, 415, 417, 429, 431, 501, 505):
+        if error.status in (400, 401, 403, 408, 413, 414, 415, 417, 429, 431, 501, 505):
             kind = "token" if error.status == 401 else "request"
             self._front.errors.report(kind, "refused a request of %s: %s", self._address(), error.reason)
         if error.status in _FOR_NOW and self._asks_for_events():

@@ -28,9 +28,9 @@ ENGINE = _choose(os.environ.get("RELAY_ENGINE") or "auto")
 """The twin in use: `speedups` or `native`."""
 
 if TYPE_CHECKING or ENGINE == "speedups":
-    from relay._speedups import Chunk, Decoder, Engine, Members, encode_event
+    from relay._speedups import Chunk, Decoder, Engine, Members, counters, encode_event
 else:
     from relay._native.codec import Decoder, encode_event
-    from relay._native.engine import Chunk, Engine, Members
+    from relay._native.engine import Chunk, Engine, Members, counters
 
-__all__ = ["ENGINE", "Chunk", "Decoder", "Engine", "Members", "encode_event"]
+__all__ = ["ENGINE", "Chunk", "Decoder", "Engine", "Members", "counters", "encode_event"]

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from relay.audience import Subscription
 from relay.hub import Hub
-from relay.speedups import ENGINE
+from relay.speedups import ENGINE, counters
 from relay.topic import JOINT
 
 TOPICS_MAX = 1000
@@ -51,6 +51,7 @@ class Stats:
             "uptime_s": round(now_s - self._started_s, 3),
             "input_errors": self._input_errors(),
             "gc_objects": self._gc_objects,
+            "held": counters(),
             "ready": not hub.draining,
             "streams": engine.open,
             "lagging": len(hub.catchup.streams),

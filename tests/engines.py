@@ -151,6 +151,7 @@ class Rig:
             peer.close()
         self.engine.sweep()
         assert self.engine.open == 0
+        del self.engine  # closes its epoll descriptor
 
 
 @pytest.fixture(params=twins.NAMES)

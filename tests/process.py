@@ -10,14 +10,17 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakSet
 
 from relay.config import SETTINGS
 from relay.event import Event
@@ -26,6 +29,9 @@ from relay.sse import Decoder
 
 TIMEOUT_S = 30.0
 TOKEN = "a-token-for-tests"
+ASIDE_BYTES = 1 << 29 if "libasan" in os.environ.get("LD_PRELOAD", "") else 0
+"""What ASan, where the tests run under it, adds to a process: freed memory set aside, and its notes on the rest."""
+TCP_LISTEN = "0A"  # a state in /proc/net/tcp
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -159,7 +165,33 @@ class Relay:
 
     def open_descriptors(self) -> int:
         """Return how many descriptors the process has open."""
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def connections(self) -> int:
+        """Return how many TCP connections the process has open."""
+        mine = set()
+        for fd in os.listdir(f"/proc/{self.process.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                mine.add(os.readlink(f"/proc/{self.process.pid}/fd/{fd}"))
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return sum(row[3] != TCP_LISTEN and f"socket:[{row[9]}]" in mine for row in rows)
+
+    def memory_bytes(self) -> int:
+        """Return how much of the process is in memory."""
+        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def cpu_s(self) -> float:
+        """Return how much processor time the process has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def eventually(condition: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> None:
+    """Wait for a condition that nothing tells of."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {what}"
+        time.sleep(0.005)
 
 
 @contextlib.contextmanager
@@ -168,8 +200,23 @@ def relay(*arguments: str, **process: Any) -> Iterator[Relay]:
     server = Relay(*arguments, **process)
     try:
         yield server
+        if server.process.poll() is None:
+            check_nothing_is_left(server)
     finally:
         server.stop(signal.SIGKILL)
+
+
+def check_nothing_is_left(server: Relay) -> None:
+    """Close the test's streams; then the server holds no stream, no half-sent frame, no chunk and no connection."""
+    for stream in list(OPEN_STREAMS):
+        if stream.port == server.port:
+            stream.close()
+    nothing = {"chunks": 0, "frames": 0, "streams": 0}
+    eventually(lambda: server.stats()["held"] == nothing, "the engine holds nothing")
+    eventually(lambda: server.connections() == 0, "no connection is left")
+
+
+OPEN_STREAMS: WeakSet[Stream] = WeakSet()
 
 
 class Stream:
@@ -189,7 +236,9 @@ class Stream:
         headers: dict[str, str] | None = None,
         receive_buffer: int | None = None,
     ) -> None:
+        self.port = port
         self.socket = socket.socket()
+        OPEN_STREAMS.add(self)
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(TIMEOUT_S)

@@ -86,7 +86,6 @@ def test_topics_come_from_path_and_query_each_once_in_order(target: str, terms: 
         ("//events", 404),
         ("/Events", 404),
         ("/favicon.ico", 404),
-        ("*", 404),
     ],
 )
 def test_what_is_no_topic_or_no_path_is_refused(target: str, status: int) -> None:

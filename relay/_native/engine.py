@@ -14,6 +14,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from enum import Enum
 from itertools import accumulate
+from weakref import WeakSet
 
 CLOCK_EVERY = 16
 """Sends between two looks at the clock."""
@@ -36,6 +37,17 @@ class _State(Enum):
     CLOSING = "closing"  # sends `pending`, then ends
     ENDED = "ended"  # has been sent its end; waits for the peer to close
     DEAD = "dead"  # waits for sweep()
+
+
+_chunks: WeakSet[Chunk] = WeakSet()
+_engines: WeakSet[Engine] = WeakSet()
+
+
+def counters() -> dict[str, int]:
+    """Return how many chunks, half-sent frames and streams exist in this process; none, where none is leaked."""
+    streams = [stream for engine in _engines for stream in engine._streams.values()]
+    frames = sum(bool(stream.pending) for stream in streams)
+    return {"chunks": len(_chunks), "frames": frames, "streams": len(streams)}
 
 
 class _DiedError(Exception):
@@ -66,6 +78,7 @@ class Chunk:
         self._frames = frames
         self._sequences = sequences
         self._ends = list(accumulate(map(len, frames)))
+        _chunks.add(self)
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -135,6 +148,7 @@ class Engine:
         self._lagging: list[int] = []
         self._round = 1
         self._epoll = select.epoll()
+        _engines.add(self)
 
     # What a simulation puts its own in place of: the clock and the kernel.
 

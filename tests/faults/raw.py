@@ -1,0 +1,97 @@
+"""A raw HTTP client: bytes out, answers in, as they stand on the wire."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from tests.process import TIMEOUT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One response; `body` is as far as it was read."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class RawClient:
+    """One connection on which any bytes may be sent."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
+        self.unread = b""
+
+    def send(self, data: bytes) -> None:
+        """Send bytes; a server that has answered and closed may no longer take them."""
+        self.socket.sendall(data)
+
+    def answer(self, *, bodyless: bool = False) -> Answer:
+        """Read the next response: of a stream its head alone, of one to HEAD too."""
+        while b"\r\n\r\n" not in self.unread:
+            self._more()
+        head, _, self.unread = self.unread.partition(b"\r\n\r\n")
+        start, *lines = head.decode("latin-1").split("\r\n")
+        version, status, _ = start.split(" ", 2)
+        assert version == "HTTP/1.1", start
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        assert len(headers) == len(lines), f"a field comes twice: {lines}"
+        length = 0 if bodyless else int(headers.get("content-length", 0))
+        while len(self.unread) < length:
+            self._more()
+        body, self.unread = self.unread[:length], self.unread[length:]
+        return Answer(int(status), headers, body)
+
+    def _more(self) -> None:
+        data = self.socket.recv(65536)
+        assert data, f"closed; unread is {self.unread!r}"
+        self.unread += data
+
+    def read_until(self, mark: bytes) -> None:
+        """Read until these bytes have come."""
+        while mark not in self.unread:
+            self._more()
+
+    def rest(self) -> bytes:
+        """Read to the end of the connection: a close in order, no reset."""
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while data := self.socket.recv(65536):
+            self.unread += data
+            assert time.monotonic() < deadline_s, "the connection goes on"
+        return self.unread
+
+    def ended(self) -> bool:
+        """Wait for the end, in order or by a reset; always true."""
+        with contextlib.suppress(ConnectionResetError):
+            self.rest()
+        return True
+
+    def finish(self) -> None:
+        """Send no more: close one half."""
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Cut the connection with a reset."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.socket.close()
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

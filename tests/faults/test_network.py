@@ -1,0 +1,153 @@
+"""A bad network, a herd that comes back at once, a feeder faster than all: the promise holds in bounded memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from relay.client import subscribe
+from relay.event import Event
+from relay.sse import Decoder
+from tests.faults.network import BadNetwork
+from tests.oracle import Oracle, Published
+from tests.process import ASIDE_BYTES, TIMEOUT_S, Feeder, Relay, Stream, eventually, relay
+
+MIB = 1 << 20
+STORM = int(os.environ.get("RELAY_STORM", "1000"))
+"""Streams of the herd; `make storm` has ten thousand."""
+
+
+async def follow(port: int, published: Published, seed: int) -> Oracle:
+    """Follow everything through a bad network until the event that is the last; the oracle watches."""
+    oracle = Oracle(published, ("**",))
+    oracle.connect(1)
+    draw = random.Random(seed)
+    events = subscribe(
+        f"http://127.0.0.1:{port}",
+        topics=("**",),
+        since="earliest",
+        read_timeout_s=0.5,
+        backoff_least_s=0.01,
+        backoff_most_s=0.05,
+        draw=draw.random,
+    )
+    async with contextlib.aclosing(events):
+        async for event in events:
+            oracle.receive(event)
+            if event.data == "the last":
+                break
+    return oracle
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_who_resumes_over_a_network_that_delays_stalls_and_cuts_sees_everything_once(seed: int) -> None:
+    published = Published()
+    arguments = ("--heartbeat", "100ms", "--retry-min", "1ms", "--retry-max", "2ms")
+    with relay(*arguments) as server:
+        async with BadNetwork(server.port, seed) as network:
+            followers = [asyncio.create_task(follow(network.port, published, seed + each)) for each in range(16)]
+            for number in range(3000):
+                await publish(server, published, f"{number}:" + "x" * (number * 7 % 300))
+                if network.cuts >= 25 and network.stalls >= 4:
+                    break
+            network.kind = True
+            await publish(server, published, "the last")
+            async with asyncio.timeout(TIMEOUT_S):
+                oracles = await asyncio.gather(*followers)
+        for oracle in oracles:
+            oracle.finish()
+            assert oracle.gaps == 0
+            assert oracle.seen == len(published.events)
+        print(f"seed {seed}: {len(published.events)} events, {network.cuts} cuts, {network.stalls} stalls")
+        assert network.cuts >= 25
+        assert network.stalls >= 4
+        eventually(lambda: server.stats()["streams"] == 0, "no stream is left")
+
+
+async def publish(server: Relay, published: Published, data: str) -> None:
+    """Publish an event from another thread, so that the network goes on."""
+    [id] = await asyncio.to_thread(server.publish, data, "net")
+    published.add(Event(data, topic="net"), id)
+
+
+async def come(port: int, last_id: str, expected: list[str], all_here: asyncio.Barrier) -> str:
+    """Open a stream, wait for these data, and for all others; close, and return the id to come back with."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    field = f"Last-Event-ID: {last_id}\r\n" if last_id else ""
+    writer.write(f"GET /events?topic=storm HTTP/1.1\r\nHost: a\r\n{field}\r\n".encode())
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 "), head
+    decoder = Decoder(MIB)
+    seen: list[object] = []
+    while len(seen) < len(expected) or not decoder.last_event_id:
+        data = await reader.read(65536)
+        assert data, "closed"
+        seen += [event.data for event in decoder.feed(data)]
+    assert seen == expected
+    await all_here.wait()
+    writer.transport.abort()
+    return decoder.last_event_id
+
+
+async def test_a_herd_that_reconnects_at_once_misses_nothing() -> None:
+    with relay() as server:
+        before_bytes = server.memory_bytes()
+        loop = asyncio.get_running_loop()
+        all_here = asyncio.Barrier(STORM)
+        ids = await asyncio.gather(*(come(server.port, "", [], all_here) for _ in range(STORM)))
+        await asyncio.to_thread(server.publish, "while all were away", "storm")
+        began_s = loop.time()
+        async with asyncio.timeout(2 * TIMEOUT_S):
+            again = await asyncio.gather(*(come(server.port, id, ["while all were away"], all_here) for id in ids))
+        took_s = loop.time() - began_s
+        grown_bytes, bound_bytes = server.memory_bytes() - before_bytes, 16 * MIB + STORM * 8192 + ASIDE_BYTES
+        print(f"{STORM} came back in {took_s:.2f} s; memory grew by {grown_bytes}, bound {bound_bytes}")
+        assert len(set(again)) == 1
+        assert grown_bytes < bound_bytes
+        eventually(lambda: server.stats()["streams"] == 0, "no stream is left")
+        eventually(lambda: server.connections() <= 1, "no connection is left")
+
+
+def test_a_feeder_faster_than_everything_costs_bounded_memory(tmp_path: Path) -> None:
+    path, count, size = tmp_path / "relay.sock", 60_000, 1000
+    history_bytes, stalled = 8 * MIB, 20
+    arguments = ("--unix", str(path), "--history-bytes", str(history_bytes), "--lag-bytes", "1MiB")
+    with relay(*arguments, "--client-buffer", "16KiB") as server:
+        readers = [Stream(server.port, "topic=**", receive_buffer=8192) for _ in range(stalled)]
+        reader = Stream(server.port, "topic=**")
+        reader.read_until(b"\n\n")
+        epoch = reader.last_event_id.rpartition("-")[0]
+        before_bytes, most_bytes = server.memory_bytes(), 0
+        published = Published()
+        for number in range(1, count + 1):
+            published.add(Event("x" * size, topic="default"), f"{epoch}-{number}")
+        line = json.dumps({"data": "x" * size}).encode() + b"\n"
+        with Feeder(path) as feeder:
+            feeding = threading.Thread(target=feeder.socket.sendall, args=(line * count,))
+            feeding.start()
+            while feeding.is_alive():
+                most_bytes = max(most_bytes, server.memory_bytes())
+                feeding.join(0.01)
+            feeder.publish(data="the last")
+        published.add(Event("the last", topic="default"), f"{epoch}-{count + 1}")
+        most_bytes = max(most_bytes, server.memory_bytes()) - before_bytes
+        # The history with its columns, frames that streams hold half sent, the allocator's slack.
+        bound_bytes = 2 * history_bytes + stalled * MIB // 4 + 8 * MIB + ASIDE_BYTES
+        print(f"{count * size} bytes fed: memory grew by {most_bytes} at most, bound {bound_bytes}")
+        assert most_bytes < bound_bytes
+        for each in (reader, *readers):
+            oracle = Oracle(published, ("**",))
+            oracle.connect(1)
+            event = None
+            while event is None or event.data != "the last":
+                event = each.next()
+                oracle.receive(event)
+            oracle.finish()
+            each.close()

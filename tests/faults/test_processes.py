@@ -1,0 +1,231 @@
+"""Processes that are killed and stopped, descriptors that run out: who is left goes on, and is told the truth."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from relay.event import Event
+from tests.faults.raw import RawClient
+from tests.faults.torture_cases import publish, request
+from tests.faults.witness import Witness
+from tests.oracle import Oracle, Published
+from tests.process import Feeder, Stream, eventually, relay
+
+FEEDER = """
+import json, socket, sys
+path, name, count = sys.argv[1:]
+feeder = socket.socket(socket.AF_UNIX)
+feeder.connect(path)
+for number in range(int(count)):
+    feeder.sendall(json.dumps({"id": f"{name}-{number}", "data": "x" * 500, "topic": name}).encode() + b"\\n")
+feeder.sendall(b'{"id": "torn", "data": "the beginning of')
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+CLIENT = """
+import socket, sys
+client = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+client.sendall(b"GET /events?topic=** HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
+seen = b""
+while b"witness" not in seen:
+    seen += client.recv(65536)
+print("reading", flush=True)
+sys.stdin.read()
+"""
+
+
+def child(source: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start a program in Python."""
+    command = [sys.executable, "-c", source, *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a program with no chance to tidy up."""
+    with process:
+        process.kill()
+
+
+def test_a_feeder_killed_in_mid_line_has_published_its_whole_lines_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "relay.sock"
+    with relay("--unix", str(path)) as server:
+        witness = Witness(server)
+        feeder = child(FEEDER, str(path), "fed", "200")
+        assert feeder.stdout is not None
+        assert feeder.stdout.readline() == b"written\n"
+        kill(feeder)
+        for number in range(200):
+            witness.note("x" * 500, "fed", f"fed-{number}")
+        eventually(lambda: server.stats()["events"] == 200, "all whole lines are events")
+        witness.check()
+        assert server.stats()["input_errors"] == 1
+        witness.close()
+
+
+def test_feeders_killed_at_random_leave_a_prefix_of_their_events_each(tmp_path: Path) -> None:
+    path, draw = tmp_path / "relay.sock", random.Random(5)
+    with relay("--unix", str(path)) as server, Stream(server.port, "topic=**") as stream:
+        feeders = [child(FEEDER, str(path), f"feeder{number}", "1000000") for number in range(6)]
+        seen = {f"feeder{number}": 0 for number in range(6)}
+        draw.shuffle(feeders)
+        total = 0
+        while feeders:
+            event = stream.next()
+            assert event.id is not None
+            name, _, number = event.id.partition("-")
+            assert int(number) == seen[name], f"{event.id} after {seen[name] - 1}"
+            seen[name] += 1
+            total += 1
+            if total % 500 == 0:
+                kill(feeders.pop())
+        server.publish("the last")
+        while (event := stream.next()).data != "the last":
+            assert event.id is not None
+            name, _, number = event.id.partition("-")
+            assert int(number) == seen[name]
+            seen[name] += 1
+        assert server.stats()["input_errors"] <= 6
+
+
+def test_a_client_killed_in_mid_stream_leaves_nothing(tmp_path: Path) -> None:
+    with relay() as server:
+        witness = Witness(server)
+        clients = [child(CLIENT, str(server.port)) for _ in range(5)]
+        eventually(lambda: server.stats()["streams"] == 6, "all subscribe")
+        witness.publish("witness")
+        for client in clients:
+            assert client.stdout is not None
+            assert client.stdout.readline() == b"reading\n"
+            kill(client)
+            witness.publish("one less")
+        witness.check()
+        assert server.stats()["closes"] == {"client": 5}
+        witness.close()
+
+
+def test_a_killed_server_has_sent_whole_events_and_its_heir_tells_of_the_gap(tmp_path: Path) -> None:
+    path = tmp_path / "relay.sock"
+    with relay("--unix", str(path)) as server:
+        streams = [Stream(server.port, "topic=**") for _ in range(10)]
+        with Feeder(path) as feeder:
+            feeder.send(*({"id": f"own-{number}", "data": "x" * 900} for number in range(2000)))
+        for stream in streams:
+            stream.next()
+        server.process.kill()
+        for stream in streams:
+            with contextlib.suppress(ConnectionResetError):
+                stream.rest()
+            stream.close()
+        server.wait()
+    assert all(0 < seen(stream) <= 2000 for stream in streams)
+    with relay() as server:
+        server.publish("of the new run")
+        for stream in streams:
+            with Stream(server.port, "topic=**", {"Last-Event-ID": stream.last_event_id}) as back:
+                gap, event = back.take(2)
+                assert json.loads(gap.data)["reason"] == "unknown"
+                assert event.data == "of the new run"
+
+
+def seen(stream: Stream) -> int:
+    """Return how many whole events a stream was sent; each begins and ends as it should."""
+    *whole, _ = stream.raw.split(b"\n\n")
+    events = [block for block in whole if b"data: " in block]
+    for number, block in enumerate(events):
+        assert block == b"id: own-%d\ndata: %b" % (number, b"x" * 900)
+    return len(events)
+
+
+def test_a_stopped_server_goes_on_where_it_was(tmp_path: Path) -> None:
+    path, stopped_s, count = tmp_path / "relay.sock", 2.0, 500
+    with relay("--unix", str(path), "--heartbeat", "500ms") as server, Feeder(path) as feeder:
+        published = Published()
+        streams = [Stream(server.port, "topic=**") for _ in range(10)]
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            feeder.socket.settimeout(stopped_s)
+            lines = b"".join(b'{"id": "own-%d", "data": "x"}\n' % number for number in range(count))
+            feeder.socket.sendall(lines)
+            late = RawClient(server.port)  # waits in the backlog
+            late.send(request())
+            time.sleep(stopped_s)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        for number in range(count):
+            published.add(Event("x", topic="default"), f"own-{number}")
+        assert late.answer().status == 200
+        late.close()
+        for stream in streams:
+            oracle = Oracle(published, ("**",))
+            oracle.connect(1)
+            for event in stream.take(count):
+                oracle.receive(event)
+            oracle.finish()
+            assert oracle.gaps == 0
+            stream.close()
+        assert server.stats()["closes"].keys() <= {"client"}
+
+
+def test_no_time_of_day_is_on_the_data_path() -> None:
+    """A step of the clock changes nothing, because nobody looks at it: all times are monotonic."""
+    root = Path(__file__).parents[2]
+    for path in [*root.glob("relay/*.py"), *root.glob("relay/_native/*.py"), *root.glob("relay/sources/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                named = f"{node.value.id}.{node.attr}"
+                assert named not in ("time.time", "time.time_ns", "datetime.now"), path
+    for path in root.glob("_speedups/*.p??"):
+        assert "CLOCK_REALTIME" not in path.read_text()
+        assert "gettimeofday" not in path.read_text()
+
+
+def test_more_clients_than_descriptors_neither_stop_nor_spin_the_server() -> None:
+    limit, measured_s = 64, 2.0
+    with relay() as server:
+        witness = Witness(server)
+        publisher = RawClient(server.port)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        clients: list[socket.socket] = []
+        streams: list[socket.socket] = []
+        for _ in range(limit):
+            client = socket.create_connection(("127.0.0.1", server.port), timeout=2)
+            clients.append(client)
+            with contextlib.suppress(ConnectionError):
+                client.sendall(request(b"/events?topic=torture"))
+                if client.recv(4096).startswith(b"HTTP/1.1 200"):
+                    streams.append(client)
+        clients += [socket.create_connection(("127.0.0.1", server.port), timeout=2) for _ in range(limit)]
+        assert limit / 4 < len(streams) < limit
+        began_s, used_s = time.monotonic(), server.cpu_s()
+        time.sleep(measured_s)  # what is measured is what it does while nothing happens
+        share = (server.cpu_s() - used_s) / (time.monotonic() - began_s)
+        print(f"{len(streams)} streams of {len(clients)} clients; {share:.1%} of a core while out of descriptors")
+        assert share < 0.25
+        publisher.send(publish(b"Content-Length: 9", body=b"meanwhile"))
+        [id] = publisher.answer().json["ids"]
+        witness.note("meanwhile", "torture", id)
+        for client in streams:
+            seen = b""
+            while b"data: meanwhile\n\n" not in seen:
+                data = client.recv(4096)
+                assert data, "a stream was closed"
+                seen += data
+        for client in clients:
+            client.close()
+        publisher.close()
+        witness.check()
+        with Stream(server.port) as stream:
+            witness.publish("for all", "default")
+            assert stream.next().data == "for all"
+        witness.close()

@@ -1,0 +1,289 @@
+"""HTTP as nobody should speak it, on raw sockets to a real server: the answer is the standard's; nobody else notices.
+
+A healthy subscriber is open all the while. After each case it has missed nothing, nothing has reached it that no answer
+acknowledged (so no request was smuggled), and the server's descriptors are back to where they were.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.faults.raw import RawClient
+from tests.faults.torture_cases import (
+    BODY_BYTES_MAX,
+    CASES,
+    CLOSE,
+    HEAD_BYTES_MAX,
+    OPEN,
+    SMUGGLED,
+    Case,
+    chunked,
+    publish,
+    request,
+)
+from tests.faults.witness import Witness
+from tests.process import ASIDE_BYTES, TIMEOUT_S, Relay, eventually, relay
+
+DISCARD_BYTES_MAX = 8192
+HEAD_TIMEOUT_S = 0.4
+
+
+@pytest.fixture(scope="module")
+def patient() -> Iterator[Relay]:
+    """A server with time for everybody, so that no answer is for being late."""
+    with relay("--body-bytes-max", str(BODY_BYTES_MAX), "--discard-bytes-max", str(DISCARD_BYTES_MAX)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def watched(patient: Relay) -> Iterator[Witness]:
+    """The healthy subscriber of the patient server."""
+    witness = Witness(patient)
+    yield witness
+    witness.close()
+
+
+@pytest.fixture
+def witness(watched: Witness) -> Iterator[Witness]:
+    """The healthy subscriber, before and after."""
+    watched.publish("before")
+    yield watched
+    watched.check()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_answer_is_what_the_standard_says(patient: Relay, witness: Witness, case: Case) -> None:
+    ids: list[str] = []
+    with RawClient(patient.port) as client:
+        client.send(case.data)
+        witness.publish("meanwhile") if not case.published else None
+        for status in case.statuses:
+            answer = client.answer(bodyless=case.data.startswith(b"HEAD "))
+            assert answer.status == status, answer
+            if status == 200 and answer.body.startswith(b'{"ids":'):
+                ids += answer.json["ids"]
+        if case.header:
+            name, _, value = case.header.partition(": ")
+            assert answer.headers.get(name) == value
+        if case.end == OPEN:
+            client.send(request(b"/readyz"))
+            assert client.answer().json == {"status": "ready"}
+        elif case.end == CLOSE:
+            assert client.rest() == b""
+        elif status == 200:
+            assert answer.headers["content-type"] == "text/event-stream"
+            client.read_until(b"\n\n")
+    assert len(ids) == len(case.published)
+    for id, data in zip(ids, case.published, strict=True):
+        witness.note(data, "torture", id)
+
+
+def half_close_before(client: RawClient) -> None:
+    client.finish()
+    assert client.rest() == b""
+
+
+def half_close_in_the_head(client: RawClient) -> None:
+    client.send(request()[:-2])
+    client.finish()
+    assert client.answer().status == 400
+    assert client.rest() == b""
+
+
+def half_close_in_the_body(client: RawClient) -> None:
+    client.send(publish(b"Content-Length: 5", body=b"1234"))
+    client.finish()
+    assert client.answer().status == 400
+    assert client.rest() == b""
+
+
+def half_close_in_a_chunk(client: RawClient) -> None:
+    client.send(chunked(b"5\r\n1234"))
+    client.finish()
+    assert client.answer().status == 400
+    assert client.rest() == b""
+
+
+def half_close_after(client: RawClient) -> None:
+    client.send(request() * 20)
+    client.finish()
+    assert [client.answer().status for _ in range(20)] == [200] * 20
+    assert client.rest() == b""
+
+
+def half_close_of_a_stream(client: RawClient) -> None:
+    client.send(request(b"/events"))
+    client.read_until(b"\n\n")
+    client.finish()
+    assert client.ended()
+
+
+def reset_at_once(client: RawClient) -> None:
+    client.reset()
+
+
+def reset_in_the_head(client: RawClient) -> None:
+    client.send(request()[:-2])
+    client.reset()
+
+
+def reset_in_the_body(client: RawClient) -> None:
+    client.send(publish(b"Expect: 100-continue", b"Content-Length: 5"))
+    assert client.answer().status == 100
+    client.send(b"123")
+    client.reset()
+
+
+def reset_with_answers_unread(client: RawClient) -> None:
+    client.send(request(b"/") * 50)
+    client.reset()
+
+
+def reset_in_mid_stream(client: RawClient) -> None:
+    client.send(request(b"/events?topic=**&since=earliest"))
+    client.read_until(b"data: ")
+    client.reset()
+
+
+def reset_after_an_error(client: RawClient) -> None:
+    client.send(b"GARBAGE\r\n\r\n" + SMUGGLED)
+    client.reset()
+
+
+def bytes_after_a_stream(client: RawClient) -> None:
+    client.send(request(b"/events") + SMUGGLED)
+    client.read_until(b"\n\n")
+    client.send(SMUGGLED)
+    client.send(b"x" * DISCARD_BYTES_MAX)
+    assert client.ended()
+
+
+def more_after_a_refusal(client: RawClient) -> None:
+    client.send(publish(b"Content-Length: %d" % (BODY_BYTES_MAX + 1)))
+    assert client.answer().status == 413
+    client.send(b"x" * BODY_BYTES_MAX)  # is read and dropped: a reset could overtake the answer
+    assert client.rest() == b""
+
+
+def byte_by_byte(client: RawClient) -> None:
+    for byte in publish(b"Content-Length: 3", token=b"wrong"):
+        client.send(bytes([byte]))
+    assert client.answer().status == 401
+
+
+MANNERS = [
+    half_close_before,
+    half_close_in_the_head,
+    half_close_in_the_body,
+    half_close_in_a_chunk,
+    half_close_after,
+    half_close_of_a_stream,
+    reset_at_once,
+    reset_in_the_head,
+    reset_in_the_body,
+    reset_with_answers_unread,
+    reset_in_mid_stream,
+    reset_after_an_error,
+    bytes_after_a_stream,
+    more_after_a_refusal,
+    byte_by_byte,
+]
+
+
+@pytest.mark.parametrize("manner", MANNERS)
+def test_a_client_without_manners_harms_itself_alone(
+    patient: Relay, witness: Witness, manner: Callable[[RawClient], None]
+) -> None:
+    with RawClient(patient.port) as client:
+        manner(client)
+
+
+SLOW = [
+    pytest.param(b"", b"", None, id="9112-9.5 nothing at all"),
+    pytest.param(b"GET /healthz HTTP/1.1\r\nHost: a\r\n", b"X: y\r\n", 408, id="9110-15.5.9 head"),
+    pytest.param(b"", b"\r\n", None, id="9112-2.2 empty lines"),
+    pytest.param(publish(b"Content-Length: 10000"), b"x", 408, id="9110-15.5.9 body"),
+    pytest.param(chunked(b""), b"1\r\nx\r\n", 408, id="9110-15.5.9 chunks"),
+    pytest.param(request() + b"GET", b"X", 408, id="9110-15.5.9 the second head"),
+]
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Relay]:
+    """A server that waits for nobody."""
+    body_bytes = 16 * 1024  # a quarter of a second at the slowest rate
+    short = f"{round(HEAD_TIMEOUT_S * 1000)}ms"
+    with relay("--body-bytes-max", str(body_bytes), "--head-timeout", short, "--keepalive-timeout", short) as server:
+        yield server
+
+
+@pytest.mark.parametrize(("first", "drip", "status"), SLOW)
+def test_who_drips_is_cut_off_in_time_however_regularly_it_drips(
+    hasty: Relay, first: bytes, drip: bytes, status: int | None
+) -> None:
+    began_s = time.monotonic()
+    with RawClient(hasty.port) as client:
+        client.send(first)
+        if first.startswith(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"):
+            assert client.answer().status == 200
+        client.socket.settimeout(0.05)
+        while time.monotonic() < began_s + TIMEOUT_S:
+            try:
+                data = client.socket.recv(65536)
+                client.unread += data
+                break
+            except TimeoutError:
+                client.send(drip)
+        client.socket.settimeout(TIMEOUT_S)
+        if status is not None:
+            assert client.answer().status == status
+        assert client.rest() == b""
+    took_s = time.monotonic() - began_s
+    assert took_s >= HEAD_TIMEOUT_S * 0.9
+    eventually(lambda: hasty.connections() == 0, "nothing is left of it")
+
+
+def test_who_rests_too_long_between_requests_is_closed_in_order(hasty: Relay) -> None:
+    with RawClient(hasty.port) as client:
+        client.send(request())
+        assert client.answer().status == 200
+        assert client.rest() == b""
+
+
+def test_who_reads_no_answers_is_cut_off(hasty: Relay) -> None:
+    with RawClient(hasty.port) as client:
+        client.socket.setblocking(False)
+        try:
+            while True:
+                client.socket.send(request(b"/") * 20)
+        except BlockingIOError:
+            pass
+        client.socket.setblocking(True)
+        eventually(lambda: hasty.connections() == 0, "the server has let go of it")
+        assert client.ended()
+
+
+def test_what_slow_and_silent_clients_hold_is_bounded() -> None:
+    """A thousand that sent most of the largest head: each holds that and no more, and all are let go."""
+    count = 1000
+    with relay("--head-timeout", "5s") as server:
+        witness = Witness(server)
+        before_bytes = server.memory_bytes()
+        clients = [RawClient(server.port) for _ in range(count)]
+        part = b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"y" * (HEAD_BYTES_MAX - 100)
+        for client in clients:
+            client.send(part)
+        witness.publish("meanwhile")
+        grown_bytes = server.memory_bytes() - before_bytes
+        # The head, the buffer's room to grow by an eighth, uvloop's transport, the protocol.
+        bound_bytes = count * (HEAD_BYTES_MAX * 2 + 8192) + ASIDE_BYTES
+        print(f"memory of {count} half heads: {grown_bytes} bytes, bound {bound_bytes}")
+        assert grown_bytes < bound_bytes
+        for client in clients:
+            assert client.answer().status == 408
+            client.close()
+        witness.check()
+        witness.close()

@@ -1,0 +1,53 @@
+"""The witness: a healthy subscriber of every topic, open while a server is mistreated; the oracle judges it."""
+
+from __future__ import annotations
+
+import re
+
+from relay.event import Event
+from tests.oracle import Oracle, Published
+from tests.process import Relay, Stream, eventually
+
+
+class Witness:
+    """One subscriber of `**`, and what its server is known to have published.
+
+    Args:
+        server: a server that has published nothing yet.
+    """
+
+    def __init__(self, server: Relay) -> None:
+        self._server = server
+        self._published = Published()
+        self._oracle = Oracle(self._published, ("**",))
+        self._oracle.connect(1)
+        self._stream = Stream(server.port, "topic=**")
+        eventually(lambda: server.connections() == 1, "the stream alone")
+        self.descriptors = server.open_descriptors()
+
+    def note(self, data: str, topic: str, id: str) -> None:
+        """Note an event that somebody else published; every end of a line arrives as LF."""
+        self._published.add(Event(re.sub(r"\r\n?", "\n", data), topic=topic), id)
+
+    def publish(self, data: str, topic: str = "witness") -> str:
+        """Publish an event, and return its id."""
+        [id] = self._server.publish(data, topic)
+        self.note(data, topic, id)
+        return id
+
+    def check(self) -> None:
+        """Check that all that was published has come, that nothing else has, and that nothing is left behind."""
+        last = self.publish("the last")
+        seen = None
+        while seen != last:
+            event = self._stream.next()
+            assert event.event != "relay.gap", event
+            self._oracle.receive(event)
+            seen = event.id
+        self._oracle.finish()
+        eventually(lambda: self._server.connections() == 1, "only the witness is connected")
+        eventually(lambda: self._server.open_descriptors() == self.descriptors, "descriptors are back")
+
+    def close(self) -> None:
+        """Close the stream."""
+        self._stream.close()

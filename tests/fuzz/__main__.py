@@ -1,0 +1,62 @@
+"""`make fuzz ARGS="sse …"`: one target, or all in turn, by atheris, from the corpus and for a minute each.
+
+What follows the target's name goes to libFuzzer: `-max_total_time=600`, `-seed=1`, or a file to be run once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+TARGETS = ("client", "http", "ids", "ndjson", "settings", "sse", "topic")
+
+
+def quoted(word: bytes) -> str:
+    """Write a word as libFuzzer's dictionaries have it."""
+    return '"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n'
+
+
+def fuzz(name: str, arguments: list[str]) -> None:
+    """Fuzz one target in this process, which ends with it."""
+    atheris: Any = importlib.import_module("atheris")
+    with atheris.instrument_imports(include=["relay", "urllib", "tests.fuzz"]):
+        target = importlib.import_module(f"tests.fuzz.{name}")
+    found = HERE / "found"
+    found.mkdir(exist_ok=True)
+    grown = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
+    words = grown / "words"
+    words.write_text("".join(map(quoted, target.WORDS)))
+    shutil.copytree(HERE / "corpus" / name, grown / "corpus")
+    options = [
+        f"-dict={words}",
+        f"-artifact_prefix={found}/{name}-",
+        "-max_len=512",
+        "-timeout=10",
+        "-rss_limit_mb=1024",
+    ]
+    places = [] if any(Path(argument).is_file() for argument in arguments) else [str(grown / "corpus")]
+    atheris.Setup([name, *options, "-max_total_time=60", "-print_final_stats=1", *arguments, *places], target.check)
+    atheris.Fuzz()
+
+
+def main() -> int:
+    """Run what the command line names."""
+    name, *arguments = sys.argv[1:] or ["all"]
+    if name in TARGETS:
+        fuzz(name, arguments)
+        return 0
+    if name != "all" and not name.startswith("-"):
+        sys.exit(f"{name}: choose one of {', '.join(TARGETS)}")
+    given = sys.argv[1:] if name.startswith("-") else arguments
+    codes = [subprocess.call([sys.executable, "-m", "tests.fuzz", target, *given]) for target in TARGETS]
+    return max(map(abs, codes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Settings: any text for any of them gives settings or a ConfigError, and what is in force can be written and read."""
+
+from __future__ import annotations
+
+import tomllib
+
+from relay.config import SETTINGS
+from relay.errors import ConfigError
+from relay.settings import load, to_toml
+
+WORDS = (
+    b"\n",
+    b"1",
+    b"1h30m",
+    b"64KiB",
+    b"1.5M",
+    b"true",
+    b"a.*=conflate",
+    b" lag-events=",
+    b"[::1]:80",
+    b":80",
+    b"https://a",
+    b"9" * 20,
+)
+NAMES = sorted(SETTINGS)
+
+
+def check(data: bytes) -> None:
+    """Check one input: a setting a line, the first byte of which says which one."""
+    flags: dict[str, object] = {}
+    for line in data.split(b"\n")[:4]:
+        if line:
+            each = SETTINGS[NAMES[line[0] % len(NAMES)]]
+            text = line[1:].decode(errors="surrogateescape")
+            flags[NAMES[line[0] % len(NAMES)]] = [text] if isinstance(each.default, tuple) else text
+    try:
+        config = load(flags, {})
+    except ConfigError as error:
+        assert str(error)
+        return
+    again = load({"publish-token": config.publish_token}, {}, tomllib.loads(to_toml(config)))
+    assert again == config

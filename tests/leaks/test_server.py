@@ -1,0 +1,49 @@
+"""A server through which streams and events go for a while ends no larger than it began."""
+
+from __future__ import annotations
+
+import json
+
+from tests.process import ASIDE_BYTES, Relay, Stream, eventually, relay
+
+ROUNDS, WARM_UP = 40, 10
+STREAMS, EVENTS = 20, 100
+SLOPE_BYTES_MAX = 2 * 1024 * 1024
+
+
+def run(server: Relay, number: int) -> None:
+    """Open streams of several kinds, of which some lag and some resume; publish; close them in different ways."""
+    streams = [Stream(server.port, f"topic=slope&topic=t{each}.*&policy=conflate") for each in range(STREAMS)]
+    slow = [Stream(server.port, "topic=**", receive_buffer=4096) for _ in range(2)]
+    lines = [json.dumps({"data": "x" * 500, "topic": f"t{each % 30}.{number}"}) for each in range(EVENTS)]
+    server.publish("\n".join(lines), content_type="application/x-ndjson")
+    server.publish("y" * 50_000, "slope")
+    for stream in streams:
+        stream.read_until(b"y" * 50_000)
+        stream.close()
+    with Stream(server.port, "topic=slope", {"Last-Event-ID": streams[0].last_event_id}):
+        pass
+    for stream in slow:
+        stream.close()
+
+
+def settled(server: Relay) -> tuple[int, int]:
+    """Wait until nothing is held; return the memory and what the garbage collector walks."""
+    nothing = {"chunks": 0, "frames": 0, "streams": 0}
+    eventually(lambda: server.stats()["held"] == nothing and server.connections() == 0, "the server is idle")
+    return server.memory_bytes(), server.stats()["gc_objects"]
+
+
+def test_many_rounds_of_streams_and_events_cost_nothing_that_stays() -> None:
+    with relay("--history-bytes", "128KiB", "--event-bytes-max", "64KiB", "--client-buffer", "16KiB") as server:
+        for number in range(WARM_UP):
+            run(server, number)
+        before = settled(server)
+        for number in range(WARM_UP, ROUNDS):
+            run(server, number)
+        after = settled(server)
+        slope_bytes = after[0] - before[0]
+        rounds, objects = ROUNDS - WARM_UP, after[1] - before[1]
+        print(f"{rounds} rounds: memory {slope_bytes:+}, bound {SLOPE_BYTES_MAX}; objects {objects:+}")
+        assert slope_bytes < SLOPE_BYTES_MAX + ASIDE_BYTES
+        assert objects <= 50
