@@ -7,6 +7,7 @@ Owns the loads and how the servers take turns at them; never judges. Peers are i
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import statistics
 import sys
@@ -133,8 +134,8 @@ def measure(load: Load, targets: Sequence[Target], bench: Bench, *, repeat: int)
 
 
 def _summary(runs: Sequence[Figures]) -> standings.Figures:
-    """Median, least and greatest of each figure."""
-    columns = {name: [run[name] for run in runs] for name in runs[0]}
+    """Median, least and greatest of each figure that is a number: not every server says all of itself."""
+    columns = {name: [run[name] for run in runs] for name in runs[0] if math.isfinite(runs[0][name])}
     return {
         name: standings.Spread(median=statistics.median(values), least=min(values), greatest=max(values))
         for name, values in columns.items()
