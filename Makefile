@@ -100,7 +100,7 @@ bench-ratios: $(INSTALLED_TEST)  ## Measure relay against bench/floor.c, and hol
 bench-baseline: $(INSTALLED_TEST)  ## Write bench/baseline.json anew; the commit says why.
 	$(BIN)/python -m bench.gate baseline
 
-load: $(INSTALLED_TEST)  ## Put locust's load on a relay for a minute; the report goes to loadtest/results/.
+load: $(INSTALLED_TEST)  ## Put locust's load on a relay for a minute: make load ARGS="--scenario storm".
 	$(BIN)/python -m loadtest $(ARGS)
 
 load-ui: $(INSTALLED_TEST)  ## The same, from locust's web page.

@@ -12,6 +12,7 @@ from typing import Any
 from locust import events
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
+from locust.runners import WorkerRunner
 
 from loadtest.plan import SCENARIOS
 from loadtest.publisher_user import PublisherUser
@@ -37,7 +38,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     add("--read-on-s", type=float, help="of the scenario slow: time at the end for slow ones to read on")
     add("--publish", choices=["unix", "http", "batch", "mixed"], default="unix", help="how relay is fed")
     add("--unix", default="", help="path of the relay's Unix socket, as the worker with the publisher sees it")
-    add("--token", default="", env_var="RELAY_LOAD_TOKEN", help="the relay's publish-token")
+    add("--token", default="", env_var="LOADTEST_TOKEN", help="the relay's publish-token")
     add("--policy", default="drop-oldest", help="the relay's policy, which slow streams are judged by")
     add("--report", default="", help="where to write what each part of the load saw, as JSON")
 
@@ -46,6 +47,8 @@ def on_init(environment: Environment, **_: Any) -> None:
     """Begin the timeline, and set how many users of each class there are."""
     course = TIMELINES[environment] = Timeline(environment)
     course.listen()
+    if isinstance(environment.runner, WorkerRunner):
+        return  # the master knows the scenario
     SwarmUser.fixed_count = len(course.plan.blocks)
     SlowUser.fixed_count = course.plan.slow_users
     for none in [user for user, count in counts(course).items() if count == 0]:

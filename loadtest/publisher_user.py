@@ -23,6 +23,7 @@ from loadtest.timeline import timeline
 TIMEOUT_S = 30.0
 PACE_S = 0.005
 BATCH_MAX = 50
+AGAIN_S = 1.0
 PLANT_EVERY = 50
 """How often a planted fault comes, so that a test sees that it fails the run."""
 
@@ -143,7 +144,7 @@ class PublisherUser(User):
         self.turn = 0
         self.number = 0
         self.due_s = time.monotonic()
-        self.plant = os.environ.get("RELAY_LOAD_PLANT", "")
+        self.plant = os.environ.get("LOADTEST_PLANT", "")
         self.told = False
 
     @task
@@ -174,7 +175,11 @@ class PublisherUser(User):
         ]
         self.number += count
         began_s = time.monotonic()
-        fault = entrance.publish(events)
+        try:
+            fault = entrance.publish(events)
+        except (OSError, requests.RequestException) as error:
+            fault = f"not published: {type(error).__name__}"
+            gevent.sleep(AGAIN_S)
         tally.one(self.environment, "PUBLISH", f"{entrance.name} acknowledged", time.monotonic() - began_s, fault=fault)
 
     def on_stop(self) -> None:

@@ -81,7 +81,7 @@ def load(run: Run, server: Server, name: str, policy: str = "drop-oldest") -> Ou
     plan = run.scenario.build(run.options)
     before = sample(server)
     with Watch(server) as watch:
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "RELAY_LOAD_TOKEN": run.token}
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "LOADTEST_TOKEN": run.token}
         command = _command(run, server, name, policy, report)
         code = _locust(command, environment, _timeout_s(run, plan.seconds))
     after = sample_when(server, lambda now: now.streams == 0)

@@ -45,12 +45,12 @@ class Timeline:
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self.plan = plan_of(environment.parsed_options)
         self.on_change: set[Callable[[], None]] = set()  # called at a new phase, and when the last event is known
         self.begin()
 
     def begin(self) -> None:
-        """A run begins."""
+        """A run begins, as the options now are: a worker has got the master's."""
+        self.plan = plan_of(self._environment.parsed_options)
         self._blocks = itertools.count()
         self._given: gevent.queue.Queue[int] = gevent.queue.Queue()
         self.phase = self.plan.phases[0]
@@ -103,7 +103,6 @@ class Timeline:
     # Heard
 
     def _on_phase(self, msg: Any, **_: Any) -> None:
-        self.plan = plan_of(self._environment.parsed_options)
         self.phase = self.plan.phases[msg.data["place"]]
         self.storms += self.phase.name == "storm"
         self._changed()

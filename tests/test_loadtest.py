@@ -42,7 +42,7 @@ def command_of(name: str, results: Path) -> tuple[list[str], dict[str, str]]:
     workers = ("--workers", str(WORKERS)) if more == "workers" else ()
     command = [sys.executable, "-m", "loadtest", "--scenario", scenario, "--results", str(results)]
     return [*command, *SHORT, *SIZES[scenario].split(), *policies, *workers], {
-        "RELAY_LOAD_PLANT": more if more in PLANTED else ""
+        "LOADTEST_PLANT": more if more in PLANTED else ""
     }
 
 
