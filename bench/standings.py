@@ -136,7 +136,7 @@ def render(run: Run) -> str:
     text += "".join(f"- {line}\n" for line in better(run)) or "Nowhere in this run.\n"
     text += "\n### The servers, and what was set that they do not ship with\n\n"
     for name, server in run.servers.items():
-        text += f"- **{name}**: {' '.join(filter(None, (server.title, server.version)))}, fed by {server.fed_by}"
+        text += f"- **{name}**: {server.version or server.title}, fed by {server.fed_by}"
         text += "".join(f"; {note}" for note in server.notes) + "\n"
     return text
 

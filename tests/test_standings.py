@@ -27,6 +27,12 @@ def run(*results: Result) -> Run:
     return Run("python -m bench.fanout", "2026-01-01", 5.0, {}, SERVERS, list(results))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _fonts(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Draw once before any test: the fonts that matplotlib has read stay open."""
+    chart.draw(run(result("p99_ms", relay=1)), tmp_path_factory.mktemp("chart") / "chart.svg")
+
+
 def test_relay_and_the_floor_are_measured_in_one_run_and_lose_nothing() -> None:
     load = Load(name="small", what="20 streams × 200 events/s", run=fed(20, 200))
     of = measure(load, [TARGETS["floor"], TARGETS["relay"]], Bench(seconds=0.3), repeat=2)
