@@ -1,4 +1,5 @@
-"""Settings: any text for any of them gives settings or a ConfigError, and what is in force can be written and read."""
+"""Settings: any text for any of them gives settings or a ConfigError, and what is in force can be written and read
+back, but for the secrets."""
 
 from __future__ import annotations
 
@@ -38,5 +39,6 @@ def check(data: bytes) -> None:
     except ConfigError as error:
         assert str(error)
         return
-    again = load({"publish-token": config.publish_token}, {}, tomllib.loads(to_toml(config)))
+    secrets = {name: getattr(config, SETTINGS[name].name) for name in NAMES if SETTINGS[name].metadata["secret"]}
+    again = load(secrets, {}, tomllib.loads(to_toml(config)))
     assert again == config
