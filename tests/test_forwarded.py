@@ -140,6 +140,7 @@ def test_a_proxy_that_speaks_the_proxy_protocol_is_read_and_one_that_does_not_is
         assert ask(server, header + request).startswith(b"HTTP/1.1 200 ")
         assert ask(server, request) == b""
         assert ask(server, b"PROXY nonsense\r\n" + request) == b""
+        assert server.stop() == 0
     with relay("--proxy-protocol", "--trusted-proxy", "192.0.2.1") as server:
         assert ask(server, request).startswith(b"HTTP/1.1 200 ")
         assert ask(server, header + request).startswith(b"HTTP/1.1 400 ")
