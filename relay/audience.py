@@ -60,6 +60,10 @@ class Audiences:
         self._by_topic: dict[str, list[Audience]] = {}
         self._subscriptions: dict[tuple[tuple[str, ...], Rule], Subscription] = {}
 
+    def indexes(self) -> list[Index]:
+        """Return the indexes that subscriptions read."""
+        return [audience.index for audience in self._audiences.values()]
+
     def of_topic(self, name: str) -> list[Audience] | None:
         """Return the audiences that an event of this topic marks; None for a topic that is not known yet."""
         return self._by_topic.get(name)

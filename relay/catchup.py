@@ -93,6 +93,7 @@ class CatchUp:
         self.actions: Counter[str] = Counter()
         self.streams: dict[int, Lagging] = {}
         self.held: set[Audience] = set()
+        self.on_held: Callable[[], None] = lambda: None  # called when `held` is another
         self.floor: int | None = None  # the oldest entry that a `block` stream needs
         self._log = log
         self._engine = engine
@@ -110,6 +111,11 @@ class CatchUp:
     def busy(self) -> bool:
         """Whether the clock has something to look at soon."""
         return bool(self.streams or self._closing or self.held)
+
+    def begin(self) -> None:
+        """Forget the chunks: the log goes on from another sequence."""
+        self._chunks.clear()
+        self._chunks_bytes = 0
 
     # Coming and going
 
@@ -391,11 +397,17 @@ class CatchUp:
             if state.over_since_s is not None:
                 held.update(subscription.audiences)
         self.floor = floor
-        released, self.held = self.held - held, held
-        if released:
-            waiting, self._on_release = self._on_release, []
-            for callback in waiting:
-                callback()
+        before, self.held = self.held, held
+        if before != held:
+            self.on_held()
+        if before - held:
+            self.release()
+
+    def release(self) -> None:
+        """Let those look again who wait for a topic that was held."""
+        waiting, self._on_release = self._on_release, []
+        for callback in waiting:
+            callback()
 
     def on_release(self, callback: Callable[[], None]) -> None:
         """Call back once, when some topic is held no longer."""

@@ -320,6 +320,20 @@ class Config:
         "How long streams may take, from when accepting stops, to read what is in the log and to close.",
         "duration",
     )
+    # Scale
+    workers: str = setting(
+        "1",
+        "Processes that hold streams, fed by one more; `auto` is one for each core. One serves all by itself.",
+        "text",
+        "N|auto",
+    )
+    upstream: str = setting(
+        "", "Be an edge of another relay: its log, its ids; published events go there.", "text", "relay://HOST:PORT"
+    )
+    link_listen: str = setting("", "Address for the edges that have this one as upstream.", "text", "HOST:PORT")
+    link_token: str = setting(
+        "", "What edges have to know, at both ends; needed for upstream and link-listen.", "text", "TOKEN", secret=True
+    )
     # Process
     log_level: str = setting("info", "Least level that is logged.", "debug|info|warning|error")
     log_format: str = setting(
@@ -413,6 +427,21 @@ def parse_group(text: str) -> int:
         return grp.getgrnam(text).gr_gid
     except KeyError:
         raise ValueError(f"there is no group {text!r}") from None
+
+
+def parse_upstream(text: str) -> tuple[str, int]:
+    """Split `relay://HOST:PORT` into host and port.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    try:
+        host, port = parse_address(text.removeprefix("relay://"))
+    except ValueError:
+        host, port = "", 0
+    if not text.startswith("relay://") or not host or not port:
+        raise ValueError(f"{text!r} is not relay://HOST:PORT")
+    return host, port
 
 
 def size_text(size: int) -> str:

@@ -83,6 +83,12 @@ class Flush:
         """The sequence before which live streams have been sent everything."""
         return self._since if self.due else self._log.head
 
+    def begin(self, sequence: int) -> None:
+        """Forget what was due: the log goes on from another sequence, and no stream is live."""
+        for audience in self._due:
+            audience.due = False
+        self._due, self._round, self._since = [], None, sequence
+
     def mark(self, audiences: Iterable[Audience], sequence: int) -> bool:
         """Note that an entry was appended for these audiences; return whether it is the first that is due."""
         first = False

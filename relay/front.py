@@ -10,15 +10,17 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from relay.auth import Auth
 from relay.config import Config
 from relay.deadlines import Deadlines, Waiting
+from relay.errors import RelayError
 from relay.event import Event
 from relay.forwarded import Network, parse_networks
 from relay.grant import Grant
 from relay.hub import Subscribe
+from relay.publishing import Cancel, Done, Publishing
 from relay.rate import Rates
 from relay.response import Headers, page_headers
 from relay.routes import Router
@@ -29,6 +31,9 @@ BODY_BYTES_PER_S_MIN = 64 * 1024
 LINGER_S = 2.0
 """How long a client may take to close after its last answer."""
 
+Find = Callable[[str, Callable[[int | RelayError | None], None]], Cancel]
+Ask = Callable[[Literal["stats", "metrics"], Callable[[bytes | RelayError], None]], Cancel]
+
 _logger = logging.getLogger(__name__)
 
 
@@ -38,6 +43,13 @@ class Hub(Protocol):
     @property
     def draining(self) -> bool:
         """Whether no new stream is taken."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether new streams are well served here."""
+
+    def knows(self, id: str) -> bool:
+        """Tell whether the log has an id, or had it."""
 
     def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
         """Publish all events or, with an EventError, none; give their ids."""
@@ -65,6 +77,13 @@ class Metrics(Protocol):
         """Give what /metrics shows."""
 
 
+class Publisher(Protocol):
+    """What publishes: this process's own hub, or the one at the other end of its link."""
+
+    def publish(self, events: list[Event], done: Done) -> Cancel:
+        """Publish all events or none, and call back once; the result cancels."""
+
+
 class Connection(Protocol):
     """What the front needs of a connection."""
 
@@ -89,7 +108,9 @@ class Front:
         loop: the running loop.
         clock: gives the hub's `now_s`.
 
-    `ready` is what /readyz says: whether new streams shall come here.
+    At an edge others than this process answer: `publisher`, `find` for the sequence of an id that is not in its log,
+    and `ask` for what /stats and /metrics of the whole show. `ready` is part of what /readyz says: whether new streams
+    shall come here.
     """
 
     hub: Hub
@@ -101,6 +122,9 @@ class Front:
     loop: asyncio.AbstractEventLoop
     clock: Callable[[], float]
     ready: bool = field(init=False, default=True)
+    publisher: Publisher = field(init=False)
+    find: Find | None = field(init=False, default=None)
+    ask: Ask | None = field(init=False, default=None)
     router: Router = field(init=False)
     rates: Rates = field(init=False)
     deadlines: Deadlines = field(init=False)
@@ -110,6 +134,7 @@ class Front:
     connections: set[Connection] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
+        self.publisher = Publishing(self.hub, self.config.block_timeout_s, self.loop, self.clock)
         self.router = Router(self.config)
         self.proxies = parse_networks(self.config.trusted_proxy)
         self.rates = Rates(self.config.publish_rate)

@@ -27,11 +27,11 @@ from relay.event import Event
 from relay.flush import SLICE_S, Flush
 from relay.grant import ANYBODY, Grant
 from relay.leases import Leases
-from relay.log import Log
+from relay.log import Entry, Log
 from relay.policy import Rules
 from relay.speedups import Engine
 from relay.sse import comment, encode, priming
-from relay.topic import check_topic, disjoint
+from relay.topic import check_topic, disjoint, matcher
 
 ID_CHARACTERS_MAX = 1024
 """Longest id of a publisher: it has to come back in a request head, and in gaps."""
@@ -44,6 +44,9 @@ MAX_AGE_SPREAD = 0.2
 
 ENDED_A_TICK = 200
 """Streams whose lease is over that one tick ends: those that came together come back spread over seconds."""
+
+HOLDS_MAX = 1000
+"""Terms that one edge holds up at a time, at most."""
 
 _logger = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class Subscribe:
         head: the response head, to be sent before anything else.
         grant: for whom it is opened.
         ends_s: when the grant ends, in the hub's time.
+        after: sequence of the last id, where whoever feeds this hub had to be asked for it.
     """
 
     terms: tuple[str, ...]
@@ -71,6 +75,7 @@ class Subscribe:
     head: bytes
     grant: Grant = ANYBODY
     ends_s: float = math.inf
+    after: int | None = None
 
 
 class Measures(Protocol):
@@ -126,6 +131,11 @@ class Hub:
         self.audiences = Audiences(self.log)
         self.catchup = CatchUp(self.log, engine, config.block_timeout_s, self._caught_up, measures.lag_s)
         self.draining = False
+        self.fed = False  # the log is another hub's: entries come over a link, and nothing is published here
+        self.begun = True  # the log can be read; that of a fed hub once the snapshot is in
+        self.snapshot = 0  # what comes before it is of the snapshot
+        self.linked = True  # who feeds this hub is there
+        self.on_entry: Callable[[], None] | None = None  # called after each entry, for the links that read the log
         self.streams_max = streams_max
         self.encodes = 0
         self.closes: Counter[str] = Counter()
@@ -139,6 +149,7 @@ class Hub:
         self._heartbeat = notice.heartbeat(config.heartbeat_as)
         self._heartbeat_place = 0  # where the engine goes on; 0 when a round is done
         self._addresses: Counter[str] = Counter()
+        self._holds: dict[object, tuple[str, ...]] = {}  # terms that edges hold up
         self.leases = Leases()
         self._closes_told: Counter[str] = Counter()
         self._drained: Callable[[], None] | None = None
@@ -161,12 +172,20 @@ class Hub:
         Raises:
             EventError: it is refused; nothing has changed.
         """
-        return self._append(event, self._encode(event, self.log.head), now_s)
+        sequence = self._append(event.topic, self._encode(event, self.log.head), event.id, event.key, now_s)
+        self.encodes += 1
+        return event.id if event.id is not None else f"{self.log.epoch}-{sequence}"
 
     def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
         """Append events, all or none; the rest as for `publish_one`."""
         frames = [self._encode(event, self.log.head + place) for place, event in enumerate(events)]
-        return [self._append(event, frame, now_s) for event, frame in zip(events, frames, strict=True)]
+        self.encodes += len(frames)
+        for event, frame in zip(events, frames, strict=True):
+            self._append(event.topic, frame, event.id, event.key, now_s)
+        first = self.log.head - len(events)
+        return [
+            f"{self.log.epoch}-{first + place}" if event.id is None else event.id for place, event in enumerate(events)
+        ]
 
     def _encode(self, event: Event, sequence: int) -> bytes:
         topic, log = event.topic, self.log
@@ -181,26 +200,83 @@ class Hub:
                 raise EventError("id", "has the form of the ids that relay gives out itself")
         return encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max)
 
-    def _append(self, event: Event, frame: bytes, now_s: float) -> str:
-        log, name = self.log, cast(str, event.topic)
+    def _append(self, topic: str | None, frame: bytes, id: str | None, key: str | None, now_s: float) -> int:
+        log, name = self.log, cast(str, topic)
         audiences = self.audiences.of_topic(name)
         if audiences is None:
             audiences = self.audiences.add_topic(name)
-        self.encodes += 1
-        sequence = log.append(log.topics[name], frame, event.id, event.key, now_s)
+        sequence = log.append(log.topics[name], frame, id, key, now_s)
         if audiences and self._flush.mark(audiences, sequence):
             self._set_floor()
             self._wake_up()
-        return event.id if event.id is not None else f"{log.epoch}-{sequence}"
+        if self.on_entry is not None:
+            self.on_entry()
+        return sequence
 
     def held(self, topic: str) -> bool:
-        """Say whether a `block` stream of this topic is in arrears, so that its publishers have to wait."""
+        """Say whether a `block` stream of this topic is in arrears, here or at an edge: its publishers have to wait."""
         held = self.catchup.held
-        return bool(held) and any(audience in held for audience in self.audiences.of_topic(topic) or ())
+        if held and any(audience in held for audience in self.audiences.of_topic(topic) or ()):
+            return True
+        return bool(self._holds) and any(matcher(term)(topic) for terms in self._holds.values() for term in terms)
+
+    @property
+    def holding(self) -> tuple[str, ...]:
+        """The terms whose publishers have to wait, sorted, at most `HOLDS_MAX`."""
+        terms = {audience.term for audience in self.catchup.held}.union(*self._holds.values())
+        return tuple(sorted(terms)[:HOLDS_MAX])
+
+    def hold(self, edge: object, terms: Sequence[str]) -> None:
+        """Let the publishers of these checked terms wait, for an edge; in place of those it held until now."""
+        before = self._holds.pop(edge, ())
+        if terms:
+            self._holds[edge] = tuple(terms)
+        if set(before).difference(terms):
+            self.catchup.release()
 
     def on_release(self, callback: Callable[[], None]) -> None:
         """Call back once, when some topic is held no longer."""
         self.catchup.on_release(callback)
+
+    # Being fed
+
+    def begin(self, epoch: str, sequence: int, head: int, evicted_s: float, now_s: float) -> None:
+        """Go on as the log of another hub's epoch, from a sequence on.
+
+        What came before is let go of, and all streams are closed: they come back with their last id, and are then told
+        what they have missed.
+
+        Args:
+            epoch: what its ids begin with.
+            sequence: of the next entry.
+            head: the other log's; what comes before it is the snapshot.
+            evicted_s: time of the last one before it, as far as that is known.
+            now_s: the time.
+        """
+        for handle in self.engine.handles():
+            self.catchup.close(handle, "lapped", now_s, notice.come_back(self.draw_retry_ms()))
+        self._settle(now_s)
+        self.snapshot = head
+        self._flush.begin(sequence)
+        self.log.begin(epoch, sequence, evicted_s, self.audiences.indexes())
+        self.catchup.begin()
+
+    def take(self, entry: Entry, now_s: float) -> None:
+        """Append an entry of the hub that feeds this one, as it is: encoded already, its sequence the next one.
+
+        Raises:
+            EventError: its topic is none.
+        """
+        self._append(entry.topic, entry.frame, entry.id, entry.key, now_s)
+
+    @property
+    def ready(self) -> bool:
+        """Whether new streams are well served here."""
+        return self.begun and self.linked and not self.draining
+
+    def knows(self, id: str) -> bool:
+        """Say whether the log has an id, or had it; at an edge, others may be known to its hub."""
+        return self.log.find(id) is not None
 
     # Streams come
 
@@ -265,9 +341,10 @@ class Hub:
 
     def _start(self, request: Subscribe, subscription: Subscription, now_s: float) -> tuple[int, bytes]:
         """Return the cursor at which a stream begins, and what it has to be told of a gap before it."""
-        log, cursor, gap = self.log, self.log.head, b""
+        log, gap = self.log, b""
+        cursor = max(log.head, self.snapshot)  # what a snapshot is still to bring is not new
         if request.last_id:
-            sequence = log.find(request.last_id)
+            sequence = log.find(request.last_id) if request.after is None else request.after
             if sequence is None:
                 cursor, gap = log.tail, notice.gap("unknown", None, None, None)
             else:
@@ -364,7 +441,8 @@ class Hub:
             after_ms = round(1000 * (self._config.retry_min_s + self._config.drain_spread_s * self._draw()))
             self.catchup.close(handle, "drain", self._clock(), notice.come_back(after_ms))
         else:
-            self.engine.live(handle, self.log.head)
+            # A stream may have come from another edge, which had more of the log already.
+            self.engine.live(handle, max(self.engine.cursor(handle), self.log.head))
 
     def _end(self, handle: int, reason: str, now_s: float) -> None:
         """Close a stream at the end of the frame that it is in; what it has not got yet, it may come back for."""

@@ -15,8 +15,13 @@ KEEPALIVE_INTERVAL_S = 15
 KEEPALIVE_PROBES = 4
 
 
-def listen(address: str, config: Config) -> socket.socket:
+def listen(address: str, config: Config, *, shared: bool = False) -> socket.socket:
     """Open a listener, and tune it.
+
+    Args:
+        address: HOST:PORT.
+        config: the settings.
+        shared: whether other listeners of the same user may be there too (SO_REUSEPORT).
 
     Raises:
         ConfigError: the address is not one of this machine, or is in use.
@@ -33,6 +38,8 @@ def listen(address: str, config: Config) -> socket.socket:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host in ("", "::") else 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         tune(listener, config)
         listener.bind(where)
     except OSError as error:

@@ -39,6 +39,17 @@ class Batch(NamedTuple):
     cursor: int
 
 
+class Entry(NamedTuple):
+    """A retained entry, as a link carries it."""
+
+    sequence: int
+    time_s: float
+    topic: str
+    id: str | None
+    key: str | None
+    frame: bytes
+
+
 class Index:
     """The entries of one term in log order: sequences and running totals of bytes.
 
@@ -91,6 +102,14 @@ class Index:
         self._ends = ends + self._ends
         self._base -= len(sequences)
         self.since = since
+
+    def begin(self, sequence: int, evicted_s: float) -> None:
+        """Forget all rows; the index is complete from `sequence` on, and knows nothing of what was before."""
+        self._origin = self._ends[-1] if self._ends else self._origin
+        self._base += len(self.sequences)
+        del self.sequences[:], self._ends[:]
+        self._dead = 0
+        self.since, self.evicted, self.evicted_s = sequence, sequence - 1, evicted_s
 
     def ordinal(self, cursor: int) -> int:
         """Count the entries before `cursor`, from a fixed but arbitrary origin: only differences mean something."""
@@ -194,6 +213,24 @@ class Log:
         return self.head - self.tail
 
     # Writing
+
+    def begin(self, epoch: str, sequence: int, evicted_s: float, indexes: Iterable[Index] = ()) -> None:
+        """Let go of every entry; go on as the log of an epoch, from a sequence on.
+
+        Args:
+            epoch: what default ids begin with from now on.
+            sequence: the next to be given.
+            evicted_s: time of the last entry before it, as far as that is known.
+            indexes: all that somebody reads, patterns' too; no cursor of a reader means anything any more.
+        """
+        while self.tail < self.head:
+            self._evict(self.tail)
+        del self._frames[:], self._topics[:], self._ids[:], self._keys[:], self._times[:], self._superseded[:]
+        self.epoch, self.floor = epoch, None
+        self._base = self.tail = self.head = sequence
+        self._forgotten, self._forgotten_s = sequence - 1, evicted_s
+        for index in indexes:
+            index.begin(sequence, evicted_s)
 
     def topic(self, name: str) -> Topic:
         """Return the topic of that name, made when it is new."""
@@ -313,6 +350,18 @@ class Log:
         frame = self._frames[sequence - self._base]
         assert frame is not None, "the entry is evicted"
         return frame
+
+    def entry(self, sequence: int) -> Entry:
+        """Return a retained entry whole."""
+        row = sequence - self._base
+        return Entry(
+            sequence,
+            self._times[row],
+            self._topics[row].name,
+            self._ids[row],
+            self._keys[row],
+            self.frame(sequence),
+        )
 
     def time_s(self, sequence: int) -> float:
         """Return the time of a retained entry."""

@@ -62,7 +62,7 @@ class Metrics(Collector):
 
     def __init__(self, hub: Hub, registry: CollectorRegistry) -> None:
         self._hub = hub
-        self._registry = registry
+        self.registry = registry
         self._input_errors = Counter(
             "relay_input_errors",
             "Input that was refused, by source and kind.",
@@ -88,7 +88,7 @@ class Metrics(Collector):
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
         """Yield what hub and engine count; called by the registry."""
@@ -103,7 +103,7 @@ class Metrics(Collector):
         yield _gauge("relay_log_bytes", "Bytes of retained events.", log.bytes)
         yield _gauge("relay_log_bytes_max", "Bytes of events that may be retained.", log.bytes_max)
         yield _gauge("relay_draining", "1 while draining.", float(hub.draining))
-        yield _counter("relay_events", "Events published.", log.head - 1)
+        yield _counter("relay_events", "Events published.", 0 if hub.fed else log.head - 1)
         yield _counter("relay_encodes", "Events encoded: once each, however many streams.", hub.encodes)
         yield _counter("relay_deliveries", "Events handed to the kernel for a stream.", engine.deliveries)
         yield _counter("relay_sent_bytes", "Bytes handed to the kernel.", engine.bytes)

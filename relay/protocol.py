@@ -7,17 +7,17 @@ Theory of operation. A connection is in one phase:
 
     phase      what happens                              next
     READING    an answer is sent, and more may come      READING
-    READING    a topic to publish on is held             HOLDING
+    READING    an answer has to come from elsewhere      WAITING   a held topic; the hub, at an edge
     READING    a stream, and an answer is unsent         FLUSHING
     READING    a stream, and all is sent                 OVER      descriptor duplicated, transport aborted
     READING    the last answer is sent                   LINGERING sending is shut down
-    HOLDING    released, or out of time                  READING   then as from there
+    WAITING    it has come                               READING   then as from there
     FLUSHING   all is sent                               OVER      as above
     LINGERING  the client closes, or out of time         OVER
     any        the connection is lost                    OVER
 
 LINGERING reads and drops what the client still sends: to close at once would reset the connection, and the
-reset can overtake the answer (RFC 9112 section 9.6). In HOLDING, in FLUSHING and while answers pile up
+reset can overtake the answer (RFC 9112 section 9.6). In WAITING, in FLUSHING and while answers pile up
 unread, nothing is read.
 """
 
@@ -32,17 +32,19 @@ import typing
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
+from typing import Any
 
 from relay.deadlines import Waiting
-from relay.errors import RETRY_SOON, EventError, RequestError
+from relay.errors import RETRY_SOON, EventError, RelayError, RequestError
 from relay.event import Event
 from relay.forwarded import client_address, read_header, trusted
-from relay.front import Front
+from relay.front import Ask, Front
 from relay.grant import ANYBODY, Grant
 from relay.http import Request, RequestParser
 from relay.hub import Subscribe
 from relay.notice import come_back
-from relay.response import Headers, json_body, respond
+from relay.publishing import Cancel
+from relay.response import JSON, Headers, json_body, respond
 from relay.routes import Options, Publish, Resource, Route, StreamHead, Ticket
 from relay.sources.http import parse_body
 from relay.sse import comment
@@ -51,8 +53,6 @@ REQUESTS_A_TURN = 8
 """Requests of one connection that are answered before others get their turn."""
 WRITE_BUFFER_HIGH = 64 * 1024
 """Unsent answers above which a connection is not served on; below a quarter of it it is."""
-HOLD_GRACE_S = 5.0
-"""What a publish request waits beyond the time that one `block` stream may hold it up."""
 
 _FOR_NOW = (429, 503)
 _TEXT = (("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), ("Cache-Control", "no-store"))
@@ -64,7 +64,7 @@ class Phase(Enum):
     """Where a connection is in its life."""
 
     READING = 1
-    HOLDING = 2
+    WAITING = 2
     FLUSHING = 3
     LINGERING = 4
     OVER = 5
@@ -78,10 +78,9 @@ class FrontProtocol(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_events",
+        "_cancel",
         "_front",
         "_grant",
-        "_hold_timer",
         "_parser",
         "_paused",
         "_peer",
@@ -100,11 +99,10 @@ class FrontProtocol(asyncio.Protocol):
         self._paused = False
         self._request: Request | None = None
         self._route: Route | None = None
-        self._events: list[Event] = []
         self._grant: Grant = ANYBODY
         self._peer = "local"
         self._preamble: bytes | None = None  # what has come of a PROXY header; None where there is none to come
-        self._hold_timer: asyncio.TimerHandle | None = None
+        self._cancel: Cancel | None = None
         self._transport: asyncio.Transport
         self.waiting: Waiting | None = None
 
@@ -246,7 +244,7 @@ class FrontProtocol(asyncio.Protocol):
         if body is None:
             return False
         if isinstance(route, Subscribe):
-            self._hand_over(route)
+            self._subscribe(route)
         elif isinstance(route, StreamHead):
             assert self._request is not None
             self._answer(front.router.closing_head(self._request), keep=False)
@@ -283,6 +281,17 @@ class FrontProtocol(asyncio.Protocol):
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return route
 
+    def _subscribe(self, subscribe: Subscribe) -> None:
+        """Hand over, once it is known where to begin: the last id may be one that an edge has not got yet."""
+        find, last_id = self._front.find, subscribe.last_id
+        if find is None or not last_id or self._front.hub.knows(last_id):
+            self._hand_over(subscribe)
+        else:
+            self._await(
+                lambda done: find(last_id, done),
+                lambda sequence: self._hand_over(replace(subscribe, after=sequence)),
+            )
+
     def _hand_over(self, subscribe: Subscribe) -> None:
         """Give the connection's descriptor to the hub, once all earlier answers have left."""
         transport, front = self._transport, self._front
@@ -305,82 +314,64 @@ class FrontProtocol(asyncio.Protocol):
         self.abort()
 
     def _publish(self, route: Publish, body: bytes) -> None:
-        """Publish a body, or wait until its topics are free."""
+        """Publish a body, once its topics are free."""
         assert self._request is not None
         content_type = self._request.headers.get("content-type", "")
         try:
-            self._events = parse_body(content_type, body, route.topic, event=route.event, id=route.id, key=route.key)
+            events = parse_body(content_type, body, route.topic, event=route.event, id=route.id, key=route.key)
         except EventError as error:
             self._refuse_event(error)
             return
         events_max = self._front.config.batch_events_max
-        if len(self._events) > events_max:
-            self._events = []
+        if len(events) > events_max:
             raise RequestError(413, f"a request publishes at most {events_max} events")
-        try:
-            self._allow()
-        except RequestError:
-            self._events = []
-            raise
-        if self._held():
-            self._phase = Phase.HOLDING
-            self._transport.pause_reading()
-            self._front.deadlines.clear(self)
-            wait_s = self._front.config.block_timeout_s + HOLD_GRACE_S
-            self._hold_timer = self._front.loop.call_later(wait_s, self._guarded, self._give_up)
-            self._front.hub.on_release(self._released)
-            return
-        self._publish_events()
+        self._allow(events)
+        self._await(lambda done: self._front.publisher.publish(events, done), self._published)
 
-    def _allow(self) -> None:
+    def _allow(self, events: list[Event]) -> None:
         """Raise RequestError 403 for a topic that is not granted, 429 for more events than the rate allows."""
         front, grant = self._front, self._grant
-        grant.check_publish({str(event.topic) for event in self._events})
-        wait_s = front.rates.take(grant.subject, len(self._events), front.clock())
+        grant.check_publish({str(event.topic) for event in events})
+        wait_s = front.rates.take(grant.subject, len(events), front.clock())
         if wait_s:
             headers = (("Retry-After", str(math.ceil(wait_s))),)
             raise RequestError(429, f"at most {front.config.publish_rate} events a second", headers)
 
-    def _held(self) -> bool:
-        return any(self._front.hub.held(topic) for topic in {str(event.topic) for event in self._events})
+    def _published(self, ids: list[str]) -> None:
+        self._respond(200, *json_body({"ids": ids}))
 
-    def _publish_events(self) -> None:
-        events, self._events = self._events, []
-        try:
-            ids = self._front.hub.publish(events, self._front.clock())
-        except EventError as error:
-            self._refuse_event(error)
-        except RequestError as error:
-            self._refuse(error)
-        else:
-            self._respond(200, *json_body({"ids": ids}))
+    def _await(self, start: Callable[[Callable[[Any], None]], Cancel], then: Callable[[Any], None]) -> None:
+        """Wait for what comes from elsewhere, maybe at once; nothing is read meanwhile.
 
-    def _released(self) -> None:
-        """Look again whether the topics are free."""
-        self._front.loop.call_soon(self._guarded, self._look_again)
+        Args:
+            start: asks for it, and gives what cancels that.
+            then: takes it, unless it is an error, which is answered.
+        """
+        self._phase, self._cancel = Phase.WAITING, None
+        cancel = start(lambda result: self._guarded(lambda: self._arrived(result, then)))
+        if self._phase is Phase.WAITING:
+            self._cancel = cancel
+            self._transport.pause_reading()
+            self._front.deadlines.clear(self)
 
-    def _look_again(self) -> None:
-        if self._phase is not Phase.HOLDING:
+    def _arrived(self, result: Any, then: Callable[[Any], None]) -> None:
+        if self._phase is not Phase.WAITING:
             return
-        if self._held():
-            self._front.hub.on_release(self._released)
-            return
-        self._end_hold()
-        self._publish_events()
-        self._front.loop.call_soon(self._guarded, self._continue)
-
-    def _give_up(self) -> None:
-        """Answer that the topics stayed held."""
-        self._end_hold()
-        self._events = []
-        self._refuse(RequestError(503, "a slow stream holds up the topic", RETRY_SOON))
-        self._continue()
-
-    def _end_hold(self) -> None:
+        waited, self._cancel = self._cancel is not None, None
         self._phase = Phase.READING
-        if self._hold_timer is not None:
-            self._hold_timer.cancel()
-            self._hold_timer = None
+        if isinstance(result, EventError):
+            self._refuse_event(result)
+        elif isinstance(result, RequestError):
+            self._refuse(result)
+        elif isinstance(result, RelayError):
+            raise result
+        else:
+            try:
+                then(result)
+            except RequestError as error:
+                self._refuse(error)
+        if waited:
+            self._front.loop.call_soon(self._guarded, self._continue)
 
     def _document(self, resource: Resource) -> None:
         """Answer with a document."""
@@ -390,12 +381,23 @@ class FrontProtocol(asyncio.Protocol):
         elif resource is Resource.HEALTH:
             self._respond(200, *json_body({"status": "ok"}))
         elif resource is Resource.READY:
-            status = "ready" if front.ready else "draining"
-            self._respond(200 if front.ready else 503, *json_body({"status": status}))
+            ready = front.ready and front.hub.ready
+            leaving = not front.ready or front.hub.draining
+            status = "ready" if ready else "draining" if leaving else "waiting for its hub"
+            self._respond(200 if ready else 503, *json_body({"status": status}))
+        elif front.ask is not None:
+            self._ask(front.ask, resource)
         elif resource is Resource.METRICS:
             self._respond(200, _TEXT, front.metrics.render())
         else:
             self._respond(200, *json_body(front.stats(front.clock())))
+
+    def _ask(self, ask: Ask, resource: Resource) -> None:
+        """Answer for the whole, of which this process is a part."""
+        if resource is Resource.METRICS:
+            self._await(lambda done: ask("metrics", done), lambda body: self._respond(200, _TEXT, body))
+        else:
+            self._await(lambda done: ask("stats", done), lambda body: self._respond(200, JSON, body))
 
     def _respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """Answer the current request; go on with the connection if both sides can."""
@@ -475,8 +477,7 @@ class FrontProtocol(asyncio.Protocol):
     def _end(self) -> None:
         """Give up what the connection holds."""
         self._phase = Phase.OVER
-        self._events = []
         self._front.deadlines.clear(self)
-        if self._hold_timer is not None:
-            self._hold_timer.cancel()
-            self._hold_timer = None
+        if self._cancel is not None:
+            self._cancel()
+            self._cancel = None

@@ -17,6 +17,8 @@ from relay.config import Config
 
 Headers = tuple[tuple[str, str], ...]
 
+JSON: Headers = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
+
 
 def respond(
     status: int,
@@ -45,8 +47,7 @@ def respond(
 
 def json_body(value: object) -> tuple[Headers, bytes]:
     """Give the headers and the bytes of a JSON body."""
-    headers = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
-    return headers, orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+    return JSON, orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def cors_headers(config: Config, origin: str | None) -> Headers:

@@ -20,10 +20,12 @@ import socket
 import sys
 import time
 from importlib import metadata
+from typing import Any
 
 import uvloop
 from prometheus_client import CollectorRegistry
 
+from relay.cluster import Cluster
 from relay.config import Config
 from relay.credentials import Credentials
 from relay.errors import ConfigError
@@ -32,11 +34,14 @@ from relay.hub import Hub
 from relay.listeners import listen, tune
 from relay.metrics import Histograms, Metrics
 from relay.protocol import FrontProtocol
+from relay.settings import worker_count
 from relay.sources.stdin import StdinSource, stdin_fd
 from relay.sources.unix import UnixSource
 from relay.speedups import ENGINE, Engine
 from relay.stats import Stats
 from relay.systemd import Service
+from relay.worker import Inherited
+from relay.workers import share
 
 DESCRIPTORS_RESERVED = 128
 """Descriptors kept for listeners, feeders, ordinary requests and handshakes, which need two for a moment."""
@@ -62,12 +67,13 @@ EXIT_AT_ONCE = 130
 _logger = logging.getLogger(__name__)
 
 
-def run(config: Config, service: Service) -> None:
+def run(config: Config, service: Service, worker: Inherited | None = None) -> None:
     """Serve until a signal, or the end of standard input under `exit_on_eof`.
 
     Args:
         config: checked settings.
         service: the service manager's side.
+        worker: what this process has from its hub's, where it is a worker.
 
     Raises:
         ConfigError: an address or a path cannot be used, or there are too few descriptors.
@@ -75,7 +81,7 @@ def run(config: Config, service: Service) -> None:
     _logger.info("relay %s, engine %s, pid %d", metadata.version("relay"), ENGINE, os.getpid())
     descriptors = raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(Server(config, descriptors, service).serve())
+        runner.run(Server(config, descriptors, service, worker).serve())
 
 
 def raise_descriptor_limit() -> int:
@@ -100,11 +106,16 @@ class Server:
         config: checked settings.
         descriptors: how many this process may have open.
         service: the service manager's side.
+        worker: what it has from its hub's process, where it is a worker.
     """
 
-    def __init__(self, config: Config, descriptors: int, service: Service) -> None:
+    def __init__(
+        self, config: Config, descriptors: int, service: Service, worker: Inherited | None = None
+    ) -> None:
         self.config = config
         self._service = service
+        self._worker = worker
+        self._fed = worker is not None or bool(config.upstream)
         available = descriptors - DESCRIPTORS_RESERVED
         if config.streams_max > available:
             raise ConfigError(f"streams-max: {config.streams_max} streams need more than {descriptors} descriptors")
@@ -113,7 +124,7 @@ class Server:
         self.hub = Hub(
             config,
             Engine(config.discard_bytes_max),
-            epoch=secrets.token_hex(4),
+            epoch="" if self._fed else secrets.token_hex(4),
             streams_max=config.streams_max or available,
             measures=self._histograms,
             clock=time.monotonic,
@@ -124,8 +135,11 @@ class Server:
         self._loop: asyncio.AbstractEventLoop
         self._front: Front
         self._credentials: Credentials
+        self._cluster: Cluster
         self._sockets: list[socket.socket] = []
         self._listeners: list[asyncio.Server] = []
+        self._link_listener: socket.socket | None = None
+        self._given_unix: socket.socket | None = None
         self._unix: UnixSource | None = None
         self._stdin: StdinSource | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -143,42 +157,96 @@ class Server:
             self._close()
 
     async def _open(self) -> None:
-        config, loop = self.config, self._loop
-        self._sockets, unix = self._service.listeners()
-        for each in self._sockets:
-            tune(each, config)
-        if not self._sockets:
-            self._sockets = [listen(address, config) for address in config.listen]
-        own_token = secrets.token_urlsafe(24)
+        config, loop, worker = self.config, self._loop, self._worker
+        workers = worker_count(config)
+        shared = self._bind(workers)
+        own_token = secrets.token_urlsafe(24) if worker is None else worker.own_token
         self._credentials = Credentials(config, own_token, wall=time.time, changed=self._revoke)
         self._credentials.start(loop)
         page = importlib.resources.files("relay").joinpath("pages/index.html").read_bytes()
-        auth, stats = self._credentials.auth, self._stats.collect
-        self._front = Front(self.hub, config, self.metrics, stats, page, auth, loop, time.monotonic)
-        if config.unix or unix is not None:
-            self._unix = UnixSource(config, self.hub, self.metrics, loop)
-            path = self._unix.open(unix)
-            _logger.info("feeders at unix:%s", path)
-        loop.add_reader(self.hub.engine.fileno(), lambda: self.hub.poll(time.monotonic()))
-        for each in self._sockets:
-            server = await loop.create_server(lambda: FrontProtocol(self._front), sock=each, backlog=config.backlog)
-            self._listeners.append(server)
-            host, port = each.getsockname()[:2]
-            _logger.info("serving at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
-        if own_token in auth.tokens and sys.stderr.isatty():
-            print(f"token for POST /publish, this run only: {own_token}", file=sys.stderr, flush=True)
-        elif own_token in auth.tokens:
-            # What is not a terminal is a log, which is kept and shipped: no secret goes there.
-            _logger.warning("no publish-token is set, so that nobody can publish over HTTP")
+        auth = self._credentials.auth
+        self._front = Front(self.hub, config, self.metrics, self._statistics, page, auth, loop, time.monotonic)
+        self._cluster = Cluster(
+            config, self.hub, self._stats, self.metrics, self._front.publisher, loop, time.monotonic
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        self._stdin = StdinSource(config, self.hub, self.metrics, loop, self._on_eof, stdin_fd())
-        self._stdin.start()
+        loop.add_reader(self.hub.engine.fileno(), lambda: self.hub.poll(time.monotonic()))
         self._tick(loop.time())
         if config.heartbeat_s:
             self._heartbeat()
+        if self._fed:
+            await self._follow()
+        elif config.unix or self._given_unix is not None:
+            self._unix = UnixSource(config, self.hub, self.metrics, loop)
+            path = self._unix.open(self._given_unix)
+            _logger.info("feeders at unix:%s", path)
+        if self._stop.is_set():
+            return
+        if workers > 1 or self._link_listener is not None:
+            await self._cluster.lead(self._link_listener, shared if workers > 1 else [], own_token, self._stop)
+        await self._listen(shared[0], workers)
+        self._tell_token(own_token)
+        if not self._fed:
+            self._stdin = StdinSource(config, self.hub, self.metrics, loop, self._on_eof, stdin_fd())
+            self._stdin.start()
         gc.freeze()
+
+    def _bind(self, workers: int) -> list[list[socket.socket]]:
+        """Take the addresses, so that what is wrong with one is said at once; return the listeners of each worker."""
+        config = self.config
+        if config.link_listen:
+            self._link_listener = listen(config.link_listen, config)
+        given, self._given_unix = self._service.listeners()
+        for each in given:
+            tune(each, config)
+        if self._worker is not None or given or workers == 1:
+            inherited = given if self._worker is None else self._worker.listeners
+            self._sockets = inherited or [listen(address, config) for address in config.listen]
+            return [self._sockets] * workers
+        for address in config.listen:
+            listen(address, config).close()  # fails where somebody listens, even one that would share
+        shared = share(lambda address: listen(address, config, shared=True), config.listen, workers)
+        self._sockets = [each for own in shared for each in own]
+        return shared
+
+    async def _follow(self) -> None:
+        """Become an edge: wait until the log of the hub is here."""
+        worker, config = self._worker, self.config
+        if worker is not None:
+            await self._cluster.follow(worker.link, f"worker {worker.number}", "", self._stop, self._stop.set)
+            self._front.ask = self._cluster.uplink.ask if self._cluster.uplink is not None else None
+        else:
+            name = f"{socket.gethostname()} (pid {os.getpid()})"
+            await self._cluster.follow(config.upstream, name, config.link_token, self._stop, self._stop.set)
+            _logger.info("following %s", config.upstream)
+        self._front.publisher = self._cluster
+        self._front.find = self._cluster.find
+
+    async def _listen(self, listeners: list[socket.socket], workers: int) -> None:
+        """Begin to accept, unless the workers do; say where."""
+        for each in listeners:
+            host, port = each.getsockname()[:2]
+            if workers == 1:
+                server = await self._loop.create_server(
+                    lambda: FrontProtocol(self._front), sock=each, backlog=self.config.backlog
+                )
+                self._listeners.append(server)
+            if self._worker is None:
+                _logger.info("serving at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
+
+    def _tell_token(self, own_token: str) -> None:
+        if self._worker is not None or own_token not in self._credentials.auth.tokens:
+            return
+        if sys.stderr.isatty():
+            print(f"token for POST /publish, this run only: {own_token}", file=sys.stderr, flush=True)
+        else:
+            # What is not a terminal is a log, which is kept and shipped: no secret goes there.
+            _logger.warning("no publish-token is set, so that nobody can publish over HTTP")
+
+    def _statistics(self, now_s: float) -> dict[str, Any]:
+        return self._cluster.stats(now_s)
 
     # What the service manager is told
 
@@ -197,6 +265,8 @@ class Server:
     def _reload(self) -> None:
         self._service.reloading()
         self._credentials.reload()
+        if self._cluster.workers is not None:
+            self._cluster.workers.reload()
         self._service.tell("READY=1", self._status())
 
     # What the loop calls
@@ -249,6 +319,7 @@ class Server:
     async def _drain(self) -> None:
         """Fail readiness; then stop taking events and streams; let the open streams have what is in the log."""
         self._front.ready = False
+        self._cluster.leave()
         self._service.tell("STOPPING=1", f"STATUS=draining {self.hub.engine.open} streams")
         if self.config.drain_delay_s:
             _logger.info("not ready; draining in %g s", self.config.drain_delay_s)
@@ -260,6 +331,8 @@ class Server:
             self._stdin.drain()
         if self._unix is not None:
             self._unix.close()
+        for each in self._sockets[len(self._listeners) :]:
+            each.close()  # the workers have their own, and close them
         drained = asyncio.Event()
         self.hub.drain(time.monotonic(), drained.set)
         self._front.close_idle()
@@ -267,6 +340,7 @@ class Server:
             async with asyncio.timeout(self.config.drain_timeout_s):
                 await self._end_streams()
                 await drained.wait()
+        await self._cluster.drain()
         if self.hub.engine.open:
             _logger.warning("drain timed out with %d streams open", self.hub.engine.open)
         self.hub.abort(time.monotonic())
@@ -288,8 +362,12 @@ class Server:
             server.close()
         for each in self._sockets[len(self._listeners) :]:
             each.close()
+        if self._link_listener is not None:
+            self._link_listener.close()
         if hasattr(self, "_credentials"):
             self._credentials.close()
+        if hasattr(self, "_cluster"):
+            self._cluster.close()
         if hasattr(self, "_front"):
             self._front.abort()
         if self._stdin is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, replace
@@ -22,11 +23,14 @@ from relay.config import (
     parse_group,
     parse_mode,
     parse_size,
+    parse_upstream,
     size_text,
 )
 from relay.errors import ConfigError, EventError
 from relay.forwarded import parse_networks
 from relay.topic import CONTROL, check_term, check_topic
+
+WORKERS_MAX = 1024
 
 PREFIX = "RELAY_"
 RESERVED = frozenset({"RELAY_BUILD", "RELAY_CONFIG", "RELAY_ENGINE"})
@@ -196,6 +200,7 @@ def check(config: Config) -> Config:
     _check_front(config)
     _check_sources(config)
     _check_policies(config)
+    _check_scale(config)
     if config.retry_min_s > config.retry_max_s:
         raise ConfigError("retry-min: must not be above retry-max")
     return config
@@ -252,6 +257,31 @@ def _check_sources(config: Config) -> None:
             f"event-bytes-max: {size_text(config.event_bytes_max)} is more than history-bytes holds "
             f"({size_text(config.history_bytes)}); lower the one or raise the other"
         )
+
+
+def _check_scale(config: Config) -> None:
+    number = re.fullmatch("[0-9]{1,4}", config.workers)
+    if config.workers != "auto" and (number is None or int(config.workers) > WORKERS_MAX):
+        raise ConfigError(f"workers: {config.workers!r} is neither `auto` nor a number up to {WORKERS_MAX}")
+    if config.upstream:
+        try:
+            parse_upstream(config.upstream)
+        except ValueError as error:
+            raise ConfigError(f"upstream: {error}") from None
+        if config.unix or config.stdin not in ("auto", "off"):
+            raise ConfigError("upstream: an edge has no sources of its own; feed the relay that it follows")
+    if config.link_listen:
+        try:
+            parse_address(config.link_listen)
+        except ValueError as error:
+            raise ConfigError(f"link-listen: {error}") from None
+    if (config.upstream or config.link_listen) and not config.link_token:
+        raise ConfigError("link-token: upstream and link-listen need one, the same at both ends")
+
+
+def worker_count(config: Config) -> int:
+    """Return how many processes hold streams; 1 for this process alone."""
+    return len(os.sched_getaffinity(0)) if config.workers == "auto" else max(1, int(config.workers))
 
 
 def split_policy(text: str, config: Config) -> tuple[str, Config]:

@@ -52,7 +52,7 @@ class Stats:
             "input_errors": self._input_errors(),
             "gc_objects": self._gc_objects,
             "held": counters(),
-            "ready": not hub.draining,
+            "ready": hub.ready,
             "streams": engine.open,
             "lagging": len(hub.catchup.streams),
             "events": log.head - 1,

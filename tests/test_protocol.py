@@ -20,7 +20,7 @@ import pytest
 import uvloop
 
 from relay import front as front_module
-from relay import protocol
+from relay import publishing
 from relay.auth import Auth
 from relay.config import Config
 from relay.errors import EventError, RequestError
@@ -45,6 +45,13 @@ class FakeHub:
         self.events: list[Event] = []
         self.holding = False
         self.releases: list[Callable[[], None]] = []
+
+    @property
+    def ready(self) -> bool:
+        return not self.draining
+
+    def knows(self, id: str) -> bool:
+        return True
 
     def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
         for event in events:
@@ -708,7 +715,7 @@ async def test_a_publisher_waits_while_its_topic_is_held(site: Site) -> None:
 
 @on_uvloop
 async def test_a_publisher_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HOLD_GRACE_S", 0.05)
+    monkeypatch.setattr(publishing, "HOLD_GRACE_S", 0.05)
     async with serve(block_timeout_s=0) as site:
         site.hub.holding = True
         client = await site.client()

@@ -112,7 +112,10 @@ def render(stats: Stats, before: Stats | None) -> RenderableType:
         f"up {_span(stats.get('uptime_s', 0))}  ",
         ("ready", "green") if stats.get("ready") else ("not ready", "bold red"),
     )
-    return Group(head, Text(), _figures(stats, before), Text(), _topics(stats), Text(), _slowest(stats))
+    parts: list[RenderableType] = [head, Text(), _figures(stats, before), Text()]
+    if stats.get("workers"):
+        parts += [_workers(stats, before), Text()]
+    return Group(*parts, _topics(stats), Text(), _slowest(stats))
 
 
 def _figures(stats: Stats, before: Stats) -> Table:
@@ -147,6 +150,26 @@ def _topics(stats: Stats) -> Table:
     table = _table("topics", "topic", "subscribers", "retained")
     for topic in stats.get("topics", [])[:TOPICS_MAX]:
         table.add_row(_text(topic["topic"]), f"{topic['subscribers']:,}", f"{topic['retained']:,}")
+    return table
+
+
+def _workers(stats: Stats, before: Stats) -> Table:
+    """Each worker; rates are since its own last picture, or its start."""
+    known = {worker["worker"]: worker for worker in before.get("workers", [])}
+    table = _table("workers", "worker", "streams", "lagging", "deliveries/s", "link lag", "")
+    for worker in stats["workers"]:
+        earlier = known.get(worker["worker"], {})
+        if earlier.get("uptime_s", 0) >= worker.get("uptime_s", 0):
+            earlier = {}
+        row = (
+            worker["worker"],
+            f"{worker.get('streams', 0):,}",
+            f"{worker.get('lagging', 0):,}",
+            _rate(worker, earlier, "deliveries"),
+            f"{worker['link_lag_events']:,} events",
+            "" if worker["answered"] else "does not answer",
+        )
+        table.add_row(*map(_text, row))
     return table
 
 

@@ -157,8 +157,8 @@ class World:
         self.clients.append(client)
         return client
 
-    def connect(self, client: Client, since_s: float | None = None) -> None:
-        """Open a stream; a client that has a last id resumes from it."""
+    def connect(self, client: Client, since_s: float | None = None, after: int | None = None) -> None:
+        """Open a stream; a client that has a last id resumes from it, or from behind the sequence `after`."""
         assert client.pipe is None
         pipe = Pipe(self._next_fd, client.room)
         self._next_fd += 1
@@ -168,9 +168,10 @@ class World:
         if client.last_id:
             first = None
         else:
-            first = len(self.published.events) + 1 if since_s is None else self.hub.log.since(self.now_s - since_s)
+            log = self.hub.log
+            first = max(log.head, self.hub.snapshot) if since_s is None else log.since(self.now_s - since_s)
         client.oracle.connect(first)
-        request = Subscribe(client.terms, client.last_id or None, since_s, client.policy, False, HEAD)
+        request = Subscribe(client.terms, client.last_id or None, since_s, client.policy, False, HEAD, after=after)
         self.hub.subscribe(pipe.fd, request, f"127.0.0.{client.name}", self.now_s)
 
     def read(self, client: Client, count: int) -> None:

@@ -1,0 +1,142 @@
+"""`python -m bench.scale`: many streams over several workers, one event to all of them, and a storm.
+
+Owns this one run: how many swarms it takes, and what is read when. Prints one line of JSON. Bounded in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from bench.harness import TARGETS, MeasureError, Server, raise_descriptor_limit, tcp_memory_bytes
+from loadtest.native import ProgramError
+from loadtest.swarm import Swarm, SwarmReport
+
+STREAMS_A_SWARM = 10_000
+"""One source address each: past about 14,000 streams the kernel's search for a free port gets slow."""
+
+FEED_RATE = 0.2
+"""Events a second in the storm: to all of 100,000 streams each costs a second of the two cores that all share."""
+
+SECONDS = 280.0
+"""The bound on the whole run."""
+
+
+def main() -> int:
+    """Measure streams in number; 1 if a stream was refused or missed something, 2 if the run failed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=main.__doc__)
+    parser.add_argument("--streams", type=int, default=100_000, help="how many (100000)")
+    parser.add_argument("--workers", type=int, default=6, help="processes that hold them (6)")
+    parser.add_argument("--events", type=int, default=3, help="events to all of them, one by one (3)")
+    options = parser.parse_args()
+    raise_descriptor_limit()
+    try:
+        result = measure(options.streams, options.workers, options.events)
+    except (MeasureError, ProgramError) as error:
+        print(f"scale: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result), flush=True)
+    return 0 if result["open"] == options.streams and not result["faults"] else 1
+
+
+def measure(streams: int, workers: int, events: int) -> dict[str, Any]:
+    """Connect them, publish, and let all of them come back at once.
+
+    Args:
+        streams: in all.
+        workers: processes of the server that hold them.
+        events: published one by one.
+    """
+    counts = [min(STREAMS_A_SWARM, streams - done) for done in range(0, streams, STREAMS_A_SWARM)]
+    # Heartbeats would only blur what one event costs.
+    extra = ("--workers", str(workers), "--heartbeat", "0")
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Server(TARGETS["relay"], extra=extra))
+        pool = stack.enter_context(ThreadPoolExecutor(len(counts)))
+        user_bytes, kernel_bytes = server.pss_bytes(), kernel_memory_bytes()
+        began_s = time.monotonic()
+        swarms = [
+            stack.enter_context(
+                Swarm(
+                    server.port,
+                    count,
+                    path="/events?topic=default",
+                    seconds=SECONDS,
+                    first=0,
+                    reconnect=True,
+                    source=f"127.{10 + place}.1.1",
+                )
+            )
+            for place, count in enumerate(counts)
+        ]
+
+        def each(call: Callable[[Swarm], SwarmReport]) -> list[SwarmReport]:
+            return list(pool.map(call, swarms))
+
+        ready = each(lambda swarm: swarm.ready(SECONDS))
+        connect_s = time.monotonic() - began_s
+        user_bytes, kernel_bytes = server.pss_bytes() - user_bytes, kernel_memory_bytes() - kernel_bytes
+        spread = [worker["streams"] for worker in server.stats()["workers"]]
+        rounds = []
+        for number in range(1, events + 1):
+            for swarm in swarms:
+                swarm.reset()
+            each(Swarm.mark)
+            cpu_s = server.cpu_s()
+            with server.publisher(rate=1.0, count=1, first=number) as publisher:
+                publisher.done()
+                done = each(lambda swarm: swarm.wait_for(number, SECONDS))  # noqa: B023
+            rounds.append(
+                {
+                    "last_ms": max(report.max_ms for report in done),
+                    "p50_ms": sum(report.p50_ms for report in done) / len(done),
+                    "cpu_s": round(server.cpu_s() - cpu_s, 3),
+                }
+            )
+        stack.enter_context(server.publisher(rate=FEED_RATE, count=1000, seconds=SECONDS, first=events + 1))
+        cpu_s = server.cpu_s()
+        storm = each(lambda swarm: swarm.storm(SECONDS))
+        storm_cpu_s = server.cpu_s() - cpu_s
+        last = max(report.last_max for report in storm)
+        stats = server.stats()
+    return {
+        "case": f"scale-{streams}",
+        "streams": streams,
+        "workers": workers,
+        "swarms": len(swarms),
+        "cores": os.cpu_count(),
+        "open": sum(report.healthy_open for report in ready),
+        "spread": spread,
+        "connect_s": round(connect_s, 2),
+        "user_bytes_a_stream": round(user_bytes / streams),
+        # Both ends of each connection are on this machine.
+        "kernel_bytes_a_stream": round(kernel_bytes / streams / 2),
+        "events": rounds,
+        "reopen_s": max(report.reopen_s for report in storm),
+        "recover_s": max(report.recover_s for report in storm),
+        "storm_cpu_s": round(storm_cpu_s, 2),
+        "storm_last": last,
+        "faults": sum(report.faults for report in storm),
+        "encodes": stats.get("encodes"),
+        "resumes": stats.get("resumes"),
+    }
+
+
+def kernel_memory_bytes() -> int:
+    """Memory of the kernel's objects and of all TCP sockets' buffers."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Slab:"):
+            return int(line.split()[1]) * 1024 + tcp_memory_bytes()
+    raise MeasureError("no Slab in /proc/meminfo")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

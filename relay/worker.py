@@ -1,0 +1,83 @@
+"""A worker's process: `python -m relay.worker DESCRIPTOR`, started by a hub's process and by nobody else.
+
+Owns its beginning: it is told over its link what it is. The rest is a server like any other (`relay.server`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+
+from relay import logs
+from relay.errors import ConfigError, RelayError
+from relay.link import HELLO_BYTES_MAX, LinkError, Parser, Setup
+from relay.systemd import Service
+
+SETUP_S = 30.0
+READ_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a worker has from its hub.
+
+    Args:
+        number: of the worker, from 1 on.
+        link: its end of the link.
+        listeners: bound to the addresses to serve.
+        own_token: the run's own token for publishing.
+    """
+
+    number: int
+    link: socket.socket
+    listeners: list[socket.socket]
+    own_token: str
+
+
+def read_setup(link: socket.socket) -> Setup:
+    """Wait for the first message of the hub.
+
+    Raises:
+        LinkError: it does not come, or is another.
+    """
+    parser = Parser(16 * HELLO_BYTES_MAX)
+    link.settimeout(SETUP_S)
+    try:
+        while data := link.recv(READ_BYTES):
+            for message in parser.feed(data):
+                if isinstance(message, Setup):
+                    return message
+                raise LinkError("the first message is no Setup")
+    except OSError as error:
+        raise LinkError(f"the hub does not say what this worker is: {error}") from None
+    raise LinkError("the hub is gone already")
+
+
+def main() -> int:
+    """Serve until the hub says so, or is gone; return the exit code."""
+    try:
+        link = socket.socket(fileno=int(sys.argv[1]))
+        setup = read_setup(link)
+        config = setup.config
+        logs.set_up(config.log_level, config.log_format)
+        listeners = [socket.socket(fileno=fd) for fd in setup.listeners]
+        for each in (link, *listeners):
+            each.setblocking(False)
+        from relay import server  # Only here: it takes uvloop and the engine with it.
+
+        # The service manager's business is the hub's process'.
+        service = Service({}, os.getpid())
+        server.run(config, service, Inherited(setup.number, link, listeners, setup.own_token))
+    except ConfigError as error:
+        print(f"relay: worker: {error}", file=sys.stderr)
+        return 2
+    except (RelayError, LookupError, ValueError, OSError) as error:
+        print(f"relay: worker (pid {os.getpid()}): {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""A world of one hub and its edges: links whose bytes come late, in pieces or not at all; clients that move about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from relay.config import Config
+from relay.downlink import Chunks, Downlink
+from relay.errors import RelayError, RequestError
+from relay.event import Event
+from relay.link import LinkError, What
+from relay.publishing import Cancel, Done, nothing
+from relay.uplink import Uplink, message_bytes_max
+from tests.oracle import Oracle
+from tests.sim.world import Client, World
+
+SKEW_S = 5000.0
+"""What the clock of each edge is ahead of the one before it."""
+
+
+class Office:
+    """Answers the edges as the hub's process does; publishes for them."""
+
+    def __init__(self, root: World) -> None:
+        self.root = root
+
+    def publish(self, events: list[Event], done: Done) -> Cancel:
+        """Publish, unless a topic is held."""
+        root = self.root
+        if any(root.hub.held(str(event.topic)) for event in events):
+            done(RequestError(503, "held"))
+            return nothing
+        ids = root.hub.publish(events, root.now_s)
+        for event, id in zip(events, ids, strict=True):
+            root.published.add(event, id)
+        done(ids)
+        return nothing
+
+    def find(self, id: str, done: Callable[[int | RelayError | None], None]) -> Cancel:
+        """Find an id."""
+        done(self.root.hub.log.find(id))
+        return nothing
+
+    def ask(self, what: What, done: Callable[[bytes], None]) -> None:
+        """Tell nothing."""
+        done(b"")
+
+
+class Edge(World):
+    """One edge, and its link: what either end has sent and the other has not got yet.
+
+    Args:
+        config: the edge's settings.
+        root: the hub's world.
+        chunks: of the hub.
+    """
+
+    def __init__(self, config: Config, root: World, chunks: Chunks, skew_s: float) -> None:
+        super().__init__(config)
+        self.root = root
+        self.published = root.published
+        self.now_s = root.now_s + skew_s
+        self.hub.log.epoch = ""
+        self.down = bytearray()
+        self.up = bytearray()
+        self.downlink: Downlink | None = None
+        self.errors: list[LinkError] = []
+        self._chunks = chunks
+        self.uplink = Uplink(
+            config,
+            self.hub,
+            name="an edge",
+            token="t",
+            clock=lambda: self.now_s,
+            on_begun=lambda: None,
+            on_drain=lambda: None,
+            answer=lambda what: b"",
+        )
+
+    def link(self) -> None:
+        """Connect the edge to its hub."""
+        assert self.downlink is None
+        self.downlink = Downlink(
+            self.root.hub,
+            self._chunks,
+            Office(self.root),
+            token="t",
+            bytes_max=message_bytes_max(self.config),
+            clock=lambda: self.root.now_s,
+            wake=lambda: None,
+        )
+        self.uplink.connected(self._send)
+
+    def _send(self, data: bytes) -> int:
+        self.up += data
+        return len(self.up)
+
+    def unlink(self) -> None:
+        """Cut the link; what is under way is lost."""
+        if self.downlink is not None:
+            self.downlink.lost()
+            self.downlink = None
+            self.down.clear()
+            self.up.clear()
+            self.uplink.lost()
+
+    def pump(self) -> None:
+        """Let the hub write, if all that it wrote has been taken: so nothing but a segment ever waits."""
+        if self.downlink is not None and not self.down:
+            self.down += self.downlink.take()
+
+    def hear(self, count: int) -> bool:
+        """Let the edge have some bytes; return whether there were any."""
+        self.pump()
+        data = bytes(self.down[:count])
+        del self.down[:count]
+        if data:
+            self._guarded(lambda: self.uplink.receive(data))
+        return bool(data)
+
+    def speak(self, count: int) -> bool:
+        """Let the hub have some bytes; return whether there were any."""
+        data = bytes(self.up[:count])
+        del self.up[:count]
+        down = self.downlink
+        if data and down is not None:
+            self._guarded(lambda: down.receive(data))
+        return bool(data)
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except LinkError as error:
+            self.errors.append(error)
+            self.unlink()
+
+
+class LinkedWorld:
+    """One hub, its edges, and clients that follow at whichever edge.
+
+    Args:
+        config: the settings of all.
+        edges: how many.
+    """
+
+    def __init__(self, config: Config, edges: int) -> None:
+        self.root = World(config)
+        self.clients: list[Client] = []
+        self.at: dict[int, Edge] = {}  # where a client is, or asks to be let in
+        self._asking: set[int] = set()
+        self._config = config
+        self._chunks = Chunks(self.root.hub.log)
+        self.edges = [self._edge(place) for place in range(edges)]
+        self.lapped = 0
+
+    def _edge(self, place: int) -> Edge:
+        # Each retains more or less than the hub.
+        events = self._config.history_events
+        config = replace(self._config, history_events=events and events - 2 + 2 * place)
+        return Edge(config, self.root, self._chunks, SKEW_S * place)
+
+    def client(self, terms: tuple[str, ...], policy: str | None, room: int) -> Client:
+        """Make a client that is not connected yet."""
+        client = Client(len(self.clients), terms, policy, room, Oracle(self.root.published, terms))
+        self.clients.append(client)
+        return client
+
+    def connect(self, client: Client, edge: Edge, since_s: float | None = None) -> None:
+        """Let a client come to an edge; for an id that it does not know the edge asks its hub."""
+        assert client.pipe is None
+        if client.name in self._asking or not edge.hub.log.epoch:
+            return
+        self.at[client.name] = edge
+        if not client.last_id or edge.hub.knows(client.last_id):
+            edge.connect(client, since_s)
+            return
+        self._asking.add(client.name)
+
+        def found(sequence: int | RelayError | None) -> None:
+            self._asking.discard(client.name)
+            if not isinstance(sequence, RelayError):
+                edge.connect(client, since_s, sequence)
+
+        edge.uplink.find(client.last_id, found)
+
+    def read(self, client: Client, count: int) -> None:
+        """Let a client read."""
+        if client.pipe is not None:
+            self.at[client.name].read(client, count)
+
+    def cut(self, client: Client) -> None:
+        """Cut a client's connection."""
+        if client.pipe is not None:
+            self.at[client.name].cut(client)
+
+    def kill(self, edge: Edge) -> None:
+        """End an edge at once, and start another in its place."""
+        edge.unlink()
+        for client in self.clients:
+            if self.at.get(client.name) is edge:
+                self.cut(client)
+        self.edges[self.edges.index(edge)] = self._edge(self.edges.index(edge))
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time go by everywhere."""
+        for world in (self.root, *self.edges):
+            world.pass_time(seconds)
+        for edge in self.edges:
+            edge.uplink.tick()
+            if edge.downlink is not None:
+                edge.downlink.beat(10.0)
+
+    def settle(self) -> None:
+        """Let all links stand and everybody read until nothing moves; then hold all to the promise."""
+        moved = True
+        while moved:
+            moved = self._move()
+        for client in self.clients:
+            if client.pipe is not None:
+                client.oracle.finish()
+        for edge in self.edges:
+            assert not edge.errors, edge.errors
+            assert edge.hub.log.head == self.root.hub.log.head
+            assert edge.hub.log.epoch == self.root.hub.log.epoch
+
+    def _move(self) -> bool:
+        moved = False
+        for edge in self.edges:
+            if edge.downlink is None:
+                edge.link()
+            while edge.speak(1 << 30) | edge.hear(1 << 30):
+                moved = True
+            while edge.step():
+                pass
+        for client in self.clients:
+            pipe = client.pipe
+            if pipe is not None and pipe.unread:
+                moved = True
+                self.read(client, 1 << 30)
+            if pipe is not None and not pipe.server_open and not pipe.unread:
+                client.pipe = None
+            if client.pipe is None and client.last_id and client.name not in self._asking:
+                moved = True
+                self.connect(client, self.edges[client.name % len(self.edges)])
+        return moved

@@ -1,0 +1,98 @@
+"""The promise over links: random cuts, stalls and pieces, edges killed and lapped, clients that change the edge.
+
+A subscriber sees every event of its topics, in order, exactly once, or is told what it missed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+
+import pytest
+
+from relay.event import Event
+from tests.sim.linked import LinkedWorld
+from tests.sim.test_promise import POLICIES, TERMS, TOPICS, config_of
+
+SEEDS = int(os.environ.get("SIM_SEEDS", "300"))
+
+
+def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
+    """Run one simulation; every check is made on the way."""
+    draw = random.Random(seed)
+    world = LinkedWorld(config_of(draw), draw.randint(1, 3))
+    seen: Counter[str] = Counter()
+    for _ in range(draw.randint(1, 5)):
+        world.client(draw.choice(TERMS), draw.choice(POLICIES), draw.choice([1, 60, 300, 5000, 1 << 20]))
+    ids = 0
+    for _ in range(draw.choice([50, 250])):
+        client, edge = draw.choice(world.clients), draw.choice(world.edges)
+        match draw.choice(
+            ["publish"] * 3 + ["publish at", "step", "step", "hear", "hear", "hear", "speak", "speak", "link", "link"]
+            + ["unlink", "kill", "read", "read", "cut", "connect", "connect", "time"]
+        ):
+            case "publish":
+                for _ in range(draw.choice([1, 1, 1, 10, 60])):
+                    ids += 1
+                    own = f"own-{ids}" if draw.random() < 0.2 else None
+                    key = draw.choice([None, "k1", "k2"])
+                    topic = draw.choice((*TOPICS, f"many.{draw.randrange(40)}"))
+                    world.root.publish(topic, draw.choice([0, 10, 100, 800]), key, own)
+            case "publish at":
+                ids += 1
+                event = Event(data=f"at {ids}", topic=draw.choice(TOPICS))
+                edge.uplink.publish([event], lambda result: seen.update([type(result).__name__]))
+            case "step":
+                edge.step()
+            case "hear":
+                edge.hear(draw.choice([1, 50, 500, 100_000]))
+            case "speak":
+                edge.speak(draw.choice([1, 50, 100_000]))
+            case "link":
+                if edge.downlink is None:
+                    edge.link()
+            case "unlink":
+                if draw.random() < 0.3:
+                    seen["unlink"] += edge.downlink is not None
+                    edge.unlink()
+            case "kill":
+                if draw.random() < 0.1:
+                    seen["kill"] += 1
+                    world.kill(edge)
+            case "read":
+                world.read(client, draw.choice([1, 7, 100, 10_000]))
+            case "cut":
+                world.cut(client)
+            case "connect":
+                if client.pipe is None:
+                    world.connect(client, edge, draw.choice([None, None, 2.0, float("inf")]))
+            case "time":
+                world.pass_time(draw.choice([0.01, 0.5, 3.0, 20.0]))
+    for each in world.edges:
+        seen["lapped"] += each.hub.closes["lapped"]
+        seen.update({f"resume {result}": count for result, count in each.hub.resumes.items()})
+    world.settle()
+    return world, seen
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, 50))
+def test_every_subscriber_at_every_edge_sees_every_event_or_is_told_what_it_missed(first: int) -> None:
+    for seed in range(first, first + 50):
+        try:
+            simulate(seed)
+        except BaseException:
+            print(f"reproduce with simulate({seed})")
+            raise
+
+
+def test_the_simulations_reach_what_they_are_for() -> None:
+    """The promise is not kept by nothing ever going wrong: links break, edges are lapped and killed, clients move."""
+    seen: Counter[str] = Counter()
+    events = 0
+    for seed in range(100):
+        world, what = simulate(seed)
+        seen += what
+        events += sum(client.oracle.seen for client in world.clients)
+    assert events > 2000
+    assert seen.keys() >= {"lapped", "kill", "unlink", "list", "RequestError", "resume hit", "resume gap"}, seen

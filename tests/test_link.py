@@ -1,0 +1,145 @@
+"""The link's messages: however the bytes are cut, and whatever they are."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.config import Config
+from relay.event import Event
+from relay.link import (
+    Ask,
+    Beat,
+    Begin,
+    Drain,
+    Find,
+    Found,
+    Hello,
+    LinkError,
+    Message,
+    Parser,
+    Publish,
+    Published,
+    Refuse,
+    Refused,
+    Setup,
+    Status,
+    Told,
+    encode,
+    encode_entry,
+)
+from relay.log import Entry
+
+MESSAGES: list[Message] = [
+    Setup(config=Config(listen=(":1", "[::1]:2"), policy_for=("a=block",)), number=3, listeners=[4, 5], own_token="t"),
+    Hello(version=1, token="t", name="an edge", epoch="e", sequence=2**63),
+    Refuse(reason="no"),
+    Begin(epoch="e", sequence=1, head=2, now_s=1.5, evicted_s=-math.inf),
+    Beat(head=7),
+    Status(sequence=3, streams=4, ready=True, holding=["a", "b.*"]),
+    Publish(number=1, events=[Event(data={"a": [1, None, 2.5, "é"]}, topic="a"), Event(topic="b", id="x", key="k")]),
+    Published(number=1, ids=["e-1", "x"]),
+    Find(number=2, id="x"),
+    Found(number=2, sequence=None),
+    Refused(number=2, status=400, reason="is bad", field="id"),
+    Ask(number=3, what="stats"),
+    Told(number=3, body=b"{}"),
+    Drain(),
+]
+ENTRIES = [
+    Entry(1, 0.0, "a", None, None, b"data: x\n\n"),
+    Entry(2**64 - 1, -1.5, "é.b", "", "", b"\n"),
+    Entry(7, 1e9, "t" * 256, "i" * 1024, "k\ud800" * 1000, b"x" * 100_000),
+]
+WHOLE = b"".join(map(encode, MESSAGES)) + b"".join(map(encode_entry, ENTRIES[:2]))
+ALL = [*MESSAGES, *ENTRIES[:2]]
+
+
+def parse(*parts: bytes, bytes_max: int = 1 << 20) -> list[Message | Entry]:
+    """Feed a parser part by part."""
+    parser = Parser(bytes_max)
+    return [message for part in parts for message in parser.feed(part)]
+
+
+def test_all_messages_come_back_as_they_were() -> None:
+    assert parse(WHOLE) == ALL
+    assert parse(b"".join(map(encode_entry, ENTRIES))) == ENTRIES
+
+
+def test_messages_are_the_same_however_the_bytes_are_cut() -> None:
+    assert parse(*(bytes([byte]) for byte in WHOLE)) == ALL
+    for place in range(len(WHOLE)):
+        assert parse(WHOLE[:place], WHOLE[place:]) == ALL
+
+
+def test_a_long_message_is_taken_in_pieces_and_not_looked_at_before_it_is_whole() -> None:
+    data = encode_entry(ENTRIES[2])
+    parser = Parser(1 << 20)
+    pieces = [data[place : place + 1000] for place in range(0, len(data), 1000)]
+    assert [parser.feed(piece) for piece in pieces[:-1]] == [[]] * (len(pieces) - 1)
+    assert parser.feed(pieces[-1]) == [ENTRIES[2]]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\n", "is longer than"),
+        (b"\xff\xff\xff\xff\x00", "is longer than"),
+        (b"\x01\x00\x00\x00\x07x", "unknown kind"),
+        (b"\x01\x00\x00\x00\x00\xc1", "cannot be read"),
+        (b"\x01\x00\x00\x00\x01x", "cut short"),
+        (encode_entry(Entry(1, math.nan, "a", None, None, b"x")), "cut short"),
+        (encode_entry(Entry(1, 1.0, "a", None, None, b"")), "cut short"),
+        (encode_entry(Entry(1, 1.0, "a", None, None, b"x")).replace(b"ax", b"\xffx"), "cannot be read"),
+        (encode(Beat(head=1)).replace(b"Beat", b"Boat"), "cannot be read"),
+        (encode(Find(number=1, id="x")).replace(b"number", b"numbed"), "cannot be read"),
+    ],
+)
+def test_what_is_no_message_is_an_error(data: bytes, reason: str) -> None:
+    with pytest.raises(LinkError, match=reason):
+        parse(data, bytes_max=1000)
+
+
+def test_a_field_that_is_not_known_is_passed_over() -> None:
+    data = encode(Beat(head=1))
+    payload = bytes([data[5] + 1]) + data[6:] + b"\xa5later\x01"  # a map of one more
+    assert parse(len(payload).to_bytes(4, "little") + b"\0" + payload) == [Beat(head=1)]
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_give_messages_or_a_link_error(data: bytes) -> None:
+    """Nothing else, whatever comes."""
+    with contextlib.suppress(LinkError):
+        parse(data, bytes_max=200)
+
+
+@given(st.data())
+def test_damage_anywhere_gives_messages_or_a_link_error(data: st.DataObject) -> None:
+    """Also of bytes that nearly are a link."""
+    damaged = bytearray(WHOLE)
+    for place in data.draw(st.lists(st.integers(0, len(WHOLE) - 1), min_size=1, max_size=5)):
+        damaged[place] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(LinkError):
+        parse(bytes(damaged), bytes_max=len(WHOLE))
+
+
+@given(
+    st.builds(
+        Entry,
+        st.integers(0, 2**64 - 1),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(max_size=60),
+        st.none() | st.text(max_size=60),
+        st.none() | st.text(st.characters(), max_size=60),
+        st.binary(min_size=1, max_size=100),
+    ),
+    st.integers(0, 400),
+)
+def test_any_entry_comes_back_as_it_was_from_two_pieces(entry: Entry, place: int) -> None:
+    """Ids and keys may be absent or empty, which is not the same."""
+    data = encode_entry(entry)
+    assert parse(data[:place], data[place:]) == [entry]
