@@ -14,6 +14,8 @@ from relay.config import MIB, SETTINGS, Config
 from relay.errors import ConfigError
 from relay.settings import check, load, to_toml, variable
 
+LINK_TOKEN = "t" * 32
+
 
 def test_without_anything_the_defaults_hold_and_agree() -> None:
     assert load({}, {}) == Config() == check(Config())
@@ -39,6 +41,10 @@ def test_every_setting_is_taken_by_flag_variable_and_file() -> None:
         "retry-min": "2s",
         "exit-on-eof": "yes",
         "history-bytes": "9MiB",
+        "workers": "2",
+        "upstream": "relay://127.0.0.1:1",
+        "link-listen": "127.0.0.1:1",
+        "link-token": LINK_TOKEN,
         "trusted-proxy": "10.0.0.0/8",
         "proxy-protocol": "yes",
         "jwt-jwks-url": "https://a.example/keys",
@@ -46,7 +52,12 @@ def test_every_setting_is_taken_by_flag_variable_and_file() -> None:
     for name, each in SETTINGS.items():
         kind = each.metadata["kind"]
         text = own.get(name) or samples.get(kind) or kind.split("|")[-1]
-        needed = {"subscribe": {"jwt-key": "x"}, "proxy-protocol": {"trusted-proxy": "::1"}}.get(name, {})
+        needed = {
+            "subscribe": {"jwt-key": "x"},
+            "proxy-protocol": {"trusted-proxy": "::1"},
+            "upstream": {"link-token": LINK_TOKEN},
+            "link-listen": {"link-token": LINK_TOKEN},
+        }.get(name, {})
         by_flag = load({name: text, **needed}, {})
         assert by_flag == load(needed, {variable(name): text}) == load(needed, {}, {name: text}), name
         assert by_flag == load(needed, {}, {name.replace("-", "_"): text})
