@@ -31,8 +31,8 @@ def setting(
     Args:
         default: its value when nobody sets it.
         help: one sentence; it says why the default is what it is.
-        kind: how text becomes its value: `text`, `number`, `size` (bytes), `duration` (seconds), `switch`, or
-            `a|b|c` for a choice. A tuple as default makes the setting repeatable.
+        kind: how text becomes its value: `text`, `number`, `size` (bytes), `duration` (seconds), `switch`, `count`
+            (a number or `auto`), or `a|b|c` for a choice. A tuple as default makes the setting repeatable.
         metavar: what stands for the value in `--help`.
         least: smallest value of a number, size or duration.
         most: largest value of one.
@@ -324,7 +324,7 @@ class Config:
     workers: str = setting(
         "1",
         "Processes that hold streams, fed by one more; `auto` is one for each core. One serves all by itself.",
-        "text",
+        "count",
         "N|auto",
     )
     upstream: str = setting(

@@ -126,6 +126,8 @@ def _read_one(each: Field[Any], value: object) -> Any:
         return _read_switch(value)
     if kind in ("number", "size", "duration"):
         return _read_number(each, value)
+    if kind == "count" and type(value) is int:
+        value = str(value)
     if not isinstance(value, str):
         raise ValueError(f"must be text, not {value!r}")
     if CONTROL.search(value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import grp
 import os
+import re
 import tomllib
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from relay.config import MIB, SETTINGS, Config
 from relay.errors import ConfigError
-from relay.settings import check, load, to_toml, variable
+from relay.settings import check, load, to_toml, variable, worker_count
 
 LINK_TOKEN = "t" * 32
 
@@ -62,6 +63,30 @@ def test_every_setting_is_taken_by_flag_variable_and_file() -> None:
         assert by_flag == load(needed, {variable(name): text}) == load(needed, {}, {name: text}), name
         assert by_flag == load(needed, {}, {name.replace("-", "_"): text})
         assert by_flag != Config(), name
+
+
+def test_a_number_of_workers_may_be_a_number_in_toml() -> None:
+    assert load({}, {}, {"workers": 4}).workers == "4"
+    assert worker_count(load({}, {}, {"workers": 4})) == 4
+    assert worker_count(load({"workers": "0"}, {})) == 1
+    assert worker_count(load({"workers": "auto"}, {})) == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"workers": "many"}, "workers: 'many' is neither `auto` nor a number up to 1024"),
+        ({"workers": "1025"}, "workers: '1025' is neither `auto` nor a number up to 1024"),
+        ({"upstream": "http://a:1", "link-token": "x"}, "upstream: 'http://a:1' is not relay://HOST:PORT"),
+        ({"upstream": "relay://a:1"}, "link-token: upstream and link-listen need one"),
+        ({"link-listen": ":1"}, "link-token: upstream and link-listen need one"),
+        ({"upstream": "relay://a:1", "link-token": "x", "unix": "/a"}, "upstream: an edge has no sources of its own"),
+        ({"upstream": "relay://a:1", "link-token": "x", "stdin": "sse"}, "upstream: an edge has no sources of its own"),
+    ],
+)
+def test_links_that_cannot_be_are_refused(flags: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(flags, {})
 
 
 def test_a_file_may_use_the_types_of_toml() -> None:
