@@ -109,8 +109,12 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def _fetch(url: str) -> str:
     opener = urllib.request.build_opener(_NoRedirect)
-    with opener.open(url, timeout=FETCH_TIMEOUT_S) as response:
-        body: bytes = response.read(FILE_BYTES_MAX + 1)
+    try:
+        with opener.open(url, timeout=FETCH_TIMEOUT_S) as response:
+            body: bytes = response.read(FILE_BYTES_MAX + 1)
+    except urllib.error.HTTPError as error:
+        with error:  # it holds the connection
+            raise ValueError(f"HTTP status {error.code}") from None
     if len(body) > FILE_BYTES_MAX:
         raise ValueError(f"it is larger than {FILE_BYTES_MAX} bytes")
     return body.decode()
