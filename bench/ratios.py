@@ -48,7 +48,7 @@ LIMITS = (
     Limit("cpu-10000x100", "p99_ms", 1.5),
     Limit("rate-1000x1000", "deliveries_per_s", 0.95, at_least=True),
     Limit("rate-10000x1000", "deliveries_per_s", 0.95, at_least=True),
-    Limit("memory-10000", "bytes_per_stream", 240, ratio=False),
+    Limit("memory-10000", "bytes_per_stream", 250, ratio=False),
 )
 
 
