@@ -38,7 +38,8 @@ class Limit:
     at_least: bool = False
 
 
-# The limits of `bench.limits` with room for shared machines: CPU 1.10 and p99 1.5 were also passed by noise. In six runs of three, medians were 1.00 to 1.05 (CPU),
+# The limits of `bench.limits` with room for shared machines: CPU 1.10 and p99 1.5 are within reach of noise.
+# In six runs of three, medians were 1.00 to 1.05 (CPU),
 # 0.6 to 1.3 and 0.98 to 1.07 (p99 of 1,000 and of 10,000 streams), 0.99 to 1.01 (rates) and 211 to 233 bytes; the
 # room between is for machines that are shared.
 LIMITS = (
