@@ -69,7 +69,7 @@ sanitize:  ## Run all tests with the compiled engine and the C programs under gc
 sanitized: $(INSTALLED_TEST) $(NODE_MODULES)
 	LD_PRELOAD="$(SANITIZERS)" PYTHONMALLOC=malloc RELAY_ENGINE=speedups \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:quarantine_size_mb=64 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	CC="gcc -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+	CC="gcc -fsanitize=address,undefined -fno-sanitize-recover=undefined" SIM_SEEDS=100 \
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(INSTALLED_TEST)  ## Measure relay against its limits, one line of JSON a case: make bench ARGS=--list.

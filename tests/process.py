@@ -168,13 +168,16 @@ class Relay:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def connections(self) -> int:
-        """Return how many TCP connections the process has open."""
+        """Return how many TCP connections to its port the process has open."""
         mine = set()
         for fd in os.listdir(f"/proc/{self.process.pid}/fd"):
             with contextlib.suppress(FileNotFoundError):
                 mine.add(os.readlink(f"/proc/{self.process.pid}/fd/{fd}"))
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        return sum(row[3] != TCP_LISTEN and f"socket:[{row[9]}]" in mine for row in rows)
+        ours = f":{self.port:04X}"
+        return sum(
+            row[3] != TCP_LISTEN and row[1].endswith(ours) and f"socket:[{row[9]}]" in mine for row in rows
+        )
 
     def memory_bytes(self) -> int:
         """Return how much of the process is in memory."""
