@@ -189,6 +189,22 @@ class Config:
     history_age_s: float = setting(
         0.0, "Age up to which events are retained; 0 leaves it to the other limits.", "duration"
     )
+    data: str = setting(
+        "",
+        "File in which history, ids and dedup keys outlive the process; events are on the disk before anybody sees "
+        "them. None by default: history is in memory.",
+        "text",
+        "PATH",
+    )
+    durable: bool = setting(
+        False, "Acknowledge only what is on the disk; by default at once. Needs data.", "switch"
+    )
+    dedup_window_s: float = setting(
+        600.0, "How long an event's `dedup` is known, so that a feeder may send it again without harm.", "duration"
+    )
+    dedup_max: int = setting(
+        1_000_000, "Dedup keys that are known at most, the newest: some 250 MB.", "number", least=1
+    )
     # Slow streams
     policy: str = setting(
         "drop-oldest",

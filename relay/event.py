@@ -23,6 +23,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         retry: reconnection time in milliseconds.
         key: what `conflate` keeps the newest of; None stands for the topic itself.
         topic: where it is published; None lets the source choose.
+        dedup: what tells it from the topic's other events: one seen before is not published again.
     """
 
     data: Any = msgspec.UNSET
@@ -31,6 +32,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     retry: int | None = None
     key: str | None = None
     topic: str | None = None
+    dedup: str | None = None
 
 
 _decoder = msgspec.json.Decoder(Event)

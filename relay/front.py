@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from relay import publishing
 from relay.auth import Auth
 from relay.config import Config
 from relay.deadlines import Deadlines, Waiting
@@ -37,7 +38,7 @@ Ask = Callable[[Literal["stats", "metrics"], Callable[[bytes | RelayError], None
 _logger = logging.getLogger(__name__)
 
 
-class Hub(Protocol):
+class Hub(publishing.Hub, Protocol):
     """What the front needs of the hub."""
 
     @property
@@ -50,15 +51,6 @@ class Hub(Protocol):
 
     def knows(self, id: str) -> bool:
         """Tell whether the log has an id, or had it."""
-
-    def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
-        """Publish all events or, with an EventError, none; give their ids."""
-
-    def held(self, topic: str) -> bool:
-        """Tell whether a `block` stream of the topic is in arrears."""
-
-    def on_release(self, callback: Callable[[], None]) -> None:
-        """Call back once when some hold ends."""
 
     def subscribe(self, fd: int, request: Subscribe, address: str, now_s: float) -> None:
         """Take the descriptor and open a stream on it; with an error it is not taken."""

@@ -22,7 +22,7 @@ from relay import notice
 from relay.audience import Audiences, Subscription
 from relay.catchup import CatchUp, Observer
 from relay.config import Config
-from relay.errors import RETRY_LATER, RETRY_SOON, EventError, RequestError
+from relay.errors import RETRY_LATER, RETRY_SOON, RequestError
 from relay.event import Event
 from relay.flush import SLICE_S, Flush
 from relay.grant import ANYBODY, Grant
@@ -30,11 +30,9 @@ from relay.leases import Leases
 from relay.log import Entry, Log
 from relay.policy import Rules
 from relay.speedups import Engine
-from relay.sse import comment, encode, priming
-from relay.topic import check_topic, disjoint, matcher
-
-ID_CHARACTERS_MAX = 1024
-"""Longest id of a publisher: it has to come back in a request head, and in gaps."""
+from relay.sse import comment, priming
+from relay.topic import disjoint, matcher
+from relay.writer import Writer
 
 BLOCK_HISTORIES_MAX = 2
 """How many times its bound in bytes the log may reach for what a `block` stream needs; then the stream is lapped."""
@@ -137,7 +135,6 @@ class Hub:
         self.linked = True  # who feeds this hub is there
         self.on_entry: Callable[[], None] | None = None  # called after each entry, for the links that read the log
         self.streams_max = streams_max
-        self.encodes = 0
         self.closes: Counter[str] = Counter()
         self.resumes: Counter[str] = Counter()
         self._config = config
@@ -145,7 +142,6 @@ class Hub:
         self._clock = clock
         self._wake = wake
         self._draw = draw
-        self._event_bytes_max = min(config.event_bytes_max, config.history_bytes)
         self._heartbeat = notice.heartbeat(config.heartbeat_as)
         self._heartbeat_place = 0  # where the engine goes on; 0 when a round is done
         self._addresses: Counter[str] = Counter()
@@ -155,57 +151,34 @@ class Hub:
         self._drained: Callable[[], None] | None = None
         self._staying: deque[int] = deque()  # streams that a drain has not ended yet
         self._woken = False
+        self.writer = Writer(config, self.log, self._append)
         self._flush = Flush(self.log, engine, self._fall_behind, measures.flush_s, measures.written_s, clock)
 
     # Publishing
 
     def publish_one(self, event: Event, now_s: float) -> str:
-        """Append an event and mark its audiences.
-
-        Args:
-            event: with a topic.
-            now_s: the time.
-
-        Returns:
-            its id.
-
-        Raises:
-            EventError: it is refused; nothing has changed.
-        """
-        sequence = self._append(event.topic, self._encode(event, self.log.head), event.id, event.key, now_s)
-        self.encodes += 1
-        return event.id if event.id is not None else f"{self.log.epoch}-{sequence}"
+        """Publish an event and return its id; the rest as for `relay.writer.Writer.publish`."""
+        return self.writer.publish_one(event, now_s)
 
     def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
-        """Append events, all or none; the rest as for `publish_one`."""
-        frames = [self._encode(event, self.log.head + place) for place, event in enumerate(events)]
-        self.encodes += len(frames)
-        for event, frame in zip(events, frames, strict=True):
-            self._append(event.topic, frame, event.id, event.key, now_s)
-        first = self.log.head - len(events)
-        return [
-            f"{self.log.epoch}-{first + place}" if event.id is None else event.id for place, event in enumerate(events)
-        ]
+        """Publish events, all or none, and return their ids; see `relay.writer.Writer.publish`."""
+        return self.writer.publish(events, now_s)
 
-    def _encode(self, event: Event, sequence: int) -> bytes:
-        topic, log = event.topic, self.log
-        if topic is None:
-            raise EventError("topic", "is missing")
-        if topic not in log.topics:
-            check_topic(topic)
-        if event.id is not None:
-            if len(event.id) > ID_CHARACTERS_MAX:
-                raise EventError("id", f"has {len(event.id)} characters; at most {ID_CHARACTERS_MAX} are allowed")
-            if log.gives(event.id):
-                raise EventError("id", "has the form of the ids that relay gives out itself")
-        return encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max)
+    def confirm(self, callback: Callable[[], None]) -> None:
+        """Call back once, when what was published until now may be acknowledged; maybe within this call."""
+        self.writer.confirm(callback)
 
-    def _append(self, topic: str | None, frame: bytes, id: str | None, key: str | None, now_s: float) -> int:
-        log, name = self.log, cast(str, topic)
-        audiences = self.audiences.of_topic(name)
+    @property
+    def refusal(self) -> str:
+        """Why nothing can be published now; empty when it can."""
+        return self.writer.refusal
+
+    def _append(self, topic: str, frame: bytes, id: str | None, key: str | None, now_s: float) -> int:
+        log = self.log
+        audiences = self.audiences.of_topic(topic)
         if audiences is None:
-            audiences = self.audiences.add_topic(name)
-        sequence = log.append(log.topics[name], frame, id, key, now_s)
+            audiences = self.audiences.add_topic(topic)
+        sequence = log.append(log.topics[topic], frame, id, key, now_s)
         if audiences and self._flush.mark(audiences, sequence):
             self._set_floor()
             self._wake_up()
@@ -214,8 +187,10 @@ class Hub:
         return sequence
 
     def held(self, topic: str) -> bool:
-        """Say whether a `block` stream of this topic is in arrears, here or at an edge: its publishers have to wait."""
+        """Say whether publishers have to wait: a `block` stream of this topic is in arrears, or the disk is."""
         held = self.catchup.held
+        if self.writer.full:
+            return True
         if held and any(audience in held for audience in self.audiences.of_topic(topic) or ()):
             return True
         return bool(self._holds) and any(matcher(term)(topic) for terms in self._holds.values() for term in terms)
@@ -262,7 +237,7 @@ class Hub:
         self.catchup.begin()
 
     def take(self, entry: Entry, now_s: float) -> None:
-        """Append an entry of the hub that feeds this one, as it is: encoded already, its sequence the next one.
+        """Append an entry as it is: encoded already, its sequence the next one; of another hub, or from the disk.
 
         Raises:
             EventError: its topic is none.

@@ -44,6 +44,12 @@ class Histograms:
             buckets=LAG_BUCKETS_S,
             registry=registry,
         )
+        self.store_s = Histogram(
+            "relay_store_seconds",
+            "Time that a batch of events takes to the disk.",
+            buckets=FLUSH_BUCKETS_S,
+            registry=registry,
+        )
         self.stall_s = Histogram(
             "relay_loop_stall_seconds",
             "How much later than it should the event loop ran a timer: every second, or 0.25 s with streams behind.",
@@ -104,11 +110,18 @@ class Metrics(Collector):
         yield _gauge("relay_log_bytes_max", "Bytes of events that may be retained.", log.bytes_max)
         yield _gauge("relay_draining", "1 while draining.", float(hub.draining))
         yield _counter("relay_events", "Events published.", 0 if hub.fed else log.head - 1)
-        yield _counter("relay_encodes", "Events encoded: once each, however many streams.", hub.encodes)
+        yield _counter("relay_encodes", "Events encoded: once each, however many streams.", hub.writer.encodes)
         yield _counter("relay_deliveries", "Events handed to the kernel for a stream.", engine.deliveries)
         yield _counter("relay_sent_bytes", "Bytes handed to the kernel.", engine.bytes)
         yield _counter("relay_writes", "Calls of send().", engine.writes)
         yield _counter("relay_short_writes", "Calls of send() that the kernel did not take whole.", engine.short_writes)
+        writer, journal = hub.writer, hub.writer.journal
+        yield _counter("relay_dedup_hits", "Events not published again, as their `dedup` was seen.", writer.seen.hits)
+        yield _counter("relay_dedup_pushed_out", "Dedup keys forgotten before their time.", writer.seen.pushed_out)
+        yield _gauge("relay_dedup_keys", "Dedup keys that are known.", len(writer.seen))
+        yield _gauge("relay_store_pending", "Events that wait for the disk.", journal.pending if journal else 0)
+        yield _gauge("relay_store_failing", "1 while events cannot be stored.", float(bool(writer.refusal)))
+        yield _counter("relay_store_failures", "Writes that failed.", journal.failures if journal else 0)
         yield _labelled("relay_policy_actions", "What was done to slow streams, by policy.", "policy", actions)
         yield _labelled("relay_closes", "Streams closed, by reason.", "reason", hub.closes)
         yield _labelled("relay_resumes", "Streams that came with a last id, by result.", "result", hub.resumes)

@@ -1,7 +1,7 @@
-"""Publishing on request: all events or none, once their topics are free.
+"""Publishing on request: all events or none, once their topics are free, and answered once that is confirmed.
 
-Owns the wait for a `block` stream, and its end. What asks (a request over HTTP, an edge over its link) is called back
-exactly once, at once or later, unless it cancels. Never parses, never answers itself.
+Owns the wait for a `block` stream and for the disk, and its end. What asks (a request over HTTP, an edge over its link)
+is called back exactly once, at once or later, unless it cancels. Never parses, never answers itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from relay.errors import RETRY_SOON, RelayError, RequestError
+from relay.errors import RETRY_LATER, RETRY_SOON, RelayError, RequestError
 from relay.event import Event
 
 HOLD_GRACE_S = 5.0
@@ -26,14 +26,21 @@ _logger = logging.getLogger(__name__)
 class Hub(Protocol):
     """What publishing needs of the hub."""
 
+    @property
+    def refusal(self) -> str:
+        """Why nothing can be published now; empty when it can."""
+
     def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
         """Publish all events or, with an EventError, none; give their ids."""
 
     def held(self, topic: str) -> bool:
-        """Tell whether a `block` stream of the topic is in arrears."""
+        """Tell whether publishers have to wait: for a `block` stream of the topic, or for the disk."""
 
     def on_release(self, callback: Callable[[], None]) -> None:
         """Call back once when some hold ends."""
+
+    def confirm(self, callback: Callable[[], None]) -> None:
+        """Call back once, when what was published until now may be acknowledged; maybe within this call."""
 
 
 class Publishing:
@@ -72,7 +79,7 @@ class Publishing:
 class _Request:
     """Events that are to be published."""
 
-    __slots__ = ("_done", "_events", "_over", "_owner", "_timer")
+    __slots__ = ("_done", "_events", "_failure", "_over", "_owner", "_timer")
 
     def __init__(self, owner: Publishing, events: Sequence[Event], done: Done) -> None:
         self._owner = owner
@@ -80,26 +87,37 @@ class _Request:
         self._done = done
         self._over = False
         self._timer: TimerHandle | None = None
+        self._failure: RequestError  # of what it waits for
 
     def look(self) -> None:
         """Publish, or wait until the hub releases some topic."""
         owner = self._owner
         if self._over:
             return
+        if owner.hub.refusal:
+            self._finish(RequestError(503, owner.hub.refusal, RETRY_LATER))
+            return
         if any(owner.hub.held(topic) for topic in {str(event.topic) for event in self._events}):
-            if self._timer is None:
-                self._timer = owner.loop.call_later(owner.hold_timeout_s + HOLD_GRACE_S, self._give_up)
+            self._wait(RequestError(503, "the topic is held up, by a slow stream or by the disk", RETRY_SOON))
             owner.hub.on_release(self._released)
             return
-        result: list[str] | RelayError
         try:
-            result = owner.hub.publish(self._events, owner.clock())
+            ids = owner.hub.publish(self._events, owner.clock())
         except RelayError as error:
-            result = error
+            self._finish(error)
         except Exception:
             _logger.exception("a request to publish failed")
-            result = RequestError(500, "relay failed")
-        self._finish(result)
+            self._finish(RequestError(500, "relay failed"))
+        else:
+            owner.hub.confirm(lambda: self._finish(ids))
+            self._wait(RequestError(503, "not on the disk in time; it may be published yet", RETRY_SOON))
+
+    def _wait(self, failure: RequestError) -> None:
+        """Give up after a time, unless that is over already."""
+        if not self._over:
+            self._failure = failure
+            if self._timer is None:
+                self._timer = self._owner.loop.call_later(self._owner.hold_timeout_s + HOLD_GRACE_S, self._give_up)
 
     def cancel(self) -> None:
         """Publish nothing any more."""
@@ -114,11 +132,12 @@ class _Request:
         self._owner.loop.call_soon(self.look)
 
     def _give_up(self) -> None:
-        self._finish(RequestError(503, "a slow stream holds up the topic", RETRY_SOON))
+        self._finish(self._failure)
 
     def _finish(self, result: list[str] | RelayError) -> None:
-        self.cancel()
-        self._done(result)
+        if not self._over:
+            self.cancel()
+            self._done(result)
 
 
 def nothing() -> None:

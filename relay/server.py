@@ -31,9 +31,11 @@ from relay.credentials import Credentials
 from relay.errors import ConfigError
 from relay.front import Front
 from relay.hub import Hub
+from relay.journal import Journal
 from relay.listeners import listen, tune
 from relay.metrics import Histograms, Metrics
 from relay.protocol import FrontProtocol
+from relay.restore import open_journal
 from relay.settings import worker_count
 from relay.sources.stdin import StdinSource, stdin_fd
 from relay.sources.unix import UnixSource
@@ -142,6 +144,7 @@ class Server:
         self._given_unix: socket.socket | None = None
         self._unix: UnixSource | None = None
         self._stdin: StdinSource | None = None
+        self._journal: Journal | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stop: asyncio.Event
 
@@ -160,6 +163,8 @@ class Server:
         config, loop, worker = self.config, self._loop, self._worker
         workers = worker_count(config)
         shared = self._bind(workers)
+        if config.data:
+            self._journal = open_journal(config.data, self.hub, self._histograms.store_s, loop)
         own_token = secrets.token_urlsafe(24) if worker is None else worker.own_token
         self._credentials = Credentials(config, own_token, wall=time.time, changed=self._revoke)
         self._credentials.start(loop)
@@ -290,6 +295,8 @@ class Server:
         self._timers["tick"] = self._loop.call_later(interval_s, self._tick, self._loop.time() + interval_s)
         self._histograms.stall_s.observe(max(0.0, self._loop.time() - due_s))
         self.hub.tick(time.monotonic())
+        if self._journal is not None:
+            self._journal.tick(time.monotonic())
 
     def _heartbeat(self) -> None:
         interval_s = self.config.heartbeat_s / HEARTBEATS_A_PERIOD
@@ -333,9 +340,13 @@ class Server:
             self._unix.close()
         for each in self._sockets[len(self._listeners) :]:
             each.close()  # the workers have their own, and close them
+        self._front.close_idle()
+        if self._journal is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.config.drain_timeout_s / 2):
+                    await self._journal.settle()
         drained = asyncio.Event()
         self.hub.drain(time.monotonic(), drained.set)
-        self._front.close_idle()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_timeout_s):
                 await self._end_streams()
@@ -374,4 +385,7 @@ class Server:
             self._stdin.close()
         if self._unix is not None:
             self._unix.close()
+            self._unix.cut()
+        if self._journal is not None:
+            self._journal.close()
         self._loop.remove_reader(self.hub.engine.fileno())

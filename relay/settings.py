@@ -254,6 +254,8 @@ def _check_sources(config: Config) -> None:
         raise ConfigError(f"unix-group: {error}") from None
     if config.exit_on_eof and config.stdin == "off":
         raise ConfigError("exit-on-eof: standard input is off, so its end is never seen")
+    if config.durable and not config.data:
+        raise ConfigError("durable: there is no disk without data")
     if config.event_bytes_max > config.history_bytes:
         raise ConfigError(
             f"event-bytes-max: {size_text(config.event_bytes_max)} is more than history-bytes holds "
@@ -272,6 +274,8 @@ def _check_scale(config: Config) -> None:
             raise ConfigError(f"upstream: {error}") from None
         if config.unix or config.stdin not in ("auto", "off"):
             raise ConfigError("upstream: an edge has no sources of its own; feed the relay that it follows")
+        if config.data:
+            raise ConfigError("upstream: an edge keeps no history of its own; give data to the relay that it follows")
     if config.link_listen:
         try:
             parse_address(config.link_listen)

@@ -43,7 +43,7 @@ class Stats:
     def collect(self, now_s: float) -> dict[str, Any]:
         """Return what is going on, as JSON values; topics and slowest streams are bounded."""
         hub = self._hub
-        log, engine = hub.log, hub.engine
+        log, engine, journal = hub.log, hub.engine, hub.writer.journal
         self._look_again(now_s)
         return {
             "version": metadata.version("relay"),
@@ -56,7 +56,7 @@ class Stats:
             "streams": engine.open,
             "lagging": len(hub.catchup.streams),
             "events": log.head - 1,
-            "encodes": hub.encodes,
+            "encodes": hub.writer.encodes,
             "deliveries": engine.deliveries,
             "bytes": engine.bytes,
             "writes": engine.writes,
@@ -68,6 +68,8 @@ class Stats:
                 "bytes": log.bytes,
                 "bytes_max": log.bytes_max,
             },
+            "dedup": {"keys": len(hub.writer.seen), "hits": hub.writer.seen.hits},
+            "store": None if journal is None else {"pending": journal.pending, "refusal": journal.refusal},
             "policy_actions": dict(hub.catchup.actions),
             "closes": dict(hub.closes),
             "resumes": dict(hub.resumes),

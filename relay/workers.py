@@ -85,6 +85,8 @@ class Workers:
             stdin="off",
             exit_on_eof=False,
             upstream="",
+            data="",
+            durable=False,
             link_listen="",
             drain_delay_s=0.0,
             drain_rate=max(1, config.drain_rate // count),

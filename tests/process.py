@@ -318,7 +318,11 @@ class Feeder:
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(TIMEOUT_S)
-        self.socket.connect(str(path))
+        try:
+            self.socket.connect(str(path))
+        except OSError:
+            self.socket.close()
+            raise
         self._answers = self.socket.makefile("rb")
 
     def send(self, *lines: dict[str, Any] | bytes) -> None:

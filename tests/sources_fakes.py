@@ -44,6 +44,9 @@ class FakeHub:
     def on_release(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
 
+    def confirm(self, callback: Callable[[], None]) -> None:
+        callback()
+
     def release(self, topic: str) -> None:
         self.holding.discard(topic)
         callbacks, self._callbacks = self._callbacks, []

@@ -44,6 +44,8 @@ class FakeHub:
         self.streams: list[tuple[socket.socket, Subscribe, str]] = []
         self.events: list[Event] = []
         self.holding = False
+        self.refusal = ""
+        self.unconfirmed: list[Callable[[], None]] | None = None  # a list: acknowledgements wait
         self.releases: list[Callable[[], None]] = []
 
     @property
@@ -65,6 +67,12 @@ class FakeHub:
 
     def on_release(self, callback: Callable[[], None]) -> None:
         self.releases.append(callback)
+
+    def confirm(self, callback: Callable[[], None]) -> None:
+        if self.unconfirmed is None:
+            callback()
+        else:
+            self.unconfirmed.append(callback)
 
     def release(self, *, holding: bool = False) -> None:
         """End a hold; with `holding`, another goes on."""

@@ -10,6 +10,9 @@ the kernel fills, and its writes wait. Between two turns everything else that is
                           │    └─ full: room ───────┤
                           └─────────────────────────┘
 
+Answers go out when what they acknowledge is confirmed, which may wait for the disk; until then there is no room for
+others.
+
 Owns this order; how a kind of feeder is read, watched and answered is its subclass's. Never parses or
 publishes.
 """
@@ -19,6 +22,7 @@ from __future__ import annotations
 import logging
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from relay.sources.intake import ANSWER_BYTES_MAX, Intake, Publisher, State
@@ -55,6 +59,8 @@ class Feeder:
         self._loop = loop
         self._clock = clock
         self._ended = False
+        self._draining = False
+        self._confirming = False  # answers wait for the disk
         self._state = State.IDLE
 
     def start(self) -> None:
@@ -62,9 +68,13 @@ class Feeder:
         self._watch(True)
 
     def drain(self) -> None:
-        """Publish what has been read, but for what is held, and close."""
+        """Publish what has been read, but for what is held, and close once that is answered."""
+        self._draining = True
         self._guarded(self._work_off)
-        self.close()
+        if self._confirming:
+            self._watch(False)
+        else:
+            self.close()
 
     def close(self) -> None:
         """Stop at once. What is not published yet is not acknowledged either."""
@@ -133,30 +143,47 @@ class Feeder:
         self._turn()
 
     def _turn(self) -> None:
+        if self._draining:
+            return
         self._state = self._work()
         if self._state is State.IDLE and not self._ended:
             self._watch(True)
             return
         self._watch(False)
-        if self._state is State.IDLE:
-            self._finish()
-        elif self._state is State.BUSY:
+        if self._state is State.BUSY:
             self._loop.call_soon(self._on_turn)
         elif self._state is State.HELD:
             self._hub.on_release(self._on_release)
+        elif self._state is State.IDLE and not self._confirming:
+            self._finish()
 
     def _work(self) -> State:
         """Do one turn's work and answer it."""
-        state = self._intake.work(self._clock(), self._room())
-        self._answer(self._intake.take_answers())
-        return State.BUSY if state is State.FULL and self._room() else state
+        self._state = State.BUSY
+        state = self._intake.work(self._clock(), 0 if self._confirming else self._room())
+        answers = self._intake.take_answers()
+        if answers:
+            self._confirming = True
+            self._hub.confirm(partial(self._confirmed, answers))
+        return State.BUSY if state is State.FULL and not self._confirming and self._room() else state
+
+    def _confirmed(self, answers: bytes) -> None:
+        """Send answers, now or once the disk has what they are for, and go on with what waited for that."""
+        self._confirming = False
+        if self.closed:
+            return
+        self._answer(answers)
+        if self._draining and self._state is not State.BUSY:
+            self.close()
+        elif self._room():
+            self._answered()
 
     def _work_off(self) -> None:
         while self._work() is State.BUSY:
             pass
 
     def _answered(self) -> None:
-        """Go on: all answers that had to wait are sent."""
+        """Go on: no answer waits any more."""
         if self._state is State.FULL:
             self._state = State.BUSY
             self._loop.call_soon(self._on_turn)

@@ -49,6 +49,8 @@ class Publisher(Protocol):
 
     def on_release(self, callback: Callable[[], None]) -> None: ...
 
+    def confirm(self, callback: Callable[[], None]) -> None: ...
+
 
 Item = TypeVar("Item")
 

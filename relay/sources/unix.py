@@ -190,6 +190,11 @@ class UnixSource:
             feeder.drain()
         self._errors.close()
 
+    def cut(self) -> None:
+        """Close the feeders that still wait for an answer after `close()`."""
+        for feeder in list(self.feeders):
+            feeder.close()
+
     def _on_acceptable(self) -> None:
         listener = self._listener
         if listener is None:

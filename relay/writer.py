@@ -1,0 +1,175 @@
+"""The writer: turns events into entries, each with a frame, a sequence and an id.
+
+Theory of operation. A batch is checked and encoded whole before anything changes, so that it is published all or none.
+An event whose `dedup` was seen within the window is not published again: it is answered with its first id. With a file
+the entries go by way of the journal, and are in the log once they are on the disk.
+
+Owns what an event must be to be published, and the dedup keys. Never waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from relay.config import Config
+from relay.errors import EventError, RequestError
+from relay.event import Event
+from relay.log import Entry, Log
+from relay.seen import Seen
+from relay.sse import encode
+from relay.topic import check_topic
+
+ID_CHARACTERS_MAX = 1024
+"""Longest id of a publisher: it has to come back in a request head, and in gaps."""
+
+DEDUP_CHARACTERS_MAX = 256
+"""Longest dedup key: room for any digest or path, while a million of them stay below 300 MB."""
+
+Append = Callable[[str, bytes, str | None, str | None, float], int]
+"""Puts into the log: topic, frame, id, key, time; gives the sequence."""
+
+
+class Journal(Protocol):
+    """What stands between publishing and the log where there is a file; see `relay.journal`."""
+
+    @property
+    def head(self) -> int:
+        """Sequence of the next entry."""
+
+    @property
+    def pending(self) -> int:
+        """How many entries wait for the disk."""
+
+    @property
+    def failures(self) -> int:
+        """How many writes have failed."""
+
+    @property
+    def full(self) -> bool:
+        """Whether publishers have to wait."""
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing can be published now; empty when it can."""
+
+    def put(self, entries: Sequence[Entry], keys: Sequence[tuple[str, str]]) -> None:
+        """Take what was published at once, and the dedup keys of it with their ids."""
+
+    def confirm(self, callback: Callable[[], None]) -> None:
+        """Call back once, when all that was put until now is on the disk."""
+
+
+class Writer:
+    """What publishing does before the log has the entry.
+
+    Args:
+        config: the settings.
+        log: what the entries are for.
+        append: puts one entry into it.
+    """
+
+    def __init__(self, config: Config, log: Log, append: Append) -> None:
+        self.encodes = 0
+        self.seen = Seen(config.dedup_window_s, config.dedup_max)
+        self.journal: Journal | None = None  # on the way to the disk; None without a file
+        self._durable = config.durable
+        self._log = log
+        self._append = append
+        self._event_bytes_max = min(config.event_bytes_max, config.history_bytes)
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing can be published now; empty when it can."""
+        return "" if self.journal is None else self.journal.refusal
+
+    @property
+    def full(self) -> bool:
+        """Whether publishers have to wait for the disk."""
+        return self.journal is not None and self.journal.full
+
+    def confirm(self, callback: Callable[[], None]) -> None:
+        """Call back when what was published until now may be acknowledged: at once, unless that waits for the disk."""
+        if self.journal is None or not self._durable:
+            callback()
+        else:
+            self.journal.confirm(callback)
+
+    def publish_one(self, event: Event, now_s: float) -> str:
+        """Publish an event and return its id; the rest as for `publish`."""
+        journal = self.journal
+        if event.dedup is not None or (journal is not None and journal.refusal):
+            return self.publish((event,), now_s)[0]
+        sequence = self._log.head if journal is None else journal.head
+        topic, frame = self._encode(event, sequence)
+        if journal is None:
+            self._append(topic, frame, event.id, event.key, now_s)
+        else:
+            journal.put((Entry(sequence, now_s, topic, event.id, event.key, frame),), ())
+        self.encodes += 1
+        return event.id if event.id is not None else f"{self._log.epoch}-{sequence}"
+
+    def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
+        """Publish events, all or none.
+
+        Args:
+            events: each with a topic.
+            now_s: the time.
+
+        Returns:
+            their ids; of one that was published before, its first id.
+
+        Raises:
+            EventError: one is refused; nothing has changed.
+            RequestError: 503, nothing can be stored now.
+        """
+        if self.refusal:
+            raise RequestError(503, self.refusal)
+        following = self._log.head if self.journal is None else self.journal.head
+        entries: list[Entry] = []
+        ids: list[str] = []
+        keys: dict[str, str] = {}
+        for event in events:
+            key = None if event.dedup is None else _dedup_key(event)
+            known = None if key is None else self.seen.find(key, now_s) or keys.get(key)
+            if known is not None:
+                ids.append(known)
+                continue
+            sequence = following + len(entries)
+            topic, frame = self._encode(event, sequence)
+            id = event.id if event.id is not None else f"{self._log.epoch}-{sequence}"
+            entries.append(Entry(sequence, now_s, topic, event.id, event.key, frame))
+            ids.append(id)
+            if key is not None:
+                keys[key] = id
+        self.encodes += len(entries)
+        self.seen.hits += len(events) - len(entries)
+        for key, id in keys.items():
+            self.seen.add(key, id, now_s)
+        if self.journal is None:
+            for _, _, topic, own_id, key, frame in entries:
+                self._append(topic, frame, own_id, key, now_s)
+        elif entries:
+            self.journal.put(entries, list(keys.items()))
+        return ids
+
+    def _encode(self, event: Event, sequence: int) -> tuple[str, bytes]:
+        topic, log = event.topic, self._log
+        if topic is None:
+            raise EventError("topic", "is missing")
+        if topic not in log.topics:
+            check_topic(topic)
+        if event.id is not None:
+            if len(event.id) > ID_CHARACTERS_MAX:
+                raise EventError("id", f"has {len(event.id)} characters; at most {ID_CHARACTERS_MAX} are allowed")
+            if log.gives(event.id):
+                raise EventError("id", "has the form of the ids that relay gives out itself")
+        return topic, encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max)
+
+
+def _dedup_key(event: Event) -> str:
+    """Return what stands for the event: two topics never share a key, as LF is in no topic."""
+    dedup = str(event.dedup)
+    if not 0 < len(dedup) <= DEDUP_CHARACTERS_MAX:
+        raise EventError("dedup", f"has {len(dedup)} characters; 1 to {DEDUP_CHARACTERS_MAX} are allowed")
+    return f"{event.topic}\n{dedup}"

@@ -1,0 +1,240 @@
+"""What the file was given is there again after a crash; a file that cannot be trusted is an error that names it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from relay.errors import ConfigError
+from relay.log import Entry
+from relay.store import APPLICATION_ID, Batch, Key, Store, Trim
+
+
+def entry(sequence: int, **other: str) -> Entry:
+    return Entry(sequence, float(sequence), other.get("topic", "a"), other.get("id"), other.get("key"), b"data: x\n\n")
+
+
+def batch(*sequences: int, keys: list[Key] | None = None, newest_s: float = 0.0) -> Batch:
+    return Batch([entry(sequence) for sequence in sequences], keys or [], 1000.0, newest_s)
+
+
+def sequences(store: Store) -> list[list[int]]:
+    return [[each.sequence for each in row] for _, row in store.entries()]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "relay.db")
+
+
+def filled(path: str) -> Store:
+    store = Store(path)
+    store.write(batch(1, 2), None)
+    store.write(batch(3), None)
+    store.write(batch(4, 5, 6), None)
+    return store
+
+
+def crash(path: str) -> str:
+    """Return a copy as a crash leaves it: the log not written to its place."""
+    copied = path + ".copy"
+    for part in ("", "-wal"):
+        shutil.copy(path + part, copied + part)
+    return copied
+
+
+def test_a_new_file_is_whole_is_its_owners_alone_and_leaves_nothing_beside_it(path: str) -> None:
+    store = Store(path)
+    assert store.is_new
+    assert (len(store.epoch), store.tail, sequences(store)) == (8, 1, [])
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    store.close()
+    assert os.listdir(os.path.dirname(path)) == ["relay.db"]
+
+
+def test_entries_come_back_whole_in_order_and_with_their_times(path: str) -> None:
+    store, epoch = Store(path), ""
+    entries = [
+        Entry(1, 1.5, "a", None, None, b"data: 1\n\n"),
+        Entry(2, 2.5, "a.b", "own", None, b"data: \xc3\xa9\n\n"),
+        Entry(3, 2.5, "ü", None, "key", b"\x00"),
+    ]
+    store.write(Batch(entries, [("k", "own")], 1000.0, 1002.5), None)
+    epoch = store.epoch
+    store.close()
+    store = Store(path)
+    assert not store.is_new
+    assert store.epoch == epoch
+    assert list(store.entries()) == [(1000.0, entries)]
+    assert list(store.dedup_keys()) == [(1002.5, [("k", "own")])]
+    store.close()
+
+
+def test_what_was_written_survives_a_crash(path: str) -> None:
+    store = filled(path)
+    copied = Store(crash(path))
+    assert sequences(copied) == [[1, 2], [3], [4, 5, 6]]
+    copied.close()
+    store.close()
+
+
+def test_what_the_log_has_evicted_goes_a_row_at_a_time_and_the_head_stays_known(path: str) -> None:
+    store = filled(path)
+    store.write(batch(), Trim(tail=5, evicted_s=77.0, keys_since_s=0.0))
+    assert sequences(store) == [[4, 5, 6]]
+    store.write(batch(), Trim(tail=7, evicted_s=78.0, keys_since_s=0.0))
+    store.close()
+    store = Store(path)
+    assert (sequences(store), store.tail, store.evicted_s) == ([], 7, 78.0)
+    store.close()
+
+
+def test_dedup_keys_go_by_their_own_time(path: str) -> None:
+    store = Store(path)
+    store.write(batch(1, keys=[("a", "e-1")], newest_s=100.0), None)
+    store.write(batch(2, keys=[("b", "e-2")], newest_s=200.0), None)
+    store.write(batch(), Trim(tail=3, evicted_s=0.0, keys_since_s=150.0))
+    assert [row for _, row in store.dedup_keys()] == [[("b", "e-2")]]
+    store.close()
+
+
+def test_a_full_disk_changes_nothing_and_is_over_when_there_is_room(path: str) -> None:
+    store = filled(path)
+    store._db.execute("PRAGMA max_page_count = 12")
+    large = Batch([Entry(7, 0.0, "a", None, None, bytes(100_000))], [("k", "e-7")], 0.0, 0.0)
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        store.write(large, None)
+    assert sequences(store) == [[1, 2], [3], [4, 5, 6]]
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    store.write(large, None)
+    assert sequences(store)[-1] == [7]
+    assert [row for _, row in store.dedup_keys()] == [[("k", "e-7")]]
+    store.close()
+
+
+def test_a_file_in_use_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.store.LOCK_S", 0.0)
+    store = Store(path)
+    with pytest.raises(ConfigError, match=r"^data: .*relay\.db: another process uses it$"):
+        Store(path)
+    store.write(batch(1), None)
+    store.close()
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^data: .*No such file or directory: '.*/nowhere/relay\.db"):
+        Store(str(tmp_path / "nowhere" / "relay.db"))
+
+
+def test_what_is_no_file_of_relay_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(b"Dear diary, today I was given to a relay as its data.\n" * 100)
+    empty = tmp_path / "empty"
+    empty.write_bytes(b"")
+    other = tmp_path / "other"
+    db = sqlite3.connect(other)
+    db.execute("CREATE TABLE mine (a)")
+    db.commit()
+    db.close()
+    newer = tmp_path / "newer"
+    Store(str(newer)).close()
+    db = sqlite3.connect(newer)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    said = {
+        text: "file is not a database",
+        empty: "is empty",
+        other: "is another program's file",
+        newer: "has format 99; this relay reads 1",
+        tmp_path: "is no file",
+    }
+    for each, reason in said.items():
+        before = each.read_bytes() if each.is_file() else b""
+        with pytest.raises(ConfigError, match=reason) as caught:
+            Store(str(each))
+        assert str(each) in str(caught.value)
+        if each in (text, empty):
+            assert each.read_bytes() == before
+
+
+def test_a_write_ahead_log_that_was_taken_away_is_missed(path: str) -> None:
+    store = filled(path)
+    copied = crash(path)
+    store.close()
+    os.rename(f"{copied}-wal", f"{copied}.aside")
+    with pytest.raises(ConfigError, match=r"-wal is missing"):
+        Store(copied)
+    os.rename(f"{copied}.aside", f"{copied}-wal")
+    os.rename(copied, f"{copied}.aside")
+    with pytest.raises(ConfigError, match=r"copy is missing, but .*-wal is there"):
+        Store(copied)
+    os.rename(f"{copied}.aside", copied)
+    store = Store(copied)
+    assert sequences(store) == [[1, 2], [3], [4, 5, 6]]
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM entries WHERE last = 3",
+        "DELETE FROM entries WHERE last = 2",
+        "UPDATE entries SET packed = zeroblob(length(packed)) WHERE last = 6",
+        "UPDATE entries SET last = 9 WHERE last = 6",
+        "DELETE FROM meta WHERE name = 'tail'",
+        "UPDATE seen SET crc = crc + 1",
+        "UPDATE meta SET value = 99 WHERE name = 'tail'",
+        "DROP TABLE seen",
+    ],
+)
+def test_damage_that_sqlite_does_not_see_is_seen(path: str, statement: str) -> None:
+    store = filled(path)
+    store.write(Batch([entry(7)], [("k", "e-7")], 0.0, 0.0), None)
+    store.close()
+    db = sqlite3.connect(path)
+    db.execute(statement)
+    db.commit()
+    db.close()
+    with pytest.raises(ConfigError, match=f"^data: {path}.*(damaged|no such table)"):
+        read(path)
+
+
+def read(path: str) -> tuple[str, list[tuple[float, list[Entry]]], list[tuple[float, list[Key]]]]:
+    store = Store(path)
+    try:
+        return store.epoch, list(store.entries()), list(store.dedup_keys())
+    finally:
+        store.close()
+
+
+def test_a_flipped_byte_or_a_cut_end_is_an_error_or_harmless_but_never_another_content(path: str) -> None:
+    draw = random.Random(1)
+    store = Store(path)
+    for number in range(1, 400, 4):
+        store.write(batch(*range(number, number + 4), keys=[(f"k{number}", f"e-{number}")]), None)
+    store.close()
+    whole = Path(path).read_bytes()
+    assert int.from_bytes(whole[68:72]) == APPLICATION_ID
+    expected = read(path)
+    whole = Path(path).read_bytes()
+    harmless = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        if draw.random() < 0.2:
+            del damaged[draw.randrange(1, len(damaged)) :]
+        else:
+            damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+        Path(path).write_bytes(damaged)
+        for part in ("-wal", "-shm", "-journal"):
+            Path(path + part).unlink(missing_ok=True)
+        with contextlib.suppress(ConfigError):
+            assert read(path) == expected
+            harmless += 1  # free space, mostly
+    assert harmless < 200
