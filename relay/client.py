@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from relay.errors import RelayError
+from relay.errors import EventError, RelayError
 from relay.event import Event
 from relay.publisher import Publisher, endpoint, need_httpx, publish, refusal
 from relay.sse import Decoder
@@ -74,11 +74,19 @@ class _Position:
         self.last_event_id = last_event_id
         self.retry_s = 0.0
 
-    def read(self, decoder: Decoder, data: bytes) -> Iterator[Event]:
+    def read(
+        self, decoder: Decoder, data: bytes, on_refused: Callable[[EventError], None] | None
+    ) -> Iterator[Event]:
         """Decode, line by line, since only so the decoder's last id is that of the very event."""
         for line in data.splitlines(keepends=True):
             before = decoder.last_event_id
-            events = decoder.feed(line)
+            try:
+                events = decoder.feed(line)
+            except EventError as error:
+                if on_refused is None:
+                    raise
+                on_refused(error)
+                continue
             if decoder.last_event_id != before:
                 self.last_event_id = decoder.last_event_id
             if decoder.retry_ms is not None:
@@ -106,6 +114,8 @@ async def subscribe(
     backoff_least_s: float = 1.0,
     backoff_most_s: float = 30.0,
     event_bytes_max: int = EVENT_BYTES_MAX,
+    on_data: Callable[[], None] = lambda: None,
+    on_refused: Callable[[EventError], None] | None = None,
     client: httpx.AsyncClient | None = None,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     draw: Callable[[], float] = random.random,
@@ -126,6 +136,8 @@ async def subscribe(
         backoff_least_s: upper end of the first random wait; the server's `retry` comes on top.
         backoff_most_s: upper end of all random waits.
         event_bytes_max: largest event that is taken.
+        on_data: called whenever the stream says something, be it a comment.
+        on_refused: called with why an event is left out, because it is too large; None makes it an error.
         client: HTTP client to use, left open; one of its own if None.
         sleep: waits that many seconds.
         draw: gives random numbers from 0 to 1.
@@ -135,7 +147,7 @@ async def subscribe(
 
     Raises:
         RequestError: the server refused for good.
-        EventError: an event is too large.
+        EventError: an event is too large, and `on_refused` is None.
         RelayError: httpx is missing, the address is malformed, or the answer is no event stream.
     """
     need_httpx()
@@ -157,7 +169,8 @@ async def subscribe(
                 async with contextlib.aclosing(_listen(client, request, event_bytes_max)) as stream:
                     async for decoder, data in stream:
                         backoff.reset()
-                        for event in position.read(decoder, data):
+                        on_data()
+                        for event in position.read(decoder, data, on_refused):
                             yield event
                 return
             except _LostError as lost:

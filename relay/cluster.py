@@ -57,6 +57,7 @@ class Cluster:
         self.publisher = publisher
         self.uplink: Uplink | None = None
         self.workers: Workers | None = None
+        self.source: Callable[[], dict[str, Any]] | None = None  # what /stats says of an event stream that is followed
         self._config = config
         self._hub = hub
         self._stats = stats
@@ -167,6 +168,8 @@ class Cluster:
         told = self._stats.collect(now_s)
         if self.uplink is not None:
             told["upstream"] = {"linked": self._hub.linked, "breaks": self.uplink.breaks}
+        elif self.source is not None:
+            told["upstream"] = self.source()
         if self._links is not None:
             told["edges"] = [
                 {"name": each.down.name, "lag_events": each.down.lag_events, "lapped": each.down.lapped}

@@ -344,11 +344,26 @@ class Config:
         "N|auto",
     )
     upstream: str = setting(
-        "", "Be an edge of another relay: its log, its ids; published events go there.", "text", "relay://HOST:PORT"
+        "",
+        "Follow another server: relay://HOST:PORT makes this an edge of that relay, with its log and ids, and what is "
+        "published goes there; the http:// or https:// address of an event stream is a source, like standard input.",
+        "text",
+        "URL",
+    )
+    upstream_timeout_s: float = setting(
+        45.0,
+        "Silence after which an event stream that is followed is taken for dead: three of relay's own heartbeats.",
+        "duration",
+        least=0.1,
     )
     link_listen: str = setting("", "Address for the edges that have this one as upstream.", "text", "HOST:PORT")
     link_token: str = setting(
-        "", "What edges have to know, at both ends; needed for upstream and link-listen.", "text", "TOKEN", secret=True
+        "",
+        "What edges have to know, at both ends; needed for upstream and link-listen. An event stream that is followed "
+        "is sent it as a bearer token.",
+        "text",
+        "TOKEN",
+        secret=True,
     )
     # Process
     log_level: str = setting("info", "Least level that is logged.", "debug|info|warning|error")
@@ -445,6 +460,11 @@ def parse_group(text: str) -> int:
         raise ValueError(f"there is no group {text!r}") from None
 
 
+def is_event_stream(upstream: str) -> bool:
+    """Say whether what is followed is an event stream over HTTP, and not another relay's log."""
+    return upstream.startswith(("http://", "https://"))
+
+
 def parse_upstream(text: str) -> tuple[str, int]:
     """Split `relay://HOST:PORT` into host and port.
 
@@ -456,7 +476,7 @@ def parse_upstream(text: str) -> tuple[str, int]:
     except ValueError:
         host, port = "", 0
     if not text.startswith("relay://") or not host or not port:
-        raise ValueError(f"{text!r} is not relay://HOST:PORT")
+        raise ValueError(f"{text!r} is neither relay://HOST:PORT nor the address of an event stream (https://…)")
     return host, port
 
 

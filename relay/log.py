@@ -425,6 +425,17 @@ class Log:
                 return own
         return f"{self.epoch}-{sequence}"
 
+    def newest_own_id(self, topic: str) -> str | None:
+        """Return the id of a topic's newest retained entry that has one of its publisher's; None without one."""
+        known = self.topics.get(topic)
+        for sequence in reversed(known.index.sequences if known is not None else ()):
+            if sequence < self.tail:
+                break
+            own = self._ids[sequence - self._base]
+            if own is not None:
+                return own
+        return None
+
     def find(self, id: str) -> int | None:
         """Return the sequence of an id that this log gave or retains; None when it knows nothing of it.
 

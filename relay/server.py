@@ -26,9 +26,9 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from relay.cluster import Cluster
-from relay.config import Config
+from relay.config import Config, is_event_stream
 from relay.credentials import Credentials
-from relay.errors import ConfigError
+from relay.errors import ConfigError, RelayError
 from relay.front import Front
 from relay.hub import Hub
 from relay.journal import Journal
@@ -39,6 +39,7 @@ from relay.restore import open_journal
 from relay.settings import worker_count
 from relay.sources.stdin import StdinSource, stdin_fd
 from relay.sources.unix import UnixSource
+from relay.sources.upstream import UpstreamSource
 from relay.speedups import ENGINE, Engine
 from relay.stats import Stats
 from relay.systemd import Service
@@ -117,7 +118,8 @@ class Server:
         self.config = config
         self._service = service
         self._worker = worker
-        self._fed = worker is not None or bool(config.upstream)
+        follows = bool(config.upstream) and not is_event_stream(config.upstream)
+        self._fed = worker is not None or follows
         available = descriptors - DESCRIPTORS_RESERVED
         if config.streams_max > available:
             raise ConfigError(f"streams-max: {config.streams_max} streams need more than {descriptors} descriptors")
@@ -144,6 +146,7 @@ class Server:
         self._given_unix: socket.socket | None = None
         self._unix: UnixSource | None = None
         self._stdin: StdinSource | None = None
+        self._upstream: UpstreamSource | None = None
         self._journal: Journal | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stop: asyncio.Event
@@ -196,6 +199,8 @@ class Server:
         if not self._fed:
             self._stdin = StdinSource(config, self.hub, self.metrics, loop, self._on_eof, stdin_fd())
             self._stdin.start()
+            if config.upstream:
+                self._follow_stream()
         gc.freeze()
 
     def _bind(self, workers: int) -> list[list[socket.socket]]:
@@ -228,6 +233,18 @@ class Server:
             _logger.info("following %s", config.upstream)
         self._front.publisher = self._cluster
         self._front.find = self._cluster.find
+
+    def _follow_stream(self) -> None:
+        """Begin to relay another server's event stream, after the last of its events that the log has."""
+        config, last_id = self.config, self.hub.log.newest_own_id(self.config.topic)
+        try:
+            self._upstream = UpstreamSource(
+                config, self.hub, self.metrics, self._loop, time.monotonic, last_id or ""
+            )
+        except RelayError as error:
+            raise ConfigError(f"upstream: {error}") from None
+        self._cluster.source = self._upstream.stats
+        self._upstream.start()
 
     async def _listen(self, listeners: list[socket.socket], workers: int) -> None:
         """Begin to accept, unless the workers do; say where."""
@@ -334,6 +351,8 @@ class Server:
         _logger.info("draining %d streams", self.hub.engine.open)
         for server in self._listeners:
             server.close()
+        if self._upstream is not None:
+            self._upstream.close()
         if self._stdin is not None:
             self._stdin.drain()
         if self._unix is not None:
@@ -381,6 +400,8 @@ class Server:
             self._cluster.close()
         if hasattr(self, "_front"):
             self._front.abort()
+        if self._upstream is not None:
+            self._upstream.close()
         if self._stdin is not None:
             self._stdin.close()
         if self._unix is not None:

@@ -18,6 +18,7 @@ from relay.config import (
     SETTINGS,
     Config,
     duration_text,
+    is_event_stream,
     parse_address,
     parse_duration,
     parse_group,
@@ -267,7 +268,8 @@ def _check_scale(config: Config) -> None:
     number = re.fullmatch("[0-9]{1,4}", config.workers)
     if config.workers != "auto" and (number is None or int(config.workers) > WORKERS_MAX):
         raise ConfigError(f"workers: {config.workers!r} is neither `auto` nor a number up to {WORKERS_MAX}")
-    if config.upstream:
+    follows = bool(config.upstream) and not is_event_stream(config.upstream)
+    if follows:
         try:
             parse_upstream(config.upstream)
         except ValueError as error:
@@ -281,7 +283,7 @@ def _check_scale(config: Config) -> None:
             parse_address(config.link_listen)
         except ValueError as error:
             raise ConfigError(f"link-listen: {error}") from None
-    if (config.upstream or config.link_listen) and not config.link_token:
+    if (follows or config.link_listen) and not config.link_token:
         raise ConfigError("link-token: upstream and link-listen need one, the same at both ends")
 
 
