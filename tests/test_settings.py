@@ -79,7 +79,7 @@ def test_a_number_of_workers_may_be_a_number_in_toml() -> None:
     [
         ({"workers": "many"}, "workers: 'many' is neither `auto` nor a number up to 1024"),
         ({"workers": "1025"}, "workers: '1025' is neither `auto` nor a number up to 1024"),
-        ({"upstream": "http://a:1", "link-token": "x"}, "upstream: 'http://a:1' is not relay://HOST:PORT"),
+        ({"upstream": "tcp://a:1", "link-token": "x"}, "upstream: 'tcp://a:1' is neither relay://HOST:PORT nor"),
         ({"upstream": "relay://a:1"}, "link-token: upstream and link-listen need one"),
         ({"link-listen": ":1"}, "link-token: upstream and link-listen need one"),
         ({"upstream": "relay://a:1", "link-token": "x", "unix": "/a"}, "upstream: an edge has no sources of its own"),
