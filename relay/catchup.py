@@ -259,8 +259,8 @@ class CatchUp:
             return None
         key = (index, number)
         chunk = self._chunks.get(key)
-        # The last segment grows; a chunk of it serves until the stream has what is in it.
-        if chunk is None or chunk.cursor <= cursor:
+        # The last segment grows. With an older part of it, of many streams under a steady feed few would ever be live.
+        if chunk is None or chunk.cursor <= cursor or index.segment(chunk.cursor) == number:
             sequences, finished = index.rows(number, log.tail)
             chunk = Chunk(log.pick(sequences), sequences, sequences[-1] + 1 if finished else log.head)
             self._keep(key, chunk)

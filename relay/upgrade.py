@@ -100,6 +100,7 @@ async def upgrade(
             sent = await _send_log(channel, possessions)
             await _settle(possessions.front)
         ours.settimeout(STOPPED_S)
+        stopped_s = clock()
         count = _hand_over(channel, possessions, sent, clock())
         channel.expect(handover.Ready)
         service.tell(f"MAINPID={process.pid}")
@@ -116,7 +117,7 @@ async def upgrade(
         raise
     finally:
         channel.close()
-    _logger.info("handed over %d streams to process %d", count, process.pid)
+    _logger.info("handed over %d streams in %.0f ms to process %d", count, 1000 * (clock() - stopped_s), process.pid)
     logging.shutdown()
     os._exit(0)  # whatever is closed in the usual way would be closed for both
 
