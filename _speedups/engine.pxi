@@ -247,6 +247,30 @@ cdef class Engine:
             if self._streams[row].state == LIVE or self._streams[row].state == BEHIND
         ]
 
+    def pack(self):
+        """Describe the streams for another process to go on with, which then adds them; nothing changes here.
+
+        Returns:
+            (handle, descriptor, cursor, what is left of the pending bytes, time of the last write, close reason) of
+            each that is not dead, in the order of their rows; the reason is None of one that is not closing.
+        """
+        cdef uint32_t row
+        cdef Stream *stream
+        cdef list packed = []
+        for row in range(self._room):
+            stream = &self._streams[row]
+            if stream.state == FREE or stream.state == DEAD:
+                continue
+            packed.append((
+                (<uint64_t>stream.generation << 32) | row,
+                stream.fd,
+                stream.cursor,
+                b"" if stream.pending == NULL else (<bytes>stream.pending)[stream.offset:],
+                stream.last_write_s + self._started_s,
+                self._reasons[stream.reason] if stream.state == CLOSING or stream.state == ENDED else None,
+            ))
+        return packed
+
     # Writing
 
     cdef ssize_t _send(self, Stream *stream, const char *data, Py_ssize_t size, double now_s) noexcept:

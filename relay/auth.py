@@ -55,7 +55,7 @@ class Auth:
         self.revoked = revoked
         self._config = config
         self.wall = wall
-        self._tickets: dict[str, tuple[float, Grant]] = {}
+        self.tickets: dict[str, tuple[float, Grant]] = {}
 
     def subscriber(self, request: Request) -> Grant:
         """Return what a request may read.
@@ -107,17 +107,17 @@ class Auth:
         if request.values("ticket"):
             raise RequestError(400, "a ticket gives no further ticket")
         grant, now_s = self.subscriber(request), self.wall()
-        if len(self._tickets) >= TICKETS_MAX:
+        if len(self.tickets) >= TICKETS_MAX:
             # Oldest first, so whatever has ended is in front.
-            self._tickets = {name: each for name, each in self._tickets.items() if each[0] > now_s}
-        if len(self._tickets) >= TICKETS_MAX:
+            self.tickets = {name: each for name, each in self.tickets.items() if each[0] > now_s}
+        if len(self.tickets) >= TICKETS_MAX:
             raise RequestError(503, "too many tickets are out", (("Retry-After", "1"),))
         name = secrets.token_urlsafe(24)
-        self._tickets[name] = (now_s + self._config.ticket_s, grant)
+        self.tickets[name] = (now_s + self._config.ticket_s, grant)
         return name
 
     def _redeem(self, name: str) -> Grant:
-        ends_s, grant = self._tickets.pop(name, (-math.inf, Grant()))
+        ends_s, grant = self.tickets.pop(name, (-math.inf, Grant()))
         if self.wall() >= ends_s or not self.valid(grant):
             raise RequestError(401, "the ticket is unknown, used or too old", challenge("invalid_token"))
         return grant

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Protocol, cast
 
+import msgspec
+
 from relay import notice
 from relay.audience import Audience, Subscription
 from relay.log import SEGMENT_BYTES, Batch, Index, Log
@@ -44,6 +46,20 @@ class Observer(Protocol):
 
     def observe(self, amount: float, /) -> None:
         """Count one value."""
+
+
+class Packed(msgspec.Struct, array_like=True, frozen=True):
+    """What another process has to know of a stream that is behind: `Lagging`, and how many events it has missed."""
+
+    since_s: float
+    replaying: bool
+    refused: bool
+    missed: int
+    soft_since_s: float | None
+    over_since_s: float | None
+    ceiling: int | None
+    conflating: bool
+    told: list[int]
 
 
 class Lagging:
@@ -126,6 +142,32 @@ class CatchUp:
         self.streams[handle] = Lagging(now_s, seen, replaying, refused)
         if subscription.rule.policy is Policy.BLOCK:
             self._blocking.add(handle)
+
+    def pack(self, handle: int) -> Packed:
+        """Describe a stream that is behind."""
+        state, subscription, tail = self.streams[handle], self._subscription(handle), self._log.tail
+        missed = subscription.ordinal(tail) - state.seen if self._engine.cursor(handle) < tail else 0
+        return Packed(
+            state.since_s,
+            state.replaying,
+            state.refused,
+            missed,
+            state.soft_since_s,
+            state.over_since_s,
+            state.ceiling,
+            state.conflating,
+            list(state.told),
+        )
+
+    def adopt(self, handle: int, packed: Packed) -> None:
+        """Take a stream that was behind in another process, over the same log."""
+        self.add(handle, packed.since_s, replaying=packed.replaying, refused=packed.refused)
+        state, subscription = self.streams[handle], self._subscription(handle)
+        state.seen = subscription.ordinal(max(self._engine.cursor(handle), self._log.tail)) - packed.missed
+        state.soft_since_s, state.over_since_s = packed.soft_since_s, packed.over_since_s
+        state.ceiling, state.conflating = packed.ceiling, packed.conflating
+        state.told = array("Q", packed.told)
+        self.ready(handle)
 
     def ready(self, handle: int) -> None:
         """Serve a stream in one of the next turns: it is writable, as far as is known."""
@@ -217,8 +259,8 @@ class CatchUp:
             return None
         key = (index, number)
         chunk = self._chunks.get(key)
-        # The last segment grows; a chunk of it serves until the stream has what is in it.
-        if chunk is None or chunk.cursor <= cursor:
+        # The last segment grows. With an older part of it, of many streams under a steady feed few would ever be live.
+        if chunk is None or chunk.cursor <= cursor or index.segment(chunk.cursor) == number:
             sequences, finished = index.rows(number, log.tail)
             chunk = Chunk(log.pick(sequences), sequences, sequences[-1] + 1 if finished else log.head)
             self._keep(key, chunk)

@@ -7,6 +7,7 @@ Never holds a name, a default or a reason of a setting: those are in `relay.conf
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -20,9 +21,10 @@ from relay.commands.demo import demo
 from relay.commands.publish import publish
 from relay.commands.subscribe import subscribe
 from relay.commands.top import top
+from relay.commands.upgrade import upgrade
 from relay.config import SETTINGS, Config
 from relay.errors import ConfigError, RelayError
-from relay.systemd import Service
+from relay.systemd import VARIABLE, Service
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -124,8 +126,11 @@ def serve(config: str | None, print_config: bool, **flags: Any) -> int:
         return EXIT_OK
     logs.set_up(loaded.log_level, loaded.log_format)
     from relay import server  # Only here: it takes uvloop and the engine with it.
+    from relay.handover import Channel
 
-    server.run(loaded, Service(os.environ, os.getpid()))
+    end = os.environ.pop(VARIABLE, None)
+    channel = None if end is None else Channel(socket.socket(fileno=int(end)))
+    server.run(loaded, Service(os.environ, os.getpid()), channel=channel)
     return EXIT_OK
 
 
@@ -163,6 +168,7 @@ def read_toml(path: str) -> dict[str, Any]:
 relay.add_command(publish)
 relay.add_command(subscribe)
 relay.add_command(top)
+relay.add_command(upgrade)
 relay.add_command(demo)
 
 

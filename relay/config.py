@@ -336,6 +336,13 @@ class Config:
         "How long streams may take, from when accepting stops, to read what is in the log and to close.",
         "duration",
     )
+    upgrade_timeout_s: float = setting(
+        30.0,
+        "How long the new process of an upgrade may take to start and check itself, and to take the log; "
+        "after that the old one goes on.",
+        "duration",
+        least=1,
+    )
     # Scale
     workers: str = setting(
         "1",

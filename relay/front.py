@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from relay import publishing
+from relay import handover, publishing
 from relay.auth import Auth
 from relay.config import Config
 from relay.deadlines import Deadlines, Waiting
@@ -84,6 +84,9 @@ class Connection(Protocol):
 
     def abort(self) -> None:
         """Cut the connection."""
+
+    def pack(self) -> tuple[int, handover.Connection] | None:
+        """Describe the connection, with its descriptor; None where a request or an answer is under way."""
 
 
 @dataclass(slots=True, eq=False)

@@ -117,6 +117,11 @@ class RequestParser:
         """Whether there is a beginning of something: unread bytes, or a body that is not whole."""
         return bool(self._buffer) or self._state is _State.BODY
 
+    @property
+    def unread(self) -> bytes:
+        """What came in and is not used; another parser that is fed it goes on from there, if this one is intact."""
+        return bytes(self._buffer)
+
     def feed(self, data: bytes) -> None:
         """Store what came in. Bounded by the caller, who pulls what is whole before it feeds again."""
         self._buffer += data

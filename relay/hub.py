@@ -13,8 +13,9 @@ from __future__ import annotations
 import logging
 import math
 import random
+import sys
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -26,9 +27,10 @@ from relay.errors import RETRY_LATER, RETRY_SOON, RequestError
 from relay.event import Event
 from relay.flush import SLICE_S, Flush
 from relay.grant import ANYBODY, Grant
+from relay.handover import Stream
 from relay.leases import Leases
 from relay.log import Entry, Log
-from relay.policy import Rules
+from relay.policy import Rule, Rules
 from relay.speedups import Engine
 from relay.sse import comment, priming
 from relay.topic import disjoint, matcher
@@ -253,6 +255,65 @@ class Hub:
         """Say whether the log has an id, or had it; at an edge, others may be known to its hub."""
         return self.log.find(id) is not None
 
+    # Streams pass to another process
+
+    def pack(self, now_s: float) -> tuple[list[tuple[tuple[str, ...], Rule]], list[tuple[int, Stream]]]:
+        """Describe all streams, with their descriptors, and the subscriptions that they refer to.
+
+        All live ones are left to catching up, which goes on as soon as a turn is run.
+        """
+        self._settle(now_s)
+        for handle in self.engine.handles():
+            self._fall_behind(handle, self._flush.flushed)
+        self._wake_up()
+        places: dict[tuple[tuple[str, ...], Rule], int] = {}
+        streams = []
+        for handle, fd, cursor, pending, written_s, reason in self.engine.pack():
+            subscription = cast(Subscription, self.engine.subscription(handle))
+            stream = Stream(
+                places.setdefault((subscription.terms, subscription.rule), len(places)),
+                cast(str, self.engine.address(handle)),
+                cursor,
+                pending,
+                written_s,
+                reason,
+                self.leases.pack(handle),
+                self.catchup.pack(handle) if reason is None else None,
+            )
+            streams.append((fd, stream))
+        return list(places), streams
+
+    def adopt(self, fd: int, stream: Stream, terms: tuple[str, ...], rule: Rule) -> int:
+        """Take a stream of another process, whose log is this one's; nothing is written to it before the next turn.
+
+        Args:
+            fd: its socket; the engine's from now on.
+            stream: what it is.
+            terms: its terms, checked and disjoint.
+            rule: what it has chosen, or was given.
+
+        Returns:
+            its handle; one that was closing there is still to be closed here.
+        """
+        subscription = self.audiences.get(terms, rule)
+        if stream.cursor < self.log.head:
+            self.audiences.complete(subscription, stream.cursor)
+        address = sys.intern(stream.address)
+        handle = self.engine.add(fd, subscription, address, stream.cursor, stream.pending, stream.written_s)
+        self._enter(handle, subscription, address)
+        if stream.lease is not None:
+            self.leases.add(handle, *stream.lease)
+        if stream.behind is not None:
+            self.catchup.adopt(handle, stream.behind)
+        return handle
+
+    def go_on(self, closing: Iterable[tuple[int, str]], now_s: float) -> None:
+        """Begin to serve the streams that were adopted; those that were closing, with these reasons, close."""
+        for handle, reason in closing:
+            self.catchup.close(handle, reason, now_s)
+        self._settle(now_s)
+        self._wake_up()
+
     # Streams come
 
     def subscribe(self, fd: int, request: Subscribe, address: str, now_s: float) -> None:
@@ -282,17 +343,20 @@ class Hub:
         except OSError:
             self.audiences.release(subscription)
             raise
-        self.audiences.enter(subscription)
+        self._enter(handle, subscription, address)
         self._lease(handle, request, now_s)
-        self._addresses[address] += 1
-        for audience in subscription.audiences:
-            self.engine.join(handle, audience.members)
-            self._flush.compact(audience)
         self.catchup.add(handle, now_s, replaying=True)
         if self.catchup.serve(handle, now_s):
             self.catchup.ready(handle)
             self._wake_up()
         self._sweep()
+
+    def _enter(self, handle: int, subscription: Subscription, address: str) -> None:
+        self.audiences.enter(subscription)
+        self._addresses[address] += 1
+        for audience in subscription.audiences:
+            self.engine.join(handle, audience.members)
+            self._flush.compact(audience)
 
     def _lease(self, handle: int, request: Subscribe, now_s: float) -> None:
         ends_s, reason = request.ends_s, "expired"
@@ -300,7 +364,7 @@ class Hub:
             age_s = self._config.max_age_s * (1 - MAX_AGE_SPREAD * self._draw())
             if now_s + age_s < ends_s:
                 ends_s, reason = now_s + age_s, "age"
-        self.leases.add(handle, request.grant, ends_s, reason)
+        self.leases.add(handle, ends_s, reason, request.grant)
 
     def _admit(self, address: str, grant: Grant) -> None:
         if self.draining:

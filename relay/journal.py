@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
+from relay.errors import RelayError
 from relay.log import Entry, Log
 from relay.seen import Seen
 from relay.store import Batch, Key, Store, Trim
@@ -97,12 +98,14 @@ class Journal:
         self._keys: list[Key] = []
         self._batch: Batch | None = None  # what is being written, or has to be tried again
         self._writing: Future[None] | None = None
+        self._began_s = 0.0
         self._stored: deque[Entry] = deque()  # on the disk, and not in the log yet
         self._bytes = 0  # of the frames of all that
         self._held = False
         self._confirms: deque[tuple[int, Callable[[], None]]] = deque()
         self._due = False  # a write is to begin, is under way, or is to be tried again
         self._closed = False
+        self._open = True
         self._timer: asyncio.TimerHandle | None = None
         self._trimmed = log.tail
         self._trimmed_s = clock()
@@ -154,14 +157,16 @@ class Journal:
 
     def _write(self) -> None:
         """Begin to write what has gathered, or what failed, once more."""
-        if self._closed:
+        self._timer = None
+        if self._closed or self._writing is not None:
             return
         began_s = self._clock()
         if self._batch is None:
             self._batch = Batch(self._entries, self._keys, self._ahead_s, began_s + self._ahead_s)
             self._entries, self._keys = [], []
+        self._began_s = began_s
         self._writing = writing = self._thread.submit(self._store.write, self._batch, self._trim(began_s))
-        writing.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._written, writing, began_s))
+        writing.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._written, writing))
 
     def _trim(self, now_s: float) -> Trim | None:
         if now_s - self._trimmed_s < TRIM_S:
@@ -171,21 +176,22 @@ class Journal:
         evicted_s = self._log.time_s(tail) if len(self._log) else now_s
         return Trim(tail, evicted_s + self._ahead_s, now_s - self._seen.window_s + self._ahead_s)
 
-    def _written(self, writing: Future[None], began_s: float) -> None:
+    def _written(self, writing: Future[None]) -> None:
         """Hand what is stored to the log, and write what has gathered; or wait, where it could not be stored."""
-        if self._closed:
-            return
+        if writing is not self._writing:
+            return  # `flush` was quicker
+        self._writing = None
         error = writing.exception()
         if error is not None:
             self._fail(error)
             return
         now_s = self._clock()
-        self._write_s.observe(now_s - began_s)
+        self._write_s.observe(now_s - self._began_s)
         self._ahead_s = self._wall() - now_s
         if self.refusal:
             _logger.info("data: events are stored again")
             self.refusal = ""
-        batch, self._batch, self._writing = self._batch, None, None
+        batch, self._batch = self._batch, None
         assert batch is not None
         due = not self._stored
         self._stored.extend(batch.entries)
@@ -224,19 +230,56 @@ class Journal:
         """Wait until nothing is pending."""
         await self._idle.wait()
 
+    def flush(self) -> None:
+        """Write what is pending and put it into the log, here and now; it stays pending where that fails."""
+        if self._entries and self._writing is None and not self.refusal:
+            self._write()
+        while (writing := self._writing) is not None:
+            writing.exception()  # waits for it
+            self._written(writing)
+        while self._stored:
+            self._hand_over()
+
+    @property
+    def path(self) -> str:
+        """Path of the file."""
+        return self._store.path
+
+    def let_go(self) -> None:
+        """Write everything and close the file, so that another process can take it.
+
+        Raises:
+            RelayError: not all of it can be written; the file stays open.
+        """
+        self.flush()
+        if self.refusal:
+            raise RelayError(self.refusal)
+        self._open = False
+        self._store.close()
+
+    def take_back(self) -> None:
+        """Open the file again, if it was let go of.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        if not self._open:
+            self._store, self._open = Store(self._store.path), True
+
     def close(self) -> None:
         """Write what is pending, and let go of the file; what cannot be written is lost, and the log says so."""
+        self.refusal = ""  # one more try
+        if self._timer is not None:
+            self._timer.cancel()
+            self._write()
+        self.flush()
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         self._thread.shutdown()
-        batches = [Batch(self._entries, self._keys, self._ahead_s, self._clock() + self._ahead_s)]
-        if self._batch is not None and (self._writing is None or self._writing.exception() is not None):
-            batches.insert(0, self._batch)
+        if self.pending:
+            _logger.error("data: %d events that were taken are lost: %s", self.pending, self.refusal)
         try:
-            for batch in batches:
-                self._store.write(batch, None)
             self._store.close()
         except sqlite3.Error as error:
-            lost = sum(len(batch.entries) for batch in batches)
-            _logger.error("data: %s: %d events that were taken may be lost: %s", self._store.path, lost, error)
+            _logger.error("data: %s was not closed, and will be put in order: %s", self._store.path, error)

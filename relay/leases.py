@@ -27,14 +27,14 @@ class Leases:
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, handle: int, grant: Grant, ends_s: float, reason: str) -> None:
+    def add(self, handle: int, ends_s: float, reason: str, grant: Grant) -> None:
         """Note a stream.
 
         Args:
             handle: the stream.
-            grant: for whom it was opened.
             ends_s: when it has to end, in the hub's time; `math.inf` for never.
             reason: the close reason it then gets.
+            grant: for whom it was opened.
         """
         if math.isinf(ends_s) and not grant.subject and not grant.id:
             return
@@ -43,6 +43,10 @@ class Leases:
             self.subjects[grant.subject] += 1
         if not math.isinf(ends_s):
             heapq.heappush(self._ends, (ends_s, handle))
+
+    def pack(self, handle: int) -> tuple[float, str, Grant] | None:
+        """Return a stream's lease (when it ends, the close reason, and for whom it is), if it has one."""
+        return self._held.get(handle)
 
     def drop(self, handle: int) -> None:
         """Forget a stream that is closed."""

@@ -212,6 +212,11 @@ class Log:
     def __len__(self) -> int:
         return self.head - self.tail
 
+    @property
+    def evicted_s(self) -> float:
+        """Time up to which entries may have been evicted; that of the oldest retained one is no less."""
+        return self.time_s(self.tail) if 1 < self.tail < self.head else -inf
+
     # Writing
 
     def begin(self, epoch: str, sequence: int, evicted_s: float, indexes: Iterable[Index] = ()) -> None:
@@ -317,6 +322,18 @@ class Log:
             self._forgotten_s = max(self._forgotten_s, topic.index.evicted_s)
             self.topics.pop(topic.name, None)
             self._on_forget(topic.name)
+
+    def evicted(self) -> tuple[tuple[int, float], list[tuple[str, int, float]]]:
+        """Tell what is known of evicted entries: sequence and time of the last of no known topic, and of each topic."""
+        topics = [(name, topic.index.evicted, topic.index.evicted_s) for name, topic in self.topics.items()]
+        return (self._forgotten, self._forgotten_s), topics
+
+    def know_evicted(self, forgotten: tuple[int, float], topics: Iterable[tuple[str, int, float]]) -> None:
+        """Take what `evicted` told of another log with the same entries; patterns' indexes are not made yet."""
+        self._forgotten, self._forgotten_s = forgotten
+        for name, sequence, time_s in topics:
+            index = self.topic(name).index
+            index.evicted, index.evicted_s = sequence, time_s
 
     # Indexes
 

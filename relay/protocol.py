@@ -40,6 +40,7 @@ from relay.event import Event
 from relay.forwarded import client_address, read_header, trusted
 from relay.front import Ask, Front
 from relay.grant import ANYBODY, Grant
+from relay.handover import Connection
 from relay.http import Request, RequestParser
 from relay.hub import Subscribe
 from relay.notice import come_back
@@ -193,6 +194,23 @@ class FrontProtocol(asyncio.Protocol):
         """Cut the connection."""
         self._end()
         self._transport.abort()
+
+    def pack(self) -> tuple[int, Connection] | None:
+        """Describe the connection for another process, with its descriptor; None where something is under way."""
+        transport = self._transport
+        begun = self._phase is not Phase.READING or self._request is not None or not self._parser.intact
+        if begun or self._paused or transport.is_closing() or transport.get_write_buffer_size():
+            return None
+        fd: int = transport.get_extra_info("socket").fileno()
+        return fd, Connection(self._peer, self._preamble, self._parser.unread)
+
+    def adopt(self, connection: Connection) -> None:
+        """Go on with a connection of another process."""
+        self._peer, self._preamble = connection.peer, connection.preamble
+        if connection.unread:
+            self.data_received(connection.unread)
+        elif self._preamble is None:
+            self._front.deadlines.set(self, Waiting.REST)
 
     # The life of a request.
 

@@ -18,23 +18,29 @@ from relay.store import Store
 _logger = logging.getLogger(__name__)
 
 
-def open_journal(path: str, hub: Hub, write_s: Observer, loop: AbstractEventLoop) -> Journal:
-    """Fill a hub that has published nothing yet with what a file has; let all that it publishes go there first.
+def open_journal(
+    path: str, hub: Hub, write_s: Observer, loop: AbstractEventLoop, *, taken_over: bool = False
+) -> Journal:
+    """Fill a hub with what a file has; let all that it publishes go there first.
 
     Args:
         path: of the file.
-        hub: its log goes on with the file's epoch and sequences.
+        hub: has published nothing yet; its log goes on with the file's epoch and sequences.
         write_s: how long each write takes.
         loop: the event loop.
+        taken_over: the hub has what is in the file already, from the process that had it until now.
 
     Raises:
-        ConfigError: the file cannot be used.
+        ConfigError: the file cannot be used, or is not that of what was taken over.
     """
     began_s = time.monotonic()
     store = Store(path)
     gc.disable()  # a million entries are no garbage: looking for some took a fifth of the time
     try:
-        restore(store, hub, time.time() - began_s)
+        if taken_over:
+            store.check(hub.log.epoch, hub.log.head)
+        else:
+            restore(store, hub, time.time() - began_s)
     except BaseException:
         store.close()
         raise

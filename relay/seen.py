@@ -7,6 +7,7 @@ counted, since a resent event would then be published again.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 
 class Seen:
@@ -40,6 +41,10 @@ class Seen:
         if len(self._order) > self._keys_max:
             self.pushed_out += 1
             del self._ids[self._order.popleft()[0]]
+
+    def keys(self) -> Iterator[tuple[str, str, float]]:
+        """Yield key, id and time of each, oldest first."""
+        return ((key, self._ids[key], time_s) for key, time_s in self._order)
 
     def _expire(self, now_s: float) -> None:
         order, since_s = self._order, now_s - self.window_s

@@ -19,17 +19,20 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from importlib import metadata
 from typing import Any
 
 import uvloop
 from prometheus_client import CollectorRegistry
 
+from relay import takeover
 from relay.cluster import Cluster
 from relay.config import Config, is_event_stream
 from relay.credentials import Credentials
 from relay.errors import ConfigError, RelayError
 from relay.front import Front
+from relay.handover import Channel, Start
 from relay.hub import Hub
 from relay.journal import Journal
 from relay.listeners import listen, tune
@@ -37,12 +40,12 @@ from relay.metrics import Histograms, Metrics
 from relay.protocol import FrontProtocol
 from relay.restore import open_journal
 from relay.settings import worker_count
-from relay.sources.stdin import StdinSource, stdin_fd
-from relay.sources.unix import UnixSource
-from relay.sources.upstream import UpstreamSource
+from relay.sources.group import Sources
 from relay.speedups import ENGINE, Engine
 from relay.stats import Stats
 from relay.systemd import Service
+from relay.takeover import Taken
+from relay.upgrade import Possessions, upgrade
 from relay.worker import Inherited
 from relay.workers import share
 
@@ -70,21 +73,25 @@ EXIT_AT_ONCE = 130
 _logger = logging.getLogger(__name__)
 
 
-def run(config: Config, service: Service, worker: Inherited | None = None) -> None:
+def run(
+    config: Config, service: Service, worker: Inherited | None = None, channel: Channel | None = None
+) -> None:
     """Serve until a signal, or the end of standard input under `exit_on_eof`.
 
     Args:
         config: checked settings.
         service: the service manager's side.
         worker: what this process has from its hub's, where it is a worker.
+        channel: where an old process hands everything over, if this one takes its place.
 
     Raises:
+        RelayError: the old process goes on.
         ConfigError: an address or a path cannot be used, or there are too few descriptors.
     """
     _logger.info("relay %s, engine %s, pid %d", metadata.version("relay"), ENGINE, os.getpid())
     descriptors = raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(Server(config, descriptors, service, worker).serve())
+        runner.run(Server(config, descriptors, service, worker, channel).serve())
 
 
 def raise_descriptor_limit() -> int:
@@ -110,12 +117,20 @@ class Server:
         descriptors: how many this process may have open.
         service: the service manager's side.
         worker: what it has from its hub's process, where it is a worker.
+        channel: where an old process hands everything over, if this one takes its place.
     """
 
     def __init__(
-        self, config: Config, descriptors: int, service: Service, worker: Inherited | None = None
+        self,
+        config: Config,
+        descriptors: int,
+        service: Service,
+        worker: Inherited | None = None,
+        channel: Channel | None = None,
     ) -> None:
         self.config = config
+        self._channel = channel
+        self._upgrading: asyncio.Task[None] | None = None
         self._service = service
         self._worker = worker
         follows = bool(config.upstream) and not is_event_stream(config.upstream)
@@ -144,9 +159,7 @@ class Server:
         self._listeners: list[asyncio.Server] = []
         self._link_listener: socket.socket | None = None
         self._given_unix: socket.socket | None = None
-        self._unix: UnixSource | None = None
-        self._stdin: StdinSource | None = None
-        self._upstream: UpstreamSource | None = None
+        self._sources: Sources | None = None
         self._journal: Journal | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stop: asyncio.Event
@@ -165,10 +178,18 @@ class Server:
     async def _open(self) -> None:
         config, loop, worker = self.config, self._loop, self._worker
         workers = worker_count(config)
-        shared = self._bind(workers)
-        if config.data:
-            self._journal = open_journal(config.data, self.hub, self._histograms.store_s, loop)
         own_token = secrets.token_urlsafe(24) if worker is None else worker.own_token
+        start: Start | None = None
+        if self._channel is None:
+            shared = self._bind(workers)
+            self._open_data()
+        else:
+            if self._many:
+                raise ConfigError("workers, upstream, link-listen: what has them cannot take over from another process")
+            start = takeover.begin(self._channel, metadata.version("relay"))
+            own_token = start.own_token
+            if start.data != config.data:
+                raise ConfigError(f"data: {config.data!r} cannot take over from {start.data!r}; restart instead")
         self._credentials = Credentials(config, own_token, wall=time.time, changed=self._revoke)
         self._credentials.start(loop)
         page = importlib.resources.files("relay").joinpath("pages/index.html").read_bytes()
@@ -177,30 +198,40 @@ class Server:
         self._cluster = Cluster(
             config, self.hub, self._stats, self.metrics, self._front.publisher, loop, time.monotonic
         )
+        taken: Taken | None = None
+        if self._channel is not None and start is not None:
+            taken = takeover.take(self._channel, start, self.hub, time.monotonic(), partial(self._open_data, True))
+            self._sockets, self._given_unix = taken.listeners, taken.unix
+            shared = [self._sockets]
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR2, self._on_upgrade, own_token)
         loop.add_reader(self.hub.engine.fileno(), lambda: self.hub.poll(time.monotonic()))
         self._tick(loop.time())
         if config.heartbeat_s:
             self._heartbeat()
         if self._fed:
             await self._follow()
-        elif config.unix or self._given_unix is not None:
-            self._unix = UnixSource(config, self.hub, self.metrics, loop)
-            path = self._unix.open(self._given_unix)
-            _logger.info("feeders at unix:%s", path)
+        else:
+            self._sources = Sources(config, self.hub, self.metrics, loop, self._on_eof)
+            if self._given_unix is not None or (config.unix and taken is None):
+                self._sources.listen(self._given_unix, None if taken is None else taken.unix_file)
         if self._stop.is_set():
             return
         if workers > 1 or self._link_listener is not None:
             await self._cluster.lead(self._link_listener, shared if workers > 1 else [], own_token, self._stop)
         await self._listen(shared[0], workers)
-        self._tell_token(own_token)
-        if not self._fed:
-            self._stdin = StdinSource(config, self.hub, self.metrics, loop, self._on_eof, stdin_fd())
-            self._stdin.start()
-            if config.upstream:
-                self._follow_stream()
+        if taken is not None and self._sources is not None:
+            await taken.go_on(self._front, self.hub, self._sources)
+            self._revoke()
+        else:
+            self._tell_token(own_token)
+            if self._sources is not None:
+                self._sources.stdin.start()
+                self._sources.follow()
+                if self._sources.upstream is not None:
+                    self._cluster.source = self._sources.upstream.stats
         gc.freeze()
 
     def _bind(self, workers: int) -> list[list[socket.socket]]:
@@ -209,8 +240,6 @@ class Server:
         if config.link_listen:
             self._link_listener = listen(config.link_listen, config)
         given, self._given_unix = self._service.listeners()
-        for each in given:
-            tune(each, config)
         if self._worker is not None or given or workers == 1:
             inherited = given if self._worker is None else self._worker.listeners
             self._sockets = inherited or [listen(address, config) for address in config.listen]
@@ -234,21 +263,17 @@ class Server:
         self._front.publisher = self._cluster
         self._front.find = self._cluster.find
 
-    def _follow_stream(self) -> None:
-        """Begin to relay another server's event stream, after the last of its events that the log has."""
-        config, last_id = self.config, self.hub.log.newest_own_id(self.config.topic)
-        try:
-            self._upstream = UpstreamSource(
-                config, self.hub, self.metrics, self._loop, time.monotonic, last_id or ""
+    def _open_data(self, taken_over: bool = False) -> None:
+        """Take the file, where there is one; what was taken over is in the log already."""
+        if self.config.data:
+            self._journal = open_journal(
+                self.config.data, self.hub, self._histograms.store_s, self._loop, taken_over=taken_over
             )
-        except RelayError as error:
-            raise ConfigError(f"upstream: {error}") from None
-        self._cluster.source = self._upstream.stats
-        self._upstream.start()
 
     async def _listen(self, listeners: list[socket.socket], workers: int) -> None:
         """Begin to accept, unless the workers do; say where."""
         for each in listeners:
+            tune(each, self.config)
             host, port = each.getsockname()[:2]
             if workers == 1:
                 server = await self._loop.create_server(
@@ -269,6 +294,31 @@ class Server:
 
     def _statistics(self, now_s: float) -> dict[str, Any]:
         return self._cluster.stats(now_s)
+
+    # Upgrades
+
+    @property
+    def _many(self) -> bool:
+        """Whether this is one process of several."""
+        config = self.config
+        return self._fed or worker_count(config) > 1 or bool(config.link_listen) or bool(config.upstream)
+
+    def _on_upgrade(self, own_token: str) -> None:
+        if self._many:
+            _logger.error("the upgrade failed: workers and links cannot be handed over; restart, and clients resume")
+        elif self._upgrading is None and self._sources is not None and not self._stop.is_set():
+            given = Possessions(self.hub, self._front, own_token, self._sockets, self._sources, self._journal)
+            self._upgrading = self._loop.create_task(self._upgrade(given))
+
+    async def _upgrade(self, given: Possessions) -> None:
+        try:
+            await upgrade(given, self._service, self.config.upgrade_timeout_s, time.monotonic)
+        except RelayError as error:
+            _logger.error("the upgrade failed, this process goes on: %s", error)
+        except Exception:
+            _logger.exception("the upgrade failed, this process goes on")
+        self._service.tell("READY=1", self._status())
+        self._upgrading = None
 
     # What the service manager is told
 
@@ -342,6 +392,9 @@ class Server:
 
     async def _drain(self) -> None:
         """Fail readiness; then stop taking events and streams; let the open streams have what is in the log."""
+        if self._upgrading is not None:
+            self._upgrading.cancel()
+            await asyncio.wait([self._upgrading])
         self._front.ready = False
         self._cluster.leave()
         self._service.tell("STOPPING=1", f"STATUS=draining {self.hub.engine.open} streams")
@@ -351,12 +404,8 @@ class Server:
         _logger.info("draining %d streams", self.hub.engine.open)
         for server in self._listeners:
             server.close()
-        if self._upstream is not None:
-            self._upstream.close()
-        if self._stdin is not None:
-            self._stdin.drain()
-        if self._unix is not None:
-            self._unix.close()
+        if self._sources is not None:
+            self._sources.drain()
         for each in self._sockets[len(self._listeners) :]:
             each.close()  # the workers have their own, and close them
         self._front.close_idle()
@@ -400,13 +449,8 @@ class Server:
             self._cluster.close()
         if hasattr(self, "_front"):
             self._front.abort()
-        if self._upstream is not None:
-            self._upstream.close()
-        if self._stdin is not None:
-            self._stdin.close()
-        if self._unix is not None:
-            self._unix.close()
-            self._unix.cut()
+        if self._sources is not None:
+            self._sources.close()
         if self._journal is not None:
             self._journal.close()
         self._loop.remove_reader(self.hub.engine.fileno())

@@ -34,7 +34,7 @@ from relay.topic import CONTROL, check_term, check_topic
 WORKERS_MAX = 1024
 
 PREFIX = "RELAY_"
-RESERVED = frozenset({"RELAY_BUILD", "RELAY_CONFIG", "RELAY_ENGINE"})
+RESERVED = frozenset({"RELAY_BUILD", "RELAY_CONFIG", "RELAY_ENGINE", "RELAY_TAKEOVER"})
 """Variables that are ours but no settings of the server."""
 
 _SWITCH = {

@@ -155,6 +155,18 @@ class Store:
             raise ConfigError(f"data: {self.path}: {_damaged(f'it has no {name}')}")
         return row[0]
 
+    def check(self, epoch: str, head: int) -> None:
+        """Check that this is the file of a log that has come so far.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        with self._named():
+            last = self._db.execute("SELECT max(last) FROM entries").fetchone()[0]
+        following = self.tail if last is None else last + 1
+        if (self.epoch, following) != (epoch, head):
+            raise ConfigError(f"data: {self.path} ends at {self.epoch}-{following}, and the log at {epoch}-{head}")
+
     def entries(self) -> Iterator[tuple[float, list[Entry]]]:
         """Yield what is retained, in order: rows, with what the wall's time is ahead of their entries'.
 

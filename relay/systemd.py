@@ -20,6 +20,9 @@ FIRST_FD = 3
 VARIABLES = frozenset({"LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_PID"})
 """What is meant for one process, by its number or that of a descriptor, and not for those that it starts."""
 
+VARIABLE = "RELAY_TAKEOVER"
+"""Names a new process's end of the channel to the old one, whose place it takes."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -55,6 +58,10 @@ class Service:
                 channel.send("\n".join(states).encode())
         except OSError as error:
             _logger.warning("the service manager cannot be told %s: %s", states[0], error.strerror)
+
+    def inherited(self) -> dict[str, str]:
+        """Return the environment for a process that is to take the place of this one."""
+        return {name: text for name, text in self._environ.items() if name not in VARIABLES}
 
     def reloading(self) -> None:
         """Say that settings are being read again; `READY=1` ends it."""

@@ -85,6 +85,7 @@ class Relay:
             env=environment(RELAY_PUBLISH_TOKEN=TOKEN, PYTHONWARNINGS="error") | dict(environ or {}),
             pass_fds=pass_fds,
         )
+        self.pid = self.process.pid  # of the process that serves: another one after an upgrade
         self.log: list[dict[str, Any]] = []
         self.port = 0
         self._serving = threading.Event()
@@ -121,9 +122,24 @@ class Relay:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait for the end; return the exit code."""
-        if self.process.poll() is None:
+        if self.pid != self.process.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+        elif self.process.poll() is None:
             self.process.send_signal(number)
         return self.wait()
+
+    def upgrade(self) -> None:
+        """Have the process replaced, and wait until the old one is gone and the new one serves."""
+        count = len(self.messages("took over"))
+        done = run("upgrade", str(self.pid))
+        assert done.returncode == 0, (done.stderr, self.log)
+        eventually(lambda: len(self.messages("took over")) > count, "the new process serves")
+        self.pid = int(self.messages("handed over")[-1].rpartition(" ")[2])
+
+    def messages(self, beginning: str) -> list[str]:
+        """Return the messages in the log that begin so."""
+        return [record["message"] for record in list(self.log) if record["message"].startswith(beginning)]
 
     def wait(self) -> int:
         """Wait for the end; return the exit code."""
@@ -165,14 +181,14 @@ class Relay:
 
     def open_descriptors(self) -> int:
         """Return how many descriptors the process has open."""
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def connections(self) -> int:
         """Return how many TCP connections to its port the process has open."""
         mine = set()
-        for fd in os.listdir(f"/proc/{self.process.pid}/fd"):
+        for fd in os.listdir(f"/proc/{self.pid}/fd"):
             with contextlib.suppress(FileNotFoundError):
-                mine.add(os.readlink(f"/proc/{self.process.pid}/fd/{fd}"))
+                mine.add(os.readlink(f"/proc/{self.pid}/fd/{fd}"))
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         ours = f":{self.port:04X}"
         return sum(
@@ -181,11 +197,11 @@ class Relay:
 
     def memory_bytes(self) -> int:
         """Return how much of the process is in memory."""
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * resource.getpagesize()
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
     def cpu_s(self) -> float:
         """Return how much processor time the process has used."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -263,9 +279,10 @@ class Stream:
             assert data, f"closed within the head: {self.head!r}"
             self.head += data
         self.head, _, rest = self.head.partition(b"\r\n\r\n")
-        self._take(rest)
+        self.take_bytes(rest)
 
-    def _take(self, data: bytes) -> None:
+    def take_bytes(self, data: bytes) -> None:
+        """Take what somebody else has read from the socket."""
         self.raw += data
         self._events += self._decoder.feed(data)
 
@@ -279,7 +296,7 @@ class Stream:
         while mark not in self.raw:
             data = self.socket.recv(65536)
             assert data, f"closed before {mark!r}: {self.raw!r}"
-            self._take(data)
+            self.take_bytes(data)
         return self.raw
 
     def next(self) -> Event:
@@ -287,19 +304,23 @@ class Stream:
         while not self._events:
             data = self.socket.recv(65536)
             assert data, "closed before the next event"
-            self._take(data)
+            self.take_bytes(data)
         return self._events.pop(0)
 
     def take(self, count: int) -> list[Event]:
         """Wait for some events."""
         return [self.next() for _ in range(count)]
 
+    def events(self) -> list[Event]:
+        """Return the events that have been read."""
+        events, self._events = self._events, []
+        return events
+
     def rest(self) -> list[Event]:
         """Read to the end of the connection; return the events that are left."""
         while data := self.socket.recv(65536):
-            self._take(data)
-        events, self._events = self._events, []
-        return events
+            self.take_bytes(data)
+        return self.events()
 
     def close(self) -> None:
         """Close the connection."""

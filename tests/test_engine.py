@@ -536,6 +536,44 @@ def test_a_new_stream_is_not_taken_for_a_closed_one_whose_socket_lives_on_elsewh
         assert rig.is_open(new)
 
 
+# Passing to another process
+
+
+def test_another_engine_goes_on_with_the_streams_where_this_one_stopped(rig: Rig) -> None:
+    chunk = rig.chunk(FRAMES)
+    live, half, closing, ended = rig.open_live(now_s=3.0), rig.open(), rig.open(), rig.open_live()
+    assert not rig.engine.write(half, chunk, 7.0)
+    cursor = rig.engine.cursor(half)
+    rig.stall(closing)
+    rig.engine.close(closing, "slow", b"bye")
+    rig.engine.close(ended, "drain", b"")
+    rig.engine.abort(rig.open(), "gone")
+    packed = {handle: (fd, at, rest, at_s, why) for handle, fd, at, rest, at_s, why in rig.engine.pack()}
+    assert list(packed) == [live, half, closing, ended]
+    assert [rest[4] for rest in packed.values()] == [None, None, "slow", "drain"]
+    assert (packed[live][1:3], packed[half][1]) == ((1, b""), cursor)
+    assert packed[half][3] == pytest.approx(7.0, abs=0.01)  # kept as a float
+    other = rig.twin.engine(DISCARD_BYTES_MAX)
+    adopted = {}
+    for handle, (fd, its_cursor, pending, written_s, _) in packed.items():
+        adopted[handle] = other.add(os.dup(fd), None, None, its_cursor, pending, written_s)
+    got = rig.read(half)
+    while not other.write(adopted[half], chunk, 8.0):
+        got += rig.read(half)
+    assert got + rig.read(half) == b"head" + DATA
+    other.close(adopted[closing], "slow")
+    tail = b""
+    while piece := rig.read(closing):
+        tail += piece
+        other.poll()
+    assert tail.endswith(b"xbye")
+    other.close(adopted[ended], "drain")
+    assert rig.ended(ended)
+    for handle in adopted.values():
+        other.abort(handle, "test")
+    other.sweep()
+
+
 # Heartbeats
 
 

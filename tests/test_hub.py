@@ -125,3 +125,20 @@ def test_a_time_that_reaches_behind_what_is_retained_is_told_as_a_gap() -> None:
     world.connect(other, 5.5)
     world.read(other, 1 << 20)
     assert other.oracle.gaps == 0
+
+
+def test_all_streams_that_catch_up_under_a_steady_feed_are_soon_live() -> None:
+    world = World(Config())
+    for _ in range(200):
+        world.connect(world.client(("a",), None, 1 << 20))
+    while world.step():
+        pass
+    for handle in world.engine.handles():
+        world.hub._fall_behind(handle, world.hub.log.head)  # as a flush does that is too large, and an upgrade
+    turns = 0
+    while any(map(world.engine.is_behind, world.engine.handles())):
+        world.publish("a", 10)
+        world.hub.turn(world.now_s)
+        turns += 1
+        assert turns <= 8, "one round, 32 streams a turn"
+    world.settle()

@@ -229,6 +229,21 @@ class Engine:
         """List the handles of all streams that are open and not closing."""
         return [handle for handle, stream in self._streams.items() if stream.state in (_State.LIVE, _State.BEHIND)]
 
+    def pack(self) -> list[tuple[int, int, int, bytes, float, str | None]]:
+        """Describe the streams for another process to go on with; see the compiled twin."""
+        return [
+            (
+                handle,
+                stream.sock.fileno(),
+                stream.cursor,
+                stream.pending[stream.offset :],
+                stream.last_write_s,
+                stream.reason if stream.state in (_State.CLOSING, _State.ENDED) else None,
+            )
+            for handle, stream in self._streams.items()
+            if stream.state is not _State.DEAD
+        ]
+
     # Writing
 
     def _behind(self, handle: int) -> _Stream:

@@ -25,7 +25,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from relay import handover
 from relay.sources.intake import ANSWER_BYTES_MAX, Intake, Publisher, State
+from relay.sources.lines import LineSplitter
 
 READ_BYTES = 64 * 1024
 """Most bytes of one read: with `TURN_LINES` the budget of a turn."""
@@ -141,6 +143,26 @@ class Feeder:
             self._ended = True
             self._intake.receive_end()
         self._turn()
+
+    # Passing to another process.
+
+    def _packed(self, unsent: bytes) -> handover.Feeder:
+        """Describe what has been read and is not published; only of a feeder whose input is lines."""
+        intake = self._intake
+        assert isinstance(intake.splitter, LineSplitter)
+        return handover.Feeder(*intake.pack(), *intake.splitter.pack(), intake.answering, unsent, self._ended)
+
+    def _go_on(self, packed: handover.Feeder) -> None:
+        """Publish what another process has read, then read on."""
+        intake = self._intake
+        assert isinstance(intake.splitter, LineSplitter)
+        intake.adopt(packed.number, packed.items)
+        intake.splitter.adopt(packed.unfinished, packed.refusing)
+        intake.answering = packed.answering
+        self._ended, self._state = packed.ended, State.BUSY
+        self._loop.call_soon(self._on_turn)
+
+    # A turn.
 
     def _turn(self) -> None:
         if self._draining:

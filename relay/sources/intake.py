@@ -100,7 +100,7 @@ class Intake(Generic[Item]):
         answering: bool,
     ) -> None:
         self.answering = answering
-        self._splitter = splitter
+        self.splitter = splitter
         self._parse = parse
         self._hub = hub
         self._topic = topic
@@ -111,13 +111,21 @@ class Intake(Generic[Item]):
         self._answers: list[bytes] = []
         self._answer_bytes = 0
 
+    def pack(self) -> tuple[int, list[Item | None]]:
+        """Return the number of the last item that was done, and those that were not."""
+        return self._number, self._items[self._done :]
+
+    def adopt(self, number: int, items: list[Item | None]) -> None:
+        """Go on where another intake stopped."""
+        self._number, self._items = number, items
+
     def receive(self, data: bytes) -> None:
         """Take the bytes of one read. Only to be called when idle."""
-        self._items += self._splitter.feed(data)
+        self._items += self.splitter.feed(data)
 
     def receive_end(self) -> None:
         """Take note of the end of input; the last line needs no LF."""
-        self._items += self._splitter.end()
+        self._items += self.splitter.end()
 
     def take_answers(self) -> bytes:
         """Return the answers since the last call, in order, each one line of JSON."""
@@ -194,7 +202,7 @@ class Intake(Generic[Item]):
 
     def _explain(self, error: Exception) -> tuple[str, str]:
         if isinstance(error, _TooLongError):
-            return "line", self._splitter.limit
+            return "line", self.splitter.limit
         if isinstance(error, EventError):
             return "event", _printable(str(error))
         return "json", _printable(str(event_error(error)))

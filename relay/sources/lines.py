@@ -61,6 +61,14 @@ class LineSplitter:
             finished.append(None)
         return finished
 
+    def pack(self) -> tuple[bytes, bool]:
+        """Return the line that is not finished, and whether one is being refused."""
+        return bytes(self._unfinished), self._refusing
+
+    def adopt(self, unfinished: bytes, refusing: bool) -> None:
+        """Go on where another splitter stopped."""
+        self._unfinished[:], self._refusing = unfinished, refusing
+
     def end(self) -> list[bytes | None]:
         """Return the last line, where it has no LF."""
         last = bytes(self._unfinished)

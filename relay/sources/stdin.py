@@ -20,6 +20,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import Any
 
+from relay import handover
 from relay.config import Config
 from relay.sources.feeder import READ_BYTES, Feeder
 from relay.sources.input_errors import Counter, InputErrors
@@ -78,6 +79,10 @@ class StdinSource(Feeder):
         """Begin to read, unless it is off."""
         if self.form == "off":
             return
+        self._open()
+        super().start()
+
+    def _open(self) -> None:
         if self._stdin is not None:
             epoll = select.epoll()
             try:
@@ -85,7 +90,16 @@ class StdinSource(Feeder):
                 self._epoll = epoll
             except OSError:
                 epoll.close()
-        super().start()
+
+    def pack(self) -> handover.Feeder:
+        """Describe what has been read and is not published, for another process that has the same standard input."""
+        return self._packed(b"")
+
+    def adopt(self, packed: handover.Feeder) -> None:
+        """Begin where another process stopped."""
+        if self.form != "off":
+            self._open()
+            self._go_on(packed)
 
     def _read(self) -> bytes | None:
         if self._stdin is None:

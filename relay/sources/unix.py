@@ -18,6 +18,7 @@ import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 
+from relay import handover
 from relay.config import Config, parse_group, parse_mode
 from relay.sources.feeder import READ_BYTES, Feeder
 from relay.sources.input_errors import Counter, InputErrors
@@ -61,6 +62,16 @@ class UnixFeeder(Feeder):
         self._reading = False
         self._unsent = b""
         self._has_answered = False
+
+    def pack(self) -> tuple[int, handover.Feeder]:
+        """Describe the feeder for another process, with its descriptor."""
+        return self._fd, self._packed(self._unsent)
+
+    def adopt(self, packed: handover.Feeder) -> None:
+        """Go on with a feeder of another process."""
+        self._has_answered = True
+        self._answer(packed.unsent)
+        self._go_on(packed)
 
     def _read(self) -> bytes | None:
         if self._has_answered:
@@ -151,14 +162,16 @@ class UnixSource:
         self._errors = InputErrors("unix", metrics, loop, _logger)
         self._listener: socket.socket | None = None
         self._file: tuple[int, int] | None = None
+        self._path = ""
         self._users: frozenset[int] = frozenset()
         self._count = 0
 
-    def open(self, listener: socket.socket | None = None) -> str:
+    def open(self, listener: socket.socket | None = None, file: tuple[int, int] | None = None) -> str:
         """Listen, and take feeders from now on.
 
         Args:
-            listener: one that somebody else has opened, and whose file is theirs; None for one at `unix`.
+            listener: one that somebody else has opened; None for one at `unix`.
+            file: what its file is known by where it is ours to remove (`identity`).
 
         Returns:
             the path.
@@ -171,10 +184,11 @@ class UnixSource:
         if listener is None:
             mode, gid = parse_mode(config.unix_mode), parse_group(config.unix_group)
             listener = bind_unix(config.unix, mode, gid, config.backlog)
-            self._file = identity(config.unix)
-        self._listener = listener
+            file = identity(config.unix)
+        self._listener, self._file = listener, file
+        self._path = str(listener.getsockname())
         self._loop.add_reader(listener.fileno(), self._on_acceptable)
-        return str(listener.getsockname())
+        return self._path
 
     def close(self) -> None:
         """Stop listening, remove the socket file if it is still ours, and drain the feeders."""
@@ -183,9 +197,9 @@ class UnixSource:
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
         self._listener = None
-        if self._file is not None and identity(self._config.unix) == self._file:
+        if self._file is not None and identity(self._path) == self._file:
             with contextlib.suppress(OSError):
-                os.unlink(self._config.unix)
+                os.unlink(self._path)
         for feeder in list(self.feeders):
             feeder.drain()
         self._errors.close()
@@ -218,24 +232,40 @@ class UnixSource:
     def _add(self, connection: socket.socket) -> None:
         self._count += 1
         pid, user = _peer(connection)
-        name, errors = f"unix feeder {self._count} (pid {pid})", self._errors
+        name = f"unix feeder {self._count} (pid {pid})"
         if self._users and user not in self._users:
-            errors.report("user", "%s: user %d may not publish", name, user)
+            self._errors.report("user", "%s: user %d may not publish", name, user)
             with contextlib.suppress(OSError):
                 connection.send(b'{"error": "this user may not publish"}\n', socket.MSG_DONTWAIT)
             connection.close()
             return
+        feeder = self._feeder(name, connection)
+        self.feeders.add(feeder)
+        feeder.start()
+
+    def pack(self) -> tuple[int, tuple[int, int] | None]:
+        """Return the listener's descriptor for another process, and what the file is known by, if it is ours."""
+        assert self._listener is not None
+        return self._listener.fileno(), self._file
+
+    def adopt(self, connection: socket.socket, packed: handover.Feeder) -> None:
+        """Go on with a feeder of another process, which has been let in there."""
+        self._count += 1
+        feeder = self._feeder(f"unix feeder {self._count} (pid {_peer(connection)[0]})", connection)
+        self.feeders.add(feeder)
+        feeder.adopt(packed)
+
+    def _feeder(self, name: str, connection: socket.socket) -> UnixFeeder:
+        errors = self._errors
 
         def complain(kind: str, number: int, reason: str) -> None:
             errors.report(kind, "%s, line %d: %s", name, number, reason)
 
         splitter = LineSplitter(self._config.line_bytes_max)
         intake = Intake(splitter, parse_line, self._hub, self._config.topic, complain, answering=True)
-        feeder = UnixFeeder(
+        return UnixFeeder(
             name, connection, intake, self._hub, self._loop, self._clock, self.feeders.discard
         )
-        self.feeders.add(feeder)
-        feeder.start()
 
 
 def _peer(connection: socket.socket) -> tuple[int, int]:

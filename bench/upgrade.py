@@ -1,0 +1,111 @@
+"""`python -m bench.upgrade`: a relay under load is replaced by another process several times.
+
+Owns this one run, and what is read when. Prints one line of JSON. Bounded in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.harness import TARGETS, MeasureError, Server, raise_descriptor_limit
+from loadtest.native import ProgramError
+from loadtest.swarm import Swarm
+
+SECONDS = 200.0
+"""The bound on the whole run."""
+
+BEFORE_S = 2.0
+"""Load before each upgrade, and after the last."""
+
+
+def main() -> int:
+    """Upgrade a relay under load; 1 if a stream was closed or missed something, 2 if the run failed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.upgrade", description=main.__doc__)
+    parser.add_argument("--streams", type=int, default=10_000, help="how many (10000)")
+    parser.add_argument("--rate", type=float, default=20.0, help="events a second, each to all of them (20)")
+    parser.add_argument("--upgrades", type=int, default=3, help="how often (3)")
+    parser.add_argument("--history", type=int, default=100_000, help="events retained before it begins (100000)")
+    options = parser.parse_args()
+    raise_descriptor_limit()
+    try:
+        result = measure(options.streams, options.rate, options.upgrades, options.history)
+    except (MeasureError, ProgramError) as error:
+        print(f"upgrade: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result), flush=True)
+    return 0 if result["open"] == options.streams and not result["closed"] and not result["faults"] else 1
+
+
+def measure(streams: int, rate: float, upgrades: int, history: int) -> dict[str, Any]:
+    """Feed all streams at a rate while the server is replaced.
+
+    Args:
+        streams: all of one topic.
+        rate: events a second.
+        upgrades: how often the server is replaced.
+        history: events retained before the first stream comes.
+    """
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Server(TARGETS["relay"]))
+        with server.publisher(rate=0, count=history) as publisher:
+            publisher.done()
+        swarm = stack.enter_context(
+            Swarm(server.port, streams, path="/events?topic=default", seconds=SECONDS, first=history + 1)
+        )
+        swarm.ready(SECONDS)
+        count = round(rate * (BEFORE_S + 2) * (upgrades + 1))
+        publisher = stack.enter_context(server.publisher(rate=rate, count=count, first=history + 1))
+        pid, rounds = server.pid, []
+        for _ in range(upgrades):
+            time.sleep(BEFORE_S)
+            usual_ms = swarm.mark().max_ms
+            swarm.reset()
+            began_s = time.monotonic()
+            command = [sys.executable, "-m", "relay", "upgrade", str(pid)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            took_s = time.monotonic() - began_s
+            if done.returncode:
+                raise MeasureError(f"the upgrade failed: {done.stderr.strip()}")
+            pid = _successor(server.pid, pid)
+            time.sleep(BEFORE_S / 2)
+            rounds.append(
+                {"took_s": round(took_s, 2), "usual_max_ms": usual_ms, "upgrade_max_ms": swarm.mark().max_ms}
+            )
+            swarm.reset()
+        published = publisher.done()
+        last = swarm.wait_for(published.last, SECONDS)
+    return {
+        "case": f"upgrade-{streams}x{rate:g}",
+        "streams": streams,
+        "rate": rate,
+        "history": history,
+        "cores": os.cpu_count(),
+        "events": published.sent,
+        "upgrades": rounds,
+        "open": last.healthy_open,
+        "closed": last.closed,
+        "faults": last.faults + last.missed,
+        "deliveries": last.deliveries,
+    }
+
+
+def _successor(session: int, gone: int) -> int:
+    """Find the process of a session that serves in place of another."""
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z" and int(folder.name) != gone:
+                return int(folder.name)
+    raise MeasureError("nobody serves after the upgrade")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

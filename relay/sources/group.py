@@ -1,0 +1,90 @@
+"""The sources of one server: standard input, the Unix socket, and another server's event stream.
+
+Owns which of them there are, and that all of them begin and end together. Never reads, parses or publishes.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+
+from relay.config import Config, is_event_stream
+from relay.errors import ConfigError, RelayError
+from relay.hub import Hub
+from relay.sources.input_errors import Counter
+from relay.sources.stdin import StdinSource, stdin_fd
+from relay.sources.unix import UnixSource
+from relay.sources.upstream import UpstreamSource
+
+_logger = logging.getLogger(__name__)
+
+
+class Sources:
+    """Not one of them reads before it is started.
+
+    Args:
+        config: the settings.
+        hub: takes the events.
+        metrics: counts bad input.
+        loop: the event loop.
+        on_eof: called once, when standard input is over and all of it published.
+    """
+
+    def __init__(
+        self, config: Config, hub: Hub, metrics: Counter, loop: AbstractEventLoop, on_eof: Callable[[], None]
+    ) -> None:
+        self.stdin = StdinSource(config, hub, metrics, loop, on_eof, stdin_fd())
+        self.unix: UnixSource | None = None
+        self.upstream: UpstreamSource | None = None
+        self._config = config
+        self._hub = hub
+        self._metrics = metrics
+        self._loop = loop
+
+    def listen(self, listener: socket.socket | None = None, file: tuple[int, int] | None = None) -> None:
+        """Take feeders at the Unix socket.
+
+        Args:
+            listener: one that somebody else has opened; None for one at the setting's path.
+            file: what its file is known by where it is ours to remove.
+
+        Raises:
+            ConfigError: the path, its group or a user cannot be used.
+        """
+        self.unix = UnixSource(self._config, self._hub, self._metrics, self._loop)
+        _logger.info("feeders at unix:%s", self.unix.open(listener, file))
+
+    def follow(self) -> None:
+        """Follow another server's event stream, where the settings name one, after the newest event of it in the log.
+
+        Raises:
+            ConfigError: httpx is not installed, or the address is none.
+        """
+        config = self._config
+        if is_event_stream(config.upstream):
+            last_id = self._hub.log.newest_own_id(config.topic) or ""
+            try:
+                self.upstream = UpstreamSource(config, self._hub, self._metrics, self._loop, time.monotonic, last_id)
+            except RelayError as error:
+                raise ConfigError(f"upstream: {error}") from None
+            self.upstream.start()
+
+    def drain(self) -> None:
+        """Read no more; publish what has been read."""
+        if self.upstream is not None:
+            self.upstream.close()
+        self.stdin.drain()
+        if self.unix is not None:
+            self.unix.close()
+
+    def close(self) -> None:
+        """Close whatever is open."""
+        if self.upstream is not None:
+            self.upstream.close()
+        self.stdin.close()
+        if self.unix is not None:
+            self.unix.close()
+            self.unix.cut()

@@ -1,0 +1,247 @@
+"""The upgrade: the old process's part, which starts a new one and hands everything over to it.
+
+Owns the new process until it serves, and the order of the handover. Whatever goes wrong before the new process has said
+that it has everything, this one goes on: what it hands over is only described, and its descriptors are copies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NoReturn, TypeVar
+
+from relay import handover
+from relay.errors import RelayError
+from relay.front import Front
+from relay.handover import FDS_MAX, Channel
+from relay.hub import Hub
+from relay.journal import Journal
+from relay.sources.group import Sources
+from relay.systemd import VARIABLE, Service
+
+ENTRIES_BYTES = 256 * 1024
+"""Entries sent at once, while others have their turn."""
+
+KEYS = 10_000
+"""Dedup keys sent at once."""
+
+REST_ENTRIES = 1000
+"""Entries that may be left for when this process has stopped; beyond that it goes on sending while it serves."""
+
+ROUNDS_MAX = 100
+"""How often it looks whether so few are left: with a feed faster than the handover, there is no end to it."""
+
+SETTLE_S = 1.0
+"""How long requests that are under way may take to be answered; those that take longer are cut."""
+
+SETTLE_STEP_S = 0.01
+
+STOPPED_S = 5.0
+"""How long one step may take while this process has stopped; it took 0.1 s with 10,000 streams."""
+
+_logger = logging.getLogger(__name__)
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Possessions:
+    """All that is handed over.
+
+    Args:
+        hub: the log and the streams.
+        front: the connections.
+        own_token: the token of this process's own.
+        listeners: the front's.
+        sources: the feeders of the Unix socket, and the one on standard input.
+        journal: the way to the file, which only one process can have.
+    """
+
+    hub: Hub
+    front: Front
+    own_token: str
+    listeners: Sequence[socket.socket]
+    sources: Sources
+    journal: Journal | None
+
+    @property
+    def data(self) -> str:
+        """Path of the file; empty without one."""
+        return "" if self.journal is None else self.journal.path
+
+
+async def upgrade(
+    possessions: Possessions,
+    service: Service,
+    timeout_s: float,
+    clock: Callable[[], float],
+) -> NoReturn:
+    """Start a new process, hand everything over, and exit.
+
+    Args:
+        possessions: what is handed over.
+        service: the service manager's side, which is told.
+        timeout_s: how long the new process may take to start, and again to take the log.
+        clock: gives the hub's `now_s`.
+
+    Raises:
+        RelayError: it failed, and this process goes on.
+    """
+    stdin = possessions.sources.stdin
+    if stdin.form == "sse" and not stdin.closed:
+        raise RelayError("an event stream on standard input cannot be handed over in the midst of an event")
+    service.reloading()
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours)
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        with theirs:
+            process = _start(theirs.fileno(), service.inherited())
+        await _hello(channel, process, timeout_s)
+        async with asyncio.timeout(timeout_s):
+            sent = await _send_log(channel, possessions)
+            await _settle(possessions.front)
+        ours.settimeout(STOPPED_S)
+        stopped_s = clock()
+        count = _hand_over(channel, possessions, sent, clock())
+        channel.expect(handover.Ready)
+        service.tell(f"MAINPID={process.pid}")
+        channel.send(handover.Go())
+    except BaseException as error:
+        if process is not None:
+            process.kill()
+            code = process.wait()
+            _logger.info("the new process ended with %d", code)
+        if possessions.journal is not None:
+            possessions.journal.take_back()
+        if isinstance(error, TimeoutError):
+            raise RelayError(f"the new process took longer than {timeout_s:g} s") from None
+        if isinstance(error, OSError):
+            raise RelayError(f"the new process cannot be told: {error.strerror}") from None
+        raise
+    finally:
+        channel.close()
+    _logger.info("handed over %d streams in %.0f ms to process %d", count, 1000 * (clock() - stopped_s), process.pid)
+    logging.shutdown()
+    os._exit(0)  # whatever is closed in the usual way would be closed for both
+
+
+def _start(fd: int, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start what this process was started as; what is at that place now is the new version."""
+    try:
+        return subprocess.Popen(  # noqa: S603 (it is what this process was started as)
+            [sys.executable, *sys.orig_argv[1:]], env={**variables, VARIABLE: str(fd)}, pass_fds=[fd]
+        )
+    except OSError as error:
+        raise RelayError(f"a new process cannot be started: {error.strerror}") from None
+
+
+async def _hello(channel: Channel, process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """Wait until the new process has checked itself."""
+    loop, there = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(channel.socket, there.set)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await there.wait()
+    finally:
+        loop.remove_reader(channel.socket)
+    channel.socket.settimeout(STOPPED_S)
+    try:
+        hello = channel.expect(handover.Hello)
+    except RelayError as error:
+        raise RelayError(f"the new process {process.pid} does not start: {error}") from None
+    assert isinstance(hello, handover.Hello)
+    if hello.form != handover.FORM:
+        raise RelayError(f"relay {hello.version} takes over in form {hello.form}, and this one has {handover.FORM}")
+    _logger.info("relay %s, pid %d, is taking over", hello.version, process.pid)
+
+
+async def _send_log(channel: Channel, possessions: Possessions) -> int:
+    """Send the log while this process serves; return the first sequence that is not sent."""
+    loop, log = asyncio.get_running_loop(), possessions.hub.log
+    channel.socket.setblocking(False)
+    sent = -1
+    for _ in range(ROUNDS_MAX):
+        until = log.head
+        while sent < until:
+            messages, sent = _next(possessions, sent)
+            for message in messages:
+                await loop.sock_sendall(channel.socket, channel.encode(message))
+        if log.head - sent <= REST_ENTRIES:
+            break
+    return sent
+
+
+def _next(possessions: Possessions, sent: int) -> tuple[list[handover.Message], int]:
+    """Return what to send next of the log, and where that ends; it begins anew where what was to come is evicted."""
+    log, messages = possessions.hub.log, list[handover.Message]()
+    if sent < log.tail:
+        sent = log.tail
+        messages.append(handover.Start(possessions.own_token, possessions.data, log.epoch, sent, log.evicted_s))
+    entries, size = [], 0
+    while sent < log.head and size < ENTRIES_BYTES:
+        entries.append(log.entry(sent))
+        size += len(entries[-1].frame)
+        sent += 1
+    return [*messages, handover.Entries(entries)], sent
+
+
+async def _settle(front: Front) -> None:
+    """Wait until no request is under way, but not for ever."""
+    for _ in range(round(SETTLE_S / SETTLE_STEP_S)):
+        # A timer, and not a bare turn of the loop: what was accepted before it fired is known to the front by now.
+        await asyncio.sleep(SETTLE_STEP_S)
+        if all(connection.pack() is not None for connection in front.connections):
+            return
+
+
+def _hand_over(channel: Channel, possessions: Possessions, sent: int, now_s: float) -> int:
+    """Hand over what there is, within one callback of the loop: nothing changes meanwhile."""
+    hub, front, sources = possessions.hub, possessions.front, possessions.sources
+    if possessions.journal is not None:
+        possessions.journal.let_go()  # what was pending is in the log now, and acknowledged
+    unix, stdin = sources.unix, sources.stdin
+    subscriptions, streams = hub.pack(now_s)
+    while sent < hub.log.head:
+        messages, sent = _next(possessions, sent)
+        for message in messages:
+            channel.send(message)
+    channel.send(handover.Evicted(*hub.log.evicted()))
+    listeners, file = [each.fileno() for each in possessions.listeners], None
+    if unix is not None:
+        listener, file = unix.pack()
+        listeners.append(listener)
+    channel.send(handover.Listeners(unix is not None, file), listeners)
+    channel.send(handover.Terms(subscriptions))
+    for fds, some_streams in _batched(streams):
+        channel.send(handover.Streams(some_streams), fds)
+    for fds, feeders in _batched([feeder.pack() for feeder in unix.feeders] if unix is not None else []):
+        channel.send(handover.Feeders(feeders), fds)
+    packed = [connection.pack() for connection in front.connections]
+    for fds, connections in _batched([each for each in packed if each is not None]):
+        channel.send(handover.Connections(connections), fds)
+    for keys in _lists(hub.writer.seen.keys(), KEYS):
+        channel.send(handover.Keys(keys))
+    channel.send(handover.Rest(None if stdin.closed else stdin.pack(), front.auth.tickets))
+    return len(streams)
+
+
+def _lists(keys: Iterator[T], count: int) -> Iterator[list[T]]:
+    """Cut an iterator into lists of at most `count`."""
+    while some := list(islice(keys, count)):
+        yield some
+
+
+def _batched(described: Sequence[tuple[int, T]]) -> Iterator[tuple[list[int], list[T]]]:
+    """Cut what has descriptors into messages."""
+    for place in range(0, len(described), FDS_MAX):
+        batch = described[place : place + FDS_MAX]
+        yield [fd for fd, _ in batch], [each for _, each in batch]

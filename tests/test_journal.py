@@ -1,0 +1,251 @@
+"""What is published goes to the disk first and into the log then, in order; a disk that fails loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay import journal as module
+from relay.errors import RelayError
+from relay.journal import Journal
+from relay.log import Entry, Log
+from relay.seen import Seen
+from relay.store import Batch, Store, Trim
+
+TIMEOUT_S = 10.0
+
+
+class FakeStore:
+    """Writes when it is let, or fails."""
+
+    path = "a file"
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.trims: list[Trim] = []
+        self.error: Exception | None = None
+        self.free = threading.Event()
+        self.free.set()
+        self.closed = False
+
+    def write(self, batch: Batch, trim: Trim | None) -> None:
+        assert self.free.wait(TIMEOUT_S)
+        if self.error is not None:
+            raise self.error
+        self.batches.append(batch)
+        if trim is not None:
+            self.trims.append(trim)
+
+    def close(self) -> None:
+        self.closed = True
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        return [[entry.sequence for entry in batch.entries] for batch in self.batches]
+
+
+class Observed(list[float]):
+    observe = list[float].append
+
+
+class World:
+    """A journal between a fake store and a log."""
+
+    def __init__(self, store: Any = None, now_s: float = 100.0) -> None:
+        self.store: Any = store or FakeStore()
+        self.log = Log("e", bytes_max=1 << 20)
+        self.seen = Seen(600.0, 100)
+        self.released = 0
+        self.now_s = now_s
+        self.took_s = Observed()
+        self.journal = Journal(
+            self.store,
+            self.log,
+            self.seen,
+            take=self._take,
+            released=self._release,
+            write_s=self.took_s,
+            loop=asyncio.get_running_loop(),
+            clock=lambda: self.now_s,
+            wall=lambda: 5000.0 + self.now_s,
+        )
+
+    def _take(self, entry: Entry, now_s: float) -> None:
+        assert entry.sequence == self.log.head
+        self.log.append(self.log.topic(entry.topic), entry.frame, entry.id, entry.key, now_s)
+
+    def _release(self) -> None:
+        self.released += 1
+
+    def put(self, count: int = 1, size: int = 10, keys: tuple[tuple[str, str], ...] = ()) -> None:
+        head = self.journal.head
+        entries = [Entry(head + place, self.now_s, "a", None, None, b"x" * size) for place in range(count)]
+        self.journal.put(entries, list(keys))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+
+async def test_one_batch_is_written_while_the_next_gathers_and_the_log_has_them_in_order() -> None:
+    world = World()
+    world.store.free.clear()
+    world.put(2, keys=(("k", "e-1"),))
+    world.put()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    world.put(3)
+    world.put()
+    assert (world.log.head, world.journal.pending, world.journal.head) == (1, 7, 8)
+    world.store.free.set()
+    await asyncio.wait_for(world.journal.settle(), TIMEOUT_S)
+    assert world.store.sequences == [[1, 2, 3], [4, 5, 6, 7]]
+    assert (world.log.head, world.journal.pending) == (8, 0)
+    assert world.store.batches[0].keys == [("k", "e-1")]
+    assert (world.store.batches[0].ahead_s, world.store.batches[0].newest_s) == (5000.0, 5100.0)
+    assert len(world.took_s) == 2
+    world.journal.close()
+    assert world.store.closed
+
+
+async def test_a_confirmation_waits_for_all_that_was_put_before_it_and_no_longer() -> None:
+    world, told = World(), list[str]()
+    world.journal.confirm(lambda: told.append("nothing"))
+    assert told == ["nothing"]
+    world.store.free.clear()
+    world.put()
+    world.journal.confirm(lambda: told.append(f"one at {world.log.head}"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    world.put()
+    world.journal.confirm(lambda: told.append(f"two at {world.log.head}"))
+    assert len(told) == 1
+    world.store.free.set()
+    await world.until(lambda: len(told) == 3)
+    assert told == ["nothing", "one at 2", "two at 3"]
+    world.journal.close()
+
+
+async def test_much_goes_into_the_log_in_turns_so_that_others_have_theirs() -> None:
+    world = World()
+    world.put(3 * module.TURN_ENTRIES, size=1)
+    heads = set[int]()
+    while world.journal.pending:
+        heads.add(world.log.head)
+        await asyncio.sleep(0)
+    assert heads == {1 + turn * module.TURN_ENTRIES for turn in range(3)}
+    world.journal.close()
+
+
+@pytest.mark.parametrize(("count", "size"), [(module.PENDING_ENTRIES_MAX, 1), (16, module.PENDING_BYTES_MAX // 16)])
+async def test_too_much_that_waits_holds_publishers_until_it_is_stored(count: int, size: int) -> None:
+    world = World()
+    world.log.bytes_max = 1 << 30
+    world.store.free.clear()
+    world.put(count - 1, size)
+    assert not world.journal.full
+    world.put(1, size)
+    assert world.journal.full
+    assert world.released == 0
+    world.store.free.set()
+    await world.until(lambda: world.released > 0)
+    assert not world.journal.full
+    await asyncio.wait_for(world.journal.settle(), TIMEOUT_S)
+    world.journal.close()
+
+
+async def test_a_write_that_fails_is_tried_again_and_meanwhile_nothing_is_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "AGAIN_S", 0.01)
+    caplog.set_level("INFO")
+    world = World()
+    world.store.error = sqlite3.OperationalError("database or disk is full")
+    world.put(2, keys=(("k", "e-1"),))
+    await world.until(lambda: world.journal.failures >= 3)
+    assert world.journal.refusal == "events cannot be stored: database or disk is full"
+    assert world.journal.full
+    assert (world.log.head, world.journal.pending) == (1, 2)
+    world.store.error = None
+    await asyncio.wait_for(world.journal.settle(), TIMEOUT_S)
+    assert world.store.sequences == [[1, 2]]
+    assert world.store.batches[0].keys == [("k", "e-1")]
+    assert (world.journal.refusal, world.released, world.log.head) == ("", 1, 3)
+    world.journal.close()
+    said = [record.message for record in caplog.records]
+    assert said == [
+        "data: 2 events cannot be stored, and no more are taken: database or disk is full",
+        "data: events are stored again",
+    ]
+
+
+async def test_closing_writes_what_is_pending_and_says_what_it_cannot_write(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    world.put(2)
+    world.journal.close()
+    assert (world.store.sequences, world.store.closed) == ([[1, 2]], True)
+    world = World()
+    world.put(2)
+    world.store.error = sqlite3.OperationalError("disk I/O error")
+    await world.until(lambda: bool(world.journal.refusal))
+    world.journal.close()
+    assert world.store.closed
+    assert (
+        caplog.records[-1].message == "data: 2 events that were taken are lost: events cannot be stored: disk I/O error"
+    )
+
+
+async def test_the_file_shrinks_with_the_log_though_nothing_is_published() -> None:
+    world = World()
+    world.put(4)
+    await asyncio.wait_for(world.journal.settle(), TIMEOUT_S)
+    world.log.events_max = 1
+    world.now_s += 1
+    world.log.retain(world.now_s)
+    world.journal.tick(world.now_s - module.TRIM_S / 2)
+    assert world.store.trims == []
+    world.now_s += module.TRIM_S
+    world.journal.tick(world.now_s)
+    await world.until(lambda: bool(world.store.trims))
+    assert world.store.trims == [Trim(4, 5100.0, 5000.0 + world.now_s - 600.0)]
+    world.journal.close()
+
+
+async def test_the_file_is_let_go_of_whole_and_taken_back(tmp_path: Path) -> None:
+    path = str(tmp_path / "relay.db")
+    world = World(Store(path), time.monotonic())
+    world.put(3)
+    told = list[int]()
+    world.journal.confirm(lambda: told.append(world.log.head))
+    world.journal.let_go()
+    assert (world.log.head, told) == (4, [4])
+    other = Store(path)
+    assert [len(row) for _, row in other.entries()] == [3]
+    other.close()
+    world.journal.take_back()
+    world.put(2)
+    await asyncio.wait_for(world.journal.settle(), TIMEOUT_S)
+    world.journal.close()
+    other = Store(path)
+    assert [len(row) for _, row in other.entries()] == [3, 2]
+    other.close()
+
+
+async def test_a_disk_that_fails_does_not_let_go_of_the_file() -> None:
+    world = World()
+    world.store.error = sqlite3.OperationalError("disk I/O error")
+    world.put(2)
+    with pytest.raises(RelayError, match="events cannot be stored: disk I/O error"):
+        world.journal.let_go()
+    assert not world.store.closed
+    world.store.error = None
+    world.journal.close()
+    assert world.store.sequences == [[1, 2]]
