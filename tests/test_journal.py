@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -59,7 +59,7 @@ class World:
     """A journal between a fake store and a log."""
 
     def __init__(self, store: Any = None, now_s: float = 100.0) -> None:
-        self.store: Any = store or FakeStore()
+        self.store = cast(Any, store or FakeStore())
         self.log = Log("e", bytes_max=1 << 20)
         self.seen = Seen(600.0, 100)
         self.released = 0
