@@ -164,6 +164,8 @@ class Writer:
                 raise EventError("id", f"has {len(event.id)} characters; at most {ID_CHARACTERS_MAX} are allowed")
             if log.gives(event.id):
                 raise EventError("id", "has the form of the ids that relay gives out itself")
+        if event.key is not None and not event.key.isascii():
+            _check_text("key", event.key)
         return topic, encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max)
 
 
@@ -172,4 +174,13 @@ def _dedup_key(event: Event) -> str:
     dedup = str(event.dedup)
     if not 0 < len(dedup) <= DEDUP_CHARACTERS_MAX:
         raise EventError("dedup", f"has {len(dedup)} characters; 1 to {DEDUP_CHARACTERS_MAX} are allowed")
+    _check_text("dedup", dedup)
     return f"{event.topic}\n{dedup}"
+
+
+def _check_text(field: str, text: str) -> None:
+    """Refuse what no file and no link can carry."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise EventError(field, f"lone surrogate at character {error.start}") from None
