@@ -267,13 +267,20 @@ class Stream:
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(TIMEOUT_S)
-        self.socket.connect(("127.0.0.1", port))
-        lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
-        self.socket.sendall(f"GET /events?{query} HTTP/1.1\r\nHost: test\r\n{lines}\r\n".encode())
         self.head = b""
         self.raw = b""
         self._decoder = Decoder(1 << 24)
         self._events: list[Event] = []
+        try:
+            self._open(query, headers or {})
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def _open(self, query: str, headers: dict[str, str]) -> None:
+        self.socket.connect(("127.0.0.1", self.port))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self.socket.sendall(f"GET /events?{query} HTTP/1.1\r\nHost: test\r\n{lines}\r\n".encode())
         while b"\r\n\r\n" not in self.head:
             data = self.socket.recv(65536)
             assert data, f"closed within the head: {self.head!r}"

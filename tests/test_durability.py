@@ -9,7 +9,6 @@ import resource
 import signal
 import socket
 import sqlite3
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from typing import Any
 import pytest
 
 from relay.event import Event
-from tests.oracle import Oracle, Published
+from tests.faults.resender import Resender
+from tests.oracle import Oracle
 from tests.process import TOKEN, Feeder, Relay, Stream, eventually, relay, run
 
 
@@ -52,37 +52,6 @@ def test_history_ids_and_epoch_survive_the_process(data: str, ended_by: int) -> 
             assert [event.data for event in stream.take(31)] == [*map(str, range(30)), "after"]
 
 
-class Resender(threading.Thread):
-    """A feeder that sends until all of its events are acknowledged, over as many servers as that takes."""
-
-    def __init__(self, path: Path, count: int) -> None:
-        super().__init__(daemon=True)
-        self.ids: dict[int, str] = {}
-        self.sent_again = 0
-        self.over = threading.Event()
-        self._path = path
-        self._count = count
-
-    def run(self) -> None:
-        while len(self.ids) < self._count:
-            with contextlib.suppress(OSError, ValueError), Feeder(self._path) as feeder:
-                missing = [number for number in range(self._count) if number not in self.ids]
-                self.sent_again += len(missing)
-                sender = threading.Thread(target=self._send, args=(feeder, missing), daemon=True)
-                sender.start()
-                for _ in missing:
-                    answer = feeder.answer()
-                    self.ids[answer["ack"]] = answer["id"]
-                sender.join()
-            self.over.wait(0.01)  # where nobody listens yet
-        self.over.set()
-
-    def _send(self, feeder: Feeder, numbers: list[int]) -> None:
-        with contextlib.suppress(OSError):
-            for number in numbers:
-                feeder.send({"ack": number, "dedup": f"event {number}", "data": f"{number} " + "x" * 200})
-
-
 def test_killed_again_and_again_under_load_every_event_is_seen_once_and_in_order(data: str, tmp_path: Path) -> None:
     """The feeder resends what was not acknowledged; the subscriber comes back with its last id."""
     count, kills, draw = 6000, 5, random.Random(3)
@@ -110,10 +79,7 @@ def test_killed_again_and_again_under_load_every_event_is_seen_once_and_in_order
                 server = stack.enter_context(relay(*arguments))
         assert feeder.over.wait(30)
     assert not [event for event in seen if event.event == "relay.gap"]
-    published = Published()
-    for number in sorted(feeder.ids, key=lambda number: int(feeder.ids[number].rpartition("-")[2])):
-        published.add(Event(f"{number} " + "x" * 200, topic="default"), feeder.ids[number])
-    oracle = Oracle(published, ("**",))
+    oracle = Oracle(feeder.published(), ("**",))
     oracle.connect(1)
     for event in seen:
         oracle.receive(event)

@@ -1,0 +1,49 @@
+"""A feeder that must not lose an event: it resends what was not acknowledged, with dedup keys."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+
+from relay.event import Event
+from tests.oracle import Published
+from tests.process import Feeder
+
+
+class Resender(threading.Thread):
+    """A feeder that sends until all of its events are acknowledged, over as many servers as that takes."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        super().__init__(daemon=True)
+        self.ids: dict[int, str] = {}
+        self.sent_again = 0
+        self.over = threading.Event()
+        self._path = path
+        self._count = count
+
+    def run(self) -> None:
+        while len(self.ids) < self._count:
+            with contextlib.suppress(OSError, ValueError), Feeder(self._path) as feeder:
+                missing = [number for number in range(self._count) if number not in self.ids]
+                self.sent_again += len(missing)
+                sender = threading.Thread(target=self._send, args=(feeder, missing), daemon=True)
+                sender.start()
+                for _ in missing:
+                    answer = feeder.answer()
+                    self.ids[answer["ack"]] = answer["id"]
+                sender.join()
+            self.over.wait(0.01)  # where nobody listens yet
+        self.over.set()
+
+    def _send(self, feeder: Feeder, numbers: list[int]) -> None:
+        with contextlib.suppress(OSError):
+            for number in numbers:
+                feeder.send({"ack": number, "dedup": f"event {number}", "data": f"{number} " + "x" * 200})
+
+    def published(self) -> Published:
+        """Return what was published, in the order of the ids that it was acknowledged with."""
+        published = Published()
+        for number in sorted(self.ids, key=lambda number: int(self.ids[number].rpartition("-")[2])):
+            published.add(Event(f"{number} " + "x" * 200, topic="default"), self.ids[number])
+        return published

@@ -1,0 +1,166 @@
+"""A hub with workers and a file, whose processes die and stall at random under load: everybody sees all once.
+
+One seed says who is killed and when; the moments are the kernel's. Every subscriber comes back with its last id, and
+the feeder resends what was not acknowledged, so that nothing is excused: no gap, no double, nothing out of order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from relay.event import Event
+from tests.faults.resender import Resender
+from tests.oracle import Oracle
+from tests.process import ASIDE_BYTES, TIMEOUT_S, Relay, Stream, check_nothing_is_left, eventually
+
+EVENTS = 4000
+FAULTS = 8
+FOLLOWERS = 6
+STALL_S = 0.3
+MEMORY_BYTES_MAX = 3 * 90 * 1024 * 1024
+"""Of a hub and two workers: each some 60 MB at rest, the history, and what waits for a stalled worker."""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class Cluster:
+    """A hub and its workers, started again whenever the hub was killed."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.memory_bytes = 0
+        self._arguments = (
+            *("--listen", f"127.0.0.1:{port}", "--workers", "2", "--unix", str(folder / "relay.sock")),
+            *("--data", str(folder / "relay.db"), "--durable", "--retry-min", "1ms", "--retry-max", "2ms"),
+        )
+        self.port = port
+        self.server = Relay(*self._arguments)
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the workers that are there."""
+        pid = self.server.process.pid
+        with contextlib.suppress(OSError):
+            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return []
+
+    def look(self) -> None:
+        """Note how much memory all of it takes."""
+        total = 0
+        for pid in (self.server.process.pid, *self.workers()):
+            with contextlib.suppress(OSError, IndexError):
+                total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+        self.memory_bytes = max(self.memory_bytes, total)
+
+    def kill_hub(self) -> None:
+        """Kill the hub, and start another as soon as the workers have left the port."""
+        self.server.stop(signal.SIGKILL)
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                self.server = Relay(*self._arguments)
+            except AssertionError:
+                assert time.monotonic() < deadline_s, "no new hub can be started"
+            else:
+                return
+
+    def stop(self) -> None:
+        """End it."""
+        self.server.stop(signal.SIGKILL)
+
+
+class Follower(threading.Thread):
+    """A subscriber that comes back with its last id, until it has seen all events."""
+
+    def __init__(self, port: int, draw: random.Random) -> None:
+        super().__init__(daemon=True)
+        self.seen: list[Event | None] = []  # None for each connection that begins
+        self.count = 0
+        self.failure: BaseException | None = None
+        self._port = port
+        self._draw = draw
+        self._last = ""
+
+    def run(self) -> None:
+        try:
+            while self.count < EVENTS:
+                with contextlib.suppress(AssertionError, OSError):
+                    self._connection()
+        except BaseException as error:  # noqa: BLE001 (told by the test's own thread)
+            self.failure = error
+
+    def _connection(self) -> None:
+        since = {"Last-Event-ID": self._last} if self._last else {}
+        patience = self._draw.randrange(200, 3000)  # after so many events it leaves by itself
+        with Stream(self._port, "topic=**&since=earliest", since) as stream:
+            assert stream.head.startswith(b"HTTP/1.1 200 ")
+            self.seen.append(None)
+            while self.count < EVENTS and patience:
+                event = stream.next()
+                self.seen.append(event)
+                self._last = str(event.id)
+                self.count += 1
+                patience -= 1
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_hub_workers_and_clients_that_die_and_stall_at_random_cost_nobody_an_event(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    cluster = Cluster(tmp_path, free_port())
+    faults = list[str]()
+    try:
+        feeder = Resender(tmp_path / "relay.sock", EVENTS)
+        followers = [Follower(cluster.port, random.Random(draw.random())) for _ in range(FOLLOWERS)]
+        for thread in (feeder, *followers):
+            thread.start()
+        while len(faults) < FAULTS:
+            workers = cluster.workers()
+            fault = draw.choice(("hub", "worker", "worker", "stall"))
+            faults.append(fault)
+            if fault == "hub":
+                cluster.kill_hub()
+            elif workers and fault == "worker":
+                os.kill(draw.choice(workers), signal.SIGKILL)
+            elif workers:
+                stalled = draw.choice(workers)
+                os.kill(stalled, signal.SIGSTOP)
+                feeder.over.wait(STALL_S)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(stalled, signal.SIGCONT)
+            before = max(follower.count for follower in followers)
+            more = min(draw.randrange(100, 400), EVENTS - before)
+            eventually(lambda: max(f.count for f in followers) >= before + more, "events go on")  # noqa: B023
+            cluster.look()
+        assert feeder.over.wait(TIMEOUT_S), "all is acknowledged"
+        for follower in followers:
+            follower.join(TIMEOUT_S)
+            assert follower.failure is None, follower.failure
+            assert not follower.is_alive(), f"{follower.count} of {EVENTS} seen"
+        cluster.look()
+        check_nothing_is_left(cluster.server)
+    finally:
+        cluster.stop()
+    published = feeder.published()
+    for follower in followers:
+        oracle = Oracle(published, ("**",))
+        oracle.connect(1)
+        for event in follower.seen:
+            if event is None:
+                oracle.connect(None)
+            else:
+                oracle.receive(event)
+        oracle.finish()
+        assert oracle.gaps == 0
+    bound = MEMORY_BYTES_MAX + 3 * ASIDE_BYTES
+    print(f"{', '.join(faults)}; {cluster.memory_bytes / 1e6:.0f} MB seen of {bound / 1e6:.0f} MB allowed")
+    assert cluster.memory_bytes < bound
