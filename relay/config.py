@@ -63,6 +63,16 @@ class Config:
         "text",
         "HOST:PORT",
     )
+    tls_cert: str = setting(
+        "",
+        "PEM file of the certificate, with those between it and its authority: all addresses then speak TLS, 1.2 or "
+        "later. Read again on SIGHUP.",
+        "text",
+        "PATH",
+    )
+    tls_key: str = setting(
+        "", "PEM file of its key, without a password; in the same file when empty.", "text", "PATH"
+    )
     trusted_proxy: tuple[str, ...] = setting(
         (),
         "Address or network of a proxy whose X-Forwarded-For is believed, for limits by address.",
@@ -134,6 +144,18 @@ class Config:
         "number",
         least=1,
         most=2**31 - 1,
+    )
+    accept_rate: int = setting(
+        0,
+        "Connections accepted a second; the rest waits in the backlog. 0 is off, as one core takes some thousands "
+        "beside its other work; with TLS, some hundreds.",
+        "number",
+    )
+    half_open_max: int = setting(
+        1024,
+        "Connections that may be without a whole request head; above it the oldest is cut when it has waited for half "
+        "a second, else the rest waits in the backlog. 0 is off.",
+        "number",
     )
     head_bytes_max: int = setting(16 * KIB, "Largest request head; above it 431.", "size", least=KIB)
     head_timeout_s: float = setting(

@@ -139,7 +139,6 @@ class Connection(msgspec.Struct, frozen=True, array_like=True):
     """A connection of the front between two requests: the peer's address, and what has been read and not used."""
 
     peer: str
-    preamble: bytes | None
     unread: bytes
 
 

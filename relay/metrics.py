@@ -75,6 +75,9 @@ class Metrics(Collector):
             ("source", "kind"),
             registry=registry,
         )
+        self._limited = Counter(
+            "relay_limited", "Times that a limit acted, by limit.", ("limit",), registry=registry
+        )
         registry.register(self)
         ProcessCollector(registry=registry)
 
@@ -86,6 +89,10 @@ class Metrics(Collector):
             kind: what was wrong; one of a few words.
         """
         self._input_errors.labels(source, kind).inc()
+
+    def limited(self, limit: str) -> None:
+        """Count that a limit acted; `limit` is one of a few words."""
+        self._limited.labels(limit).inc()
 
     def input_errors(self) -> int:
         """Return how many inputs were refused in all."""

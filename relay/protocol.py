@@ -37,7 +37,7 @@ from typing import Any
 from relay.deadlines import Waiting
 from relay.errors import RETRY_SOON, EventError, RelayError, RequestError
 from relay.event import Event
-from relay.forwarded import client_address, read_header, trusted
+from relay.forwarded import client_address
 from relay.front import Ask, Front
 from relay.grant import ANYBODY, Grant
 from relay.handover import Connection
@@ -76,6 +76,7 @@ class FrontProtocol(asyncio.Protocol):
 
     Args:
         front: what it shares with the others.
+        address: the client's; the transport's peer where it is not given.
     """
 
     __slots__ = (
@@ -86,14 +87,13 @@ class FrontProtocol(asyncio.Protocol):
         "_paused",
         "_peer",
         "_phase",
-        "_preamble",
         "_request",
         "_route",
         "_transport",
         "waiting",
     )
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, address: str = "") -> None:
         self._front = front
         self._parser = RequestParser(front.config.head_bytes_max)
         self._phase = Phase.READING
@@ -101,8 +101,7 @@ class FrontProtocol(asyncio.Protocol):
         self._request: Request | None = None
         self._route: Route | None = None
         self._grant: Grant = ANYBODY
-        self._peer = "local"
-        self._preamble: bytes | None = None  # what has come of a PROXY header; None where there is none to come
+        self._peer = address
         self._cancel: Cancel | None = None
         self._transport: asyncio.Transport
         self.waiting: Waiting | None = None
@@ -113,11 +112,8 @@ class FrontProtocol(asyncio.Protocol):
         """Begin to wait for a request head."""
         self._transport = typing.cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(WRITE_BUFFER_HIGH, WRITE_BUFFER_HIGH // 4)
-        peer = transport.get_extra_info("peername")
-        if isinstance(peer, tuple) and peer:
-            self._peer = str(peer[0])
-        if self._front.config.proxy_protocol and trusted(self._peer, self._front.proxies):
-            self._preamble = b""
+        if not self._peer:
+            self._peer = str(transport.get_extra_info("peername")[0])
         self._front.connections.add(self)
         self._front.deadlines.set(self, Waiting.HEAD)
 
@@ -130,30 +126,10 @@ class FrontProtocol(asyncio.Protocol):
         """Take what came in, and serve what is whole."""
         if self._phase in (Phase.LINGERING, Phase.OVER):
             return
-        if self._preamble is not None:
-            data = self._take_preamble(self._preamble + data)
-            if not data:
-                return
         self._parser.feed(data)
         if self.waiting is Waiting.REST:
             self._front.deadlines.set(self, Waiting.HEAD)
         self._guarded(self._serve)
-
-    def _take_preamble(self, data: bytes) -> bytes:
-        """Read the PROXY header, once it is whole; return what follows it."""
-        try:
-            found = read_header(data)
-        except RequestError as error:
-            self._front.errors.report("proxy", "refused a connection of %s: %s", self._peer, error.reason)
-            self._transport.abort()
-            return b""
-        if found is None:
-            self._preamble = data
-            return b""
-        address, length = found
-        self._peer = address or self._peer
-        self._preamble = None
-        return data[length:]
 
     def eof_received(self) -> bool:
         """Close: all that came whole has been answered, since nothing is read before that."""
@@ -202,14 +178,14 @@ class FrontProtocol(asyncio.Protocol):
         if begun or self._paused or transport.is_closing() or transport.get_write_buffer_size():
             return None
         fd: int = transport.get_extra_info("socket").fileno()
-        return fd, Connection(self._peer, self._preamble, self._parser.unread)
+        return fd, Connection(self._peer, self._parser.unread)
 
     def adopt(self, connection: Connection) -> None:
         """Go on with a connection of another process."""
-        self._peer, self._preamble = connection.peer, connection.preamble
+        self._peer = connection.peer
         if connection.unread:
             self.data_received(connection.unread)
-        elif self._preamble is None:
+        else:
             self._front.deadlines.set(self, Waiting.REST)
 
     # The life of a request.
