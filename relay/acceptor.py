@@ -136,10 +136,10 @@ class Acceptor:
     def _has_room(self) -> bool:
         """Tell whether one more may be accepted; where not, see to it that there is room soon."""
         front = self._front
-        waiting = front.deadlines.count(Waiting.HEAD) + len(self._front.arriving)
+        waiting = front.deadlines.count(Waiting.HEAD) + len(front.arriving)
         if front.config.half_open_max and waiting >= front.config.half_open_max:
-            return self._make_room("half-open", resting=False)
-        used = self._cost * (self._streams() + len(front.connections)) + len(self._front.arriving)
+            return self._make_room("half-open-max", resting=False)
+        used = self._cost * (self._streams() + len(front.connections)) + len(front.arriving)
         if used + self._cost + 1 > self._room:  # a hand-over has one descriptor more
             return self._make_room("descriptors", resting=True)
         wait_s = self._rates.take("", 1, front.clock())
@@ -187,6 +187,8 @@ class Acceptor:
             front.metrics.limited("head-timeout")
             connection.close()
         except OSError as error:
+            if error.errno in _EXHAUSTED:
+                front.metrics.limited("descriptors")
             # The text of a TLS error names what is wrong with the handshake; nothing was decrypted yet.
             self._errors.report("tls", "no connection with %s: %s", address, error.strerror or error)
             connection.close()

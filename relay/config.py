@@ -276,6 +276,9 @@ class Config:
     streams_per_subject_max: int = setting(
         0, "Open streams of one JWT's subject; 0 is off. Above it 429.", "number"
     )
+    streams_per_topic_max: int = setting(
+        0, "Open streams of one topic or pattern, as they were asked for; 0 is off. Above it 503.", "number"
+    )
     max_age_s: float = setting(
         0.0,
         "Greatest age of a stream, which then ends and comes back, so that load spreads after a restart; each ends at "

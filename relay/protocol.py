@@ -55,6 +55,8 @@ REQUESTS_A_TURN = 8
 WRITE_BUFFER_HIGH = 64 * 1024
 """Unsent answers above which a connection is not served on; below a quarter of it it is."""
 
+_LIMITS = {Waiting.HEAD: "head-timeout", Waiting.BODY: "body-time", Waiting.FLUSH: "answer-time"}
+"""Whose time is over, as metrics name it."""
 _FOR_NOW = (429, 503)
 _TEXT = (("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), ("Cache-Control", "no-store"))
 
@@ -151,6 +153,8 @@ class FrontProtocol(asyncio.Protocol):
 
     def deadline_passed(self, waiting: Waiting) -> None:
         """Close what took too long, with a 408 where a request has begun."""
+        if waiting in _LIMITS:
+            self._front.metrics.limited(_LIMITS[waiting])
         begun = self._parser.partial
         if self._phase is Phase.READING and begun and waiting in (Waiting.HEAD, Waiting.BODY):
             self._guarded(lambda: self._refuse(RequestError(408, f"waited too long for {waiting.value}")))
@@ -299,7 +303,7 @@ class FrontProtocol(asyncio.Protocol):
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            raise RequestError(503, "the server is out of descriptors", RETRY_SOON) from None
+            raise RequestError(503, "the server is out of descriptors", RETRY_SOON, limit="descriptors") from None
         try:
             front.hub.subscribe(fd, subscribe, self._address(), front.clock())
         except (RequestError, OSError):
@@ -318,7 +322,7 @@ class FrontProtocol(asyncio.Protocol):
             return
         events_max = self._front.config.batch_events_max
         if len(events) > events_max:
-            raise RequestError(413, f"a request publishes at most {events_max} events")
+            raise RequestError(413, f"a request publishes at most {events_max} events", limit="batch-events-max")
         self._allow(events)
         self._await(lambda done: self._front.publisher.publish(events, done), self._published)
 
@@ -329,7 +333,8 @@ class FrontProtocol(asyncio.Protocol):
         wait_s = front.rates.take(grant.subject, len(events), front.clock())
         if wait_s:
             headers = (("Retry-After", str(math.ceil(wait_s))),)
-            raise RequestError(429, f"at most {front.config.publish_rate} events a second", headers)
+            reason = f"at most {front.config.publish_rate} events a second"
+            raise RequestError(429, reason, headers, limit="publish-rate")
 
     def _published(self, ids: list[str]) -> None:
         self._respond(200, *json_body({"ids": ids}))
@@ -403,6 +408,8 @@ class FrontProtocol(asyncio.Protocol):
 
     def _refuse(self, error: RequestError) -> None:
         """Answer a request that cannot be served."""
+        if error.limit:
+            self._front.metrics.limited(error.limit)
         if error.status in (400, 401, 403, 408, 413, 414, 415, 417, 429, 431, 501, 505):
             kind = "token" if error.status == 401 else "request"
             self._front.errors.report(kind, "refused a request of %s: %s", self._address(), error.reason)
