@@ -125,6 +125,11 @@ class Audiences:
             if not audience.subscriptions:
                 self._drop(audience)
 
+    def streams(self, term: str) -> int:
+        """Return how many open streams a term has."""
+        audience = self._audiences.get(term)
+        return 0 if audience is None else audience.streams
+
     def complete(self, subscription: Subscription, cursor: int) -> None:
         """Make the indexes of a subscription complete from `cursor` on, as far as its entries are retained."""
         for audience in subscription.audiences:

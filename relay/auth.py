@@ -111,7 +111,7 @@ class Auth:
             # Oldest first, so whatever has ended is in front.
             self.tickets = {name: each for name, each in self.tickets.items() if each[0] > now_s}
         if len(self.tickets) >= TICKETS_MAX:
-            raise RequestError(503, "too many tickets are out", (("Retry-After", "1"),))
+            raise RequestError(503, "too many tickets are out", (("Retry-After", "1"),), limit="tickets")
         name = secrets.token_urlsafe(24)
         self.tickets[name] = (now_s + self._config.ticket_s, grant)
         return name

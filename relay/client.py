@@ -19,7 +19,7 @@ import msgspec
 
 from relay.errors import EventError, RelayError
 from relay.event import Event
-from relay.publisher import Publisher, endpoint, need_httpx, publish, refusal
+from relay.publisher import Publisher, endpoint, need_httpx, publish, refusal, tls_context
 from relay.sse import Decoder
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ async def subscribe(
     event_bytes_max: int = EVENT_BYTES_MAX,
     on_data: Callable[[], None] = lambda: None,
     on_refused: Callable[[EventError], None] | None = None,
+    ca: str | None = None,
     client: httpx.AsyncClient | None = None,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     draw: Callable[[], float] = random.random,
@@ -138,6 +139,7 @@ async def subscribe(
         event_bytes_max: largest event that is taken.
         on_data: called whenever the stream says something, be it a comment.
         on_refused: called with why an event is left out, because it is too large; None makes it an error.
+        ca: PEM file of the authorities to trust with https; those of the system if None.
         client: HTTP client to use, left open; one of its own if None.
         sleep: waits that many seconds.
         draw: gives random numbers from 0 to 1.
@@ -161,7 +163,7 @@ async def subscribe(
     timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=read_timeout_s)
     async with contextlib.AsyncExitStack() as stack:
         if client is None:
-            client = httpx.AsyncClient(follow_redirects=True)
+            client = httpx.AsyncClient(follow_redirects=True, verify=tls_context(ca))
             await stack.enter_async_context(client)
         while True:
             request = _request(client, address, position.last_event_id, since, headers or {}, timeout)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import grp
 import re
 from dataclasses import Field, dataclass, field, fields
+from decimal import Decimal
 from typing import Any
 
 KIB = 1024
@@ -62,6 +63,16 @@ class Config:
         "Address to serve; only this machine by default, since reading needs no token.",
         "text",
         "HOST:PORT",
+    )
+    tls_cert: str = setting(
+        "",
+        "PEM file of the certificate, with those between it and its authority: all addresses then speak TLS, 1.2 or "
+        "later. Read again on SIGHUP.",
+        "text",
+        "PATH",
+    )
+    tls_key: str = setting(
+        "", "PEM file of its key, without a password; in the same file when empty.", "text", "PATH"
     )
     trusted_proxy: tuple[str, ...] = setting(
         (),
@@ -134,6 +145,18 @@ class Config:
         "number",
         least=1,
         most=2**31 - 1,
+    )
+    accept_rate: int = setting(
+        0,
+        "Connections accepted a second; the rest waits in the backlog. 0 is off, as one core takes some thousands "
+        "beside its other work; with TLS, some hundreds.",
+        "number",
+    )
+    half_open_max: int = setting(
+        1024,
+        "Connections that may be without a whole request head; above it the oldest is cut when it has waited for half "
+        "a second, else the rest waits in the backlog. 0 is off.",
+        "number",
     )
     head_bytes_max: int = setting(16 * KIB, "Largest request head; above it 431.", "size", least=KIB)
     head_timeout_s: float = setting(
@@ -253,6 +276,9 @@ class Config:
     )
     streams_per_subject_max: int = setting(
         0, "Open streams of one JWT's subject; 0 is off. Above it 429.", "number"
+    )
+    streams_per_topic_max: int = setting(
+        0, "Open streams of one topic or pattern, as they were asked for; 0 is off. Above it 503.", "number"
     )
     max_age_s: float = setting(
         0.0,
@@ -387,7 +413,7 @@ SETTINGS: dict[str, Field[Any]] = {
 DURATION_S_MAX = 10 * 366 * 86400.0
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([kmgt])i?)?b?", re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d)")
-_UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MODE = re.compile(r"(?:0o)?0?[0-7]{3}")
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]\s/]*)):([0-9]{1,5})")
 
@@ -418,7 +444,7 @@ def parse_duration(text: str) -> float:
     text = text.strip()
     parts = _DURATION.findall(text)
     if text and _DURATION.sub("", text) == "":
-        seconds = sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+        seconds = sum(float(number) / 1000 if unit == "ms" else float(number) * _UNIT_S[unit] for number, unit in parts)
     elif re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text):
         seconds = float(text)
     else:
@@ -496,7 +522,9 @@ def size_text(size: int) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Write a time as `parse_duration` reads it."""
-    if 0 < seconds < 1:
-        return f"{seconds * 1000:.12g}ms"
-    return f"{seconds:.12g}s"
+    """Write a time as `parse_duration` reads it, to the last bit."""
+    milliseconds = f"{seconds * 1000:.12g}ms"
+    if 0 < seconds < 1 and "e" not in milliseconds and parse_duration(milliseconds) == seconds:
+        return milliseconds
+    text = f"{Decimal(repr(float(seconds))):f}"
+    return f"{text.removesuffix('.0')}s"

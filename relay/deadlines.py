@@ -57,6 +57,16 @@ class Deadlines:
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
 
+    def count(self, waiting: Waiting) -> int:
+        """Return how many connections are waited for so."""
+        return len(self._queues[waiting])
+
+    def oldest(self, waiting: Waiting) -> tuple[Guarded, float] | None:
+        """Return the connection that is waited for longest, and for how many seconds."""
+        for connection, deadline in self._queues[waiting].items():
+            return connection, self._loop.time() - deadline + self._limits_s[waiting]
+        return None
+
     def set(self, connection: Guarded, waiting: Waiting) -> None:
         """Give a connection a deadline, in place of the one it has."""
         if connection.waiting is not None:

@@ -44,10 +44,14 @@ class RequestError(RelayError):
         status: HTTP status code, 400 to 599.
         reason: one line for the response's body.
         headers: extra response headers (`Allow`, `Retry-After`).
+        limit: the limit that it is over, by the name of its setting; empty where it is none.
     """
 
-    def __init__(self, status: int, reason: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(
+        self, status: int, reason: str, headers: tuple[tuple[str, str], ...] = (), *, limit: str = ""
+    ) -> None:
         super().__init__(status, reason)
+        self.limit = limit
         self.status = status
         self.reason = reason
         self.headers = headers

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from relay import handover, publishing
 from relay.auth import Auth
@@ -65,6 +65,9 @@ class Metrics(Protocol):
     def input_error(self, source: str, kind: str) -> None:
         """Count an input that was refused."""
 
+    def limited(self, limit: str) -> None:
+        """Count that a limit acted."""
+
     def render(self) -> bytes:
         """Give what /metrics shows."""
 
@@ -105,7 +108,7 @@ class Front:
 
     At an edge others than this process answer: `publisher`, `find` for the sequence of an id that is not in its log,
     and `ask` for what /stats and /metrics of the whole show. `ready` is part of what /readyz says: whether new streams
-    shall come here.
+    shall come here. `arriving` is what is accepted and no connection yet, with the loop's time since when.
     """
 
     hub: Hub
@@ -127,6 +130,7 @@ class Front:
     page_headers: Headers = field(init=False)
     proxies: tuple[Network, ...] = field(init=False)
     connections: set[Connection] = field(init=False, default_factory=set)
+    arriving: dict[asyncio.Task[None], float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.publisher = Publishing(self.hub, self.config.block_timeout_s, self.loop, self.clock)
@@ -150,6 +154,19 @@ class Front:
     def until_s(self, grant: Grant) -> float:
         """Tell when a grant ends, in the hub's time; a later step of the wall's clock does not change it."""
         return self.clock() + (grant.ends_s - self.auth.wall())
+
+    def cut_oldest(self, waiting: Waiting, age_s: float) -> bool:
+        """Close the connection that is waited for longest, if that is at least so long; tell whether there was one."""
+        found = self.deadlines.oldest(waiting)
+        if found is None or found[1] < age_s:
+            return False
+        connection = cast(Connection, found[0])
+        if waiting is Waiting.REST:
+            connection.close_idle()
+            self.deadlines.set(found[0], Waiting.LINGER)  # its last answer may be unsent
+        else:
+            connection.abort()
+        return True
 
     def close_idle(self) -> None:
         """Close the connections that rest; while draining, the others close with their answer."""

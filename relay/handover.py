@@ -139,7 +139,6 @@ class Connection(msgspec.Struct, frozen=True, array_like=True):
     """A connection of the front between two requests: the peer's address, and what has been read and not used."""
 
     peer: str
-    preamble: bytes | None
     unread: bytes
 
 
@@ -168,9 +167,9 @@ class Go(Message, frozen=True):
     """The old process has let go."""
 
 
-_Any = (
-    Hello | Start | Entries | Evicted | Listeners | Terms | Streams | Feeders | Connections | Keys | Rest | Got | Ready | Go
-)
+_Log = Start | Entries | Evicted
+_Held = Listeners | Terms | Streams | Feeders | Connections | Keys | Rest
+_Any = Hello | _Log | _Held | Got | Ready | Go
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Any).decode
 

@@ -201,9 +201,9 @@ class RequestParser:
         """Tell what is too large: RFC 9112 section 3 for the parts of the request line, RFC 6585 section 5."""
         line = bytes(self._buffer[: self._head_bytes_max]).partition(b"\r\n")
         if line[1]:
-            return RequestError(431, f"the request head is over {self._head_bytes_max} bytes")
+            return RequestError(431, f"the request head is over {self._head_bytes_max} bytes", limit="head-bytes-max")
         if b" " in line[0]:
-            return RequestError(414, f"the request target is over {self._head_bytes_max} bytes")
+            return RequestError(414, f"the request target is over {self._head_bytes_max} bytes", limit="head-bytes-max")
         return RequestError(501, "unknown method")
 
     def _take_body(self, bytes_max: int) -> bytes | None:
@@ -222,7 +222,9 @@ class RequestParser:
 
 
 def _too_large(bytes_max: int) -> RequestError:
-    return RequestError(413, f"the body is over {bytes_max} bytes" if bytes_max else "no body is taken here")
+    if not bytes_max:
+        return RequestError(413, "no body is taken here")
+    return RequestError(413, f"the body is over {bytes_max} bytes", limit="body-bytes-max")
 
 
 class _Chunks:

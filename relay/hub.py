@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from relay import notice
+from relay.admission import Admission
 from relay.audience import Audiences, Subscription
 from relay.catchup import CatchUp, Observer
 from relay.config import Config
-from relay.errors import RETRY_LATER, RETRY_SOON, RequestError
+from relay.errors import RETRY_SOON, RequestError
 from relay.event import Event
 from relay.flush import SLICE_S, Flush
 from relay.grant import ANYBODY, Grant
@@ -136,7 +137,6 @@ class Hub:
         self.snapshot = 0  # what comes before it is of the snapshot
         self.linked = True  # who feeds this hub is there
         self.on_entry: Callable[[], None] | None = None  # called after each entry, for the links that read the log
-        self.streams_max = streams_max
         self.closes: Counter[str] = Counter()
         self.resumes: Counter[str] = Counter()
         self._config = config
@@ -146,9 +146,9 @@ class Hub:
         self._draw = draw
         self._heartbeat = notice.heartbeat(config.heartbeat_as)
         self._heartbeat_place = 0  # where the engine goes on; 0 when a round is done
-        self._addresses: Counter[str] = Counter()
         self._holds: dict[object, tuple[str, ...]] = {}  # terms that edges hold up
         self.leases = Leases()
+        self.admission = Admission(config, streams_max, self.audiences, self.leases)
         self._closes_told: Counter[str] = Counter()
         self._drained: Callable[[], None] | None = None
         self._staying: deque[int] = deque()  # streams that a drain has not ended yet
@@ -326,12 +326,14 @@ class Hub:
             now_s: the time.
 
         Raises:
-            RequestError: 503 while draining or full, 429 for too many streams of one address.
+            RequestError: 503 while draining; and as `relay.admission.Admission.check`.
             OSError: the descriptor is not one of a socket.
         """
-        self._admit(address, request.grant)
-        rule = self._rules.choose(request.terms, request.policy)
-        subscription = self.audiences.get(disjoint(request.terms), rule)
+        if self.draining:
+            raise RequestError(503, "the server is draining", RETRY_SOON)
+        terms = disjoint(request.terms)
+        self.admission.check(self.engine.open, address, request.grant, terms)
+        subscription = self.audiences.get(terms, self._rules.choose(request.terms, request.policy))
         try:
             cursor, gap = self._start(request, subscription, now_s)
             pending = [request.head, comment(" " * notice.PADDING_BYTES) if request.padding else comment("")]
@@ -353,7 +355,7 @@ class Hub:
 
     def _enter(self, handle: int, subscription: Subscription, address: str) -> None:
         self.audiences.enter(subscription)
-        self._addresses[address] += 1
+        self.admission.enter(address)
         for audience in subscription.audiences:
             self.engine.join(handle, audience.members)
             self._flush.compact(audience)
@@ -365,18 +367,6 @@ class Hub:
             if now_s + age_s < ends_s:
                 ends_s, reason = now_s + age_s, "age"
         self.leases.add(handle, ends_s, reason, request.grant)
-
-    def _admit(self, address: str, grant: Grant) -> None:
-        if self.draining:
-            raise RequestError(503, "the server is draining", RETRY_SOON)
-        if self.engine.open >= self.streams_max:
-            raise RequestError(503, f"all {self.streams_max} streams are taken", RETRY_LATER)
-        address_max = self._config.streams_per_address_max
-        if address_max and self._addresses[address] >= address_max:
-            raise RequestError(429, f"this address has {address_max} streams already", RETRY_LATER)
-        subject_max = self._config.streams_per_subject_max
-        if subject_max and self.leases.subjects[grant.subject] >= subject_max:
-            raise RequestError(429, f"this subject has {subject_max} streams already", RETRY_LATER)
 
     def _start(self, request: Subscribe, subscription: Subscription, now_s: float) -> tuple[int, bytes]:
         """Return the cursor at which a stream begins, and what it has to be told of a gap before it."""
@@ -527,10 +517,7 @@ class Hub:
             self.catchup.drop(handle)
             self.leases.drop(handle)
             self.audiences.leave(cast(Subscription, subscription))
-            address = cast(str, address)
-            self._addresses[address] -= 1
-            if not self._addresses[address]:
-                del self._addresses[address]
+            self.admission.leave(cast(str, address))
             self.closes[reason] += 1
             if _logger.isEnabledFor(logging.DEBUG):
                 # Entries of all topics: how many of them are its own would cost a search for each stream.

@@ -17,6 +17,13 @@ from relay.hub import Hub
 FLUSH_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 LAG_BUCKETS_S = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 
+LIMITS = (
+    *("accept-rate", "half-open-max", "descriptors", "head-bytes-max", "head-timeout", "body-bytes-max", "body-time"),
+    *("answer-time", "batch-events-max", "publish-rate", "tickets", "streams-max", "streams-per-address-max"),
+    *("streams-per-subject-max", "streams-per-topic-max", "topics-per-stream-max", "patterns-per-stream-max"),
+)
+"""What `relay_limited_total` counts, each from the start, so that a first time is seen as a rise."""
+
 
 class Histograms:
     """What the hub and the loop measure, in seconds.
@@ -75,6 +82,11 @@ class Metrics(Collector):
             ("source", "kind"),
             registry=registry,
         )
+        self._limited = Counter(
+            "relay_limited", "Times that a limit acted, by limit.", ("limit",), registry=registry
+        )
+        for limit in LIMITS:
+            self._limited.labels(limit)
         registry.register(self)
         ProcessCollector(registry=registry)
 
@@ -86,6 +98,10 @@ class Metrics(Collector):
             kind: what was wrong; one of a few words.
         """
         self._input_errors.labels(source, kind).inc()
+
+    def limited(self, limit: str) -> None:
+        """Count that a limit acted; `limit` is one of `LIMITS`."""
+        self._limited.labels(limit).inc()
 
     def input_errors(self) -> int:
         """Return how many inputs were refused in all."""
@@ -101,7 +117,7 @@ class Metrics(Collector):
         hub = self._hub
         engine, log, actions = hub.engine, hub.log, hub.catchup.actions
         yield _gauge("relay_streams", "Open streams.", engine.open)
-        yield _gauge("relay_streams_max", "Streams that may be open.", hub.streams_max)
+        yield _gauge("relay_streams_max", "Streams that may be open.", hub.admission.streams_max)
         yield _gauge("relay_streams_lagging", "Open streams that lag or replay.", len(hub.catchup.streams))
         yield _gauge("relay_topics", "Topics that are retained or subscribed to.", len(log.topics))
         yield _gauge("relay_topics_held", "Terms whose publishers wait for a `block` stream.", len(hub.catchup.held))

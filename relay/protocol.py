@@ -37,7 +37,7 @@ from typing import Any
 from relay.deadlines import Waiting
 from relay.errors import RETRY_SOON, EventError, RelayError, RequestError
 from relay.event import Event
-from relay.forwarded import client_address, read_header, trusted
+from relay.forwarded import client_address
 from relay.front import Ask, Front
 from relay.grant import ANYBODY, Grant
 from relay.handover import Connection
@@ -55,6 +55,8 @@ REQUESTS_A_TURN = 8
 WRITE_BUFFER_HIGH = 64 * 1024
 """Unsent answers above which a connection is not served on; below a quarter of it it is."""
 
+_LIMITS = {Waiting.HEAD: "head-timeout", Waiting.BODY: "body-time", Waiting.FLUSH: "answer-time"}
+"""Whose time is over, as metrics name it."""
 _FOR_NOW = (429, 503)
 _TEXT = (("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), ("Cache-Control", "no-store"))
 
@@ -76,6 +78,7 @@ class FrontProtocol(asyncio.Protocol):
 
     Args:
         front: what it shares with the others.
+        address: the client's; the transport's peer where it is not given.
     """
 
     __slots__ = (
@@ -86,14 +89,13 @@ class FrontProtocol(asyncio.Protocol):
         "_paused",
         "_peer",
         "_phase",
-        "_preamble",
         "_request",
         "_route",
         "_transport",
         "waiting",
     )
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, address: str = "") -> None:
         self._front = front
         self._parser = RequestParser(front.config.head_bytes_max)
         self._phase = Phase.READING
@@ -101,8 +103,7 @@ class FrontProtocol(asyncio.Protocol):
         self._request: Request | None = None
         self._route: Route | None = None
         self._grant: Grant = ANYBODY
-        self._peer = "local"
-        self._preamble: bytes | None = None  # what has come of a PROXY header; None where there is none to come
+        self._peer = address
         self._cancel: Cancel | None = None
         self._transport: asyncio.Transport
         self.waiting: Waiting | None = None
@@ -113,11 +114,8 @@ class FrontProtocol(asyncio.Protocol):
         """Begin to wait for a request head."""
         self._transport = typing.cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(WRITE_BUFFER_HIGH, WRITE_BUFFER_HIGH // 4)
-        peer = transport.get_extra_info("peername")
-        if isinstance(peer, tuple) and peer:
-            self._peer = str(peer[0])
-        if self._front.config.proxy_protocol and trusted(self._peer, self._front.proxies):
-            self._preamble = b""
+        if not self._peer:
+            self._peer = str(transport.get_extra_info("peername")[0])
         self._front.connections.add(self)
         self._front.deadlines.set(self, Waiting.HEAD)
 
@@ -130,30 +128,10 @@ class FrontProtocol(asyncio.Protocol):
         """Take what came in, and serve what is whole."""
         if self._phase in (Phase.LINGERING, Phase.OVER):
             return
-        if self._preamble is not None:
-            data = self._take_preamble(self._preamble + data)
-            if not data:
-                return
         self._parser.feed(data)
         if self.waiting is Waiting.REST:
             self._front.deadlines.set(self, Waiting.HEAD)
         self._guarded(self._serve)
-
-    def _take_preamble(self, data: bytes) -> bytes:
-        """Read the PROXY header, once it is whole; return what follows it."""
-        try:
-            found = read_header(data)
-        except RequestError as error:
-            self._front.errors.report("proxy", "refused a connection of %s: %s", self._peer, error.reason)
-            self._transport.abort()
-            return b""
-        if found is None:
-            self._preamble = data
-            return b""
-        address, length = found
-        self._peer = address or self._peer
-        self._preamble = None
-        return data[length:]
 
     def eof_received(self) -> bool:
         """Close: all that came whole has been answered, since nothing is read before that."""
@@ -175,6 +153,8 @@ class FrontProtocol(asyncio.Protocol):
 
     def deadline_passed(self, waiting: Waiting) -> None:
         """Close what took too long, with a 408 where a request has begun."""
+        if waiting in _LIMITS:
+            self._front.metrics.limited(_LIMITS[waiting])
         begun = self._parser.partial
         if self._phase is Phase.READING and begun and waiting in (Waiting.HEAD, Waiting.BODY):
             self._guarded(lambda: self._refuse(RequestError(408, f"waited too long for {waiting.value}")))
@@ -202,14 +182,14 @@ class FrontProtocol(asyncio.Protocol):
         if begun or self._paused or transport.is_closing() or transport.get_write_buffer_size():
             return None
         fd: int = transport.get_extra_info("socket").fileno()
-        return fd, Connection(self._peer, self._preamble, self._parser.unread)
+        return fd, Connection(self._peer, self._parser.unread)
 
     def adopt(self, connection: Connection) -> None:
         """Go on with a connection of another process."""
-        self._peer, self._preamble = connection.peer, connection.preamble
+        self._peer = connection.peer
         if connection.unread:
             self.data_received(connection.unread)
-        elif self._preamble is None:
+        else:
             self._front.deadlines.set(self, Waiting.REST)
 
     # The life of a request.
@@ -323,7 +303,7 @@ class FrontProtocol(asyncio.Protocol):
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            raise RequestError(503, "the server is out of descriptors", RETRY_SOON) from None
+            raise RequestError(503, "the server is out of descriptors", RETRY_SOON, limit="descriptors") from None
         try:
             front.hub.subscribe(fd, subscribe, self._address(), front.clock())
         except (RequestError, OSError):
@@ -342,7 +322,7 @@ class FrontProtocol(asyncio.Protocol):
             return
         events_max = self._front.config.batch_events_max
         if len(events) > events_max:
-            raise RequestError(413, f"a request publishes at most {events_max} events")
+            raise RequestError(413, f"a request publishes at most {events_max} events", limit="batch-events-max")
         self._allow(events)
         self._await(lambda done: self._front.publisher.publish(events, done), self._published)
 
@@ -353,7 +333,8 @@ class FrontProtocol(asyncio.Protocol):
         wait_s = front.rates.take(grant.subject, len(events), front.clock())
         if wait_s:
             headers = (("Retry-After", str(math.ceil(wait_s))),)
-            raise RequestError(429, f"at most {front.config.publish_rate} events a second", headers)
+            reason = f"at most {front.config.publish_rate} events a second"
+            raise RequestError(429, reason, headers, limit="publish-rate")
 
     def _published(self, ids: list[str]) -> None:
         self._respond(200, *json_body({"ids": ids}))
@@ -427,6 +408,8 @@ class FrontProtocol(asyncio.Protocol):
 
     def _refuse(self, error: RequestError) -> None:
         """Answer a request that cannot be served."""
+        if error.limit:
+            self._front.metrics.limited(error.limit)
         if error.status in (400, 401, 403, 408, 413, 414, 415, 417, 429, 431, 501, 505):
             kind = "token" if error.status == 401 else "request"
             self._front.errors.report(kind, "refused a request of %s: %s", self._address(), error.reason)

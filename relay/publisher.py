@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import ssl
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -41,6 +42,20 @@ def need_httpx() -> None:
     """
     if importlib.util.find_spec("httpx") is None:
         raise RelayError("HTTP needs httpx, which is not installed: pip install httpx")
+
+
+def tls_context(ca: str | None) -> ssl.SSLContext:
+    """Return what servers are trusted with: the authorities of this system, or of a PEM file in their place.
+
+    Raises:
+        OSError: the file cannot be read, or is none.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except ssl.SSLError:
+        raise OSError(0, "there is no PEM certificate in it", ca) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, ca) from None
 
 
 def endpoint(url: str, path: str) -> httpx.URL:
@@ -76,6 +91,7 @@ async def publish(
     events: Event | Sequence[Event],
     token: str | None = None,
     *,
+    ca: str | None = None,
     client: httpx.AsyncClient | None = None,
 ) -> list[str]:
     """Publish events and wait until all of them are in the log.
@@ -84,6 +100,7 @@ async def publish(
         target: `unix:/path` or `/path` of a relay's Unix socket, or the `http://` address of the server.
         events: one event or several; over HTTP all are published or none, over a Unix socket one by one.
         token: bearer token for HTTP.
+        ca: PEM file of the authorities to trust with https; those of the system if None.
         client: HTTP client to use, left open; one of its own if None.
 
     Returns:
@@ -97,7 +114,7 @@ async def publish(
     events = [events] if isinstance(events, Event) else list(events)
     path = unix_path(target)
     if path is None:
-        return await _publish_http(target, events, token, client) if events else []
+        return await _publish_http(target, events, token, ca, client) if events else []
     async with Publisher(path) as publisher:
         sent = [await publisher.send(event) for event in events]
         await publisher.flush()
@@ -108,7 +125,7 @@ async def publish(
 
 
 async def _publish_http(
-    url: str, events: Sequence[Event], token: str | None, client: httpx.AsyncClient | None
+    url: str, events: Sequence[Event], token: str | None, ca: str | None, client: httpx.AsyncClient | None
 ) -> list[str]:
     """Publish with one request."""
     need_httpx()
@@ -121,7 +138,7 @@ async def _publish_http(
     body = b"[" + b",".join(map(encode, events)) + b"]"
     async with contextlib.AsyncExitStack() as stack:
         if client is None:
-            client = httpx.AsyncClient()
+            client = httpx.AsyncClient(verify=tls_context(ca))
             await stack.enter_async_context(client)
         try:
             response = await client.post(address, content=body, headers=headers, timeout=PUBLISH_TIMEOUT_S)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 BURST_S = 10
-"""A bucket holds so many seconds' worth."""
+"""A bucket holds so many seconds' worth, where nothing else is said."""
 BUCKETS_MAX = 10_000
 """Buckets kept; the one that was not used for longest goes first, and is full again when it comes back."""
 
@@ -18,10 +18,12 @@ class Rates:
 
     Args:
         per_s: what each may do a second; 0 is no limit.
+        burst_s: a bucket holds so many seconds' worth.
     """
 
-    def __init__(self, per_s: float) -> None:
+    def __init__(self, per_s: float, burst_s: float = BURST_S) -> None:
         self._per_s = per_s
+        self._burst_s = burst_s
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, name: str, count: float, now_s: float) -> float:
@@ -37,7 +39,7 @@ class Rates:
         """
         if not self._per_s:
             return 0.0
-        full = self._per_s * BURST_S
+        full = self._per_s * self._burst_s
         left, at_s = self._buckets.pop(name, (full, now_s))
         left = min(full, left + (now_s - at_s) * self._per_s)
         missing = min(count, full) - left

@@ -180,9 +180,11 @@ class Router:
         except EventError as error:
             raise RequestError(400, str(error)) from None
         if len(terms) > self._config.topics_per_stream_max:
-            raise RequestError(400, f"a stream has at most {self._config.topics_per_stream_max} topics")
+            reason = f"a stream has at most {self._config.topics_per_stream_max} topics"
+            raise RequestError(400, reason, limit="topics-per-stream-max")
         if sum(map(is_pattern, terms)) > self._config.patterns_per_stream_max:
-            raise RequestError(400, f"a stream has at most {self._config.patterns_per_stream_max} patterns")
+            reason = f"a stream has at most {self._config.patterns_per_stream_max} patterns"
+            raise RequestError(400, reason, limit="patterns-per-stream-max")
         return terms or (self._config.topic,)
 
     def _policy(self, policy: str | None) -> str | None:

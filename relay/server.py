@@ -27,6 +27,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from relay import takeover
+from relay.acceptor import Acceptor
 from relay.cluster import Cluster
 from relay.config import Config, is_event_stream
 from relay.credentials import Credentials
@@ -37,7 +38,6 @@ from relay.hub import Hub
 from relay.journal import Journal
 from relay.listeners import listen, tune
 from relay.metrics import Histograms, Metrics
-from relay.protocol import FrontProtocol
 from relay.restore import open_journal
 from relay.settings import worker_count
 from relay.sources.group import Sources
@@ -45,6 +45,7 @@ from relay.speedups import ENGINE, Engine
 from relay.stats import Stats
 from relay.systemd import Service
 from relay.takeover import Taken
+from relay.tls import DESCRIPTORS_A_STREAM, Tls
 from relay.upgrade import Possessions, upgrade
 from relay.worker import Inherited
 from relay.workers import share
@@ -135,7 +136,11 @@ class Server:
         self._worker = worker
         follows = bool(config.upstream) and not is_event_stream(config.upstream)
         self._fed = worker is not None or follows
+        self._descriptors = descriptors
         available = descriptors - DESCRIPTORS_RESERVED
+        self._tls = Tls(config) if config.tls_cert else None
+        if self._tls is not None:
+            available //= DESCRIPTORS_A_STREAM
         if config.streams_max > available:
             raise ConfigError(f"streams-max: {config.streams_max} streams need more than {descriptors} descriptors")
         registry = CollectorRegistry()
@@ -156,7 +161,7 @@ class Server:
         self._credentials: Credentials
         self._cluster: Cluster
         self._sockets: list[socket.socket] = []
-        self._listeners: list[asyncio.Server] = []
+        self._acceptor: Acceptor | None = None
         self._link_listener: socket.socket | None = None
         self._given_unix: socket.socket | None = None
         self._sources: Sources | None = None
@@ -221,7 +226,7 @@ class Server:
             return
         if workers > 1 or self._link_listener is not None:
             await self._cluster.lead(self._link_listener, shared if workers > 1 else [], own_token, self._stop)
-        await self._listen(shared[0], workers)
+        self._listen(shared[0], workers)
         if taken is not None and self._sources is not None:
             await taken.go_on(self._front, self.hub, self._sources)
             self._revoke()
@@ -270,18 +275,20 @@ class Server:
                 self.config.data, self.hub, self._histograms.store_s, self._loop, taken_over=taken_over
             )
 
-    async def _listen(self, listeners: list[socket.socket], workers: int) -> None:
+    def _listen(self, listeners: list[socket.socket], workers: int) -> None:
         """Begin to accept, unless the workers do; say where."""
         for each in listeners:
             tune(each, self.config)
+        if workers == 1:
+            engine, loop = self.hub.engine, self._loop
+            self._acceptor = Acceptor(self._front, self._tls, self._descriptors, lambda: engine.open, loop)
+            self._acceptor.open(listeners)
+        if self._worker is not None:
+            return
+        for each in listeners:
             host, port = each.getsockname()[:2]
-            if workers == 1:
-                server = await self._loop.create_server(
-                    lambda: FrontProtocol(self._front), sock=each, backlog=self.config.backlog
-                )
-                self._listeners.append(server)
-            if self._worker is None:
-                _logger.info("serving at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
+            scheme = "http" if self._tls is None else "https"
+            _logger.info("serving at %s://%s:%d/", scheme, f"[{host}]" if ":" in host else host, port)
 
     def _tell_token(self, own_token: str) -> None:
         if self._worker is not None or own_token not in self._credentials.auth.tokens:
@@ -306,6 +313,8 @@ class Server:
     def _on_upgrade(self, own_token: str) -> None:
         if self._many:
             _logger.error("the upgrade failed: workers and links cannot be handed over; restart, and clients resume")
+        elif self._tls is not None:
+            _logger.error("the upgrade failed: streams of TLS cannot be handed over; restart, and clients resume")
         elif self._upgrading is None and self._sources is not None and not self._stop.is_set():
             given = Possessions(self.hub, self._front, own_token, self._sockets, self._sources, self._journal)
             self._upgrading = self._loop.create_task(self._upgrade(given))
@@ -337,6 +346,8 @@ class Server:
     def _reload(self) -> None:
         self._service.reloading()
         self._credentials.reload()
+        if self._tls is not None:
+            self._tls.reload()
         if self._cluster.workers is not None:
             self._cluster.workers.reload()
         self._service.tell("READY=1", self._status())
@@ -402,11 +413,11 @@ class Server:
             _logger.info("not ready; draining in %g s", self.config.drain_delay_s)
             await asyncio.sleep(self.config.drain_delay_s)
         _logger.info("draining %d streams", self.hub.engine.open)
-        for server in self._listeners:
-            server.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         if self._sources is not None:
             self._sources.drain()
-        for each in self._sockets[len(self._listeners) :]:
+        for each in self._sockets:
             each.close()  # the workers have their own, and close them
         self._front.close_idle()
         if self._journal is not None:
@@ -437,9 +448,9 @@ class Server:
         """Close whatever was opened, however far that came."""
         for timer in self._timers.values():
             timer.cancel()
-        for server in self._listeners:
-            server.close()
-        for each in self._sockets[len(self._listeners) :]:
+        if self._acceptor is not None:
+            self._acceptor.abort()
+        for each in self._sockets:
             each.close()
         if self._link_listener is not None:
             self._link_listener.close()

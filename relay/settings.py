@@ -217,6 +217,8 @@ def _check_front(config: Config) -> None:
             parse_address(address)
         except ValueError as error:
             raise ConfigError(f"listen: {error}") from None
+    if config.tls_key and not config.tls_cert:
+        raise ConfigError("tls-key: tls-cert must name the certificate")
     try:
         parse_networks(config.trusted_proxy)
     except ValueError as error:

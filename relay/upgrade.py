@@ -199,7 +199,7 @@ async def _settle(front: Front) -> None:
     for _ in range(round(SETTLE_S / SETTLE_STEP_S)):
         # A timer, and not a bare turn of the loop: what was accepted before it fired is known to the front by now.
         await asyncio.sleep(SETTLE_STEP_S)
-        if all(connection.pack() is not None for connection in front.connections):
+        if not front.arriving and all(connection.pack() is not None for connection in front.connections):
             return
 
 

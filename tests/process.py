@@ -13,6 +13,7 @@ import re
 import resource
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -68,6 +69,7 @@ class Relay:
         environ: more variables.
         before: a command that is given relay's own as arguments, and becomes it.
         pass_fds: descriptors that it inherits.
+        context: what its clients speak TLS with, where it speaks TLS.
     """
 
     def __init__(
@@ -77,7 +79,9 @@ class Relay:
         environ: Mapping[str, str] | None = None,
         before: Sequence[str] = (),
         pass_fds: Collection[int] = (),
+        context: ssl.SSLContext | None = None,
     ) -> None:
+        self.context = context
         self.process = subprocess.Popen(
             [*before, *command("serve", "--listen", "127.0.0.1:0", "--log-format", "json", *arguments)],
             stdin=stdin,
@@ -98,7 +102,7 @@ class Relay:
     @property
     def url(self) -> str:
         """Where it serves."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.context else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def unix_path(self) -> Path:
@@ -114,7 +118,7 @@ class Relay:
             except ValueError:
                 record = {"message": line.decode(errors="replace").rstrip()}
             self.log.append(record)
-            found = re.search(r"serving at http://.*:(\d+)/", record["message"])
+            found = re.search(r"serving at https?://.*:(\d+)/", record["message"])
             if found:
                 self.port = int(found[1])
                 self._serving.set()
@@ -153,7 +157,12 @@ class Relay:
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
         """Make one ordinary request; return status, headers (lower case) and body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
+        if self.context is None:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
+        else:
+            connection = http.client.HTTPSConnection(
+                "127.0.0.1", self.port, timeout=TIMEOUT_S, context=self.context
+            )
         with contextlib.closing(connection):
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
@@ -252,6 +261,7 @@ class Stream:
         query: after `/events?`.
         headers: more request headers.
         receive_buffer: SO_RCVBUF, for clients that are to be slow.
+        context: what it speaks TLS with.
     """
 
     def __init__(
@@ -260,6 +270,7 @@ class Stream:
         query: str = "topic=default",
         headers: dict[str, str] | None = None,
         receive_buffer: int | None = None,
+        context: ssl.SSLContext | None = None,
     ) -> None:
         self.port = port
         self.socket = socket.socket()
@@ -272,13 +283,15 @@ class Stream:
         self._decoder = Decoder(1 << 24)
         self._events: list[Event] = []
         try:
-            self._open(query, headers or {})
+            self._open(query, headers or {}, context)
         except BaseException:
             self.socket.close()
             raise
 
-    def _open(self, query: str, headers: dict[str, str]) -> None:
+    def _open(self, query: str, headers: dict[str, str], context: ssl.SSLContext | None) -> None:
         self.socket.connect(("127.0.0.1", self.port))
+        if context is not None:
+            self.socket = context.wrap_socket(self.socket, server_hostname="127.0.0.1")
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.socket.sendall(f"GET /events?{query} HTTP/1.1\r\nHost: test\r\n{lines}\r\n".encode())
         while b"\r\n\r\n" not in self.head:

@@ -25,7 +25,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         if name.startswith("RELAY_") and name != "RELAY_ENGINE":
             monkeypatch.delenv(name)
     configs: list[Config] = []
-    monkeypatch.setattr(server, "run", lambda config, service: configs.append(config))
+    monkeypatch.setattr(server, "run", lambda config, service, channel: configs.append(config))
     monkeypatch.setattr(logs, "set_up", lambda *arguments: None)
     return configs
 

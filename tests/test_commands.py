@@ -195,7 +195,7 @@ async def test_heartbeats_are_no_output() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.stdout", _Stdout(shown))
             patch.setenv("NO_PROXY", "*")
-            await _print_events(scripted_server.url, (), None, None, "json", 1, {})
+            await _print_events(scripted_server.url, (), None, None, "json", 1, {}, None)
     assert shown == [b'{"data":"a"}\n']
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.process import Stream, relay
 
 README = Path(__file__).parents[1] / "README.md"
-LABELS = {"kind", "le", "policy", "reason", "result", "source"}
+LABELS = {"kind", "le", "limit", "policy", "reason", "result", "source"}
 
 
 def test_the_metrics_are_those_of_the_readme_and_have_no_topic_or_address() -> None:

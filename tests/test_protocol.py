@@ -100,7 +100,11 @@ class FakeMetrics:
 
     def __init__(self) -> None:
         self.errors: list[tuple[str, str]] = []
+        self.limits: list[str] = []
         self.broken = False
+
+    def limited(self, limit: str) -> None:
+        self.limits.append(limit)
 
     def input_error(self, source: str, kind: str) -> None:
         self.errors.append((source, kind))

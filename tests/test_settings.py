@@ -56,6 +56,7 @@ def test_every_setting_is_taken_by_flag_variable_and_file() -> None:
         text = own.get(name) or samples.get(kind) or kind.split("|")[-1]
         needed = {
             "subscribe": {"jwt-key": "x"},
+            "tls-key": {"tls-cert": "x"},
             "proxy-protocol": {"trusted-proxy": "::1"},
             "durable": {"data": "relay.db"},
             "upstream": {"link-token": LINK_TOKEN},

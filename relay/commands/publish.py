@@ -45,6 +45,7 @@ Sent = tuple[int, asyncio.Future[str]]
 @click.option("--id", help="Id of the event; only with one DATA.")
 @click.option("--key", help="Key of events that name none.")
 @click.option("--retry", type=click.IntRange(min=0), help="Reconnection time in milliseconds.")
+@click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust with https; else the system's.")
 @click.option("--quiet", "-q", is_flag=True, help="Do not print ids.")
 def publish(
     data: tuple[str, ...],
@@ -55,6 +56,7 @@ def publish(
     id: str | None,
     key: str | None,
     retry: int | None,
+    ca: str | None,
     quiet: bool,
 ) -> int:
     """Publish each DATA as one event and print its id; with no DATA or `-`, NDJSON from standard input.
@@ -67,7 +69,7 @@ def publish(
     if not data and os.isatty(STDIN):
         raise click.UsageError("nothing to publish: give DATA, or `-` to type NDJSON")
     defaults = Event(topic=topic, event=event, id=id, key=key, retry=retry)
-    output = _Output(target, token, quiet)
+    output = _Output(target, token, ca, quiet)
     if read_input:
         asyncio.run(_publish_input(output, defaults))
     else:
@@ -78,17 +80,18 @@ def publish(
 class _Output:
     """Where the events go, and what becomes of them."""
 
-    def __init__(self, target: str, token: str | None, quiet: bool) -> None:
+    def __init__(self, target: str, token: str | None, ca: str | None, quiet: bool) -> None:
         self.target = target
         self.failed = False
         self._token = token
+        self._ca = ca
         self._quiet = quiet
 
     async def publish(self, events: Sequence[Event]) -> None:
         """Publish some at once, and print their ids; an error ends the command."""
         from relay.publisher import publish
 
-        for id in await publish(self.target, events, self._token):
+        for id in await publish(self.target, events, self._token, ca=self._ca):
             self.show(id)
 
     def show(self, id: str) -> None:

@@ -38,6 +38,7 @@ _encode = msgspec.json.Encoder().encode
 )
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="Leave after so many events.")
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="Header to send. Repeatable.")
+@click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust with https; else the system's.")
 def subscribe(
     url: str,
     topics: tuple[str, ...],
@@ -46,6 +47,7 @@ def subscribe(
     output: str,
     count: int | None,
     headers: tuple[str, ...],
+    ca: str | None,
 ) -> int:
     """Print the events of URL, the server's address or that of its /events; reconnect and resume for ever.
 
@@ -56,7 +58,7 @@ def subscribe(
         raise click.UsageError("--header is like NAME:VALUE")
     fields = {name.strip(): value.strip() for name, _, value in pairs}
     logs.set_up("warning", "text")
-    asyncio.run(_print_events(url, topics, since, last_event_id, output, count, fields))
+    asyncio.run(_print_events(url, topics, since, last_event_id, output, count, fields, ca))
     return 0
 
 
@@ -68,12 +70,13 @@ async def _print_events(
     output: str,
     count: int | None,
     headers: dict[str, str],
+    ca: str | None,
 ) -> None:
     """Print what comes, each event at once."""
     from relay import client
 
     printed = 0
-    stream = client.subscribe(url, topics, since=since, last_event_id=last_event_id, headers=headers)
+    stream = client.subscribe(url, topics, since=since, last_event_id=last_event_id, headers=headers, ca=ca)
     async with contextlib.aclosing(stream) as events:
         async for event in events:
             printed += _show(event, output)

@@ -35,9 +35,10 @@ Stats = Mapping[str, Any]
 @click.option(
     "--once", is_flag=True, help="Print one picture and leave; its rates are means since the start."
 )
-def top(url: str, interval: float, once: bool) -> int:
+@click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust with https; else the system's.")
+def top(url: str, interval: float, once: bool, ca: str | None) -> int:
     """Show streams, rates, lag, policy actions and the slowest streams of the server at URL."""
-    from relay.publisher import endpoint, need_httpx
+    from relay.publisher import endpoint, need_httpx, tls_context
 
     need_httpx()
     try:
@@ -52,7 +53,7 @@ def top(url: str, interval: float, once: bool) -> int:
 
     address = endpoint(url, "/stats")
     console = Console()
-    with httpx.Client(timeout=TIMEOUT_S) as client:
+    with httpx.Client(timeout=TIMEOUT_S, verify=tls_context(ca)) as client:
         stats = fetch(client, address)
         if once or not sys.stdout.isatty():
             console.print(render(stats, None))
