@@ -139,7 +139,7 @@ def test_an_error_becomes_a_line_and_an_exit_code(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def run(config: Config, service: Service) -> None:
+    def run(config: Config, service: Service, channel: object) -> None:
         raise error
 
     monkeypatch.setattr(server, "run", run)
