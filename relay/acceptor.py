@@ -28,8 +28,8 @@ from relay.sources.input_errors import InputErrors
 from relay.tls import DESCRIPTORS_A_STREAM, Tls
 
 ACCEPTS_A_TURN = 16
-"""Connections of one listener that are accepted before the loop does its other work. With 64 as many handshakes were under
-way at once, which cost 0.3 MB for good and a sixth of the rate (`python -m bench memory-10000 accept-10000`)."""
+"""Connections of one listener that are accepted before the loop does its other work. With 64 as many handshakes were
+under way at once, which cost 0.3 MB for good and a sixth of the rate (`python -m bench memory-10000 accept-10000`)."""
 BURST_S = 0.1
 """What `accept-rate` may be ahead of itself."""
 PATIENCE_S = 0.5
