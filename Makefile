@@ -60,7 +60,7 @@ SANITIZE_VENV := $(VENV)-sanitize
 SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell gcc -print-file-name=$(name)))
 sanitize:  ## Run all tests with the compiled engine and the C programs under gcc's ASan and UBSan.
 	@mkdir -p $(SANITIZE_VENV)
-	rm -rf $(SANITIZE_VENV)/src && mkdir $(SANITIZE_VENV)/src
+	rm -rf $(SANITIZE_VENV)/src $(SANITIZE_VENV)/venv/.installed-* && mkdir $(SANITIZE_VENV)/src
 	tar -c --exclude-vcs --exclude='./.*' --exclude='./build' --exclude='*.so' --exclude='bin' --exclude='node_modules' . \
 		| tar -x -C $(SANITIZE_VENV)/src
 	$(MAKE) -C $(SANITIZE_VENV)/src sanitized VENV=$(abspath $(SANITIZE_VENV))/venv RELAY_BUILD=sanitize

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from loadtest.plan import SCENARIOS
+from tests.process import ASIDE_BYTES
 
 RUN_S = 120
 AT_ONCE = 5
