@@ -75,7 +75,7 @@ class Cluster:
         """Become an edge, and wait until the snapshot is in, or `stop` is set.
 
         Args:
-            where: relay://HOST:PORT, or a socket connected to the hub.
+            where: relay://HOST:PORT, relays:// over TLS, or a socket connected to the hub.
             name: what the hub calls this edge.
             token: the link's token.
             stop: set when the server has to end.

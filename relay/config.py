@@ -378,8 +378,8 @@ class Config:
     )
     upstream: str = setting(
         "",
-        "Follow another server: relay://HOST:PORT makes this an edge of that relay, with its log and ids, and what is "
-        "published goes there; the http:// or https:// address of an event stream is a source, like standard input.",
+        "Follow another server: relay://HOST:PORT (relays:// over TLS) makes this its edge, with its log and ids, and "
+        "what is published goes there; the address of an event stream (http://, https://) is a source like any other.",
         "text",
         "URL",
     )
@@ -389,7 +389,12 @@ class Config:
         "duration",
         least=0.1,
     )
-    link_listen: str = setting("", "Address for the edges that have this one as upstream.", "text", "HOST:PORT")
+    link_listen: str = setting(
+        "",
+        "Address for the edges that have this one as upstream; over TLS where there is a tls-cert.",
+        "text",
+        "HOST:PORT",
+    )
     link_token: str = setting(
         "",
         "What edges have to know, at both ends; needed for upstream and link-listen. An event stream that is followed "
@@ -498,19 +503,20 @@ def is_event_stream(upstream: str) -> bool:
     return upstream.startswith(("http://", "https://"))
 
 
-def parse_upstream(text: str) -> tuple[str, int]:
-    """Split `relay://HOST:PORT` into host and port.
+def parse_upstream(text: str) -> tuple[str, int, bool]:
+    """Split `relay://HOST:PORT`, or `relays://` for one over TLS, into host, port and whether it is encrypted.
 
     Raises:
         ValueError: it is not that.
     """
+    scheme, _, address = text.partition("://")
     try:
-        host, port = parse_address(text.removeprefix("relay://"))
+        host, port = parse_address(address)
     except ValueError:
         host, port = "", 0
-    if not text.startswith("relay://") or not host or not port:
+    if scheme not in ("relay", "relays") or not host or not port:
         raise ValueError(f"{text!r} is neither relay://HOST:PORT nor the address of an event stream (https://…)")
-    return host, port
+    return host, port, scheme == "relays"
 
 
 def size_text(size: int) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 import socket
+import ssl
 from collections.abc import Callable
 from typing import cast
 
@@ -16,6 +17,7 @@ from relay.config import Config, parse_upstream
 from relay.downlink import Chunks, Downlink, Office
 from relay.hub import Hub
 from relay.link import LinkError
+from relay.tls import read_context
 from relay.uplink import Uplink, message_bytes_max
 
 BEAT_S = 1.0
@@ -155,8 +157,13 @@ class Links:
         self._beat()
         if listener is not None:
             token = self._config.link_token
-            self._server = await self.loop.create_server(lambda: DownlinkProtocol(self, token), sock=listener)
-            _logger.info("edges at relay://%s:%d", *listener.getsockname()[:2])
+            certificate, key = self._config.tls_cert, self._config.tls_key
+            context = read_context(certificate, key) if certificate else None
+            self._server = await self.loop.create_server(
+                lambda: DownlinkProtocol(self, token), sock=listener, ssl=context
+            )
+            scheme = "relay" if context is None else "relays"
+            _logger.info("edges at %s://%s:%d", scheme, *listener.getsockname()[:2])
 
     def add(self, link: DownlinkProtocol) -> None:
         """Take a connection in; a stranger has to say Hello soon."""
@@ -277,7 +284,7 @@ class Upstream:
         self._patient = False  # a worker's hub that is silent is only slow: it cannot be gone without the link's end
 
     def open(self, where: str | socket.socket) -> None:
-        """Begin: with `relay://HOST:PORT`, or with a connected socket."""
+        """Begin: with `relay://HOST:PORT`, `relays://` over TLS, or with a connected socket."""
         if isinstance(where, str):
             self._task = self._loop.create_task(self._keep(where))
         else:
@@ -300,11 +307,12 @@ class Upstream:
         self._on_gone()
 
     async def _keep(self, where: str) -> None:
-        host, port = parse_upstream(where)
+        host, port, encrypted = parse_upstream(where)
+        context = ssl.create_default_context() if encrypted else None
         pause_s = AGAIN_MIN_S
         while True:
             try:
-                transport, protocol = await self._loop.create_connection(self._make, host, port)
+                transport, protocol = await self._loop.create_connection(self._make, host, port, ssl=context)
             except OSError as error:
                 _logger.warning("cannot link to %s: %s", where, error.strerror or error)
             else:

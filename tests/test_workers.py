@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from relay.event import Event
+from tests.certificate import make_certificate
 from tests.oracle import Oracle, Published
 from tests.process import ASIDE_BYTES, TIMEOUT_S, Feeder, Relay, Stream, command, environment, relay, run
 
@@ -351,6 +352,25 @@ def test_a_tree_of_two_machines_has_the_same_ids_at_each(tmp_path: Path, spread:
                 assert [event.id for event in stream.take(2)] == ids[2:]
         assert leaf.metric("relay_encodes_total") == 0
         assert [each["lapped"] for each in root.stats()["edges"]] == [0]
+
+
+def test_a_tree_of_three_levels_over_tls_gives_an_id_that_resumes_at_each(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path, "relay of the tree")
+    served = ("--link-listen", "127.0.0.1:0", *certificate.flags, *TOKEN)
+    trusting, context = {"SSL_CERT_FILE": str(certificate.cert)}, certificate.context()
+    with contextlib.ExitStack() as stack:
+        feeders = tmp_path / "u"
+        root = stack.enter_context(relay(*served, "--unix", str(feeders), context=context))
+        assert upstream_of(root).startswith("relays://")
+        branch = stack.enter_context(relay("--upstream", upstream_of(root), *served, environ=trusting, context=context))
+        leaf = stack.enter_context(relay("--upstream", upstream_of(branch), *TOKEN, environ=trusting))
+        with Stream(leaf.port, "topic=a") as stream, Feeder(feeders) as feeder:
+            ids = [feeder.publish(topic="a", data=str(number)) for number in range(10)]
+            assert [event.id for event in stream.take(10)] == ids
+        for server in (root, branch, leaf):
+            resume = {"Last-Event-ID": ids[4]}
+            with Stream(server.port, "topic=a", resume, context=server.context) as stream:
+                assert [event.id for event in stream.take(5)] == ids[5:]
 
 
 def upstream_of(server: Relay) -> str:
