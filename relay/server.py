@@ -38,6 +38,7 @@ from relay.hub import Hub
 from relay.journal import Journal
 from relay.listeners import listen, tune
 from relay.metrics import Histograms, Metrics
+from relay.pulse import Pulse
 from relay.restore import open_journal
 from relay.settings import worker_count
 from relay.sources.group import Sources
@@ -55,16 +56,6 @@ DESCRIPTORS_RESERVED = 128
 
 DESCRIPTORS_MIN = 256
 """Below this the server would refuse nearly everybody, so it refuses to start."""
-
-TICK_S = 1.0
-TICK_BEHIND_S = 0.25
-"""How often the clock's policies are looked at: without streams behind, and with some."""
-
-AFTER_FAILURE_S = 0.1
-"""Pause after a turn that failed, so that one that keeps failing does not take the whole core."""
-
-HEARTBEATS_A_PERIOD = 4
-"""A heartbeat comes at most a quarter of its period late."""
 
 DRAIN_STEP_S = 0.05
 """Time between two batches of streams that a drain ends."""
@@ -166,12 +157,14 @@ class Server:
         self._given_unix: socket.socket | None = None
         self._sources: Sources | None = None
         self._journal: Journal | None = None
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._pinging: asyncio.TimerHandle | None = None
+        self._pulse: Pulse
         self._stop: asyncio.Event
 
     async def serve(self) -> None:
         """Open everything, serve until told to stop, drain, close everything."""
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._pulse = Pulse(self.hub, self.config.heartbeat_s, self._histograms.stall_s, self._loop, self._tick)
         try:
             await self._open()
             self._tell_ready()
@@ -212,10 +205,7 @@ class Server:
             loop.add_signal_handler(number, self._on_signal)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         loop.add_signal_handler(signal.SIGUSR2, self._on_upgrade, own_token)
-        loop.add_reader(self.hub.engine.fileno(), lambda: self.hub.poll(time.monotonic()))
-        self._tick(loop.time())
-        if config.heartbeat_s:
-            self._heartbeat()
+        self._pulse.start()
         if self._fed:
             await self._follow()
         else:
@@ -340,7 +330,7 @@ class Server:
         return f"STATUS=serving {self.hub.engine.open} streams"
 
     def _ping(self, interval_s: float) -> None:
-        self._timers["ping"] = self._loop.call_later(interval_s, self._ping, interval_s)
+        self._pinging = self._loop.call_later(interval_s, self._ping, interval_s)
         self._service.tell("WATCHDOG=1", self._status())
 
     def _reload(self) -> None:
@@ -355,33 +345,11 @@ class Server:
     # What the loop calls
 
     def _wake(self) -> None:
-        self._loop.call_soon(self._turn)
+        self._loop.call_soon(self._pulse.turn)
 
-    def _turn(self) -> None:
-        # Whatever fails, these go on: the loop logs it, and the other streams are still to be served.
-        more = None
-        try:
-            more = self.hub.turn(time.monotonic())
-        finally:
-            if more is None:
-                self._timers["turn"] = self._loop.call_later(AFTER_FAILURE_S, self._turn)
-            elif more:
-                self._loop.call_soon(self._turn)
-
-    def _tick(self, due_s: float) -> None:
-        interval_s = TICK_BEHIND_S if self.hub.catchup.busy else TICK_S
-        self._timers["tick"] = self._loop.call_later(interval_s, self._tick, self._loop.time() + interval_s)
-        self._histograms.stall_s.observe(max(0.0, self._loop.time() - due_s))
-        self.hub.tick(time.monotonic())
+    def _tick(self, now_s: float) -> None:
         if self._journal is not None:
-            self._journal.tick(time.monotonic())
-
-    def _heartbeat(self) -> None:
-        interval_s = self.config.heartbeat_s / HEARTBEATS_A_PERIOD
-        self._timers["heartbeat"] = self._loop.call_later(interval_s, self._heartbeat)
-        if self.hub.heartbeat(time.monotonic()):
-            self._timers["heartbeat"].cancel()
-            self._timers["heartbeat"] = self._loop.call_later(0, self._heartbeat)
+            self._journal.tick(now_s)
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
@@ -446,8 +414,8 @@ class Server:
 
     def _close(self) -> None:
         """Close whatever was opened, however far that came."""
-        for timer in self._timers.values():
-            timer.cancel()
+        if self._pinging is not None:
+            self._pinging.cancel()
         if self._acceptor is not None:
             self._acceptor.abort()
         for each in self._sockets:
@@ -464,4 +432,4 @@ class Server:
             self._sources.close()
         if self._journal is not None:
             self._journal.close()
-        self._loop.remove_reader(self.hub.engine.fileno())
+        self._pulse.stop()
