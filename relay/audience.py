@@ -49,6 +49,10 @@ class Subscription:
             return self.indexes[0].ordinal(cursor)
         return sum(index.ordinal(cursor) for index in self.indexes)
 
+    def has(self, cursor: int) -> bool:
+        """Say whether there is an event at `cursor` or behind it."""
+        return any(index.first(cursor) is not None for index in self.indexes)
+
 
 class Audiences:
     """All audiences and subscriptions of one log."""
@@ -129,6 +133,11 @@ class Audiences:
         """Return how many open streams a term has."""
         audience = self._audiences.get(term)
         return 0 if audience is None else audience.streams
+
+    def members(self, term: str) -> Members | None:
+        """Return the streams of a term; None where nobody is subscribed to it."""
+        audience = self._audiences.get(term)
+        return None if audience is None else audience.members
 
     def complete(self, subscription: Subscription, cursor: int) -> None:
         """Make the indexes of a subscription complete from `cursor` on, as far as its entries are retained."""

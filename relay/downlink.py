@@ -27,6 +27,7 @@ from relay.link import (
     Beat,
     Begin,
     Drain,
+    Ended,
     Find,
     Found,
     Hello,
@@ -52,6 +53,9 @@ REPLY_BYTES_MAX = 4 * 1024 * 1024
 
 REQUESTS_MAX = 1000
 """Requests of one edge that may be under way; above it 503."""
+
+ENDED = 50
+"""Ended topics told in one message, so that it is never longer than the shortest that an edge may take."""
 
 NAME_CHARACTERS_MAX = 200
 
@@ -268,6 +272,8 @@ class Downlink:
                 self.lapped += self._epoch == log.epoch
                 self._epoch, self._cursor = log.epoch, log.tail
                 parts.append(encode(self._begin()))
+                ended = self._hub.ended.known()
+                parts += [encode(Ended(topics=ended[at : at + ENDED])) for at in range(0, len(ended), ENDED)]
             data, self._cursor = self._chunks.after(self._cursor)
             parts.append(data)
             if self._draining and self._cursor == log.head:
@@ -317,7 +323,7 @@ class Downlink:
 
 def _refused(number: int, error: RelayError) -> Refused:
     if isinstance(error, EventError):
-        return Refused(number=number, status=400, reason=error.reason, field=error.field)
+        return Refused(number=number, status=error.status, reason=error.reason, field=error.field)
     status = error.status if isinstance(error, RequestError) else 500
     return Refused(number=number, status=status, reason=str(error))
 

@@ -28,6 +28,9 @@ class EventError(RelayError):
         reason: what is wrong with it, without the field's name.
     """
 
+    status = 400
+    """What it is over HTTP."""
+
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(field, reason)
         self.field = field
@@ -37,11 +40,20 @@ class EventError(RelayError):
         return f"{self.field}: {self.reason}"
 
 
+class EndedError(EventError):
+    """An event comes after the end of its topic."""
+
+    status = 410
+
+    def __init__(self) -> None:
+        super().__init__("topic", "has ended for good")
+
+
 class RequestError(RelayError):
     """A client's request is refused.
 
     Args:
-        status: HTTP status code, 400 to 599.
+        status: HTTP status code, 400 to 599; 204 where there will never be anything again.
         reason: one line for the response's body.
         headers: extra response headers (`Allow`, `Retry-After`).
         limit: the limit that it is over, by the name of its setting; empty where it is none.

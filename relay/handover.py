@@ -149,10 +149,11 @@ class Connections(Message, frozen=True):
 
 
 class Rest(Message, frozen=True):
-    """What is left: the feeder on standard input (None when its input is over), and the tickets that are out."""
+    """What is left: the feeder on standard input (None when its input is over), tickets that are out, ended topics."""
 
     stdin: Feeder | None
     tickets: dict[str, tuple[float, Grant]]
+    ended: list[str]
 
 
 class Got(Message, frozen=True):

@@ -24,6 +24,7 @@ from relay.admission import Admission
 from relay.audience import Audiences, Subscription
 from relay.catchup import CatchUp, Observer
 from relay.config import Config
+from relay.ended import Ended, is_end
 from relay.errors import RETRY_SOON, RequestError
 from relay.event import Event
 from relay.flush import SLICE_S, Flush
@@ -40,11 +41,11 @@ from relay.writer import Writer
 BLOCK_HISTORIES_MAX = 2
 """How many times its bound in bytes the log may reach for what a `block` stream needs; then the stream is lapped."""
 
-MAX_AGE_SPREAD = 0.2
-"""Streams end at the last fifth of their greatest age, each at a time of its own, so that they come back one by one."""
-
 ENDED_A_TICK = 200
 """Streams whose lease is over that one tick ends: those that came together come back spread over seconds."""
+
+ENDED_A_TURN = 1000
+"""Streams of a topic that has ended which one turn leaves to catching up."""
 
 HOLDS_MAX = 1000
 """Terms that one edge holds up at a time, at most."""
@@ -153,7 +154,9 @@ class Hub:
         self._drained: Callable[[], None] | None = None
         self._staying: deque[int] = deque()  # streams that a drain has not ended yet
         self._woken = False
-        self.writer = Writer(config, self.log, self._append)
+        self.ended = Ended()
+        self._ending: deque[int] = deque()  # live streams of topics that have ended
+        self.writer = Writer(config, self.log, self._append, self.ended)
         self._flush = Flush(self.log, engine, self._fall_behind, measures.flush_s, measures.written_s, clock)
 
     # Publishing
@@ -186,7 +189,17 @@ class Hub:
             self._wake_up()
         if self.on_entry is not None:
             self.on_entry()
+        if is_end(frame):
+            self.end_topic(topic)
         return sequence
+
+    def end_topic(self, topic: str) -> None:
+        """Let the streams of a topic end once they have what is in the log, unless they follow others too."""
+        self.ended.note(topic)
+        members = self.audiences.members(topic)
+        if members is not None:
+            self._ending.extend(self.engine.listed(members))
+            self._wake_up()
 
     def held(self, topic: str) -> bool:
         """Say whether publishers have to wait: a `block` stream of this topic is in arrears, or the disk is."""
@@ -233,6 +246,7 @@ class Hub:
         for handle in self.engine.handles():
             self.catchup.close(handle, "lapped", now_s, notice.come_back(self.draw_retry_ms()))
         self._settle(now_s)
+        self.ended.topics.clear()
         self.snapshot = head
         self._flush.begin(sequence)
         self.log.begin(epoch, sequence, evicted_s, self.audiences.indexes())
@@ -326,7 +340,7 @@ class Hub:
             now_s: the time.
 
         Raises:
-            RequestError: 503 while draining; and as `relay.admission.Admission.check`.
+            RequestError: as `relay.admission.Admission.check`, 503 in a drain, 204 after the end of all it follows.
             OSError: the descriptor is not one of a socket.
         """
         if self.draining:
@@ -336,17 +350,20 @@ class Hub:
         subscription = self.audiences.get(terms, self._rules.choose(request.terms, request.policy))
         try:
             cursor, gap = self._start(request, subscription, now_s)
+            told = gap if self._config.prime else b""  # without an id behind it, a gap would be told for ever
+            if self.begun and self.ended.all(terms) and not told and not subscription.has(cursor):
+                raise RequestError(204, "its topics have ended for good")
             pending = [request.head, comment(" " * notice.PADDING_BYTES) if request.padding else comment("")]
             # The gap goes before the id behind it: a client cut between the two is told again.
             pending.append(gap)
             if self._config.prime:
                 pending.append(priming(self.draw_retry_ms(), f"{self.log.epoch}-{cursor - 1}"))
             handle = self.engine.add(fd, subscription, address, cursor, b"".join(pending), now_s)
-        except OSError:
+        except (OSError, RequestError):
             self.audiences.release(subscription)
             raise
         self._enter(handle, subscription, address)
-        self._lease(handle, request, now_s)
+        self.leases.begin(handle, request.grant, request.ends_s, self._config.max_age_s, now_s, self._draw)
         self.catchup.add(handle, now_s, replaying=True)
         if self.catchup.serve(handle, now_s):
             self.catchup.ready(handle)
@@ -359,14 +376,6 @@ class Hub:
         for audience in subscription.audiences:
             self.engine.join(handle, audience.members)
             self._flush.compact(audience)
-
-    def _lease(self, handle: int, request: Subscribe, now_s: float) -> None:
-        ends_s, reason = request.ends_s, "expired"
-        if self._config.max_age_s:
-            age_s = self._config.max_age_s * (1 - MAX_AGE_SPREAD * self._draw())
-            if now_s + age_s < ends_s:
-                ends_s, reason = now_s + age_s, "age"
-        self.leases.add(handle, ends_s, reason, request.grant)
 
     def _start(self, request: Subscribe, subscription: Subscription, now_s: float) -> tuple[int, bytes]:
         """Return the cursor at which a stream begins, and what it has to be told of a gap before it."""
@@ -402,9 +411,11 @@ class Hub:
         """Do a slice of what is due; return whether there is more to do at once."""
         self._woken = True
         self._flush.turn(now_s)
+        for _ in range(min(len(self._ending), ENDED_A_TURN)):
+            self._fall_behind(self._ending.popleft(), self._flush.flushed)
         more = self.catchup.turn(now_s)
         self._settle(now_s)
-        self._woken = more = more or self._flush.due
+        self._woken = more = more or self._flush.due or bool(self._ending)
         return more
 
     def poll(self, now_s: float) -> None:
@@ -469,6 +480,8 @@ class Hub:
         if self.draining:
             after_ms = round(1000 * (self._config.retry_min_s + self._config.drain_spread_s * self._draw()))
             self.catchup.close(handle, "drain", self._clock(), notice.come_back(after_ms))
+        elif self.ended.all(cast(Subscription, self.engine.subscription(handle)).terms):
+            self.catchup.close(handle, "ended", self._clock())
         else:
             # A stream may have come from another edge, which had more of the log already.
             self.engine.live(handle, max(self.engine.cursor(handle), self.log.head))

@@ -15,6 +15,9 @@ from relay.grant import Grant
 
 COMPACT_MIN = 1024
 
+MAX_AGE_SPREAD = 0.2
+"""Streams end at the last fifth of their greatest age, each at a time of its own, so that they come back one by one."""
+
 
 class Leases:
     """The leases of the open streams."""
@@ -47,6 +50,26 @@ class Leases:
     def pack(self, handle: int) -> tuple[float, str, Grant] | None:
         """Return a stream's lease (when it ends, the close reason, and for whom it is), if it has one."""
         return self._held.get(handle)
+
+    def begin(
+        self, handle: int, grant: Grant, ends_s: float, age_s_max: float, now_s: float, draw: Callable[[], float]
+    ) -> None:
+        """Note a new stream: it ends with its grant, or of age.
+
+        Args:
+            handle: the stream.
+            grant: for whom it was opened.
+            ends_s: when the grant ends, in the hub's time.
+            age_s_max: greatest age; 0 for any.
+            now_s: the time.
+            draw: a random number in [0, 1).
+        """
+        reason = "expired"
+        if age_s_max:
+            of_age_s = now_s + age_s_max * (1 - MAX_AGE_SPREAD * draw())
+            if of_age_s < ends_s:
+                ends_s, reason = of_age_s, "age"
+        self.add(handle, ends_s, reason, grant)
 
     def drop(self, handle: int) -> None:
         """Forget a stream that is closed."""

@@ -5,7 +5,7 @@ form of its own, since there is one for each event; everything else is a Message
 fields are passed over, unknown types are an error: whoever changes what a message means changes `VERSION`.
 
     edge → hub   Hello, once; Status each second and when what it holds has changed; Publish, Find, Ask; Told
-    hub → edge   Refuse, or Begin and the entries; Beat each second; Published, Found, Refused, Told; Ask; Drain;
+    hub → edge   Refuse, or Begin, Ended and the entries; Beat each second; Published, Found, Refused, Told; Ask; Drain;
                  to a worker, Setup before all
 
 Owns the form of messages and the bound on their size. Never knows what they do (`relay.uplink`, `relay.downlink`).
@@ -24,7 +24,7 @@ from relay.errors import RelayError
 from relay.event import Event
 from relay.log import Entry
 
-VERSION = 1
+VERSION = 2
 
 HELLO_BYTES_MAX = 16 * 1024
 """What is taken of somebody who has not shown the token yet."""
@@ -105,6 +105,12 @@ class Begin(_Message, frozen=True):
     head: int
     now_s: float
     evicted_s: float
+
+
+class Ended(_Message, frozen=True):
+    """To an edge that begins anew: topics that have ended, whether or not their ends are retained."""
+
+    topics: list[str]
 
 
 class Beat(_Message, frozen=True):
@@ -191,7 +197,8 @@ class Drain(_Message, frozen=True):
 
 
 Message = (
-    Setup | Hello | Refuse | Begin | Beat | Status | Publish | Published | Find | Found | Refused | Ask | Told | Drain
+    (Setup | Hello | Refuse | Begin | Ended | Beat | Status | Publish | Published)
+    | (Find | Found | Refused | Ask | Told | Drain)
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -120,6 +120,7 @@ class Metrics(Collector):
         yield _gauge("relay_streams_max", "Streams that may be open.", hub.admission.streams_max)
         yield _gauge("relay_streams_lagging", "Open streams that lag or replay.", len(hub.catchup.streams))
         yield _gauge("relay_topics", "Topics that are retained or subscribed to.", len(log.topics))
+        yield _gauge("relay_topics_ended", "Topics that have ended for good and are known.", len(hub.ended.topics))
         yield _gauge("relay_topics_held", "Terms whose publishers wait for a `block` stream.", len(hub.catchup.held))
         yield _gauge("relay_log_events", "Retained events.", len(log))
         yield _gauge("relay_log_bytes", "Bytes of retained events.", log.bytes)

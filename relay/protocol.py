@@ -32,6 +32,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
+from http import HTTPStatus
 from typing import Any
 
 from relay.deadlines import Waiting
@@ -416,6 +417,9 @@ class FrontProtocol(asyncio.Protocol):
         if error.status in _FOR_NOW and self._asks_for_events():
             self._send_away(error)
             return
+        if error.status == HTTPStatus.NO_CONTENT:
+            self._respond(error.status, error.headers)
+            return
         headers, body = json_body({"error": error.reason})
         self._respond(error.status, (*headers, *error.headers), body)
 
@@ -441,7 +445,7 @@ class FrontProtocol(asyncio.Protocol):
     def _refuse_event(self, error: EventError) -> None:
         """Answer a publish request whose events cannot be taken."""
         self._front.errors.report("event", "refused an event of %s: %s", self._address(), error)
-        self._respond(400, *json_body({"error": str(error), "field": error.field}))
+        self._respond(error.status, *json_body({"error": str(error), "field": error.field}))
 
     def _answer(self, data: bytes, *, keep: bool) -> None:
         """Send an answer, and wait for the next request or for the client to close."""

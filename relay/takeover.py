@@ -38,11 +38,13 @@ class Taken:
     feeders: list[tuple[socket.socket, handover.Feeder]] = field(default_factory=list)
     connections: list[tuple[socket.socket, handover.Connection]] = field(default_factory=list)
     closing: list[tuple[int, str]] = field(default_factory=list)
-    rest: handover.Rest = field(default_factory=lambda: handover.Rest(None, {}))
+    rest: handover.Rest = field(default_factory=lambda: handover.Rest(None, {}, []))
 
     async def go_on(self, front: Front, hub: Hub, sources: Sources) -> None:
         """Begin to serve what was handed over."""
         front.auth.tickets.update(self.rest.tickets)
+        for topic in self.rest.ended:
+            hub.ended.note(topic)
         hub.go_on(self.closing, front.clock())
         if self.rest.stdin is not None:
             sources.stdin.adopt(self.rest.stdin)

@@ -230,7 +230,7 @@ def _hand_over(channel: Channel, possessions: Possessions, sent: int, now_s: flo
         channel.send(handover.Connections(connections), fds)
     for keys in _lists(hub.writer.seen.keys(), KEYS):
         channel.send(handover.Keys(keys))
-    channel.send(handover.Rest(None if stdin.closed else stdin.pack(), front.auth.tickets))
+    channel.send(handover.Rest(None if stdin.closed else stdin.pack(), front.auth.tickets, hub.ended.known()))
     return len(streams)
 
 

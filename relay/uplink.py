@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from relay.config import Config
-from relay.errors import RETRY_SOON, EventError, RelayError, RequestError
+from relay.errors import RETRY_SOON, EndedError, EventError, RelayError, RequestError
 from relay.event import Event
 from relay.hub import Hub
 from relay.link import (
@@ -20,6 +20,7 @@ from relay.link import (
     Beat,
     Begin,
     Drain,
+    Ended,
     Find,
     Found,
     Hello,
@@ -181,6 +182,9 @@ class Uplink:
             self._told(message)
         elif isinstance(message, Begin):
             self._begin(message, now_s)
+        elif isinstance(message, Ended):
+            for topic in message.topics:
+                self._hub.end_topic(topic)
         elif isinstance(message, Ask):
             self.tell()
             self._write(encode(Told(number=message.number, body=self._answer(message.what))))
@@ -214,7 +218,8 @@ class Uplink:
         elif isinstance(message, Told):
             done(message.body)
         elif message.field is not None:
-            done(EventError(message.field, message.reason))
+            ended = message.status == EndedError.status
+            done(EndedError() if ended else EventError(message.field, message.reason))
         else:
             done(RequestError(message.status, message.reason, RETRY_SOON if message.status >= 500 else ()))
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from relay.config import Config
-from relay.errors import EventError, RequestError
+from relay.ended import END, Ended
+from relay.errors import EndedError, EventError, RequestError
 from relay.event import Event
 from relay.log import Entry, Log
 from relay.seen import Seen
@@ -67,13 +68,15 @@ class Writer:
         config: the settings.
         log: what the entries are for.
         append: puts one entry into it.
+        ended: the topics that have ended.
     """
 
-    def __init__(self, config: Config, log: Log, append: Append) -> None:
+    def __init__(self, config: Config, log: Log, append: Append, ended: Ended) -> None:
         self.encodes = 0
         self.seen = Seen(config.dedup_window_s, config.dedup_max)
         self.journal: Journal | None = None  # on the way to the disk; None without a file
         self._durable = config.durable
+        self._ended = ended
         self._log = log
         self._append = append
         self._event_bytes_max = min(config.event_bytes_max, config.history_bytes)
@@ -102,6 +105,8 @@ class Writer:
             return self.publish((event,), now_s)[0]
         sequence = self._log.head if journal is None else journal.head
         topic, frame = self._encode(event, sequence)
+        if event.event == END:
+            self._ended.begin(topic)
         if journal is None:
             self._append(topic, frame, event.id, event.key, now_s)
         else:
@@ -129,6 +134,7 @@ class Writer:
         entries: list[Entry] = []
         ids: list[str] = []
         keys: dict[str, str] = {}
+        ending: set[str] = set()
         for event in events:
             key = None if event.dedup is None else _dedup_key(event)
             known = None if key is None else self.seen.find(key, now_s) or keys.get(key)
@@ -137,11 +143,17 @@ class Writer:
                 continue
             sequence = following + len(entries)
             topic, frame = self._encode(event, sequence)
+            if topic in ending:
+                raise EndedError
+            if event.event == END:
+                ending.add(topic)
             id = event.id if event.id is not None else f"{self._log.epoch}-{sequence}"
             entries.append(Entry(sequence, now_s, topic, event.id, event.key, frame))
             ids.append(id)
             if key is not None:
                 keys[key] = id
+        for topic in ending:
+            self._ended.begin(topic)
         self.encodes += len(entries)
         self.seen.hits += len(events) - len(entries)
         for key, id in keys.items():
@@ -157,6 +169,8 @@ class Writer:
         topic, log = event.topic, self._log
         if topic is None:
             raise EventError("topic", "is missing")
+        if topic in self._ended.topics:
+            raise EndedError
         if topic not in log.topics:
             check_topic(topic)
         if event.id is not None:

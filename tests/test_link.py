@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from relay.config import Config
 from relay.event import Event
 from relay.link import (
+    VERSION,
     Ask,
     Beat,
     Begin,
@@ -36,7 +37,7 @@ from relay.log import Entry
 
 MESSAGES: list[Message] = [
     Setup(config=Config(listen=(":1", "[::1]:2"), policy_for=("a=block",)), number=3, listeners=[4, 5], own_token="t"),
-    Hello(version=1, token="t", name="an edge", epoch="e", sequence=2**63),
+    Hello(version=VERSION, token="t", name="an edge", epoch="e", sequence=2**63),
     Refuse(reason="no"),
     Begin(epoch="e", sequence=1, head=2, now_s=1.5, evicted_s=-math.inf),
     Beat(head=7),

@@ -111,6 +111,16 @@ def test_a_new_certificate_is_used_after_sighup_and_a_bad_one_is_not(tmp_path: P
         assert stream.next().data == "over the new one, to the old one"
 
 
+def test_an_upgrade_is_refused_as_keys_cannot_be_handed_over(certificate: Certificate) -> None:
+    flags, context = certificate.flags, certificate.context()
+    with relay(*flags, context=context) as server, Stream(server.port, "topic=a", context=context) as stream:
+        server.process.send_signal(signal.SIGUSR2)
+        told = "the upgrade failed: streams of TLS cannot be handed over"
+        eventually(lambda: any(told in record["message"] for record in server.log), "the refusal")
+        server.publish("still here", "a")
+        assert stream.next().data == "still here"
+
+
 def test_what_is_no_tls_harms_nobody(certificate: Certificate) -> None:
     flags = (*certificate.flags, "--head-timeout", "300ms")
     with relay(*flags, context=certificate.context()) as server:
