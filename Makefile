@@ -48,7 +48,7 @@ else
 endif
 
 storm: $(INSTALLED_TEST)  ## Let ten thousand streams reconnect at once: none may miss an event.
-	RELAY_STORM=10000 $(BIN)/python -m pytest -s tests/faults/test_network.py -k herd $(ARGS)
+	STORM=10000 $(BIN)/python -m pytest -s tests/faults/test_network.py -k herd $(ARGS)
 
 # No arrangement of the tests' own: the corpus grows in a copy, and what is found is written to tests/fuzz/found.
 fuzz: $(INSTALLED_FUZZ)  ## Fuzz one parser for a minute, or all in turn: make fuzz ARGS="sse -max_total_time=600".

@@ -33,7 +33,9 @@ under way at once, which cost 0.3 MB for good and a sixth of the rate (`python -
 BURST_S = 0.1
 """What `accept-rate` may be ahead of itself."""
 PATIENCE_S = 0.5
-"""How long a connection may say nothing before it is cut for another, where all room is taken."""
+"""How long a connection may say nothing before it is cut for another, where all descriptors are taken."""
+HALF_OPEN_PATIENCE_S = 5.0
+"""The same at `half-open-max`: long enough for a herd whose machines are busy with coming back."""
 PAUSE_S = 0.05
 """How long nothing is accepted where there is no room."""
 SPARE = 32
@@ -139,34 +141,34 @@ class Acceptor:
         front = self._front
         waiting = front.deadlines.count(Waiting.HEAD) + len(front.arriving)
         if front.config.half_open_max and waiting >= front.config.half_open_max:
-            return self._make_room("half-open-max", resting=False)
+            return self._make_room("half-open-max", HALF_OPEN_PATIENCE_S, resting=False)
         used = self._cost * (self._streams() + len(front.connections)) + len(front.arriving)
         if used + self._cost + 1 > self._room:  # a hand-over has one descriptor more
-            return self._make_room("descriptors", resting=True)
+            return self._make_room("descriptors", PATIENCE_S, resting=True)
         wait_s = self._rates.take("", 1, front.clock())
         if wait_s:
             self._pause("accept-rate", wait_s)
         return not wait_s
 
-    def _make_room(self, limit: str, *, resting: bool) -> bool:
+    def _make_room(self, limit: str, patience_s: float, *, resting: bool) -> bool:
         """Cut one, which makes room for the loop's next turn; else for a while there is none."""
-        if self._cut_one(resting=resting):
+        if self._cut_one(patience_s, resting=resting):
             self._front.metrics.limited(limit)
         else:
             self._pause(limit, PAUSE_S)
         return False
 
-    def _cut_one(self, *, resting: bool = True) -> bool:
+    def _cut_one(self, patience_s: float = PATIENCE_S, *, resting: bool = True) -> bool:
         """Close the connection that can best be done without; false where all of them are new or at work."""
         if resting and (
-            self._front.cut_oldest(Waiting.REST, 0.0) or self._front.cut_oldest(Waiting.LINGER, PATIENCE_S)
+            self._front.cut_oldest(Waiting.REST, 0.0) or self._front.cut_oldest(Waiting.LINGER, patience_s)
         ):
             return True
         task = next(iter(self._front.arriving), None)
-        if task is not None and self._loop.time() - self._front.arriving[task] > PATIENCE_S:
+        if task is not None and self._loop.time() - self._front.arriving[task] > patience_s:
             self._front.arriving[task] = self._loop.time()
             return task.cancel()
-        return self._front.cut_oldest(Waiting.HEAD, PATIENCE_S)
+        return self._front.cut_oldest(Waiting.HEAD, patience_s)
 
     # What stands before the first request
 

@@ -153,9 +153,9 @@ class Config:
         "number",
     )
     half_open_max: int = setting(
-        1024,
-        "Connections that may be without a whole request head; above it the oldest is cut when it has waited for half "
-        "a second, else the rest waits in the backlog. 0 is off.",
+        4096,
+        "Connections that may be without a whole request head; above it the oldest is cut when it has waited for "
+        "five seconds, else the rest waits in the backlog. 0 is off.",
         "number",
     )
     head_bytes_max: int = setting(16 * KIB, "Largest request head; above it 431.", "size", least=KIB)

@@ -20,7 +20,7 @@ from tests.oracle import Oracle, Published
 from tests.process import ASIDE_BYTES, TIMEOUT_S, Feeder, Relay, Stream, eventually, relay
 
 MIB = 1 << 20
-STORM = int(os.environ.get("RELAY_STORM", "1000"))
+STORM = int(os.environ.get("STORM", "1000"))
 """Streams of the herd; `make storm` has ten thousand."""
 
 
