@@ -19,7 +19,8 @@ from typing import Protocol
 
 from relay.errors import EventError, RelayError, RequestError
 from relay.event import Event
-from relay.hub import HOLDS_MAX, Hub
+from relay.holds import HOLDS_MAX
+from relay.hub import Hub
 from relay.link import (
     HELLO_BYTES_MAX,
     VERSION,
@@ -209,7 +210,7 @@ class Downlink:
     def _receive(self, message: Message | Entry) -> None:
         if isinstance(message, Status):
             self.status = message
-            self._hub.hold(self, _checked(message.holding))
+            self._hub.holds.hold(self, _checked(message.holding))
         elif isinstance(message, Publish):
             self._publish(message)
         elif isinstance(message, Find):
@@ -250,7 +251,7 @@ class Downlink:
     def lost(self) -> None:
         """Forget the edge: what it holds, and what it waits for."""
         self.linked, self.closing = False, True
-        self._hub.hold(self, ())
+        self._hub.holds.hold(self, ())
         requests, self._requests = self._requests, {}
         for cancel in requests.values():
             cancel()
@@ -307,7 +308,7 @@ class Downlink:
         self._leaving = leaving
         self._beat_due = self.linked
         if self.linked and self._clock() - self.heard_s > silent_s:
-            self._hub.hold(self, ())
+            self._hub.holds.hold(self, ())
 
     def ask(self, what: What, done: Callable[[bytes | RelayError], None]) -> None:
         """Ask the edge for its own /stats or /metrics."""

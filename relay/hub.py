@@ -30,12 +30,13 @@ from relay.event import Event
 from relay.flush import SLICE_S, Flush
 from relay.grant import ANYBODY, Grant
 from relay.handover import Stream
+from relay.holds import Holds
 from relay.leases import Leases
 from relay.log import Entry, Log
 from relay.policy import Rule, Rules
 from relay.speedups import Engine
 from relay.sse import comment, priming
-from relay.topic import disjoint, matcher
+from relay.topic import disjoint
 from relay.writer import Writer
 
 BLOCK_HISTORIES_MAX = 2
@@ -46,9 +47,6 @@ ENDED_A_TICK = 200
 
 ENDED_A_TURN = 1000
 """Streams of a topic that has ended which one turn leaves to catching up."""
-
-HOLDS_MAX = 1000
-"""Terms that one edge holds up at a time, at most."""
 
 _logger = logging.getLogger(__name__)
 
@@ -147,7 +145,7 @@ class Hub:
         self._draw = draw
         self._heartbeat = notice.heartbeat(config.heartbeat_as)
         self._heartbeat_place = 0  # where the engine goes on; 0 when a round is done
-        self._holds: dict[object, tuple[str, ...]] = {}  # terms that edges hold up
+        self.holds = Holds(self.audiences, self.catchup)
         self.leases = Leases()
         self.admission = Admission(config, streams_max, self.audiences, self.leases)
         self._closes_told: Counter[str] = Counter()
@@ -203,26 +201,7 @@ class Hub:
 
     def held(self, topic: str) -> bool:
         """Say whether publishers have to wait: a `block` stream of this topic is in arrears, or the disk is."""
-        held = self.catchup.held
-        if self.writer.full:
-            return True
-        if held and any(audience in held for audience in self.audiences.of_topic(topic) or ()):
-            return True
-        return bool(self._holds) and any(matcher(term)(topic) for terms in self._holds.values() for term in terms)
-
-    @property
-    def holding(self) -> tuple[str, ...]:
-        """The terms whose publishers have to wait, sorted, at most `HOLDS_MAX`."""
-        terms = {audience.term for audience in self.catchup.held}.union(*self._holds.values())
-        return tuple(sorted(terms)[:HOLDS_MAX])
-
-    def hold(self, edge: object, terms: Sequence[str]) -> None:
-        """Let the publishers of these checked terms wait, for an edge; in place of those it held until now."""
-        before = self._holds.pop(edge, ())
-        if terms:
-            self._holds[edge] = tuple(terms)
-        if set(before).difference(terms):
-            self.catchup.release()
+        return self.writer.full or self.holds.held(topic)
 
     def on_release(self, callback: Callable[[], None]) -> None:
         """Call back once, when some topic is held no longer."""

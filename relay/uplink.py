@@ -129,7 +129,7 @@ class Uplink:
         """Tell the hub how it goes: each second, and when something else is held."""
         hub = self._hub
         status = Status(
-            sequence=hub.log.head, streams=hub.engine.open, ready=hub.ready, holding=list(hub.holding)
+            sequence=hub.log.head, streams=hub.engine.open, ready=hub.ready, holding=list(hub.holds.terms)
         )
         self._write(encode(status))
 
