@@ -33,7 +33,9 @@ class Holds:
         held = self._catchup.held
         if held and any(audience in held for audience in self._audiences.of_topic(topic) or ()):
             return True
-        return bool(self._edges) and any(matcher(term)(topic) for terms in self._edges.values() for term in terms)
+        if not self._edges:
+            return False
+        return any(matcher(term)(topic) for terms in self._edges.values() for term in terms)
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -154,7 +154,7 @@ class Hub:
         self._woken = False
         self.ended = Ended()
         self._ending: deque[int] = deque()  # live streams of topics that have ended
-        self.writer = Writer(config, self.log, self._append, self.ended)
+        self.writer = Writer(config, self.log, self._append, self.ended, self.end_topic)
         self._flush = Flush(self.log, engine, self._fall_behind, measures.flush_s, measures.written_s, clock)
 
     # Publishing
@@ -187,8 +187,6 @@ class Hub:
             self._wake_up()
         if self.on_entry is not None:
             self.on_entry()
-        if is_end(frame):
-            self.end_topic(topic)
         return sequence
 
     def end_topic(self, topic: str) -> None:
@@ -201,7 +199,10 @@ class Hub:
 
     def held(self, topic: str) -> bool:
         """Say whether publishers have to wait: a `block` stream of this topic is in arrears, or the disk is."""
-        return self.writer.full or self.holds.held(topic)
+        journal = self.writer.journal
+        if journal is not None and journal.full:
+            return True
+        return self.holds.held(topic)
 
     def on_release(self, callback: Callable[[], None]) -> None:
         """Call back once, when some topic is held no longer."""
@@ -238,6 +239,8 @@ class Hub:
             EventError: its topic is none.
         """
         self._append(entry.topic, entry.frame, entry.id, entry.key, now_s)
+        if is_end(entry.frame):
+            self.end_topic(entry.topic)
 
     @property
     def ready(self) -> bool:

@@ -46,17 +46,6 @@ class Journal(Protocol):
     def failures(self) -> int:
         """How many writes have failed."""
 
-    @property
-    def full(self) -> bool:
-        """Whether publishers have to wait."""
-
-    @property
-    def refusal(self) -> str:
-        """Why nothing can be published now; empty when it can."""
-
-    def put(self, entries: Sequence[Entry], keys: Sequence[tuple[str, str]]) -> None:
-        """Take what was published at once, and the dedup keys of it with their ids."""
-
     def confirm(self, callback: Callable[[], None]) -> None:
         """Call back once, when all that was put until now is on the disk."""
 
@@ -69,9 +58,12 @@ class Writer:
         log: what the entries are for.
         append: puts one entry into it.
         ended: the topics that have ended.
+        on_end: called with a topic whose last event is in the log.
     """
 
-    def __init__(self, config: Config, log: Log, append: Append, ended: Ended) -> None:
+    def __init__(
+        self, config: Config, log: Log, append: Append, ended: Ended, on_end: Callable[[str], None]
+    ) -> None:
         self.encodes = 0
         self.seen = Seen(config.dedup_window_s, config.dedup_max)
         self.journal: Journal | None = None  # on the way to the disk; None without a file
@@ -79,6 +71,7 @@ class Writer:
         self._ended = ended
         self._log = log
         self._append = append
+        self._on_end = on_end
         self._event_bytes_max = min(config.event_bytes_max, config.history_bytes)
 
     @property
@@ -104,12 +97,18 @@ class Writer:
         if event.dedup is not None or (journal is not None and journal.refusal):
             return self.publish((event,), now_s)[0]
         sequence = self._log.head if journal is None else journal.head
-        topic, frame = self._encode(event, sequence)
-        if event.event == END:
-            self._ended.begin(topic)
+        topic = event.topic
+        if topic is None:
+            raise EventError("topic", "is missing")
+        frame = self._encode(event, topic, sequence)
+        is_last = event.event is not None and event.event == END
         if journal is None:
             self._append(topic, frame, event.id, event.key, now_s)
+            if is_last:
+                self._on_end(topic)
         else:
+            if is_last:
+                self._ended.begin(topic)
             journal.put((Entry(sequence, now_s, topic, event.id, event.key, frame),), ())
         self.encodes += 1
         return event.id if event.id is not None else f"{self._log.epoch}-{sequence}"
@@ -142,7 +141,10 @@ class Writer:
                 ids.append(known)
                 continue
             sequence = following + len(entries)
-            topic, frame = self._encode(event, sequence)
+            topic = event.topic
+            if topic is None:
+                raise EventError("topic", "is missing")
+            frame = self._encode(event, topic, sequence)
             if topic in ending:
                 raise EndedError
             if event.event == END:
@@ -152,8 +154,6 @@ class Writer:
             ids.append(id)
             if key is not None:
                 keys[key] = id
-        for topic in ending:
-            self._ended.begin(topic)
         self.encodes += len(entries)
         self.seen.hits += len(events) - len(entries)
         for key, id in keys.items():
@@ -161,14 +161,16 @@ class Writer:
         if self.journal is None:
             for _, _, topic, own_id, key, frame in entries:
                 self._append(topic, frame, own_id, key, now_s)
+            for topic in ending:
+                self._on_end(topic)
         elif entries:
+            for topic in ending:
+                self._ended.begin(topic)
             self.journal.put(entries, list(keys.items()))
         return ids
 
-    def _encode(self, event: Event, sequence: int) -> tuple[str, bytes]:
-        topic, log = event.topic, self._log
-        if topic is None:
-            raise EventError("topic", "is missing")
+    def _encode(self, event: Event, topic: str, sequence: int) -> bytes:
+        log = self._log
         if topic in self._ended.topics:
             raise EndedError
         if topic not in log.topics:
@@ -180,7 +182,7 @@ class Writer:
                 raise EventError("id", "has the form of the ids that relay gives out itself")
         if event.key is not None and not event.key.isascii():
             _check_text("key", event.key)
-        return topic, encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max)
+        return encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max)
 
 
 def _dedup_key(event: Event) -> str:
