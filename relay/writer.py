@@ -46,6 +46,17 @@ class Journal(Protocol):
     def failures(self) -> int:
         """How many writes have failed."""
 
+    @property
+    def full(self) -> bool:
+        """Whether publishers have to wait."""
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing can be published now; empty when it can."""
+
+    def put(self, entries: Sequence[Entry], keys: Sequence[tuple[str, str]]) -> None:
+        """Take what was published at once, and the dedup keys of it with their ids."""
+
     def confirm(self, callback: Callable[[], None]) -> None:
         """Call back once, when all that was put until now is on the disk."""
 
@@ -78,11 +89,6 @@ class Writer:
     def refusal(self) -> str:
         """Why nothing can be published now; empty when it can."""
         return "" if self.journal is None else self.journal.refusal
-
-    @property
-    def full(self) -> bool:
-        """Whether publishers have to wait for the disk."""
-        return self.journal is not None and self.journal.full
 
     def confirm(self, callback: Callable[[], None]) -> None:
         """Call back when what was published until now may be acknowledged: at once, unless that waits for the disk."""
