@@ -15,7 +15,7 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
+from msgspec.structs import replace
 
 from relay.errors import EventError, RelayError
 from relay.event import Event
@@ -77,7 +77,7 @@ class _Position:
     def read(
         self, decoder: Decoder, data: bytes, on_refused: Callable[[EventError], None] | None
     ) -> Iterator[Event]:
-        """Decode, line by line, since only so the decoder's last id is that of the very event."""
+        """Decode, line by line, since only so the last id is that of the very event; events have their own ids."""
         for line in data.splitlines(keepends=True):
             before = decoder.last_event_id
             try:
@@ -90,9 +90,8 @@ class _Position:
             if decoder.last_event_id != before:
                 self.last_event_id = decoder.last_event_id
             if decoder.retry_ms is not None:
-                self.retry_s = decoder.retry_ms / 1000
-            for event in events:
-                yield msgspec.structs.replace(event, id=self.last_event_id or None)
+                self.retry_s = min(decoder.retry_ms / 1000, RETRY_AFTER_S_MAX)
+            yield from events
 
 
 class _LostError(RelayError):
@@ -120,6 +119,7 @@ async def subscribe(
     client: httpx.AsyncClient | None = None,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     draw: Callable[[], float] = random.random,
+    own_ids: bool = False,
 ) -> AsyncGenerator[Event, None]:
     """Subscribe, and reconnect and resume for as long as the caller reads.
 
@@ -143,9 +143,10 @@ async def subscribe(
         client: HTTP client to use, left open; one of its own if None.
         sleep: waits that many seconds.
         draw: gives random numbers from 0 to 1.
+        own_ids: give each event the id that it came with, if any, instead of the last one as of that event.
 
     Yields:
-        Each event; its `id` is the last event id as of that event, its topic None.
+        Each event; its `id` is the last event id as of that event, unless `own_ids`; its topic None.
 
     Raises:
         RequestError: the server refused for good.
@@ -173,7 +174,7 @@ async def subscribe(
                         backoff.reset()
                         on_data()
                         for event in position.read(decoder, data, on_refused):
-                            yield event
+                            yield event if own_ids else replace(event, id=position.last_event_id or None)
                 return
             except _LostError as lost:
                 wait_s = backoff.wait_s(max(lost.asked_s, position.retry_s))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -57,7 +57,7 @@ class Cluster:
         self.publisher = publisher
         self.uplink: Uplink | None = None
         self.workers: Workers | None = None
-        self.source: Callable[[], dict[str, Any]] | None = None  # what /stats says of an event stream that is followed
+        self.source: Callable[[], Mapping[str, Any]] | None = None  # says how an event stream is followed
         self._config = config
         self._hub = hub
         self._stats = stats
@@ -163,13 +163,18 @@ class Cluster:
     def _workers(self) -> dict[int, Downlink]:
         return {} if self.workers is None else self.workers.links
 
+    def upstream(self) -> Mapping[str, Any] | None:
+        """Say how it goes with what is followed, if anything is: another's log, or an event stream."""
+        if self.uplink is not None:
+            return {"linked": self._hub.linked, "breaks": self.uplink.breaks}
+        return None if self.source is None else self.source()
+
     def stats(self, now_s: float) -> dict[str, Any]:
         """Return what /stats says of this process and its links."""
         told = self._stats.collect(now_s)
-        if self.uplink is not None:
-            told["upstream"] = {"linked": self._hub.linked, "breaks": self.uplink.breaks}
-        elif self.source is not None:
-            told["upstream"] = self.source()
+        upstream = self.upstream()
+        if upstream is not None:
+            told["upstream"] = upstream
         if self._links is not None:
             told["edges"] = [
                 {"name": each.down.name, "lag_events": each.down.lag_events, "lapped": each.down.lapped}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from math import inf
 from typing import NamedTuple
@@ -442,16 +442,16 @@ class Log:
                 return own
         return f"{self.epoch}-{sequence}"
 
-    def newest_own_id(self, topic: str) -> str | None:
-        """Return the id of a topic's newest retained entry that has one of its publisher's; None without one."""
+    def own_ids(self, topic: str) -> Iterator[tuple[str, bytes]]:
+        """Give id and frame of each retained entry of a topic that has an id of its publisher's, the newest first."""
         known = self.topics.get(topic)
         for sequence in reversed(known.index.sequences if known is not None else ()):
+            row = sequence - self._base
             if sequence < self.tail:
-                break
-            own = self._ids[sequence - self._base]
-            if own is not None:
-                return own
-        return None
+                return
+            own, frame = self._ids[row], self._frames[row]
+            if own is not None and frame is not None:
+                yield own, frame
 
     def find(self, id: str) -> int | None:
         """Return the sequence of an id that this log gave or retains; None when it knows nothing of it.

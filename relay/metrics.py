@@ -6,7 +6,8 @@ is on the data path but one observation a flush. No metric has a topic as its la
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -74,6 +75,7 @@ class Metrics(Collector):
     """
 
     def __init__(self, hub: Hub, registry: CollectorRegistry) -> None:
+        self.upstream: Callable[[], Mapping[str, Any] | None] = lambda: None  # says how it goes with what is followed
         self._hub = hub
         self.registry = registry
         self._input_errors = Counter(
@@ -139,6 +141,13 @@ class Metrics(Collector):
         yield _gauge("relay_store_pending", "Events that wait for the disk.", journal.pending if journal else 0)
         yield _gauge("relay_store_failing", "1 while events cannot be stored.", float(bool(writer.refusal)))
         yield _counter("relay_store_failures", "Writes that failed.", journal.failures if journal else 0)
+        upstream = self.upstream()
+        if upstream is not None:
+            yield _gauge("relay_upstream_linked", "1 while connected to what is followed.", float(upstream["linked"]))
+            yield _counter("relay_upstream_breaks", "Times that this connection was lost.", upstream["breaks"])
+        if upstream is not None and "events" in upstream:
+            yield _counter("relay_upstream_events", "Events published from there.", upstream["events"])
+            yield _counter("relay_upstream_repeats", "Events left out: they had come already.", upstream["repeats"])
         yield _labelled("relay_policy_actions", "What was done to slow streams, by policy.", "policy", actions)
         yield _labelled("relay_closes", "Streams closed, by reason.", "reason", hub.closes)
         yield _labelled("relay_resumes", "Streams that came with a last id, by result.", "result", hub.resumes)

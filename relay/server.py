@@ -196,6 +196,7 @@ class Server:
         self._cluster = Cluster(
             config, self.hub, self._stats, self.metrics, self._front.publisher, loop, time.monotonic
         )
+        self.metrics.upstream = self._cluster.upstream
         taken: Taken | None = None
         if self._channel is not None and start is not None:
             taken = takeover.take(self._channel, start, self.hub, time.monotonic(), partial(self._open_data, True))

@@ -164,6 +164,13 @@ async def test_retry_after_is_understood_and_bounded(headers: str, wait_s: float
     assert waits == [wait_s + 0.5]
 
 
+async def test_the_streams_own_retry_is_bounded_too() -> None:
+    waits = Waits()
+    async with scripted([answer(body=b"retry: 2147483647\n\n")]) as server:
+        await collect(server.url, waits=waits)
+    assert waits == [RETRY_AFTER_S_MAX + 0.5]
+
+
 async def test_waits_double_up_to_a_limit_while_nobody_answers() -> None:
     waits: list[float] = []
 

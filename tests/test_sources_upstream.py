@@ -52,13 +52,85 @@ async def test_what_a_server_says_is_published_with_its_ids_types_and_data() -> 
                     seen = [(event.id, event.event, event.data) for event in stream.take(4)]
                 assert seen == [("1", "price", "a\nb"), ("2", None, "c"), ("3", None, "d"), ("4", None, "e")]
                 eventually(linked(server), "linked again")
-                assert server.stats()["upstream"] == {"linked": True, "breaks": 1, "ended": ""}
+                told = {"linked": True, "breaks": 1, "events": 4, "repeats": 0, "ended": ""}
+                assert server.stats()["upstream"] == told
+                for name, value in {"linked": 1, "breaks_total": 1, "events_total": 4, "repeats_total": 0}.items():
+                    assert server.metric(f"relay_upstream_{name}") == value
+                shown = [line.split() for line in run("top", server.url, "--once").stdout.splitlines()]
+                assert ["upstream", "linked", "breaks", "1"] in shown
                 assert not any("s" * 20 in json.dumps(record) for record in server.log)
 
         await in_thread(follow)
     assert [upstream.path(place) for place in range(3)] == ["/feed?of=prices"] * 3
     assert [upstream.header(place, "Last-Event-ID") for place in range(3)] == [None, "3", "3"]
     assert upstream.header(0, "Authorization") == "Bearer " + "s" * 20
+
+
+async def test_what_comes_twice_after_a_resume_is_left_out_by_its_id_also_over_a_restart(tmp_path: Path) -> None:
+    """A server that begins anew at each connection; later an id of it means something else, which is new."""
+    again = b"id: 1\ndata: a\n\nid: 2\ndata: b\n\n"
+    first, second = answer(body=b"retry: 1\n\n" + again), answer(body=again + b"id: 3\ndata: c\n\nid: 3\ndata: c\n\n")
+    third = answer(body=again + b"id: 3\ndata: c\n\nid: 1\ndata: new\n\nid: 4\ndata: d\n\n")
+    async with scripted([first], [second, HOLD], [third, HOLD]) as upstream:
+
+        def follow() -> None:
+            flags = ("--upstream", upstream.url, "--data", str(tmp_path / "data"))
+            with relay(*flags) as server:
+                with Stream(server.port, "topic=default&since=earliest") as stream:
+                    assert [event.data for event in stream.take(4)] == ["a", "b", "c", "c"]
+                assert server.stats()["upstream"]["repeats"] == 2
+                server.stop(signal.SIGKILL)
+            with relay(*flags) as server:
+                with Stream(server.port, "topic=default&since=earliest") as stream:
+                    assert [event.data for event in stream.take(6)] == ["a", "b", "c", "c", "new", "d"]
+                assert server.stats()["upstream"]["repeats"] == 3
+
+        await in_thread(follow)
+    assert upstream.header(2, "Last-Event-ID") == "3"
+
+
+async def test_events_without_an_id_get_one_of_their_own_so_that_a_client_resumes_between_them() -> None:
+    body = b"id: 7\ndata: a\n\ndata: b\n\nid\ndata: c\n\ndata: d\n\n"
+    async with scripted([answer(body=body), HOLD]) as upstream:
+
+        def follow() -> None:
+            with relay("--upstream", upstream.url) as server:
+                with Stream(server.port, "topic=default&since=earliest") as stream:
+                    events = stream.take(4)
+                assert events[0].id == "7"
+                for place, event in enumerate(events[:-1]):
+                    with Stream(server.port, headers={"Last-Event-ID": str(event.id)}) as stream:
+                        left = stream.take(3 - place)
+                        assert left == events[place + 1 :]
+
+        await in_thread(follow)
+
+
+async def test_a_stream_that_has_moved_is_followed_and_its_new_server_not_given_the_token() -> None:
+    async with scripted([answer(body=b"id: 1\ndata: a\n\n"), HOLD]) as there:
+        moved = answer(307, f"Location: {there.url}/new\r\nContent-Length: 0\r\n")
+        async with scripted([moved]) as here:
+
+            def follow() -> None:
+                with (
+                    relay("--upstream", here.url, "--link-token", "s" * 20) as server,
+                    Stream(server.port, "topic=default&since=earliest") as stream,
+                ):
+                    assert stream.next().data == "a"
+
+            await in_thread(follow)
+    assert here.header(0, "Authorization") == "Bearer " + "s" * 20
+    assert (there.path(0), there.header(0, "Authorization")) == ("/new", None)
+
+
+def test_a_topic_that_ends_upstream_does_not_end_the_one_here() -> None:
+    with relay() as source, relay("--upstream", f"{source.url}/events?topic=**") as server:
+        eventually(linked(server), "linked")
+        with Stream(server.port) as stream:
+            source.publish('{"event": "relay.end", "data": "3:1"}', "match", "application/json")
+            source.publish("goes on", "other")
+            end, event = stream.take(2)
+        assert (end.event, end.data, event.data) == ("upstream.end", "3:1", "goes on")
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,10 @@ def _figures(stats: Stats, before: Stats) -> Table:
         ),
         ("policies acted", actions or "never", "closed", closes or "none"),
     ]
+    upstream = stats.get("upstream")
+    if upstream:
+        state = upstream.get("ended") or ("linked" if upstream.get("linked") else "not linked")
+        rows.append(("upstream", state, "breaks", f"{upstream.get('breaks', 0):,}"))
     for row in rows:
         table.add_row(*map(_text, row))
     return table

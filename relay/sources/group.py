@@ -65,9 +65,9 @@ class Sources:
         """
         config = self._config
         if is_event_stream(config.upstream):
-            last_id = self._hub.log.newest_own_id(config.topic) or ""
+            known = self._hub.log.own_ids(config.topic)
             try:
-                self.upstream = UpstreamSource(config, self._hub, self._metrics, self._loop, time.monotonic, last_id)
+                self.upstream = UpstreamSource(config, self._hub, self._metrics, self._loop, time.monotonic, known)
             except RelayError as error:
                 raise ConfigError(f"upstream: {error}") from None
             self.upstream.start()
