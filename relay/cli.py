@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from relay import __version__, logs, settings
+from relay import __version__, logs, settings, startup
 from relay.commands.demo import demo
 from relay.commands.publish import publish
 from relay.commands.subscribe import subscribe
@@ -106,8 +106,11 @@ def show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     callback=show_version,
     help="Print the version and the engine.",
 )
-def relay() -> None:
+@click.pass_context
+def relay(ctx: click.Context) -> None:
     """Relay streams of events: in by pipe, Unix socket or HTTP, out as Server-Sent Events."""
+    if ctx.invoked_subcommand != "serve":
+        startup.release_signals()  # The server does so once it handles them.
 
 
 @relay.command(

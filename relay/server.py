@@ -26,7 +26,7 @@ from typing import Any
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from relay import takeover
+from relay import startup, takeover
 from relay.acceptor import Acceptor
 from relay.cluster import Cluster
 from relay.config import Config, is_event_stream
@@ -38,6 +38,7 @@ from relay.hub import Hub
 from relay.journal import Journal
 from relay.listeners import listen, tune
 from relay.metrics import Histograms, Metrics
+from relay.orphans import reap_orphans
 from relay.pulse import Pulse
 from relay.restore import open_journal
 from relay.settings import worker_count
@@ -127,6 +128,7 @@ class Server:
         self._worker = worker
         follows = bool(config.upstream) and not is_event_stream(config.upstream)
         self._fed = worker is not None or follows
+        self._is_process_1 = os.getpid() == 1
         self._descriptors = descriptors
         available = descriptors - DESCRIPTORS_RESERVED
         self._tls = Tls(config) if config.tls_cert else None
@@ -205,7 +207,9 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, _logger.info, "SIGUSR1 has no meaning for relay and is ignored")
         loop.add_signal_handler(signal.SIGUSR2, self._on_upgrade, own_token)
+        startup.release_signals()
         self._pulse.start()
         if self._fed:
             await self._follow()
@@ -302,7 +306,9 @@ class Server:
         return self._fed or worker_count(config) > 1 or bool(config.link_listen) or bool(config.upstream)
 
     def _on_upgrade(self, own_token: str) -> None:
-        if self._many:
+        if self._is_process_1:
+            _logger.error("the upgrade failed: a container ends with its process 1, which is this one; restart it")
+        elif self._many:
             _logger.error("the upgrade failed: workers and links cannot be handed over; restart, and clients resume")
         elif self._tls is not None:
             _logger.error("the upgrade failed: streams of TLS cannot be handed over; restart, and clients resume")
@@ -351,6 +357,8 @@ class Server:
     def _tick(self, now_s: float) -> None:
         if self._journal is not None:
             self._journal.tick(now_s)
+        if self._is_process_1:
+            reap_orphans([] if self._cluster.workers is None else self._cluster.workers.pids)
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
@@ -415,6 +423,7 @@ class Server:
 
     def _close(self) -> None:
         """Close whatever was opened, however far that came."""
+        startup.hold_signals()  # The loop's handlers end with the loop.
         if self._pinging is not None:
             self._pinging.cancel()
         if self._acceptor is not None:

@@ -5,6 +5,11 @@ Owns its beginning: it is told over its link what it is. The rest is a server li
 
 from __future__ import annotations
 
+from relay import startup
+
+if __name__ == "__main__":
+    startup.prepare()  # Before the imports: a signal that arrives meanwhile must not end the process.
+
 import os
 import socket
 import sys

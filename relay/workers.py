@@ -116,6 +116,11 @@ class Workers:
         """Whether every worker accepts connections."""
         return len(self.links) == len(self._listeners) and all(link.status.ready for link in self.links.values())
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [process.pid for process in self._processes.values()]
+
     async def _keep(self, number: int) -> None:
         """Have this worker, as long as the hub serves."""
         pause_s = 0.0
