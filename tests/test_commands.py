@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import re
 import select
 import signal
-import socket
 import subprocess
 import termios
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from relay.commands.top import render
 from relay.event import Event
 from relay.sse import encode
 from relay.topic import matcher
-from tests.process import TIMEOUT_S, TOKEN, Relay, command, environment, relay, run
+from tests.process import TIMEOUT_S, TOKEN, Relay, Stream, command, environment, relay, run
 from tests.scripted_http import answer, scripted
 
 
@@ -310,29 +311,77 @@ def test_the_sample_feed_is_good_and_always_the_same_for_a_seed() -> None:
     assert len({event.topic for event in events}) == 6
 
 
-def test_the_demo_serves_a_live_feed_and_stops_by_itself() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    # The variable is a setting of other servers; the demo's is not theirs.
+@contextlib.contextmanager
+def running_demo(*arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """Run a demo at a free port; give its process, its address and the lines that it greets with."""
     with subprocess.Popen(
-        command("demo", "--listen", address, "--rate", "200", "--seconds", "20"),
+        command("demo", "--listen", "127.0.0.1:0", *arguments),
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
-        env=environment(RELAY_LISTEN="127.0.0.1:1"),
+        env=environment(**variables),
     ) as process:
-        assert process.stdout is not None
-        assert f"http://{address}/?topic=prices.*" in process.stdout.readline()
-        assert f"curl -N 'http://{address}/events?topic=" in process.stdout.readline()
-        done = run("subscribe", f"http://{address}", "--topic", "prices.*", "--count", "3")
+        try:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(5)]
+            found = re.search(r"open (http://127\.0\.0\.1:\d+)/\?topic=prices\.\*", lines[0])
+            assert found, lines
+            yield process, found[1], lines
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(TIMEOUT_S) == 0
+
+
+def test_the_demo_serves_a_live_feed_to_pages_of_every_origin_and_stops_at_ctrl_c() -> None:
+    # The variable is a setting of other servers. The demo's server ignores it.
+    with running_demo("--rate", "200", RELAY_LISTEN="127.0.0.1:1") as (_, address, lines):
+        assert f"curl -N '{address}/events?topic=" in lines[1]
+        done = run("subscribe", address, "--topic", "prices.*", "--count", "3")
         assert len(done.stdout.splitlines()) == 3
-        process.send_signal(signal.SIGINT)
-        assert process.wait(TIMEOUT_S) == 0
-    assert run("demo", "--listen", address, "--seconds", "0").returncode == 0
+        port = int(address.rpartition(":")[2])
+        with Stream(port, "topic=**", {"Origin": "http://localhost:5173"}) as stream:
+            assert b"Access-Control-Allow-Origin: *" in stream.head
 
 
-def test_the_demo_says_when_its_port_is_taken(server: Relay) -> None:
+def test_the_demo_stops_by_itself_after_its_time() -> None:
+    assert run("demo", "--listen", "127.0.0.1:0", "--seconds", "0").returncode == 0
+
+
+def test_nothing_is_lost_when_the_demo_server_is_killed(tmp_path: Path) -> None:
+    data = tmp_path / "demo.db"
+    with running_demo("--rate", "300", "--data", str(data)) as (process, address, lines):
+        options = ("--topic", "**", "--since", "earliest", "--count", "600")
+        with subprocess.Popen(
+            command("subscribe", address, *options), stdout=subprocess.PIPE, text=True, env=environment()
+        ) as subscriber:
+            assert subscriber.stdout is not None
+            read = [subscriber.stdout.readline() for _ in range(100)]
+            found = re.search(r"kill -9 (\d+)", lines[2])
+            assert found
+            os.kill(int(found[1]), signal.SIGKILL)
+            read += subscriber.stdout.readlines()
+            assert subscriber.wait(TIMEOUT_S) == 0
+        assert process.stdout is not None
+        assert "SIGKILL killed the server; starting it again" in process.stdout.readline()
+    events = [json.loads(line) for line in read]
+    assert [event["event"] for event in events if event.get("event", "").startswith("relay.")] == []
+    # The log's own ids count the events of all topics, so a missing or a doubled one would show.
+    epochs, numbers = zip(*(event["id"].rsplit("-", 1) for event in events), strict=True)
+    assert len(set(epochs)) == 1
+    assert list(map(int, numbers)) == list(range(int(numbers[0]), int(numbers[0]) + 600))
+    assert data.exists()
+
+
+def test_the_demo_says_when_its_port_is_taken_and_what_to_do(server: Relay) -> None:
     done = run("demo", "--listen", server.url.removeprefix("http://"))
     assert (done.returncode, done.stdout) == (2, "")
     assert "in use" in done.stderr
+    assert "--listen 127.0.0.1:0" in done.stderr
+
+
+def test_the_demo_takes_the_next_free_port_where_the_user_names_none(
+    server: Relay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "LISTEN", server.url.removeprefix("http://"))
+    _, port = demo.choose_address(None)
+    assert server.port < port < server.port + demo.PORTS_TRIED
+    assert f"port {server.port} is in use" in capsys.readouterr().out

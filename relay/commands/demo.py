@@ -1,7 +1,8 @@
-"""`relay demo`: a server of its own with a live sample feed, and where to watch it.
+"""`relay demo`: run a server with a live sample feed, and print the address of the page that shows it.
 
-Owns the sample events, and the life of the server it starts. The feed goes in where every feeder's would,
-through the server's Unix socket.
+Owns the sample events, and the life of the server that it starts. The server keeps its history in a file. It is started
+again when a signal kills it, so that `kill -9` shows a resume without loss. The feed uses the server's Unix socket,
+like any other feeder.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import secrets
 import signal
 import sys
 import tempfile
@@ -17,22 +19,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import msgspec
 
-from relay.config import SETTINGS, parse_address
-from relay.errors import ConfigError, RelayError
+from relay.config import SETTINGS, Config, parse_address
+from relay.errors import ConfigError, EventError, RelayError
 from relay.event import Event
+from relay.listeners import listen as open_listener
 from relay.publisher import Publisher
 from relay.settings import variable
 
+LISTEN = "127.0.0.1:8080"
+PORTS_TRIED = 10
+"""Ports that are tried, one after another, where the user names no address."""
 TOPICS = ("prices.*", "chat.lobby", "metrics.load")
 START_TIMEOUT_S = 10.0
 POLL_S = 0.05
-"""How often it is looked whether the server is there."""
+"""Time between two attempts to connect to the server while it starts."""
 STOP_TIMEOUT_S = 3.0
-"""What the server gets to drain, for which it takes at most a second."""
+"""Time that the server may take to drain; its `drain-timeout` is one second."""
+HISTORY_EVENTS = 100_000
+"""Events that the demo's server retains: more than the fastest feed publishes while a page reconnects."""
+BATCH_MAX = 1000
+"""Events that are published at once, when the feed is behind its rate."""
 
 _SETTINGS = frozenset(map(variable, SETTINGS)) | {"RELAY_CONFIG"}
-"""What would make another server of the demo's."""
+"""Variables that are removed from the environment of the demo's server."""
 
 _PRICES = {"ACME": 120.0, "GLOBEX": 48.5, "INITECH": 9.75, "UMBRELLA": 310.0}
 _NAMES = ("Ada", "Grace", "Linus", "Margaret", "Ken")
@@ -47,11 +58,11 @@ _LINES = (
 
 
 def sample_events(seed: int | None, clock_s: Iterator[float]) -> Iterator[Event]:
-    """Make up events for ever: prices that wander, a chat, a load.
+    """Generate sample events without end: prices, a chat, a load.
 
     Args:
-        seed: the same seed makes the same events; None for ever others.
-        clock_s: gives the time of each event, in seconds since 1970; the data has it as `t`, in ms.
+        seed: the same seed gives the same events; None gives different events each time.
+        clock_s: the time of each event, in seconds since 1970; the data has it as `t`, in ms.
     """
     draw = random.Random(seed)  # noqa: S311
     prices = dict(_PRICES)
@@ -79,102 +90,190 @@ def sample_events(seed: int | None, clock_s: Iterator[float]) -> Iterator[Event]
     epilog="Example: relay demo --listen 0.0.0.0:8080 --rate 100",
 )
 @click.option(
-    "--listen", default="127.0.0.1:8080", show_default=True, metavar="HOST:PORT", help="Address to serve."
+    "--listen",
+    metavar="HOST:PORT",
+    help=f"Address to serve; port 0 takes any free port.  [default: {LISTEN}, or the next free port]",
 )
 @click.option(
-    "--rate", type=click.FloatRange(0.1, 10_000), default=20.0, show_default=True, help="Events a second."
+    "--rate", type=click.FloatRange(0.1, 10_000), default=20.0, show_default=True, help="Events per second."
 )
-@click.option("--seconds", type=click.FloatRange(min=0), help="Stop by itself after so long; else at Ctrl-C.")
-def demo(listen: str, rate: float, seconds: float | None) -> int:
-    """Run a server with a live sample feed, and say where to watch it."""
+@click.option("--seconds", type=click.FloatRange(min=0), help="Stop after this time.  [default: at Ctrl-C]")
+@click.option(
+    "--data",
+    metavar="FILE",
+    help="File of the history, kept when the demo ends.  [default: a temporary file, removed at the end]",
+)
+def demo(listen: str | None, rate: float, seconds: float | None, data: str | None) -> int:
+    """Run a server with a live sample feed, and print the address of a page that shows it."""
+    return asyncio.run(_run(*choose_address(listen), rate, seconds, data))
+
+
+def choose_address(listen: str | None) -> tuple[str, int]:
+    """Return the host and the port to serve: those that the user named, else the first free port from the default on.
+
+    Raises:
+        ConfigError: the address is malformed, not one of this machine, or in use.
+    """
+    if listen is not None:
+        return _check_address(listen)
+    host, first = parse_address(LISTEN)
+    for port in range(first, first + PORTS_TRIED - 1):
+        try:
+            return _check_address(f"{host}:{port}")
+        except ConfigError:
+            print(f"relay demo: port {port} is in use; trying {port + 1}", flush=True)
+    return _check_address(f"{host}:{first + PORTS_TRIED - 1}")
+
+
+def _check_address(listen: str) -> tuple[str, int]:
+    """Return the host and the port of an address that is free.
+
+    Raises:
+        ConfigError: the address is malformed, not one of this machine, or in use.
+    """
     try:
-        host, port = parse_address(listen)
+        host, _ = parse_address(listen)
     except ValueError as error:
         raise ConfigError(f"listen: {error}") from None
-    if port == 0:
-        raise ConfigError("listen: the demo needs a port to print")
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{'127.0.0.1' if host in ('', '0.0.0.0', '::') else shown}:{port}"
-    return asyncio.run(_run(listen, address, rate, seconds))
+    try:
+        with open_listener(listen, Config()) as listener:
+            return host, listener.getsockname()[1]
+    except ConfigError as error:
+        advice = "choose another address: relay demo --listen 127.0.0.1:0 takes a free port"
+        raise ConfigError(f"{error}; {advice}") from None
 
 
-async def _run(listen: str, address: str, rate: float, seconds: float | None) -> int:
+async def _run(host: str, port: int, rate: float, seconds: float | None, data: str | None) -> int:
     """Run the server and feed it until a signal, the end of the time, or the end of either."""
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     with tempfile.TemporaryDirectory(prefix="relay-demo-") as folder:
-        path = str(Path(folder, "relay.sock"))
-        server = await _start_server(listen, path)
-        tasks = {
-            "server": asyncio.create_task(server.wait()),
-            "feed": asyncio.create_task(_feed(path, address, rate)),
-            "stop": asyncio.create_task(stopped.wait()),
-        }
+        server = _Server(host, port, str(Path(folder, "relay.sock")), data or str(Path(folder, "relay.db")))
+        serving = asyncio.create_task(server.keep())
+        feed = asyncio.create_task(_feed(server, rate, data is not None))
+        stop = asyncio.create_task(stopped.wait())
         try:
-            await asyncio.wait(tasks.values(), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if tasks["server"].done():
-                return server.returncode or 0
-            if tasks["feed"].done():
-                tasks["feed"].result()
+            await asyncio.wait((serving, feed, stop), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                return serving.result()
+            if feed.done():
+                feed.result()
             return 0
         finally:
-            for task in tasks.values():
+            for task in (feed, stop, serving):
                 task.cancel()
-            await asyncio.gather(*tasks.values(), return_exceptions=True)
-            await _stop_server(server)
+            await asyncio.gather(feed, stop, serving, return_exceptions=True)
 
 
-async def _start_server(listen: str, path: str) -> asyncio.subprocess.Process:
-    """Start `relay serve`; its standard input is ours, so that it also ends if we end without a word."""
-    command = (
-        "serve", "--listen", listen, "--unix", path, "--stdin", "ndjson", "--exit-on-eof",
-        "--drain-timeout", "1s", "--log-level", "warning",
-    )  # fmt: skip
-    environment = {name: text for name, text in os.environ.items() if name not in _SETTINGS}
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "relay",
-        *command,
-        stdin=asyncio.subprocess.PIPE,
-        process_group=0,  # Ctrl-C is for us, and we tell it.
-        env=environment,
-    )
+class _Server:
+    """The demo's server: a process that is started again each time a signal kills it.
+
+    Args:
+        host: to listen at; empty for all addresses.
+        port: to listen at.
+        path: of the Unix socket for the feed.
+        data: file of the history.
+    """
+
+    def __init__(self, host: str, port: int, path: str, data: str) -> None:
+        self.path = path
+        self.data = data
+        self.pid = 0
+        shown = f"[{host}]" if ":" in host else host
+        self.address = f"http://{'127.0.0.1' if host in ('', '0.0.0.0', '::') else shown}:{port}"
+        self._command = (
+            "serve", "--listen", f"{shown}:{port}", "--unix", path, "--stdin", "ndjson", "--exit-on-eof",
+            "--data", data, "--durable", "--history-events", str(HISTORY_EVENTS),
+            # Pages of every origin may read: the events are made up. Nobody can publish over HTTP: see `_start`.
+            "--cors-origin", "*",
+            "--drain-timeout", "1s", "--log-level", "warning",
+        )  # fmt: skip
+
+    async def keep(self) -> int:
+        """Run the server, again each time a signal has killed it; return its exit code once it exits by itself."""
+        while True:
+            process = await self._start()
+            self.pid = process.pid
+            try:
+                code = await process.wait()
+            finally:
+                await _stop(process)
+            if code >= 0:
+                return code
+            print(f"relay demo: {signal.Signals(-code).name} killed the server; starting it again", flush=True)
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        """Start the process. It reads standard input from this one, so that it ends when this one is killed."""
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "relay",
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            process_group=0,  # Ctrl-C goes to the demo, which then ends the server.
+            env={name: text for name, text in os.environ.items() if name not in _SETTINGS}
+            | {variable("publish-token"): secrets.token_urlsafe(24)},  # which nobody else knows
+        )
 
 
-async def _stop_server(server: asyncio.subprocess.Process) -> None:
-    """Let the server drain; make an end if it does not."""
-    if server.returncode is not None:
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    """End a process: let it drain, and kill it if that takes too long."""
+    if process.returncode is not None:
         return
-    server.terminate()
+    process.terminate()
     try:
         async with asyncio.timeout(STOP_TIMEOUT_S):
-            await server.wait()
+            await process.wait()
     except TimeoutError:
-        server.kill()
-        await server.wait()
+        process.kill()
+        await process.wait()
 
 
-async def _feed(path: str, address: str, rate: float) -> None:
-    """Publish the sample events at a steady rate, once the server is there."""
-    await _wait_for(path)
-    events = sample_events(None, iter(time.time, None))
-    async with Publisher(path) as publisher:
-        _greet(address)
+async def _feed(server: _Server, rate: float, kept: bool) -> None:
+    """Publish the sample events at a steady rate.
+
+    Events that were not acknowledged when the server died are sent again. Each has a `dedup`, so none is doubled.
+
+    Args:
+        server: which may be killed and started again at any time.
+        rate: events per second.
+        kept: whether the file of the history stays when the demo ends.
+
+    Raises:
+        RelayError: the server does not start, or refuses an event.
+    """
+    run = secrets.token_hex(4)
+    numbered = enumerate(sample_events(None, iter(time.time, None)))
+    events = (msgspec.structs.replace(event, dedup=f"{run}-{number}") for number, event in numbered)
+    batch: list[Event] = []
+    await _wait_for(server.path)
+    _greet(server, kept)
+    while True:
         due_s = time.monotonic()
-        for event in events:
-            await publisher.publish(event)
-            due_s += 1 / rate
-            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+        try:
+            async with Publisher(server.path) as publisher:
+                while True:
+                    for result in [await publisher.send(event) for event in batch]:
+                        await result
+                    batch = []
+                    await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+                    while not batch or (due_s <= time.monotonic() and len(batch) < BATCH_MAX):
+                        batch.append(next(events))
+                        due_s += 1 / rate
+        except EventError:
+            raise
+        except RelayError:
+            await _wait_for(server.path)
+            print(f"relay demo: the server is back as process {server.pid}; the feed goes on", flush=True)
 
 
 async def _wait_for(path: str) -> None:
-    """Wait until the server takes feeders.
+    """Wait until the server accepts feeders.
 
     Raises:
-        RelayError: it does not come up.
+        RelayError: it does not start in time.
     """
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
@@ -188,9 +287,11 @@ async def _wait_for(path: str) -> None:
         raise RelayError(f"the server did not start within {START_TIMEOUT_S:.0f} s") from None
 
 
-def _greet(address: str) -> None:
-    """Say where to look."""
+def _greet(server: _Server, kept: bool) -> None:
+    """Print where to look, and what to try."""
     query = "&".join(f"topic={topic}" for topic in TOPICS)
-    print(f"relay demo: open {address}/?{query}", flush=True)
-    print(f"       or run: curl -N '{address}/events?{query}'", flush=True)
+    print(f"relay demo: open {server.address}/?{query}", flush=True)
+    print(f"       or run: curl -N '{server.address}/events?{query}'", flush=True)
+    print(f"       to try: kill -9 {server.pid}   # the page resumes, and nothing is lost", flush=True)
+    print(f"      history: {server.data}{'' if kept else ', removed at the end; --data FILE keeps it'}", flush=True)
     print("      to stop: Ctrl-C", flush=True)
