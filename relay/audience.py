@@ -171,7 +171,7 @@ class Audiences:
         if audience is not None:
             return audience
         if is_pattern(term):
-            audience = self._patterns[term] = Audience(term, self._log.new_index())
+            audience = self._patterns[term] = Audience(term, self._log.new_index(matcher(term)))
             topics = self._topics(audience)
             self._log.attach(audience.index, topics)
         else:

@@ -73,9 +73,9 @@ class Entries(Message, frozen=True):
 
 
 class Evicted(Message, frozen=True):
-    """What the log knows of entries that it no longer has: the last one of no known topic, and of each topic."""
+    """The marks of evicted entries, as `Log.evicted` returns them."""
 
-    forgotten: tuple[int, float]
+    rest: tuple[int, float]
     topics: list[tuple[str, int, float]]
 
 

@@ -21,6 +21,8 @@ from itertools import chain
 from math import inf
 from typing import NamedTuple
 
+from relay.evicted import Mark, Marks
+
 SEGMENT_BYTES = 64 * 1024
 """Reads of one index are cut at multiples of this in its running total, so that streams with neighbouring cursors are
 given the same bytes."""
@@ -198,8 +200,7 @@ class Log:
         self.floor: int | None = None  # entries from here on stay, whatever retention says
         self.topics: dict[str, Topic] = {}
         self._on_forget = on_forget
-        self._forgotten_s = -inf
-        self._forgotten = -1  # the last entry evicted of a topic that is known no more
+        self._marks = Marks()
         self._base = 1
         self._frames: list[bytes | None] = []
         self._topics: list[Topic] = []
@@ -233,7 +234,7 @@ class Log:
         del self._frames[:], self._topics[:], self._ids[:], self._keys[:], self._times[:], self._superseded[:]
         self.epoch, self.floor = epoch, None
         self._base = self.tail = self.head = sequence
-        self._forgotten, self._forgotten_s = sequence - 1, evicted_s
+        self._marks.begin(Mark(sequence - 1, evicted_s))
         for index in indexes:
             index.begin(sequence, evicted_s)
 
@@ -241,7 +242,7 @@ class Log:
         """Return the topic of that name, made when it is new."""
         topic = self.topics.get(name)
         if topic is None:
-            topic = self.topics[name] = Topic(name, Index(self.head, self._forgotten, self._forgotten_s))
+            topic = self.topics[name] = Topic(name, Index(self.head, *self._marks.take(name)))
         return topic
 
     def append(self, topic: Topic, frame: bytes, id: str | None, key: str | None, now_s: float) -> int:
@@ -318,22 +319,28 @@ class Log:
     def forget(self, topic: Topic) -> None:
         """Drop a topic that has neither entries nor readers; nothing happens to another."""
         if not topic.retained and not topic.pinned:
-            self._forgotten = max(self._forgotten, topic.index.evicted)
-            self._forgotten_s = max(self._forgotten_s, topic.index.evicted_s)
+            self._marks.put(topic.name, Mark(topic.index.evicted, topic.index.evicted_s))
             self.topics.pop(topic.name, None)
             self._on_forget(topic.name)
 
     def evicted(self) -> tuple[tuple[int, float], list[tuple[str, int, float]]]:
-        """Tell what is known of evicted entries: sequence and time of the last of no known topic, and of each topic."""
-        topics = [(name, topic.index.evicted, topic.index.evicted_s) for name, topic in self.topics.items()]
-        return (self._forgotten, self._forgotten_s), topics
+        """Return the marks of evicted entries: that of all topics without one of their own, then each topic's."""
+        forgotten = [(name, *mark) for name, mark in self._marks.items()]
+        known = [(name, topic.index.evicted, topic.index.evicted_s) for name, topic in self.topics.items()]
+        return self._marks.rest, forgotten + known
 
-    def know_evicted(self, forgotten: tuple[int, float], topics: Iterable[tuple[str, int, float]]) -> None:
-        """Take what `evicted` told of another log with the same entries; patterns' indexes are not made yet."""
-        self._forgotten, self._forgotten_s = forgotten
+    def know_evicted(self, rest: tuple[int, float], topics: Iterable[tuple[str, int, float]]) -> None:
+        """Take the marks that `evicted` returned of another log with the same entries, before a pattern has an index.
+
+        Topics that are not in this log stay out of it.
+        """
+        self._marks.begin(Mark(*rest))
         for name, sequence, time_s in topics:
-            index = self.topic(name).index
-            index.evicted, index.evicted_s = sequence, time_s
+            topic = self.topics.get(name)
+            if topic is None:
+                self._marks.know(name, Mark(sequence, time_s))
+            else:
+                topic.index.evicted, topic.index.evicted_s = sequence, time_s
 
     # Indexes
 
@@ -349,9 +356,13 @@ class Log:
         for topic in topics:
             topic.indexes.remove(index)
 
-    def new_index(self) -> Index:
-        """Make an index for a pattern, complete from the head on."""
-        return Index(self.head, self._forgotten, self._forgotten_s)
+    def new_index(self, match: Callable[[str], object | None]) -> Index:
+        """Make an index for a pattern, complete from the head on.
+
+        Args:
+            match: tells whether the pattern matches a topic; used for the topics that the log has forgotten.
+        """
+        return Index(self.head, *self._marks.matching(match))
 
     def fill(self, index: Index, topics: Iterable[Topic]) -> None:
         """Complete a pattern's index with all that is retained of its topics."""

@@ -142,3 +142,28 @@ def test_all_streams_that_catch_up_under_a_steady_feed_are_soon_live() -> None:
         turns += 1
         assert turns <= 8, "one round, 32 streams a turn"
     world.settle()
+
+
+def test_a_topic_that_was_forgotten_reports_only_its_own_losses() -> None:
+    """Many short-lived topics: a resume after the last event of one of them is complete, whatever others have lost."""
+    world = World(Config(history_events=5))
+    clients = []
+    for number in range(50):
+        client = world.client((f"job.{number}",), None, 1 << 20)
+        world.connect(client)
+        for _ in range(3):
+            world.publish(f"job.{number}", 10)
+        world.step()
+        world.read(client, 1 << 20)
+        world.cut(client)
+        world.step()
+        clients.append(client)
+    for client in clients:
+        world.connect(client)
+    world.settle()
+    assert world.hub.resumes == {"hit": 50}
+    assert sum(client.oracle.gaps for client in clients) == 0
+    late = world.client(("job.7",), None, 1 << 20)
+    late.last_id = "sim-22"  # it has seen the first of three
+    world.connect(late)
+    assert world.hub.resumes == {"hit": 50, "gap": 1}

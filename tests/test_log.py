@@ -7,6 +7,7 @@ from array import array
 
 import pytest
 
+from relay import evicted
 from relay.log import READ_ENTRIES_MAX, SEGMENT_BYTES, Index, Log
 
 
@@ -167,15 +168,47 @@ def test_a_hundred_thousand_topics_of_one_event_leave_nothing_behind() -> None:
     assert len(log._topics) < 2000
 
 
-def test_a_new_topic_knows_that_entries_of_it_may_have_been_evicted() -> None:
+def test_a_topic_that_comes_back_knows_its_own_evicted_entries_and_no_others() -> None:
     log = make_log(events_max=1)
     assert log.topic("a").index.evicted == -1
-    put(log, "a")
-    put(log, "b")  # `a` is forgotten with entry 1
-    put(log, "c")  # `b` is forgotten with entry 2
-    assert log.topic("a").index.evicted >= 1
-    assert log.topics["c"].index.evicted < 3
-    assert log.new_index().evicted == 2
+    put(log, "a", now_s=1.0)
+    put(log, "b", now_s=2.0)  # `a` is forgotten with entry 1
+    put(log, "c", now_s=3.0)  # `b` is forgotten with entry 2
+    assert (log.topic("a").index.evicted, log.topic("a").index.evicted_s) == (1, 1.0)
+    assert log.topics["c"].index.evicted == -1
+    assert log.topic("d").index.evicted == -1
+
+
+def test_an_index_of_a_new_pattern_knows_the_evicted_entries_of_the_topics_that_it_matches() -> None:
+    log = make_log(events_max=1)
+    for topic in "abcd":
+        put(log, topic)
+    assert log.new_index(lambda name: name in "ab").evicted == 2
+    assert log.new_index(lambda name: name in "xa").evicted == 1
+    assert log.new_index(lambda name: name == "x").evicted == -1
+
+
+def test_marks_that_overflow_their_table_are_merged_into_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evicted, "MARKS_MAX", 2)
+    log = make_log(events_max=1)
+    for topic in "abcde":
+        put(log, topic)
+    assert [log.topic(topic).index.evicted for topic in "xabcd"] == [2, 2, 2, 3, 4]
+    assert log.new_index(lambda name: False).evicted == 2
+
+
+def test_what_a_log_knows_of_evicted_entries_passes_to_another_without_making_topics() -> None:
+    log, other = make_log(events_max=2), make_log()
+    for topic in "abac":
+        put(log, topic)
+    log.topic("silent").pinned = True
+    other.begin("e", log.tail, 0.0)
+    for sequence in range(log.tail, log.head):
+        put(other, log.entry(sequence).topic)
+    other.know_evicted(*log.evicted())
+    assert sorted(other.topics) == ["a", "c"]
+    topics = ("a", "b", "c", "silent", "new")
+    assert [other.topic(topic).index.evicted for topic in topics] == [1, 2, -1, -1, -1]
 
 
 # Indexes
@@ -200,7 +233,7 @@ def test_an_index_of_a_pattern_has_what_came_after_it_and_after_filling_all() ->
     log = make_log()
     for topic in "abab":
         put(log, topic)
-    index = log.new_index()
+    index = log.new_index(lambda name: True)
     log.attach(index, log.topics.values())
     put(log, "a")
     put(log, "b")
@@ -222,7 +255,7 @@ def test_an_unfilled_index_takes_no_notice_of_evicted_entries_from_before_it() -
     log = make_log(events_max=4)
     for _ in range(4):
         put(log, "a")
-    index = log.new_index()
+    index = log.new_index(lambda name: True)
     log.attach(index, log.topics.values())
     for _ in range(4):
         put(log, "a")
@@ -276,7 +309,7 @@ def test_filling_an_index_leaves_the_segments_that_it_had_as_they_were() -> None
     log = make_log()
     for _ in range(100):
         put(log, "a", 999)
-    index = log.new_index()
+    index = log.new_index(lambda name: True)
     log.attach(index, log.topics.values())
     for _ in range(100):
         put(log, "a", 999)

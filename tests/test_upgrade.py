@@ -135,6 +135,28 @@ def test_retention_limits_and_leases_are_those_of_before() -> None:
             assert stream.next().event == "relay.gap"
 
 
+@pytest.mark.parametrize("first", ["*", "silent"])
+def test_streams_of_patterns_and_of_topics_without_events_are_handed_over_in_any_order(first: str) -> None:
+    with relay("--history-events", "2") as server:
+        [id] = server.publish("0", "gone")
+        server.publish("1", "a")
+        server.publish("2", "a")  # `gone` has no retained event any more
+        terms = sorted(["*", "silent", "gone", "a"], key=lambda term: term != first)
+        with contextlib.ExitStack() as stack:
+            streams = [stack.enter_context(Stream(server.port, f"topic={term}")) for term in terms]
+            server.upgrade()
+            server.upgrade()
+            for topic in ("a", "gone", "silent"):
+                server.publish("later", topic)
+            for stream, term in zip(streams, terms, strict=True):
+                stream.take(3 if term == "*" else 1)
+        for topic, gaps in (("gone", True), ("other", False)):
+            with Stream(server.port, f"topic={topic}", {"Last-Event-ID": id[:-1] + "0"}) as stream:
+                server.publish("last", topic)
+                stream.read_until(b"data: last\n")
+                assert (b"relay.gap" in stream.raw) == gaps
+
+
 @pytest.mark.parametrize("wrong", ["settings", "silent"])
 def test_where_the_new_process_fails_the_old_one_goes_on(wrong: str, tmp_path: Path) -> None:
     settings = tmp_path / "relay.toml"
