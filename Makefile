@@ -22,7 +22,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # the binary that is given: CENTRIFUGO=PATH, or on the path.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo run test lint storm fuzz sanitize bench bench-fanout bench-micro bench-gate bench-instructions \
+.PHONY: help demo run test browser lint storm fuzz sanitize bench bench-fanout bench-micro bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## Say what there is to make.
@@ -36,6 +36,10 @@ run: $(INSTALLED)  ## Run the server: make run ARGS="--listen 0.0.0.0:8080".
 
 test: $(INSTALLED_TEST) $(NODE_MODULES)  ## Run the tests.
 	$(BIN)/python -m pytest $(ARGS)
+
+browser:  ## Install Chromium (Debian, as root; 90 MB), which the tests of the page need.
+	@command -v chromium-headless-shell chromium >/dev/null || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium-headless-shell; }
 
 lint: $(INSTALLED_TEST)  ## Check style, types and stubs.
 	$(BIN)/ruff check .

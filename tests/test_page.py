@@ -19,7 +19,7 @@ def test_it_loads_nothing_from_elsewhere() -> None:
 
 
 def test_its_addresses_are_relative_so_that_it_works_below_a_path() -> None:
-    assert 'new EventSource("events?"' in SCRIPT
+    assert 'fetch("events?"' in SCRIPT
     assert 'fetch("stats"' in SCRIPT
 
 
