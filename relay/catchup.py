@@ -49,12 +49,15 @@ class Observer(Protocol):
 
 
 class Packed(msgspec.Struct, array_like=True, frozen=True):
-    """What another process has to know of a stream that is behind: `Lagging`, and how many events it has missed."""
+    """What another process has to know of a stream that is behind: `Lagging`, with `seen` counted from the log's head.
+
+    The tails of the two logs differ, because each evicts by itself. The heads are the same.
+    """
 
     since_s: float
     replaying: bool
     refused: bool
-    missed: int
+    owed: int  # events of the subscription from `seen` to the head, evicted ones included
     soft_since_s: float | None
     over_since_s: float | None
     ceiling: int | None
@@ -145,13 +148,12 @@ class CatchUp:
 
     def pack(self, handle: int) -> Packed:
         """Describe a stream that is behind."""
-        state, subscription, tail = self.streams[handle], self._subscription(handle), self._log.tail
-        missed = subscription.ordinal(tail) - state.seen if self._engine.cursor(handle) < tail else 0
+        state = self.streams[handle]
         return Packed(
             state.since_s,
             state.replaying,
             state.refused,
-            missed,
+            self._subscription(handle).ordinal(self._log.head) - state.seen,
             state.soft_since_s,
             state.over_since_s,
             state.ceiling,
@@ -160,10 +162,10 @@ class CatchUp:
         )
 
     def adopt(self, handle: int, packed: Packed) -> None:
-        """Take a stream that was behind in another process, over the same log."""
+        """Take a stream that was behind in another process, whose log has the same head."""
         self.add(handle, packed.since_s, replaying=packed.replaying, refused=packed.refused)
-        state, subscription = self.streams[handle], self._subscription(handle)
-        state.seen = subscription.ordinal(max(self._engine.cursor(handle), self._log.tail)) - packed.missed
+        state = self.streams[handle]
+        state.seen = self._subscription(handle).ordinal(self._log.head) - packed.owed
         state.soft_since_s, state.over_since_s = packed.soft_since_s, packed.over_since_s
         state.ceiling, state.conflating = packed.ceiling, packed.conflating
         state.told = array("Q", packed.told)

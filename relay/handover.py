@@ -34,7 +34,7 @@ from relay.grant import Grant
 from relay.log import Entry
 from relay.policy import Rule
 
-FORM = 1
+FORM = 2
 """Form of the messages; another one is refused, and the old process goes on."""
 
 FDS_MAX = 200

@@ -57,6 +57,12 @@ class SimEngine(Engine):
         self.sends_a_slice = 0
         self._looks = 0
 
+    def report(self, fd: int, mask: int) -> None:
+        """Have the next poll report something of a socket, unless it was not handed over from an older engine."""
+        handle = self.handles_by_fd.get(fd)
+        if handle is not None:
+            self.edges[handle] = self.edges.get(handle, 0) | mask
+
     def _monotonic_s(self) -> float:
         # Each look at the clock is a slice later, so that every broadcast is cut as often as can be.
         self._looks += 1
@@ -127,10 +133,17 @@ class World:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.now_s = 1000.0
-        self.engine = SimEngine(config.discard_bytes_max)
-        self.hub = Hub(
-            config,
-            self.engine,  # type: ignore[arg-type]
+        self.engine, self.hub = self._server()
+        self.published = Published()
+        self.clients: list[Client] = []
+        self._next_fd = 100
+
+    def _server(self) -> tuple[SimEngine, Hub]:
+        """Make an engine and a hub without streams."""
+        engine = SimEngine(self.config.discard_bytes_max)
+        hub = Hub(
+            self.config,
+            engine,  # type: ignore[arg-type]
             epoch="sim",
             streams_max=1000,
             measures=_Measures(),
@@ -138,9 +151,7 @@ class World:
             wake=lambda: None,
             draw=lambda: 0.5,
         )
-        self.published = Published()
-        self.clients: list[Client] = []
-        self._next_fd = 100
+        return engine, hub
 
     def publish(self, topic: str, size: int, key: str | None = None, id: str | None = None) -> bool:
         """Publish an event whose data is its number and some padding; False when the topic is held."""
@@ -189,8 +200,7 @@ class World:
             client.oracle.advance(client.last_id)
         if pipe.full and len(pipe.unread) < pipe.room:
             pipe.full = False
-            handle = self.engine.handles_by_fd[pipe.fd]
-            self.engine.edges[handle] = self.engine.edges.get(handle, 0) | select.EPOLLOUT
+            self.engine.report(pipe.fd, select.EPOLLOUT)
         if not pipe.server_open and not pipe.unread:
             self.cut(client)
 
@@ -201,8 +211,7 @@ class World:
             return
         pipe.client_open = False
         client.pipe = None
-        handle = self.engine.handles_by_fd[pipe.fd]
-        self.engine.edges[handle] = self.engine.edges.get(handle, 0) | select.EPOLLIN | select.EPOLLRDHUP
+        self.engine.report(pipe.fd, select.EPOLLIN | select.EPOLLRDHUP)
 
     def step(self) -> bool:
         """Let the server do one slice of its work; return whether there is more."""

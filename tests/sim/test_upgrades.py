@@ -1,0 +1,98 @@
+"""The promise over upgrades: at random moments another process takes over, or fails to, and may have other settings.
+
+A subscriber sees every event of its topics, in order, exactly once, or is told what it missed: exactly how many.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import replace
+
+import pytest
+
+from relay.config import Config
+from tests.sim.test_promise import POLICIES, TERMS, TOPICS, config_of
+from tests.sim.upgraded import UpgradedWorld
+
+SEEDS = int(os.environ.get("SIM_SEEDS", "300"))
+
+SILENT = ("silent", "silent.deep", "orders.silent")
+"""Topics that are subscribed to and have no event."""
+
+MORE_TERMS = ((SILENT[0],), SILENT, ("silent.*", "orders.silent"), ("*", "silent.*"), ("*.*", "orders.**", "a"))
+
+
+def settings_of(draw: random.Random, config: Config) -> Config:
+    """Draw the settings of the process that takes over: often the same, else another retention."""
+    if draw.random() < 0.5:
+        return config
+    events = draw.choice([0, 10, 1000])
+    return replace(config, history_bytes=draw.choice([2_000, 20_000, 1_000_000]), history_events=events)
+
+
+def simulate(seed: int) -> UpgradedWorld:
+    """Run one simulation; every check is made on the way."""
+    draw = random.Random(seed)
+    world = UpgradedWorld(config_of(draw))
+    for _ in range(draw.randint(1, 8)):
+        terms = draw.choice((*TERMS, *MORE_TERMS))
+        world.client(terms, draw.choice(POLICIES), draw.choice([1, 60, 300, 5000, 1 << 20]))
+    ids = 0
+    for _ in range(draw.choice([30, 200])):
+        client = draw.choice(world.clients)
+        match draw.choice(
+            ["publish"] * 3 + ["step", "step", "read", "read", "cut", "connect", "connect", "time"]
+            + ["send", "send", "upgrade", "fail"]
+        ):
+            case "publish":
+                for _ in range(draw.choice([1, 1, 1, 10, 60])):
+                    ids += 1
+                    own = f"own-{ids}" if draw.random() < 0.2 else None
+                    topic = draw.choice((*TOPICS, f"many.{draw.randrange(40)}"))
+                    world.publish(topic, draw.choice([0, 10, 100, 800]), draw.choice([None, "k1", "k2"]), own)
+            case "step":
+                world.step()
+            case "read":
+                world.read(client, draw.choice([1, 7, 100, 10_000]))
+            case "cut":
+                world.cut(client)
+            case "connect":
+                if client.pipe is None:
+                    world.step()
+                    world.connect(client, draw.choice([None, None, 2.0, float("inf")]))
+            case "time":
+                world.pass_time(draw.choice([0.01, 0.5, 3.0, 20.0]))
+            case "send":
+                world.send_some()
+            case "upgrade":
+                world.finish(settings_of(draw, world.config))
+            case "fail":
+                world.fail()
+    world.settle()
+    return world
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, 50))
+def test_every_subscriber_sees_every_event_or_is_told_what_it_missed(first: int) -> None:
+    for seed in range(first, first + 50):
+        try:
+            simulate(seed)
+        except BaseException:
+            print(f"reproduce with simulate({seed})")
+            raise
+
+
+def test_the_simulations_reach_what_they_are_for() -> None:
+    """The promise is not kept by nothing ever going wrong: upgrades succeed and fail, and streams miss events."""
+    upgrades = failures = gaps = seen = 0
+    for seed in range(100):
+        world = simulate(seed)
+        upgrades += world.upgrades
+        failures += world.failures
+        gaps += sum(client.oracle.gaps for client in world.clients)
+        seen += sum(client.oracle.seen for client in world.clients)
+    assert upgrades > 300
+    assert failures > 300
+    assert gaps > 100
+    assert seen > 2000

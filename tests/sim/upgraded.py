@@ -1,0 +1,104 @@
+"""A world whose server is replaced while it serves: the real messages of an upgrade, taken by a second hub."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections import deque
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+from relay import handover, takeover, upgrade
+from relay.config import Config
+from relay.handover import Channel, Go, Message, Start
+from relay.upgrade import Possessions
+from tests.sim.world import World
+
+Received = tuple[Any, list[int]]
+
+
+class Wire(Channel):
+    """A channel in memory: every message is encoded and decoded, and nothing waits."""
+
+    def __init__(self) -> None:
+        self.messages: deque[Received] = deque()
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Keep a message until it is received."""
+        self.messages.append((handover._decode(handover._encode(message)), list(fds)))
+
+    def receive(self) -> Received:
+        """Return the oldest message."""
+        return self.messages.popleft()
+
+    def close(self) -> None:
+        """Do nothing: there is no socket."""
+
+
+class UpgradedWorld(World):
+    """One server that other processes replace.
+
+    Args:
+        config: the settings of the first process.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.upgrades = 0
+        self.failures = 0
+        self._wire: Wire | None = None
+        self._sent = -1
+
+    def _possessions(self) -> Possessions:
+        front = SimpleNamespace(connections=(), auth=SimpleNamespace(tickets={}), clock=lambda: self.now_s)
+        sources = SimpleNamespace(unix=None, stdin=SimpleNamespace(closed=True))
+        return Possessions(self.hub, cast(Any, front), "token", (), cast(Any, sources), None)
+
+    def send_some(self) -> None:
+        """Send the next part of the log, while the old process serves; the first part begins an upgrade."""
+        if self._wire is None:
+            self._wire, self._sent = Wire(), -1
+        messages, self._sent = upgrade._next(self._possessions(), self._sent)
+        for message in messages:
+            self._wire.send(message)
+
+    def fail(self) -> None:
+        """Hand everything over to a process that dies before it says Ready; the old one goes on."""
+        self.send_some()
+        assert self._wire is not None
+        upgrade._hand_over(self._wire, self._possessions(), self._sent, self.now_s)
+        self._wire = None
+        self.failures += 1
+
+    def finish(self, config: Config) -> None:
+        """Hand everything over to a process with these settings; it serves from now on."""
+        self.send_some()
+        wire, possessions = self._wire, self._possessions()
+        assert wire is not None
+        upgrade._hand_over(wire, possessions, self._sent, self.now_s)
+        wire.send(Go())
+        self._wire = None
+        self.upgrades += 1
+        pipes, old = self.engine.pipes, self.hub
+        self.config = config
+        self.engine, self.hub = self._server()
+        self.engine.pipes = pipes
+        start, _ = wire.receive()
+        assert isinstance(start, Start)
+        taken = takeover.take(wire, start, self.hub, self.now_s, lambda: None)
+        assert (self.hub.log.epoch, self.hub.log.head) == (old.log.epoch, old.log.head)
+        assert self.hub.engine.open == old.engine.open
+        asyncio.run(taken.go_on(possessions.front, self.hub, possessions.sources))
+        self._report_readiness()
+
+    def _report_readiness(self) -> None:
+        """Tell the new engine how each socket is, as epoll does of one that is registered."""
+        for fd in self.engine.handles_by_fd:
+            pipe = self.engine.pipes[fd]
+            mask = 0 if pipe.client_open else select.EPOLLIN | select.EPOLLRDHUP
+            if len(pipe.unread) < pipe.room:
+                pipe.full = False
+                mask |= select.EPOLLOUT
+            self.engine.report(fd, mask)
+
