@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from relay.topic import matcher
+from relay.topic import TermTree
 
 TOPIC = "load"
 BLOCK_STREAMS_MAX = 10_000
@@ -189,7 +189,10 @@ def wanted(plan: Plan, place: int) -> Callable[[int], bool]:
     """Return what says whether the event of a number is for the real stream of that place."""
     terms = plan.terms_of(place)
     # Which topic a number has repeats itself after so many.
-    rests = {rest for rest in range(TOPICS) if any(matcher(term)(plan.topic_of(rest)) for term in terms)}
+    tree: TermTree[str] = TermTree()
+    for term in terms:
+        tree.add(term, term)
+    rests = {rest for rest in range(TOPICS) if tree.covering(plan.topic_of(rest))}
     if len(rests) == TOPICS:
         return lambda _number: True
     return lambda number: number % TOPICS in rests

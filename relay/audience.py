@@ -1,29 +1,35 @@
 """Who listens to what: audiences, and the subscriptions that streams share.
 
 Owns the way from a topic to the audiences that its events mark, and from a stream's terms to the indexes that it reads.
-Which patterns match a topic is worked out once for each topic. Never sends, never reads an entry, has no clock.
+Never sends, never reads an entry, has no clock.
+
+Theory of operation. All patterns that somebody follows are in one tree, and carry a generation that goes up when one
+comes or goes. A topic remembers its audiences and the generation for which they were found. They are found anew when
+the topic's next event is appended or evicted under another generation. So a pattern comes and goes without a look at
+the topics, and an event of a topic costs one comparison while no pattern changes.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from itertools import islice
 
+from relay.backfill import Wanted, backfill
 from relay.log import Index, Log, Topic
 from relay.policy import Rule
 from relay.speedups import Members
-from relay.topic import check_topic, is_pattern, matcher
+from relay.topic import TermTree, check_topic, is_pattern
 
 
 class Audience:
     """The streams that share one term."""
 
-    __slots__ = ("due", "index", "match", "members", "shared", "streams", "subscriptions", "term")
+    __slots__ = ("due", "index", "members", "shared", "streams", "subscriptions", "term")
 
     def __init__(self, term: str, index: Index) -> None:
         self.term = term
         self.index = index
-        self.match = matcher(term)
         self.members = Members()
         self.subscriptions = 0  # those that it is part of
         self.streams = 0  # open ones
@@ -60,34 +66,26 @@ class Audiences:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._audiences: dict[str, Audience] = {}
-        self._patterns: dict[str, Audience] = {}
-        self._by_topic: dict[str, list[Audience]] = {}
+        self._patterns: TermTree[Audience] = TermTree()
         self._subscriptions: dict[tuple[tuple[str, ...], Rule], Subscription] = {}
+        log.resolve = self._resolve
 
     def indexes(self) -> list[Index]:
         """Return the indexes that subscriptions read."""
         return [audience.index for audience in self._audiences.values()]
 
-    def of_topic(self, name: str) -> list[Audience] | None:
-        """Return the audiences that an event of this topic marks; None for a topic that is not known yet."""
-        return self._by_topic.get(name)
+    def of_topic(self, name: str) -> Sequence[Audience]:
+        """Return the audiences that an event of this topic marks; none for a topic that the log does not know."""
+        topic = self._log.topics.get(name)
+        return () if topic is None else self._of(topic)
 
-    def add_topic(self, name: str) -> list[Audience]:
+    def add_topic(self, name: str) -> Topic:
         """Make a topic known.
 
         Raises:
             EventError: the name is not one of a topic.
         """
-        topic = self._log.topic(check_topic(name))
-        found = [audience for audience in self._patterns.values() if audience.match(name)]
-        for audience in found:
-            self._log.attach(audience.index, (topic,))
-        self._by_topic[name] = found
-        return found
-
-    def forget_topic(self, name: str) -> None:
-        """Drop what is known of a topic that the log has forgotten."""
-        self._by_topic.pop(name, None)
+        return self._log.topic(check_topic(name))
 
     def get(self, terms: tuple[str, ...], rule: Rule) -> Subscription:
         """Return the subscription of these checked and disjoint terms, made when it is new.
@@ -139,60 +137,82 @@ class Audiences:
         audience = self._audiences.get(term)
         return None if audience is None else audience.members
 
-    def complete(self, subscription: Subscription, cursor: int) -> None:
-        """Make the indexes of a subscription complete from `cursor` on, as far as its entries are retained."""
-        for audience in subscription.audiences:
-            # A topic's own index has been complete since the topic was made.
-            if audience.term in self._patterns and audience.index.since > max(cursor, self._log.tail):
-                self._log.fill(audience.index, self._topics(audience))
+    def wanted(self, subscription: Subscription, cursor: int, *, evicted: bool) -> list[Wanted]:
+        """Return what a subscription's indexes lack for a replay.
+
+        Args:
+            subscription: the stream's.
+            cursor: where the replay begins.
+            evicted: whether it matters which entries were evicted at or after the cursor.
+        """
+        cursor = max(cursor, self._log.tail)
+        # A topic's own index has been complete since the topic was made.
+        return [
+            Wanted(audience.term, audience.index)
+            for audience in subscription.audiences
+            if is_pattern(audience.term)
+            and (audience.index.since > cursor or (evicted and not audience.index.evicted_known))
+        ]
+
+    def complete(self, subscription: Subscription, cursor: int, *, evicted: bool) -> None:
+        """Complete a subscription's indexes at once; the arguments are those of `wanted`."""
+        for _ in backfill(self._log, self.wanted(subscription, cursor, evicted=evicted), cursor, evicted=evicted):
+            pass
 
     def most_subscribed(self, count: int) -> list[tuple[Topic, int]]:
         """Return topics with their numbers of subscribers, most first; those without only fill up the rest.
 
         A stream whose terms are in two audiences of a topic would count twice; disjoint terms never are.
         """
-        numbers = {
-            name: sum(audience.streams for audience in audiences)
-            for name, audiences in self._by_topic.items()
-            if audiences
-        }
+        numbers = {}
+        for name, topic in self._log.topics.items():
+            if audiences := self._of(topic):
+                numbers[name] = sum(audience.streams for audience in audiences)
         names = heapq.nsmallest(count, numbers, key=lambda name: (-numbers[name], name))
         if len(names) < count:
-            rest = (name for name, audiences in self._by_topic.items() if not audiences)
-            names += islice(rest, count - len(names))
+            names += islice((name for name in self._log.topics if name not in numbers), count - len(names))
         return [(self._log.topics[name], numbers.get(name, 0)) for name in names]
 
-    def _topics(self, audience: Audience) -> list[Topic]:
-        match = audience.match
-        return [topic for name, topic in self._log.topics.items() if match(name)]
+    def _of(self, topic: Topic) -> Sequence[Audience]:
+        if topic.generation != self._log.generation:
+            self._resolve(topic)
+        return topic.audiences
+
+    def _resolve(self, topic: Topic) -> None:
+        """Find the audiences of a topic, and let its events go into their indexes."""
+        found = list(dict.fromkeys(self._patterns.covering(topic.name))) if self._patterns else []
+        topic.patterns = tuple(audience.index for audience in found)
+        own = self._audiences.get(topic.name)
+        if own is not None:
+            found.append(own)
+        topic.audiences = found
+        topic.generation = self._log.generation
 
     def _audience(self, term: str) -> Audience:
         audience = self._audiences.get(term)
         if audience is not None:
             return audience
         if is_pattern(term):
-            audience = self._patterns[term] = Audience(term, self._log.new_index(matcher(term)))
-            topics = self._topics(audience)
-            self._log.attach(audience.index, topics)
+            audience = Audience(term, self._log.new_index())
+            self._patterns.add(term, audience)
+            self._log.generation += 1
         else:
-            if term not in self._by_topic:
-                self.add_topic(term)
-            topics = [self._log.topics[term]]
-            topics[0].pinned = True
-            audience = Audience(term, topics[0].index)
-        for topic in topics:
-            self._by_topic[topic.name].append(audience)
+            topic = self._log.topic(term)
+            topic.pinned = True
+            audience = Audience(term, topic)
+            topic.audiences = [*topic.audiences, audience]
         self._audiences[term] = audience
         return audience
 
     def _drop(self, audience: Audience) -> None:
         del self._audiences[audience.term]
-        if self._patterns.pop(audience.term, None) is not None:
-            topics = self._topics(audience)
-            self._log.detach(audience.index, topics)
+        if is_pattern(audience.term):
+            self._patterns.remove(audience.term, audience)
+            self._log.generation += 1
+            # Topics without another event still refer to it; what it lists must not stay for them.
+            audience.index.begin(self._log.head, audience.index.evicted_s)
         else:
-            topics = [self._log.topics[audience.term]]
-            topics[0].pinned = False
-        for topic in topics:
-            self._by_topic[topic.name].remove(audience)
+            topic = self._log.topics[audience.term]
+            topic.pinned = False
+            topic.audiences = [each for each in topic.audiences if each is not audience]
             self._log.forget(topic)

@@ -299,6 +299,8 @@ class CatchUp:
 
     def lag(self, subscription: Subscription, cursor: int, now_s: float) -> Lag:
         """Return how far behind the head a cursor is, for a subscription."""
+        if cursor >= self._log.head:
+            return Lag(0, 0, 0.0)
         events, size, first = subscription.indexes[0].lag(cursor)
         for index in subscription.indexes[1:]:
             more_events, more_bytes, found = index.lag(cursor)

@@ -291,7 +291,7 @@ class Config:
     )
     patterns_per_stream_max: int = setting(
         16,
-        "Patterns of one stream; above it 400. Few, since a new pattern is held against every topic.",
+        "Patterns of one stream; above it 400. Few, since each lists the entries of its topics once more.",
         "number",
     )
     client_buffer: int = setting(

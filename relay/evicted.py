@@ -10,13 +10,12 @@ Owns this table. Never knows an entry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import chain
+from collections.abc import Iterable
 from math import inf
 from typing import NamedTuple
 
 MARKS_MAX = 4096
-"""Forgotten topics with a mark of their own: a new pattern is matched against all of them, in about 0.5 ms."""
+"""Forgotten topics with a mark of their own."""
 
 
 class Mark(NamedTuple):
@@ -53,10 +52,6 @@ class Marks:
     def take(self, name: str) -> Mark:
         """Return the mark of a topic that is being used again, which keeps it from now on."""
         return self._topics.pop(name, self.rest)
-
-    def matching(self, match: Callable[[str], object | None]) -> Mark:
-        """Return the newest mark of the topics that a pattern matches, those without a mark of their own included."""
-        return max(chain((self.rest,), (mark for name, mark in self._topics.items() if match(name))))
 
     def items(self) -> Iterable[tuple[str, Mark]]:
         """Return the topics that have a mark of their own, oldest first."""

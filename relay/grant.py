@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from relay.errors import RequestError
-from relay.topic import covers
+from relay.topic import TermTree
 
 EVERYTHING = ("**",)
 _REALM = 'Bearer realm="relay"'
@@ -48,8 +48,13 @@ ANYBODY = Grant(subscribe=EVERYTHING)
 
 
 def _check(granted: tuple[str, ...], terms: Iterable[str], doing: str) -> None:
+    if granted == EVERYTHING:
+        return
+    tree: TermTree[str] = TermTree()
+    for each in granted:
+        tree.add(each, each)
     for term in terms:
-        if not any(pattern == term or covers(pattern, term) for pattern in granted):
+        if not tree.covering(term):
             raise RequestError(403, f"the token does not allow to {doing} {term!r}", challenge("insufficient_scope"))
 
 

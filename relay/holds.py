@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from relay.audience import Audiences
 from relay.catchup import CatchUp
-from relay.topic import matcher
+from relay.topic import TermTree
 
 HOLDS_MAX = 1000
 """Terms that one edge holds up at a time, at most."""
@@ -27,15 +27,14 @@ class Holds:
         self._audiences = audiences
         self._catchup = catchup
         self._edges: dict[object, tuple[str, ...]] = {}
+        self._held: TermTree[tuple[object, str]] = TermTree()
 
     def held(self, topic: str) -> bool:
         """Say whether publishers of a topic have to wait."""
         held = self._catchup.held
-        if held and any(audience in held for audience in self._audiences.of_topic(topic) or ()):
+        if held and any(audience in held for audience in self._audiences.of_topic(topic)):
             return True
-        if not self._edges:
-            return False
-        return any(matcher(term)(topic) for terms in self._edges.values() for term in terms)
+        return bool(self._held and self._held.covering(topic))
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -46,7 +45,11 @@ class Holds:
     def hold(self, edge: object, terms: Sequence[str]) -> None:
         """Let the publishers of these checked terms wait, for an edge; in place of those it held until now."""
         before = self._edges.pop(edge, ())
+        for term in before:
+            self._held.remove(term, (edge, term))
         if terms:
-            self._edges[edge] = tuple(terms)
+            self._edges[edge] = tuple(dict.fromkeys(terms))
+            for term in self._edges[edge]:
+                self._held.add(term, (edge, term))
         if set(before).difference(terms):
             self._catchup.release()

@@ -126,7 +126,6 @@ class Hub:
             bytes_max=config.history_bytes,
             events_max=config.history_events,
             age_s_max=config.history_age_s,
-            on_forget=self._forget,
         )
         self.audiences = Audiences(self.log)
         self.catchup = CatchUp(self.log, engine, config.block_timeout_s, self._caught_up, measures.lag_s)
@@ -177,12 +176,11 @@ class Hub:
         return self.writer.refusal
 
     def _append(self, topic: str, frame: bytes, id: str | None, key: str | None, now_s: float) -> int:
-        log = self.log
-        audiences = self.audiences.of_topic(topic)
-        if audiences is None:
-            audiences = self.audiences.add_topic(topic)
-        sequence = log.append(log.topics[topic], frame, id, key, now_s)
-        if audiences and self._flush.mark(audiences, sequence):
+        known = self.log.topics.get(topic)
+        if known is None:
+            known = self.audiences.add_topic(topic)
+        sequence = self.log.append(known, frame, id, key, now_s)
+        if known.audiences and self._flush.mark(known.audiences, sequence):
             self._set_floor()
             self._wake_up()
         if self.on_entry is not None:
@@ -293,7 +291,7 @@ class Hub:
         """
         subscription = self.audiences.get(terms, rule)
         if stream.cursor < self.log.head:
-            self.audiences.complete(subscription, stream.cursor)
+            self.audiences.complete(subscription, stream.cursor, evicted=False)
         address = sys.intern(stream.address)
         handle = self.engine.add(fd, subscription, address, stream.cursor, stream.pending, stream.written_s)
         self._enter(handle, subscription, address)
@@ -369,6 +367,7 @@ class Hub:
                 cursor, gap = log.tail, notice.gap("unknown", None, None, None)
             else:
                 cursor = sequence + 1
+                self.audiences.complete(subscription, cursor, evicted=cursor < log.tail)
                 if any(index.evicted >= cursor for index in subscription.indexes):
                     gap = notice.gap("history", None, log.id(cursor), log.id(log.tail - 1))
                 cursor = max(cursor, log.tail)
@@ -376,10 +375,12 @@ class Hub:
         elif request.since_s is not None:
             since_s = now_s - request.since_s
             cursor = log.since(since_s)
-            if not math.isinf(since_s) and any(index.evicted_s >= since_s for index in subscription.indexes):
+            evicted = not math.isinf(since_s) and cursor == log.tail
+            self.audiences.complete(subscription, cursor, evicted=evicted)
+            if evicted and any(index.evicted_s >= since_s for index in subscription.indexes):
                 gap = notice.gap("history", None, None, log.id(log.tail - 1))
         if cursor < log.head:
-            self.audiences.complete(subscription, cursor)
+            self.audiences.complete(subscription, cursor, evicted=False)
         return cursor, gap
 
     def draw_retry_ms(self) -> int:
@@ -529,6 +530,3 @@ class Hub:
         if closed:
             _logger.info("streams closed: %s", ", ".join(f"{count} {reason}" for reason, count in closed.items()))
         self._closes_told = self.closes.copy()
-
-    def _forget(self, topic: str) -> None:
-        self.audiences.forget_topic(topic)

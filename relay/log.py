@@ -17,11 +17,11 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import accumulate
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from relay.evicted import Mark, Marks
+from relay.evicted import NOTHING, Mark, Marks
 
 SEGMENT_BYTES = 64 * 1024
 """Reads of one index are cut at multiples of this in its running total, so that streams with neighbouring cursors are
@@ -31,6 +31,10 @@ READ_ENTRIES_MAX = 1024
 """Entries that one merging read looks at."""
 
 _DEAD_ROWS_MIN = 1024
+
+# The rows of every empty index, which are never changed: one client may follow a thousand topics without an event.
+_NO_SEQUENCES = array("Q")
+_NO_ENDS = array("q")
 
 
 class Batch(NamedTuple):
@@ -59,25 +63,30 @@ class Index:
         since: the index is complete from this sequence on.
         evicted: sequence of the last entry of this term that may have been evicted; -1 when none was.
         evicted_s: time of that entry.
+        evicted_known: whether the two are exact; those of a new pattern's index know only of later evictions.
     """
 
-    __slots__ = ("_base", "_dead", "_ends", "_origin", "evicted", "evicted_s", "sequences", "since")
+    __slots__ = ("_base", "_dead", "_ends", "_origin", "evicted", "evicted_known", "evicted_s", "sequences", "since")
 
-    def __init__(self, since: int, evicted: int, evicted_s: float = -inf) -> None:
-        self.sequences = array("Q")
-        self._ends = array("q")
+    def __init__(self, since: int, evicted: int, evicted_s: float = -inf, *, evicted_known: bool = True) -> None:
+        self.sequences = _NO_SEQUENCES
+        self._ends = _NO_ENDS
         self._base = 0  # ordinal of sequences[0]; below zero when older entries were filled in
         self._origin = 0  # the running total before sequences[0]
         self._dead = 0  # rows at the front whose entries are evicted
         self.since = since
         self.evicted = evicted
         self.evicted_s = evicted_s
+        self.evicted_known = evicted_known
 
     def append(self, sequence: int, size: int) -> None:
         """Add the newest entry."""
         ends = self._ends
-        ends.append((ends[-1] if ends else self._origin) + size)
-        self.sequences.append(sequence)
+        if ends:
+            ends.append(ends[-1] + size)
+            self.sequences.append(sequence)
+        else:
+            self.sequences, self._ends = array("Q", (sequence,)), array("q", (self._origin + size,))
 
     def evict(self, sequence: int) -> None:
         """Note that the oldest entry is gone; its row goes when half of the rows are dead."""
@@ -91,15 +100,13 @@ class Index:
             del self.sequences[:dead], self._ends[:dead]
             self._dead = 0
 
-    def fill(self, sequences: array[int], sizes: Iterable[int], since: int) -> None:
+    def fill(self, sequences: array[int], sizes: array[int], since: int) -> None:
         """Put older entries in front, so that the index is complete from `since`. Ordinals of the others stay."""
-        sizes = list(sizes)
+        gone = bisect_left(sequences, since)
+        del sequences[:gone], sizes[:gone]
         self._origin -= sum(sizes)
-        ends = array("q")
-        total = self._origin
-        for size in sizes:
-            total += size
-            ends.append(total)
+        ends = array("q", accumulate(sizes, initial=self._origin))
+        del ends[0]
         self.sequences = sequences + self.sequences
         self._ends = ends + self._ends
         self._base -= len(sequences)
@@ -112,6 +119,7 @@ class Index:
         del self.sequences[:], self._ends[:]
         self._dead = 0
         self.since, self.evicted, self.evicted_s = sequence, sequence - 1, evicted_s
+        self.evicted_known = True
 
     def ordinal(self, cursor: int) -> int:
         """Count the entries before `cursor`, from a fixed but arbitrary origin: only differences mean something."""
@@ -149,25 +157,29 @@ class Index:
         return self.sequences[start:stop], stop < len(self.sequences)
 
 
-class Topic:
-    """One topic of the log: its own index first, then those of the patterns that match it.
+class Topic(Index):
+    """One topic of the log, which is its own index.
 
-    It is forgotten with its last entry, unless it is `pinned` because somebody reads its index.
+    It is forgotten with its last entry, unless it is `pinned` because somebody reads its index. `patterns` has the
+    indexes of the patterns that match it, as of a generation of the patterns; so has `audiences`, at which the log
+    does not look. See `Log.resolve`.
     """
 
-    __slots__ = ("indexes", "name", "newest", "pinned", "retained")
+    __slots__ = ("audiences", "generation", "name", "newest", "patterns", "pinned", "retained")
 
-    def __init__(self, name: str, index: Index) -> None:
+    def __init__(self, name: str, since: int, evicted: int, evicted_s: float = -inf) -> None:
+        super().__init__(since, evicted, evicted_s)
         self.name = name
-        self.indexes = [index]
         self.newest: dict[str | None, int] = {}
         self.retained = 0
         self.pinned = False
+        self.generation = -1
+        self.patterns: Sequence[Index] = ()
+        self.audiences: Sequence[Any] = ()
 
-    @property
-    def index(self) -> Index:
-        """The topic's own index."""
-        return self.indexes[0]
+
+def _without_patterns(topic: Topic) -> None:
+    """Do nothing: of a log whose patterns nobody follows, each topic has its own index alone."""
 
 
 class Log:
@@ -178,7 +190,6 @@ class Log:
         bytes_max: bytes of frames retained.
         events_max: entries retained; 0 for no limit of their number.
         age_s_max: age of the oldest entry in seconds; 0 for no limit.
-        on_forget: called with the name of a topic that is known no more.
     """
 
     def __init__(
@@ -188,7 +199,6 @@ class Log:
         bytes_max: int,
         events_max: int = 0,
         age_s_max: float = 0.0,
-        on_forget: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.epoch = epoch
         self.bytes_max = bytes_max
@@ -199,8 +209,10 @@ class Log:
         self.bytes = 0
         self.floor: int | None = None  # entries from here on stay, whatever retention says
         self.topics: dict[str, Topic] = {}
-        self._on_forget = on_forget
-        self._marks = Marks()
+        self.generation = 0  # of the patterns that somebody follows
+        # Gives a topic of another generation the indexes of the patterns that match it.
+        self.resolve: Callable[[Topic], None] = _without_patterns
+        self.marks = Marks()
         self._base = 1
         self._frames: list[bytes | None] = []
         self._topics: list[Topic] = []
@@ -234,7 +246,7 @@ class Log:
         del self._frames[:], self._topics[:], self._ids[:], self._keys[:], self._times[:], self._superseded[:]
         self.epoch, self.floor = epoch, None
         self._base = self.tail = self.head = sequence
-        self._marks.begin(Mark(sequence - 1, evicted_s))
+        self.marks.begin(Mark(sequence - 1, evicted_s))
         for index in indexes:
             index.begin(sequence, evicted_s)
 
@@ -242,7 +254,7 @@ class Log:
         """Return the topic of that name, made when it is new."""
         topic = self.topics.get(name)
         if topic is None:
-            topic = self.topics[name] = Topic(name, Index(self.head, *self._marks.take(name)))
+            topic = self.topics[name] = Topic(name, self.head, *self.marks.take(name))
         return topic
 
     def append(self, topic: Topic, frame: bytes, id: str | None, key: str | None, now_s: float) -> int:
@@ -274,7 +286,10 @@ class Log:
             self._superseded[older - self._base] = 1
         topic.newest[key] = sequence
         topic.retained += 1
-        for index in topic.indexes:
+        if topic.generation != self.generation:
+            self.resolve(topic)
+        topic.append(sequence, size)
+        for index in topic.patterns:
             index.append(sequence, size)
         self.bytes += size
         if self.bytes > self.bytes_max or (self.head - self.tail > self.events_max > 0) or self.age_s_max:
@@ -309,9 +324,14 @@ class Log:
             del self._own_ids[id]
         if topic.newest.get(key) == sequence:
             del topic.newest[key]
-        for index in topic.indexes:
+        if topic.generation != self.generation:
+            self.resolve(topic)
+        time_s = self._times[row]
+        topic.evict(sequence)
+        topic.evicted_s = time_s
+        for index in topic.patterns:
             index.evict(sequence)
-            index.evicted_s = self._times[row]
+            index.evicted_s = time_s
         topic.retained -= 1
         if not topic.retained:
             self.forget(topic)
@@ -319,57 +339,33 @@ class Log:
     def forget(self, topic: Topic) -> None:
         """Drop a topic that has neither entries nor readers; nothing happens to another."""
         if not topic.retained and not topic.pinned:
-            self._marks.put(topic.name, Mark(topic.index.evicted, topic.index.evicted_s))
+            self.marks.put(topic.name, Mark(topic.evicted, topic.evicted_s))
             self.topics.pop(topic.name, None)
-            self._on_forget(topic.name)
 
     def evicted(self) -> tuple[tuple[int, float], list[tuple[str, int, float]]]:
         """Return the marks of evicted entries: that of all topics without one of their own, then each topic's."""
-        forgotten = [(name, *mark) for name, mark in self._marks.items()]
-        known = [(name, topic.index.evicted, topic.index.evicted_s) for name, topic in self.topics.items()]
-        return self._marks.rest, forgotten + known
+        forgotten = [(name, *mark) for name, mark in self.marks.items()]
+        known = [(name, topic.evicted, topic.evicted_s) for name, topic in self.topics.items()]
+        return self.marks.rest, forgotten + known
 
     def know_evicted(self, rest: tuple[int, float], topics: Iterable[tuple[str, int, float]]) -> None:
         """Take the marks that `evicted` returned of another log with the same entries, before a pattern has an index.
 
         Topics that are not in this log stay out of it.
         """
-        self._marks.begin(Mark(*rest))
+        self.marks.begin(Mark(*rest))
         for name, sequence, time_s in topics:
             topic = self.topics.get(name)
             if topic is None:
-                self._marks.know(name, Mark(sequence, time_s))
+                self.marks.know(name, Mark(sequence, time_s))
             else:
-                topic.index.evicted, topic.index.evicted_s = sequence, time_s
+                topic.evicted, topic.evicted_s = sequence, time_s
 
     # Indexes
 
-    def attach(self, index: Index, topics: Iterable[Topic]) -> None:
-        """Feed a pattern's index from these topics from now on."""
-        for topic in topics:
-            topic.indexes.append(index)
-            index.evicted = max(index.evicted, topic.index.evicted)
-            index.evicted_s = max(index.evicted_s, topic.index.evicted_s)
-
-    def detach(self, index: Index, topics: Iterable[Topic]) -> None:
-        """Stop feeding a pattern's index."""
-        for topic in topics:
-            topic.indexes.remove(index)
-
-    def new_index(self, match: Callable[[str], object | None]) -> Index:
-        """Make an index for a pattern, complete from the head on.
-
-        Args:
-            match: tells whether the pattern matches a topic; used for the topics that the log has forgotten.
-        """
-        return Index(self.head, *self._marks.matching(match))
-
-    def fill(self, index: Index, topics: Iterable[Topic]) -> None:
-        """Complete a pattern's index with all that is retained of its topics."""
-        since = index.since
-        older = [topic.index.sequences for topic in topics]
-        merged = array("Q", sorted(s for s in chain.from_iterable(older) if self.tail <= s < since))
-        index.fill(merged, (len(self.frame(sequence)) for sequence in merged), self.tail)
+    def new_index(self) -> Index:
+        """Make an index for a pattern, complete from the head on; `relay.backfill` finds what was evicted before."""
+        return Index(self.head, *NOTHING, evicted_known=self.tail == 1)
 
     # Reading
 
@@ -390,6 +386,11 @@ class Log:
             self._keys[row],
             self.frame(sequence),
         )
+
+    def rows(self, start: int, stop: int) -> Iterator[tuple[int, Topic, int]]:
+        """Return sequence, topic and size of the retained entries in [start, stop)."""
+        rows = slice(start - self._base, stop - self._base)
+        return zip(range(start, stop), self._topics[rows], map(len, self._frames[rows]), strict=True)  # type: ignore[arg-type]
 
     def time_s(self, sequence: int) -> float:
         """Return the time of a retained entry."""
@@ -416,6 +417,8 @@ class Log:
             a batch, which under `conflate` may have no sequences while its cursor moves; None when nothing is there.
         """
         cursor, cut = max(cursor, self.tail), until
+        if cursor >= until:
+            return None
         wanted: list[int] = []
         for index in indexes:
             part = index.part(cursor, until, READ_ENTRIES_MAX)
@@ -456,7 +459,7 @@ class Log:
     def own_ids(self, topic: str) -> Iterator[tuple[str, bytes]]:
         """Give id and frame of each retained entry of a topic that has an id of its publisher's, the newest first."""
         known = self.topics.get(topic)
-        for sequence in reversed(known.index.sequences if known is not None else ()):
+        for sequence in reversed(known.sequences if known is not None else ()):
             row = sequence - self._base
             if sequence < self.tail:
                 return

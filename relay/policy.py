@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from relay.config import Config
 from relay.settings import split_policy
-from relay.topic import covers
+from relay.topic import TermTree
 
 
 class Policy(StrEnum):
@@ -79,17 +79,20 @@ class Rules:
     def __init__(self, config: Config) -> None:
         self._default = _rule(config)
         self._requested = {policy: _rule(replace(config, policy=policy.value)) for policy in Policy}
-        self._patterns = [
-            (pattern, _rule(changed))
-            for pattern, changed in (split_policy(text, config) for text in config.policy_for)
-        ]
+        self._rules: list[Rule] = []
+        self._patterns: TermTree[int] = TermTree()
+        for place, text in enumerate(config.policy_for):
+            pattern, changed = split_policy(text, config)
+            self._rules.append(_rule(changed))
+            self._patterns.add(pattern, place)
 
     def choose(self, terms: Iterable[str], requested: str | None = None) -> Rule:
         """Return the rule for a stream of these terms; `requested` is a policy that the front has allowed."""
-        terms = tuple(terms)
-        for pattern, rule in self._patterns:
-            if requested in (None, rule.policy) and any(covers(pattern, term) for term in terms):
-                return rule
+        if self._rules:
+            matching = {place for term in terms for place in self._patterns.covering(term)}
+            for place in sorted(matching):
+                if requested in (None, self._rules[place].policy):
+                    return self._rules[place]
         return self._default if requested is None else self._requested[Policy(requested)]
 
 

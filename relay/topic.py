@@ -1,7 +1,7 @@
 """Topics and the patterns that subscribe to many of them.
 
-Owns what a topic and a pattern may look like, and which topics a pattern matches. Never holds a list of
-either.
+Owns the syntax of topics and patterns, and the rule that decides whether a pattern matches a topic. Knows no log and
+no stream.
 
 A topic is text in levels split at ".": `orders.eu.created`. A term is what a stream subscribes to, a topic or
 a pattern. In a pattern `*` stands for exactly one level, and `**`, which may only come last, for one level or
@@ -11,8 +11,7 @@ more; so `**` alone is every topic. `*` is kept for patterns: no topic contains 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import lru_cache
+from typing import Generic, TypeVar
 
 from relay.errors import EventError
 
@@ -77,17 +76,93 @@ def is_pattern(term: str) -> bool:
     return "*" in term
 
 
-def covers(pattern: str, term: str) -> bool:
-    """Tell whether a checked pattern matches every topic that a checked term stands for."""
-    wild, levels = pattern.split("."), term.split(".")
-    if wild[-1] == "**":
-        wild.pop()
-        if len(levels) <= len(wild):
-            return False
-        levels = levels[: len(wild)]
-    elif len(levels) != len(wild):
-        return False
-    return all(own in (other, "*") and other != "**" for own, other in zip(wild, levels, strict=True))
+Value = TypeVar("Value")
+
+
+class _Node(Generic[Value]):
+    """One level of a tree of terms: the terms that end here, and those that end here with `**`."""
+
+    __slots__ = ("children", "ends", "ends_wild")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node[Value]] = {}
+        self.ends: dict[Value, None] = {}
+        self.ends_wild: dict[Value, None] = {}
+
+
+class TermTree(Generic[Value]):
+    """A tree of terms by levels, each with hashable values.
+
+    One walk finds the terms that cover another. The walk visits each level of the term once, and in each level only
+    the nodes that match so far, of which there are at most as many as terms.
+    """
+
+    __slots__ = ("_root",)
+
+    def __init__(self) -> None:
+        self._root: _Node[Value] = _Node()
+
+    def __bool__(self) -> bool:
+        root = self._root
+        return bool(root.children or root.ends_wild)
+
+    def add(self, term: str, value: Value) -> None:
+        """Add a checked term, or several patterns that `disjoint` joined."""
+        for each in term.split(JOINT):
+            node = self._root
+            levels = each.split(".")
+            wild = levels[-1] == "**"
+            for level in levels[:-1] if wild else levels:
+                child = node.children.get(level)
+                if child is None:
+                    child = node.children[level] = _Node()
+                node = child
+            (node.ends_wild if wild else node.ends)[value] = None
+
+    def remove(self, term: str, value: Value) -> None:
+        """Remove what was added with the same arguments, and the nodes that nothing else needs."""
+        for each in term.split(JOINT):
+            levels = each.split(".")
+            wild = levels[-1] == "**"
+            if wild:
+                levels.pop()
+            path = [self._root]
+            for level in levels:
+                path.append(path[-1].children[level])
+            node = path.pop()
+            del (node.ends_wild if wild else node.ends)[value]
+            while path and not (node.children or node.ends or node.ends_wild):
+                node = path.pop()
+                del node.children[levels[len(path)]]
+
+    def covering(self, term: str) -> list[Value]:
+        """Return the values of the terms that match every topic for which a checked term stands.
+
+        A topic stands for itself, so for a topic these are the terms that match it. A value comes once for each
+        of its terms that does.
+        """
+        found: list[Value] = []
+        nodes = [self._root]
+        for level in term.split("."):
+            onward = []
+            for node in nodes:
+                if node.ends_wild:
+                    found += node.ends_wild
+                children = node.children
+                if children:
+                    child = children.get(level)
+                    if child is not None:
+                        onward.append(child)
+                    if level != "*" and level != "**":
+                        child = children.get("*")
+                        if child is not None:
+                            onward.append(child)
+            if not onward:
+                return found
+            nodes = onward
+        for node in nodes:
+            found += node.ends
+        return found
 
 
 def overlap(first: str, second: str) -> bool:
@@ -104,34 +179,32 @@ def overlap(first: str, second: str) -> bool:
 
 
 def disjoint(terms: tuple[str, ...]) -> tuple[str, ...]:
-    """Turn terms into such that no topic is in two of them, so that no event is read or counted twice.
+    """Turn distinct terms into terms of which at most one matches any topic, so that no event is read or counted twice.
 
-    Terms that a pattern among the others covers are left out; patterns that overlap in part become one, joined by
-    `JOINT`. Quadratic in the patterns, whose number the settings bound.
+    A term that another pattern covers is left out. Patterns that overlap in part become one, joined by `JOINT`. The
+    work is linear in the topics, and quadratic only in the patterns, whose number `patterns-per-stream-max` bounds.
     """
-    patterns = [term for term in terms if is_pattern(term)]
-    kept = [term for term in terms if not any(term != pattern and covers(pattern, term) for pattern in patterns)]
-    joined: list[list[str]] = []
-    for term in kept:
-        near = [group for group in joined if is_pattern(term) and any(overlap(term, other) for other in group)]
-        for group in near:
-            joined.remove(group)
-        joined.append([pattern for group in near for pattern in group] + [term])
-    return tuple(JOINT.join(sorted(group)) for group in joined)
-
-
-@lru_cache(maxsize=256)
-def matcher(pattern: str) -> Callable[[str], object | None]:
-    """Compile a checked pattern, or several that `disjoint` joined.
-
-    Returns:
-        A function from a topic to something other than None if the pattern matches it; in linear time.
-    """
-    wild = {"*": r"[^.]+", "**": r".+"}
-    regexes = (
-        r"\.".join(wild.get(level) or re.escape(level) for level in each.split(".")) for each in pattern.split(JOINT)
-    )
-    return re.compile("|".join(f"(?:{regex})" for regex in regexes), re.DOTALL).fullmatch
+    tree: TermTree[str] = TermTree()
+    for term in terms:
+        if is_pattern(term):
+            tree.add(term, term)
+    if not tree:
+        return terms
+    made: dict[str, str] = {}
+    patterns: dict[str, list[str]] = {}
+    for term in terms:
+        wild = is_pattern(term)
+        if len(tree.covering(term)) > wild:  # a pattern covers itself
+            continue
+        made[term] = term
+        if wild:
+            near = [key for key, group in patterns.items() if any(overlap(term, each) for each in group)]
+            patterns[term] = [term]
+            for key in near:
+                patterns[term] += patterns.pop(key)
+                del made[key]
+            made[term] = JOINT.join(sorted(patterns[term]))
+    return tuple(made.values())
 
 
 def _check_text(text: str) -> None:

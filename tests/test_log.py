@@ -8,7 +8,8 @@ from array import array
 import pytest
 
 from relay import evicted
-from relay.log import READ_ENTRIES_MAX, SEGMENT_BYTES, Index, Log
+from relay.backfill import Wanted, backfill
+from relay.log import READ_ENTRIES_MAX, SEGMENT_BYTES, Index, Log, Topic
 
 
 def make_log(**limits: float) -> Log:
@@ -25,7 +26,44 @@ def put(
 
 def rows(log: Log, topic: str) -> list[int]:
     """Return what the topic's own index has from the tail on."""
-    return list(log.topics[topic].index.part(log.tail, log.head, 1 << 30))
+    return list(log.topics[topic].part(log.tail, log.head, 1 << 30))
+
+
+def follow_all(log: Log) -> Index:
+    """Make the index of the pattern `**`, which every topic's events go into from now on."""
+    index = log.new_index()
+
+    def resolve(topic: Topic) -> None:
+        topic.patterns, topic.generation = (index,), log.generation
+
+    log.resolve = resolve
+    log.generation += 1
+    return index
+
+
+def leave_all(log: Log) -> None:
+    """Stop feeding the index of `follow_all`."""
+
+    def resolve(topic: Topic) -> None:
+        topic.patterns, topic.generation = (), log.generation
+
+    log.resolve = resolve
+    log.generation += 1
+
+
+def fill(log: Log, index: Index) -> None:
+    """Complete the index of `follow_all` with all that is retained."""
+    for _ in backfill(log, [Wanted("**", index)], log.tail, evicted=False):
+        pass
+
+
+def evicted_of(log: Log, pattern: str) -> int:
+    """Return what the index of a new pattern finds to have been evicted."""
+    index = log.new_index()
+    for _ in backfill(log, [Wanted(pattern, index)], log.tail, evicted=True):
+        pass
+    assert index.evicted_known
+    return index.evicted
 
 
 def test_sequences_begin_at_one_and_go_up_by_one_whatever_the_topic() -> None:
@@ -114,7 +152,7 @@ def test_rows_of_what_is_evicted_do_not_pile_up() -> None:
     for number in range(20_000):
         put(log, "a" if number % 3 else "b", id=f"own-{number}", key=str(number))
     assert len(log._frames) < 2000
-    assert len(log.topics["a"].index.sequences) < 400
+    assert len(log.topics["a"].sequences) < 400
     assert sum(len(topic.newest) for topic in log.topics.values()) == 100
     assert len(log._own_ids) == 100
     assert rows(log, "a") == [n + 1 for n in range(19_900, 20_000) if n % 3]
@@ -125,36 +163,33 @@ def test_the_lag_stays_exact_while_rows_of_what_is_evicted_go() -> None:
     for number in range(1000):
         put(log, "a", 1 + number % 7)
         tail = log.tail
-        assert log.topics["a"].index.lag(tail) == (log.head - tail, log.bytes, tail)
-        assert log.topics["a"].index.lag(log.head - 1) == (1, 1 + number % 7, log.head - 1)
+        assert log.topics["a"].lag(tail) == (log.head - tail, log.bytes, tail)
+        assert log.topics["a"].lag(log.head - 1) == (1, 1 + number % 7, log.head - 1)
 
 
 # Topics
 
 
-def test_a_topic_is_forgotten_with_its_last_entry_and_said_to_be() -> None:
-    forgotten: list[str] = []
-    log = Log("e", bytes_max=1000, events_max=2, on_forget=forgotten.append)
+def test_a_topic_is_forgotten_with_its_last_entry() -> None:
+    log = make_log(events_max=2)
     for topic in ("a", "b", "a", "c"):
         put(log, topic)
-    assert forgotten == ["b"]
     assert sorted(log.topics) == ["a", "c"]
     assert put(log, "b") == 5
     assert rows(log, "b") == [5]
 
 
 def test_a_pinned_topic_stays_until_it_is_neither_pinned_nor_retained() -> None:
-    forgotten: list[str] = []
-    log = Log("e", bytes_max=1000, events_max=1, on_forget=forgotten.append)
+    log = make_log(events_max=1)
     topic = log.topic("a")
     topic.pinned = True
     put(log, "a")
     put(log, "b")
     log.forget(topic)
-    assert (sorted(log.topics), forgotten) == (["a", "b"], [])
+    assert sorted(log.topics) == ["a", "b"]
     topic.pinned = False
     log.forget(topic)
-    assert (sorted(log.topics), forgotten) == (["b"], ["a"])
+    assert sorted(log.topics) == ["b"]
     log.forget(log.topics["b"])
     assert sorted(log.topics) == ["b"]
 
@@ -170,22 +205,20 @@ def test_a_hundred_thousand_topics_of_one_event_leave_nothing_behind() -> None:
 
 def test_a_topic_that_comes_back_knows_its_own_evicted_entries_and_no_others() -> None:
     log = make_log(events_max=1)
-    assert log.topic("a").index.evicted == -1
+    assert log.topic("a").evicted == -1
     put(log, "a", now_s=1.0)
     put(log, "b", now_s=2.0)  # `a` is forgotten with entry 1
     put(log, "c", now_s=3.0)  # `b` is forgotten with entry 2
-    assert (log.topic("a").index.evicted, log.topic("a").index.evicted_s) == (1, 1.0)
-    assert log.topics["c"].index.evicted == -1
-    assert log.topic("d").index.evicted == -1
+    assert (log.topic("a").evicted, log.topic("a").evicted_s) == (1, 1.0)
+    assert log.topics["c"].evicted == -1
+    assert log.topic("d").evicted == -1
 
 
 def test_an_index_of_a_new_pattern_knows_the_evicted_entries_of_the_topics_that_it_matches() -> None:
     log = make_log(events_max=1)
     for topic in "abcd":
         put(log, topic)
-    assert log.new_index(lambda name: name in "ab").evicted == 2
-    assert log.new_index(lambda name: name in "xa").evicted == 1
-    assert log.new_index(lambda name: name == "x").evicted == -1
+    assert [evicted_of(log, pattern) for pattern in ("a\nb", "x\na", "x", "*")] == [2, 1, -1, 3]
 
 
 def test_marks_that_overflow_their_table_are_merged_into_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,8 +226,8 @@ def test_marks_that_overflow_their_table_are_merged_into_one(monkeypatch: pytest
     log = make_log(events_max=1)
     for topic in "abcde":
         put(log, topic)
-    assert [log.topic(topic).index.evicted for topic in "xabcd"] == [2, 2, 2, 3, 4]
-    assert log.new_index(lambda name: False).evicted == 2
+    assert [log.topic(topic).evicted for topic in "xabcd"] == [2, 2, 2, 3, 4]
+    assert evicted_of(log, "never") == 2
 
 
 def test_what_a_log_knows_of_evicted_entries_passes_to_another_without_making_topics() -> None:
@@ -208,7 +241,7 @@ def test_what_a_log_knows_of_evicted_entries_passes_to_another_without_making_to
     other.know_evicted(*log.evicted())
     assert sorted(other.topics) == ["a", "c"]
     topics = ("a", "b", "c", "silent", "new")
-    assert [other.topic(topic).index.evicted for topic in topics] == [1, 2, -1, -1, -1]
+    assert [other.topic(topic).evicted for topic in topics] == [1, 2, -1, -1, -1]
 
 
 # Indexes
@@ -218,7 +251,7 @@ def test_lag_first_part_and_ordinal_count_from_the_cursor_on() -> None:
     log = make_log()
     for topic, size in (("a", 1), ("b", 100), ("a", 2), ("b", 100), ("a", 4)):
         put(log, topic, size)
-    index = log.topics["a"].index
+    index = log.topics["a"]
     assert [index.lag(cursor) for cursor in range(7)] == [
         *[(3, 7, 1), (3, 7, 1), (2, 6, 3), (2, 6, 3), (1, 4, 5), (1, 4, 5), (0, 0, None)],
     ]
@@ -233,20 +266,19 @@ def test_an_index_of_a_pattern_has_what_came_after_it_and_after_filling_all() ->
     log = make_log()
     for topic in "abab":
         put(log, topic)
-    index = log.new_index(lambda name: True)
-    log.attach(index, log.topics.values())
+    index = follow_all(log)
     put(log, "a")
     put(log, "b")
     assert (list(index.sequences), index.since) == ([5, 6], 5)
     before = index.ordinal(6)
-    log.fill(index, log.topics.values())
+    fill(log, index)
     assert (list(index.sequences), index.since) == ([1, 2, 3, 4, 5, 6], 1)
     assert index.ordinal(6) == before
     assert index.ordinal(6) - index.ordinal(1) == 5
     assert index.lag(3) == (4, 40, 3)
-    log.fill(index, log.topics.values())
+    fill(log, index)
     assert list(index.sequences) == [1, 2, 3, 4, 5, 6]
-    log.detach(index, log.topics.values())
+    leave_all(log)
     put(log, "a")
     assert index.lag(log.tail)[0] == 6
 
@@ -255,8 +287,7 @@ def test_an_unfilled_index_takes_no_notice_of_evicted_entries_from_before_it() -
     log = make_log(events_max=4)
     for _ in range(4):
         put(log, "a")
-    index = log.new_index(lambda name: True)
-    log.attach(index, log.topics.values())
+    index = follow_all(log)
     for _ in range(4):
         put(log, "a")
     assert log.tail == 5
@@ -271,7 +302,7 @@ def test_segments_cover_an_index_without_hole_or_overlap_and_are_the_same_for_ne
     for size in sizes:
         put(log, "b", 7)
         put(log, "a", size)
-    index = log.topics["a"].index
+    index = log.topics["a"]
     cursor, covered, numbers = 1, list[int](), list[int]()
     while (number := index.segment(cursor)) is not None:
         part, finished = index.rows(number, log.tail)
@@ -291,7 +322,7 @@ def test_a_finished_segment_stays_the_same_whatever_is_appended_or_evicted_after
     log = make_log()
     for _ in range(100):
         put(log, "a", 1000)
-    index = log.topics["a"].index
+    index = log.topics["a"]
     number = index.segment(1)
     assert number is not None
     whole, finished = index.rows(number, log.tail)
@@ -309,13 +340,12 @@ def test_filling_an_index_leaves_the_segments_that_it_had_as_they_were() -> None
     log = make_log()
     for _ in range(100):
         put(log, "a", 999)
-    index = log.new_index(lambda name: True)
-    log.attach(index, log.topics.values())
+    index = follow_all(log)
     for _ in range(100):
         put(log, "a", 999)
     numbers = [index.segment(sequence) for sequence in range(101, 201)]
     parts = {number: index.rows(number, log.tail) for number in numbers if number is not None}
-    log.fill(index, log.topics.values())
+    fill(log, index)
     assert [index.segment(sequence) for sequence in range(101, 201)] == numbers
     assert {number: index.rows(number, log.tail) for number in parts} == parts
     assert not {index.segment(sequence) for sequence in range(1, 101)} & set(numbers)
@@ -325,9 +355,9 @@ def test_a_segment_never_begins_before_the_tail() -> None:
     log = make_log(events_max=3)
     for _ in range(40):
         put(log, "a")
-        number = log.topics["a"].index.segment(log.tail)
+        number = log.topics["a"].segment(log.tail)
         assert number is not None
-        part, finished = log.topics["a"].index.rows(number, log.tail)
+        part, finished = log.topics["a"].rows(number, log.tail)
         assert list(part) == list(range(log.tail, log.head))
         assert not finished
 
@@ -336,7 +366,7 @@ def test_an_index_has_no_segment_after_its_last_entry() -> None:
     assert Index(1, -1).segment(1) is None
     log = make_log()
     put(log, "a")
-    assert log.topics["a"].index.segment(2) is None
+    assert log.topics["a"].segment(2) is None
 
 
 # Reading
@@ -346,11 +376,11 @@ def test_a_merge_reads_in_log_order() -> None:
     log = make_log()
     for topic in "abcabc":
         put(log, topic)
-    indexes = [log.topics["b"].index, log.topics["a"].index]
+    indexes = [log.topics["b"], log.topics["a"]]
     assert log.merge(indexes, 1, 7, 1000) == ([1, 2, 4, 5], [], 7)
     assert log.merge(indexes, 2, 5, 1000) == ([2, 4], [], 5)
     assert log.merge(indexes, 7, 7, 1000) is None
-    assert log.merge([log.topics["c"].index], 4, 6, 1000) is None
+    assert log.merge([log.topics["c"]], 4, 6, 1000) is None
     assert log.merge([], 1, 7, 1000) is None
 
 
@@ -358,7 +388,7 @@ def test_a_merge_is_cut_at_its_bytes_but_gives_at_least_one_entry() -> None:
     log = make_log()
     for size in (10, 10, 10, 500, 10):
         put(log, "a", size)
-    index = log.topics["a"].index
+    index = log.topics["a"]
     assert log.merge([index], 1, 6, 25) == ([1, 2], [], 3)
     assert log.merge([index], 1, 6, 30) == ([1, 2, 3], [], 4)
     assert log.merge([index], 3, 6, 30) == ([3], [], 4)
@@ -371,7 +401,7 @@ def test_a_merge_of_very_many_entries_is_cut_and_goes_on_without_a_hole() -> Non
     count = 3 * READ_ENTRIES_MAX
     for number in range(count):
         put(log, "a" if number % 5 else "b")
-    indexes = [log.topics["a"].index, log.topics["b"].index]
+    indexes = [log.topics["a"], log.topics["b"]]
     cursor, read = 1, list[int]()
     while (batch := log.merge(indexes, cursor, log.head, 1 << 30)) is not None:
         assert 0 < len(batch.sequences) <= READ_ENTRIES_MAX
@@ -385,14 +415,14 @@ def test_a_merge_passes_over_what_is_evicted() -> None:
     log = make_log(events_max=2)
     for _ in range(5):
         put(log, "a")
-    assert log.merge([log.topics["a"].index], 1, 6, 1000) == ([4, 5], [], 6)
+    assert log.merge([log.topics["a"]], 1, 6, 1000) == ([4, 5], [], 6)
 
 
 def test_a_conflating_merge_keeps_the_newest_of_each_topic_and_key() -> None:
     log = make_log()
     for topic, key in (("a", "x"), ("a", "y"), ("b", "x"), ("a", "x"), ("a", None), ("b", None), ("a", None)):
         put(log, topic, key=key)
-    indexes = [log.topics["a"].index, log.topics["b"].index]
+    indexes = [log.topics["a"], log.topics["b"]]
     assert log.merge(indexes, 1, 8, 1000, conflate=True) == ([2, 3, 4, 6, 7], [1, 5], 8)
     assert log.merge(indexes, 1, 8, 1000) == ([1, 2, 3, 4, 5, 6, 7], [], 8)
 
@@ -401,7 +431,7 @@ def test_a_conflating_merge_of_only_superseded_entries_still_moves_on() -> None:
     log = make_log()
     for topic in ("a", "a", "b", "a"):
         put(log, topic)
-    batch = log.merge([log.topics["a"].index], 1, 3, 1000, conflate=True)
+    batch = log.merge([log.topics["a"]], 1, 3, 1000, conflate=True)
     assert batch == ([], [1, 2], 3)
 
 
@@ -410,7 +440,7 @@ def test_a_conflating_merge_tells_of_each_superseded_entry_once_however_it_is_cu
     for number in range(50):
         put(log, "a", key=str(number % 7))
     cursor, kept, told = 1, list[int](), list[int]()
-    while (batch := log.merge([log.topics["a"].index], cursor, log.head, 25, conflate=True)) is not None:
+    while (batch := log.merge([log.topics["a"]], cursor, log.head, 25, conflate=True)) is not None:
         kept += batch.sequences
         told += batch.superseded
         cursor = batch.cursor
@@ -425,7 +455,7 @@ def test_a_key_whose_newest_entry_was_evicted_begins_anew() -> None:
     put(log, "a", key="x")
     log.events_max = 2
     put(log, "a", key="x")
-    assert log.merge([log.topics["a"].index], 1, 5, 1000, conflate=True) == ([4], [3], 5)
+    assert log.merge([log.topics["a"]], 1, 5, 1000, conflate=True) == ([4], [3], 5)
 
 
 def test_frames_and_times_are_those_that_were_appended() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import product
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay import topic as topic_module
 from relay.errors import EventError
-from relay.topic import check_term, check_topic, disjoint, is_pattern, matcher
+from relay.topic import JOINT, TermTree, check_term, check_topic, disjoint, is_pattern, overlap
+from tests.oracle import matches
 
 GOOD = [
     "a",
@@ -81,7 +86,7 @@ def test_a_malformed_pattern_is_refused(pattern: str) -> None:
     ],
 )
 def test_a_pattern_matches_whole_levels(pattern: str, yes: list[str], no: list[str]) -> None:
-    assert [topic for topic in yes + no if matcher(pattern)(topic)] == yes
+    assert [topic for topic in yes + no if covering([pattern], topic)] == yes
 
 
 @pytest.mark.parametrize(
@@ -106,4 +111,71 @@ def test_terms_are_made_disjoint(terms: tuple[str, ...], expected: tuple[str, ..
 def test_disjoint_terms_match_the_same_topics_each_once(terms: list[str]) -> None:
     made = disjoint(tuple(terms))
     for topic in ("a", "b", "c", "a.b", "a.c", "b.b", "c.c", "a.b.c", "a.c.c", "b.b.d", "a.b.c.d"):
-        assert sum(matcher(term)(topic) is not None for term in made) == any(matcher(term)(topic) for term in terms)
+        assert len(covering(made, topic)) == any(matches(term, topic) for term in terms)
+
+
+LEVELS = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=4)
+TOPICS = LEVELS.map(".".join)
+PATTERNS = st.lists(st.sampled_from(["a", "b", "*"]), max_size=4).flatmap(
+    lambda levels: st.sampled_from(["*", "**", "a"]).map(lambda last: ".".join((*levels, last)))
+)
+
+
+@given(st.lists(PATTERNS, max_size=12, unique=True), st.lists(PATTERNS, max_size=8), TOPICS, PATTERNS)
+def test_a_tree_finds_what_holding_each_pattern_against_the_topic_finds(
+    terms: list[str], removed: list[str], topic: str, other: str
+) -> None:
+    """Whatever was added and removed again; of a term that is a pattern, it finds those that match all that it does."""
+    tree: TermTree[str] = TermTree()
+    for term in terms:
+        tree.add(term, term)
+    left = list(terms)
+    for term in removed:
+        if term in left:
+            tree.remove(term, term)
+            left.remove(term)
+    assert sorted(tree.covering(topic)) == sorted(term for term in left if matches(term, topic))
+    samples = [".".join(levels) for count in range(1, 7) for levels in product("abx", repeat=count)]
+    heard = [sample for sample in samples if matches(other, sample)]
+    assert sorted(tree.covering(other)) == sorted(
+        term for term in left if all(matches(term, sample) for sample in heard)
+    )
+    for term in left:
+        tree.remove(term, term)
+    assert not tree
+    assert not tree._root.children
+
+
+def test_a_value_that_several_patterns_share_is_found_until_the_last_is_removed() -> None:
+    tree: TermTree[str] = TermTree()
+    tree.add(JOINT.join(("a.*", "*.x")), "joined")
+    tree.add("a.*", "alone")
+    assert sorted(tree.covering("a.x")) == ["alone", "joined", "joined"]
+    tree.remove(JOINT.join(("a.*", "*.x")), "joined")
+    assert tree.covering("a.x") == ["alone"]
+    assert tree.covering("b.x") == []
+
+
+@pytest.mark.parametrize("patterns", [0, 1, 16])
+def test_terms_are_made_disjoint_without_holding_each_topic_against_each_pattern(
+    patterns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work grows with the topics, and with the square of the patterns alone."""
+    compared: list[tuple[str, str]] = []
+
+    def counted(first: str, second: str) -> bool:
+        compared.append((first, second))
+        return overlap(first, second)
+
+    monkeypatch.setattr(topic_module, "overlap", counted)
+    terms = tuple(f"t.{number}" for number in range(1000)) + tuple(f"p.{number}.*" for number in range(patterns))
+    assert disjoint(terms) == terms
+    assert len(compared) <= patterns * patterns / 2
+
+
+def covering(terms: Iterable[str], topic: str) -> list[str]:
+    """Return those of the terms that match a topic, by a tree of them."""
+    tree: TermTree[str] = TermTree()
+    for term in terms:
+        tree.add(term, term)
+    return list(dict.fromkeys(tree.covering(topic)))

@@ -29,7 +29,7 @@ def test_append(log: Log, measure: Measure) -> None:
 
 
 def test_read_of_one_topic(log: Log, measure: Measure) -> None:
-    index, cursor = log.topic("even").index, log.tail + ENTRIES // 2
+    index, cursor = log.topic("even"), log.tail + ENTRIES // 2
 
     def read() -> list[bytes]:
         number = index.segment(cursor)
@@ -41,7 +41,7 @@ def test_read_of_one_topic(log: Log, measure: Measure) -> None:
 
 
 def test_read_of_two_topics(log: Log, measure: Measure) -> None:
-    indexes, cursor = [topic.index for topic in log.topics.values()], log.tail + ENTRIES // 2
+    indexes, cursor = list(log.topics.values()), log.tail + ENTRIES // 2
     batch = measure(
         "log", "read 64 KiB of two topics", RELAY, lambda: log.merge(indexes, cursor, log.head, SEGMENT_BYTES)
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from relay import evicted
 from relay import log as log_module
+from relay.backfill import Wanted, backfill
 from relay.evicted import MARKS_MAX
 from relay.log import SEGMENT_BYTES, Index, Log
 from relay.topic import disjoint
@@ -46,8 +46,8 @@ class LogMachine(RuleBasedStateMachine):
     )
     def start(self, bytes_max: int, events_max: int, age_s_max: float, marks_max: int) -> None:
         self.marks_max = evicted.MARKS_MAX = marks_max
-        self.forgotten: list[str] = []
-        self.log = Log("e", bytes_max=bytes_max, events_max=events_max, age_s_max=age_s_max, on_forget=self.forget)
+        self.log = Log("e", bytes_max=bytes_max, events_max=events_max, age_s_max=age_s_max)
+        self.log.resolve = self.resolve
         self.entries: list[Entry] = []
         self.tail = 1
         self.now_s = 0.0
@@ -55,8 +55,9 @@ class LogMachine(RuleBasedStateMachine):
         self.since: dict[str, int] = {}  # from where the index of a pattern is complete
         self.seen: dict[tuple[str, int], int] = {}  # ordinals of cursors noted while they were retained
 
-    def forget(self, name: str) -> None:
-        self.forgotten.append(name)
+    def resolve(self, topic: log_module.Topic) -> None:
+        topic.patterns = [index for pattern, index in self.patterns.items() if matches(pattern, topic.name)]
+        topic.generation = self.log.generation
 
     def teardown(self) -> None:
         evicted.MARKS_MAX = MARKS_MAX
@@ -92,7 +93,7 @@ class LogMachine(RuleBasedStateMachine):
 
     def indexes(self) -> dict[str, Index]:
         """All indexes by their terms."""
-        return {**{name: topic.index for name, topic in self.log.topics.items()}, **self.patterns}
+        return {**self.log.topics, **self.patterns}
 
     # Steps
 
@@ -102,9 +103,6 @@ class LogMachine(RuleBasedStateMachine):
             known = self.log.topics.get(topic)
             if known is None:
                 known = self.log.topic(topic)
-                for pattern, index in self.patterns.items():
-                    if matches(pattern, topic):
-                        self.log.attach(index, [known])
             self.entries.append(Entry(len(self.entries) + 1, topic, size, id, key, self.now_s))
             assert self.log.append(known, bytes(size), id, key, self.now_s) == len(self.entries)
             self.evict()
@@ -131,24 +129,23 @@ class LogMachine(RuleBasedStateMachine):
     @rule(pattern=st.sampled_from(PATTERNS))
     def attach(self, pattern: str) -> None:
         if pattern not in self.patterns:
-            index = self.patterns[pattern] = self.log.new_index(partial(matches, pattern))
+            self.patterns[pattern] = self.log.new_index()
             self.since[pattern] = self.log.head
-            self.log.attach(index, self.matching(pattern))
+            self.log.generation += 1
 
-    @rule(pattern=st.sampled_from(PATTERNS))
-    def fill(self, pattern: str) -> None:
+    @rule(pattern=st.sampled_from(PATTERNS), marks=st.booleans())
+    def fill(self, pattern: str, marks: bool = False) -> None:
         if pattern in self.patterns:
-            self.log.fill(self.patterns[pattern], self.matching(pattern))
+            for _ in backfill(self.log, [Wanted(pattern, self.patterns[pattern])], self.tail, evicted=marks):
+                pass
             self.since[pattern] = min(self.since[pattern], self.tail)
 
     @rule(pattern=st.sampled_from(PATTERNS))
     def detach(self, pattern: str) -> None:
         if pattern in self.patterns:
-            self.log.detach(self.patterns.pop(pattern), self.matching(pattern))
+            del self.patterns[pattern]
+            self.log.generation += 1
             self.seen = {(term, cursor): ordinal for (term, cursor), ordinal in self.seen.items() if term != pattern}
-
-    def matching(self, pattern: str) -> list[log_module.Topic]:
-        return [topic for name, topic in self.log.topics.items() if matches(pattern, name)]
 
     @rule(back=st.integers(0, 60))
     def note_ordinals(self, back: int) -> None:
@@ -274,6 +271,8 @@ class LogMachine(RuleBasedStateMachine):
         for term, index in self.indexes().items():
             gone = [e.sequence for e in self.entries if e.sequence < self.tail and matches(term, e.topic)]
             assert index.evicted < self.tail
+            if not index.evicted_known:
+                continue
             assert index.evicted >= (gone[-1] if gone else -1)
             if self.marks_max > len(TOPICS):
                 assert index.evicted == (gone[-1] if gone else -1)
