@@ -38,7 +38,7 @@ test: $(INSTALLED_TEST) $(NODE_MODULES)  ## Run the tests.
 	$(BIN)/python -m pytest $(ARGS)
 
 browser:  ## Install Chromium (Debian, as root; 90 MB), which the tests of the page need.
-	@command -v chromium-headless-shell chromium >/dev/null || \
+	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium-headless-shell; }
 
 lint: $(INSTALLED_TEST)  ## Check style, types and stubs.

@@ -49,6 +49,7 @@ class Browser:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env={name: text for name, text in os.environ.items() if name != "LD_PRELOAD"},  # the sanitizers'
         )
         os.close(theirs_in)
         os.close(theirs_out)

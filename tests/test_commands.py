@@ -7,10 +7,8 @@ import json
 import os
 import random
 import re
-import select
 import signal
 import subprocess
-import termios
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
@@ -20,7 +18,6 @@ import msgspec
 import pytest
 
 from relay.commands import demo
-from relay.commands.top import render
 from relay.event import Event
 from relay.sse import encode
 from tests.oracle import matches
@@ -209,94 +206,6 @@ class _Stdout:
 
     def flush(self) -> None:
         """Do nothing."""
-
-
-def test_top_shows_the_server_once_where_nobody_watches(server: Relay, topic: str) -> None:
-    run("publish", "--to", str(server.unix_path), "--topic", topic, "x")
-    done = run("top", server.url, COLUMNS="120")
-    assert (done.returncode, done.stderr) == (0, "")
-    for text in ("ready", "streams", "events/s", "deliveries/s", "slowest", "policies acted"):
-        assert text in done.stdout
-
-
-def test_top_draws_one_picture_after_the_other_until_it_is_interrupted(server: Relay) -> None:
-    terminal, theirs = os.openpty()
-    termios.tcsetwinsize(theirs, (50, 200))
-    environ = environment(TERM="xterm")
-    with subprocess.Popen(command("top", server.url, "--interval", "0.1"), stdout=theirs, env=environ) as process:
-        os.close(theirs)
-        drawn = b""
-        while drawn.count(b"slowest") < 3:
-            assert select.select([terminal], [], [], TIMEOUT_S)[0]
-            drawn += os.read(terminal, 65536)
-        process.send_signal(signal.SIGINT)
-        while select.select([terminal], [], [], TIMEOUT_S)[0]:
-            try:
-                drawn += os.read(terminal, 65536)
-            except OSError:  # EIO: it has closed its end
-                break
-        os.close(terminal)
-        assert process.wait(TIMEOUT_S) == 0
-    assert b"Traceback" not in drawn
-
-
-def test_top_says_what_is_no_relay(server: Relay) -> None:
-    done = run("top", server.url + "/healthz", "--once")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "not that of a relay" in done.stderr
-
-
-STATS: dict[str, Any] = {
-    "version": "9.9",
-    "engine": "native",
-    "uptime_s": 90061.0,
-    "ready": False,
-    "streams": 10000,
-    "lagging": 2,
-    "topics": [{"topic": "[bold]news", "subscribers": 9000, "retained": 7}],
-    "events": 1000,
-    "deliveries": 5_000_000,
-    "bytes": 10,
-    "log": {"events": 7, "bytes": 32, "bytes_max": 64},
-    "policy_actions": {"drop-oldest": 3, "block": 0},
-    "closes": {"client": 4},
-    "slowest": [
-        {
-            "address": "::1\x1b[2J",
-            "topics": list("abcd"),
-            "lag_events": 5,
-            "lag_bytes": 2048,
-            "lag_s": 1.5,
-            "policy": "block",
-        }
-    ],
-}
-
-
-def drawn(stats: dict[str, Any], before: dict[str, Any] | None) -> str:
-    from rich.console import Console
-
-    console = Console(width=140, color_system=None)
-    with console.capture() as capture:
-        console.print(render(stats, before))
-    return capture.get()
-
-
-def test_top_draws_rates_since_the_last_picture_and_text_as_it_is() -> None:
-    before = STATS | {"uptime_s": 90059.0, "events": 500, "deliveries": 0}
-    text = drawn(STATS, before)
-    for part in ("1d 1h", "not ready", "10,000", "250", "2,500,000", "[bold]news", "drop-oldest 3", "client 4"):
-        assert part in text
-    for part in ("50% of 64 B", "::1?[2J", "a, b, c, …", "5 events, 2KiB, 1.5 s"):
-        assert part in text
-    assert "block 0" not in text
-
-
-def test_top_draws_means_where_there_is_no_picture_before_or_the_server_is_another() -> None:
-    young = STATS | {"uptime_s": 10.0}
-    assert "500,000" in drawn(young, None)
-    assert "500,000" in drawn(young, STATS)
-    assert "ready" in drawn({"streams": 0}, None)
 
 
 def test_the_sample_feed_is_good_and_always_the_same_for_a_seed() -> None:

@@ -1,13 +1,18 @@
-"""`relay top`: what a server is doing, live in the terminal.
+"""`relay top`: show the state of a server, live in the terminal.
 
-Owns the picture of /stats; never asks for anything else.
+Owns the terminal while it runs, and the picture that is made of /stats. Never requests anything else.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import signal
 import sys
-import time
-from collections.abc import Mapping
+import termios
+import tty
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,8 +28,18 @@ if TYPE_CHECKING:
 TOPICS_MAX = 10
 """Topics shown, those with most subscribers."""
 TIMEOUT_S = 5.0
+KEYS_BYTES_MAX = 1024
+"""Bytes of typed keys that are read at once."""
+HEAD_LINES = 2
+"""Lines above the figures: what the server is, and what is wrong."""
 
 Stats = Mapping[str, Any]
+Row = tuple[object, ...]
+Columns = tuple[str, ...]
+
+_WORKERS: Columns = ("worker", "streams", "lagging", "deliveries/s", "link lag", "")
+_TOPICS: Columns = ("topic", "subscribers", "retained")
+_SLOWEST: Columns = ("slowest streams", "topics", "policy", "lag")
 
 
 @click.command(
@@ -32,61 +47,126 @@ Stats = Mapping[str, Any]
 )
 @click.argument("url", default="http://127.0.0.1:8080")
 @click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds.")
-@click.option(
-    "--once", is_flag=True, help="Print one picture and leave; its rates are means since the start."
-)
-@click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust with https; else the system's.")
+@click.option("--once", is_flag=True, help="Print one picture and exit; its rates are means since the start.")
+@click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust with https.  [default: the system's]")
 def top(url: str, interval: float, once: bool, ca: str | None) -> int:
-    """Show streams, rates, lag, policy actions and the slowest streams of the server at URL."""
+    """Show streams, rates, lag, policy actions and the slowest streams of the server at URL; `q` quits."""
     from relay.publisher import endpoint, need_httpx, tls_context
 
     need_httpx()
     try:
-        from rich.console import Console
-        from rich.live import Live
-        from rich.text import Text
+        import rich  # noqa: F401
     except ImportError:
-        raise RelayError(
-            "relay top needs rich, which is not installed: pip install rich"
-        ) from None
+        raise RelayError("relay top needs rich, which is not installed: pip install rich") from None
     import httpx
 
-    address = endpoint(url, "/stats")
+    async def run() -> int:
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, verify=tls_context(ca)) as client:
+            return await _show(client, endpoint(url, "/stats"), None if once or not sys.stdout.isatty() else interval)
+
+    return asyncio.run(run())
+
+
+async def _show(client: httpx.AsyncClient, address: httpx.URL, interval: float | None) -> int:
+    """Print one picture, or draw one after the other until `q` or a signal; without an interval, only one."""
+    from rich.console import Console
+    from rich.live import Live
+
     console = Console()
-    with httpx.Client(timeout=TIMEOUT_S, verify=tls_context(ca)) as client:
-        stats = fetch(client, address)
-        if once or not sys.stdout.isatty():
-            console.print(render(stats, None))
-            return 0
+    stats = await fetch(client, address)
+    if interval is None:
+        console.print(render(stats, None))
+        return 0
+    before: Stats | None = None
+    problem = ""
+
+    def draw() -> None:
+        live.update(render(stats, before, console.height, problem), refresh=True)
+
+    async def poll() -> None:
+        nonlocal stats, before, problem
+        while True:
+            await asyncio.sleep(interval)
+            try:
+                before, stats, problem = stats, await fetch(client, address), ""
+            except RelayError as error:
+                problem = f"{error}; trying again"
+            draw()
+
+    stopped = asyncio.Event()
+    with (
+        Live(console=console, screen=True, auto_refresh=False) as live,
+        _signals({signal.SIGINT: stopped.set, signal.SIGTERM: stopped.set, signal.SIGHUP: stopped.set,
+                  signal.SIGWINCH: draw}),
+        _keys(stopped.set),
+    ):  # fmt: skip
+        draw()
+        tasks = [asyncio.create_task(poll()), asyncio.create_task(stopped.wait())]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
+    return 0
+
+
+@contextlib.contextmanager
+def _signals(handlers: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
+    """Handle signals in the event loop, so that the terminal is restored whatever ends the program."""
+    loop = asyncio.get_running_loop()
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in handlers:
+            loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _keys(quit: Callable[[], None]) -> Iterator[None]:
+    """Call `quit` when `q` is typed or the terminal is gone; keys are neither shown nor kept until Enter."""
+    descriptor = sys.stdin.fileno() if sys.stdin is not None else -1
+    if descriptor < 0 or not os.isatty(descriptor):
+        yield
+        return
+
+    def read() -> None:
         try:
-            with Live(render(stats, None), console=console, screen=True, auto_refresh=False) as live:
-                while True:
-                    time.sleep(interval)
-                    before = stats
-                    try:
-                        stats = fetch(client, address)
-                    except RelayError as error:
-                        live.update(Text(f"{error}; trying again", style="red"), refresh=True)
-                        continue
-                    live.update(render(stats, before), refresh=True)
-        except KeyboardInterrupt:
-            return 0
+            typed = os.read(descriptor, KEYS_BYTES_MAX)
+        except OSError:  # EIO: the terminal is gone
+            typed = b""
+        if not typed or b"q" in typed.lower():
+            loop.remove_reader(descriptor)
+            quit()
+
+    loop = asyncio.get_running_loop()
+    modes = termios.tcgetattr(descriptor)
+    tty.setcbreak(descriptor)
+    loop.add_reader(descriptor, read)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+        with contextlib.suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, modes)
 
 
-def fetch(client: httpx.Client, address: httpx.URL) -> Stats:
+async def fetch(client: httpx.AsyncClient, address: httpx.URL) -> Stats:
     """Get /stats.
 
     Raises:
-        RelayError: there is no relay.
+        RelayError: the server does not answer, or is not a relay.
     """
     import httpx
 
     try:
-        response = client.get(address)
+        response = await client.get(address)
         response.raise_for_status()
         stats = response.json()
     except httpx.HTTPError as error:
-        raise RelayError(f"{address}: {error}") from None
+        raise RelayError(f"{address}: {error or type(error).__name__}") from None
     except ValueError:
         raise RelayError(f"{address}: the answer is not that of a relay") from None
     if not isinstance(stats, dict) or "streams" not in stats:
@@ -94,13 +174,15 @@ def fetch(client: httpx.Client, address: httpx.URL) -> Stats:
     return stats
 
 
-def render(stats: Stats, before: Stats | None) -> RenderableType:
+def render(stats: Stats, before: Stats | None, height: int | None = None, problem: str = "") -> RenderableType:
     """Draw one picture.
 
     Args:
-        stats: of now.
-        before: of the last time, which rates are taken against; None, or those of an earlier process, for
+        stats: the current statistics.
+        before: the previous ones, from which rates are computed. With None, or those of an earlier process, rates are
             means since the start.
+        height: lines of the terminal, into which the picture is made to fit; None for no limit.
+        problem: why the statistics are old; empty if they are not.
     """
     from rich.console import Group
     from rich.text import Text
@@ -112,15 +194,36 @@ def render(stats: Stats, before: Stats | None) -> RenderableType:
         f"{stats.get('version', '?')}  engine {stats.get('engine', '?')}  ",
         f"up {_span(stats.get('uptime_s', 0))}  ",
         ("ready", "green") if stats.get("ready") else ("not ready", "bold red"),
+        "" if height is None else "  (q quits)",
+        no_wrap=True,
+        overflow="ellipsis",
     )
-    parts: list[RenderableType] = [head, Text(), _figures(stats, before), Text()]
-    if stats.get("workers"):
-        parts += [_workers(stats, before), Text()]
-    return Group(*parts, _topics(stats), Text(), _slowest(stats))
+    figures = _figures(stats, before)
+    tables = [(_WORKERS, _workers(stats, before))] if stats.get("workers") else []
+    tables += [(_TOPICS, _topics(stats)), (_SLOWEST, _slowest(stats))]
+    lengths = [len(rows) for _, rows in tables]
+    if height is not None:
+        # Each table has a blank line and its header above its rows.
+        lengths = share(lengths, height - HEAD_LINES - figures.row_count - 2 * len(tables))
+    parts: list[RenderableType] = [head, Text(_clean(problem), "red", no_wrap=True, overflow="ellipsis"), figures]
+    for (columns, rows), length in zip(tables, lengths, strict=True):
+        parts += [Text(), _table(columns, rows[:length])]
+    return Group(*parts)
+
+
+def share(wanted: Sequence[int], room: int) -> list[int]:
+    """Share out lines, one at a time in turn, until everybody has what it wants or there is no room."""
+    given = [0] * len(wanted)
+    while room > 0 and given != list(wanted):
+        for place, most in enumerate(wanted):
+            if given[place] < most and room > 0:
+                given[place] += 1
+                room -= 1
+    return given
 
 
 def _figures(stats: Stats, before: Stats) -> Table:
-    """The numbers, in pairs of name and value."""
+    """Build the table of numbers: pairs of name and value."""
     log = stats.get("log", {})
     share = log.get("bytes", 0) / (log.get("bytes_max") or 1)
     actions = ", ".join(
@@ -128,7 +231,6 @@ def _figures(stats: Stats, before: Stats) -> Table:
     )
     closes = ", ".join(f"{name} {count:,}" for name, count in stats.get("closes", {}).items() if count)
     slowest = stats.get("slowest") or [{}]
-    table = _table(None, "", "", "", "")
     rows = [
         ("streams", f"{stats.get('streams', 0):,}", "events/s", _rate(stats, before, "events")),
         ("lagging", f"{stats.get('lagging', 0):,}", "deliveries/s", _rate(stats, before, "deliveries")),
@@ -145,84 +247,83 @@ def _figures(stats: Stats, before: Stats) -> Table:
     if upstream:
         state = upstream.get("ended") or ("linked" if upstream.get("linked") else "not linked")
         rows.append(("upstream", state, "breaks", f"{upstream.get('breaks', 0):,}"))
-    for row in rows:
-        table.add_row(*map(_text, row))
-    return table
+    return _table(("", "", "", ""), rows)
 
 
-def _topics(stats: Stats) -> Table:
-    """The topics with most subscribers."""
-    table = _table("topics", "topic", "subscribers", "retained")
-    for topic in stats.get("topics", [])[:TOPICS_MAX]:
-        table.add_row(_text(topic["topic"]), f"{topic['subscribers']:,}", f"{topic['retained']:,}")
-    return table
+def _topics(stats: Stats) -> list[Row]:
+    """Give a row for each topic, those with most subscribers first."""
+    topics = stats.get("topics", [])[:TOPICS_MAX]
+    return [(topic["topic"], f"{topic['subscribers']:,}", f"{topic['retained']:,}") for topic in topics]
 
 
-def _workers(stats: Stats, before: Stats) -> Table:
-    """Each worker; rates are since its own last picture, or its start."""
+def _workers(stats: Stats, before: Stats) -> list[Row]:
+    """Give a row for each worker; rates are since its previous statistics, or since its start."""
     known = {worker["worker"]: worker for worker in before.get("workers", [])}
-    table = _table("workers", "worker", "streams", "lagging", "deliveries/s", "link lag", "")
+    rows: list[Row] = []
     for worker in stats["workers"]:
         earlier = known.get(worker["worker"], {})
         if earlier.get("uptime_s", 0) >= worker.get("uptime_s", 0):
             earlier = {}
-        row = (
-            worker["worker"],
-            f"{worker.get('streams', 0):,}",
-            f"{worker.get('lagging', 0):,}",
-            _rate(worker, earlier, "deliveries"),
-            f"{worker['link_lag_events']:,} events",
-            "" if worker["answered"] else "does not answer",
+        rows.append(
+            (
+                worker["worker"],
+                f"{worker.get('streams', 0):,}",
+                f"{worker.get('lagging', 0):,}",
+                _rate(worker, earlier, "deliveries"),
+                f"{worker['link_lag_events']:,} events",
+                "" if worker["answered"] else "does not answer",
+            )
         )
-        table.add_row(*map(_text, row))
-    return table
+    return rows
 
 
-def _slowest(stats: Stats) -> Table:
-    """The streams that lag most."""
-    table = _table("slowest streams", "address", "topics", "policy", "lag")
-    for stream in stats.get("slowest", []):
-        topics = ", ".join(stream["topics"][:3]) + (", …" if len(stream["topics"]) > 3 else "")
-        table.add_row(*map(_text, (stream["address"], topics, stream["policy"], _lag(stream))))
-    return table
+def _slowest(stats: Stats) -> list[Row]:
+    """Give a row for each of the streams that lag most."""
+    return [
+        (
+            stream["address"],
+            ", ".join(stream["topics"][:3]) + (", …" if len(stream["topics"]) > 3 else ""),
+            stream["policy"],
+            _lag(stream),
+        )
+        for stream in stats.get("slowest", [])
+    ]
 
 
-def _table(title: str | None, *columns: str) -> Table:
-    """Make an empty table; the first column is left, the others too, since they mix words and numbers."""
-    from rich import box
+def _table(columns: Columns, rows: Sequence[Row]) -> Table:
+    """Build a table; what does not fit into the width of the terminal is cut."""
     from rich.table import Table
-
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(columns), pad_edge=False
-    )
-    for column in columns:
-        table.add_column(column)
-    return table
-
-
-def _text(value: object) -> Any:
-    """Show text of others as it is: no markup, and no control characters."""
     from rich.text import Text
 
-    return Text("".join(character if character.isprintable() else "?" for character in str(value)))
+    table = Table(box=None, show_header=any(columns), pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*(Text(_clean(value)) for value in row))
+    return table
+
+
+def _clean(value: object) -> str:
+    """Return others' text without control characters."""
+    return "".join(character if character.isprintable() else "?" for character in str(value))
 
 
 def _rate(stats: Stats, before: Stats, name: str) -> str:
-    """What was counted a second since `before`."""
+    """Return how many were counted per second since `before`."""
     elapsed_s = stats.get("uptime_s", 0) - before.get("uptime_s", 0)
     rate = (stats.get(name, 0) - before.get(name, 0)) / elapsed_s if elapsed_s > 0 else 0.0
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
 
 
 def _lag(stream: Stats) -> str:
-    """One stream's lag in every unit."""
+    """Return a stream's lag in every unit."""
     if not stream.get("lag_events"):
         return "none"
     return f"{stream['lag_events']:,} events, {_size(stream['lag_bytes'])}, {stream['lag_s']:.1f} s"
 
 
 def _size(size: int) -> str:
-    """A number of bytes, short: whole if it is, else with one digit."""
+    """Return a number of bytes as short text: whole if it is, else with one digit."""
     exact = size_text(size)
     if not exact.isdigit() or size < 1024:
         return exact if not exact.isdigit() else f"{exact} B"
@@ -230,7 +331,7 @@ def _size(size: int) -> str:
 
 
 def _span(seconds: float) -> str:
-    """A time in its two largest units."""
+    """Return a time in its two largest units."""
     minutes, rest_s = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
