@@ -195,6 +195,8 @@ class _Server:
         """Run the server, again each time a signal has killed it; return its exit code once it exits by itself."""
         while True:
             process = await self._start()
+            if self.pid:
+                print(f"relay demo: the server was killed; it starts again as process {process.pid}", flush=True)
             self.pid = process.pid
             try:
                 code = await process.wait()
@@ -202,7 +204,6 @@ class _Server:
                 await _stop(process)
             if code >= 0:
                 return code
-            print(f"relay demo: {signal.Signals(-code).name} killed the server; starting it again", flush=True)
 
     async def _start(self) -> asyncio.subprocess.Process:
         """Start the process. It reads standard input from this one, so that it ends when this one is killed."""
@@ -265,8 +266,7 @@ async def _feed(server: _Server, rate: float, kept: bool) -> None:
         except EventError:
             raise
         except RelayError:
-            await _wait_for(server.path)
-            print(f"relay demo: the server is back as process {server.pid}; the feed goes on", flush=True)
+            await _wait_for(server.path)  # it was killed; the batch is sent again
 
 
 async def _wait_for(path: str) -> None:
