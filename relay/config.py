@@ -90,7 +90,18 @@ class Config:
         "retry|status",
     )
     cors_origin: tuple[str, ...] = setting(
-        (), "Origin whose pages may read and publish; `*` for any; none by default.", "text", "ORIGIN"
+        (),
+        "Origin whose pages may read and publish, with their cookies too: https://example.com, https://*.example.com, "
+        "http://localhost:*; `*` for any, without cookies; none by default.",
+        "text",
+        "ORIGIN",
+    )
+    allowed_host: tuple[str, ...] = setting(
+        (),
+        "Name by which clients may address this server (example.com, *.example.com, [::1]); any other gets 421, which "
+        "stops DNS rebinding. All by default, since a proxy may forward its own name.",
+        "text",
+        "HOST",
     )
     publish_token: tuple[str, ...] = setting(
         (),

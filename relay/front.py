@@ -23,7 +23,7 @@ from relay.grant import Grant
 from relay.hub import Subscribe
 from relay.publishing import Cancel, Done, Publishing
 from relay.rate import Rates
-from relay.response import Headers, page_headers
+from relay.response import Dates, Headers, page_headers
 from relay.routes import Router
 from relay.sources.input_errors import InputErrors
 
@@ -124,6 +124,7 @@ class Front:
     find: Find | None = field(init=False, default=None)
     ask: Ask | None = field(init=False, default=None)
     router: Router = field(init=False)
+    dates: Dates = field(init=False)
     rates: Rates = field(init=False)
     deadlines: Deadlines = field(init=False)
     errors: InputErrors = field(init=False)
@@ -135,6 +136,7 @@ class Front:
     def __post_init__(self) -> None:
         self.publisher = Publishing(self.hub, self.config.block_timeout_s, self.loop, self.clock)
         self.router = Router(self.config)
+        self.dates = Dates(self.auth.wall)
         self.proxies = parse_networks(self.config.trusted_proxy)
         self.rates = Rates(self.config.publish_rate)
         self.page_headers = page_headers(self.page)

@@ -46,8 +46,8 @@ _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*")
 _NAME = r"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})"
 _IP_LITERAL = r"\[[A-Za-z0-9._~!$&'()*+,;=:-]+\]"
 # RFC 9110 section 4.2: in a target a host is not empty, and no user stands before it.
-_ABSOLUTE = re.compile(rf"https?://(?:{_IP_LITERAL}|{_NAME}+)(?::[0-9]*)?(?=[/?#]|$)", re.IGNORECASE)
-_HOST = re.compile(rf"(?:{_IP_LITERAL}|{_NAME}*)(?::[0-9]*)?")
+_ABSOLUTE = re.compile(rf"https?://({_IP_LITERAL}|{_NAME}+)(?::[0-9]*)?(?=[/?#]|$)", re.IGNORECASE)
+_HOST = re.compile(rf"({_IP_LITERAL}|{_NAME}*)(?::[0-9]*)?")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # Fields whose meaning changes when two of them are joined to one list.
 _SINGLE = frozenset(("host", "authorization", "content-type", "last-event-id", "origin", "content-encoding"))
@@ -67,6 +67,7 @@ class Request:
         keep_alive: the client wants to go on after the response.
         expects_continue: the client waits for a 100 before it sends the body.
         body_length: bytes of the body; None when it comes in chunks.
+        host: the target's host, or else the Host field's, in lower case and without the port.
     """
 
     method: str
@@ -78,6 +79,7 @@ class Request:
     keep_alive: bool
     expects_continue: bool
     body_length: int | None
+    host: str = ""
 
     def values(self, name: str) -> list[str]:
         """Give all values of a query name, in order."""
@@ -328,9 +330,10 @@ def parse_head(head: bytes) -> Request:
     except httptools.HttpParserError as error:
         raise RequestError(400, f"malformed request: {error}") from None
     headers = _join(fields.lines)
-    if not _HOST.fullmatch(headers.get("host", "" if version == "1.0" else " ")):
+    host = _HOST.fullmatch(headers.get("host", "" if version == "1.0" else " "))
+    if host is None:
         raise RequestError(400, "the Host field is missing or malformed")
-    raw_path, path, query = _parse_target(line[2].decode("ascii"), asterisk=line[1] == b"OPTIONS")
+    authority, raw_path, path, query = _parse_target(line[2].decode("ascii"), asterisk=line[1] == b"OPTIONS")
     connection = {option.strip() for option in headers.get("connection", "").lower().split(",")}
     expect = headers.get("expect", "").lower()
     if expect not in ("", "100-continue"):
@@ -345,6 +348,7 @@ def parse_head(head: bytes) -> Request:
         keep_alive="close" not in connection and (version == "1.1" or "keep-alive" in connection),
         expects_continue=expect != "" and version == "1.1",
         body_length=_body_length(headers, version),
+        host=(authority or host[1]).lower(),  # RFC 9112 section 3.2.2: the target's host replaces the field's.
     )
 
 
@@ -374,10 +378,15 @@ def _body_length(headers: dict[str, str], version: str) -> int | None:
     return None
 
 
-def _parse_target(target: str, *, asterisk: bool) -> tuple[str, str, tuple[tuple[str, str], ...]]:
-    """Split and decode a request target: origin form, absolute form or, for OPTIONS, `*` (RFC 9112 section 3.2)."""
+def _parse_target(target: str, *, asterisk: bool) -> tuple[str, str, str, tuple[tuple[str, str], ...]]:
+    """Split a request target: origin form, absolute form or, for OPTIONS, `*` (RFC 9112 section 3.2).
+
+    Returns:
+        the host, empty in the other forms, the path as sent, the path decoded, and the query's pairs.
+    """
+    host = ""
     if not target.startswith("/") and (absolute := _ABSOLUTE.match(target)):
-        target = target[absolute.end() :]
+        host, target = absolute[1], target[absolute.end() :]
         target = target if target.startswith("/") else f"/{target}"
     if not target.startswith("/") and not (asterisk and target == "*"):
         raise RequestError(400, "malformed request target")
@@ -391,7 +400,7 @@ def _parse_target(target: str, *, asterisk: bool) -> tuple[str, str, tuple[tuple
     path = _unescape(raw_path)
     if "\0" in path:
         raise RequestError(400, "the path contains NUL")
-    return raw_path, path, tuple(pairs)
+    return host, raw_path, path, tuple(pairs)
 
 
 def _unescape(text: str) -> str:

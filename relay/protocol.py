@@ -246,7 +246,7 @@ class FrontProtocol(asyncio.Protocol):
             self._subscribe(route)
         elif isinstance(route, StreamHead):
             assert self._request is not None
-            self._answer(front.router.closing_head(self._request), keep=False)
+            self._answer(front.dates.head(front.router.closing_head(self._request)), keep=False)
         elif isinstance(route, Publish):
             self._publish(route, body)
         elif isinstance(route, Options):
@@ -272,7 +272,8 @@ class FrontProtocol(asyncio.Protocol):
             grant = self._front.auth.subscriber(request)
             grant.check_subscribe(route.terms)
             if isinstance(route, Subscribe):
-                return replace(route, grant=grant, ends_s=self._front.until_s(grant))
+                head = self._front.dates.head(route.head)
+                return replace(route, head=head, grant=grant, ends_s=self._front.until_s(grant))
         if isinstance(route, Publish):
             self._grant = self._front.auth.publisher(request)
             length = request.body_length
@@ -403,7 +404,7 @@ class FrontProtocol(asyncio.Protocol):
         """Answer the current request; go on with the connection if both sides can."""
         request, front = self._request, self._front
         keep = request is not None and request.keep_alive and self._parser.intact and not front.hub.draining
-        headers = (*headers, *front.router.cors(request))
+        headers = (("Date", front.dates.now()), *headers, *front.router.cors(request))
         head_only = request is not None and request.method == "HEAD"
         self._answer(respond(status, headers, body, keep_alive=keep, head_only=head_only), keep=keep)
 
@@ -411,7 +412,7 @@ class FrontProtocol(asyncio.Protocol):
         """Answer a request that cannot be served."""
         if error.limit:
             self._front.metrics.limited(error.limit)
-        if error.status in (400, 401, 403, 408, 413, 414, 415, 417, 429, 431, 501, 505):
+        if error.status in (400, 401, 403, 408, 413, 414, 415, 417, 421, 429, 431, 501, 505):
             kind = "token" if error.status == 401 else "request"
             self._front.errors.report(kind, "refused a request of %s: %s", self._address(), error.reason)
         if error.status in _FOR_NOW and self._asks_for_events():
@@ -438,7 +439,7 @@ class FrontProtocol(asyncio.Protocol):
         """Answer by a stream that says when to come back, and ends: an EventSource fails for good on a status."""
         assert self._request is not None
         after_ms = 1000 * int(dict(error.headers).get("Retry-After", "0"))
-        head = self._front.router.closing_head(self._request)
+        head = self._front.dates.head(self._front.router.closing_head(self._request))
         text = comment(error.reason) + come_back(after_ms + self._front.hub.draw_retry_ms())
         self._answer(head + text, keep=False)
 

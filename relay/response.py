@@ -8,12 +8,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from email.utils import formatdate
 from http import HTTPStatus
 
 import orjson
 
-from relay.config import Config
+from relay.origins import Allowed
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -50,25 +51,21 @@ def json_body(value: object) -> tuple[Headers, bytes]:
     return JSON, orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def cors_headers(config: Config, origin: str | None) -> Headers:
+def cors_headers(allowed: Allowed, origin: str | None) -> Headers:
     """Give the CORS headers of a response.
 
     Args:
-        config: `cors_origin` lists who may read; with `*` everyone.
+        allowed: who may read.
         origin: the request's Origin, None if it had none.
     """
-    if "*" in config.cors_origin:
-        return (("Access-Control-Allow-Origin", "*"),)
-    if not config.cors_origin:
-        return ()
-    if origin in config.cors_origin:
-        # A page of another origin may have its cookie sent along only where it is named, never under `*`.
-        credentials = (("Access-Control-Allow-Credentials", "true"),) if config.jwt_cookie else ()
-        return (("Access-Control-Allow-Origin", str(origin)), *credentials, ("Vary", "Origin"))
-    return (("Vary", "Origin"),)
+    vary = () if not allowed.listing else (("Vary", "Origin"),)
+    if origin is not None and allowed.lists(origin):
+        # Fetch section 3.2.5: credentials go only to an origin that is named, never to `*`.
+        return (("Access-Control-Allow-Origin", origin), ("Access-Control-Allow-Credentials", "true"), *vary)
+    return (("Access-Control-Allow-Origin", "*"), *vary) if allowed.any else vary
 
 
-def stream_head(config: Config, origin: str | None) -> bytes:
+def stream_head(cors: Headers = ()) -> bytes:
     """Build the response head of a stream, whose body ends with the connection, in HTTP/1.0 as in 1.1."""
     lines = [
         "HTTP/1.1 200 OK",
@@ -76,9 +73,38 @@ def stream_head(config: Config, origin: str | None) -> bytes:
         "Cache-Control: no-cache, no-transform",
         "Connection: keep-alive",
         "X-Accel-Buffering: no",
-        *(f"{name}: {value}" for name, value in cors_headers(config, origin)),
+        *(f"{name}: {value}" for name, value in cors),
     ]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+class Dates:
+    """The Date field, which every answer has (RFC 9110 section 6.6.1), formatted once a second.
+
+    Args:
+        wall: gives the time in seconds since 1970.
+    """
+
+    def __init__(self, wall: Callable[[], float]) -> None:
+        self._wall = wall
+        self._second = -1
+        self._text = ""
+        self._heads: dict[bytes, bytes] = {}
+
+    def now(self) -> str:
+        """Return the field's value."""
+        second = int(self._wall())
+        if second != self._second:
+            self._second, self._text, self._heads = second, formatdate(second, usegmt=True), {}
+        return self._text
+
+    def head(self, head: bytes) -> bytes:
+        """Return a response head with Date; the streams of one second share it."""
+        date = self.now()
+        dated = self._heads.get(head)
+        if dated is None:
+            dated = self._heads[head] = head.replace(b"\r\n", f"\r\nDate: {date}\r\n".encode("ascii"), 1)
+        return dated
 
 
 def page_headers(page: bytes) -> Headers:

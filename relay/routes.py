@@ -10,14 +10,19 @@ import math
 import re
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache, partial
 
 from relay.config import Config, parse_duration
 from relay.errors import EventError, RequestError
 from relay.http import Request
 from relay.hub import Subscribe
+from relay.origins import Allowed
 from relay.policy import Policy
 from relay.response import Headers, cors_headers, stream_head
 from relay.topic import check_term, check_topic, is_pattern
+
+ORIGINS_CACHED = 1024
+"""Origins whose headers are kept, as a wildcard matches any number of them."""
 
 LAST_ID_NAMES = ("lastEventId", "last_event_id", "lastEventID", "evs_last_event_id")
 """Query names under which polyfills and hubs of today repeat the last id."""
@@ -27,6 +32,7 @@ _READ = ("GET", "HEAD", "OPTIONS")
 _WRITE = ("POST", "OPTIONS")
 _POLICIES = frozenset(policy.value for policy in Policy)
 _PREFLIGHT_MAX_AGE_S = 7200
+_ALLOW_ORIGIN = "Access-Control-Allow-Origin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,26 +95,41 @@ class Router:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        # One head a known origin, so that ten thousand streams share it.
-        self._heads = {origin: stream_head(config, origin) for origin in (None, *config.cors_origin)}
-        self._cors = {origin: cors_headers(config, origin) for origin in (None, *config.cors_origin)}
+        self._hosts = Allowed(config.allowed_host) if config.allowed_host else None
+        self._origins = Allowed(config.cors_origin)
+        self._cors = lru_cache(ORIGINS_CACHED)(partial(cors_headers, self._origins))
+        # Streams share one head for each origin that is listed, and one for all others.
+        self._heads = lru_cache(ORIGINS_CACHED)(lambda origin: stream_head(self._cors(origin)))
 
     def cors(self, request: Request | None) -> Headers:
         """Give the CORS headers of a response to the request; None stands for one that could not be read."""
-        origin = request.headers.get("origin") if request else None
-        return self._cors.get(origin, self._cors[None])
+        cors = self._cors(None if request is None else self._origin(request))
+        allows = any(name == _ALLOW_ORIGIN for name, _ in cors)
+        return (*cors, ("Access-Control-Expose-Headers", "Retry-After")) if allows else cors
+
+    def _origin(self, request: Request) -> str | None:
+        """Give the origin of a request, if it is listed."""
+        origin = request.headers.get("origin")
+        return origin if origin is not None and self._origins.lists(origin) else None
+
+    def _head(self, request: Request) -> bytes:
+        """Give the head of a stream."""
+        return self._heads(self._origin(request))
 
     def closing_head(self, request: Request) -> bytes:
         """Give the head of a stream that ends at once."""
-        head = self._heads.get(request.headers.get("origin"), self._heads[None])
-        return head.replace(b"Connection: keep-alive\r\n", b"Connection: close\r\n")
+        return self._head(request).replace(b"Connection: keep-alive\r\n", b"Connection: close\r\n")
 
     def route(self, request: Request) -> Route:
         """Tell what a request asks for.
 
         Raises:
-            RequestError: 400 a bad argument, 403 a policy that only the settings may choose, 404, 405.
+            RequestError: 400 a bad argument, 403 a policy that only the settings may choose, 404, 405, 421 a host that
+                is not allowed.
         """
+        if self._hosts is not None and not self._hosts.lists(request.host.removesuffix(".")):
+            # RFC 9110 section 15.5.20
+            raise RequestError(421, f"{request.host!r} is not a name of this server; allowed-host lists its names")
         path = request.path
         if path == "/events" or path.startswith("/events/"):
             _check_method(request, _READ)
@@ -145,7 +166,7 @@ class Router:
         )
 
     def _allows(self, request: Request) -> bool:
-        return any(name == "Access-Control-Allow-Origin" for name, _ in self.cors(request))
+        return any(name == _ALLOW_ORIGIN for name, _ in self.cors(request))
 
     def _subscribe(self, request: Request) -> Subscribe:
         """Read the arguments of a stream."""
@@ -158,14 +179,13 @@ class Router:
             elif since != "latest":
                 since_s = _age_s(since)
                 last_id = _check_id(since) if since_s is None else None
-        origin = request.headers.get("origin")
         return Subscribe(
             terms=self._terms(request),
             last_id=last_id,
             since_s=since_s,
             policy=self._policy(_one(request, "policy")),
             padding=any(name in ("padding", "evs_preamble") for name, _ in request.query),
-            head=self._heads.get(origin, self._heads[None]),
+            head=self._head(request),
         )
 
     def _terms(self, request: Request) -> tuple[str, ...]:

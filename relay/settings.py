@@ -29,6 +29,7 @@ from relay.config import (
 )
 from relay.errors import ConfigError, EventError
 from relay.forwarded import parse_networks
+from relay.origins import check_host, check_origin
 from relay.topic import CONTROL, check_term, check_topic
 
 WORKERS_MAX = 1024
@@ -49,7 +50,6 @@ _SWITCH = {
 }
 _HARD_AND_SOFT = (("lag-bytes", "lag-soft-bytes"), ("lag-events", "lag-soft-events"), ("lag", "lag-soft"))
 _LIMITS = (*(name for pair in _HARD_AND_SOFT for name in pair), "lag-soft-for")
-_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\sA-Z/?#,]+")
 _JWKS_URL = re.compile(r"https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]")
 # Kubernetes and Docker tell every container about a service named `relay` or `relay-…` in such variables.
 _SERVICE_LINK = re.compile(
@@ -225,11 +225,15 @@ def _check_front(config: Config) -> None:
         raise ConfigError(f"trusted-proxy: {error}") from None
     if config.proxy_protocol and not config.trusted_proxy:
         raise ConfigError("proxy-protocol: trusted-proxy must name who may send it")
-    for origin in config.cors_origin:
-        if not _ORIGIN.fullmatch(origin):
-            raise ConfigError(
-                f"cors-origin: {origin!r} is neither `*` nor like https://example.com (no path, lower case)"
-            )
+    for name, items, check_item in (
+        ("cors-origin", config.cors_origin, check_origin),
+        ("allowed-host", config.allowed_host, check_host),
+    ):
+        try:
+            for item in items:
+                check_item(item)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from None
     for token in config.publish_token:
         if not all("!" <= character <= "~" for character in token):
             raise ConfigError("publish-token: only visible ASCII characters, without spaces, fit into a header")

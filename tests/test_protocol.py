@@ -142,6 +142,8 @@ class Client:
         """Read a response's head."""
         lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines[1:-2])
+        # RFC 9110 section 6.6.1: every answer has Date, except those with a 1xx status.
+        assert ("Date" in headers) == (not lines[0].startswith("HTTP/1.1 1")), lines
         assert len(headers) == len(lines) - 3, "a header comes twice"
         return Reply(int(lines[0].split()[1]), headers)
 
@@ -339,6 +341,8 @@ async def test_the_hub_may_refuse_a_stream_and_the_connection_goes_on(site: Site
     reply = await client.ask(get("/events", "Origin: https://a.example"))
     assert (reply.status, reply.json, reply.headers["Retry-After"]) == (429, {"error": "too many"}, "5")
     assert reply.headers["Access-Control-Allow-Origin"] == "https://a.example"
+    assert reply.headers["Access-Control-Allow-Credentials"] == "true"
+    assert reply.headers["Access-Control-Expose-Headers"] == "Retry-After"
     assert len(os.listdir("/proc/self/fd")) == before
     site.hub.refuse = None
     assert (await client.ask(get("/events"))).status == 200

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 
-from relay.config import Config
-from relay.response import cors_headers, json_body, page_headers, respond, stream_head
+import pytest
+
+from relay.origins import Allowed
+from relay.response import Dates, Headers, cors_headers, json_body, page_headers, respond, stream_head
 
 
 def test_a_response_has_its_length_and_says_whether_it_goes_on() -> None:
@@ -33,25 +35,48 @@ def test_json_is_not_cached() -> None:
 
 
 def test_a_stream_s_head_is_what_proxies_and_browsers_need() -> None:
-    assert stream_head(Config(), None) == (
+    assert stream_head() == (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n"
         b"Connection: keep-alive\r\nX-Accel-Buffering: no\r\n\r\n"
     )
 
 
-def test_cors_follows_the_settings() -> None:
-    listed = Config(cors_origin=("https://a.example",))
-    assert cors_headers(Config(), "https://a.example") == ()
-    assert cors_headers(Config(cors_origin=("*",)), "https://x.example") == (("Access-Control-Allow-Origin", "*"),)
-    assert cors_headers(listed, "https://x.example") == (("Vary", "Origin"),)
-    assert cors_headers(listed, None) == (("Vary", "Origin"),)
-    assert dict(cors_headers(listed, "https://a.example")) == {
-        "Access-Control-Allow-Origin": "https://a.example",
-        "Vary": "Origin",
-    }
-    assert b"\r\nAccess-Control-Allow-Origin: https://a.example\r\nVary: Origin\r\n\r\n" in stream_head(
-        listed, "https://a.example"
-    )
+ORIGIN = ("Access-Control-Allow-Origin", "https://a.example")
+CREDENTIALS = ("Access-Control-Allow-Credentials", "true")
+ANY = ("Access-Control-Allow-Origin", "*")
+VARY = ("Vary", "Origin")
+
+
+@pytest.mark.parametrize(
+    ("items", "origin", "headers"),
+    [
+        ((), "https://a.example", ()),
+        (("*",), "https://a.example", (ANY,)),
+        (("*",), None, (ANY,)),
+        (("https://a.example",), "https://a.example", (ORIGIN, CREDENTIALS, VARY)),
+        (("https://a.example",), "https://b.example", (VARY,)),
+        (("https://a.example",), None, (VARY,)),
+        (("https://*.example",), "https://a.example", (ORIGIN, CREDENTIALS, VARY)),
+        (("*", "https://a.example"), "https://a.example", (ORIGIN, CREDENTIALS, VARY)),
+        (("*", "https://a.example"), "https://b.example", (ANY, VARY)),
+        (("*", "https://a.example"), None, (ANY, VARY)),
+    ],
+)
+def test_credentials_go_to_a_listed_origin_and_never_to_any(
+    items: tuple[str, ...], origin: str | None, headers: Headers
+) -> None:
+    assert cors_headers(Allowed(items), origin) == headers
+
+
+def test_date_is_formatted_once_a_second() -> None:
+    times = iter([784111777.2, 784111777.9, 784111777.9, 784111778.0])
+    dates = Dates(lambda: next(times))
+    first = dates.now()
+    assert first == "Sun, 06 Nov 1994 08:49:37 GMT"
+    head = dates.head(stream_head())
+    assert head.startswith(b"HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: ")
+    assert dates.head(stream_head()) is head
+    assert dates.now() == "Sun, 06 Nov 1994 08:49:38 GMT"
 
 
 def test_the_page_may_run_its_own_scripts_and_styles_only() -> None:

@@ -8,11 +8,12 @@ import pytest
 
 from relay.config import Config
 from relay.errors import RequestError
-from relay.http import Request, parse_head
+from relay.http import Request, RequestParser, parse_head
 from relay.hub import Subscribe
 from relay.response import stream_head
 from relay.routes import Options, Publish, Resource, Route, Router, StreamHead
 
+VARY = ("Vary", "Origin")
 CONFIG = Config(topic="news", topics_per_stream_max=3, cors_origin=("https://a.example", "https://b.example"))
 
 
@@ -42,7 +43,7 @@ def refused(target: str, *lines: str, method: str = "GET", config: Config = CONF
 
 
 def test_a_stream_without_a_topic_gets_the_default_topic() -> None:
-    head = stream_head(CONFIG, None)
+    head = stream_head((VARY,))
     assert stream("/events") == Subscribe(("news",), None, None, None, False, head)
 
 
@@ -173,8 +174,36 @@ def test_streams_of_one_origin_share_their_head() -> None:
     assert isinstance(first, Subscribe)
     assert isinstance(second, Subscribe)
     assert first.head is second.head
-    assert first.head == stream_head(CONFIG, "https://a.example")
-    assert stream("/events", "Origin: https://c.example").head == stream_head(CONFIG, None)
+    allowed = ("Access-Control-Allow-Origin", "https://a.example"), ("Access-Control-Allow-Credentials", "true")
+    assert first.head == stream_head((*allowed, VARY))
+    assert stream("/events", "Origin: https://c.example").head == stream_head((VARY,))
+
+
+def test_a_host_is_refused_unless_it_is_allowed() -> None:
+    config = Config(allowed_host=("localhost", "127.0.0.1", "[::1]", "*.example.com"))
+
+    def ask(host: str, target: str = "/events", method: str = "GET") -> object:
+        parser = RequestParser(1000)
+        parser.feed(f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        asked = parser.head()
+        assert asked is not None
+        return Router(config).route(asked)
+
+    for host in ("localhost", "LOCALHOST:80", "localhost.", "127.0.0.1:9", "[::1]:8080", "A.b.example.com"):
+        ask(host)
+    ask("evil.example", "http://localhost:1/events")
+    requests = [("/events", "GET"), ("/", "GET"), ("/publish", "POST"), ("*", "OPTIONS"), ("/none", "PUT")]
+    for host in ("", "evil.example", "localhost.evil", "evillocalhost", "example.com", "evilexample.com", "[::2]"):
+        for target, method in requests:
+            with pytest.raises(RequestError) as caught:
+                ask(host, target, method)
+            assert caught.value.status == 421
+    with pytest.raises(RequestError):
+        ask("localhost", "http://evil.example/events")
+
+
+def test_without_allowed_hosts_any_host_will_do() -> None:
+    assert isinstance(Router(Config()).route(request("/events")), Subscribe)
 
 
 def test_a_head_of_a_stream_is_checked_like_the_stream() -> None:

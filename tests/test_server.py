@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import aclosing
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx
@@ -495,3 +496,32 @@ def test_the_engine_is_named_first_and_a_random_token_stays_out_of_the_log() -> 
     assert ", engine " in messages[0]
     assert "raised the descriptor limit from 512" in messages[1]
     assert not any("token for" in message for message in messages)
+
+
+def test_every_answer_to_a_listed_origin_can_be_read_with_credentials_and_has_a_date() -> None:
+    origin = {"Origin": "https://app.example.com"}
+    with relay("--cors-origin", "https://*.example.com", "--streams-max", "1", "--refuse-streams", "status") as server:
+        with Stream(server.port, headers=origin) as stream:
+            answers = [server.request("GET", path, headers=origin) for path in ("/", "/stats", "/none", "/events")]
+            answers.append(server.request("POST", "/publish", b"x", origin))
+            assert [status for status, _, _ in answers] == [200, 200, 404, 503, 401]
+            heads = [headers for _, headers, _ in answers]
+            lines = stream.head.decode().split("\r\n")[1:]
+            heads.append({name.lower(): value for name, value in (line.split(": ", 1) for line in lines)})
+        for head in heads:
+            assert head["access-control-allow-origin"] == origin["Origin"]
+            assert head["access-control-allow-credentials"] == "true"
+            assert head["vary"] == "Origin"
+            assert abs(parsedate_to_datetime(head["date"]).timestamp() - time.time()) < TIMEOUT_S
+        evil = server.request("GET", "/stats", headers={"Origin": "https://app.example.com.evil"})[1]
+        assert "access-control-allow-origin" not in evil
+
+
+def test_only_allowed_hosts_are_served() -> None:
+    with relay("--allowed-host", "127.0.0.1", "--allowed-host", "localhost") as server:
+        for host, expected in (("localhost:1", 200), ("evil.example", 421), ("127.0.0.1.evil.example", 421)):
+            assert server.request("GET", "/stats", headers={"Host": host})[0] == expected
+        for lines in (b"", b"Host: localhost\r\nHost: evil.example\r\n"):
+            with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as client:
+                client.sendall(b"GET / HTTP/1.1\r\n%b\r\n" % lines)
+                assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
