@@ -17,11 +17,16 @@ SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 """Begins a header of version 2 (PROXY protocol, section 2.2)."""
 LINE_BYTES_MAX = 107
 """Longest header of version 1, its CRLF included (section 2.1)."""
-BINARY_BYTES_MAX = 16 + 4096
-"""Longest header of version 2 that is taken: addresses have 36 bytes, the rest are extensions that nobody reads."""
+BINARY_BYTES_MAX = 16 + 16 * 1024
+"""Longest header of version 2 that is taken: addresses have 36 bytes. The rest are extensions, such as the client's
+certificate, and are not read."""
 
 _LINE = re.compile(
     rb"PROXY (?:UNKNOWN(?: [ -~]*)?|TCP([46]) ([0-9A-Fa-f.:]+) ([0-9A-Fa-f.:]+) ([0-9]{1,5}) ([0-9]{1,5}))"
+)
+# A port may be obfuscated (RFC 7239 section 6.3), and nobody reads it. In a bare IPv6 address, colons tell no port.
+_ITEM = re.compile(
+    r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<ipv4>[0-9.]+))(?::[0-9A-Za-z._-]+)?|(?P<bare>[0-9A-Fa-f:.]+(?:%\S+)?)"
 )
 _LOCAL, _PROXY = 0x20, 0x21
 _TCP4, _TCP6 = 0x11, 0x21
@@ -52,23 +57,46 @@ def trusted(address: str, networks: tuple[Network, ...]) -> bool:
 def client_address(peer: str, header: str, networks: tuple[Network, ...]) -> str:
     """Return the address of a request's client.
 
-    From the right, where the proxies write: the first address that is not a trusted proxy's own.
+    Each proxy appends the address of its own client. So the header is read from the right, and only as far as trusted
+    proxies wrote it: the first address that is not a trusted proxy's is the client's. An item that cannot be read
+    (`unknown`, an obfuscated identifier, an empty one) ends the search at the last known proxy. It is never passed
+    over: what stands left of it comes from whoever it hides, and a client could choose its own address there.
 
     Args:
         peer: the address at the other end of the connection.
-        header: value of X-Forwarded-For; what was sent in several lines joined by commas.
+        header: value of X-Forwarded-For; what was sent in several lines joined by commas. Items may have a port,
+            brackets, quotes and an IPv6 zone.
         networks: the trusted proxies.
     """
     address = peer
-    for part in reversed(header.split(",")):
+    for item in reversed(header.split(",")):
         if not trusted(address, networks):
             return address
-        text = part.strip()
-        try:
-            address = str(ipaddress.ip_address(text))
-        except ValueError:
-            return address  # `unknown`, or nonsense: whoever wrote it is the last that is known
+        found = _read_item(item)
+        if found is None:
+            return address
+        address = found
     return address
+
+
+def _read_item(item: str) -> str | None:
+    """Return the address in one item of X-Forwarded-For; None where there is none."""
+    text = item.strip()
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        text = text[1:-1].strip()
+    found = _ITEM.fullmatch(text)
+    if found is None:
+        return None
+    try:
+        return _plain(ipaddress.ip_address((found["ipv6"] or found["ipv4"] or found["bare"]).partition("%")[0]))
+    except ValueError:
+        return None
+
+
+def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """Write an address; an IPv4 address that is mapped to IPv6 is the same client's, and is written as IPv4."""
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
 
 
 def read_header(data: bytes) -> tuple[str | None, int] | None:
@@ -112,7 +140,7 @@ def _address(text: str, version: int) -> str:
         raise RequestError(400, "the PROXY header has an address that there is not") from None
     if address.version != version:
         raise RequestError(400, "the PROXY header has an address of another family")
-    return str(address)
+    return _plain(address)
 
 
 def _read_binary(data: bytes) -> tuple[str | None, int] | None:
@@ -130,4 +158,4 @@ def _read_binary(data: bytes) -> tuple[str | None, int] | None:
     size = 4 if family == _TCP4 else 16
     if length < 2 * size + 4:
         raise RequestError(400, "the PROXY header is too short for its addresses")
-    return str(ipaddress.ip_address(data[16 : 16 + size])), 16 + length
+    return _plain(ipaddress.ip_address(data[16 : 16 + size])), 16 + length

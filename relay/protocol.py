@@ -432,7 +432,7 @@ class FrontProtocol(asyncio.Protocol):
             and request is not None
             and request.method == "GET"
             and request.path.startswith("/events")
-            and "text/event-stream" in request.headers.get("accept", "")
+            and "text/event-stream" in request.headers.get("accept", "").lower()
         )
 
     def _send_away(self, error: RequestError) -> None:

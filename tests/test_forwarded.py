@@ -34,11 +34,13 @@ def binary(command: int = 0x21, family: int = 0x11, body: bytes = b"\x01\x02\x03
     [
         (b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n", "192.0.2.1"),
         (b"PROXY TCP6 2001:db8::1 2001:db8::2 1 2\r\n", "2001:db8::1"),
+        (b"PROXY TCP6 ::ffff:192.0.2.1 ::ffff:192.0.2.2 1 2\r\n", "192.0.2.1"),
         (b"PROXY UNKNOWN\r\n", None),
         (b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n", None),
         (binary(), "1.2.3.4"),
         (binary(family=0x21, body=ipaddress.ip_address("2001:db8::1").packed * 2 + b"\0\1\0\2"), "2001:db8::1"),
         (binary(body=b"\x01\x02\x03\x04\x05\x06\x07\x08\0\1\0\2" + b"\x04\0\x01x"), "1.2.3.4"),
+        (binary(body=b"\x01\x02\x03\x04\x05\x06\x07\x08\0\1\0\2" + b"\x20\xff\xff" + b"x" * 9000), "1.2.3.4"),
         (binary(command=0x20), None),
         (binary(family=0x31, body=b"x" * 216), None),
     ],
@@ -91,6 +93,31 @@ def test_whatever_comes_is_read_or_refused_or_waited_for(start: bytes, rest: byt
         ("::ffff:10.0.0.1", "192.0.2.1", "192.0.2.1"),
         ("10.0.0.1", "unknown, 10.0.0.2", "10.0.0.2"),
         ("10.0.0.1", "192.0.2.1,", "10.0.0.1"),
+        ("10.0.0.1", "192.0.2.1:4711", "192.0.2.1"),
+        ("10.0.0.1", "192.0.2.1:_port", "192.0.2.1"),
+        ("10.0.0.1", "[2001:db8::1]:4711", "2001:db8::1"),
+        ("10.0.0.1", "[2001:DB8::1]", "2001:db8::1"),
+        ("10.0.0.1", "2001:db8:0::1", "2001:db8::1"),
+        ("10.0.0.1", "fe80::1%eth0", "fe80::1"),
+        ("10.0.0.1", "[fe80::1%25eth0]:80", "fe80::1"),
+        ("10.0.0.1", '"[2001:db8::1]:4711"', "2001:db8::1"),
+        ("10.0.0.1", ' "192.0.2.1" ', "192.0.2.1"),
+        ("10.0.0.1", "::ffff:192.0.2.1", "192.0.2.1"),
+        ("10.0.0.1", "[::ffff:192.0.2.1]:80", "192.0.2.1"),
+        ("10.0.0.1", "192.0.2.1:4711, 10.0.0.2:80, [::1]:80", "192.0.2.1"),
+        ("10.0.0.1", "nonsense, _hidden, 192.0.2.1", "192.0.2.1"),
+        # What cannot be read hides who wrote what stands left of it: nobody can choose an address there.
+        ("10.0.0.1", "192.0.2.1, _hidden, 10.0.0.2", "10.0.0.2"),
+        ("10.0.0.1", "192.0.2.1, unix:", "10.0.0.1"),
+        ("10.0.0.1", "192.0.2.1, , 10.0.0.2", "10.0.0.2"),
+        ("10.0.0.1", "192.0.2.1, 192.0.2.2:4711", "192.0.2.2"),
+        ("10.0.0.1", "192.0.2.1 192.0.2.2", "10.0.0.1"),
+        ("10.0.0.1", "192.0.2.300:80", "10.0.0.1"),
+        ("10.0.0.1", "[192.0.2.1]x", "10.0.0.1"),
+        ("10.0.0.1", "[2001:db8::1", "10.0.0.1"),
+        ("10.0.0.1", "[", "10.0.0.1"),
+        ("10.0.0.1", "\"", "10.0.0.1"),
+        ("10.0.0.1", "", "10.0.0.1"),
         ("192.0.2.7", "192.0.2.1", "192.0.2.7"),
         ("local", "192.0.2.1", "local"),
     ],
@@ -118,7 +145,9 @@ def test_limits_by_address_go_by_the_forwarded_one_where_the_proxy_is_trusted() 
     with relay(*limit) as server, Stream(server.port, headers={"X-Forwarded-For": "192.0.2.1"}):
         assert refused(server, {"X-Forwarded-For": "192.0.2.1"})
         assert refused(server, {"X-Forwarded-For": "192.0.2.9, 192.0.2.1"})
+        assert refused(server, {"X-Forwarded-For": '"192.0.2.1:4711"'})
         assert not refused(server, {"X-Forwarded-For": "192.0.2.2"})
+        assert not refused(server, {"X-Forwarded-For": "[2001:db8::1]:4711"})
     with relay(*limit[:2]) as server, Stream(server.port, headers={"X-Forwarded-For": "192.0.2.1"}):
         assert refused(server, {"X-Forwarded-For": "192.0.2.2"})
 
