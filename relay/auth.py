@@ -9,17 +9,22 @@ from __future__ import annotations
 import hashlib
 import hmac
 import http.cookies
+import logging
 import math
 import secrets
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from relay.config import Config
-from relay.errors import EventError, RequestError
+from relay.errors import RETRY_SOON, EventError, RequestError
 from relay.grant import ANYBODY, EVERYTHING, Grant, challenge
 from relay.http import Request
 from relay.keys import Keys
 from relay.topic import check_term
+
+if TYPE_CHECKING:
+    from jwt import PyJWK
 
 TOKEN_BYTES_MAX = 8 * 1024
 """Longest token that is looked at; a JWT of a hundred patterns has some 4 KiB."""
@@ -28,6 +33,9 @@ PATTERNS_MAX = 1000
 TICKETS_MAX = 100_000
 LEEWAY_S = 30
 """How far the clocks of two machines may be apart (RFC 7519 section 4.1.4)."""
+
+_NOT_VALID = "the token is not a valid one"
+_logger = logging.getLogger(__name__)
 
 
 class Auth:
@@ -39,6 +47,7 @@ class Auth:
         keys: what JWTs are checked with; None where none are taken.
         revoked: subjects and token ids that are void.
         wall: the time of day in seconds, which tokens go by.
+        unknown_key: called when a token names an unknown key; returns whether the keys are being fetched anew.
     """
 
     def __init__(
@@ -49,12 +58,14 @@ class Auth:
         revoked: frozenset[str] = frozenset(),
         *,
         wall: Callable[[], float],
+        unknown_key: Callable[[], bool] | None = None,
     ) -> None:
         self.tokens = tokens
         self.keys = keys
         self.revoked = revoked
         self._config = config
         self.wall = wall
+        self._unknown_key = unknown_key or (lambda: False)
         self.tickets: dict[str, tuple[float, Grant]] = {}
 
     def subscriber(self, request: Request) -> Grant:
@@ -89,7 +100,7 @@ class Auth:
         if sum(hmac.compare_digest(given, known.encode()) for known in self.tokens):
             return Grant(subject=f"token {hashlib.sha256(given).hexdigest()[:8]}", publish=EVERYTHING)
         if self.keys is None:
-            raise RequestError(401, "the token is not a valid one", challenge("invalid_token"))
+            raise RequestError(401, _NOT_VALID, challenge("invalid_token"))
         return self._verify(token)
 
     def valid(self, grant: Grant) -> bool:
@@ -126,54 +137,113 @@ class Auth:
 
     def _verify(self, token: str) -> Grant:
         """Check a JWT (RFC 7519, RFC 8725), and read what it grants."""
+        if self.keys is None:
+            raise RequestError(503, "the keys are not there yet", RETRY_SOON)
+        if len(token) > TOKEN_BYTES_MAX:
+            raise _refusal(_NOT_VALID)
+        header = _header(token)
+        for key in self.keys.candidates(header.id):
+            # A key has one algorithm, and no other is tried with it: neither `none` nor HS256 with a public key.
+            if key.algorithm_name != header.algorithm:
+                continue
+            claims = self._claims(token, key)
+            if claims is not None:
+                return self._grant(claims)
+        if header.id is not None and header.id not in self.keys.by_id and self._unknown_key():
+            # A 401 would end an EventSource for good; this one comes back, and the key may be there.
+            raise RequestError(503, "the keys are being fetched", RETRY_SOON)
+        raise _refusal(_NOT_VALID)
+
+    def _claims(self, token: str, key: PyJWK) -> dict[str, Any] | None:
+        """Return what a token claims; None where this key did not sign it."""
         import jwt
 
-        if self.keys is None:
-            raise RequestError(503, "the keys are not there yet", (("Retry-After", "2"),))
-        config, wrong = self._config, "the token is not a valid one"
+        config = self._config
         try:
-            if len(token) > TOKEN_BYTES_MAX:
-                raise jwt.InvalidTokenError
-            header = jwt.get_unverified_header(token)
-            for key in self.keys.candidates(header.get("kid")):
-                # A key has one algorithm, and no other is tried with it: neither `none` nor HS256 with a public key.
-                if key.algorithm_name != header.get("alg"):
-                    continue
-                try:
-                    claims = jwt.decode(
-                        token,
-                        key,
-                        algorithms=[key.algorithm_name],
-                        audience=config.jwt_audience or None,
-                        issuer=config.jwt_issuer or None,
-                        leeway=LEEWAY_S,
-                        options={"require": ["exp"], "verify_aud": bool(config.jwt_audience)},
-                    )
-                except jwt.InvalidSignatureError:
-                    continue
-                grant = self._grant(claims)
-                if not self.valid(grant):
-                    wrong = "the token is revoked"
-                    break
-                return grant
-        except jwt.ExpiredSignatureError:
-            wrong = "the token has expired"
-        except (jwt.InvalidTokenError, ValueError):
-            wrong = "the token is not a valid one"
-        raise RequestError(401, wrong, challenge("invalid_token"))
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=[key.algorithm_name],
+                audience=config.jwt_audience or None,
+                issuer=config.jwt_issuer or None,
+                leeway=LEEWAY_S,
+                options={"require": ["exp"], "verify_exp": False, "verify_aud": bool(config.jwt_audience)},
+            )
+        except jwt.InvalidSignatureError:
+            return None
+        except Exception as error:  # noqa: BLE001  whatever the library makes of a foreign token, it is not valid
+            _logger.debug("a token cannot be decoded: %s", type(error).__name__)
+            raise _refusal(_NOT_VALID) from None
+        return claims
 
     def _grant(self, claims: dict[str, Any]) -> Grant:
-        """Read a checked token's claims; ValueError if they are malformed."""
-        own = claims.get(self._config.jwt_claim, {})
-        if not isinstance(own, dict):
-            raise ValueError
-        return Grant(
-            subject=_text(claims.get("sub", "")),
-            id=_text(claims.get("jti", "")),
-            subscribe=_terms(own.get("subscribe", [])),
-            publish=_terms(own.get("publish", [])),
-            ends_s=float(claims["exp"]) + LEEWAY_S,
-        )
+        """Read the claims of a token whose signature is right.
+
+        Raises:
+            RequestError: 401 where they are malformed, over or revoked.
+        """
+        try:
+            own = claims.get(self._config.jwt_claim, {})
+            if not isinstance(own, dict):
+                raise ValueError
+            grant = Grant(
+                subject=_text(claims.get("sub", "")),
+                id=_text(claims.get("jti", "")),
+                subscribe=_terms(own.get("subscribe", [])),
+                publish=_terms(own.get("publish", [])),
+                ends_s=_time(claims["exp"]) + LEEWAY_S,
+            )
+        except ValueError:
+            raise _refusal(_NOT_VALID) from None
+        if self.wall() >= grant.ends_s:
+            raise _refusal("the token has expired")
+        if not self.valid(grant):
+            raise _refusal("the token is revoked")
+        return grant
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What a token says of itself: the name of its key, and its algorithm."""
+
+    id: str | None
+    algorithm: object
+
+
+def _header(token: str) -> _Header:
+    """Read the header of a JWT, which nothing vouches for.
+
+    Raises:
+        RequestError: 401, it cannot be read.
+    """
+    import jwt
+
+    try:
+        header = jwt.get_unverified_header(token)
+    except Exception as error:  # noqa: BLE001  whatever the library makes of a foreign token, it is not valid
+        _logger.debug("a token's header cannot be read: %s", type(error).__name__)
+        raise _refusal(_NOT_VALID) from None
+    id = header.get("kid")
+    if id is not None and not isinstance(id, str):
+        raise _refusal(_NOT_VALID)
+    return _Header(id, header.get("alg"))
+
+
+def _refusal(reason: str) -> RequestError:
+    return RequestError(401, reason, challenge("invalid_token"))
+
+
+def _time(value: object) -> float:
+    """Read a NumericDate (RFC 7519 section 2); ValueError for what is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError
+    try:
+        time_s = float(value)
+    except OverflowError:
+        raise ValueError from None
+    if not math.isfinite(time_s):
+        raise ValueError
+    return time_s
 
 
 def _text(value: object) -> str:

@@ -120,15 +120,30 @@ class Config:
         "number",
     )
     subscribe: str = setting("open", "Who may read: everybody, or who brings a JWT.", "open|jwt")
-    jwt_key: str = setting(
+    jwt_secret: str = setting(
         "",
-        "What JWTs are checked with: a PEM public key (RSA, P-256, Ed25519), a JWKS, or a secret of HS256.",
+        "Shared secret that JWTs are checked with by HS256: one line of at least 32 bytes. Public keys belong in "
+        "jwt-public-key-file.",
         "text",
-        "KEY",
+        "SECRET",
         secret=True,
     )
-    jwt_key_file: str = setting("", "File of the same; read again on SIGHUP.", "text", "PATH")
-    jwt_jwks_url: str = setting("", "Where a JWKS is fetched from, over https.", "text", "URL")
+    jwt_secret_file: str = setting("", "File of such a secret; read again on SIGHUP.", "text", "PATH")
+    jwt_public_key_file: str = setting(
+        "",
+        "File of public keys that JWTs are checked with (RSA, P-256, Ed25519): PEM, a JWK or a JWKS; read again on "
+        "SIGHUP.",
+        "text",
+        "PATH",
+    )
+    jwt_jwks_url: str = setting(
+        "",
+        "Address of a JWKS with public keys, over https; fetched again, and at once for a token with an unknown `kid`.",
+        "text",
+        "URL",
+    )
+    jwt_key: str = setting("", "Older spelling of jwt-secret.", "text", "SECRET", secret=True)
+    jwt_key_file: str = setting("", "Older spelling of jwt-public-key-file.", "text", "PATH")
     jwt_jwks_refresh_s: float = setting(
         300.0, "How long fetched keys serve before they are fetched again.", "duration", least=1
     )

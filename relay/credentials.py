@@ -6,20 +6,20 @@ error; later it is logged, and what was read last stays in force.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import urllib.error
-import urllib.request
+from asyncio import AbstractEventLoop
 from collections.abc import Callable
 
 from relay.auth import Auth
 from relay.config import Config
 from relay.errors import ConfigError
-from relay.keys import FILE_BYTES_MAX, Keys, read_file, read_keys, read_lines
+from relay.jwks import Jwks
+from relay.keys import Keys, read_file, read_public, read_secret
+from relay.lists import Listed, read_revoked, read_tokens
 
-FETCH_TIMEOUT_S = 10.0
-FETCH_AGAIN_S = 5.0
-"""Pause after a fetch that failed."""
+SKIPPED_SHOWN = 10
+"""Skipped lines and keys that one line of the log names; the others are counted."""
+_OLD_NAMES = {"jwt-key": "jwt-secret", "jwt-key-file": "jwt-public-key-file"}
 
 _logger = logging.getLogger(__name__)
 
@@ -43,78 +43,88 @@ class Credentials:
         self._config = config
         self._own_token = own_token
         self._changed = changed
-        self._fetching: asyncio.Task[None] | None = None
-        self.auth = Auth(config, self._tokens(), self._keys(), self._revoked(), wall=wall)
+        self._skipped: dict[str, tuple[object, ...]] = {}
+        url = config.jwt_jwks_url
+        self._jwks = Jwks(url, config.jwt_jwks_refresh_s, self._take) if url else None
+        unknown_key = self._jwks.ask if self._jwks is not None else None
+        tokens, keys, revoked = self._tokens(), self._keys(), self._revoked()
+        self.auth = Auth(config, tokens, keys, revoked, wall=wall, unknown_key=unknown_key)
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to fetch the JWKS, if the settings name one; until it is there, JWTs are answered 503."""
-        if self._config.jwt_jwks_url:
-            self._fetching = loop.create_task(self._fetch_for_ever())
+    def warn_of_old_names(self) -> None:
+        """Log which settings have a newer name."""
+        given = {"jwt-key": self._config.jwt_key, "jwt-key-file": self._config.jwt_key_file}
+        for old, new in _OLD_NAMES.items():
+            if given[old]:
+                _logger.warning("%s is an older spelling of %s, and will be removed", old, new)
+
+    def start(self, loop: AbstractEventLoop) -> None:
+        """Begin to fetch the JWKS, if the settings name one; until it has come, JWTs are answered 503."""
+        if self._jwks is not None:
+            self._jwks.start(loop)
 
     def close(self) -> None:
         """Fetch no more."""
-        if self._fetching is not None:
-            self._fetching.cancel()
+        if self._jwks is not None:
+            self._jwks.close()
 
     def reload(self) -> None:
-        """Read the files again; one that cannot be read changes nothing."""
+        """Read the files again, each by itself; one that cannot be read changes nothing."""
         try:
-            tokens, keys, revoked = self._tokens(), self._keys(), self._revoked()
+            self.auth.tokens = self._tokens()
         except ConfigError as error:
-            _logger.error("the credentials stay as they were: %s", error)
-            return
-        self.auth.tokens, self.auth.revoked = tokens, revoked
-        if keys is not None:
-            self.auth.keys = keys
-        _logger.info("read the credentials again: %d tokens, %d revoked", len(tokens), len(revoked))
+            _logger.error("the tokens stay as they were: %s", error)
+        try:
+            self.auth.revoked = self._revoked()
+        except ConfigError as error:
+            _logger.error("the revocations stay as they were: %s", error)
+        try:
+            self.auth.keys = self._keys() or self.auth.keys
+        except ConfigError as error:
+            _logger.error("the keys stay as they were: %s", error)
+        _logger.info("credentials: %d tokens, %d revoked", len(self.auth.tokens), len(self.auth.revoked))
         self._changed()
 
     def _tokens(self) -> frozenset[str]:
-        config = self._config
-        more = read_lines(config.publish_token_file, "publish-token-file") if config.publish_token_file else frozenset()
-        if not all("!" <= character <= "~" for token in more for character in token):
-            raise ConfigError("publish-token-file: only visible ASCII characters, without spaces, fit into a header")
+        config, more = self._config, frozenset[str]()
+        if config.publish_token_file:
+            listed = read_tokens(config.publish_token_file, "publish-token-file")
+            more = self._items("publish-token-file", listed)
         return frozenset(config.publish_token) | more or frozenset({self._own_token})
-
-    def _keys(self) -> Keys | None:
-        config = self._config
-        if config.jwt_key:
-            return read_keys(config.jwt_key, "jwt-key")
-        if config.jwt_key_file:
-            return read_keys(read_file(config.jwt_key_file, "jwt-key-file"), "jwt-key-file")
-        return None
 
     def _revoked(self) -> frozenset[str]:
         path = self._config.jwt_revoked_file
-        return read_lines(path, "jwt-revoked-file") if path else frozenset()
+        return self._items("jwt-revoked-file", read_revoked(path, "jwt-revoked-file")) if path else frozenset()
 
-    async def _fetch_for_ever(self) -> None:
-        while True:
-            try:
-                text = await asyncio.to_thread(_fetch, self._config.jwt_jwks_url)
-                self.auth.keys = read_keys(text, "jwt-jwks-url")
-            except (OSError, ValueError, ConfigError) as error:
-                _logger.error("the JWKS cannot be fetched, the keys stay as they were: %s", error)
-                await asyncio.sleep(FETCH_AGAIN_S)
-            else:
-                await asyncio.sleep(self._config.jwt_jwks_refresh_s)
+    def _items(self, setting: str, listed: Listed) -> frozenset[str]:
+        self._note(setting, "lines", listed.skipped)
+        return listed.items
 
+    def _keys(self) -> Keys | None:
+        config = self._config
+        keys: Keys | None = None
+        if config.jwt_secret:
+            keys = read_secret(config.jwt_secret, "jwt-secret")
+        elif config.jwt_key:
+            keys = read_secret(config.jwt_key, "jwt-key")
+        elif config.jwt_secret_file:
+            keys = read_secret(read_file(config.jwt_secret_file, "jwt-secret-file"), "jwt-secret-file")
+        elif path := config.jwt_public_key_file or config.jwt_key_file:
+            name = "jwt-public-key-file" if config.jwt_public_key_file else "jwt-key-file"
+            keys = read_public(read_file(path, name), name)
+            self._note(name, "keys", keys.skipped)
+        return keys
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Keys come from where the settings say, and from nowhere else."""
+    def _take(self, keys: Keys) -> None:
+        """Use keys that were fetched."""
+        if self.auth.keys is None:
+            _logger.info("fetched the JWKS: %d keys", len(keys))
+        self.auth.keys = keys
+        self._note("jwt-jwks-url", "keys", keys.skipped)
 
-    def redirect_request(self, *_: object) -> None:
-        """Follow nothing."""
-
-
-def _fetch(url: str) -> str:
-    opener = urllib.request.build_opener(_NoRedirect)
-    try:
-        with opener.open(url, timeout=FETCH_TIMEOUT_S) as response:
-            body: bytes = response.read(FILE_BYTES_MAX + 1)
-    except urllib.error.HTTPError as error:
-        with error:  # it holds the connection
-            raise ValueError(f"HTTP status {error.code}") from None
-    if len(body) > FILE_BYTES_MAX:
-        raise ValueError(f"it is larger than {FILE_BYTES_MAX} bytes")
-    return body.decode()
+    def _note(self, setting: str, what: str, skipped: tuple[object, ...]) -> None:
+        """Log what is skipped, where that is not what was skipped before."""
+        if skipped and skipped != self._skipped.get(setting):
+            shown = "; ".join(map(str, skipped[:SKIPPED_SHOWN]))
+            more = f"; and {len(skipped) - SKIPPED_SHOWN} more" if len(skipped) > SKIPPED_SHOWN else ""
+            _logger.warning("%s: skipped %d %s that cannot be used: %s%s", setting, len(skipped), what, shown, more)
+        self._skipped[setting] = skipped

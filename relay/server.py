@@ -226,6 +226,8 @@ class Server:
             await taken.go_on(self._front, self.hub, self._sources)
             self._revoke()
         else:
+            if self._worker is None:
+                self._credentials.warn_of_old_names()
             self._tell_token(own_token)
             if self._sources is not None:
                 self._sources.stdin.start()

@@ -50,6 +50,8 @@ _SWITCH = {
 }
 _HARD_AND_SOFT = (("lag-bytes", "lag-soft-bytes"), ("lag-events", "lag-soft-events"), ("lag", "lag-soft"))
 _LIMITS = (*(name for pair in _HARD_AND_SOFT for name in pair), "lag-soft-for")
+_JWT_KEYS = ("jwt-secret", "jwt-secret-file", "jwt-public-key-file", "jwt-jwks-url", "jwt-key", "jwt-key-file")
+"""The settings that say what JWTs are checked with; the last two are older spellings."""
 _JWKS_URL = re.compile(r"https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]")
 # Kubernetes and Docker tell every container about a service named `relay` or `relay-…` in such variables.
 _SERVICE_LINK = re.compile(
@@ -116,8 +118,16 @@ def _read(where: str, each: Field[Any], value: object) -> Any:
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_read_one(each, item) for item in items if item != "")
     except ValueError as error:
-        shown = "the value cannot be used" if each.metadata["secret"] else error
+        shown = _unseen(each, value) if each.metadata["secret"] else error
         raise ConfigError(f"{where}: {shown}") from None
+
+
+def _unseen(each: Field[Any], value: object) -> str:
+    """Say what is wrong with a secret without showing it."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(text, str) and CONTROL.search(text) for text in values):
+        return f"the value contains a control character, such as a line end. {each.metadata['help']}"
+    return "the value cannot be used"
 
 
 def _read_one(each: Field[Any], value: object) -> Any:
@@ -237,11 +247,11 @@ def _check_front(config: Config) -> None:
     for token in config.publish_token:
         if not all("!" <= character <= "~" for character in token):
             raise ConfigError("publish-token: only visible ASCII characters, without spaces, fit into a header")
-    keys = [name for name in ("jwt-key", "jwt-key-file", "jwt-jwks-url") if getattr(config, SETTINGS[name].name)]
+    keys = [name for name in _JWT_KEYS if getattr(config, SETTINGS[name].name)]
     if len(keys) > 1:
-        raise ConfigError(f"{keys[1]}: give one of {', '.join(keys)}")
+        raise ConfigError(f"{keys[1]}: {keys[0]} is set too; give one of {', '.join(_JWT_KEYS[:4])}")
     if config.subscribe == "jwt" and not keys:
-        raise ConfigError("subscribe: `jwt` needs a key: jwt-key, jwt-key-file or jwt-jwks-url")
+        raise ConfigError(f"subscribe: `jwt` needs a key: one of {', '.join(_JWT_KEYS[:4])}")
     if config.jwt_jwks_url and not _JWKS_URL.match(config.jwt_jwks_url):
         raise ConfigError("jwt-jwks-url: keys are fetched over https, or over http from this machine (127.0.0.1)")
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.process import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, eventually, relay
 
 SECRET = "s" * 64
-JWT = ("--subscribe", "jwt", "--jwt-key", SECRET)
+JWT = ("--subscribe", "jwt", "--jwt-secret", SECRET)
 
 
 def token(key: Any = SECRET, algorithm: str = "HS256", headers: dict[str, Any] | None = None, **claims: Any) -> str:
@@ -89,13 +89,13 @@ def test_a_publishers_token_is_held_to_its_topics() -> None:
 
 def test_a_stream_ends_with_its_token_between_frames_and_is_told_when_to_come_back() -> None:
     with relay(*JWT) as server:
-        short = token(exp=time.time() - 28)  # two seconds are left of the clocks' leeway
+        short = token(exp=time.time() - 28)
         with Stream(server.port, "topic=orders.eu", bearer(short)) as stream:
             server.publish("one", "orders.eu")
             assert [event.data for event in stream.rest()] == ["one"]
             assert stream.raw.splitlines()[-1].startswith(b"retry: ")
-        eventually(lambda: server.stats()["closes"] == {"expired": 1}, "the stream is closed with its token")
         assert asked(server, "/events?topic=orders.eu", bearer(short)) == 401
+        eventually(lambda: server.stats()["closes"] == {"expired": 1}, "the stream is closed with its token")
 
 
 def test_streams_end_at_their_greatest_age_and_go_on_from_there() -> None:
@@ -130,8 +130,11 @@ def test_what_is_revoked_ends_at_once_when_the_file_is_read_again(tmp_path: Path
         assert ann.next().data == "yes"
         tokens.unlink()
         server.process.send_signal(signal.SIGHUP)
-        logged(server, "the credentials stay as they were")
+        logged(server, "the tokens stay as they were: publish-token-file")
         assert server.request("POST", "/publish?topic=orders.eu", b"still", bearer("second") | text)[0] == 200
+        revoked.write_text("bob\nann # no file of tokens, but this one holds\n")
+        server.process.send_signal(signal.SIGHUP)
+        assert [event.data for event in ann.rest()] == ["still"]
         ann.close()
         bob.close()
 
@@ -189,14 +192,21 @@ def key_server(documents: list[bytes]) -> Iterator[str]:
             thread.join()
 
 
+def document(pairs: dict[str, Any], *others: dict[str, Any]) -> bytes:
+    """Write a JWKS: other keys, then the public keys of these pairs by their ids."""
+    keys = [
+        jwt.algorithms.ECAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": name} for name, key in pairs.items()
+    ]
+    return json.dumps({"keys": [*others, *keys]}).encode()
+
+
+def asked_once(server: Relay, headers: dict[str, str]) -> int:
+    return server.request("HEAD", "/events?topic=orders.eu", headers=headers)[0]
+
+
 def test_keys_are_fetched_and_fetched_again() -> None:
     pairs = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("old", "new")}
-    documents = [
-        json.dumps(
-            {"keys": [jwt.algorithms.ECAlgorithm.to_jwk(pairs[name].public_key(), as_dict=True) | {"kid": name}]}
-        ).encode()
-        for name in ("old", "new")
-    ]
+    documents = [document({name: pairs[name]}) for name in ("old", "new")]
     with (
         key_server(documents) as url,
         relay("--subscribe", "jwt", "--jwt-jwks-url", url, "--jwt-jwks-refresh", "1s") as server,
@@ -214,6 +224,42 @@ def test_keys_are_fetched_and_fetched_again() -> None:
         assert status("old") == 401
 
 
+def test_a_token_with_a_new_key_has_the_keys_fetched_at_once() -> None:
+    pairs = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("old", "new")}
+    documents = [document({name: pairs[name]}) for name in ("old", "new")]
+    with key_server(documents) as url, relay("--subscribe", "jwt", "--jwt-jwks-url", url) as server:
+
+        def status(name: str) -> int:
+            return asked_once(server, bearer(token(pairs[name], "ES256", {"kid": name})))
+
+        eventually(lambda: status("old") == 200, "the keys are there")
+        assert status("new") == 503
+        eventually(lambda: status("new") == 200, "the new key is there, five minutes early")
+        assert status("old") == 401
+
+
+def test_keys_from_files_are_read_again_and_what_cannot_be_used_changes_nothing(tmp_path: Path) -> None:
+    pairs = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("old", "new")}
+    path = tmp_path / "keys"
+    path.write_bytes(document({"old": pairs["old"]}, {"kty": "oct", "k": "A" * 64}))
+    with relay("--subscribe", "jwt", "--jwt-key-file", str(path)) as server:
+
+        def status(name: str) -> int:
+            return asked_once(server, bearer(token(pairs[name], "ES256", {"kid": name})))
+
+        assert (status("old"), status("new")) == (200, 401)
+        logged(server, "jwt-key-file: skipped 1 keys that cannot be used: key 1: it is a symmetric key")
+        logged(server, "jwt-key-file is an older spelling of jwt-public-key-file")
+        path.write_text("<html><title>Back soon</title></html>")
+        server.process.send_signal(signal.SIGHUP)
+        logged(server, "the keys stay as they were: jwt-key-file: this is a page of HTML")
+        assert status("old") == 200
+        path.write_bytes(document({"new": pairs["new"]}))
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: status("new") == 200, "the new keys are in force")
+        assert status("old") == 401
+
+
 def test_until_keys_are_there_tokens_are_answered_with_a_503() -> None:
     with key_server([b""]) as url, relay("--subscribe", "jwt", "--jwt-jwks-url", url) as server:
         assert asked(server, "/events?topic=orders.eu", bearer(token())) == 503
@@ -223,8 +269,13 @@ def test_until_keys_are_there_tokens_are_answered_with_a_503() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        (("--subscribe", "jwt", "--jwt-secret", "short"), "at least 32 bytes"),
         (("--subscribe", "jwt", "--jwt-key", "short"), "at least 32 bytes"),
+        (("--jwt-secret", "-----BEGIN PUBLIC KEY-----\nMII"), "Public keys belong in jwt-public-key-file"),
+        (("--jwt-secret-file", "/nonexistent/key"), "No such file"),
+        (("--jwt-public-key-file", "/nonexistent/key"), "No such file"),
         (("--jwt-key-file", "/nonexistent/key"), "No such file"),
+        (("--jwt-jwks-url", "https://"), "has no host"),
         (("--publish-token-file", "/nonexistent/tokens"), "No such file"),
         (("--unix", "/nonexistent/relay.sock", "--unix-user", "no such user"), "there is no such user"),
     ],

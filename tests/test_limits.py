@@ -61,7 +61,7 @@ def authorization(subject: str) -> dict[str, str]:
 )
 def test_a_stream_over_a_limit_is_refused_until_another_has_left(flag: str, query: str, status: int) -> None:
     name = flag.removeprefix("--").partition("=")[0]
-    flags = (flag, "--refuse-streams", "status", "--subscribe", "jwt", "--jwt-key", SECRET)
+    flags = (flag, "--refuse-streams", "status", "--subscribe", "jwt", "--jwt-secret", SECRET)
     ann = authorization("ann")
     with relay(*flags) as server, Stream(server.port, "topic=a", ann), Stream(server.port, "topic=a", ann) as second:
         assert server.request("GET", f"/events?{query}", headers=ann)[0] == status

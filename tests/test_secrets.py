@@ -42,7 +42,7 @@ def test_no_token_shows_anywhere_at_level_debug(tmp_path: Path, encrypted: bool)
     tokens.write_text(f"{FILED}\n")
     certificate = make_certificate(tmp_path / "tls", "secrets")
     arguments = (
-        *("--log-level", "debug", "--subscribe", "jwt", "--jwt-key", SECRET, "--jwt-cookie", "session"),
+        *("--log-level", "debug", "--subscribe", "jwt", "--jwt-secret", SECRET, "--jwt-cookie", "session"),
         *("--publish-token-file", str(tokens), "--link-listen", "127.0.0.1:0", "--link-token", LINK),
         *(certificate.flags if encrypted else ()),
     )

@@ -56,7 +56,7 @@ def test_every_setting_is_taken_by_flag_variable_and_file() -> None:
         kind = each.metadata["kind"]
         text = own.get(name) or samples.get(kind) or kind.split("|")[-1]
         needed = {
-            "subscribe": {"jwt-key": "x"},
+            "subscribe": {"jwt-secret": "x"},
             "tls-key": {"tls-cert": "x"},
             "proxy-protocol": {"trusted-proxy": "::1"},
             "durable": {"data": "relay.db"},
@@ -167,6 +167,7 @@ def test_variables_that_are_no_settings_are_let_be() -> None:
         ("allowed-host", ["a.example:80"], "allowed-host: 'a.example:80' never matches; write a.example"),
         ("publish-token", "two words", "publish-token"),
         ("subscribe", "jwt", "needs a key"),
+        ("jwt-secret", "-----BEGIN PUBLIC KEY-----\nMII", "Public keys belong in jwt-public-key-file"),
         ("trusted-proxy", ["10.0.0.1/8"], "host bits"),
         ("proxy-protocol", True, "trusted-proxy must name"),
         ("jwt-jwks-url", "http://example.com/jwks", "over https"),

@@ -1,0 +1,53 @@
+"""Files of tokens and revocations: a line that cannot be used costs that line, and is named by its number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from relay.errors import ConfigError
+from relay.lists import LINES_MAX, Listed, read_revoked, read_tokens
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "list"
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_tokens_come_one_a_line_with_comments(path: Path, start: bytes, end: bytes) -> None:
+    path.write_bytes(start + end.join((b"one", b"# feeders", b"", b"  two\t # of ann", b"three#3", b"#four", b"five#")))
+    assert read_tokens(str(path), "x").items == {"one", "two", "three#3", "five#"}
+    assert read_tokens(str(path), "x").skipped == ()
+
+
+@pytest.mark.parametrize("bad", [b"two words", b"\xff\xfe", "é".encode(), b"a\0b", b"a\x0bb", b"\x1b[0m"])
+def test_a_bad_line_does_not_void_the_file_of_tokens(path: Path, bad: bytes) -> None:
+    path.write_bytes(b"one\n" + bad + b"\ntwo\n")
+    listed = read_tokens(str(path), "x")
+    assert listed == Listed(frozenset({"one", "two"}), (2,))
+    path.write_bytes(bad)
+    with pytest.raises(ConfigError, match="no line of"):
+        read_tokens(str(path), "x")
+
+
+def test_a_revocation_holds_with_and_without_what_may_be_a_comment(path: Path) -> None:
+    path.write_bytes("\ufeffann # left\nbob\n\xe9va ray\n# none\nc#d\n".encode() + b"\xff\n")
+    listed = read_revoked(str(path), "x")
+    assert listed.items == {"ann", "ann # left", "bob", "éva ray", "c#d"}
+    assert listed.skipped == (6,)
+
+
+def test_a_file_that_is_missing_or_too_large_is_an_error(path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"publish-token-file: .*No such file"):
+        read_tokens(str(path), "publish-token-file")
+    path.write_bytes(b"a\n" * (LINES_MAX + 1))
+    with pytest.raises(ConfigError, match="more than 100000 lines"):
+        read_revoked(str(path), "x")
+    path.write_bytes(b"a" * (1024 * 1024 + 1))
+    with pytest.raises(ConfigError, match="larger than"):
+        read_revoked(str(path), "x")
+    path.write_bytes(b"")
+    assert read_tokens(str(path), "x").items == frozenset()
