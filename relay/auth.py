@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import http.cookies
 import logging
 import math
 import secrets
@@ -31,6 +30,8 @@ TOKEN_BYTES_MAX = 8 * 1024
 PATTERNS_MAX = 1000
 """Topics and patterns of one claim."""
 TICKETS_MAX = 100_000
+COOKIES_MAX = 4
+"""Cookies of the name in `jwt-cookie` that are tried: those of several paths and domains come side by side."""
 LEEWAY_S = 30
 """How far the clocks of two machines may be apart (RFC 7519 section 4.1.4)."""
 
@@ -71,7 +72,9 @@ class Auth:
     def subscriber(self, request: Request) -> Grant:
         """Return what a request may read.
 
-        A token comes in `Authorization`, in the cookie of the setting `jwt-cookie`, or as a ticket in the query.
+        A token comes as a ticket in the query, in `Authorization`, or in the cookie of the setting `jwt-cookie`. Of
+        several cookies of that name, the first one with a valid token counts: a browser sends one for each path and
+        domain, and stale ones among them.
 
         Raises:
             RequestError: 401 where there is no valid one and the settings ask for it.
@@ -81,10 +84,14 @@ class Auth:
         tickets = request.values("ticket")
         if tickets:
             return self._redeem(tickets[0])
-        token = _bearer(request) or _cookie(request, self._config.jwt_cookie)
-        if not token:
-            raise RequestError(401, "reading needs a token", challenge())
-        return self._verify(token)
+        token = _bearer(request)
+        refused = RequestError(401, "reading needs a token", challenge())
+        for number, each in enumerate([token] if token else _cookies(request, self._config.jwt_cookie)):
+            try:
+                return self._verify(each)
+            except RequestError as error:
+                refused = refused if number else error
+        raise refused
 
     def publisher(self, request: Request) -> Grant:
         """Return where a request may publish. A cookie does not do: a foreign page could send it along.
@@ -266,14 +273,15 @@ def _bearer(request: Request) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def _cookie(request: Request, name: str) -> str:
-    """Return a cookie's value; of a header that cannot be read, nothing."""
-    text = request.headers.get("cookie", "")
-    if not name or len(text) > 2 * TOKEN_BYTES_MAX:
-        return ""
-    jar: http.cookies.SimpleCookie = http.cookies.SimpleCookie()
-    try:
-        jar.load(text)
-    except http.cookies.CookieError:
-        return ""
-    return jar[name].value if name in jar else ""
+def _cookies(request: Request, name: str) -> list[str]:
+    """Return the values of the cookies of one name, the first few.
+
+    Nothing else about the header matters: cookies of others may have any name, any value, and no `=`. RFC 6265 section
+    5.4 says how browsers write it; section 4.1.1 allows quotes around a value.
+    """
+    if not name:
+        return []
+    pairs = (pair.partition("=") for pair in request.headers.get("cookie", "").split(";"))
+    values = [value.strip() for key, equals, value in pairs if equals and key.strip() == name]
+    unquoted = (value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value for value in values)
+    return [value for value in unquoted if value][:COOKIES_MAX]

@@ -62,7 +62,7 @@ class Request:
         raw_path: the path as sent, escapes and all; `*` for the whole server.
         path: the path with its escapes decoded.
         query: the query's pairs, decoded, in order.
-        headers: names in lower case; values in Latin-1; repeated fields joined by a comma.
+        headers: names in lower case; values in Latin-1; repeated fields joined by a comma, cookies by a semicolon.
         version: `1.0`, or `1.1` for that and every later minor version.
         keep_alive: the client wants to go on after the response.
         expects_continue: the client waits for a 100 before it sends the body.
@@ -361,7 +361,8 @@ def _join(lines: list[tuple[bytes, bytes]]) -> dict[str, str]:
         if name in headers:
             if name in _SINGLE:
                 raise RequestError(400, f"the field {name} comes twice")
-            value = f"{headers[name]}, {value}"
+            # RFC 9113 section 8.2.3: what was split of a Cookie field is joined as cookies are.
+            value = f"{headers[name]}{'; ' if name == 'cookie' else ', '}{value}"
         headers[name] = value
     return headers
 

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -236,6 +237,18 @@ def test_a_token_with_a_new_key_has_the_keys_fetched_at_once() -> None:
         assert status("new") == 503
         eventually(lambda: status("new") == 200, "the new key is there, five minutes early")
         assert status("old") == 401
+
+
+def test_a_token_in_any_of_several_cookie_fields_opens_a_stream() -> None:
+    with relay(*JWT, "--jwt-cookie", "session") as server:
+        own = f"session={token()}"
+        for fields in (("a=\xe9; flag", own), (own, "list[0]=1"), ('x={"a":1}', "b=c")):
+            with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as connection:
+                lines = "".join(f"Cookie: {field}\r\n" for field in fields)
+                head = f"HEAD /events?topic=orders.eu HTTP/1.1\r\nHost: a\r\n{lines}\r\n"
+                connection.sendall(head.encode("latin-1"))
+                status = connection.recv(4096).split()[1]
+            assert status == (b"200" if own in fields else b"401")
 
 
 def test_keys_from_files_are_read_again_and_what_cannot_be_used_changes_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from relay.auth import LEEWAY_S, Auth
+from relay.auth import COOKIES_MAX, LEEWAY_S, Auth
 from relay.config import Config
 from relay.errors import RequestError
 from relay.grant import ANYBODY, EVERYTHING, Grant
@@ -286,6 +286,47 @@ def test_a_cookie_carries_a_readers_token_only_where_it_is_named_and_never_a_pub
     refused(auth(jwt_cookie="session"), request(cookie="session"))
     with pytest.raises(RequestError):
         auth(jwt_cookie="session").publisher(asked)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        "a=b",
+        'consent={"all":true,"list":[1;2]}',
+        "list[0]=1",
+        "flag",
+        "",
+        ";;; ;",
+        "=",
+        "=x",
+        "name=\xe9\xff",
+        "x=a b",
+        "path=/; domain=.example.com; secure; HttpOnly; expires=Thu, 01 Jan 1970 00:00:00 GMT",
+        '$Version="1"',
+        'x="unclosed',
+        'x="a; b"',
+        "session",
+        "session=",
+        "Session=other; xsession=other; session2=other; =session=other",
+        "x=" + "a" * 9000,
+        "\x01=\x7f",
+        "a==; b=c=d",
+    ],
+)
+def test_a_cookie_is_found_whatever_else_the_header_has(others: str) -> None:
+    judge = auth(jwt_cookie="session")
+    for own in (f"session={token()}", f'session="{token()}"', f" session = {token()} "):
+        for header in (f"{others}; {own}", f"{own}; {others}", f"{others};{own};{others}"):
+            assert judge.subscriber(request(cookie=header)).subject == "ann"
+
+
+def test_of_several_cookies_of_the_name_the_first_valid_one_counts() -> None:
+    judge, stale = auth(jwt_cookie="s"), token(exp=NOW_S - 60)
+    assert judge.subscriber(request(cookie=f"s={stale}; s=x; s={token()}; s={token(sub='bob')}")).subject == "ann"
+    assert "expired" in refused(judge, request(cookie=f"s={stale}; s=x"))
+    assert "not a valid one" in refused(judge, request(cookie=f"{'s=x; ' * COOKIES_MAX}s={token()}"))
+    refused(judge, request(cookie=f"s={token()}", authorization="Bearer x"))
+    assert judge.subscriber(request(cookie=f"s={token()}", authorization="Basic dXNlcjpwYXNz")).subject == "ann"
 
 
 def test_a_ticket_opens_one_stream_and_soon() -> None:
