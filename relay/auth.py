@@ -33,7 +33,8 @@ TICKETS_MAX = 100_000
 COOKIES_MAX = 4
 """Cookies of the name in `jwt-cookie` that are tried: those of several paths and domains come side by side."""
 LEEWAY_S = 30
-"""How far the clocks of two machines may be apart (RFC 7519 section 4.1.4)."""
+"""How far in the future `nbf` and `iat` may lie, as the issuer's clock may be ahead (RFC 7519 section 4.1.5). `exp` has
+no leeway: a token, and each stream opened with it, ends at that time by this machine's clock."""
 
 _NOT_VALID = "the token is not a valid one"
 _logger = logging.getLogger(__name__)
@@ -125,9 +126,7 @@ class Auth:
         if request.values("ticket"):
             raise RequestError(400, "a ticket gives no further ticket")
         grant, now_s = self.subscriber(request), self.wall()
-        if len(self.tickets) >= TICKETS_MAX:
-            # Oldest first, so whatever has ended is in front.
-            self.tickets = {name: each for name, each in self.tickets.items() if each[0] > now_s}
+        self.purge()
         if len(self.tickets) >= TICKETS_MAX:
             raise RequestError(503, "too many tickets are out", (("Retry-After", "1"),), limit="tickets")
         name = secrets.token_urlsafe(24)
@@ -139,6 +138,15 @@ class Auth:
         if self.wall() >= ends_s or not self.valid(grant):
             raise RequestError(401, "the ticket is unknown, used or too old", challenge("invalid_token"))
         return grant
+
+    def purge(self) -> None:
+        """Forget the tickets whose time is over; they are in the order in which they end."""
+        now_s = self.wall()
+        while self.tickets:
+            name = next(iter(self.tickets))
+            if self.tickets[name][0] > now_s:
+                return
+            del self.tickets[name]
 
     # JWTs
 
@@ -198,7 +206,7 @@ class Auth:
                 id=_text(claims.get("jti", "")),
                 subscribe=_terms(own.get("subscribe", [])),
                 publish=_terms(own.get("publish", [])),
-                ends_s=_time(claims["exp"]) + LEEWAY_S,
+                ends_s=_time(claims["exp"]),
             )
         except ValueError:
             raise _refusal(_NOT_VALID) from None

@@ -357,6 +357,7 @@ class Server:
         self._loop.call_soon(self._pulse.turn)
 
     def _tick(self, now_s: float) -> None:
+        self._credentials.auth.purge()
         if self._journal is not None:
             self._journal.tick(now_s)
         if self._is_process_1:
