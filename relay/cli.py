@@ -202,7 +202,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(message: str, code: int) -> int:
     """Say what is wrong, in one line."""
-    print("relay: " + " ".join(message.split()), file=sys.stderr)
+    logs.say("relay: " + " ".join(message.split()))
     return code
 
 

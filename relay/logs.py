@@ -1,17 +1,34 @@
-"""How the log looks: text for people on a terminal, else one JSON object a line.
+"""The log: text for people on a terminal, else one JSON object per line.
 
-Owns the formats and the one handler; never decides what is logged.
+Owns the formats, the one handler and its thread; never decides what is logged.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
+import select
+import signal
 import sys
+import threading
 import time
+from collections import deque
+from types import TracebackType
 from typing import TextIO
 
 from pythonjsonlogger.json import JsonFormatter
+
+STANDARD_ERROR = 2
+
+QUEUED_LINES_MAX = 10_000
+"""Lines that wait for a reader that stalls."""
+
+QUEUED_BYTES_MAX = 1024 * 1024
+"""The same in bytes."""
+
+FLUSH_S = 2.0
+"""How long the end of a process waits for such a reader."""
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -32,25 +49,149 @@ class TextFormatter(logging.Formatter):
         return line
 
 
-def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
-    """Send the log to one place in one form; what was set up before is replaced.
+class QueueingHandler(logging.Handler):
+    """Hands lines to a thread that writes them, so that a reader that stalls never stops the event loop.
+
+    A bounded number of lines waits. Once that is exceeded, lines are dropped and counted until the thread has written
+    all that waits; then one line states how many were dropped.
 
     Args:
-        level: `debug`, `info`, `warning` or `error`, for relay's own loggers; libraries' begin at warning.
-        form: `text`, `json`, or `auto`: text on a terminal, else JSON.
-        stream: where to; standard error if None.
+        fd: where the lines go. It stays in its mode: other processes may share it, such as a terminal's shell.
     """
-    stream = stream or sys.stderr
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self.dropped = 0
+        self._fd = fd
+        self._lines: deque[bytes] = deque()
+        self._bytes = 0
+        self._told = 0  # dropped lines that the log has stated
+        self._dropping = False
+        self._closed = False
+        self._stuck = False  # a flush was in vain
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._write_lines, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Let one record be written."""
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 (as every handler of logging does)
+            self.handleError(record)
+            return
+        self.say(line)
+
+    def say(self, line: str) -> None:
+        """Let one line be written, in turn with the records."""
+        data = (line + "\n").encode("utf-8", "backslashreplace")
+        with self._changed:
+            full = len(self._lines) >= QUEUED_LINES_MAX or self._bytes + len(data) > QUEUED_BYTES_MAX
+            self._dropping = self._dropping or (full and bool(self._lines))
+            if self._dropping:
+                self.dropped += 1
+                return
+            self._lines.append(data)
+            self._bytes += len(data)
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until all is written, for at most `FLUSH_S` altogether if nobody reads."""
+        with self._changed:
+            wait_s = 0.0 if self._stuck else FLUSH_S
+            self._stuck = not self._changed.wait_for(lambda: not (self._lines or self._dropping), wait_s)
+
+    def close(self) -> None:
+        """Write what waits, and take no more."""
+        self.flush()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        super().close()
+
+    def _write_lines(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # They are for the main thread.
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines or self._dropping or self._closed)
+                if not self._lines and self._dropping:
+                    self._dropping = False
+                    self._lines.append(self._loss())
+                    self._bytes += len(self._lines[0])
+                if not self._lines:
+                    return
+                line = self._lines[0]
+            written = self._write(line)
+            with self._changed:
+                self._lines.popleft()
+                self._bytes -= len(line)
+                self.dropped += not written
+                self._changed.notify_all()
+
+    def _loss(self) -> bytes:
+        """Format the line that states how many lines were dropped."""
+        lost, self._told = self.dropped - self._told, self.dropped
+        text = f"{lost} lines of the log were dropped, because its reader stalled"
+        record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, None, None)
+        return (self.format(record) + "\n").encode("utf-8", "backslashreplace")
+
+    def _write(self, line: bytes) -> bool:
+        """Write one line; false if nobody reads any more, or the disk is full."""
+        left = memoryview(line)
+        while left:
+            try:
+                left = left[os.write(self._fd, left) :]
+            except BlockingIOError:  # Another process has made the shared descriptor non-blocking.
+                select.select([], [self._fd], [])
+            except OSError:
+                return False
+        return True
+
+
+_queueing: QueueingHandler | None = None
+
+
+def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
+    """Send the log to one place in one form; an earlier set-up is replaced.
+
+    Args:
+        level: `debug`, `info`, `warning` or `error`, for relay's own loggers; those of libraries start at warning.
+        form: `text`, `json`, or `auto`: text on a terminal, else JSON.
+        stream: where to write, however long that takes; if None, standard error, without ever waiting for its reader.
+    """
+    global _queueing
     if form == "auto":
-        form = "text" if stream.isatty() else "json"
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(TextFormatter() if form == "text" else _json_formatter())
+        form = "text" if (stream or sys.stderr).isatty() else "json"
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
+        old.close()
+    _queueing = QueueingHandler(STANDARD_ERROR) if stream is None else None
+    handler = _queueing or logging.StreamHandler(stream)
+    handler.setFormatter(TextFormatter() if form == "text" else _json_formatter())
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("relay").setLevel(level.upper())
+    if _queueing is not None:
+        sys.excepthook = _log_crash
+
+
+def _log_crash(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Log what ends the process, in place of printing it."""
+    logging.getLogger(__name__).critical("relay failed", exc_info=(kind, error, traceback))
+
+
+def dropped() -> int:
+    """Return how many lines of this process's log were dropped."""
+    return 0 if _queueing is None else _queueing.dropped
+
+
+def say(line: str) -> None:
+    """Write a line that is not a record, such as a command's error, to standard error, in turn with the log."""
+    if _queueing is None:
+        print(line, file=sys.stderr, flush=True)
+    else:
+        _queueing.say(line)
 
 
 def _json_formatter() -> logging.Formatter:

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from relay import logs
 from relay.hub import Hub
 
 FLUSH_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -141,6 +142,7 @@ class Metrics(Collector):
         yield _gauge("relay_store_pending", "Events that wait for the disk.", journal.pending if journal else 0)
         yield _gauge("relay_store_failing", "1 while events cannot be stored.", float(bool(writer.refusal)))
         yield _counter("relay_store_failures", "Writes that failed.", journal.failures if journal else 0)
+        yield _counter("relay_log_dropped", "Lines of the log dropped, because its reader stalled.", logs.dropped())
         upstream = self.upstream()
         if upstream is not None:
             yield _gauge("relay_upstream_linked", "1 while connected to what is followed.", float(upstream["linked"]))

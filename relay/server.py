@@ -26,7 +26,7 @@ from typing import Any
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from relay import startup, takeover
+from relay import logs, startup, takeover
 from relay.acceptor import Acceptor
 from relay.cluster import Cluster
 from relay.config import Config, is_event_stream
@@ -291,7 +291,7 @@ class Server:
         if self._worker is not None or own_token not in self._credentials.auth.tokens:
             return
         if sys.stderr.isatty():
-            print(f"token for POST /publish, this run only: {own_token}", file=sys.stderr, flush=True)
+            logs.say(f"token for POST /publish, this run only: {own_token}")
         else:
             # What is not a terminal is a log, which is kept and shipped: no secret goes there.
             _logger.warning("no publish-token is set, so that nobody can publish over HTTP")

@@ -76,10 +76,10 @@ def main() -> int:
         service = Service({}, os.getpid())
         server.run(config, service, Inherited(setup.number, link, listeners, setup.own_token))
     except ConfigError as error:
-        print(f"relay: worker: {error}", file=sys.stderr)
+        logs.say(f"relay: worker: {error}")
         return 2
     except (RelayError, LookupError, ValueError, OSError) as error:
-        print(f"relay: worker (pid {os.getpid()}): {error}", file=sys.stderr)
+        logs.say(f"relay: worker (pid {os.getpid()}): {error}")
         return 1
     return 0
 

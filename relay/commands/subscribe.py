@@ -57,7 +57,7 @@ def subscribe(
     if any(not colon or not name.strip() for name, colon, _ in pairs):
         raise click.UsageError("--header is like NAME:VALUE")
     fields = {name.strip(): value.strip() for name, _, value in pairs}
-    logs.set_up("warning", "text")
+    logs.set_up("warning", "text", sys.stderr)
     asyncio.run(_print_events(url, topics, since, last_event_id, output, count, fields, ca))
     return 0
 
