@@ -63,7 +63,7 @@ class Rig:
 
     def subscribe(self, *terms: str, fd: int | None = None, since_s: float | None = None) -> None:
         """Open a stream of what is published from now on, or since so many seconds."""
-        request = Subscribe(terms, None, since_s, None, False, HEAD)
+        request = Subscribe(terms, (), since_s, None, False, HEAD)
         self.hub.subscribe(self.socket() if fd is None else fd, request, "127.0.0.1", NOW_S)
 
     def flush(self) -> None:

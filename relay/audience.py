@@ -55,6 +55,11 @@ class Subscription:
             return self.indexes[0].ordinal(cursor)
         return sum(index.ordinal(cursor) for index in self.indexes)
 
+    @property
+    def evicted(self) -> int:
+        """The last sequence of an event that may have been evicted; -1 where none was."""
+        return max(index.evicted for index in self.indexes)
+
     def has(self, cursor: int) -> bool:
         """Say whether there is an event at `cursor` or behind it."""
         return any(index.first(cursor) is not None for index in self.indexes)

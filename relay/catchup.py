@@ -352,7 +352,7 @@ class CatchUp:
         self, handle: int, state: Lagging, subscription: Subscription, cursor: int, missed: int | None = None
     ) -> None:
         """Move a cursor forward and tell of what is missed."""
-        log, before = self._log, self._engine.cursor(handle)
+        before = self._engine.cursor(handle)
         if missed is None:
             missed = subscription.ordinal(cursor) - subscription.ordinal(before)
         told_already = bisect_left(state.told, cursor)
@@ -361,9 +361,21 @@ class CatchUp:
         told = b""
         if missed > 0:
             self.actions[subscription.rule.policy.value] += 1
-            told = notice.gap("slow", missed, log.id(before), log.id(cursor - 1))
+            told = notice.gap("slow", missed, *self._ends(subscription, before, cursor))
         self._engine.skip(handle, cursor, told)
         state.seen = subscription.ordinal(cursor)
+
+    def _ends(self, subscription: Subscription, before: int, cursor: int) -> tuple[str, str]:
+        """Return the ids of the first and the last event that a stream misses when it skips from `before` to `cursor`.
+
+        Where they are evicted, default ids stand for the ends of the range: they name no event of another topic.
+        """
+        log, indexes = self._log, subscription.indexes
+        if cursor == log.tail:
+            return log.id(before), log.id(cursor - 1)
+        first = min(first for index in indexes if (first := index.first(max(before, log.tail))) is not None)
+        last = max(last for index in indexes if (last := index.last(cursor)) is not None)
+        return log.id(first), log.id(last)
 
     def _fit(self, subscription: Subscription, cursor: int, now_s: float) -> int:
         """Return the first cursor from which the lag is within the limits."""

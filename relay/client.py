@@ -131,7 +131,7 @@ async def subscribe(
         url: address of the server, or of its `/events`, which a bare address stands for.
         topics: topics and patterns, added to those in the address.
         last_event_id: resume after this event.
-        since: where to begin without one: `earliest`, `latest`, an id, or a time like `10m`.
+        since: where to begin without one: `earliest`, `latest`, a time like `10m`, a date-time, or a known id.
         headers: sent with each request.
         read_timeout_s: silence after which the stream is taken for dead; above the server's heartbeat.
         backoff_least_s: upper end of the first random wait; the server's `retry` comes on top.

@@ -142,11 +142,11 @@ class Cluster:
         """Publish here, or where this process's own log comes from."""
         return self.publisher.publish(events, done)
 
-    def find(self, id: str, done: FoundDone) -> Cancel:
-        """Find the sequence of an id here, or where the log comes from."""
-        sequence = self._hub.log.find(id)
+    def find(self, terms: tuple[str, ...], ids: tuple[str, ...], done: FoundDone) -> Cancel:
+        """Find the sequence of a last id of a subscription here, or where the log comes from."""
+        sequence = self._hub.find(terms, ids)
         if sequence is None and self.uplink is not None:
-            return self.uplink.find(id, done)
+            return self.uplink.find(terms, ids, done)
         done(sequence)
         return nothing
 

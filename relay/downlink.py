@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hmac
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from relay.errors import EventError, RelayError, RequestError
 from relay.event import Event
@@ -60,6 +60,8 @@ ENDED = 50
 
 NAME_CHARACTERS_MAX = 200
 
+T = TypeVar("T", bound=Iterable[str])
+
 
 class Office(Protocol):
     """Who answers what an edge asks."""
@@ -67,8 +69,10 @@ class Office(Protocol):
     def publish(self, events: list[Event], done: Done) -> Cancel:
         """Publish all events or none, and call back once."""
 
-    def find(self, id: str, done: Callable[[int | RelayError | None], None]) -> Cancel:
-        """Find the sequence of an id, and call back once."""
+    def find(
+        self, terms: tuple[str, ...], ids: tuple[str, ...], done: Callable[[int | RelayError | None], None]
+    ) -> Cancel:
+        """Find the sequence of a last id of a subscription, and call back once."""
 
     def ask(self, what: What, done: Callable[[bytes], None]) -> None:
         """Give /stats or /metrics of the whole, and call back once."""
@@ -210,11 +214,13 @@ class Downlink:
     def _receive(self, message: Message | Entry) -> None:
         if isinstance(message, Status):
             self.status = message
+            if len(message.holding) > HOLDS_MAX:
+                raise LinkError(f"an edge holds {len(message.holding)} terms")
             self._hub.holds.hold(self, _checked(message.holding))
         elif isinstance(message, Publish):
             self._publish(message)
         elif isinstance(message, Find):
-            self._office.find(message.id, partial(self._found, message.number))
+            self._office.find(_checked(message.terms), message.ids, partial(self._found, message.number))
         elif isinstance(message, Ask):
             self._office.ask(message.what, partial(self._told, message.number))
         elif isinstance(message, Told):
@@ -329,13 +335,11 @@ def _refused(number: int, error: RelayError) -> Refused:
     return Refused(number=number, status=status, reason=str(error))
 
 
-def _checked(terms: list[str]) -> list[str]:
-    if len(terms) > HOLDS_MAX:
-        raise LinkError(f"an edge holds {len(terms)} terms")
+def _checked(terms: T) -> T:
     try:
         for term in terms:
             for part in term.split(JOINT):
                 check_term(part)
     except EventError as error:
-        raise LinkError(f"an edge holds what is no term: {error}") from None
+        raise LinkError(f"an edge sent a term that is not valid: {error}") from None
     return terms

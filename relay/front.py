@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
 
@@ -32,7 +32,7 @@ BODY_BYTES_PER_S_MIN = 64 * 1024
 LINGER_S = 2.0
 """How long a client may take to close after its last answer."""
 
-Find = Callable[[str, Callable[[int | RelayError | None], None]], Cancel]
+Find = Callable[[tuple[str, ...], tuple[str, ...], Callable[[int | RelayError | None], None]], Cancel]
 Ask = Callable[[Literal["stats", "metrics"], Callable[[bytes | RelayError], None]], Cancel]
 
 _logger = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ class Hub(publishing.Hub, Protocol):
     def ready(self) -> bool:
         """Whether new streams are well served here."""
 
-    def knows(self, id: str) -> bool:
-        """Tell whether the log has an id, or had it."""
+    def find(self, terms: tuple[str, ...], ids: Sequence[str]) -> int | None:
+        """Return the sequence of a subscription's last id; None where the log does not know it."""
 
     def subscribe(self, fd: int, request: Subscribe, address: str, now_s: float) -> None:
         """Take the descriptor and open a stream on it; with an error it is not taken."""

@@ -31,6 +31,7 @@ from urllib.parse import unquote_to_bytes
 import httptools
 
 from relay.errors import RequestError
+from relay.ids import RAW_NAMES
 
 CHUNK_LINE_BYTES_MAX = 1024
 """Longest line of a chunk's size or of a trailer; extensions are unknown in the wild."""
@@ -49,8 +50,9 @@ _IP_LITERAL = r"\[[A-Za-z0-9._~!$&'()*+,;=:-]+\]"
 _ABSOLUTE = re.compile(rf"https?://({_IP_LITERAL}|{_NAME}+)(?::[0-9]*)?(?=[/?#]|$)", re.IGNORECASE)
 _HOST = re.compile(rf"({_IP_LITERAL}|{_NAME}*)(?::[0-9]*)?")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_LAST_ID = re.compile(rb"(\r\nlast-event-id:)([^\r\n]*)(?=\r\n)", re.IGNORECASE)
 # Fields whose meaning changes when two of them are joined to one list.
-_SINGLE = frozenset(("host", "authorization", "content-type", "last-event-id", "origin", "content-encoding"))
+_SINGLE = frozenset(("host", "authorization", "content-type", "origin", "content-encoding"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Request:
         method: as sent; a method that llhttp knows.
         raw_path: the path as sent, escapes and all; `*` for the whole server.
         path: the path with its escapes decoded.
-        query: the query's pairs, decoded, in order.
+        query: the query's pairs, decoded, in order; the values of `relay.ids.RAW_NAMES` as sent.
         headers: names in lower case; values in Latin-1; repeated fields joined by a comma, cookies by a semicolon.
         version: `1.0`, or `1.1` for that and every later minor version.
         keep_alive: the client wants to go on after the response.
@@ -320,9 +322,10 @@ def parse_head(head: bytes) -> Request:
         raise RequestError(501, "this is no proxy")
     # RFC 9110 section 2.5: a later minor version is served as 1.1, which is all that llhttp takes.
     version = "1.0" if line[4] == b"0" else "1.1"
+    last_ids, fields_head = _cut_last_ids(head[line.end(4) :])
     fields = _Fields()
     try:
-        httptools.HttpRequestParser(fields).feed_data(head[: line.start(3)] + version.encode() + head[line.end(4) :])
+        httptools.HttpRequestParser(fields).feed_data(head[: line.start(3)] + version.encode() + fields_head)
     except httptools.HttpParserUpgrade:
         pass  # RFC 9110 section 7.8: a server may ignore Upgrade.
     except httptools.HttpParserInvalidMethodError:
@@ -330,6 +333,9 @@ def parse_head(head: bytes) -> Request:
     except httptools.HttpParserError as error:
         raise RequestError(400, f"malformed request: {error}") from None
     headers = _join(fields.lines)
+    if last_ids:
+        # Several of them stand for no id, and no id contains LF.
+        headers["last-event-id"] = "\n".join(value.strip(b" \t").decode("latin-1") for value in last_ids)
     host = _HOST.fullmatch(headers.get("host", "" if version == "1.0" else " "))
     if host is None:
         raise RequestError(400, "the Host field is missing or malformed")
@@ -350,6 +356,17 @@ def parse_head(head: bytes) -> Request:
         body_length=_body_length(headers, version),
         host=(authority or host[1]).lower(),  # RFC 9112 section 3.2.2: the target's host replaces the field's.
     )
+
+
+def _cut_last_ids(fields: bytes) -> tuple[list[bytes], bytes]:
+    """Take the values of Last-Event-ID out of the field lines, before they are judged.
+
+    An id of any bytes is answered, since an EventSource gives up after a 400. What changes where a line ends is left
+    to be refused: a bare CR, and a folded line.
+    """
+    if b"\r\nlast-event-id:" not in fields.lower():
+        return [], fields
+    return [match[2] for match in _LAST_ID.finditer(fields)], _LAST_ID.sub(rb"\1", fields)
 
 
 def _join(lines: list[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -396,8 +413,9 @@ def _parse_target(target: str, *, asterisk: bool) -> tuple[str, str, str, tuple[
     raw_path, _, raw_query = target.partition("?")
     pairs = []
     for pair in raw_query.split("&") if raw_query else ():
-        name, _, value = pair.replace("+", " ").partition("=")
-        pairs.append((_unescape(name), _unescape(value)))
+        name, _, value = pair.partition("=")
+        name = _unescape(name.replace("+", " "))
+        pairs.append((name, value if name in RAW_NAMES else _unescape(value.replace("+", " "))))
     path = _unescape(raw_path)
     if "\0" in path:
         raise RequestError(400, "the path contains NUL")

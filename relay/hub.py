@@ -31,6 +31,7 @@ from relay.flush import SLICE_S, Flush
 from relay.grant import ANYBODY, Grant
 from relay.handover import Stream
 from relay.holds import Holds
+from relay.ids import unknown_since
 from relay.leases import Leases
 from relay.log import Entry, Log
 from relay.policy import Rule, Rules
@@ -57,7 +58,7 @@ class Subscribe:
 
     Args:
         terms: checked topics and patterns, each once, at least one.
-        last_id: the last id the client saw; it goes before `since_s`.
+        last_ids: the readings of the last id that the client saw; empty without one.
         since_s: replay what is at most that old; `math.inf` for all that is retained; None for only what comes.
         policy: the policy it chose, allowed by the settings; None leaves it to them.
         padding: it wants a comment of 2 KiB first, which makes old browsers begin.
@@ -65,10 +66,11 @@ class Subscribe:
         grant: for whom it is opened.
         ends_s: when the grant ends, in the hub's time.
         after: sequence of the last id, where whoever feeds this hub had to be asked for it.
+        must_know: the last id is one that `since` names; an unknown one begins at `since_s`, or is refused without it.
     """
 
     terms: tuple[str, ...]
-    last_id: str | None
+    last_ids: tuple[str, ...]
     since_s: float | None
     policy: str | None
     padding: bool
@@ -76,6 +78,7 @@ class Subscribe:
     grant: Grant = ANYBODY
     ends_s: float = math.inf
     after: int | None = None
+    must_know: bool = False
 
 
 class Measures(Protocol):
@@ -158,9 +161,9 @@ class Hub:
 
     # Publishing
 
-    def publish_one(self, event: Event, now_s: float) -> str:
-        """Publish an event and return its id; the rest as for `relay.writer.Writer.publish`."""
-        return self.writer.publish_one(event, now_s)
+    def publish_one(self, event: Event, now_s: float, *, foreign: bool = False) -> str:
+        """Publish an event and return its id; see `relay.writer.Writer.publish_one`."""
+        return self.writer.publish_one(event, now_s, foreign=foreign)
 
     def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
         """Publish events, all or none, and return their ids; see `relay.writer.Writer.publish`."""
@@ -245,9 +248,14 @@ class Hub:
         """Whether new streams are well served here."""
         return self.begun and self.linked and not self.draining
 
-    def knows(self, id: str) -> bool:
-        """Say whether the log has an id, or had it; at an edge, others may be known to its hub."""
-        return self.log.find(id) is not None
+    def find(self, terms: tuple[str, ...], ids: Sequence[str]) -> int | None:
+        """Return the sequence of the last id of a subscription; None where this log does not know it.
+
+        Args:
+            terms: of the subscription, checked.
+            ids: the readings of the last id.
+        """
+        return self.log.find(ids, disjoint(terms))
 
     # Streams pass to another process
 
@@ -359,26 +367,30 @@ class Hub:
 
     def _start(self, request: Subscribe, subscription: Subscription, now_s: float) -> tuple[int, bytes]:
         """Return the cursor at which a stream begins, and what it has to be told of a gap before it."""
-        log, gap = self.log, b""
-        cursor = max(log.head, self.snapshot)  # what a snapshot is still to bring is not new
-        if request.last_id:
-            sequence = log.find(request.last_id) if request.after is None else request.after
-            if sequence is None:
-                cursor, gap = log.tail, notice.gap("unknown", None, None, None)
-            else:
-                cursor = sequence + 1
-                self.audiences.complete(subscription, cursor, evicted=cursor < log.tail)
-                if any(index.evicted >= cursor for index in subscription.indexes):
-                    gap = notice.gap("history", None, log.id(cursor), log.id(log.tail - 1))
-                cursor = max(cursor, log.tail)
-            self.resumes["hit" if not gap else "missed" if sequence is None else "gap"] += 1
+        log, gap, sequence = self.log, b"", request.after
+        if request.last_ids and sequence is None:
+            sequence = log.find(request.last_ids, subscription.terms)
+        if sequence is not None:
+            cursor = sequence + 1
+            self.audiences.complete(subscription, cursor, evicted=cursor < log.tail)
+            if (last := subscription.evicted) >= cursor:
+                gap = notice.gap("history", None, log.id(cursor), log.id(last))
+            cursor = max(cursor, log.tail)
+            self.resumes["gap" if gap else "hit"] += 1
+        elif request.last_ids and not request.must_know:
+            cursor, gap = log.tail, notice.gap("unknown", None, None, None)
+            self.resumes["missed"] += 1
         elif request.since_s is not None:
             since_s = now_s - request.since_s
             cursor = log.since(since_s)
             evicted = not math.isinf(since_s) and cursor == log.tail
             self.audiences.complete(subscription, cursor, evicted=evicted)
             if evicted and any(index.evicted_s >= since_s for index in subscription.indexes):
-                gap = notice.gap("history", None, None, log.id(log.tail - 1))
+                gap = notice.gap("history", None, None, log.id(subscription.evicted))
+        elif request.must_know:
+            raise unknown_since(request.last_ids)
+        else:
+            cursor = max(log.head, self.snapshot)  # what a snapshot is still to bring is not new
         if cursor < log.head:
             self.audiences.complete(subscription, cursor, evicted=False)
         return cursor, gap

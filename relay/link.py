@@ -24,7 +24,7 @@ from relay.errors import RelayError
 from relay.event import Event
 from relay.log import Entry
 
-VERSION = 2
+VERSION = 3
 
 HELLO_BYTES_MAX = 16 * 1024
 """What is taken of somebody who has not shown the token yet."""
@@ -156,14 +156,15 @@ class Published(_Message, frozen=True):
 
 
 class Find(_Message, frozen=True):
-    """To the hub: which sequence has this id?"""
+    """To the hub: which sequence has the last id of this subscription? `ids` are the readings of it."""
 
     number: int
-    id: str
+    terms: tuple[str, ...]
+    ids: tuple[str, ...]
 
 
 class Found(_Message, frozen=True):
-    """To an edge: the sequence of an id; None when it is not known."""
+    """To an edge: the sequence of a last id; None when it is not known."""
 
     number: int
     sequence: int | None

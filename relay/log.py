@@ -22,6 +22,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 from relay.evicted import NOTHING, Mark, Marks
+from relay.own_ids import OwnIds
 
 SEGMENT_BYTES = 64 * 1024
 """Reads of one index are cut at multiples of this in its running total, so that streams with neighbouring cursors are
@@ -138,6 +139,11 @@ class Index:
         row = bisect_left(self.sequences, cursor)
         return self.sequences[row] if row < len(self.sequences) else None
 
+    def last(self, cursor: int) -> int | None:
+        """Return the last sequence before `cursor`, or None."""
+        row = bisect_left(self.sequences, cursor)
+        return self.sequences[row - 1] if row else None
+
     def part(self, cursor: int, until: int, count_max: int) -> array[int]:
         """Return at most `count_max` sequences in [cursor, until)."""
         rows = self.sequences
@@ -220,7 +226,7 @@ class Log:
         self._keys: list[str | None] = []
         self._times = array("d")
         self._superseded = bytearray()
-        self._own_ids: dict[str, int] = {}
+        self.ids = OwnIds(lambda sequence: self._topics[sequence - self._base].name)
 
     def __len__(self) -> int:
         return self.head - self.tail
@@ -247,6 +253,7 @@ class Log:
         self.epoch, self.floor = epoch, None
         self._base = self.tail = self.head = sequence
         self.marks.begin(Mark(sequence - 1, evicted_s))
+        self.ids.begin()
         for index in indexes:
             index.begin(sequence, evicted_s)
 
@@ -280,7 +287,7 @@ class Log:
         self._times.append(now_s)
         self._superseded.append(0)
         if id is not None:
-            self._own_ids[id] = sequence
+            self.ids.add(id, topic.name, sequence)
         older = topic.newest.get(key)
         if older is not None:
             self._superseded[older - self._base] = 1
@@ -320,8 +327,8 @@ class Log:
         self.tail = sequence + 1
         self.bytes -= len(frame)
         self._frames[row] = None
-        if id is not None and self._own_ids.get(id) == sequence:
-            del self._own_ids[id]
+        if id is not None:
+            self.ids.evict(id, topic.name, sequence)
         if topic.newest.get(key) == sequence:
             del topic.newest[key]
         if topic.generation != self.generation:
@@ -467,23 +474,21 @@ class Log:
             if own is not None and frame is not None:
                 yield own, frame
 
-    def find(self, id: str) -> int | None:
-        """Return the sequence of an id that this log gave or retains; None when it knows nothing of it.
+    def find(self, ids: Sequence[str], terms: tuple[str, ...]) -> int | None:
+        """Return the sequence of the event that a subscriber has seen last; None where that is not known.
 
-        A default id of this epoch is found even when its entry is evicted, so that what is missed can be told.
+        A default id of this epoch is found even when its entry is evicted, so that a gap can say what is missed.
+
+        Args:
+            ids: the readings of the subscriber's last id.
+            terms: of its subscription, disjoint.
         """
-        sequence = self._own_ids.get(id)
-        if sequence is not None:
-            return sequence
-        epoch, _, digits = id.rpartition("-")
-        if epoch != self.epoch or not digits.isascii() or not digits.isdigit() or len(digits) > 20:
-            return None
-        sequence = int(digits)
-        return sequence if sequence < self.head and digits == str(sequence) else None
-
-    def gives(self, id: str) -> bool:
-        """Say whether an id has the form of this log's default ids, which a publisher may not use."""
-        return id.startswith(self.epoch) and id[len(self.epoch) :].startswith("-")
+        for id in ids:
+            epoch, _, digits = id.rpartition("-")
+            if epoch == self.epoch and digits.isascii() and digits.isdigit() and len(digits) <= 20:
+                sequence = int(digits)
+                return sequence if sequence < self.head and digits == str(sequence) else None
+        return self.ids.find(ids, terms)
 
     def since(self, time_s: float) -> int:
         """Return the first retained sequence whose time is at or after `time_s`."""

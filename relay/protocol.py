@@ -283,12 +283,12 @@ class FrontProtocol(asyncio.Protocol):
 
     def _subscribe(self, subscribe: Subscribe) -> None:
         """Hand over, once it is known where to begin: the last id may be one that an edge has not got yet."""
-        find, last_id = self._front.find, subscribe.last_id
-        if find is None or not last_id or self._front.hub.knows(last_id):
+        find, terms, ids = self._front.find, subscribe.terms, subscribe.last_ids
+        if find is None or not ids or self._front.hub.find(terms, ids) is not None:
             self._hand_over(subscribe)
         else:
             self._await(
-                lambda done: find(last_id, done),
+                lambda done: find(terms, ids, done),
                 lambda sequence: self._hand_over(replace(subscribe, after=sequence)),
             )
 

@@ -6,28 +6,28 @@ reads a body, publishes or opens a stream.
 
 from __future__ import annotations
 
-import math
-import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache, partial
 
-from relay.config import Config, parse_duration
+from relay.config import Config
 from relay.errors import EventError, RequestError
 from relay.http import Request
 from relay.hub import Subscribe
+from relay.ids import LAST_ID_NAMES, query_readings, readings
 from relay.origins import Allowed
 from relay.policy import Policy
+from relay.query import Names, check_names, read_since
 from relay.response import Headers, cors_headers, stream_head
 from relay.topic import check_term, check_topic, is_pattern
 
+_STREAM_NAMES = Names(("topic", "since", "policy", "padding", "evs_preamble", "ticket", *LAST_ID_NAMES))
+_PUBLISH_NAMES = Names(("topic", "event", "id", "key"))
 ORIGINS_CACHED = 1024
 """Origins whose headers are kept, as a wildcard matches any number of them."""
 
-LAST_ID_NAMES = ("lastEventId", "last_event_id", "lastEventID", "evs_last_event_id")
-"""Query names under which polyfills and hubs of today repeat the last id."""
-
-_NOT_IN_AN_ID = re.compile(r"[\0\r\n]")
 _READ = ("GET", "HEAD", "OPTIONS")
 _WRITE = ("POST", "OPTIONS")
 _POLICIES = frozenset(policy.value for policy in Policy)
@@ -91,10 +91,12 @@ class Router:
 
     Args:
         config: topic, limits, policies and origins.
+        wall: the time of day, in Unix seconds.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, wall: Callable[[], float] = time.time) -> None:
         self._config = config
+        self._wall = wall
         self._hosts = Allowed(config.allowed_host) if config.allowed_host else None
         self._origins = Allowed(config.cors_origin)
         self._cors = lru_cache(ORIGINS_CACHED)(partial(cors_headers, self._origins))
@@ -170,22 +172,20 @@ class Router:
 
     def _subscribe(self, request: Request) -> Subscribe:
         """Read the arguments of a stream."""
-        last_id = _last_id(request)
-        since_s = None
+        check_names(request, _STREAM_NAMES)
+        last_ids, since_s, must_know = _last_ids(request), None, False
         since = _one(request, "since")
-        if since and last_id is None:
-            if since == "earliest":
-                since_s = math.inf
-            elif since != "latest":
-                since_s = _age_s(since)
-                last_id = _check_id(since) if since_s is None else None
+        if since and not last_ids:
+            since_s, last_ids = read_since(since, self._wall())
+            must_know = bool(last_ids)
         return Subscribe(
             terms=self._terms(request),
-            last_id=last_id,
+            last_ids=last_ids,
             since_s=since_s,
             policy=self._policy(_one(request, "policy")),
             padding=any(name in ("padding", "evs_preamble") for name, _ in request.query),
             head=self._head(request),
+            must_know=must_know,
         )
 
     def _terms(self, request: Request) -> tuple[str, ...]:
@@ -219,6 +219,7 @@ class Router:
         """Read the arguments of a publish request."""
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestError(415, "the body must not be compressed")
+        check_names(request, _PUBLISH_NAMES)
         topic = _one(request, "topic") or self._config.topic
         try:
             check_topic(topic)
@@ -240,34 +241,16 @@ def _one(request: Request, name: str) -> str | None:
     return values[0] if values else None
 
 
-def _last_id(request: Request) -> str | None:
-    """Give the last id the client saw: the header's, else the first of the query's names; empty is none.
+def _last_ids(request: Request) -> tuple[str, ...]:
+    """Give the readings of the last id: the header's, else those of the first query name that has one; empty is none.
 
     The header wins, since a reconnecting browser repeats its address as it was at first (WHATWG HTML 9.2.3).
     """
-    header = request.headers.get("last-event-id")
-    if header:
-        try:
-            return header.encode("latin-1").decode()
-        except UnicodeDecodeError:
-            raise RequestError(400, "Last-Event-ID is not UTF-8") from None
+    if header := request.headers.get("last-event-id"):
+        return readings(header.encode("latin-1"))
     for name in LAST_ID_NAMES:
-        if value := _one(request, name):
-            return _check_id(value)
-    return None
-
-
-def _check_id(id: str) -> str:
-    if _NOT_IN_AN_ID.search(id):
-        raise RequestError(400, "an id cannot contain NUL, CR or LF")
-    return id
-
-
-def _age_s(text: str) -> float | None:
-    """Read a time with its unit (`30s`, `1h30m`); None for anything else, a bare number too, which may be an id."""
-    if text.isdigit():
-        return None
-    try:
-        return parse_duration(text)
-    except ValueError:
-        return None
+        values = [value for value in request.values(name) if value]
+        if values:
+            # Several of them stand for no id, and no id contains LF.
+            return query_readings("\n".join(dict.fromkeys(values)))
+    return ()

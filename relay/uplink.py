@@ -234,9 +234,11 @@ class Uplink:
             return nothing
         return self._request(data, done)
 
-    def find(self, id: str, done: Callable[[int | RelayError | None], None]) -> Cancel:
-        """Ask for the sequence of an id that is not in the edge's own log."""
-        return self._request(encode(Find(number=self._number + 1, id=id)), done)
+    def find(
+        self, terms: tuple[str, ...], ids: tuple[str, ...], done: Callable[[int | RelayError | None], None]
+    ) -> Cancel:
+        """Ask for the sequence of a last id that the edge's own log does not know for the subscription."""
+        return self._request(encode(Find(number=self._number + 1, terms=terms, ids=ids)), done)
 
     def ask(self, what: What, done: Callable[[bytes | RelayError], None]) -> Cancel:
         """Ask for /stats or /metrics of the whole."""

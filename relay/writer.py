@@ -12,17 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import msgspec
+
 from relay.config import Config
 from relay.ended import END, Ended
 from relay.errors import EndedError, EventError, RequestError
 from relay.event import Event
+from relay.ids import check_id, may_keep
 from relay.log import Entry, Log
 from relay.seen import Seen
 from relay.sse import encode
 from relay.topic import check_topic
-
-ID_CHARACTERS_MAX = 1024
-"""Longest id of a publisher: it has to come back in a request head, and in gaps."""
 
 DEDUP_CHARACTERS_MAX = 256
 """Longest dedup key: room for any digest or path, while a million of them stay below 300 MB."""
@@ -97,8 +97,14 @@ class Writer:
         else:
             self.journal.confirm(callback)
 
-    def publish_one(self, event: Event, now_s: float) -> str:
-        """Publish an event and return its id; the rest as for `publish`."""
+    def publish_one(self, event: Event, now_s: float, *, foreign: bool = False) -> str:
+        """Publish an event and return its id; the rest as for `publish`.
+
+        Args:
+            event: has a topic.
+            now_s: the time.
+            foreign: it comes from another server, which chose its id: one that may not be kept becomes a default id.
+        """
         journal = self.journal
         if event.dedup is not None or (journal is not None and journal.refusal):
             return self.publish((event,), now_s)[0]
@@ -106,6 +112,11 @@ class Writer:
         topic = event.topic
         if topic is None:
             raise EventError("topic", "is missing")
+        if event.id is not None:
+            if not foreign:
+                check_id(event.id)
+            elif not may_keep(event.id, self._log.epoch):
+                event = msgspec.structs.replace(event, id=None)
         frame = self._encode(event, topic, sequence)
         is_last = event.event is not None and event.event == END
         if journal is None:
@@ -150,6 +161,8 @@ class Writer:
             topic = event.topic
             if topic is None:
                 raise EventError("topic", "is missing")
+            if event.id is not None:
+                check_id(event.id)
             frame = self._encode(event, topic, sequence)
             if topic in ending:
                 raise EndedError
@@ -181,11 +194,6 @@ class Writer:
             raise EndedError
         if topic not in log.topics:
             check_topic(topic)
-        if event.id is not None:
-            if len(event.id) > ID_CHARACTERS_MAX:
-                raise EventError("id", f"has {len(event.id)} characters; at most {ID_CHARACTERS_MAX} are allowed")
-            if log.gives(event.id):
-                raise EventError("id", "has the form of the ids that relay gives out itself")
         if event.key is not None and not event.key.isascii():
             _check_text("key", event.key)
         return encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max)

@@ -26,7 +26,7 @@ class FakeHub:
     def data(self) -> list[Any]:
         return [event.data for event in self.events]
 
-    def publish_one(self, event: Event, now_s: float) -> str:
+    def publish_one(self, event: Event, now_s: float, *, foreign: bool = False) -> str:
         if event.topic == "bad":
             raise EventError("topic", "is bad")
         if event.topic == "broken":

@@ -32,7 +32,7 @@ def test_the_longest_ids_fit_into_a_gap(policy: str) -> None:
     world = World(Config(lag_events=2))
     client = stalled(world, policy)
     for number in range(20):
-        world.publish("a", 10, "key", id=f"{number}-".ljust(1024, "\x01"))
+        world.publish("a", 10, "key", id=f"{number}-".ljust(1024, "\\"))
         world.step()
     world.settle()
     assert client.oracle.gaps > 0

@@ -44,7 +44,7 @@ MESSAGES: list[Message] = [
     Status(sequence=3, streams=4, ready=True, holding=["a", "b.*"]),
     Publish(number=1, events=[Event(data={"a": [1, None, 2.5, "é"]}, topic="a"), Event(topic="b", id="x", key="k")]),
     Published(number=1, ids=["e-1", "x"]),
-    Find(number=2, id="x"),
+    Find(number=2, terms=("a", "b.*"), ids=("x",)),
     Found(number=2, sequence=None),
     Refused(number=2, status=400, reason="is bad", field="id"),
     Ask(number=3, what="stats"),
@@ -97,7 +97,7 @@ def test_a_long_message_is_taken_in_pieces_and_not_looked_at_before_it_is_whole(
         (encode_entry(Entry(1, 1.0, "a", None, None, b"")), "cut short"),
         (encode_entry(Entry(1, 1.0, "a", None, None, b"x")).replace(b"ax", b"\xffx"), "cannot be read"),
         (encode(Beat(head=1)).replace(b"Beat", b"Boat"), "cannot be read"),
-        (encode(Find(number=1, id="x")).replace(b"number", b"numbed"), "cannot be read"),
+        (encode(Find(number=1, terms=("a",), ids=("x",))).replace(b"number", b"numbed"), "cannot be read"),
     ],
 )
 def test_what_is_no_message_is_an_error(data: bytes, reason: str) -> None:

@@ -52,8 +52,8 @@ class FakeHub:
     def ready(self) -> bool:
         return not self.draining
 
-    def knows(self, id: str) -> bool:
-        return True
+    def find(self, terms: tuple[str, ...], ids: Sequence[str]) -> int | None:
+        return 0
 
     def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
         for event in events:

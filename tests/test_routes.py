@@ -10,6 +10,7 @@ from relay.config import Config
 from relay.errors import RequestError
 from relay.http import Request, RequestParser, parse_head
 from relay.hub import Subscribe
+from relay.ids import ID_CHARACTERS_MAX, LAST_ID_NAMES
 from relay.response import stream_head
 from relay.routes import Options, Publish, Resource, Route, Router, StreamHead
 
@@ -44,7 +45,7 @@ def refused(target: str, *lines: str, method: str = "GET", config: Config = CONF
 
 def test_a_stream_without_a_topic_gets_the_default_topic() -> None:
     head = stream_head((VARY,))
-    assert stream("/events") == Subscribe(("news",), None, None, None, False, head)
+    assert stream("/events") == Subscribe(("news",), (), None, None, False, head)
 
 
 @pytest.mark.parametrize(
@@ -94,57 +95,157 @@ def test_what_is_no_topic_or_no_path_is_refused(target: str, status: int) -> Non
 
 
 def test_the_header_wins_over_the_query_and_the_query_over_since() -> None:
-    assert stream("/events?lastEventId=q&since=earliest", "Last-Event-ID: h").last_id == "h"
+    assert stream("/events?lastEventId=q&since=earliest", "Last-Event-ID: h").last_ids == ("h",)
     subscribe = stream("/events?lastEventId=q&since=earliest")
-    assert (subscribe.last_id, subscribe.since_s) == ("q", None)
+    assert (subscribe.last_ids, subscribe.since_s, subscribe.must_know) == (("q",), None, False)
 
 
-@pytest.mark.parametrize("name", ["lastEventId", "last_event_id", "lastEventID", "evs_last_event_id"])
+@pytest.mark.parametrize("name", LAST_ID_NAMES)
 def test_the_last_id_may_come_under_each_of_the_names_in_use(name: str) -> None:
-    assert stream(f"/events?{name}=a%2F7").last_id == "a/7"
+    assert stream(f"/events?{name}=a%2F7").last_ids == ("a/7",)
 
 
 def test_an_empty_last_id_is_none() -> None:
-    assert stream("/events?lastEventId=", "Last-Event-ID:").last_id is None
-    assert stream("/events?lastEventId=&last_event_id=x").last_id == "x"
-
-
-def test_the_last_id_header_is_utf_8() -> None:
-    head = "GET /events HTTP/1.1\r\nHost: a\r\nLast-Event-ID: ö\r\n\r\n"
-    good = Router(CONFIG).route(parse_head(head.encode()))
-    assert isinstance(good, Subscribe)
-    assert good.last_id == "ö"
-    with pytest.raises(RequestError, match="UTF-8"):
-        Router(CONFIG).route(parse_head(head.encode("latin-1")))
+    assert stream("/events?lastEventId=", "Last-Event-ID:").last_ids == ()
+    assert stream("/events?lastEventId=&lastEventID=x").last_ids == ("x",)
 
 
 @pytest.mark.parametrize(
-    ("since", "since_s", "last_id"),
+    ("value", "ids"),
     [
-        ("earliest", math.inf, None),
-        ("latest", None, None),
-        ("", None, None),
-        ("10s", 10.0, None),
-        ("250ms", 0.25, None),
-        ("5m", 300.0, None),
-        ("2h", 7200.0, None),
-        ("1d", 86400.0, None),
-        ("0s", 0.0, None),
-        ("10", None, "10"),
-        ("abc-7", None, "abc-7"),
-        ("1.5h", 5400.0, None),
-        ("10S", None, "10S"),
-        ("%D9%A1s", None, "١s"),
+        (b"a-1", {"a-1"}),
+        ("\u00f6".encode(), {"\u00f6", "\u00c3\u00b6"}),
+        ("\u00f6".encode("latin-1"), {"\u00f6"}),
+        (b"  a b\t", {"a b"}),
+        (b"\x00", {"\x00"}),
+        (b"a\x0c\x01\x7f\x1f", {"a\x0c\x01\x7f\x1f"}),
+        (b"x" * 5000, {"x" * (ID_CHARACTERS_MAX + 1)}),
     ],
 )
-def test_since_is_a_word_a_duration_or_an_id(since: str, since_s: float | None, last_id: str | None) -> None:
-    subscribe = stream(f"/events?since={since}")
-    assert (subscribe.since_s, subscribe.last_id) == (since_s, last_id)
+def test_a_last_id_of_any_bytes_is_read_into_all_that_it_may_stand_for(value: bytes, ids: set[str]) -> None:
+    head = b"GET /events HTTP/1.1\r\nHost: a\r\nlast-EVENT-id: %b\r\n\r\n" % value
+    good = Router(CONFIG).route(parse_head(head))
+    assert isinstance(good, Subscribe)
+    assert set(good.last_ids) == ids
+    if b" " not in value:
+        escaped = "".join(f"%{byte:02x}" for byte in value)
+        assert set(stream(f"/events?lastEventId={escaped}").last_ids) == ids
 
 
-@pytest.mark.parametrize("target", ["/events?since=a%00", "/events?lastEventId=a%0D", "/events?since=1s&since=2s"])
-def test_an_impossible_or_doubled_argument_is_refused(target: str) -> None:
-    assert refused(target).status == 400
+@pytest.mark.parametrize(
+    ("value", "ids"),
+    [
+        ("a+b", {"a b", "a+b"}),
+        ("a%2Bb", {"a+b"}),
+        ("a%20b", {"a b"}),
+        ("100%", {"100%"}),
+        ("%zz", {"%zz"}),
+        ("%E9", {"\u00e9"}),
+        ("a=b", {"a=b"}),
+    ],
+)
+def test_a_last_id_in_the_query_may_be_escaped_in_any_way(value: str, ids: set[str]) -> None:
+    assert set(stream(f"/events?lastEventId={value}").last_ids) == ids
+
+
+def test_several_last_ids_stand_for_none() -> None:
+    for subscribe in (
+        stream("/events", "Last-Event-ID: 1", "Last-Event-ID: 2"),
+        stream("/events?lastEventId=1&lastEventId=2"),
+    ):
+        assert subscribe.last_ids
+        assert all("\n" in id for id in subscribe.last_ids)
+    assert stream("/events?lastEventId=1&lastEventId=1").last_ids == ("1",)
+
+
+@pytest.mark.parametrize(
+    ("since", "since_s", "last_ids"),
+    [
+        ("earliest", math.inf, ()),
+        ("latest", None, ()),
+        ("", None, ()),
+        ("10s", 10.0, ()),
+        ("250ms", 0.25, ()),
+        ("5m", 300.0, ()),
+        ("2h", 7200.0, ()),
+        ("1h30m", 5400.0, ()),
+        ("1d", 86400.0, ()),
+        ("0s", 0.0, ()),
+        ("1.5h", 5400.0, ()),
+        ("1800000000", 1000.0, ("1800000000",)),
+        ("1800000000.5", 999.5, ("1800000000.5",)),
+        ("1800000000000", 1000.0, ("1800000000000",)),
+        ("1800002000", 0.0, ("1800002000",)),
+        ("2027-01-15T08:00:00Z", 1000.0, ()),
+        ("2027-01-15t08:00:00.250z", 999.75, ()),
+        ("2027-01-15T08:00:00.123456789Z", 1000.0 - 0.123456, ()),
+        ("2027-01-15T10:00:00%2B02:00", 1000.0, ()),
+        ("2027-01-15T10:00:00+02:00", 1000.0, ()),
+        ("2027-01-15+03:00:00-05:00", 1000.0, ()),
+        ("2027-01-15T07:59:60Z", 1001.0, ()),
+        ("10", None, ("10",)),
+        ("abc-7", None, ("abc-7",)),
+        ("10S", None, ("10S",)),
+        ("%D9%A1s", None, ("\u00d9\u00a1s", "\u0661s")),
+        ("2027-13-15T08:00:00Z", None, ("2027-13-15T08:00:00Z",)),
+        ("2027-01-15", None, ("2027-01-15",)),
+        ("99999999999d", None, ("99999999999d",)),
+    ],
+)
+def test_since_is_a_word_a_duration_a_time_or_an_id(
+    since: str, since_s: float | None, last_ids: tuple[str, ...]
+) -> None:
+    subscribe = Router(CONFIG, lambda: 1_800_001_000.0).route(request(f"/events?since={since}"))
+    assert isinstance(subscribe, Subscribe)
+    assert subscribe.since_s == (None if since_s is None else pytest.approx(since_s, abs=1e-5))
+    assert subscribe.last_ids == last_ids
+    assert subscribe.must_know == bool(last_ids)
+
+
+def test_a_since_that_comes_twice_is_refused() -> None:
+    assert refused("/events?since=1s&since=2s").status == 400
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("topics", "topic"),
+        ("Topic", "topic"),
+        ("TOPIC", "topic"),
+        ("topic[]", "topic"),
+        ("topic%5B%5D", "topic"),
+        ("topc", "topic"),
+        ("tpoic", "topic"),
+        ("topicc", "topic"),
+        ("last-event-id", "lastEventId"),
+        ("lasteventid", "lastEventId"),
+        ("last-event-ids", "lastEventId"),
+        ("LAST_EVENT_ID", "lastEventId"),
+        ("lastEvntId", "lastEventId"),
+        ("Since", "since"),
+        ("sinse", "since"),
+        ("policies", None),
+        ("Policy", "policy"),
+        ("_", None),
+        ("t", None),
+        ("x" * 1000, None),
+        ("token", None),
+        ("channel", None),
+    ],
+)
+def test_a_misspelt_name_is_refused_with_a_hint_and_an_unknown_one_is_ignored(name: str, meant: str | None) -> None:
+    if meant is None:
+        assert stream(f"/events?{name}=a").terms == ("news",)
+    else:
+        error = refused(f"/events?{name}=a")
+        assert error.status == 400
+        assert error.reason.endswith(f"did you mean {meant}?")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("Topic", "topic"), ("ID", "id"), ("events", "event"), ("keys", "key")])
+def test_a_misspelt_name_of_a_publish_request_is_refused(name: str, meant: str) -> None:
+    assert f"did you mean {meant}?" in refused(f"/publish?{name}=a", method="POST").reason
+    assert route("/publish?x=a&_=1", method="POST") == Publish("news", None, None, None)
 
 
 def test_a_policy_must_be_one_that_requests_may_choose() -> None:

@@ -27,7 +27,7 @@ _encode = msgspec.json.Encoder().encode
 @click.option(
     "--topic", "topics", multiple=True, help="Topic or pattern (`orders.*`, `orders.**`). Repeatable."
 )
-@click.option("--since", help="Where to begin: earliest, latest, an id, or a time like 10m.")
+@click.option("--since", help="Where to begin: earliest, latest, a time like 10m, a date-time, or a known id.")
 @click.option("--last-event-id", metavar="ID", help="Resume after this event.")
 @click.option(
     "--output",

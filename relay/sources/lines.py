@@ -12,6 +12,7 @@ import msgspec
 
 from relay.errors import EventError
 from relay.event import Event
+from relay.ids import is_own_id
 from relay.sse import Decoder
 
 NO_ACK = msgspec.Raw()
@@ -121,7 +122,9 @@ class StreamSplitter:
         return []
 
     def _line(self, event: Event) -> Line:
-        return Line(event.data, event.event, event.id, event.retry, None, self._topic)
+        # The ids of a foreign stream are not its feeder's choice: relay gives its own in place of one it cannot take.
+        id = event.id if event.id is not None and is_own_id(event.id) else None
+        return Line(event.data, event.event, id, event.retry, None, self._topic)
 
 
 parse_line: Callable[[bytes], Line] = msgspec.json.Decoder(Line).decode

@@ -167,7 +167,7 @@ class UpstreamSource:
             if event.id is not None and self._has_come(event.id, encode(event, None, self._config.event_bytes_max)):
                 self.repeats += 1
                 return
-            self._hub.publish_one(event, self._clock())
+            self._hub.publish_one(event, self._clock(), foreign=True)
         except EventError as error:
             self._errors.report("event", "upstream: left out an event: %s", error)
         else:

@@ -231,11 +231,18 @@ class LogMachine(RuleBasedStateMachine):
             assert log.time_s(entry.sequence) == entry.time_s
             assert log.id(entry.sequence) == (entry.id or f"e-{entry.sequence}")
 
-    @invariant()
-    def ids_are_those_of_the_newest_retained_entry(self) -> None:
-        newest = {entry.id: entry.sequence for entry in self.retained() if entry.id is not None}
+    @rule(terms=st.sets(st.sampled_from(TOPICS + PATTERNS), min_size=1, max_size=4))
+    def find(self, terms: set[str]) -> None:
+        """An id stands for its oldest use among the topics of a subscription, unless that may be evicted."""
+        wanted = disjoint(tuple(sorted(terms)))
         for id in ("own-1", "own-2", "own-3"):
-            assert self.log.find(id) == newest.get(id)
+            uses = [
+                entry.sequence
+                for entry in self.entries
+                if entry.id == id and any(matches(term, entry.topic) for term in terms)
+            ]
+            unambiguous = uses and uses[0] >= self.tail
+            assert self.log.find((id,), wanted) == (uses[0] if unambiguous else None)
 
     @invariant()
     def since_finds_the_first_entry_of_a_time(self) -> None:

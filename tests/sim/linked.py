@@ -37,9 +37,11 @@ class Office:
         done(ids)
         return nothing
 
-    def find(self, id: str, done: Callable[[int | RelayError | None], None]) -> Cancel:
-        """Find an id."""
-        done(self.root.hub.log.find(id))
+    def find(
+        self, terms: tuple[str, ...], ids: tuple[str, ...], done: Callable[[int | RelayError | None], None]
+    ) -> Cancel:
+        """Find a last id."""
+        done(self.root.hub.find(terms, ids))
         return nothing
 
     def ask(self, what: What, done: Callable[[bytes], None]) -> None:
@@ -172,7 +174,8 @@ class LinkedWorld:
         if client.name in self._asking or not edge.hub.log.epoch:
             return
         self.at[client.name] = edge
-        if not client.last_id or edge.hub.knows(client.last_id):
+        ids = (client.last_id,)
+        if not client.last_id or edge.hub.find(client.terms, ids) is not None:
             edge.connect(client, since_s)
             return
         self._asking.add(client.name)
@@ -182,7 +185,7 @@ class LinkedWorld:
             if not isinstance(sequence, RelayError):
                 edge.connect(client, since_s, sequence)
 
-        edge.uplink.find(client.last_id, found)
+        edge.uplink.find(client.terms, ids, found)
 
     def read(self, client: Client, count: int) -> None:
         """Let a client read."""

@@ -182,7 +182,8 @@ class World:
             log = self.hub.log
             first = max(log.head, self.hub.snapshot) if since_s is None else log.since(self.now_s - since_s)
         client.oracle.connect(first)
-        request = Subscribe(client.terms, client.last_id or None, since_s, client.policy, False, HEAD, after=after)
+        ids = (client.last_id,) if client.last_id else ()
+        request = Subscribe(client.terms, ids, since_s, client.policy, False, HEAD, after=after)
         self.hub.subscribe(pipe.fd, request, f"127.0.0.{client.name}", self.now_s)
 
     def read(self, client: Client, count: int) -> None:

@@ -1,0 +1,90 @@
+"""Ids: which ones a publisher may use, and the ways in which a client may send one back.
+
+Theory of operation. A client sends back the last id in a header or in the query. On the way, browsers write UTF-8,
+fetch and Node write Latin-1, proxies trim white space, and forms write a space as `+`. Printable ASCII without a space
+at either end survives all of that, so only such ids are accepted. Files of earlier versions and upstreams may hold
+others. Therefore a last id is read into all texts that the bytes may stand for, and an impossible one is just unknown:
+an `EventSource` that is answered 400 never comes back.
+
+Owns these rules; pure functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from urllib.parse import unquote_to_bytes
+
+from relay.errors import EventError, RequestError
+
+ID_CHARACTERS_MAX = 1024
+"""Longest id of a publisher: it has to come back in a request head, and in gaps."""
+
+LAST_ID_NAMES = ("lastEventId", "lastEventID", "Last-Event-ID", "last_event_id", "evs_last_event_id")
+"""Query names of the last id: of EventSource polyfills, of Mercure now and formerly, and of amvtek's polyfill."""
+
+RAW_NAMES = frozenset((*LAST_ID_NAMES, "since"))
+"""Query names whose values may be ids, and so are decoded by `query_readings`."""
+
+SINCE = (
+    "earliest, latest, a duration (30s, 5m, 1h30m), a date-time (2026-01-31T12:00:00Z), Unix time (9 to 11 digits are "
+    "seconds, 12 to 14 milliseconds), or the id of a retained event of these topics"
+)
+"""What `since` accepts, as an error says it."""
+
+_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
+_DEFAULT = re.compile(r"[0-9a-f]{8}-[0-9]+")
+
+
+def survives(id: str) -> bool:
+    """Tell whether every client can send this id back unchanged."""
+    return len(id) <= ID_CHARACTERS_MAX and _TEXT.fullmatch(id) is not None
+
+
+def is_own_id(id: str) -> bool:
+    """Tell whether a publisher may use this id."""
+    return survives(id) and _DEFAULT.fullmatch(id) is None
+
+
+def check_id(id: str) -> None:
+    """Check the id that a publisher gives to its event.
+
+    Raises:
+        EventError: a client could not send it back, or it has the form of a default id, of this epoch or another.
+    """
+    if len(id) > ID_CHARACTERS_MAX:
+        raise EventError("id", f"has {len(id)} characters; at most {ID_CHARACTERS_MAX} are allowed")
+    if not survives(id):
+        raise EventError(
+            "id", "must be printable ASCII (U+0020 to U+007E), not empty, and without a space at either end"
+        )
+    if _DEFAULT.fullmatch(id):
+        raise EventError("id", "has the form of the ids that relay assigns (8 hexadecimal digits, `-`, a number)")
+
+
+def may_keep(id: str, epoch: str) -> bool:
+    """Tell whether an event of another server may keep its id in the log of this epoch."""
+    return survives(id) and not id.startswith(f"{epoch}-")
+
+
+def readings(value: bytes) -> tuple[str, ...]:
+    """Return the ids that the bytes of a header value may stand for; none for an empty value.
+
+    A reading that is longer than any id is cut, but stays longer than any id.
+    """
+    texts = [value.decode("latin-1")]
+    if not value.isascii():
+        with contextlib.suppress(UnicodeDecodeError):  # then it is only Latin-1
+            texts.append(value.decode())
+    return tuple(text[: ID_CHARACTERS_MAX + 1] for text in texts if text)
+
+
+def query_readings(value: str) -> tuple[str, ...]:
+    """Return the ids that a raw query value may stand for: `+` is a space in a form, and a plus elsewhere."""
+    plus, space = unquote_to_bytes(value), unquote_to_bytes(value.replace("+", " "))
+    return tuple(dict.fromkeys((*readings(plus), *readings(space))))
+
+
+def unknown_since(ids: tuple[str, ...]) -> RequestError:
+    """Return the error for a `since` that is neither a time nor a known id."""
+    return RequestError(400, f"since: {ids[-1][:50]!a} is not known; give {SINCE}")

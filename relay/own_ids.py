@@ -1,0 +1,143 @@
+"""The publishers' own ids: which entry a last id stands for, among the topics of one subscription.
+
+Theory of operation. A publisher may use an id again, in another topic or in the same one. So an id is looked up only
+among the topics that a subscription has, where it stands for its oldest retained use: nothing after that is skipped.
+When the oldest use in a topic is evicted, the id no longer tells which of its events a client has seen. Therefore later
+uses in that topic are not found either. For this, the table remembers evicted pairs of topic and id, in two
+generations: when the younger one is full, the older one is dropped.
+
+Most ids are used once. Such an id costs one row in a dictionary. Ids that several topics share have a row for each.
+
+Owns the table of retained uses and the memory of evicted ones. Never knows an entry, only its sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import chain
+
+from relay.topic import TermTree, is_pattern
+
+EVICTED_PAIRS_MAX = 65_536
+EVICTED_CHARACTERS_MAX = 4 * 1024 * 1024
+"""Bounds of one generation of evicted pairs: at most 15 MB each."""
+
+SHARING_TOPICS_MAX = 64
+"""Topics that use one id, beyond which a stream with a pattern does not resume by it: each is matched."""
+
+
+class OwnIds:
+    """The own ids of one log.
+
+    Args:
+        topic_of: gives the topic of a retained sequence.
+    """
+
+    def __init__(self, topic_of: Callable[[int], str]) -> None:
+        self._topic_of = topic_of
+        self._one: dict[str, int] = {}  # id → its oldest use, where one topic uses it
+        self._many: dict[str, dict[str, int]] = {}  # id → topic → oldest use, where several do
+        self._evicted: dict[str, set[str] | str] = {}  # id → topics that have evicted it
+        self._evicted_before: dict[str, set[str] | str] = {}
+        self._pairs = self._characters = 0  # of `_evicted`
+
+    def __len__(self) -> int:
+        return len(self._one) + sum(map(len, self._many.values()))
+
+    def begin(self) -> None:
+        """Forget everything."""
+        for each in (self._one, self._many, self._evicted, self._evicted_before):
+            each.clear()
+        self._pairs = self._characters = 0
+
+    def add(self, id: str, topic: str, sequence: int) -> None:
+        """Register the newest entry; it is not found by an id that the topic has used before."""
+        if (id in self._evicted or id in self._evicted_before) and self._has_evicted(id, (topic,)):
+            return
+        uses = self._many.get(id) if self._many else None
+        if uses is not None:
+            uses.setdefault(topic, sequence)
+            return
+        older = self._one.setdefault(id, sequence)
+        if older != sequence and (other := self._topic_of(older)) != topic:
+            del self._one[id]
+            self._many[id] = {other: older, topic: sequence}
+
+    def evict(self, id: str, topic: str, sequence: int) -> None:
+        """Note that an entry with an own id is evicted."""
+        if self._one.get(id) == sequence:
+            del self._one[id]
+        elif self._many and (uses := self._many.get(id)) is not None and uses.get(topic) == sequence:
+            del uses[topic]
+            if not uses:
+                del self._many[id]
+        self.know_evicted(id, topic)
+
+    def know_evicted(self, id: str, topic: str) -> None:
+        """Remember that a topic has evicted an event of this id."""
+        topics = self._evicted.get(id)
+        if topics == topic or (isinstance(topics, set) and topic in topics):
+            return
+        if topics is None:
+            self._evicted[id] = topic
+            self._characters += len(id)
+        elif isinstance(topics, set):
+            topics.add(topic)
+        else:
+            self._evicted[id] = {topics, topic}
+        self._pairs += 1
+        self._characters += len(topic)
+        if self._pairs > EVICTED_PAIRS_MAX or self._characters > EVICTED_CHARACTERS_MAX:
+            self._evicted_before, self._evicted = self._evicted, {}
+            self._pairs = self._characters = 0
+
+    def evicted(self) -> Iterator[tuple[str, str]]:
+        """Return the remembered pairs of id and topic, older ones first."""
+        for id, topics in chain(self._evicted_before.items(), self._evicted.items()):
+            for topic in topics if isinstance(topics, set) else (topics,):
+                yield id, topic
+
+    def find(self, ids: Iterable[str], terms: tuple[str, ...]) -> int | None:
+        """Return the sequence of the event that a client with one of these ids has seen last.
+
+        Args:
+            ids: the readings of one last id.
+            terms: of the subscription, disjoint.
+
+        Returns:
+            None where no topic of the subscription retains the id, where one of them has evicted it, or where two
+            readings stand for different events.
+        """
+        found: set[int] = set()
+        for id in ids:
+            uses = self._many.get(id)
+            if uses is None:
+                one = self._one.get(id)
+                uses = {} if one is None else {self._topic_of(one): one}
+            wanted = _among(uses, terms)
+            if wanted is None or self._has_evicted(id, terms):
+                return None
+            if wanted:
+                found.add(min(uses[topic] for topic in wanted))
+        return found.pop() if len(found) == 1 else None
+
+    def _has_evicted(self, id: str, terms: tuple[str, ...]) -> bool:
+        for memory in (self._evicted, self._evicted_before):
+            topics = memory.get(id)
+            if topics is not None and _among(topics if isinstance(topics, set) else (topics,), terms) != []:
+                return True
+        return False
+
+
+def _among(topics: Collection[str], terms: tuple[str, ...]) -> list[str] | None:
+    """Return which of these topics the terms stand for; None where a pattern would have to match too many."""
+    found = [term for term in terms if term in topics]
+    patterns: TermTree[str] = TermTree()
+    for term in terms if topics else ():
+        if is_pattern(term):
+            patterns.add(term, term)
+    if not patterns:
+        return found
+    if len(topics) > SHARING_TOPICS_MAX:
+        return None
+    return found + [topic for topic in topics if patterns.covering(topic)]

@@ -1,0 +1,113 @@
+"""Publishers' own ids: which event a last id stands for, in the topics of one subscription."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from relay import own_ids
+from relay.own_ids import SHARING_TOPICS_MAX, OwnIds
+
+
+class Table:
+    """A table, and the topics of the entries that it was given."""
+
+    def __init__(self) -> None:
+        self.topics: list[str] = []
+        self.ids = OwnIds(self.topics.__getitem__)
+
+    def add(self, id: str, topic: str) -> int:
+        """Add the next entry; return its sequence."""
+        self.topics.append(topic)
+        self.ids.add(id, topic, len(self.topics) - 1)
+        return len(self.topics) - 1
+
+    def find(self, id: str, *terms: str) -> int | None:
+        """Find one id."""
+        return self.ids.find((id,), terms)
+
+
+def test_an_id_is_found_only_among_the_topics_of_the_subscription() -> None:
+    table = Table()
+    first, second = table.add("1", "a"), table.add("1", "b")
+    assert (table.find("1", "a"), table.find("1", "b"), table.find("1", "c")) == (first, second, None)
+    assert (table.find("1", "b", "a"), table.find("1", "*"), table.find("1", "x.*")) == (first, first, None)
+    assert table.find("2", "a", "*") is None
+
+
+def test_an_id_that_a_topic_uses_again_stands_for_its_oldest_event() -> None:
+    table = Table()
+    first = table.add("1", "a")
+    table.add("1", "a")
+    assert table.find("1", "a") == first
+    table.ids.evict("1", "a", first)
+    assert table.find("1", "a") is None
+
+
+def test_an_id_that_a_topic_has_evicted_is_not_found_when_it_is_used_again() -> None:
+    table = Table()
+    table.ids.evict("1", "a", table.add("1", "a"))
+    table.add("1", "a")
+    second = table.add("1", "b")
+    assert table.find("1", "a") is None
+    assert table.find("1", "b") == second
+    assert table.find("1", "a", "b") is None
+    assert table.find("1", "*") is None
+
+
+def test_two_readings_that_stand_for_different_events_are_not_found() -> None:
+    table = Table()
+    plus, space = table.add("a+b", "t"), table.add("a b", "t")
+    assert table.ids.find(("a+b", "a b"), ("t",)) is None
+    assert table.ids.find(("a+b", "x"), ("t",)) == plus
+    assert table.ids.find(("x", "a b"), ("*",)) == space
+
+
+def test_no_event_is_found_by_an_id_of_very_many_topics_through_a_pattern() -> None:
+    table = Table()
+    for number in range(SHARING_TOPICS_MAX + 1):
+        table.add("1", f"a.{number}")
+    assert table.find("1", "a.*") is None
+    assert table.find("1", "a.7") == 7
+    assert table.find("1", *(f"a.{number}" for number in range(5, 100))) == 5
+
+
+def test_the_cost_of_a_look_up_does_not_grow_with_the_uses_in_other_topics() -> None:
+    table = Table()
+    for number in range(50_000):
+        table.add("1", f"other.{number}")
+    wanted = table.add("1", "mine")
+    began_s = time.perf_counter()
+    for _ in range(100):
+        assert table.find("1", "mine") == wanted
+        assert table.find("1", "none.*") is None
+    assert time.perf_counter() - began_s < 1.0  # 100 scans of all would take longer
+
+
+@pytest.mark.parametrize("limit", ["EVICTED_PAIRS_MAX", "EVICTED_CHARACTERS_MAX"])
+def test_the_memory_of_evicted_ids_is_bounded_and_keeps_the_newest(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_ids, limit, 100)
+    table = Table()
+    for number in range(1000):
+        table.ids.evict(f"{number:04}", "a", table.add(f"{number:04}", "a"))
+    known = list(table.ids.evicted())
+    assert 10 <= len(known) <= 202
+    assert known[-1] == ("0999", "a")
+    table.add("0999", "a")
+    assert table.find("0999", "a") is None
+    again = table.add("0000", "a")
+    assert table.find("0000", "a") == again
+
+
+def test_what_is_evicted_passes_to_another_table() -> None:
+    table, other = Table(), Table()
+    for topic in ("a", "b"):
+        table.ids.evict("1", topic, table.add("1", topic))
+    for pair in table.ids.evicted():
+        other.ids.know_evicted(*pair)
+    assert sorted(other.ids.evicted()) == [("1", "a"), ("1", "b")]
+    other.add("1", "a")
+    assert other.find("1", "a") is None
