@@ -21,6 +21,7 @@ from relay.event import Event
 from relay.forwarded import Network, parse_networks
 from relay.grant import Grant
 from relay.hub import Subscribe
+from relay.pace import Pace
 from relay.publishing import Cancel, Done, Publishing
 from relay.rate import Rates
 from relay.response import Dates, Headers, page_headers
@@ -127,6 +128,7 @@ class Front:
     dates: Dates = field(init=False)
     rates: Rates = field(init=False)
     deadlines: Deadlines = field(init=False)
+    pace: Pace = field(init=False)
     errors: InputErrors = field(init=False)
     page_headers: Headers = field(init=False)
     proxies: tuple[Network, ...] = field(init=False)
@@ -139,6 +141,7 @@ class Front:
         self.dates = Dates(self.auth.wall)
         self.proxies = parse_networks(self.config.trusted_proxy)
         self.rates = Rates(self.config.publish_rate)
+        self.pace = Pace(self.loop.call_soon, self.clock)
         self.page_headers = page_headers(self.page)
         self.errors = InputErrors("http", self.metrics, self.loop, _logger)
         head_s = self.config.head_timeout_s

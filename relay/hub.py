@@ -156,6 +156,7 @@ class Hub:
         self._woken = False
         self.ended = Ended()
         self._ending: deque[int] = deque()  # live streams of topics that have ended
+        self._leaving: deque[Subscription] = deque()  # of closed streams, still counted in their audiences
         self.writer = Writer(config, self.log, self._append, self.ended, self.end_topic)
         self._flush = Flush(self.log, engine, self._fall_behind, measures.flush_s, measures.written_s, clock)
 
@@ -410,7 +411,7 @@ class Hub:
             self._fall_behind(self._ending.popleft(), self._flush.flushed)
         more = self.catchup.turn(now_s)
         self._settle(now_s)
-        self._woken = more = more or self._flush.due or bool(self._ending)
+        self._woken = more = more or self._flush.due or bool(self._ending or self._leaving)
         return more
 
     def poll(self, now_s: float) -> None:
@@ -524,16 +525,27 @@ class Hub:
         for handle, subscription, address, cursor, reason in self.engine.sweep():
             self.catchup.drop(handle)
             self.leases.drop(handle)
-            self.audiences.leave(cast(Subscription, subscription))
+            self._leaving.append(cast(Subscription, subscription))
             self.admission.leave(cast(str, address))
             self.closes[reason] += 1
             if _logger.isEnabledFor(logging.DEBUG):
                 # Entries of all topics: how many of them are its own would cost a search for each stream.
                 extra = {"address": address, "reason": reason, "entries_behind": self.log.head - cursor}
                 _logger.debug("stream closed: %s", reason, extra=extra)
+        if self._leaving:
+            self._leave()
         if self._drained is not None and not self.engine.open:
             drained, self._drained = self._drained, None
             drained()
+
+    def _leave(self) -> None:
+        """Take closed streams out of their audiences for one slice: each may have a thousand, which go with it."""
+        stop_s = self._clock() + SLICE_S
+        while self._leaving:
+            self.audiences.leave(self._leaving.popleft())
+            if self._leaving and self._clock() >= stop_s:
+                self._wake_up()
+                return
 
     def _tell_closes(self) -> None:
         """Log how many streams were closed for what since the last time; those that left by themselves are no news."""

@@ -19,6 +19,8 @@ Theory of operation. A connection is in one phase:
 LINGERING reads and drops what the client still sends: to close at once would reset the connection, and the
 reset can overtake the answer (RFC 9112 section 9.6). In WAITING, in FLUSHING and while answers pile up
 unread, nothing is read.
+
+What arrives when the front has spent its share of the loop's turn is served in a later one (`relay.pace`).
 """
 
 from __future__ import annotations
@@ -132,7 +134,12 @@ class FrontProtocol(asyncio.Protocol):
         self._parser.feed(data)
         if self.waiting is Waiting.REST:
             self._front.deadlines.set(self, Waiting.HEAD)
-        self._guarded(self._serve)
+        pace = self._front.pace
+        if pace.over:
+            self._transport.pause_reading()
+            pace.wait(lambda: self._guarded(self._continue))
+        else:
+            pace.run(lambda: self._guarded(self._serve))
 
     def eof_received(self) -> bool:
         """Close: all that came whole has been answered, since nothing is read before that."""

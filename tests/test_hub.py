@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import count
 
 import pytest
 
@@ -10,6 +11,7 @@ from relay.catchup import CatchUp
 from relay.config import Config
 from relay.errors import EventError
 from relay.event import Event
+from relay.flush import SLICE_S
 from relay.stats import Stats
 from tests.sim.conftest import native_engine
 from tests.sim.world import Client, World
@@ -167,3 +169,21 @@ def test_a_topic_that_was_forgotten_reports_only_its_own_losses() -> None:
     late.last_id = "sim-22"  # it has seen the first of three
     world.connect(late)
     assert world.hub.resumes == {"hit": 50, "gap": 1}
+
+
+def test_closed_streams_leave_their_audiences_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may have a thousand, which have to be dropped; the streams that are left wait for one slice at most."""
+    world = World(Config())
+    for number in range(10):
+        client = world.client(tuple(f"{number}.{each}" for each in range(10)), None, 1 << 20)
+        world.connect(client)
+    ticks = count()
+    monkeypatch.setattr(world.hub, "_clock", lambda: next(ticks) * SLICE_S * 0.75)
+    for handle in world.engine.handles():
+        world.engine.abort(handle, "client")
+    left = []
+    while world.hub.turn(world.now_s):
+        left.append(len(world.hub.audiences.indexes()))
+    assert left == [80, 60, 40, 20]
+    assert world.hub.audiences.indexes() == []
+    assert world.hub.closes == {"client": 10}

@@ -6,8 +6,10 @@ import asyncio
 import errno
 import functools
 import inspect
+import itertools
 import logging
 import os
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -27,6 +29,7 @@ from relay.errors import EventError, RequestError
 from relay.event import Event
 from relay.front import Front
 from relay.hub import Subscribe
+from relay.pace import Pace
 from relay.protocol import REQUESTS_A_TURN, WRITE_BUFFER_HIGH, FrontProtocol
 
 TOKEN = "sesame"
@@ -772,3 +775,16 @@ async def test_a_draining_server_says_so_and_takes_nothing_new(site: Site) -> No
     assert site.hub.events == []
     site.front.close_idle()
     assert await resting.rest() == b""
+
+
+@on_uvloop
+async def test_requests_beyond_a_turns_share_are_answered_in_later_turns(site: Site) -> None:
+    """Here each takes longer than its turn's share; requests in a row on one connection keep their order."""
+    ticks = itertools.count()
+    site.front.pace = Pace(site.front.loop.call_soon, lambda: float(next(ticks)))
+    clients = [await site.client() for _ in range(10)]
+    for client in clients:
+        client.writer.write(get("/healthz") + get("/none") + get("/healthz", "Connection: close"))
+    for client in clients:
+        answered = await client.reader.read()
+        assert re.findall(rb"HTTP/1.1 (\d+)", answered) == [b"200", b"404", b"200"]

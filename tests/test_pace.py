@@ -1,0 +1,80 @@
+"""The pace of the front: what exceeds a turn's share waits for a later one, in order, and nothing is forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from relay.pace import SLICE_S, Pace
+
+
+class World:
+    """A clock that only steps move, and the functions that the loop's next turn calls."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.next_turn: list[Callable[[], None]] = []
+        self.done: list[str] = []
+        self.pace = Pace(self.next_turn.append, lambda: self.now_s)
+
+    def step(self, name: str, seconds: float) -> Callable[[], None]:
+        """Make a step that takes so long."""
+
+        def step() -> None:
+            self.now_s += seconds
+            self.done.append(name)
+
+        return step
+
+    def arrive(self, name: str, seconds: float) -> None:
+        """Let a request arrive, as a connection does."""
+        step = self.step(name, seconds)
+        if self.pace.over:
+            self.pace.wait(step)
+        else:
+            self.pace.run(step)
+
+    def turn(self) -> list[str]:
+        """Run the loop's next turn; return what was done in it."""
+        calls, self.next_turn[:], self.done = list(self.next_turn), [], []
+        for call in calls:
+            call()
+        return self.done
+
+
+def test_small_requests_are_served_as_they_arrive_and_cost_no_callback() -> None:
+    world = World()
+    for number in range(10):
+        world.arrive(str(number), SLICE_S / 20)
+    assert world.done == [str(number) for number in range(10)]
+    assert world.next_turn == []
+
+
+def test_what_exceeds_a_slice_is_served_in_later_turns_in_order() -> None:
+    world = World()
+    for number in range(6):
+        world.arrive(str(number), SLICE_S * 0.6)
+    assert world.done == ["0", "1"]
+    assert world.turn() == ["2", "3"]
+    world.arrive("late", SLICE_S * 0.6)
+    assert world.turn() == ["4", "5"]
+    assert world.turn() == ["late"]
+    assert world.turn() == []
+    assert not world.pace.over
+
+
+def test_each_turn_serves_at_least_one_request_however_long_it_takes() -> None:
+    world = World()
+    for number in range(3):
+        world.arrive(str(number), SLICE_S * 10)
+    assert world.done == ["0"]
+    assert [world.turn(), world.turn(), world.turn()] == [["1"], ["2"], []]
+
+
+def test_a_request_that_arrives_while_others_wait_never_overtakes_them() -> None:
+    world = World()
+    for number in range(4):
+        world.arrive(str(number), SLICE_S * 1.5)
+    world.turn()
+    world.arrive("late", 0.0)
+    assert [world.turn(), world.turn()] == [["2"], ["3"]]
+    assert world.turn() == ["late"]
