@@ -22,7 +22,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # the binary that is given: CENTRIFUGO=PATH, or on the path.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo run test browser lint storm fuzz sanitize bench bench-fanout bench-micro bench-gate bench-instructions \
+.PHONY: help demo run test browser lint storm fuzz sanitize bench bench-fanout bench-micro bench-restart bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## Say what there is to make.
@@ -92,6 +92,9 @@ bench/peers/.installed/%/version: $$(wildcard bench/peers/$$*/*) bench/peers/unp
 
 bench-micro: $(INSTALLED_TEST)  ## Measure the parts one by one, both twins, beside other packages; writes bench/MICRO.md.
 	$(BIN)/python -m bench.micro $(ARGS)
+
+bench-restart: $(INSTALLED_TEST)  ## Measure what --data costs, and how long a start with a full file takes; two minutes.
+	$(BIN)/python -m bench.restart $(ARGS)
 
 bench-gate: bench-instructions bench-ratios  ## Fail if relay became slower: what CI asks. About four minutes.
 

@@ -1,7 +1,7 @@
 """The Python client: `subscribe` to a stream and stay subscribed; `publish` and `Publisher` are here too.
 
 Owns reconnection: when, how long to wait, from where to resume, and what is final. Never parses the stream
-(`relay.sse`) and never prints. HTTP is httpx's, from the extra `relay[client]`.
+(`relay.sse`) and never prints. HTTP needs httpx, which the extra `client` installs.
 """
 
 from __future__ import annotations

@@ -70,3 +70,8 @@ class RequestError(RelayError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+def missing_extra(name: str) -> str:
+    """Say how to install an extra: from the checkout, since the package `relay` on PyPI is another project."""
+    return f"run pip install '.[{name}]' in the checkout of relay"

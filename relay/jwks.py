@@ -20,7 +20,7 @@ import random
 import ssl
 from collections.abc import Callable
 
-from relay.errors import ConfigError
+from relay.errors import ConfigError, missing_extra
 from relay.keys import FILE_BYTES_MAX, Keys, read_jwks
 
 SETTING = "jwt-jwks-url"
@@ -51,7 +51,7 @@ class Jwks:
 
     def __init__(self, url: str, refresh_s: float, take: Callable[[Keys], None]) -> None:
         if importlib.util.find_spec("httpx") is None:
-            raise ConfigError(f"{SETTING}: it needs httpx: pip install 'relay[auth]' of this project")
+            raise ConfigError(f"{SETTING}: it needs httpx, which is not installed; {missing_extra('auth')}")
         import httpx
 
         try:

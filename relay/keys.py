@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from relay.errors import ConfigError
+from relay.errors import ConfigError, missing_extra
 
 if TYPE_CHECKING:
     from jwt import PyJWK
@@ -30,7 +30,7 @@ FILE_BYTES_MAX = 1024 * 1024
 KEYS_MAX = 100
 """Keys of one set that are used; a token without a key id is tried with each of its algorithm."""
 
-_EXTRA = "it needs PyJWT with cryptography: pip install 'relay[auth]' of this project"
+_EXTRA = f"it needs PyJWT with cryptography, which is not installed; {missing_extra('auth')}"
 _TAKES_PUBLIC = "jwt-public-key-file takes public keys: PEM, a JWK or a JWKS"
 _ALGORITHMS = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
 """The algorithm of each type and curve of public keys."""

@@ -1,7 +1,7 @@
 """Publishing from Python: events over a Unix socket, acknowledged one by one, or over HTTP, all or nothing.
 
 Owns what a target is, and which event an acknowledgement is for. Never reads events from anywhere. The Unix
-socket needs nothing beyond relay itself; HTTP is httpx's, from the extra `relay[client]`.
+socket needs nothing beyond relay itself; HTTP needs httpx, which the extra `client` installs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from relay.errors import EventError, RelayError, RequestError
+from relay.errors import EventError, RelayError, RequestError, missing_extra
 from relay.event import Event
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def need_httpx() -> None:
         RelayError: it is not installed.
     """
     if importlib.util.find_spec("httpx") is None:
-        raise RelayError("HTTP needs httpx, which is not installed: pip install httpx")
+        raise RelayError(f"HTTP needs httpx, which is not installed; {missing_extra('client')}")
 
 
 def tls_context(ca: str | None) -> ssl.SSLContext:

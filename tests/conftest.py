@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from relay._native.codec import Decoder
 from relay.speedups import counters
+from tests.browser import Browser, program
 from tests.twins import NAMES, NATIVE_ONLY, load
 
 # A shared machine stalls now and then; that is not what is tested.
@@ -71,3 +72,26 @@ def twins() -> tuple[Codec, Codec]:
     if NATIVE_ONLY:
         pytest.skip("only the native engine is tested: RELAY_ENGINE=native or RELAY_BUILD=pure")
     return load_codec("native"), load_codec("speedups")
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser; without one, tests that need it are skipped, but fail in CI."""
+    path = program()
+    if path is None:
+        reason = "Chromium is not installed: `make browser` installs it"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    started = Browser(path, tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    """A browser's page, whose scripts run without errors."""
+    chromium.errors.clear()
+    yield chromium
+    chromium.open("about:blank")
+    assert chromium.errors == []

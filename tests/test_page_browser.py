@@ -14,35 +14,12 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
-from tests.browser import Browser, program
+from tests.browser import Browser
 from tests.process import Relay, eventually
 from tests.test_access import JWT, token
 from tests.test_commands import running_demo
 
 EVENTS = "document.querySelector('#received').textContent"
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    path = program()
-    if path is None:
-        reason = "Chromium is not installed: `make browser` installs it"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    started = Browser(path, tmp_path_factory.mktemp("profile"))
-    yield started
-    started.close()
-
-
-@pytest.fixture
-def browser(chromium: Browser) -> Iterator[Browser]:
-    chromium.errors.clear()
-    yield chromium
-    chromium.open("about:blank")
-    assert chromium.errors == []
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from relay.config import size_text
-from relay.errors import RelayError
+from relay.errors import RelayError, missing_extra
 
 if TYPE_CHECKING:
     import httpx
@@ -57,7 +57,7 @@ def top(url: str, interval: float, once: bool, ca: str | None) -> int:
     try:
         import rich  # noqa: F401
     except ImportError:
-        raise RelayError("relay top needs rich, which is not installed: pip install rich") from None
+        raise RelayError(f"relay top needs rich, which is not installed; {missing_extra('client')}") from None
     import httpx
 
     async def run() -> int:

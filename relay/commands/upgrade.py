@@ -19,7 +19,7 @@ CAUGHT = "SigCgt:"
 
 @click.command(
     short_help="Replace a running relay by what is installed now.",
-    epilog="Example: pip install --upgrade relay && relay upgrade $(systemctl show -p MainPID --value relay)",
+    epilog="Example: pip install --upgrade . && relay upgrade $(systemctl show -p MainPID --value relay)",
 )
 @click.argument("pid", type=click.IntRange(min=1))
 @click.option("--wait", "wait_s", type=float, default=90.0, show_default=True, help="Seconds to wait at most.")

@@ -1,0 +1,172 @@
+"""What README shows works as it is typed: its commands, and its examples in Python and JavaScript.
+
+A block that names something of the reader's own (another machine, a key, a process) is not run; only its settings are
+checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relay.cli import load_config, serve
+from tests.browser import Browser
+from tests.process import TIMEOUT_S, TOKEN, environment, eventually, relay
+from tests.test_page_browser import serving
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+OF_THE_READER = ("make ", "10.0.0.", ".example", "PID", "/opt/relay", ".pem", "/publish")
+
+
+def blocks(language: str) -> list[str]:
+    """Return the blocks in one language."""
+    return [text for found, text in BLOCKS if found == language]
+
+
+def serve_commands() -> list[str]:
+    """Return every command line that starts a server, without what is around it."""
+    found = []
+    for block in blocks("sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            for place, word in enumerate(words):
+                if word == "relay" and words[place + 1 : place + 2] and words[place + 1].startswith("--"):
+                    found.append(shlex.join(words[place:]).removesuffix(" '&'"))
+    return found
+
+
+def runnable() -> list[str]:
+    """Return the shell blocks that start a server and need nothing of the reader's own."""
+    return [
+        block
+        for block in blocks("sh")
+        if re.search(r"\brelay --", block) and not any(mark in block for mark in OF_THE_READER)
+    ]
+
+
+@pytest.mark.parametrize("line", serve_commands())
+def test_settings_in_commands_are_accepted(line: str) -> None:
+    context = serve.make_context("relay", shlex.split(line)[1:])
+    flags = dict(context.params)
+    assert not flags.pop("print_config")
+    load_config(flags.pop("config"), flags)
+
+
+def test_every_make_target_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    documents = [ROOT / "README.md", ROOT / "bench" / "README.md", ROOT / "loadtest" / "README.md"]
+    targets = {name for path in documents for name in re.findall(r"(?:^|`|    )make ([a-z-]+)", path.read_text(), re.M)}
+    assert {"demo", "test", "bench", "load", "bench-restart"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_no_text_installs_the_other_relay_or_lacks_its_environment() -> None:
+    # `relay` on PyPI is another project. pyproject.toml may name this project's own extras.
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.splitlines():
+        if name.endswith((".py", ".md", ".service", "run", "Makefile")) and name != "tests/test_readme.py":
+            text = (ROOT / name).read_text()
+            assert not re.search(r"pip install (?:-\S+ )*['\"]?relay\b", text), name
+            assert "relay[" not in text, name
+    assert "python -m bench" not in (ROOT / "README.md").read_text()
+
+
+@contextlib.contextmanager
+def shell(script: str, folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a block as it is typed, but at another port, with `relay` and `python` on the path."""
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "activate").write_text("")
+    for name, module in (("relay", "-m relay "), ("python", "")):
+        (folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module}"$@"\n')
+        (folder / name).chmod(0o755)
+    script = script.replace("127.0.0.1:8080", f"127.0.0.1:{port}").replace("0.0.0.0:8080", f"127.0.0.1:{port}")
+    listen = {"RELAY_LISTEN": f"127.0.0.1:{port}", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        ["bash", "-c", script],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment(**listen, PATH=f"{folder}:{os.environ['PATH']}"),
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def read_until(process: subprocess.Popen[bytes], mark: bytes) -> bytes:
+    """Read a process's output until a text has come."""
+    assert process.stdout is not None
+    deadline_s = time.monotonic() + TIMEOUT_S
+    output = b""
+    while mark not in output:
+        assert select.select([process.stdout], [], [], max(0.0, deadline_s - time.monotonic()))[0], output
+        data = os.read(process.stdout.fileno(), 65536)
+        assert data, output
+        output += data
+    return output
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number: int = free.getsockname()[1]
+        return number
+
+
+@pytest.mark.parametrize("block", runnable())
+def test_a_server_is_started_as_it_is_typed(block: str, port: int, tmp_path: Path) -> None:
+    with shell(block, tmp_path, port) as process:
+        if "curl" in block:
+            output = read_until(process, b"data: 5\n")
+            assert re.findall(rb"^data: (.*)$", output, re.MULTILINE) == [b"1", b"2", b"3", b"4", b"5"]
+        else:
+            read_until(process, b"serving at")
+
+
+def test_an_event_is_published_with_curl(tmp_path: Path) -> None:
+    [block] = [block for block in blocks("sh") if "/publish" in block]
+    with relay() as server, shell(f"export RELAY_PUBLISH_TOKEN={TOKEN}\n{block}", tmp_path, server.port) as process:
+        assert b'"ids":["' in read_until(process, b"}")
+
+
+def test_the_python_example_prints_events(tmp_path: Path) -> None:
+    [example] = blocks("python")
+    with relay() as server, shell("python -u example.py", tmp_path, server.port) as process:
+        (tmp_path / "example.py").write_text(example.replace(":8080", f":{server.port}"))
+        eventually(lambda: process.poll() is not None or server.stats()["streams"] == 1, "the example has subscribed")
+        [id] = server.publish("from Python", "orders.eu")
+        assert f"{id} from Python".encode() in read_until(process, b"from Python")
+
+
+def test_the_javascript_example_prints_events_and_gaps(browser: Browser) -> None:
+    [example] = blocks("js")
+    with serving() as server:
+        browser.open(server.url)
+        browser.value("var printed = []; console.log = console.warn = (...all) => printed.push(all.join(' '))")
+        browser.value("{" + example.replace("8080", str(server.port)) + "}")
+        eventually(lambda: server.stats()["streams"] == 1, "the example has subscribed")
+        [id] = server.publish("from JavaScript", "news")
+        browser.wait("printed.length === 1")
+        assert browser.value("printed[0]") == f"{id} from JavaScript"
