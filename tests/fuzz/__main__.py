@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-TARGETS = ("client", "forwarded", "http", "ids", "link", "ndjson", "settings", "sse", "store", "topic")
+TARGETS = ("client", "forwarded", "http", "ids", "keys", "link", "ndjson", "settings", "sse", "store", "token", "topic")
 
 
 def quoted(word: bytes) -> str:
