@@ -110,7 +110,7 @@ class Jwks:
         import httpx
 
         try:
-            self._take(read_jwks(await self._fetch(), SETTING))
+            keys = await asyncio.to_thread(read_jwks, await self._fetch(), SETTING)
         except TimeoutError:
             _logger.error("the JWKS cannot be fetched: there was no whole answer within %.0f s", TIMEOUT_S)
         except (httpx.HTTPError, httpx.StreamError, OSError, ValueError) as error:
@@ -120,6 +120,7 @@ class Jwks:
         except Exception:
             _logger.exception("the JWKS cannot be fetched")  # the outermost callback of this task
         else:
+            self._take(keys)
             return True
         return False
 
@@ -131,7 +132,9 @@ class Jwks:
         """
         import httpx
 
-        client = httpx.AsyncClient(verify=ssl.create_default_context(), timeout=TIMEOUT_S, follow_redirects=False)
+        # Reads a large file: on the loop it would delay every stream.
+        trusted = await asyncio.to_thread(ssl.create_default_context)
+        client = httpx.AsyncClient(verify=trusted, timeout=TIMEOUT_S, follow_redirects=False)
         async with asyncio.timeout(TIMEOUT_S), client, client.stream("GET", self._url, headers=_HEADERS) as response:
             if response.is_redirect:
                 raise ValueError(f"HTTP status {response.status_code}, a redirect; set the address that it leads to")
