@@ -181,8 +181,14 @@ class Auth:
                 algorithms=[key.algorithm_name],
                 audience=config.jwt_audience or None,
                 issuer=config.jwt_issuer or None,
-                leeway=LEEWAY_S,
-                options={"require": ["exp"], "verify_exp": False, "verify_aud": bool(config.jwt_audience)},
+                # Times are checked here: by one clock, and as numbers only.
+                options={
+                    "require": ["exp"],
+                    "verify_exp": False,
+                    "verify_nbf": False,
+                    "verify_iat": False,
+                    "verify_aud": bool(config.jwt_audience),
+                },
             )
         except jwt.InvalidSignatureError:
             return None
@@ -208,10 +214,13 @@ class Auth:
                 publish=_terms(own.get("publish", [])),
                 ends_s=_time(claims["exp"]),
             )
+            begins_s = max(_time(claims.get(name, 0)) for name in ("nbf", "iat"))
         except ValueError:
             raise _refusal(_NOT_VALID) from None
         if self.wall() >= grant.ends_s:
             raise _refusal("the token has expired")
+        if self.wall() + LEEWAY_S < begins_s:
+            raise _refusal("the token is not valid yet")
         if not self.valid(grant):
             raise _refusal("the token is revoked")
         return grant
