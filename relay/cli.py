@@ -22,7 +22,7 @@ from relay.commands.publish import publish
 from relay.commands.subscribe import subscribe
 from relay.commands.top import top
 from relay.commands.upgrade import upgrade
-from relay.config import SETTINGS, Config
+from relay.config import SETTINGS, Config, group_settings
 from relay.errors import ConfigError, RelayError
 from relay.systemd import VARIABLE, Service
 
@@ -61,6 +61,22 @@ class RelayGroup(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_OK
         return result
+
+
+class ServeCommand(click.Command):
+    """The command with one flag for each setting, which its help shows in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the flags: those that are no settings first, then group by group."""
+        records = {each.name: each.get_help_record(ctx) for each in self.get_params(ctx)}
+        groups = {
+            group: [record for name in names if (record := records.pop(SETTINGS[name].name, None)) is not None]
+            for group, names in group_settings().items()
+        }
+        own = [record for record in records.values() if record is not None]
+        for group, lines in {"This command": own, **groups}.items():
+            with formatter.section(group):
+                formatter.write_dl(lines)
 
 
 def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,6 +130,7 @@ def relay(ctx: click.Context) -> None:
 
 
 @relay.command(
+    cls=ServeCommand,
     epilog="Each setting is also a variable (--history-age: RELAY_HISTORY_AGE; commas part repeated values) "
     "and a key of the TOML file (history-age). A flag is stronger than a variable, a variable than the file. "
     "Sizes: 1048576, 64KiB, 64M. Times: 15s, 500ms, 2m, 1h; a bare number is seconds."

@@ -6,6 +6,7 @@ Never reads the environment, a file or the command line: `relay.settings` builds
 
 from __future__ import annotations
 
+import fnmatch
 import grp
 import re
 from dataclasses import Field, dataclass, field, fields
@@ -60,7 +61,8 @@ class Config:
     # Front
     listen: tuple[str, ...] = setting(
         ("127.0.0.1:8080",),
-        "Address to serve; only this machine by default, since reading needs no token.",
+        "Address to serve; only this machine by default, since reading needs no token. :8080 is every IPv4 address, "
+        "[::]:8080 every IPv4 and IPv6 address.",
         "text",
         "HOST:PORT",
     )
@@ -441,6 +443,48 @@ SETTINGS: dict[str, Field[Any]] = {
 }
 """Each setting by its name on the command line (without `--`) and in TOML; a time's name drops its unit."""
 
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Common": (
+        *("listen", "unix", "stdin", "topic", "publish-token", "publish-token-file", "cors-origin", "data", "durable"),
+        *("history-age", "policy", "workers", "log-level"),
+    ),
+    "History": ("history-bytes", "history-events", "dedup-window", "dedup-max"),
+    "Slow streams": (
+        *("policy-for", "policy-request", "lag-bytes", "lag-events", "lag", "lag-soft-bytes", "lag-soft-events"),
+        *("lag-soft", "lag-soft-for", "block-timeout"),
+    ),
+    "Streams": (
+        *("heartbeat", "heartbeat-as", "retry-min", "retry-max", "prime", "max-age", "client-buffer"),
+        *("client-timeout", "discard-bytes-max", "refuse-streams"),
+    ),
+    "Who may read and publish": (
+        *("subscribe", "jwt-*", "ticket", "publish-rate", "allowed-host", "unix-mode", "unix-group", "unix-user"),
+    ),
+    "TLS and proxies": ("tls-cert", "tls-key", "trusted-proxy", "proxy-protocol"),
+    "Limits of streams": (
+        *("streams-max", "streams-per-*", "topics-per-stream-max", "patterns-per-stream-max"),
+    ),
+    "Limits of input": (
+        *("event-bytes-max", "line-bytes-max", "body-bytes-max", "batch-events-max", "head-bytes-max", "head-timeout"),
+        *("keepalive-timeout", "backlog", "accept-rate", "half-open-max"),
+    ),
+    "Stopping and upgrading": ("exit-on-eof", "drain-*", "upgrade-timeout"),
+    "Several machines": ("upstream", "upstream-*", "link-*"),
+    "Log": ("log-format",),
+}
+"""How `--help` groups the settings, the most common first; `*` stands for the rest of a name."""
+
+
+def group_settings() -> dict[str, list[str]]:
+    """Return the names of all settings by group; those that no group names are in the last one, `Other`."""
+    rest, groups = dict.fromkeys(SETTINGS), dict[str, list[str]]()
+    for group, names in GROUPS.items():
+        groups[group] = [each for name in names for each in fnmatch.filter(rest, name)]
+        for each in groups[group]:
+            rest.pop(each, None)
+    return groups | ({"Other": list(rest)} if rest else {})
+
+
 DURATION_S_MAX = 10 * 366 * 86400.0
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([kmgt])i?)?b?", re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d)")
@@ -486,7 +530,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Split `HOST:PORT`, `[IPv6]:PORT` or `:PORT` (every interface: an empty host) into host and port.
+    """Split `HOST:PORT`, `[IPv6]:PORT` or `:PORT` (every IPv4 address: an empty host) into host and port.
 
     Raises:
         ValueError: it is none of these.

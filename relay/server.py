@@ -86,6 +86,8 @@ def run(
         ConfigError: an address or a path cannot be used, or there are too few descriptors.
     """
     _logger.info("relay %s, engine %s, pid %d", metadata.version("relay"), ENGINE, os.getpid())
+    if os.geteuid() == 0 and worker is None:
+        _logger.warning("running as root: run relay as a user of its own, since it needs no right of root")
     descriptors = raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(Server(config, descriptors, service, worker, channel).serve())
@@ -140,6 +142,7 @@ class Server:
             available //= DESCRIPTORS_A_STREAM
         if config.streams_max > available:
             raise ConfigError(f"streams-max: {config.streams_max} streams need more than {descriptors} descriptors")
+        self._streams_available = available
         registry = CollectorRegistry()
         self._histograms = Histograms(registry)
         self.hub = Hub(
@@ -287,6 +290,11 @@ class Server:
             self._acceptor.open(listeners)
         if self._worker is not None:
             return
+        most = self.config.streams_max or self._streams_available * workers
+        _logger.info("room for %d streams (%d descriptors per process; ulimit -Hn)", most, self._descriptors)
+        for address in self.config.listen:
+            if address.startswith(":"):
+                _logger.info("%s is every IPv4 address; [::]%s is every IPv4 and IPv6 address", address, address)
         for each in listeners:
             host, port = each.getsockname()[:2]
             scheme = "http" if self._tls is None else "https"

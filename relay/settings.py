@@ -48,6 +48,7 @@ _SWITCH = {
     "no": False,
     "off": False,
 }
+_EXPECTED = {"number": "a whole number", "size": "a size such as 64MiB", "duration": "a time such as 15s"}
 _HARD_AND_SOFT = (("lag-bytes", "lag-soft-bytes"), ("lag-events", "lag-soft-events"), ("lag", "lag-soft"))
 _LIMITS = (*(name for pair in _HARD_AND_SOFT for name in pair), "lag-soft-for")
 _JWT_KEYS = ("jwt-secret", "jwt-secret-file", "jwt-public-key-file", "jwt-jwks-url", "jwt-key", "jwt-key-file")
@@ -79,6 +80,8 @@ def load(
     values: dict[str, Any] = {}
     for key, value in (table or {}).items():
         name = key.replace("_", "-")
+        if isinstance(value, dict):
+            raise ConfigError(f"{source}: {_table_error(key, value)}")
         if name not in SETTINGS:
             raise ConfigError(f"{source}: unknown setting {key!r}{hint(name, SETTINGS)}")
         if SETTINGS[name].name in values:
@@ -97,6 +100,16 @@ def load(
     for name, value in flags.items():
         values[SETTINGS[name].name] = _read(f"--{name}", SETTINGS[name], value)
     return check(Config(**values))
+
+
+def _table_error(key: str, table: Mapping[str, object]) -> str:
+    """Say that settings are not in tables, and show the right form of one that is."""
+    error = f"{key!r} is a table; all settings are keys at the top of the file, without a [header]"
+    for part in table:
+        for name in (f"{key}-{part}".replace("_", "-"), part.replace("_", "-")):
+            if name in SETTINGS:
+                return f"{error}: write {name} = …"
+    return f"{error}, such as history-age = \"1h\""
 
 
 def variable(name: str) -> str:
@@ -140,7 +153,7 @@ def _read_one(each: Field[Any], value: object) -> Any:
     if kind == "count" and type(value) is int:
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError(f"must be text, not {value!r}")
+        raise ValueError(f"must be text in quotes, not {value!r}")
     if CONTROL.search(value):
         raise ValueError(f"{value!r} contains a control character")
     if any("\ud800" <= character <= "\udfff" for character in value):
@@ -164,7 +177,7 @@ def _read_number(each: Field[Any], value: object) -> int | float:
     kind = each.metadata["kind"]
     number: int | float
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError(f"{value!r} is not a {kind}")
+        raise ValueError(f"must be {_EXPECTED[kind]}, not {value!r}")
     if isinstance(value, float) and kind != "duration":
         raise ValueError(f"{value!r} is not a whole number")
     if kind == "duration":
@@ -174,7 +187,7 @@ def _read_number(each: Field[Any], value: object) -> int | float:
     else:
         digits = str(value).strip().replace("_", "")
         if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
-            raise ValueError(f"{value!r} is not a number")
+            raise ValueError(f"{value!r} is not a whole number")
         number = int(digits)
     least, most = each.metadata["least"], each.metadata["most"]
     if number < least:
@@ -222,11 +235,13 @@ def check(config: Config) -> Config:
 def _check_front(config: Config) -> None:
     if not config.listen:
         raise ConfigError("listen: at least one address is needed")
-    for address in config.listen:
+    for place, address in enumerate(config.listen):
         try:
-            parse_address(address)
+            _, port = parse_address(address)
         except ValueError as error:
             raise ConfigError(f"listen: {error}") from None
+        if port and address in (*config.listen[:place], config.link_listen):
+            raise ConfigError(f"listen: {address} is given twice; each address can have one listener")
     if config.tls_key and not config.tls_cert:
         raise ConfigError("tls-key: tls-cert must name the certificate")
     try:
@@ -269,10 +284,14 @@ def _check_sources(config: Config) -> None:
         parse_group(config.unix_group)
     except ValueError as error:
         raise ConfigError(f"unix-group: {error}") from None
+    for name in ("unix-mode", "unix-group"):
+        each = SETTINGS[name]
+        if not config.unix and getattr(config, each.name) != each.default:
+            raise ConfigError(f"{name}: there is no Unix socket to apply it to; add unix (--unix PATH)")
     if config.exit_on_eof and config.stdin == "off":
         raise ConfigError("exit-on-eof: standard input is off, so its end is never seen")
     if config.durable and not config.data:
-        raise ConfigError("durable: there is no disk without data")
+        raise ConfigError("durable: needs a file to write to; add data (--data PATH), or leave durable out")
     if config.event_bytes_max > config.history_bytes:
         raise ConfigError(
             f"event-bytes-max: {size_text(config.event_bytes_max)} is more than history-bytes holds "

@@ -118,19 +118,33 @@ class Store:
         try:
             yield
         except (sqlite3.OperationalError, OSError) as error:
-            reason = "another process uses it" if "locked" in str(error) else str(error)
+            reason = getattr(error, "strerror", None) or str(error)
+            reason = "another process uses it" if "locked" in reason else reason
             raise ConfigError(f"data: {self.path}: {reason}") from None
         except (sqlite3.DatabaseError, msgspec.DecodeError, ValueError, TypeError) as error:
             raise ConfigError(f"data: {self.path}: {_damaged(str(error))}") from None
 
     def _check_parts(self) -> None:
         """Look at the files before SQLite does, which would begin anew over some of what is wrong with them."""
-        wal = self.path + "-wal"
+        wal, folder = self.path + "-wal", os.path.dirname(os.path.abspath(self.path))
+        if os.path.isdir(self.path) or self.path.endswith("/"):
+            raise ConfigError(
+                f"data: {self.path} is a directory; give the path of a file (it is created if missing), such as "
+                + os.path.join(self.path, "relay.db")
+            )
+        if not os.path.isdir(folder):
+            raise ConfigError(f"data: {self.path}: there is no directory {folder}; create it, or give another path")
+        for each in (folder, self.path):
+            if os.path.exists(each) and not os.access(each, os.W_OK):
+                raise ConfigError(
+                    f"data: {self.path}: user {os.geteuid()}, whom relay runs as, cannot write to {each}; change its "
+                    "owner or its mode, or give another path"
+                )
         if not os.path.exists(self.path):
             if os.path.exists(wal):
                 raise ConfigError(f"data: {self.path} is missing, but {wal} is there: put it back, or move that away")
         elif not os.path.isfile(self.path):
-            raise ConfigError(f"data: {self.path} is no file")
+            raise ConfigError(f"data: {self.path} is not a regular file; give another path (it is created if missing)")
         elif not os.path.getsize(self.path):
             raise ConfigError(f"data: {self.path} is empty, which no file of relay is: restore it, or remove it")
         self._has_wal = os.path.exists(wal)

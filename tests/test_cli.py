@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import tomllib
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from relay import cli, logs, server
-from relay.config import SETTINGS, Config
+from relay.config import GROUPS, SETTINGS, Config
 from relay.errors import ConfigError, RelayError
 from relay.settings import load
 from relay.speedups import ENGINE
@@ -62,6 +63,15 @@ def test_the_printed_settings_are_those_in_force(served: list[Config], capsys: p
     assert served == []
     assert "sesame" not in text
     assert load({}, {}, tomllib.loads(text)) == Config(history_bytes=32 * 1024**2)
+
+
+def test_help_groups_the_settings_with_the_common_ones_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["serve", "--help"]) == 0
+    text = capsys.readouterr().out
+    places = [text.index(f"\n{group}:\n") for group in GROUPS]
+    assert places == sorted(places)
+    for name in SETTINGS:
+        assert len(re.findall(rf"^  --{name}[ /]", text, re.MULTILINE)) == 1
 
 
 def test_help_shows_every_setting_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:

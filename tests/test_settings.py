@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from relay.config import MIB, SETTINGS, Config
+from relay.config import MIB, SETTINGS, Config, group_settings
 from relay.errors import ConfigError
 from relay.settings import check, load, to_toml, variable, worker_count
 
@@ -60,6 +60,8 @@ def test_every_setting_is_taken_by_flag_variable_and_file() -> None:
             "tls-key": {"tls-cert": "x"},
             "proxy-protocol": {"trusted-proxy": "::1"},
             "durable": {"data": "relay.db"},
+            "unix-mode": {"unix": "relay.sock"},
+            "unix-group": {"unix": "relay.sock"},
             "upstream": {"link-token": LINK_TOKEN},
             "link-listen": {"link-token": LINK_TOKEN},
         }.get(name, {})
@@ -118,7 +120,7 @@ def test_a_repeatable_setting_is_split_at_commas_in_a_variable() -> None:
         ({"RELAY_HISTORY_AG": "1"}, {}, "RELAY_HISTORY_AG; did you mean RELAY_HISTORY_AGE?"),
         ({"RELAY_ZZZZZZ": "1"}, {}, "unknown environment variable RELAY_ZZZZZZ"),
         ({}, {"histry-age": "1"}, "unknown setting 'histry-age'; did you mean history-age?"),
-        ({}, {"server": {"listen": ":1"}}, "unknown setting 'server'"),
+        ({}, {"server": {"listen": ":1"}}, "'server' is a table; all settings are keys at the top of the file"),
         ({}, {"history-age": "1s", "history_age": "2s"}, "history-age is set twice"),
     ],
 )
@@ -147,11 +149,11 @@ def test_variables_that_are_no_settings_are_let_be() -> None:
     [
         ("history-bytes", "lots", "'lots' is not a size"),
         ("history-bytes", 1.5, "not a whole number"),
-        ("history-bytes", True, "not a size"),
+        ("history-bytes", True, "must be a size such as 64MiB, not True"),
         ("heartbeat", "-1s", "not a time"),
         ("heartbeat", float("inf"), "not a time"),
         ("backlog", "0", "at least 1"),
-        ("backlog", "many", "not a number"),
+        ("backlog", "many", "not a whole number"),
         ("backlog", 2**40, "at most"),
         ("client-buffer", "1K", "at least 4KiB"),
         ("policy", "drop-oldst", "did you mean drop-oldest?"),
@@ -163,6 +165,10 @@ def test_variables_that_are_no_settings_are_let_be() -> None:
         ("listen", [], "at least one address"),
         ("listen", "::1:8080", "is not HOST:PORT"),
         ("cors-origin", ["https://a.example/"], "cors-origin: no browser sends 'https://a.example/'; write https://a.example"),
+        ("heartbeat", [1], "must be a time such as 15s, not [1]"),
+        ("unix-mode", "0600", "unix-mode: there is no Unix socket to apply it to; add unix"),
+        ("durable", True, "durable: needs a file to write to; add data (--data PATH)"),
+        ("listen", [":1", ":1"], "listen: :1 is given twice"),
         ("cors-origin", ["null"], "cors-origin: 'null': every sandboxed page"),
         ("allowed-host", ["a.example:80"], "allowed-host: 'a.example:80' never matches; write a.example"),
         ("publish-token", "two words", "publish-token"),
@@ -246,3 +252,32 @@ def test_no_token_is_printed() -> None:
 def test_a_limit_of_a_pattern_that_cannot_be_is_an_error_that_names_it(text: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         check(Config(policy_for=(text,)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '[relay]\nhistory-age = "1h"',
+            "'relay' is a table; all settings are keys at the top of the file, without a [header]: write history-age",
+        ),
+        ('[history]\nage = "1h"', "write history-age = …"),
+        ('[lag.soft]\nbytes = 1', "'lag' is a table"),
+        ('[streams]\nper_topic_max = 1', "write streams-per-topic-max = …"),
+        ("[anything]", 'such as history-age = "1h"'),
+        ('[[listen]]\nhost = "x"', "listen: must be text in quotes, not {'host': 'x'}"),
+    ],
+)
+def test_tables_are_refused_with_the_right_form(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({}, {}, tomllib.loads(text), "relay.toml")
+    assert str(caught.value).startswith("relay.toml: ")
+    assert message in str(caught.value)
+
+
+def test_every_setting_is_in_one_group() -> None:
+    groups = group_settings()
+    assert "Other" not in groups
+    assert sorted(name for names in groups.values() for name in names) == sorted(SETTINGS)
+    assert all(groups.values())
+    assert next(iter(groups.values()))[0] == "listen"

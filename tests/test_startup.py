@@ -104,6 +104,26 @@ def test_signals_before_the_server_handles_them_wait_for_it() -> None:
         eventually(lambda: bool(server.messages("SIGUSR1 has no meaning")), "the signal arrives")
 
 
+def limit_descriptors(number: int) -> tuple[str, ...]:
+    return ("sh", "-c", f'ulimit -n {number}; exec "$0" "$@"')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "streams"),
+    [((), 300 - 128), (("--streams-max", "5"), 5), (("--workers", "2"), 2 * (300 - 128))],
+)
+def test_the_log_states_how_many_streams_fit(arguments: tuple[str, ...], streams: int) -> None:
+    with relay(*arguments, before=limit_descriptors(300)) as server:
+        expected = f"room for {streams} streams (300 descriptors per process; ulimit -Hn)"
+        assert server.messages("room for") == [expected]
+        assert bool(server.messages("running as root")) == (os.geteuid() == 0)
+
+
+def test_the_log_states_that_an_address_without_a_host_is_ipv4_only() -> None:
+    with relay("--listen", ":0") as server:
+        assert server.messages(":0 is") == [":0 is every IPv4 address; [::]:0 is every IPv4 and IPv6 address"]
+
+
 @pytest.mark.parametrize("number", HELD)
 def test_a_command_is_ended_by_the_signals_of_a_server(number: signal.Signals) -> None:
     code = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import sqlite3
 import stat
@@ -129,8 +130,17 @@ def test_a_file_in_use_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^data: .*No such file or directory: '.*/nowhere/relay\.db"):
+    with pytest.raises(ConfigError, match=r"^data: .*: there is no directory .*/nowhere; create it"):
         Store(str(tmp_path / "nowhere" / "relay.db"))
+
+
+def test_what_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(str(tmp_path / "relay.db")).close()
+    for locked in (tmp_path, tmp_path / "relay.db"):
+        # Root may write everywhere, so the answer of the system is replaced.
+        monkeypatch.setattr(os, "access", lambda path, mode, locked=locked: str(path) != str(locked))
+        with pytest.raises(ConfigError, match=rf"^data: .*: user \d+, .* cannot write to {re.escape(str(locked))}; "):
+            Store(str(tmp_path / "relay.db"))
 
 
 def test_what_is_no_file_of_relay_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
@@ -153,7 +163,8 @@ def test_what_is_no_file_of_relay_is_refused_and_left_as_it_is(tmp_path: Path) -
         empty: "is empty",
         other: "is another program's file",
         newer: "has format 99; this relay reads 1",
-        tmp_path: "is no file",
+        Path("/dev/null"): "is not a regular file",
+        tmp_path: r"is a directory; give the path of a file \(it is created if missing\), such as .*/relay\.db$",
     }
     for each, reason in said.items():
         before = each.read_bytes() if each.is_file() else b""
