@@ -31,7 +31,6 @@ from urllib.parse import unquote_to_bytes
 import httptools
 
 from relay.errors import RequestError
-from relay.ids import RAW_NAMES
 
 CHUNK_LINE_BYTES_MAX = 1024
 """Longest line of a chunk's size or of a trailer; extensions are unknown in the wild."""
@@ -63,7 +62,7 @@ class Request:
         method: as sent; a method that llhttp knows.
         raw_path: the path as sent, escapes and all; `*` for the whole server.
         path: the path with its escapes decoded.
-        query: the query's pairs, decoded, in order; the values of `relay.ids.RAW_NAMES` as sent.
+        query: the query's pairs, in order: names decoded, values as sent.
         headers: names in lower case; values in Latin-1; repeated fields joined by a comma, cookies by a semicolon.
         version: `1.0`, or `1.1` for that and every later minor version.
         keep_alive: the client wants to go on after the response.
@@ -84,7 +83,17 @@ class Request:
     host: str = ""
 
     def values(self, name: str) -> list[str]:
-        """Give all values of a query name, in order."""
+        """Return all values of a query name, decoded, in order.
+
+        Only values that are asked for are decoded: links from elsewhere carry names of others, with any value.
+
+        Raises:
+            RequestError: 400, one is malformed.
+        """
+        return [_unescape(value.replace("+", " "), name) for value in self.raw_values(name)]
+
+    def raw_values(self, name: str) -> list[str]:
+        """Return all values of a query name as sent, in order."""
         return [value for key, value in self.query if key == name]
 
 
@@ -414,21 +423,23 @@ def _parse_target(target: str, *, asterisk: bool) -> tuple[str, str, str, tuple[
     pairs = []
     for pair in raw_query.split("&") if raw_query else ():
         name, _, value = pair.partition("=")
-        name = _unescape(name.replace("+", " "))
-        pairs.append((name, value if name in RAW_NAMES else _unescape(value.replace("+", " "))))
-    path = _unescape(raw_path)
+        try:
+            pairs.append((_unescape(name.replace("+", " "), "query"), value))
+        except RequestError:
+            continue  # what cannot be decoded is no name of ours
+    path = _unescape(raw_path, "path")
     if "\0" in path:
         raise RequestError(400, "the path contains NUL")
     return host, raw_path, path, tuple(pairs)
 
 
-def _unescape(text: str) -> str:
-    """Decode percent escapes to strict UTF-8."""
+def _unescape(text: str, where: str) -> str:
+    """Decode percent escapes to strict UTF-8; `where` is the part of the target, for errors."""
     if "%" not in text:
         return text
     if _BAD_ESCAPE.search(text):
-        raise RequestError(400, "malformed percent escape")
+        raise RequestError(400, f"{where}: malformed percent escape")
     try:
         return unquote_to_bytes(text).decode()
     except UnicodeDecodeError:
-        raise RequestError(400, "a percent escape is not UTF-8") from None
+        raise RequestError(400, f"{where}: a percent escape is not UTF-8") from None

@@ -174,7 +174,7 @@ class Router:
         """Read the arguments of a stream."""
         check_names(request, _STREAM_NAMES)
         last_ids, since_s, must_know = _last_ids(request), None, False
-        since = _one(request, "since")
+        since = _only("since", request.raw_values("since"))
         if since and not last_ids:
             since_s, last_ids = read_since(since, self._wall())
             must_know = bool(last_ids)
@@ -234,8 +234,11 @@ def _check_method(request: Request, methods: tuple[str, ...]) -> None:
 
 
 def _one(request: Request, name: str) -> str | None:
-    """Give the only value of a query name; None if it is not there."""
-    values = request.values(name)
+    """Return the only value of a query name, decoded; None if it is not there."""
+    return _only(name, request.values(name))
+
+
+def _only(name: str, values: list[str]) -> str | None:
     if len(values) > 1:
         raise RequestError(400, f"{name} may come once")
     return values[0] if values else None
@@ -249,7 +252,7 @@ def _last_ids(request: Request) -> tuple[str, ...]:
     if header := request.headers.get("last-event-id"):
         return readings(header.encode("latin-1"))
     for name in LAST_ID_NAMES:
-        values = [value for value in request.values(name) if value]
+        values = [value for value in request.raw_values(name) if value]
         if values:
             # Several of them stand for no id, and no id contains LF.
             return query_readings("\n".join(dict.fromkeys(values)))

@@ -76,15 +76,22 @@ def test_a_request_is_read_whole() -> None:
             "/events/a%20b?topic=x+y&topic=%C3%B6&&flag",
             "X-One: 1",
             "x-one:\t2 ",
+            "Cookie: a=b",
+            "cookie: c=d, e",
             "Accept: text/event-stream",
         )
     )
     assert request.method == "GET"
     assert request.raw_path == "/events/a%20b"
     assert request.path == "/events/a b"
-    assert request.query == (("topic", "x y"), ("topic", "ö"), ("", ""), ("flag", ""))
+    assert request.query == (("topic", "x+y"), ("topic", "%C3%B6"), ("", ""), ("flag", ""))
     assert request.values("topic") == ["x y", "ö"]
-    assert request.headers == {"host": "a", "x-one": "1, 2", "accept": "text/event-stream"}
+    assert request.headers == {
+        "host": "a",
+        "x-one": "1, 2",
+        "cookie": "a=b; c=d, e",
+        "accept": "text/event-stream",
+    }
     assert (request.version, request.keep_alive, request.body_length) == ("1.1", True, 0)
 
 
@@ -200,7 +207,6 @@ def test_what_follows_a_request_is_not_looked_at_before_it_is_asked_for() -> Non
         pytest.param(get("/a%ed%a0%80"), 400, id="encoded surrogate"),
         pytest.param(get("/a%2"), 400, id="short escape"),
         pytest.param(get("/a%zz"), 400, id="bad escape"),
-        pytest.param(get("/?a=%ff"), 400, id="no UTF-8 in the query"),
         pytest.param(get("/a#b"), 400, id="fragment"),
         pytest.param(get("a/b"), 400, id="relative target"),
         pytest.param(get("ftp://a/b"), 400, id="other scheme"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -92,6 +93,20 @@ def test_topics_come_from_path_and_query_each_once_in_order(target: str, terms: 
 )
 def test_what_is_no_topic_or_no_path_is_refused(target: str, status: int) -> None:
     assert refused(target).status == status
+
+
+@pytest.mark.parametrize("foreign", ["utm=100%", "x=%E9", "%ff=1", "%zz", "x=%00", "=", "&", "x[]=1&x[]=2", "a;b=c"])
+def test_query_arguments_of_others_may_have_any_value(foreign: str) -> None:
+    for target in (f"/events?{foreign}&topic=a", f"/events?topic=a&{foreign}"):
+        assert stream(target).terms == ("a",)
+    assert route(f"/?{foreign}") is Resource.PAGE
+
+
+@pytest.mark.parametrize(("argument", "reason"), [("topic=%E9", "topic: .*UTF-8"), ("policy=%", "policy: malformed")])
+def test_an_argument_of_ours_that_cannot_be_decoded_is_named(argument: str, reason: str) -> None:
+    error = refused(f"/events?x=%&{argument}")
+    assert error.status == 400
+    assert re.match(reason, error.reason)
 
 
 def test_the_header_wins_over_the_query_and_the_query_over_since() -> None:
