@@ -29,6 +29,8 @@ from relay.publisher import Publisher
 from relay.settings import variable
 
 LISTEN = "127.0.0.1:8080"
+LOOPBACK = {"localhost": "localhost", "127.0.0.1": "127.0.0.1", "::1": "[::1]"}
+"""Hosts to listen at that only this machine reaches, and their names in a request."""
 PORTS_TRIED = 10
 """Ports that are tried, one after another, where the user names no address."""
 TOPICS = ("prices.*", "chat.lobby", "metrics.load")
@@ -183,13 +185,16 @@ class _Server:
         self.pid = 0
         shown = f"[{host}]" if ":" in host else host
         self.address = f"http://{'127.0.0.1' if host in ('', '0.0.0.0', '::') else shown}:{port}"
-        self._command = (
+        self._command: tuple[str, ...] = (
             "serve", "--listen", f"{shown}:{port}", "--unix", path, "--stdin", "ndjson", "--exit-on-eof",
             "--data", data, "--durable", "--history-events", str(HISTORY_EVENTS),
             # Pages of every origin may read: the events are made up. Nobody can publish over HTTP: see `_start`.
             "--cors-origin", "*",
             "--drain-timeout", "1s", "--log-level", "warning",
         )  # fmt: skip
+        if host in LOOPBACK:
+            # A foreign name that resolves to this machine is an attack: DNS rebinding.
+            self._command += tuple(f"--allowed-host={name}" for name in LOOPBACK.values())
 
     async def keep(self) -> int:
         """Run the server, again each time a signal has killed it; return its exit code once it exits by itself."""
