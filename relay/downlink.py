@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hmac
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Protocol, TypeVar
 
 from relay.errors import EventError, RelayError, RequestError
@@ -35,6 +36,7 @@ from relay.link import (
     LinkError,
     Message,
     Parser,
+    Past,
     Publish,
     Published,
     Refuse,
@@ -57,6 +59,12 @@ REQUESTS_MAX = 1000
 
 ENDED = 50
 """Ended topics told in one message, so that it is never longer than the shortest that an edge may take."""
+
+PAIRS = 16
+"""Evicted ids told in one message, for the same reason."""
+
+PAST_A_TURN = 64
+"""Such messages in one turn: less than a millisecond."""
 
 NAME_CHARACTERS_MAX = 200
 
@@ -158,6 +166,7 @@ class Downlink:
         self._requests: dict[int, Cancel] = {}
         self._asked: dict[int, Callable[[bytes | RelayError], None]] = {}
         self._number = 0
+        self._past: Iterator[bytes] = iter(())  # what is to be told before the next entry
 
     @property
     def lag_events(self) -> int:
@@ -279,17 +288,32 @@ class Downlink:
                 self.lapped += self._epoch == log.epoch
                 self._epoch, self._cursor = log.epoch, log.tail
                 parts.append(encode(self._begin()))
+                self._past = self._tell_past()
                 ended = self._hub.ended.known()
                 parts += [encode(Ended(topics=ended[at : at + ENDED])) for at in range(0, len(ended), ENDED)]
-            data, self._cursor = self._chunks.after(self._cursor)
-            parts.append(data)
-            if self._draining and self._cursor == log.head:
+            past = b"".join(islice(self._past, PAST_A_TURN))
+            if past:
+                parts.append(past)
+            else:
+                data, self._cursor = self._chunks.after(self._cursor)
+                parts.append(data)
+            if self._draining and not past and self._cursor == log.head:
                 self._draining = False
                 if self._token is None:
                     parts.append(encode(Drain()))
                 else:
                     self.closing = True
         return b"".join(parts)
+
+    def _tell_past(self) -> Iterator[bytes]:
+        """Yield what the log knows of evicted entries, now, in messages that are never longer than an edge may take."""
+        log = self._hub.log
+        rest, topics, ids = log.marks.rest, log.evicted(), log.ids.evicted()
+        while some := list(islice(topics, ENDED)):
+            yield encode(Past(topics=some, ids=[]))
+        while pairs := list(islice(ids, PAIRS)):
+            yield encode(Past(topics=[], ids=pairs))
+        yield encode(Past(topics=[], ids=[], rest=rest))
 
     def _follows(self, log: Log) -> bool:
         return self._epoch == log.epoch and self._cursor <= log.head

@@ -73,10 +73,11 @@ class Entries(Message, frozen=True):
 
 
 class Evicted(Message, frozen=True):
-    """The marks of evicted entries, as `Log.evicted` returns them."""
+    """What the log knows of evicted entries, as for `Log.know_evicted`."""
 
     rest: tuple[int, float]
     topics: list[tuple[str, int, float]]
+    ids: list[tuple[str, str]] = []
 
 
 class Listeners(Message, frozen=True):

@@ -5,8 +5,8 @@ form of its own, since there is one for each event; everything else is a Message
 fields are passed over, unknown types are an error: whoever changes what a message means changes `VERSION`.
 
     edge → hub   Hello, once; Status each second and when what it holds has changed; Publish, Find, Ask; Told
-    hub → edge   Refuse, or Begin, Ended and the entries; Beat each second; Published, Found, Refused, Told; Ask; Drain;
-                 to a worker, Setup before all
+    hub → edge   Refuse, or Begin, Past, Ended and the entries; Beat each second; Published, Found, Refused, Told; Ask;
+                 Drain; to a worker, Setup before all
 
 Owns the form of messages and the bound on their size. Never knows what they do (`relay.uplink`, `relay.downlink`).
 """
@@ -107,6 +107,20 @@ class Begin(_Message, frozen=True):
     evicted_s: float
 
 
+class Past(_Message, frozen=True):
+    """To an edge that begins anew: a part of what the hub knows of evicted entries.
+
+    Args:
+        topics: as `Log.evicted` returns them; times are the hub's.
+        ids: as `OwnIds.evicted` returns them.
+        rest: in the last part, the mark of all topics that no part has named.
+    """
+
+    topics: list[tuple[str, int, float]]
+    ids: list[tuple[str, str]]
+    rest: tuple[int, float] | None = None
+
+
 class Ended(_Message, frozen=True):
     """To an edge that begins anew: topics that have ended, whether or not their ends are retained."""
 
@@ -198,7 +212,7 @@ class Drain(_Message, frozen=True):
 
 
 Message = (
-    (Setup | Hello | Refuse | Begin | Ended | Beat | Status | Publish | Published)
+    (Setup | Hello | Refuse | Begin | Past | Ended | Beat | Status | Publish | Published)
     | (Find | Found | Refused | Ask | Told | Drain)
 )
 

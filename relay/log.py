@@ -17,7 +17,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import inf
 from typing import Any, NamedTuple
 
@@ -328,7 +328,7 @@ class Log:
         self.bytes -= len(frame)
         self._frames[row] = None
         if id is not None:
-            self.ids.evict(id, topic.name, sequence)
+            self.ids.evict(id, topic.name)
         if topic.newest.get(key) == sequence:
             del topic.newest[key]
         if topic.generation != self.generation:
@@ -349,24 +349,37 @@ class Log:
             self.marks.put(topic.name, Mark(topic.evicted, topic.evicted_s))
             self.topics.pop(topic.name, None)
 
-    def evicted(self) -> tuple[tuple[int, float], list[tuple[str, int, float]]]:
-        """Return the marks of evicted entries: that of all topics without one of their own, then each topic's."""
-        forgotten = [(name, *mark) for name, mark in self.marks.items()]
-        known = [(name, topic.evicted, topic.evicted_s) for name, topic in self.topics.items()]
-        return self.marks.rest, forgotten + known
+    def evicted(self) -> Iterator[tuple[str, int, float]]:
+        """Return the topics' marks of evicted entries: name, sequence and time of the last one, as of now."""
+        marks, topics, last = dict(self.marks.items()), list(self.topics.values()), self.tail - 1
+        forgotten = ((name, *mark) for name, mark in marks.items())
+        return chain(forgotten, ((topic.name, min(topic.evicted, last), topic.evicted_s) for topic in topics))
 
-    def know_evicted(self, rest: tuple[int, float], topics: Iterable[tuple[str, int, float]]) -> None:
-        """Take the marks that `evicted` returned of another log with the same entries, before a pattern has an index.
+    def know_evicted(
+        self,
+        topics: Iterable[tuple[str, int, float]],
+        ids: Iterable[tuple[str, str]],
+        rest: tuple[int, float] | None = None,
+    ) -> None:
+        """Take what another log with the same entries knows of evicted ones, before it is asked for.
 
         Topics that are not in this log stay out of it.
+
+        Args:
+            topics: as `evicted` returns them.
+            ids: as `OwnIds.evicted` returns them.
+            rest: the mark of all topics that were not named; None where others are still to be named.
         """
-        self.marks.begin(Mark(*rest))
         for name, sequence, time_s in topics:
             topic = self.topics.get(name)
             if topic is None:
                 self.marks.know(name, Mark(sequence, time_s))
             else:
                 topic.evicted, topic.evicted_s = sequence, time_s
+        for pair in ids:
+            self.ids.evict(*pair)
+        if rest is not None:
+            self.marks.rest = Mark(*rest)
 
     # Indexes
 

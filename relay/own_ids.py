@@ -13,8 +13,7 @@ Owns the table of retained uses and the memory of evicted ones. Never knows an e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from relay.topic import TermTree, is_pattern
 
@@ -53,6 +52,7 @@ class OwnIds:
     def add(self, id: str, topic: str, sequence: int) -> None:
         """Register the newest entry; it is not found by an id that the topic has used before."""
         if (id in self._evicted or id in self._evicted_before) and self._has_evicted(id, (topic,)):
+            self.evict(id, topic)  # remembered anew, since this use may outlive the memory of the older ones
             return
         uses = self._many.get(id) if self._many else None
         if uses is not None:
@@ -63,18 +63,16 @@ class OwnIds:
             del self._one[id]
             self._many[id] = {other: older, topic: sequence}
 
-    def evict(self, id: str, topic: str, sequence: int) -> None:
-        """Note that an entry with an own id is evicted."""
-        if self._one.get(id) == sequence:
-            del self._one[id]
-        elif self._many and (uses := self._many.get(id)) is not None and uses.get(topic) == sequence:
-            del uses[topic]
+    def evict(self, id: str, topic: str) -> None:
+        """Note that a topic has evicted an event of this id, here or in another log with the same entries."""
+        one = self._one.get(id)
+        if one is not None:
+            if self._topic_of(one) == topic:
+                del self._one[id]
+        elif self._many and (uses := self._many.get(id)) is not None:
+            uses.pop(topic, None)
             if not uses:
                 del self._many[id]
-        self.know_evicted(id, topic)
-
-    def know_evicted(self, id: str, topic: str) -> None:
-        """Remember that a topic has evicted an event of this id."""
         topics = self._evicted.get(id)
         if topics == topic or (isinstance(topics, set) and topic in topics):
             return
@@ -92,10 +90,8 @@ class OwnIds:
             self._pairs = self._characters = 0
 
     def evicted(self) -> Iterator[tuple[str, str]]:
-        """Return the remembered pairs of id and topic, older ones first."""
-        for id, topics in chain(self._evicted_before.items(), self._evicted.items()):
-            for topic in topics if isinstance(topics, set) else (topics,):
-                yield id, topic
+        """Return the remembered pairs of id and topic, older ones first, as of now."""
+        return _pairs(self._evicted_before.copy(), self._evicted.copy())
 
     def find(self, ids: Iterable[str], terms: tuple[str, ...]) -> int | None:
         """Return the sequence of the event that a client with one of these ids has seen last.
@@ -127,6 +123,13 @@ class OwnIds:
             if topics is not None and _among(topics if isinstance(topics, set) else (topics,), terms) != []:
                 return True
         return False
+
+
+def _pairs(*memories: Mapping[str, set[str] | str]) -> Iterator[tuple[str, str]]:
+    for memory in memories:
+        for id, topics in memory.items():
+            for topic in tuple(topics) if isinstance(topics, set) else (topics,):
+                yield id, topic
 
 
 def _among(topics: Collection[str], terms: tuple[str, ...]) -> list[str] | None:

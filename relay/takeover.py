@@ -97,7 +97,7 @@ def take(
                     raise RelayError(f"the old process sent entry {entry.sequence} in place of {hub.log.head}")
                 hub.take(entry, entry.time_s)
         elif isinstance(message, handover.Evicted):
-            hub.log.know_evicted(message.rest, message.topics)
+            hub.log.know_evicted(message.topics, message.ids, message.rest)
         elif isinstance(message, handover.Listeners):
             sockets = _sockets(fds)
             taken.unix = sockets.pop() if message.unix else None

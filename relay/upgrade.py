@@ -214,7 +214,8 @@ def _hand_over(channel: Channel, possessions: Possessions, sent: int, now_s: flo
         messages, sent = _next(possessions, sent)
         for message in messages:
             channel.send(message)
-    channel.send(handover.Evicted(*hub.log.evicted()))
+    log = hub.log
+    channel.send(handover.Evicted(log.marks.rest, list(log.evicted()), list(log.ids.evicted())))
     listeners, file = [each.fileno() for each in possessions.listeners], None
     if unix is not None:
         listener, file = unix.pack()

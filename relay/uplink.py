@@ -27,6 +27,7 @@ from relay.link import (
     LinkError,
     Message,
     Parser,
+    Past,
     Publish,
     Published,
     Refuse,
@@ -182,6 +183,11 @@ class Uplink:
             self._told(message)
         elif isinstance(message, Begin):
             self._begin(message, now_s)
+        elif isinstance(message, Past):
+            later_s = self._later_s
+            marks = [(name, sequence, time_s + later_s) for name, sequence, time_s in message.topics]
+            rest = message.rest and (message.rest[0], message.rest[1] + later_s)
+            self._hub.log.know_evicted(marks, message.ids, rest)
         elif isinstance(message, Ended):
             for topic in message.topics:
                 self._hub.end_topic(topic)

@@ -21,18 +21,25 @@ def matches(term: str, topic: str) -> bool:
     return len(wild) == len(levels) and all(own in ("*", level) for own, level in zip(wild, levels, strict=True))
 
 
+def _position(id: str) -> int | None:
+    """Return the position that a default id names, as in a priming block; None for a publisher's id."""
+    epoch, _, digits = id.rpartition("-")
+    return int(digits) if digits.isdigit() and not epoch.startswith("own") else None
+
+
 @dataclass
 class Published:
     """What was published, by sequence; shared by all oracles of one server."""
 
     events: dict[int, Event] = field(default_factory=dict)
-    sequences: dict[str, int] = field(default_factory=dict)
+    uses: dict[str, list[int]] = field(default_factory=dict)
+    """Sequences of the events of each id, which publishers may use again."""
 
     def add(self, event: Event, id: str) -> None:
         """Note an event and the id that it was acknowledged with."""
         sequence = len(self.events) + 1
         self.events[sequence] = event
-        self.sequences[id] = sequence
+        self.uses.setdefault(id, []).append(sequence)
 
 
 class Oracle:
@@ -60,12 +67,20 @@ class Oracle:
         assert topic is not None
         return any(matches(term, topic) for term in self.terms)
 
-    def connect(self, first: int | None) -> None:
-        """A connection begins; `first` is the sequence from which it has been promised events, None to go on."""
+    def connect(self, first: int | None, last_id: str = "") -> None:
+        """A connection begins; `first` is the sequence from which it has been promised events, None to go on.
+
+        After an id that several events of its topics have, it goes on from the oldest: some may come again.
+        """
         if first is not None:
             self.next = first
+        elif self.next is not None and len(uses := self._uses(last_id)) > 1:
+            self.next = min(self.next, uses[0] + 1)
         self.skipped = self.told = 0
         self.open_ended = self.unsure = False
+
+    def _uses(self, id: str) -> list[int]:
+        return [sequence for sequence in self.published.uses.get(id, ()) if self.wants(sequence)]
 
     def receive(self, event: Event) -> None:
         """An event arrives."""
@@ -77,6 +92,8 @@ class Oracle:
     def _receive_gap(self, event: Event) -> None:
         gap = orjson.loads(event.data)
         self.gaps += 1
+        for id in (gap["from"], gap["to"]):
+            assert id is None or self._uses(id) or _position(id) is not None, f"an id of another topic: {gap}"
         if gap["missed"] is None:
             self.open_ended = self.unsure = True
         else:
@@ -85,11 +102,12 @@ class Oracle:
 
     def _receive_event(self, event: Event) -> None:
         assert event.id is not None, f"an event without an id: {event}"
-        assert event.id in self.published.sequences, f"an event that nobody published: {event}"
-        sequence = self.published.sequences[event.id]
-        assert self.wants(sequence), f"an event of another topic: {event}"
+        assert event.id in self.published.uses, f"an event that nobody published: {event}"
+        uses = [each for each in self._uses(event.id) if self.published.events[each].data == event.data]
+        assert uses, f"an event of another topic, or a changed one: {event}"
+        sequence = uses[0]
         given = self.published.events[sequence]
-        assert (event.data, event.event) == (given.data, given.event), f"a changed event: {event}, not {given}"
+        assert event.event == given.event, f"a changed event: {event}, not {given}"
         assert self.next is not None
         assert sequence >= self.next, f"doubled or out of order: {sequence} after {self.next - 1}"
         self._pass(sequence)
@@ -98,9 +116,7 @@ class Oracle:
 
     def advance(self, id: str) -> None:
         """The subscriber's last id is now this one, whichever block it came in: it will resume from there."""
-        sequence = self.published.sequences.get(id)
-        if sequence is None and id.rpartition("-")[2].isdigit():
-            sequence = int(id.rpartition("-")[2])  # the position that a priming id names
+        sequence = _position(id)
         if sequence is not None and self.next is not None and sequence >= self.next:
             self._pass(sequence + 1)
             self.next = sequence + 1

@@ -238,7 +238,7 @@ def test_what_a_log_knows_of_evicted_entries_passes_to_another_without_making_to
     other.begin("e", log.tail, 0.0)
     for sequence in range(log.tail, log.head):
         put(other, log.entry(sequence).topic)
-    other.know_evicted(*log.evicted())
+    other.know_evicted(log.evicted(), (), log.marks.rest)
     assert sorted(other.topics) == ["a", "c"]
     topics = ("a", "b", "c", "silent", "new")
     assert [other.topic(topic).evicted for topic in topics] == [1, 2, -1, -1, -1]

@@ -389,3 +389,21 @@ def test_another_file_is_no_upgrade(tmp_path: Path) -> None:
         server.publish("later")
         with Stream(server.port, "topic=default&since=earliest") as stream:
             assert [event.data for event in stream.take(2)] == ["after", "later"]
+
+
+def test_an_id_that_was_evicted_before_an_upgrade_is_not_taken_for_a_later_event(tmp_path: Path) -> None:
+    with relay("--history-events", "3", "--unix", str(tmp_path / "relay.sock")) as server:
+        path = server.unix_path
+        with Feeder(path) as feeder:
+            for number in range(1, 6):
+                feeder.publish(data=f"old {number}", id=str(number))
+        server.upgrade()
+        with Feeder(path) as feeder:
+            for number in (1, 2):  # the publisher starts again
+                feeder.publish(data=f"new {number}", id=str(number))
+        with Stream(server.port, headers={"Last-Event-ID": "1"}) as stream:
+            gap = stream.next()
+            assert (gap.event, json.loads(gap.data)["reason"]) == ("relay.gap", "unknown")
+            assert [event.data for event in stream.take(3)] == ["old 5", "new 1", "new 2"]
+        with Stream(server.port, headers={"Last-Event-ID": "5"}) as stream:
+            assert [event.data for event in stream.take(2)] == ["new 1", "new 2"]

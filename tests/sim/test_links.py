@@ -13,7 +13,7 @@ import pytest
 
 from relay.event import Event
 from tests.sim.linked import LinkedWorld
-from tests.sim.test_promise import POLICIES, TERMS, TOPICS, config_of
+from tests.sim.test_promise import POLICIES, TOPICS, config_of, draw_id, draw_terms
 
 SEEDS = int(os.environ.get("SIM_SEEDS", "300"))
 
@@ -24,7 +24,7 @@ def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
     world = LinkedWorld(config_of(draw), draw.randint(1, 3))
     seen: Counter[str] = Counter()
     for _ in range(draw.randint(1, 5)):
-        world.client(draw.choice(TERMS), draw.choice(POLICIES), draw.choice([1, 60, 300, 5000, 1 << 20]))
+        world.client(draw_terms(draw), draw.choice(POLICIES), draw.choice([1, 60, 300, 5000, 1 << 20]))
     ids = 0
     for _ in range(draw.choice([50, 250])):
         client, edge = draw.choice(world.clients), draw.choice(world.edges)
@@ -35,9 +35,9 @@ def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
             case "publish":
                 for _ in range(draw.choice([1, 1, 1, 10, 60])):
                     ids += 1
-                    own = f"own-{ids}" if draw.random() < 0.2 else None
                     key = draw.choice([None, "k1", "k2"])
                     topic = draw.choice((*TOPICS, f"many.{draw.randrange(40)}"))
+                    own = draw_id(draw, ids, topic)
                     world.root.publish(topic, draw.choice([0, 10, 100, 800]), key, own)
             case "publish at":
                 ids += 1

@@ -30,6 +30,21 @@ TERMS = (
 POLICIES = (None, "drop-oldest", "drop-newest", "conflate", "disconnect", "block")
 
 
+def draw_terms(draw: random.Random) -> tuple[str, ...]:
+    """Draw the terms of a subscription."""
+    if draw.random() < 0.5:
+        return draw.choice(TERMS)
+    terms = (*TOPICS, "silent", "*", "**", "orders.*", "*.eu", "orders.**", "many.*")
+    return tuple(draw.sample(terms, draw.randint(1, 4)))
+
+
+def draw_id(draw: random.Random, number: int, topic: str) -> str | None:
+    """Draw an event's id: relay's, one of its own, or one that its topic or others use as well."""
+    return draw.choice(
+        [None] * 12 + [f"own-{number}", f"own-{topic}-{draw.randrange(9)}", f"own-again-{draw.randrange(9)}"]
+    )
+
+
 def config_of(draw: random.Random) -> Config:
     """Draw settings that make every policy and every kind of retention act often."""
     return Config(
@@ -53,7 +68,7 @@ def simulate(seed: int) -> World:
     draw = random.Random(seed)
     world = World(config_of(draw))
     for _ in range(draw.randint(1, 6)):
-        world.client(draw.choice(TERMS), draw.choice(POLICIES), draw.choice([1, 60, 300, 5000, 1 << 20]))
+        world.client(draw_terms(draw), draw.choice(POLICIES), draw.choice([1, 60, 300, 5000, 1 << 20]))
     ids = 0
     for _ in range(draw.choice([30, 200])):
         client = draw.choice(world.clients)
@@ -61,9 +76,9 @@ def simulate(seed: int) -> World:
             case "publish":
                 for _ in range(draw.choice([1, 1, 1, 10, 60])):
                     ids += 1
-                    own = f"own-{ids}" if draw.random() < 0.2 else None
                     key = draw.choice([None, "k1", "k2"])
                     topic = draw.choice((*TOPICS, f"many.{draw.randrange(40)}"))
+                    own = draw_id(draw, ids, topic)
                     world.publish(topic, draw.choice([0, 10, 100, 800]), key, own)
             case "step":
                 world.step()

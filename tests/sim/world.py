@@ -181,7 +181,7 @@ class World:
         else:
             log = self.hub.log
             first = max(log.head, self.hub.snapshot) if since_s is None else log.since(self.now_s - since_s)
-        client.oracle.connect(first)
+        client.oracle.connect(first, client.last_id)
         ids = (client.last_id,) if client.last_id else ()
         request = Subscribe(client.terms, ids, since_s, client.policy, False, HEAD, after=after)
         self.hub.subscribe(pipe.fd, request, f"127.0.0.{client.name}", self.now_s)
