@@ -58,8 +58,6 @@ class Jwks:
             self._url = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise ConfigError(f"{SETTING}: the address is malformed: {error}") from None
-        if not self._url.host:
-            raise ConfigError(f"{SETTING}: the address has no host")
         self._refresh_s = refresh_s
         self._take = take
         self._task: asyncio.Task[None] | None = None

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from relay.config import (
     SETTINGS,
@@ -53,7 +54,8 @@ _HARD_AND_SOFT = (("lag-bytes", "lag-soft-bytes"), ("lag-events", "lag-soft-even
 _LIMITS = (*(name for pair in _HARD_AND_SOFT for name in pair), "lag-soft-for")
 _JWT_KEYS = ("jwt-secret", "jwt-secret-file", "jwt-public-key-file", "jwt-jwks-url", "jwt-key", "jwt-key-file")
 """The settings that say what JWTs are checked with; the last two are older spellings."""
-_JWKS_URL = re.compile(r"https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]")
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")  # a token (RFC 6265 section 4.1.1)
 # Kubernetes and Docker tell every container about a service named `relay` or `relay-…` in such variables.
 _SERVICE_LINK = re.compile(
     r"RELAY_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
@@ -267,7 +269,21 @@ def _check_front(config: Config) -> None:
         raise ConfigError(f"{keys[1]}: {keys[0]} is set too; give one of {', '.join(_JWT_KEYS[:4])}")
     if config.subscribe == "jwt" and not keys:
         raise ConfigError(f"subscribe: `jwt` needs a key: one of {', '.join(_JWT_KEYS[:4])}")
-    if config.jwt_jwks_url and not _JWKS_URL.match(config.jwt_jwks_url):
+    if config.jwt_jwks_url:
+        _check_jwks_url(config.jwt_jwks_url)
+    if not _COOKIE.fullmatch(config.jwt_cookie):
+        raise ConfigError(f"jwt-cookie: {config.jwt_cookie!r} cannot be the name of a cookie")
+
+
+def _check_jwks_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"jwt-jwks-url: the address is malformed: {error}") from None
+    if not parts.hostname or port == 0:
+        raise ConfigError("jwt-jwks-url: the address needs a host, as in https://login.example/.well-known/jwks.json")
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
         raise ConfigError("jwt-jwks-url: keys are fetched over https, or over http from this machine (127.0.0.1)")
 
 

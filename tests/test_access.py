@@ -288,7 +288,6 @@ def test_until_keys_are_there_tokens_are_answered_with_a_503() -> None:
         (("--jwt-secret-file", "/nonexistent/key"), "No such file"),
         (("--jwt-public-key-file", "/nonexistent/key"), "No such file"),
         (("--jwt-key-file", "/nonexistent/key"), "No such file"),
-        (("--jwt-jwks-url", "https://"), "has no host"),
         (("--publish-token-file", "/nonexistent/tokens"), "No such file"),
         (("--unix", "/nonexistent/relay.sock", "--unix-user", "no such user"), "there is no such user"),
     ],
