@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
+import json
 import os
 import select
 import signal
 import socket
 import subprocess
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -252,3 +255,29 @@ def test_it_quits_while_the_server_does_not_answer() -> None:
             assert time.monotonic() - begun_s < 4  # less than the time that a request may take
         finally:
             os.kill(server.pid, signal.SIGCONT)
+
+
+def test_a_fault_ends_it_and_the_terminal_is_restored() -> None:
+    answers = [json.dumps(STATS).encode(), json.dumps(STATS | {"topics": [7]}).encode()]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answers.pop(0) if len(answers) > 1 else answers[0])
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            with terminal(f"http://127.0.0.1:{server.server_port}") as shown:
+                assert shown.ended() == 1
+                assert termios.tcgetattr(shown.theirs) == shown.modes
+                restored = shown.raw.rfind(b"\x1b[?1049l")
+                assert 0 < restored < shown.raw.rfind(b"TypeError")
+        finally:
+            server.shutdown()
+        thread.join(TIMEOUT_S)
