@@ -152,11 +152,11 @@ class Auth:
 
     def _verify(self, token: str) -> Grant:
         """Check a JWT (RFC 7519, RFC 8725), and read what it grants."""
-        if self.keys is None:
-            raise RequestError(503, "the keys are not there yet", RETRY_SOON)
         if len(token) > TOKEN_BYTES_MAX:
             raise _refusal(_NOT_VALID)
         header = _header(token)
+        if self.keys is None:
+            raise RequestError(503, "the keys are not there yet", RETRY_SOON)
         for key in self.keys.candidates(header.id):
             # A key has one algorithm, and no other is tried with it: neither `none` nor HS256 with a public key.
             if key.algorithm_name != header.algorithm:

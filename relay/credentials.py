@@ -68,7 +68,7 @@ class Credentials:
             self._jwks.close()
 
     def reload(self) -> None:
-        """Read the files again, each by itself; one that cannot be read changes nothing."""
+        """Read the files again, each by itself, and fetch the JWKS; what cannot be read changes nothing."""
         try:
             self.auth.tokens = self._tokens()
         except ConfigError as error:
@@ -81,6 +81,8 @@ class Credentials:
             self.auth.keys = self._keys() or self.auth.keys
         except ConfigError as error:
             _logger.error("the keys stay as they were: %s", error)
+        if self._jwks is not None:
+            self._jwks.refresh()
         _logger.info("credentials: %d tokens, %d revoked", len(self.auth.tokens), len(self.auth.revoked))
         self._changed()
 

@@ -6,7 +6,7 @@ settings and from nowhere else. Never reads a key (`relay.keys`) and never judge
 
 Theory of operation. After a success, the next fetch comes after `jwt-jwks-refresh`, or at once when a token names an
 unknown key; the latter at most every `ASKED_EVERY_S`, since anybody can name keys that do not exist. After a failure,
-the pause doubles from `AGAIN_S` to `AGAIN_S_MAX`, and unknown keys do not cut it short.
+the pause doubles from `AGAIN_S` to `AGAIN_S_MAX`, and unknown keys do not cut it short. SIGHUP cuts every pause short.
 """
 
 from __future__ import annotations
@@ -83,6 +83,10 @@ class Jwks:
             self._resting, self._fetching = False, True
             self._asked.set()
         return self._fetching
+
+    def refresh(self) -> None:
+        """Have the keys fetched at once, whatever came of the last fetch."""
+        self._asked.set()
 
     async def _run(self) -> None:
         failures = 0

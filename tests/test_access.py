@@ -277,6 +277,7 @@ def test_until_keys_are_there_tokens_are_answered_with_a_503() -> None:
     with key_server([b""]) as url, relay("--subscribe", "jwt", "--jwt-jwks-url", url) as server:
         assert asked(server, "/events?topic=orders.eu", bearer(token())) == 503
         logged(server, "the JWKS cannot be fetched")
+        assert asked(server, "/events?topic=orders.eu", bearer("no token")) == 401
 
 
 @pytest.mark.parametrize(

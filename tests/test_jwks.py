@@ -147,18 +147,20 @@ async def test_unknown_keys_have_the_keys_fetched_at_once_but_not_too_often() ->
             assert len(server.requests) == 3
 
 
-async def test_unknown_keys_do_not_cut_the_pause_after_a_failure_short(
+async def test_a_signal_cuts_the_pause_after_a_failure_short_and_unknown_keys_do_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(jwks, "AGAIN_S", 1000.0)
     monkeypatch.setattr(jwks, "AGAIN_S_MAX", 1000.0)
-    async with scripted((answer(500),)) as server:
-        with fetching(server.url) as (fetched, _):
+    async with scripted((answer(500),), (good(),)) as server:
+        with fetching(server.url) as (fetched, taken):
             async with asyncio.timeout(TIMEOUT_S):
                 while not any("the next try" in record.message for record in caplog.records):
                     await asyncio.sleep(0.01)
             assert not fetched.ask()
-        assert len(server.requests) == 1
+            assert len(server.requests) == 1
+            fetched.refresh()
+            assert await next_of(taken) == ["1"]
 
 
 @pytest.mark.parametrize("url", ["https://a:port/", "https://a\0/"])
