@@ -5,6 +5,10 @@ to a worker that died wait in its backlog until it is there again, a fraction of
 A worker is started by itself (never forked: the hub's loop, log and threads are not for it), inherits its listeners and
 one end of a socket pair, is told over it what it is, and begins to accept when its snapshot of the log is in.
 
+A worker that ends is started again: at once if it lived for long, else after a pause that doubles. This holds from the
+first moment on, because the workers that are ready already serve. Only if a worker ends `STARTS_MAX` times without
+having been ready once, while relay starts, relay ends with an error: its settings or its installation are wrong.
+
 A worker whose hub is gone drains and leaves: the ids are those of the hub's log, which is gone with it, and the next
 hub opens listeners of its own. So its end of the link is all that it has to watch.
 
@@ -20,6 +24,7 @@ import logging
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from relay.config import Config
@@ -31,6 +36,9 @@ from relay.links import DownlinkProtocol, Links
 AGAIN_MIN_S = 0.1
 AGAIN_MAX_S = 5.0
 """Pause before a worker that died soon after its start is started again: none, then doubled each time."""
+
+STARTS_MAX = 5
+"""How often a worker may end at its start before relay gives up; with the pauses between them that takes seconds."""
 
 STEADY_S = 10.0
 """A worker that lived that long did not die of its start."""
@@ -74,7 +82,9 @@ class Workers:
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._heard = asyncio.Event()
-        self._ending = False
+        self._failures: Counter[int] = Counter()  # ends of each worker since it was ready
+        self._reloading: set[int] = set()  # workers that are to read their credentials again
+        self._ending = asyncio.Event()
         self._drain_s = config.drain_timeout_s + LEAVE_S
         count = len(listeners)
         self._config = dataclasses.replace(
@@ -91,21 +101,22 @@ class Workers:
             drain_delay_s=0.0,
             drain_rate=max(1, config.drain_rate // count),
         )
-        links.on_heard = self._heard.set
+        links.on_heard = self._on_heard
 
     async def open(self, stop: asyncio.Event) -> None:
         """Start the workers, and wait until all of them are ready, or `stop` is set.
 
         Raises:
-            ConfigError: one ended before it was ready.
+            ConfigError: one ended `STARTS_MAX` times and was never ready.
         """
         self._tasks = [self._loop.create_task(self._keep(1 + place)) for place in range(len(self._listeners))]
         stopped = self._loop.create_task(stop.wait())
         stopped.add_done_callback(lambda _: self._heard.set())
         try:
             while not stop.is_set() and not self.ready:
-                if self.restarts:
-                    raise ConfigError("workers: one ended at its start; the log says why")
+                for number, count in self._failures.items():
+                    if count >= STARTS_MAX:
+                        raise ConfigError(f"workers: worker {number} ended {count} times at its start; see the log above")
                 self._heard.clear()
                 await self._heard.wait()
         finally:
@@ -124,21 +135,29 @@ class Workers:
     async def _keep(self, number: int) -> None:
         """Have this worker, as long as the hub serves."""
         pause_s = 0.0
-        while True:
+        while not self._ending.is_set():
             began_s = self._loop.time()
-            code = await self._run(number)
-            if self._ending:
+            self._failures[number] += 1
+            try:
+                how = f"ended by {await self._run(number)}"
+            except OSError as error:
+                how = f"cannot be started: {error.strerror or error}"
+            if self._ending.is_set():
                 return
             self.restarts += 1
             self._heard.set()
             pause_s = 0.0 if self._loop.time() - began_s > STEADY_S else pause_s
-            how = signal.Signals(-code).name if code < 0 else f"code {code}"
-            _logger.error("worker %d ended by %s; it is started again in %.1f s", number, how, pause_s)
-            await asyncio.sleep(pause_s)
+            _logger.error("worker %d %s; it is started again in %.1f s", number, how, pause_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), pause_s)
             pause_s = min(max(2 * pause_s, AGAIN_MIN_S), AGAIN_MAX_S)
 
-    async def _run(self, number: int) -> int:
-        """Run this worker to its end; return its exit code."""
+    async def _run(self, number: int) -> str:
+        """Run this worker to its end; return the signal or the code that it ended with.
+
+        Raises:
+            OSError: it cannot be started.
+        """
         ours, theirs = socket.socketpair()
         listeners = [each.fileno() for each in self._listeners[number - 1]]
         with ours, theirs:
@@ -158,10 +177,14 @@ class Workers:
         setup = Setup(config=self._config, number=number, listeners=listeners, own_token=self._own_token)
         link.down.send(setup)
         try:
-            return await self._watch(number, process, link.down)
+            code = await self._watch(number, process, link.down)
         finally:
             del self.links[number], self._processes[number]
+            self._reloading.discard(number)
             link.cut()
+        if link.down.status.ready:
+            self._failures[number] = 0
+        return signal.Signals(-code).name if code < 0 else f"code {code}"
 
     async def _watch(self, number: int, process: asyncio.subprocess.Process, down: Downlink) -> int:
         """Wait for a worker's end; kill it where it does not answer any more."""
@@ -172,17 +195,35 @@ class Workers:
             # Nothing since the last look either, so that it was not this process which slept.
             if self._loop.time() - down.heard_s > SILENT_S and down.heard_s == heard_s:
                 _logger.error("worker %d (pid %d) says nothing: it is killed", number, process.pid)
-                process.kill()
+                _kill(process)
             heard_s = down.heard_s
 
     def reload(self) -> None:
-        """Let each worker read its credentials again."""
-        for process in self._processes.values():
-            process.send_signal(signal.SIGHUP)
+        """Let each worker read its credentials again; one that is starting does so once it has linked."""
+        self._reloading.update(self._processes)
+        self._reload_linked()
+
+    def _on_heard(self) -> None:
+        self._heard.set()
+        self._reload_linked()
+
+    def _reload_linked(self) -> None:
+        # A process that has just been started does not hold SIGHUP back yet, and would end by it.
+        for number in [each for each in self._reloading if each in self.links and self.links[each].linked]:
+            self._reloading.discard(number)
+            with contextlib.suppress(ProcessLookupError):
+                self._processes[number].send_signal(signal.SIGHUP)
+
+    def stop_starting(self) -> None:
+        """Start no worker any more; those that run go on."""
+        self._ending.set()
 
     async def drain(self) -> None:
         """Wait until the workers, told over their links, have drained and left; what stays is killed."""
-        self._ending = True
+        self.stop_starting()
+        for number, process in self._processes.items():
+            if number not in self.links or not self.links[number].linked:
+                _kill(process)  # It is starting, and has no stream.
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=self._drain_s)
             if late:
@@ -192,10 +233,14 @@ class Workers:
 
     def close(self) -> None:
         """Kill what is left."""
-        self._ending = True
+        self.stop_starting()
         for process in self._processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            _kill(process)
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
 
 
 def share(listen: Callable[[str], socket.socket], addresses: Sequence[str], count: int) -> list[list[socket.socket]]:
