@@ -28,6 +28,9 @@ from relay.stats import Stats
 from relay.uplink import Uplink
 from relay.workers import Workers
 
+SETTLE_STEP_S = 0.01
+"""How often a draining edge looks whether its log has reached its hub's."""
+
 FoundDone = Callable[[int | RelayError | None], None]
 
 
@@ -99,6 +102,24 @@ class Cluster:
         for each in waits:
             each.cancel()
 
+    async def settle(self) -> None:
+        """Wait until the log of an edge has all that its hub had acknowledged when this was called.
+
+        A link that is down, or goes down meanwhile, is not waited for.
+        """
+        answered: asyncio.Future[int | RelayError] = self._loop.create_future()
+        cancel = self.head(lambda result: None if answered.done() else answered.set_result(result))
+        try:
+            head = await answered
+            while not isinstance(head, RelayError) and self._is_linked and self._hub.log.head < head:
+                await asyncio.sleep(SETTLE_STEP_S)
+        finally:
+            cancel()
+
+    @property
+    def _is_linked(self) -> bool:
+        return self.uplink is not None and self.uplink.linked
+
     # Downwards
 
     async def lead(
@@ -120,12 +141,19 @@ class Cluster:
         if self._links is not None:
             self._links.leaving = True
 
+    def stop_starting(self) -> None:
+        """Start no worker any more."""
+        if self.workers is not None:
+            self.workers.stop_starting()
+
     async def drain(self) -> None:
         """Let the edges have the whole log, and the workers drain and leave."""
         if self._links is not None:
             self._links.drain()
-        if self.workers is not None:
-            await self.workers.drain()
+            ends = [self._links.drained(self._config.drain_timeout_s)]
+            if self.workers is not None:
+                ends.append(self.workers.drain())
+            await asyncio.gather(*ends)
 
     def close(self) -> None:
         """Cut all links, and kill the workers that are left."""
@@ -148,6 +176,13 @@ class Cluster:
         if sequence is None and self.uplink is not None:
             return self.uplink.find(terms, ids, done)
         done(sequence)
+        return nothing
+
+    def head(self, done: Callable[[int | RelayError], None]) -> Cancel:
+        """Give the sequence that the next event will get, here or where the log comes from."""
+        if self.uplink is not None:
+            return self.uplink.head(done)
+        done(self._hub.head)
         return nothing
 
     def ask(self, what: What, done: Callable[[bytes], None]) -> None:

@@ -32,6 +32,7 @@ from relay.link import (
     Ended,
     Find,
     Found,
+    Head,
     Hello,
     LinkError,
     Message,
@@ -81,6 +82,9 @@ class Office(Protocol):
         self, terms: tuple[str, ...], ids: tuple[str, ...], done: Callable[[int | RelayError | None], None]
     ) -> Cancel:
         """Find the sequence of a last id of a subscription, and call back once."""
+
+    def head(self, done: Callable[[int | RelayError], None]) -> Cancel:
+        """Give the sequence that the next event will get, and call back once."""
 
     def ask(self, what: What, done: Callable[[bytes], None]) -> None:
         """Give /stats or /metrics of the whole, and call back once."""
@@ -230,6 +234,8 @@ class Downlink:
             self._publish(message)
         elif isinstance(message, Find):
             self._office.find(_checked(message.terms), message.ids, partial(self._found, message.number))
+        elif isinstance(message, Head):
+            self._office.head(partial(self._found, message.number))
         elif isinstance(message, Ask):
             self._office.ask(message.what, partial(self._told, message.number))
         elif isinstance(message, Told):
@@ -280,7 +286,7 @@ class Downlink:
         """Return what is to be written next, a segment at most beyond the answers; empty when nothing is due."""
         parts, self._replies, self._reply_bytes = self._replies, [], 0
         log = self._hub.log
-        if self._beat_due:
+        if self._beat_due and not self.closing:
             self._beat_due = False
             parts.append(encode(Beat(head=log.head, leaving=self._leaving)))
         if self.linked and self._hub.begun and not self.closing:

@@ -133,6 +133,7 @@ class Hub:
         self.audiences = Audiences(self.log)
         self.catchup = CatchUp(self.log, engine, config.block_timeout_s, self._caught_up, measures.lag_s)
         self.draining = False
+        self._input_ended = False
         self.fed = False  # the log is another hub's: entries come over a link, and nothing is published here
         self.begun = True  # the log can be read; that of a fed hub once the snapshot is in
         self.snapshot = 0  # what comes before it is of the snapshot
@@ -177,7 +178,18 @@ class Hub:
     @property
     def refusal(self) -> str:
         """Why nothing can be published now; empty when it can."""
-        return self.writer.refusal
+        return "the server is draining" if self._input_ended else self.writer.refusal
+
+    def end_input(self) -> None:
+        """Take no more events: what has been taken by now is all that a drain has to deliver."""
+        self._input_ended = True
+        self.catchup.release()  # Requests that wait for a topic are refused.
+
+    @property
+    def head(self) -> int:
+        """Sequence of the next event; one that is acknowledged may still be on its way to the log."""
+        journal = self.writer.journal
+        return self.log.head if journal is None else journal.head
 
     def _append(self, topic: str, frame: bytes, id: str | None, key: str | None, now_s: float) -> int:
         known = self.log.topics.get(topic)

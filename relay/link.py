@@ -177,8 +177,14 @@ class Find(_Message, frozen=True):
     ids: tuple[str, ...]
 
 
+class Head(_Message, frozen=True):
+    """To the hub: which sequence will the next event get?"""
+
+    number: int
+
+
 class Found(_Message, frozen=True):
-    """To an edge: the sequence of a last id; None when it is not known."""
+    """To an edge: the sequence that it asked for; None when an id is not known."""
 
     number: int
     sequence: int | None
@@ -213,7 +219,7 @@ class Drain(_Message, frozen=True):
 
 Message = (
     (Setup | Hello | Refuse | Begin | Past | Ended | Beat | Status | Publish | Published)
-    | (Find | Found | Refused | Ask | Told | Drain)
+    | (Find | Head | Found | Refused | Ask | Told | Drain)
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -47,6 +47,7 @@ class DownlinkProtocol(asyncio.Protocol):
         self._links = links
         self._transport: asyncio.Transport | None = None
         self._paused = False
+        self._ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the edge in."""
@@ -93,15 +94,28 @@ class DownlinkProtocol(asyncio.Protocol):
     def pump(self) -> None:
         """Write what is due, as long as the edge takes it."""
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if transport is None or transport.is_closing() or self._ended:
             return
         while not self._paused and (data := self.down.take()):
             transport.write(data)
         if not self._paused:
             if self.down.closing:
-                transport.close()
+                self._end(transport)
             elif not self.down.full:
                 transport.resume_reading()
+
+    def _end(self, transport: asyncio.Transport) -> None:
+        """Close the connection once the edge has read everything.
+
+        The edge closes its end after ours. If we closed first, the next word of the edge would be answered by a reset,
+        which discards what the edge has not read. TLS has no half-closed state; its close is an exchange.
+        """
+        self._ended = True
+        if transport.can_write_eof():
+            transport.write_eof()
+            transport.resume_reading()
+        else:
+            transport.close()
 
     def cut(self) -> None:
         """Cut the connection."""
@@ -133,6 +147,8 @@ class Links:
         self._clock = clock
         self._chunks = Chunks(hub.log)
         self._due = False
+        self._draining = False
+        self._gone = asyncio.Event()  # set whenever a link has gone
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         hub.on_entry = self._on_entry
@@ -168,15 +184,21 @@ class Links:
     def add(self, link: DownlinkProtocol) -> None:
         """Take a connection in; a stranger has to say Hello soon."""
         self.all.add(link)
+        if self._draining:
+            link.down.drain()
         if link.worker:
             return
         if sum(not each.down.linked for each in self.all) > STRANGERS_MAX:
             link.cut()
         self.loop.call_later(STRANGER_S, lambda: None if link.down.linked or link.over else link.cut())
 
+    def _edges(self) -> list[DownlinkProtocol]:
+        return [link for link in self.all if link.down.linked and not link.worker]
+
     def discard(self, link: DownlinkProtocol) -> None:
         """Forget a connection."""
         self.all.discard(link)
+        self._gone.set()
 
     def _on_entry(self) -> None:
         if not self._due:
@@ -201,10 +223,22 @@ class Links:
 
     def drain(self) -> None:
         """Take no more edges; let the workers drain, and the other edges have what is in the log."""
+        self._draining = True
         if self._server is not None:
             self._server.close()
         for link in list(self.all):
             link.down.drain()
+
+    async def drained(self, timeout_s: float) -> None:
+        """Wait until all edges but workers have the whole log and have closed their links, for this time at most."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._edges():
+                    self._gone.clear()
+                    await self._gone.wait()
+        except TimeoutError:
+            late = [link.down.name for link in self._edges()]
+            _logger.warning("edges that did not take the rest of the log in time: %s", ", ".join(late))
 
     def close(self) -> None:
         """Cut all links."""

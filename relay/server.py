@@ -176,8 +176,9 @@ class Server:
         self._pulse = Pulse(self.hub, self.config.heartbeat_s, self._histograms.stall_s, self._loop, self._tick)
         try:
             await self._open()
-            self._tell_ready()
-            await self._stop.wait()
+            if not self._stop.is_set():
+                self._tell_ready()
+                await self._stop.wait()
             await self._drain()
         finally:
             self._close()
@@ -228,6 +229,8 @@ class Server:
             return
         if workers > 1 or self._link_listener is not None:
             await self._cluster.lead(self._link_listener, shared if workers > 1 else [], own_token, self._stop)
+            if self._stop.is_set():
+                return
         self._listen(shared[0], workers)
         if taken is not None and self._sources is not None:
             await taken.go_on(self._front, self.hub, self._sources)
@@ -395,7 +398,19 @@ class Server:
     # The end
 
     async def _drain(self) -> None:
-        """Fail readiness; then stop taking events and streams; let the open streams have what is in the log."""
+        """Deliver every event that was acknowledged, then end the streams.
+
+        The order makes the head of the log final before the first stream ends. A stream ends once it has everything
+        up to the head.
+
+        1. Readiness fails; all else goes on for `drain_delay_s`.
+        2. No connection is accepted and no worker is started any more. Feeders are read no more; what has been read of
+           them is published. Requests to publish are answered 503, here and at each worker.
+        3. The journal writes what is pending, which puts it into the log and acknowledges it. An edge waits until it
+           has what its hub had acknowledged.
+        4. The streams of this process end. Each edge gets the rest of the log: a worker then does all of this for its
+           own streams and leaves; an edge on another machine closes its link and looks for a hub.
+        """
         if self._upgrading is not None:
             self._upgrading.cancel()
             await asyncio.wait([self._upgrading])
@@ -408,34 +423,39 @@ class Server:
         _logger.info("draining %d streams", self.hub.engine.open)
         if self._acceptor is not None:
             self._acceptor.close()
+        self._cluster.stop_starting()
         if self._sources is not None:
             self._sources.drain()
+        self.hub.end_input()
         for each in self._sockets:
             each.close()  # the workers have their own, and close them
         self._front.close_idle()
-        if self._journal is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.config.drain_timeout_s / 2):
+        try:
+            async with asyncio.timeout(self.config.drain_timeout_s / 2):
+                if self._journal is not None:
                     await self._journal.settle()
+                if self._fed:
+                    await self._cluster.settle()
+        except TimeoutError:
+            _logger.warning("drain: not all events that were taken could be put into the log in time")
         drained = asyncio.Event()
         self.hub.drain(time.monotonic(), drained.set)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.config.drain_timeout_s):
-                await self._end_streams()
-                await drained.wait()
-        await self._cluster.drain()
+        await asyncio.gather(self._end_streams(drained), self._cluster.drain())
         if self.hub.engine.open:
             _logger.warning("drain timed out with %d streams open", self.hub.engine.open)
         self.hub.abort(time.monotonic())
         _logger.info("drained")
 
-    async def _end_streams(self) -> None:
-        """Let the streams end, evenly, at `drain_rate` or within half of the time that there is."""
+    async def _end_streams(self, drained: asyncio.Event) -> None:
+        """Let the streams end, evenly, at `drain_rate` or within half of the time that there is, and wait for it."""
         streams = self.hub.engine.open
         takes_s = min(streams / self.config.drain_rate, self.config.drain_timeout_s / 2)
         a_step = math.ceil(streams / max(1, round(takes_s / DRAIN_STEP_S)))
-        while self.hub.end_some(a_step):
-            await asyncio.sleep(DRAIN_STEP_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.drain_timeout_s):
+                while self.hub.end_some(a_step):
+                    await asyncio.sleep(DRAIN_STEP_S)
+                await drained.wait()
 
     def _close(self) -> None:
         """Close whatever was opened, however far that came."""

@@ -23,6 +23,7 @@ from relay.link import (
     Ended,
     Find,
     Found,
+    Head,
     Hello,
     LinkError,
     Message,
@@ -245,6 +246,10 @@ class Uplink:
     ) -> Cancel:
         """Ask for the sequence of a last id that the edge's own log does not know for the subscription."""
         return self._request(encode(Find(number=self._number + 1, terms=terms, ids=ids)), done)
+
+    def head(self, done: Callable[[int | RelayError], None]) -> Cancel:
+        """Ask for the sequence that the next event will get; every event that is acknowledged by now is before it."""
+        return self._request(encode(Head(number=self._number + 1)), done)
 
     def ask(self, what: What, done: Callable[[bytes | RelayError], None]) -> Cancel:
         """Ask for /stats or /metrics of the whole."""

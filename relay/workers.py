@@ -116,7 +116,7 @@ class Workers:
             while not stop.is_set() and not self.ready:
                 for number, count in self._failures.items():
                     if count >= STARTS_MAX:
-                        raise ConfigError(f"workers: worker {number} ended {count} times at its start; see the log above")
+                        raise ConfigError(f"workers: worker {number} ended {count} times at its start; see the log")
                 self._heard.clear()
                 await self._heard.wait()
         finally:

@@ -44,6 +44,11 @@ class Office:
         done(self.root.hub.find(terms, ids))
         return nothing
 
+    def head(self, done: Callable[[int | RelayError], None]) -> Cancel:
+        """Give the sequence of the next event."""
+        done(self.root.hub.head)
+        return nothing
+
     def ask(self, what: What, done: Callable[[bytes], None]) -> None:
         """Tell nothing."""
         done(b"")
