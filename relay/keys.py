@@ -37,6 +37,7 @@ _ALGORITHMS = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed2551
 _PEM = re.compile(r"-----BEGIN ((?:RSA )?PUBLIC KEY)-----[A-Za-z0-9+/=\s]*-----END \1-----")
 _HEX = re.compile(r"(?:[0-9A-Fa-f]{2})+")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{32,}={0,2}")
+_SSH = re.compile(rb"\0\0\0.(?:ssh-|ecdsa-sha2-|sk-)", re.DOTALL)
 _DER = re.compile(rb"0(?:[\x00-\x7f]|\x81.|\x82..|\x83...)[0\x02]", re.DOTALL)
 
 
@@ -67,7 +68,7 @@ _MARKED = (
         "extract its public key: openssl x509 -in CERTIFICATE -noout -pubkey",
     ),
     _Kind(
-        re.compile(r"(?:ssh-[a-z0-9]+|ecdsa-sha2-[a-z0-9-]+|sk-[a-z0-9@.-]+)\s+AAAA|---- BEGIN SSH2"),
+        re.compile(r"(?:ssh-|ecdsa-sha2-|sk-)[a-z0-9@.-]{1,40}\s{1,8}AAAA|---- BEGIN SSH2"),
         "a key in OpenSSH's format",
         "convert it: ssh-keygen -e -m PKCS8 -f KEY",
     ),
@@ -221,13 +222,13 @@ def _decodings(text: str) -> list[bytes]:
 
 
 def _is_key(data: bytes) -> bool:
-    """Tell whether bytes are a DER key or certificate, PEM or a JWK; by chance, random bytes are not."""
+    """Tell whether bytes are a key or certificate in DER, a key of OpenSSH, PEM or a JWK; random bytes are not."""
     if _DER.match(data):
         size = data[1] if data[1] < 0x80 else int.from_bytes(data[2 : 2 + (data[1] & 0x7F)])
         head = 2 if data[1] < 0x80 else 2 + (data[1] & 0x7F)
         if len(data) == head + size:
             return True
-    return b"-----BEGIN" in data or b'"kty"' in data or b'"keys"' in data
+    return _SSH.match(data) is not None or b"-----BEGIN" in data or b'"kty"' in data or b'"keys"' in data
 
 
 def _read_pem(text: str, where: str) -> Keys:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.errors import ConfigError
-from relay.keys import KEYS_MAX, read_jwks, read_public, read_secret
+from relay.keys import FILE_BYTES_MAX, KEYS_MAX, read_jwks, read_public, read_secret
 from tests.certificate import make_certificate
 
 RSA = rsa.generate_private_key(65537, 2048)
@@ -68,6 +68,7 @@ FOREIGN = {
     "PKCS1": (written(RSA, form=PublicFormat.PKCS1), "PEM block"),
     "private": (private(EC), "private key"),
     "OpenSSH": (SSH, "OpenSSH"),
+    "OpenSSH without its name": (SSH.split()[1], "base64"),
     "OpenSSH with options": ('command="ls" ' + SSH, "OpenSSH"),
     "OpenSSH of another kind": (written(EC, Encoding.OpenSSH, PublicFormat.OpenSSH), "OpenSSH"),
     "SSH2": (SSH2, "OpenSSH"),
@@ -241,6 +242,10 @@ def test_a_set_is_bounded() -> None:
     assert keys.skipped == ("7 keys: only the first 100 are used",)
 
 
+LONG = ("sk-", "ecdsa-sha2-", "ssh-a ", "-----BEGIN ", "<a", '{"keys"', " ", "A", "\ufeff")
+"""Texts that would take for ever if the time to recognise one were not linear."""
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -255,7 +260,9 @@ def test_a_set_is_bounded() -> None:
         ('{"keys": [' + "[" * 100_000, "nested"),
         ('{"keys": ["\ud800"]}', "not UTF-8"),
         (SECRET, "not JSON"),
+        *((word * (FILE_BYTES_MAX // len(word)), "JSON|JWKS") for word in LONG),
     ],
+    ids=range(11 + len(LONG)),
 )
 def test_an_answer_is_a_jwks_or_nothing(text: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
