@@ -18,7 +18,7 @@ from relay.log import Index, Log, Topic
 from relay.topic import TermTree
 
 STEP_TOPICS = 256
-STEP_ROWS = 2048
+STEP_ROWS = 1024
 """Topics or entries that one step looks at: a fraction of a millisecond."""
 
 
@@ -48,24 +48,44 @@ def backfill(log: Log, wanted: Sequence[Wanted], cursor: int, *, evicted: bool) 
         tree.add(each.term, each)
     if evicted:
         yield from _find_evicted(log, wanted, tree)
-    found = {each: (each.index, array("Q"), array("Q")) for each in wanted}
-    of_topic: dict[Topic, list[tuple[Index, array[int], array[int]]]] = {}
-    stop, place = max(each.index.since for each in wanted), cursor
-    while (place := max(place, log.tail)) < stop:
-        step = min(place + STEP_ROWS, stop)
-        for sequence, topic, size in log.rows(place, step):
+    found = {each: _Found(each.index) for each in wanted}
+    of_topic: dict[Topic, tuple[_Found, ...]] = {}
+    # From the newest to the oldest: the running totals of an index are known at its newest row.
+    place = max(each.index.since for each in wanted)
+    while place > max(cursor, log.tail):
+        step = max(cursor, log.tail, place - STEP_ROWS)
+        for sequence, topic, size in log.rows_reversed(step, place):
             into = of_topic.get(topic)
             if into is None:
-                into = of_topic[topic] = [found[each] for each in dict.fromkeys(tree.covering(topic.name))]
-            for index, sequences, sizes in into:
-                if sequence < index.since:
-                    sequences.append(sequence)
-                    sizes.append(size)
+                into = of_topic[topic] = tuple(found[each] for each in dict.fromkeys(tree.covering(topic.name)))
+            for each_found in into:
+                if sequence < each_found.since:
+                    each_found.sequences.append(sequence)
+                    each_found.ends.append(each_found.end)
+                    each_found.end -= size
         place = step
         yield
-    for index, sequences, sizes in found.values():
-        if max(cursor, log.tail) < index.since:
-            index.fill(sequences, sizes, max(cursor, log.tail))
+    for each_found in found.values():
+        each_found.sequences.reverse()
+        yield
+        each_found.ends.reverse()
+        yield
+        start = max(cursor, log.tail)
+        if start < each_found.index.since == each_found.since:
+            each_found.index.fill(each_found.sequences, each_found.ends, each_found.end, start)
+
+
+class _Found:
+    """What was found of one index, the newest first."""
+
+    __slots__ = ("end", "ends", "index", "sequences", "since")
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.since = index.since
+        self.end = index.origin
+        self.sequences = array("Q")
+        self.ends = array("q")
 
 
 def _find_evicted(log: Log, wanted: Sequence[Wanted], tree: TermTree[Wanted]) -> Iterator[None]:

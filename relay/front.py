@@ -53,6 +53,9 @@ class Hub(publishing.Hub, Protocol):
     def find(self, terms: tuple[str, ...], ids: Sequence[str]) -> int | None:
         """Return the sequence of a subscription's last id; None where the log does not know it."""
 
+    def prepare(self, request: Subscribe, now_s: float, done: Callable[[None], None]) -> Cancel:
+        """Make ready what a stream replays, and call back once; the result cancels."""
+
     def subscribe(self, fd: int, request: Subscribe, address: str, now_s: float) -> None:
         """Take the descriptor and open a stream on it; with an error it is not taken."""
 

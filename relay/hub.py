@@ -35,9 +35,10 @@ from relay.ids import unknown_since
 from relay.leases import Leases
 from relay.log import Entry, Log
 from relay.policy import Rule, Rules
+from relay.replays import Done, Replays
 from relay.speedups import Engine
 from relay.sse import comment, priming
-from relay.topic import disjoint
+from relay.topic import disjoint, is_pattern
 from relay.writer import Writer
 
 BLOCK_HISTORIES_MAX = 2
@@ -131,6 +132,7 @@ class Hub:
             age_s_max=config.history_age_s,
         )
         self.audiences = Audiences(self.log)
+        self.replays = Replays(self.log, self.audiences, clock)
         self.catchup = CatchUp(self.log, engine, config.block_timeout_s, self._caught_up, measures.lag_s)
         self.draining = False
         self._input_ended = False
@@ -244,6 +246,7 @@ class Hub:
         self.snapshot = head
         self._flush.begin(sequence)
         self.log.begin(epoch, sequence, evicted_s, self.audiences.indexes())
+        self.replays.begin()
         self.catchup.begin()
 
     def take(self, entry: Entry, now_s: float) -> None:
@@ -331,6 +334,28 @@ class Hub:
 
     # Streams come
 
+    def prepare(self, request: Subscribe, now_s: float, done: Done) -> Callable[[], None]:
+        """Complete what a replay of patterns reads, in slices; `subscribe` would do it within one turn.
+
+        Args:
+            request: what the client wants, with a last id or a time.
+            now_s: the time.
+            done: called back once, maybe within this call.
+
+        Returns:
+            what cancels it.
+        """
+        if not any(map(is_pattern, request.terms)):
+            done(None)
+            return lambda: None
+        terms = disjoint(request.terms)
+        subscription = self.audiences.get(terms, self._rules.choose(request.terms, request.policy))
+        cursor, evicted = self._reach(request, self._sequence(request, terms), now_s)
+        cancel = self.replays.prepare(subscription, cursor, done, evicted=evicted)
+        if self.replays.due:
+            self._wake_up()
+        return cancel
+
     def subscribe(self, fd: int, request: Subscribe, address: str, now_s: float) -> None:
         """Open a stream.
 
@@ -380,33 +405,48 @@ class Hub:
 
     def _start(self, request: Subscribe, subscription: Subscription, now_s: float) -> tuple[int, bytes]:
         """Return the cursor at which a stream begins, and what it has to be told of a gap before it."""
-        log, gap, sequence = self.log, b"", request.after
-        if request.last_ids and sequence is None:
-            sequence = log.find(request.last_ids, subscription.terms)
+        log, gap, sequence = self.log, b"", self._sequence(request, subscription.terms)
+        cursor, evicted = self._reach(request, sequence, now_s)
+        if cursor < log.head or evicted:
+            self.audiences.complete(subscription, cursor, evicted=evicted)
         if sequence is not None:
-            cursor = sequence + 1
-            self.audiences.complete(subscription, cursor, evicted=cursor < log.tail)
             if (last := subscription.evicted) >= cursor:
                 gap = notice.gap("history", None, log.id(cursor), log.id(last))
             cursor = max(cursor, log.tail)
             self.resumes["gap" if gap else "hit"] += 1
         elif request.last_ids and not request.must_know:
-            cursor, gap = log.tail, notice.gap("unknown", None, None, None)
+            gap = notice.gap("unknown", None, None, None)
             self.resumes["missed"] += 1
         elif request.since_s is not None:
-            since_s = now_s - request.since_s
-            cursor = log.since(since_s)
-            evicted = not math.isinf(since_s) and cursor == log.tail
-            self.audiences.complete(subscription, cursor, evicted=evicted)
-            if evicted and any(index.evicted_s >= since_s for index in subscription.indexes):
+            if evicted and any(index.evicted_s >= now_s - request.since_s for index in subscription.indexes):
                 gap = notice.gap("history", None, None, log.id(subscription.evicted))
         elif request.must_know:
             raise unknown_since(request.last_ids)
-        else:
-            cursor = max(log.head, self.snapshot)  # what a snapshot is still to bring is not new
-        if cursor < log.head:
-            self.audiences.complete(subscription, cursor, evicted=False)
         return cursor, gap
+
+    def _sequence(self, request: Subscribe, terms: tuple[str, ...]) -> int | None:
+        """Return the sequence of the event that a client has seen last; None where that is not known."""
+        if request.last_ids and request.after is None:
+            return self.log.find(request.last_ids, terms)
+        return request.after
+
+    def _reach(self, request: Subscribe, sequence: int | None, now_s: float) -> tuple[int, bool]:
+        """Return where a stream begins, maybe before the tail, and whether it matters what was evicted from there on.
+
+        Args:
+            request: what the client wants.
+            sequence: of the event that it has seen last, if that is known.
+            now_s: the time.
+        """
+        log = self.log
+        if sequence is not None:
+            return sequence + 1, sequence + 1 < log.tail
+        if request.last_ids and not request.must_know:
+            return log.tail, False
+        if request.since_s is not None:
+            cursor = log.since(now_s - request.since_s)
+            return cursor, cursor == log.tail and not math.isinf(request.since_s)
+        return max(log.head, self.snapshot), False  # what a snapshot is still to bring is not new
 
     def draw_retry_ms(self) -> int:
         """Draw the time after which one client shall come back."""
@@ -422,6 +462,8 @@ class Hub:
         for _ in range(min(len(self._ending), ENDED_A_TURN)):
             self._fall_behind(self._ending.popleft(), self._flush.flushed)
         more = self.catchup.turn(now_s)
+        if self.replays.due:
+            more = self.replays.turn() or more
         self._settle(now_s)
         self._woken = more = more or self._flush.due or bool(self._ending or self._leaving)
         return more

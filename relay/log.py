@@ -17,7 +17,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, chain
+from itertools import chain
 from math import inf
 from typing import Any, NamedTuple
 
@@ -101,17 +101,27 @@ class Index:
             del self.sequences[:dead], self._ends[:dead]
             self._dead = 0
 
-    def fill(self, sequences: array[int], sizes: array[int], since: int) -> None:
-        """Put older entries in front, so that the index is complete from `since`. Ordinals of the others stay."""
+    @property
+    def origin(self) -> int:
+        """The running total of bytes before the first row."""
+        return self._origin
+
+    def fill(self, sequences: array[int], ends: array[int], origin: int, since: int) -> None:
+        """Put older entries in front, so that the index is complete from `since`. Ordinals of the others stay.
+
+        Args:
+            sequences: of the entries; the index's from now on, as `ends`.
+            ends: the running totals after each of them; the last is the index's `origin`.
+            origin: the running total before the first of them.
+            since: what comes before it is left out.
+        """
         gone = bisect_left(sequences, since)
-        del sequences[:gone], sizes[:gone]
-        self._origin -= sum(sizes)
-        ends = array("q", accumulate(sizes, initial=self._origin))
-        del ends[0]
-        self.sequences = sequences + self.sequences
-        self._ends = ends + self._ends
+        self._origin = ends[gone - 1] if gone else origin
+        del sequences[:gone], ends[:gone]
         self._base -= len(sequences)
-        self.since = since
+        sequences.extend(self.sequences)
+        ends.extend(self._ends)
+        self.sequences, self._ends, self.since = sequences, ends, since
 
     def begin(self, sequence: int, evicted_s: float) -> None:
         """Forget all rows; the index is complete from `sequence` on, and knows nothing of what was before."""
@@ -407,10 +417,11 @@ class Log:
             self.frame(sequence),
         )
 
-    def rows(self, start: int, stop: int) -> Iterator[tuple[int, Topic, int]]:
-        """Return sequence, topic and size of the retained entries in [start, stop)."""
+    def rows_reversed(self, start: int, stop: int) -> Iterator[tuple[int, Topic, int]]:
+        """Return sequence, topic and size of the retained entries in [start, stop), the newest first."""
         rows = slice(start - self._base, stop - self._base)
-        return zip(range(start, stop), self._topics[rows], map(len, self._frames[rows]), strict=True)  # type: ignore[arg-type]
+        topics, frames = self._topics[rows], self._frames[rows]
+        return zip(range(stop - 1, start - 1, -1), reversed(topics), map(len, reversed(frames)), strict=True)  # type: ignore[arg-type]
 
     def time_s(self, sequence: int) -> float:
         """Return the time of a retained entry."""

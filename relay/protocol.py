@@ -292,12 +292,22 @@ class FrontProtocol(asyncio.Protocol):
         """Hand over, once it is known where to begin: the last id may be one that an edge has not got yet."""
         find, terms, ids = self._front.find, subscribe.terms, subscribe.last_ids
         if find is None or not ids or self._front.hub.find(terms, ids) is not None:
-            self._hand_over(subscribe)
+            self._prepare(subscribe)
         else:
             self._await(
                 lambda done: find(terms, ids, done),
-                lambda sequence: self._hand_over(replace(subscribe, after=sequence)),
+                lambda sequence: self._prepare(replace(subscribe, after=sequence)),
             )
+
+    def _prepare(self, subscribe: Subscribe) -> None:
+        """Hand over, once what the stream replays can be read: the entries of a pattern may have to be found first."""
+        front = self._front
+        if subscribe.last_ids or subscribe.since_s is not None:
+            self._await(
+                lambda done: front.hub.prepare(subscribe, front.clock(), done), lambda _: self._hand_over(subscribe)
+            )
+        else:
+            self._hand_over(subscribe)
 
     def _hand_over(self, subscribe: Subscribe) -> None:
         """Give the connection's descriptor to the hub, once all earlier answers have left."""

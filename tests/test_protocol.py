@@ -42,6 +42,8 @@ class FakeHub:
     """Takes descriptors and events."""
 
     def __init__(self) -> None:
+        self.preparing: list[Callable[[None], None]] = []
+        self.slow_to_prepare = False
         self.draining = False
         self.refuse: Exception | None = None
         self.streams: list[tuple[socket.socket, Subscribe, str]] = []
@@ -64,6 +66,12 @@ class FakeHub:
                 raise EventError("id", "is bad")
         self.events += events
         return [f"e-{len(self.events) - len(events) + place}" for place in range(len(events))]
+
+    def prepare(self, request: Subscribe, now_s: float, done: Callable[[None], None]) -> Callable[[], None]:
+        self.preparing.append(done)
+        if not self.slow_to_prepare:
+            done(None)
+        return lambda: self.preparing.remove(done)
 
     def held(self, topic: str) -> bool:
         return self.holding and topic == "held"
@@ -788,3 +796,28 @@ async def test_requests_beyond_a_turns_share_are_answered_in_later_turns(site: S
     for client in clients:
         answered = await client.reader.read()
         assert re.findall(rb"HTTP/1.1 (\d+)", answered) == [b"200", b"404", b"200"]
+
+
+@on_uvloop
+async def test_a_stream_is_handed_over_once_what_it_replays_is_ready(site: Site) -> None:
+    site.hub.slow_to_prepare = True
+    client = await site.client()
+    client.writer.write(get("/events?topic=o.*&since=earliest"))
+    while not site.hub.preparing:
+        await asyncio.sleep(0)
+    assert site.hub.streams == []
+    site.hub.preparing[0](None)
+    assert len(site.hub.streams) == 1
+
+
+@on_uvloop
+async def test_a_client_that_leaves_before_its_replay_is_ready_cancels_it(site: Site) -> None:
+    site.hub.slow_to_prepare = True
+    client = await site.client()
+    client.writer.write(get("/events?topic=o.*&since=earliest"))
+    while not site.hub.preparing:
+        await asyncio.sleep(0)
+    [connection] = site.front.connections
+    connection.abort()
+    assert site.hub.preparing == []
+    assert site.hub.streams == []

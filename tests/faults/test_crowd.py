@@ -45,6 +45,7 @@ def test_a_crowd_of_large_streams_comes_and_goes_without_a_delay_for_others() ->
         watching = threading.Thread(target=watch)
         watching.start()
         try:
+            eventually(lambda: len(delays_s) > 0, "the watcher's connection is accepted")
             streams = [
                 crowd.enter_context(socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S)) for _ in requests
             ]
@@ -59,4 +60,4 @@ def test_a_crowd_of_large_streams_comes_and_goes_without_a_delay_for_others() ->
         finally:
             over.set()
             watching.join()
-        assert max(delays_s) < DELAY_MAX_S
+        assert max(delays_s[1:]) < DELAY_MAX_S
