@@ -1,7 +1,7 @@
-"""The pace of the front: requests that arrive together are served over several turns of the event loop.
+"""The pace of the front: large requests that arrive together are served over several turns of the event loop.
 
-Each request is served whole, and one may take milliseconds. Between two turns the loop writes to the streams. So a
-crowd of requests delays the streams by one slice, and not by all of its work.
+Each request is served whole, and a large one takes milliseconds. Between two turns the loop writes to the streams and
+serves small requests. So a crowd of large requests delays others by one slice, and not by all of its work.
 
 Owns the steps that wait for their turn, in order. Never knows what a step does.
 """
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 SLICE_S = 0.002
-"""How long one turn serves requests; the last of them may exceed it."""
+"""How long one turn serves large requests; the last of them may exceed it."""
 
 
 class Pace:
@@ -30,13 +30,14 @@ class Pace:
         self._over = False
         self._waiting: deque[Callable[[], None]] = deque()
 
-    @property
-    def over(self) -> bool:
-        """Whether the share of this turn is spent; further steps have to wait."""
-        return self._over
+    def add(self, step: Callable[[], None]) -> None:
+        """Run a step, which must not raise: now, or in a later turn where the share of this one is spent."""
+        if self._over:
+            self._waiting.append(step)
+        else:
+            self._run(step)
 
-    def run(self, step: Callable[[], None]) -> None:
-        """Run a step, which must not raise, and count its time."""
+    def _run(self, step: Callable[[], None]) -> None:
         began_s = self._clock()
         step()
         self._spent_s += self._clock() - began_s
@@ -44,11 +45,7 @@ class Pace:
             self._over = True
             self._next_turn(self._turn)
 
-    def wait(self, step: Callable[[], None]) -> None:
-        """Run a step, which must not raise, in one of the next turns; called while the share of this one is spent."""
-        self._waiting.append(step)
-
     def _turn(self) -> None:
         self._over, self._spent_s = False, 0.0
         while self._waiting and not self._over:
-            self.run(self._waiting.popleft())
+            self._run(self._waiting.popleft())

@@ -785,17 +785,36 @@ async def test_a_draining_server_says_so_and_takes_nothing_new(site: Site) -> No
     assert await resting.rest() == b""
 
 
+def large(*lines: str) -> bytes:
+    """Make a request that takes its turn, and is refused."""
+    return get("/none?" + "&".join(["topic=a"] * 200), *lines)
+
+
 @on_uvloop
-async def test_requests_beyond_a_turns_share_are_answered_in_later_turns(site: Site) -> None:
+async def test_large_requests_beyond_a_turns_share_are_served_in_later_turns(site: Site) -> None:
     """Here each takes longer than its turn's share; requests in a row on one connection keep their order."""
     ticks = itertools.count()
     site.front.pace = Pace(site.front.loop.call_soon, lambda: float(next(ticks)))
     clients = [await site.client() for _ in range(10)]
     for client in clients:
-        client.writer.write(get("/healthz") + get("/none") + get("/healthz", "Connection: close"))
+        client.writer.write(get("/healthz") + large() + get("/healthz") + large("Connection: close"))
     for client in clients:
         answered = await client.reader.read()
-        assert re.findall(rb"HTTP/1.1 (\d+)", answered) == [b"200", b"404", b"200"]
+        assert re.findall(rb"HTTP/1.1 (\d+)", answered) == [b"200", b"404", b"200", b"404"]
+
+
+@on_uvloop
+async def test_small_requests_are_served_while_large_ones_wait_for_their_turn(site: Site) -> None:
+    turns: list[Callable[[], None]] = []
+    ticks = itertools.count()
+    site.front.pace = Pace(turns.append, lambda: float(next(ticks)))
+    first, second = await site.client(), await site.client()
+    assert (await first.ask(large())).status == 404
+    second.writer.write(large())
+    assert (await site.ask(get("/healthz"))).status == 200
+    [turn] = turns
+    turn()
+    assert (await second.reply()).status == 404
 
 
 @on_uvloop
