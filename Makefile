@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 4
 RELAY_BUILD ?= release
 export RELAY_BUILD
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -22,7 +23,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # the binary that is given: CENTRIFUGO=PATH, or on the path.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo run test browser lint storm fuzz sanitize bench bench-fanout bench-micro bench-restart bench-gate bench-instructions \
+.PHONY: help demo run test test-all browser lint storm fuzz sanitize bench bench-fanout bench-micro bench-restart bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## Say what there is to make.
@@ -34,8 +35,15 @@ demo: $(INSTALLED)  ## Run relay with a live sample feed and print the address o
 run: $(INSTALLED)  ## Run the server: make run ARGS="--listen 0.0.0.0:8080".
 	$(BIN)/relay serve $(ARGS)
 
-test: $(INSTALLED_TEST) $(NODE_MODULES)  ## Run the tests.
-	$(BIN)/python -m pytest $(ARGS)
+# Most tests wait rather than compute, so four processes suit two cores. Pytest exits with 5 where ARGS selects no test.
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n $(JOBS) --dist worksteal
+test: $(INSTALLED_TEST) $(NODE_MODULES)  ## Run the tests, except the slow ones.
+	$(PYTEST) $(PARALLEL) -m "not slow and not alone" $(ARGS)
+
+test-all: test  ## Run all tests: faults, load scenarios and the tests of the benchmarks too.
+	$(PYTEST) $(PARALLEL) -m "slow and not alone" $(ARGS) || [ $$? = 5 ]
+	$(PYTEST) -m alone $(ARGS) || [ $$? = 5 ]
 
 browser:  ## Install Chromium (Debian, as root; 90 MB), which the tests of the page need.
 	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || \
@@ -74,7 +82,7 @@ sanitized: $(INSTALLED_TEST) $(NODE_MODULES)
 	LD_PRELOAD="$(SANITIZERS)" PYTHONMALLOC=malloc RELAY_ENGINE=speedups \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:quarantine_size_mb=64 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	CC="gcc -fsanitize=address,undefined -fno-sanitize-recover=undefined" SIM_SEEDS=100 \
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(PARALLEL) $(ARGS)
 
 bench: $(INSTALLED_TEST)  ## Measure relay against its limits, one line of JSON a case: make bench ARGS=--list.
 	$(BIN)/python -m bench $(ARGS)

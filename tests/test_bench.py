@@ -23,6 +23,8 @@ from loadtest.swarm import Swarm, SwarmReport
 from relay import sse
 from tests.twins import NATIVE_ONLY
 
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
+
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 PRIMING = b": hello\nretry: 1000\nid: e-0\n\n"
 

@@ -22,6 +22,8 @@ from bench.workloads import WORKLOADS
 from relay.speedups import ENGINE
 from tests.process import ASIDE_BYTES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 240.0
 

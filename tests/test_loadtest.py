@@ -48,7 +48,10 @@ def command_of(name: str, results: Path) -> tuple[list[str], dict[str, str]]:
 
 
 # A run takes its time, and what is judged here is the load test: once is enough.
-pytestmark = pytest.mark.skipif(os.environ.get("RELAY_ENGINE") == "native", reason="run with the compiled engine")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.environ.get("RELAY_ENGINE") == "native", reason="run with the compiled engine"),
+]
 
 NAMES = [
     *(f"slow {policy}" for policy in SCENARIOS["slow"].policies),

@@ -17,6 +17,8 @@ from loadtest.swarm import Histograms, Swarm, SwarmReport
 from tests.process import TIMEOUT_S
 from tests.scripted_http import HOLD, Part, Scripted, scripted
 
+pytestmark = pytest.mark.slow
+
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 
 

@@ -12,6 +12,8 @@ import pytest
 from bench.micro.table import CYTHON, PYTHON, render
 from tests.twins import NAMES, NATIVE_ONLY
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

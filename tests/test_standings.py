@@ -13,6 +13,8 @@ from bench.harness import TARGETS, MeasureError, Target
 from bench.runs import fed, one
 from bench.standings import Result, Run, Server, Spread
 
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
+
 SERVERS = {name: Server("", "1.0", "socket", ()) for name in ("floor", "relay", "other")}
 
 

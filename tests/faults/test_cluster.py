@@ -22,6 +22,8 @@ from tests.faults.resender import Resender
 from tests.oracle import Oracle
 from tests.process import ASIDE_BYTES, TIMEOUT_S, Relay, Stream, check_nothing_is_left, eventually
 
+pytestmark = pytest.mark.slow
+
 EVENTS = 4000
 FAULTS = 8
 FOLLOWERS = 6

@@ -19,6 +19,8 @@ from tests.faults.network import BadNetwork
 from tests.oracle import Oracle, Published
 from tests.process import ASIDE_BYTES, TIMEOUT_S, Feeder, Relay, Stream, eventually, relay
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 STORM = int(os.environ.get("STORM", "1000"))
 """Streams of the herd; `make storm` has ten thousand."""

@@ -14,12 +14,16 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from relay.event import Event
 from tests.faults.raw import RawClient
 from tests.faults.torture_cases import publish, request
 from tests.faults.witness import Witness
 from tests.oracle import Oracle, Published
 from tests.process import Feeder, Stream, eventually, relay
+
+pytestmark = pytest.mark.slow
 
 FEEDER = """
 import json, socket, sys

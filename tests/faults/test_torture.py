@@ -27,6 +27,8 @@ from tests.faults.torture_cases import (
 from tests.faults.witness import Witness
 from tests.process import ASIDE_BYTES, TIMEOUT_S, Relay, eventually, relay
 
+pytestmark = pytest.mark.slow
+
 DISCARD_BYTES_MAX = 8192
 HEAD_TIMEOUT_S = 0.4
 
