@@ -20,8 +20,8 @@ LINGERING reads and drops what the client still sends: to close at once would re
 reset can overtake the answer (RFC 9112 section 9.6). In WAITING, in FLUSHING and while answers pile up
 unread, nothing is read.
 
-A request with a long query, which is one for a stream of many topics, may have to wait for a turn (`relay.pace`). It
-is parsed by then, and nothing more is read.
+A long GET, which is one for a stream of many topics, may have to wait for its turn (`relay.pace`) before it is parsed.
+Nothing more is read meanwhile.
 """
 
 from __future__ import annotations
@@ -58,9 +58,6 @@ REQUESTS_A_TURN = 8
 """Requests of one connection that are answered before others get their turn."""
 WRITE_BUFFER_HIGH = 64 * 1024
 """Unsent answers above which a connection is not served on; below a quarter of it it is."""
-
-QUERY_SMALL = 100
-"""Values in a query up to which a request is served at once: a stream of as many topics takes half a millisecond."""
 
 _LIMITS = {Waiting.HEAD: "head-timeout", Waiting.BODY: "body-time", Waiting.FLUSH: "answer-time"}
 """Whose time is over, as metrics name it."""
@@ -212,9 +209,11 @@ class FrontProtocol(asyncio.Protocol):
             self.abort()
 
     def _take_turn(self) -> None:
-        """Serve the large request for which this is the turn."""
-        self._in_turn = True
-        self._continue()
+        """Serve the long request for which this is the turn; the time limit of its head still runs."""
+        if self._phase is Phase.READING and not self._transport.is_closing():
+            self._in_turn = True
+            self._transport.resume_reading()
+            self._serve()
 
     def _continue(self) -> None:
         """Take up the work again after a pause."""
@@ -245,13 +244,13 @@ class FrontProtocol(asyncio.Protocol):
         """Serve one request; false while it is not whole."""
         front = self._front
         if self._route is None:
-            request = self._request = self._request or self._parser.head()
-            if request is None:
-                return False
-            if len(request.query) > QUERY_SMALL and not self._in_turn:
+            if self._parser.long_get and not self._in_turn:
                 self._transport.pause_reading()
-                front.deadlines.clear(self)
                 front.pace.add(lambda: self._guarded(self._take_turn))
+                return False
+            self._in_turn = False
+            request = self._request = self._parser.head()
+            if request is None:
                 return False
             self._route = self._admit(request)
             if request.body_length != 0:
@@ -479,7 +478,6 @@ class FrontProtocol(asyncio.Protocol):
     def _answer(self, data: bytes, *, keep: bool) -> None:
         """Send an answer, and wait for the next request or for the client to close."""
         self._request = self._route = None
-        self._in_turn = False
         if self._transport.is_closing():
             return
         self._transport.write(data)

@@ -25,6 +25,7 @@ from relay import front as front_module
 from relay import publishing
 from relay.auth import Auth
 from relay.config import Config
+from relay.deadlines import Waiting
 from relay.errors import EventError, RequestError
 from relay.event import Event
 from relay.front import Front
@@ -787,7 +788,7 @@ async def test_a_draining_server_says_so_and_takes_nothing_new(site: Site) -> No
 
 def large(*lines: str) -> bytes:
     """Make a request that takes its turn, and is refused."""
-    return get("/none?" + "&".join(["topic=a"] * 200), *lines)
+    return get("/none?" + "&".join(["topic=a"] * 400), *lines)
 
 
 @on_uvloop
@@ -840,3 +841,23 @@ async def test_a_client_that_leaves_before_its_replay_is_ready_cancels_it(site: 
     connection.abort()
     assert site.hub.preparing == []
     assert site.hub.streams == []
+
+
+@on_uvloop
+async def test_a_long_request_that_comes_in_pieces_waits_for_its_turn_and_has_one_time_limit(site: Site) -> None:
+    deadlines: list[Waiting] = []
+    real = site.front.deadlines.set
+
+    def noted(connection: Any, waiting: Waiting) -> None:
+        deadlines.append(waiting)
+        real(connection, waiting)
+
+    site.front.deadlines.set = noted  # type: ignore[method-assign]
+    client = await site.client()
+    request = large("Connection: close")
+    for start in range(0, len(request), 500):
+        client.writer.write(request[start : start + 500])
+        await client.writer.drain()
+        await asyncio.sleep(0)
+    assert (await client.reply()).status == 404
+    assert deadlines.count(Waiting.HEAD) == 1
