@@ -20,6 +20,7 @@ from relay.errors import RequestError
 from relay.grant import ANYBODY, EVERYTHING, Grant
 from relay.http import Request
 from relay.keys import Keys, read_jwks, read_public, read_secret
+from relay.topic import TermTree
 
 NOW_S = time.time()
 SECRET = "s" * 64
@@ -404,3 +405,23 @@ def test_a_request_must_lie_wholly_within_its_grant(
     with pytest.raises(RequestError) as raised:
         grant.check_subscribe(terms)
     assert raised.value.status == 403
+
+
+def test_a_grant_of_many_patterns_is_held_against_many_terms_by_one_walk_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A token may have a thousand patterns, and a stream a thousand topics."""
+    walks: list[str] = []
+    covering = TermTree.covering
+
+    def counted(tree: TermTree[str], term: str) -> list[str]:
+        walks.append(term)
+        return covering(tree, term)
+
+    monkeypatch.setattr(TermTree, "covering", counted)
+    grant = Grant(subscribe=tuple(f"team.{number}.*" for number in range(1000)))
+    terms = tuple(f"team.{number}.x" for number in range(1000))
+    grant.check_subscribe(terms)
+    assert walks == list(terms)
+    with pytest.raises(RequestError, match=r"team\.1000\.x"):
+        grant.check_subscribe((*terms, "team.1000.x"))
