@@ -163,7 +163,8 @@ class Workers:
         with ours, theirs:
             ours.setblocking(False)
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "relay.worker", str(theirs.fileno())),
+                # -P: modules of the current directory are not relay's.
+                *(sys.executable, "-P", "-m", "relay.worker", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno(), *listeners],
                 start_new_session=True,  # the terminal's interrupt is the hub's alone

@@ -293,7 +293,7 @@ class Stream:
         if context is not None:
             self.socket = context.wrap_socket(self.socket, server_hostname="127.0.0.1")
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self.socket.sendall(f"GET /events?{query} HTTP/1.1\r\nHost: test\r\n{lines}\r\n".encode())
+        self.socket.sendall(f"GET /events?{query} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode())
         while b"\r\n\r\n" not in self.head:
             data = self.socket.recv(65536)
             assert data, f"closed within the head: {self.head!r}"

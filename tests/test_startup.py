@@ -154,3 +154,29 @@ def test_process_1_can_be_ended_before_it_serves() -> None:
     code = "import os, signal; from relay import startup; startup.prepare(); os.kill(1, signal.SIGTERM)"
     with started(UNSHARE, "--pid", "--fork", sys.executable, "-c", code + "; import time; time.sleep(60)") as process:
         assert process.wait(TIMEOUT_S) == 128 + signal.SIGTERM
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Path:
+    """A directory that contains a checkout of relay, and a module that breaks whatever imports it."""
+    (tmp_path / "relay" / "relay").mkdir(parents=True)
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('the current directory was on the path')")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments", [("-c", "import relay; relay.encode; print(relay.__version__)"), ("-m", "relay", "--help")]
+)
+def test_it_can_be_imported_next_to_its_checkout(parent: Path, arguments: tuple[str, ...]) -> None:
+    (parent / "msgspec.py").unlink()
+    subprocess.run([sys.executable, *arguments], cwd=parent, env=environment(), check=True, timeout=TIMEOUT_S)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_modules_of_the_current_directory_are_not_imported(parent: Path, workers: str) -> None:
+    program, port = str(Path(sys.executable).with_name("relay")), free_port()
+    serve = shlex.join([program, "serve", "--listen", f"127.0.0.1:{port}", "--workers", workers])
+    with started("sh", "-c", f"cd {shlex.quote(str(parent))}; exec {serve}") as process:
+        eventually(lambda: answers(port) or process.poll() is not None, "relay serves")
+        process.terminate()
+        assert process.wait(TIMEOUT_S) == 0

@@ -214,6 +214,7 @@ class _Server:
         """Start the process. It reads standard input from this one, so that it ends when this one is killed."""
         return await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # Modules of the current directory are not relay's.
             "-m",
             "relay",
             *self._command,
