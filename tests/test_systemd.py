@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from relay.config import SETTINGS
 from relay.errors import ConfigError
+from relay.settings import RESERVED, variable
 from relay.systemd import Service
-from tests.process import TIMEOUT_S, Feeder, Relay, Stream, command, environment, relay
+from tests.process import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, command, environment, eventually, relay
 
 HIGH_FD = 100
 """Above the descriptors that the test's own shell is asked to move."""
@@ -178,3 +181,28 @@ def test_the_unit_files_are_ones_and_hardened() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_settings_of_the_unit_exist_and_work(tmp_path: Path) -> None:
+    unit = (Path(__file__).parent.parent / "deploy" / "relay.service").read_text()
+    named = set(re.findall(r"RELAY_[A-Z_]+", unit))
+    assert named <= {variable(name) for name in SETTINGS} | RESERVED
+    [flags] = re.findall(r"^ExecStart=/opt/relay/bin/relay serve (.*)$", unit, re.MULTILINE)
+    environ = dict(re.findall(r"^Environment=(\w+)=(.*)$", unit, re.MULTILINE))
+    credentials, state = tmp_path / "credentials", tmp_path / "state"
+    credentials.mkdir()
+    state.mkdir()
+    for name in re.findall(r"^LoadCredential=([\w-]+):", unit, re.MULTILINE):
+        assert f"%d/{name}" in environ.values()
+        [default] = re.findall(rf"^SetCredential={name}:(.*)$", unit, re.MULTILINE)
+        (credentials / name).write_text(default)
+    [directory] = re.findall(r"^StateDirectory=(\w+)$", unit, re.MULTILINE)
+    assert f"RELAY_DATA=/var/lib/{directory}/relay.db" in unit
+    environ = {name: value.replace("%d", str(credentials)) for name, value in environ.items()}
+    environ |= {"RELAY_DATA": str(state / "relay.db"), "RELAY_PUBLISH_TOKEN": ""}
+    with relay(*flags.split(), environ=environ) as server:
+        (credentials / "publish-token").write_text(f"{TOKEN}\n")
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: bool(server.messages("credentials: ")), "the tokens are read again")
+        server.publish("kept")
+    assert (state / "relay.db").exists()
