@@ -65,8 +65,8 @@ cdef class Decoder:
     cdef object _retry
     cdef bint _refusing
 
-    def __cinit__(self, Py_ssize_t bytes_max=1024 * 1024):
-        self.last_event_id = ""
+    def __cinit__(self, Py_ssize_t bytes_max=1024 * 1024, str last_event_id not None=""):
+        self.last_event_id = last_event_id
         self.retry_ms = None
         self._bytes_max = bytes_max
         self._start = b""
@@ -124,29 +124,25 @@ cdef class Decoder:
         return self._keep(line, stop - line)
 
     cdef int _keep(self, const char *rest, Py_ssize_t size) except -1:
-        # Of a line that will be thrown away its first byte is enough: it tells that the line is not empty.
+        # Of a comment, and of a line that is too long, a colon is kept: what follows is then a comment.
         cdef bint passing
         if size == 0:
             return 0
-        passing = self._refusing or (self._line.start[0] if self._line.size else rest[0]) == c":"
-        if not passing and self._size + self._line.size + size > self._bytes_max:
-            self._refuse()
-            passing = True
+        passing = (self._line.start[0] if self._line.size else rest[0]) == c":"
         if not passing:
-            return _append_to(&self._line, rest, size)
-        if self._line.size == 0:
-            _append_to(&self._line, rest, 1)
-        self._line.size = 1
-        return 0
+            if self._size + self._line.size + size <= self._bytes_max:
+                return _append_to(&self._line, rest, size)
+            self._refuse()
+        self._line.size = 0
+        return _append_to(&self._line, b":", 1)
 
     cdef int _take(self, const char *line, Py_ssize_t size) except -1:
         cdef Text name, value
         if size == 0:
             return self._dispatch()
-        if self._refusing or line[0] == c":":
+        if line[0] == c":":
             return 0
-        self._size += size + 1
-        if self._size > self._bytes_max:
+        if self._size + size + 1 > self._bytes_max:
             return self._refuse()
         name.start = line
         value.start = <const char *>memchr(line, c":", size)
@@ -159,6 +155,11 @@ cdef class Decoder:
             if value.start < line + size and value.start[0] == c" ":
                 value.start += 1
         value.size = line + size - value.start
+        if _is(&name, b"id", 2) and not _has(&value, 0):
+            self._id = PyUnicode_DecodeUTF8(value.start, value.size, b"replace")
+        if self._refusing:
+            return 0
+        self._size += size + 1
         return self._take_field(&name, &value)
 
     cdef int _take_field(self, const Text *name, const Text *value) except -1:
@@ -169,9 +170,6 @@ cdef class Decoder:
             _append_to(&self._data, value.start, value.size)
         elif _is(name, b"event", 5):
             self._event = PyUnicode_DecodeUTF8(value.start, value.size, b"replace")
-        elif _is(name, b"id", 2):
-            if not _has(value, 0):
-                self._id = PyUnicode_DecodeUTF8(value.start, value.size, b"replace")
         elif _is(name, b"retry", 5):
             self._take_retry(value)
         return 0
@@ -197,8 +195,12 @@ cdef class Decoder:
         return 0
 
     cdef int _refuse(self) except -1:
+        if self._refusing:
+            return 0
+        id = self._id
         self._refusals += 1
         self._reset()
+        self._id = id
         self._refusing = True
         return 0
 

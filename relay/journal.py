@@ -96,6 +96,8 @@ class Journal:
         self._ahead_s = wall() - clock()  # what the wall's time is ahead of the hub's
         self._entries: list[Entry] = []  # that gather for the next batch
         self._keys: list[Key] = []
+        self.upstream_position = store.upstream_position  # where to resume at the upstream; None if none was followed
+        self._position: str | None = None  # the same, where it is still to be written
         self._batch: Batch | None = None  # what is being written, or has to be tried again
         self._writing: Future[None] | None = None
         self._began_s = 0.0
@@ -142,6 +144,13 @@ class Journal:
             # What else this turn of the loop publishes goes with it.
             self._loop.call_soon(self._write)
 
+    def note_upstream(self, position: str) -> None:
+        """Note where to resume at the upstream; stored together with what has been put in this turn of the loop."""
+        self.upstream_position = self._position = position
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._write)
+
     def confirm(self, callback: Callable[[], None]) -> None:
         """Call back when all that has been put until now is on the disk; at once when it is."""
         if self.head == self._log.head:
@@ -162,8 +171,9 @@ class Journal:
             return
         began_s = self._clock()
         if self._batch is None:
-            self._batch = Batch(self._entries, self._keys, self._ahead_s, began_s + self._ahead_s)
-            self._entries, self._keys = [], []
+            wall_s = began_s + self._ahead_s
+            self._batch = Batch(self._entries, self._keys, self._ahead_s, wall_s, self._position)
+            self._entries, self._keys, self._position = [], [], None
         self._began_s = began_s
         self._writing = writing = self._thread.submit(self._store.write, self._batch, self._trim(began_s))
         writing.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._written, writing))
@@ -197,7 +207,7 @@ class Journal:
         self._stored.extend(batch.entries)
         if due:
             self._hand_over()
-        if self._entries:
+        if self._entries or self._position is not None:
             self._write()
         else:
             self._due = False
@@ -232,7 +242,7 @@ class Journal:
 
     def flush(self) -> None:
         """Write what is pending and put it into the log, here and now; it stays pending where that fails."""
-        if self._entries and self._writing is None and not self.refusal:
+        if (self._entries or self._position is not None) and self._writing is None and not self.refusal:
             self._write()
         while (writing := self._writing) is not None:
             writing.exception()  # waits for it

@@ -487,16 +487,13 @@ class Log:
                 return own
         return f"{self.epoch}-{sequence}"
 
-    def own_ids(self, topic: str) -> Iterator[tuple[str, bytes]]:
-        """Give id and frame of each retained entry of a topic that has an id of its publisher's, the newest first."""
+    def newest(self, topic: str) -> Iterator[tuple[str | None, bytes]]:
+        """Yield the own id, if any, and the frame of each retained entry of a topic, the newest first."""
         known = self.topics.get(topic)
         for sequence in reversed(known.sequences if known is not None else ()):
-            row = sequence - self._base
             if sequence < self.tail:
                 return
-            own, frame = self._ids[row], self._frames[row]
-            if own is not None and frame is not None:
-                yield own, frame
+            yield self._ids[sequence - self._base], self.frame(sequence)
 
     def find(self, ids: Sequence[str], terms: tuple[str, ...]) -> int | None:
         """Return the sequence of the event that a subscriber has seen last; None where that is not known.

@@ -150,6 +150,7 @@ class Metrics(Collector):
         if upstream is not None and "events" in upstream:
             yield _counter("relay_upstream_events", "Events published from there.", upstream["events"])
             yield _counter("relay_upstream_repeats", "Events left out: they had come already.", upstream["repeats"])
+            yield _counter("relay_upstream_refused", "Events that could not be published.", upstream["refused"])
         yield _labelled("relay_policy_actions", "What was done to slow streams, by policy.", "policy", actions)
         yield _labelled("relay_closes", "Streams closed, by reason.", "reason", hub.closes)
         yield _labelled("relay_resumes", "Streams that came with a last id, by result.", "result", hub.resumes)

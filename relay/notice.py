@@ -10,6 +10,8 @@ import orjson
 from relay.event import Event
 from relay.sse import comment, encode
 
+GAP = "relay.gap"
+
 PADDING_BYTES = 2048
 """What some proxies and old polyfills hold back before they pass anything on."""
 
@@ -17,9 +19,9 @@ _NOTICE_BYTES_MAX = 64 * 1024  # two ids of `ID_CHARACTERS_MAX`, each of them es
 
 
 def gap(reason: str, missed: int | None, first: str | None, last: str | None) -> bytes:
-    """Encode the event that tells a subscriber what it missed.
+    """Encode the event that reports missed events to one subscriber.
 
-    It has no id, so that a client that comes back asks from the last event that it saw.
+    It has no id, so that a client that reconnects resumes after the last event that it received.
 
     Args:
         reason: `slow`, `conflated`, `history` (no longer retained) or `unknown` (an id that this log never gave, or
@@ -28,8 +30,24 @@ def gap(reason: str, missed: int | None, first: str | None, last: str | None) ->
         first: id of the first one missed, where known.
         last: id of the last one missed, where known.
     """
+    return encode(gap_event(reason, missed, first, last), None, _NOTICE_BYTES_MAX)
+
+
+def gap_event(
+    reason: str, missed: int | None, first: str | None = None, last: str | None = None, topic: str | None = None
+) -> Event:
+    """Return a gap as an event; one that is published is an entry of its topic, and reaches replays and resumes too.
+
+    Args:
+        reason: as for `gap`, or `refused` (events of an upstream that relay cannot publish).
+        missed: as for `gap`.
+        first: as for `gap`.
+        last: as for `gap`.
+        topic: where it is published.
+    """
     data = orjson.dumps({"reason": reason, "missed": missed, "from": first, "to": last}).decode()
-    return encode(Event(data=data, event="relay.gap"), None, _NOTICE_BYTES_MAX)
+    # With a key of its own it replaces no event under `conflate`.
+    return Event(data=data, event=GAP, topic=topic, key=GAP)
 
 
 def heartbeat(form: str) -> bytes:

@@ -57,12 +57,14 @@ class Batch(NamedTuple):
         keys: dedup keys of some of them, with the ids that these were published under.
         ahead_s: what the wall's time is ahead of that process'.
         newest_s: the wall's time.
+        upstream_position: where to resume at the upstream after these entries; None leaves it as it is.
     """
 
     entries: Sequence[Entry]
     keys: Sequence[Key]
     ahead_s: float
     newest_s: float
+    upstream_position: str | None = None
 
 
 class Trim(NamedTuple):
@@ -111,6 +113,8 @@ class Store:
             self.epoch = str(self._meta("epoch"))
             self.tail = int(self._meta("tail"))
             self.evicted_s = float(self._meta("evicted_s"))
+            row = self._db.execute("SELECT value FROM meta WHERE name = 'upstream_position'").fetchone()
+            self.upstream_position = None if row is None else str(row[0])
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -239,6 +243,9 @@ class Store:
                 packed = _pack(batch.keys)
                 seen = (batch.newest_s, self._checksum(batch.newest_s, packed), packed)
                 db.execute("INSERT INTO seen (time_s, crc, packed) VALUES (?, ?, ?)", seen)
+            if batch.upstream_position is not None:
+                position = ("upstream_position", batch.upstream_position)
+                db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", position)
             if trim is not None:
                 db.execute("DELETE FROM entries WHERE last < ?", (trim.tail,))
                 db.execute("DELETE FROM seen WHERE time_s < ?", (trim.keys_since_s,))

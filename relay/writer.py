@@ -43,6 +43,13 @@ class Journal(Protocol):
         """How many entries wait for the disk."""
 
     @property
+    def upstream_position(self) -> str | None:
+        """Where to resume at the upstream; None if none was followed."""
+
+    def note_upstream(self, position: str) -> None:
+        """Note where to resume at the upstream, together with what was put in this turn of the loop."""
+
+    @property
     def failures(self) -> int:
         """How many writes have failed."""
 

@@ -46,8 +46,10 @@ class Scripted:
 async def scripted(*scripts: Sequence[Part]) -> AsyncIterator[Scripted]:
     """Serve one script a connection; what comes after the last gets 204, which ends a client's tries."""
     remaining = list(scripts)
+    serving: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             seen.requests.append(head)
@@ -69,3 +71,5 @@ async def scripted(*scripts: Sequence[Part]) -> AsyncIterator[Scripted]:
     seen = Scripted(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     async with server:
         yield seen
+        if serving:
+            await asyncio.wait([task for task in serving if task is not None], timeout=5)

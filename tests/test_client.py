@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from relay.client import RETRY_AFTER_S_MAX, Backoff, subscribe
+from relay.client import RETRY_S_MIN, Backoff, subscribe
 from relay.errors import EventError, RelayError, RequestError
 from relay.event import Event
+from relay.opening import RETRY_AFTER_S_MAX
 from tests.scripted_http import HOLD, answer, scripted
 
 TIMEOUT_S = 30.0
@@ -164,11 +165,40 @@ async def test_retry_after_is_understood_and_bounded(headers: str, wait_s: float
     assert waits == [wait_s + 0.5]
 
 
-async def test_the_streams_own_retry_is_bounded_too() -> None:
+@pytest.mark.parametrize(("retry", "asked_s"), [(2147483647, RETRY_AFTER_S_MAX), (0, RETRY_S_MIN), (1500, 1.5)])
+async def test_the_streams_own_retry_is_bounded_too(retry: int, asked_s: float) -> None:
     waits = Waits()
-    async with scripted([answer(body=b"retry: 2147483647\n\n")]) as server:
+    async with scripted([answer(body=b"retry: %d\n\n" % retry)]) as server:
         await collect(server.url, waits=waits)
-    assert waits == [RETRY_AFTER_S_MAX + 0.5]
+    assert waits == [asked_s + 0.5]
+
+
+@pytest.mark.parametrize("body", [b"", b": hello\n", b"retry: 2000\nid: 7\n\n"])
+async def test_waits_grow_while_a_server_closes_at_once_and_begin_anew_after_an_event(body: bytes) -> None:
+    waits = Waits()
+    scripts = [[answer(body=body)]] * 3 + [[answer(body=body + b"data: a\n\n")], [answer(body=body)]]
+    async with scripted(*scripts) as server:
+        await collect(server.url, waits=waits)
+    asked_s = 2.0 if b"retry" in body else 0.0
+    assert waits == [asked_s + wait_s for wait_s in (0.5, 1, 2, 0.5, 1)]
+
+
+@pytest.mark.parametrize("first", [b"id:\ndata: b\n\n", b"id\n\n", b"retry: 1\nid: \n\ndata: b\n\n"])
+async def test_an_empty_id_in_the_first_block_of_a_connection_resets_where_to_resume(first: bytes) -> None:
+    scripts = [answer(body=b"id: 7\ndata: a\n\n")], [answer(body=first)], [answer(body=b"data: c\n\n")]
+    async with scripted(*scripts) as server:
+        events = await collect(server.url, since="earliest")
+    assert [server.header(place, "Last-Event-ID") for place in range(4)] == [None, "7", None, None]
+    assert [event.id for event in events] == ["7"] + [None] * (len(events) - 1)
+    assert server.path(2) == "/events?since=earliest"
+
+
+async def test_an_id_holds_over_connections_until_another_comes() -> None:
+    scripts = [answer(body=b"id: 7\ndata: a\n\n")], [answer(body=b"data: b\n\n")]
+    async with scripted(*scripts) as server:
+        events = await collect(server.url)
+    assert [event.id for event in events] == ["7", "7"]
+    assert server.header(2, "Last-Event-ID") == "7"
 
 
 async def test_waits_double_up_to_a_limit_while_nobody_answers() -> None:
@@ -205,7 +235,7 @@ async def test_a_stream_that_says_nothing_is_taken_for_dead() -> None:
 @pytest.mark.parametrize("headers", ["Content-Type: text/html\r\n", ""])
 async def test_an_answer_that_is_no_event_stream_is_final(headers: str) -> None:
     async with scripted([answer(200, headers, b"<p>data: a\n\n")]) as server:
-        with pytest.raises(RelayError, match="no event stream"):
+        with pytest.raises(RelayError, match="does not answer with an event stream"):
             await collect(server.url)
 
 
@@ -257,7 +287,7 @@ async def test_what_is_no_address_is_an_error(url: str) -> None:
 
 async def test_without_httpx_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RelayError, match="pip install httpx"):
+    with pytest.raises(RelayError, match=r"pip install '\.\[client\]'"):
         await collect("http://127.0.0.1:1")
 
 

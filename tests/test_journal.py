@@ -26,6 +26,7 @@ class FakeStore:
     """Writes when it is let, or fails."""
 
     path = "a file"
+    upstream_position: str | None = None
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []

@@ -334,7 +334,17 @@ def test_a_block_that_is_refused_costs_no_other(codec: Codec, size: int) -> None
             refusals += 1
     assert refusals == 1
     assert events + decoder.feed(b"") == [Event("a", id="1"), Event("b"), Event("c")]
-    assert decoder.last_event_id == "1"
+    # Its last id counts, before or after what was too large: a client does not ask for it again.
+    assert decoder.last_event_id == "3"
+
+
+def test_a_decoder_of_a_stream_that_is_resumed_begins_with_the_last_id(codec: Codec) -> None:
+    decoder = codec.decoder(100, "7")
+    assert decoder.last_event_id == "7"
+    assert decoder.feed(b"data: a\n\n") == [Event("a")]
+    assert decoder.last_event_id == "7"
+    assert decoder.feed(b"id:\ndata: b\n\n") == [Event("b")]
+    assert decoder.last_event_id == ""
 
 
 def test_a_line_without_end_is_refused_before_it_is_held(codec: Codec) -> None:

@@ -87,12 +87,14 @@ def _utf8(name: str, text: str | bytes) -> bytes:
 # an event back for ever; the LF, if it comes, is then skipped (`_after_cr`). The block is in one of two states:
 #
 #     TAKING    a field line is kept; an empty line dispatches the block; one too many, or too long: REFUSING
-#     REFUSING  a line is thrown away; an empty line: TAKING
+#     REFUSING  only an `id` line counts, other lines are dropped; an empty line: TAKING
 #
-# What a block may hold is counted in the bytes of its lines, so nothing can grow past `bytes_max`: not the
-# line that has no end, not the data. Comments are not counted, and of one without an end only the colon is
-# kept. The refusal is told when the bytes at hand are done with, and the events among them are handed out by
-# the next call; so an event that is too large costs no other.
+# The decoder counts the bytes of a block's lines, so neither an endless line nor the data can grow past
+# `bytes_max`. Comments are not counted. Of an endless comment, or of a line that is too long, only a colon is
+# kept: the rest of that line is then a comment. A refused block still sets the last event id, like a block
+# without data, so that a client does not ask for the same event again. The refusal is raised after the bytes
+# at hand are processed, and the next call returns the events among them. An event that is too large therefore
+# costs no other event.
 class Decoder:
     """Decode an event stream, in pieces of any size (WHATWG HTML 9.2.6).
 
@@ -102,10 +104,11 @@ class Decoder:
 
     Args:
         bytes_max: largest block, in bytes of its lines without comments.
+        last_event_id: the last event id before this stream, for a client that reconnects.
     """
 
-    def __init__(self, bytes_max: int = 1024 * 1024) -> None:
-        self.last_event_id = ""
+    def __init__(self, bytes_max: int = 1024 * 1024, last_event_id: str = "") -> None:
+        self.last_event_id = last_event_id
         self.retry_ms: int | None = None
         self._bytes_max = bytes_max
         self._start: bytes | None = b""
@@ -132,9 +135,9 @@ class Decoder:
             stream's.
 
         Raises:
-            EventError: a block is larger than `bytes_max`; told once a call. All of `data` has been taken, as
-                if such blocks had not been in it: the next call, which may be `feed(b"")`, returns the events
-                that were, and the decoder is good for the rest of the stream.
+            EventError: a block is larger than `bytes_max`; raised once for each call. All of `data` has been
+                taken. The next call, which may be `feed(b"")`, returns the other events in it, and the decoder
+                goes on with the rest of the stream.
         """
         if self._start is not None:
             data = self._start + data
@@ -162,30 +165,33 @@ class Decoder:
                 self._line.clear()
             self._take(line)
         self._line += rest
-        if self._refusing or self._line.startswith(b":"):
+        if self._line.startswith(b":"):
             del self._line[1:]
         elif self._line and self._size + len(self._line) > self._bytes_max:
             self._refuse()
-            del self._line[1:]
+            self._line[:] = b":"
 
     def _take(self, line: bytes) -> None:
         if not line:
             self._dispatch()
             return
-        if self._refusing or line.startswith(b":"):
+        if line.startswith(b":"):
             return
-        self._size += len(line) + 1
-        if self._size > self._bytes_max:
+        size = self._size + len(line) + 1
+        if size > self._bytes_max:
             self._refuse()
             return
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
+        if name == b"id" and b"\0" not in value:
+            self._id = value.decode(errors="replace")
+        if self._refusing:
+            return
+        self._size = size
         if name == b"data":
             self._data.append(value)
         elif name == b"event":
             self._event = value.decode(errors="replace")
-        elif name == b"id" and b"\0" not in value:
-            self._id = value.decode(errors="replace")
         elif name == b"retry" and value.isdigit():
             digits = value.lstrip(b"0") or b"0"
             self._retry = min(int(digits[:11]), RETRY_MS_MAX)
@@ -200,8 +206,12 @@ class Decoder:
         self._reset()
 
     def _refuse(self) -> None:
+        if self._refusing:
+            return
+        id = self._id
         self._refusals += 1
         self._reset()
+        self._id = id
         self._refusing = True
 
     def _reset(self) -> None:

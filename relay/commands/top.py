@@ -245,7 +245,7 @@ def _figures(stats: Stats, before: Stats) -> Table:
     ]
     upstream = stats.get("upstream")
     if upstream:
-        state = upstream.get("ended") or ("linked" if upstream.get("linked") else "not linked")
+        state = upstream.get("ended") or ("linked" if upstream.get("linked") else upstream.get("error") or "not linked")
         rows.append(("upstream", state, "breaks", f"{upstream.get('breaks', 0):,}"))
     return _table(("", "", "", ""), rows)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from relay.config import Config, is_event_stream
 from relay.errors import ConfigError, RelayError
 from relay.hub import Hub
+from relay.ids import may_keep
 from relay.sources.input_errors import Counter
 from relay.sources.stdin import StdinSource, stdin_fd
 from relay.sources.unix import UnixSource
@@ -58,16 +59,26 @@ class Sources:
         _logger.info("feeders at unix:%s", self.unix.open(listener, file))
 
     def follow(self) -> None:
-        """Follow another server's event stream, where the settings name one, after the newest event of it in the log.
+        """Follow another server's event stream, if the settings name one, from the position that the file has.
 
         Raises:
             ConfigError: httpx is not installed, or the address is none.
         """
         config = self._config
         if is_event_stream(config.upstream):
-            known = self._hub.log.own_ids(config.topic)
+            log, journal = self._hub.log, self._hub.writer.journal
             try:
-                self.upstream = UpstreamSource(config, self._hub, self._metrics, self._loop, time.monotonic, known)
+                self.upstream = UpstreamSource(
+                    config,
+                    self._hub,
+                    self._metrics,
+                    self._loop,
+                    time.monotonic,
+                    may_keep=lambda id: may_keep(id, log.epoch),
+                    retained=log.newest(config.topic),
+                    position=None if journal is None else journal.upstream_position,
+                    note=lambda position: None if journal is None else journal.note_upstream(position),
+                )
             except RelayError as error:
                 raise ConfigError(f"upstream: {error}") from None
             self.upstream.start()

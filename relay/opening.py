@@ -1,0 +1,198 @@
+"""Opening another server's event stream over HTTP: redirects, content codings and refusals.
+
+Trusts the server with nothing: each wait, each redirect and each expansion has a limit named here. What is refused is
+an error that says why; its text never contains the query of an address, which may carry a token.
+
+Owns what an answer must be to be read as an event stream. Never waits before a new attempt and never parses events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email.utils
+import zlib
+from collections.abc import AsyncGenerator, Collection, Iterator
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING
+
+from relay.errors import RelayError
+from relay.publisher import refusal
+
+if TYPE_CHECKING:
+    import httpx
+
+RETRY_AFTER_S_MAX = 300.0
+"""Longest reconnection time that a server can ask for, by `retry` or by `Retry-After`."""
+
+REDIRECTS_MAX = 10
+"""Redirects followed for one attempt; browsers follow 20."""
+
+INFLATED_PIECE_BYTES = 64 * 1024
+"""Bytes that are decompressed at once."""
+
+INFLATED_FREE_BYTES = 1024 * 1024
+INFLATED_RATIO_MAX = 250
+"""After the first MiB, a compressed stream may expand this many times. Event streams reach about 50, a bomb 1,000."""
+
+
+class LostError(RelayError):
+    """The stream is lost, or cannot be opened now.
+
+    Args:
+        reason: why.
+        asked_s: the wait that the server asked for.
+    """
+
+    def __init__(self, reason: str, asked_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.asked_s = asked_s
+
+
+def no_cookies() -> CookieJar:
+    """Return a cookie jar that stays empty, so that a server cannot fill the memory or later requests."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+
+
+async def listen(
+    client: httpx.AsyncClient, request: httpx.Request, private: Collection[str], open_s_max: float
+) -> AsyncGenerator[bytes, None]:
+    """Open one event stream and yield its bytes, first an empty piece; return only if the server answers 204.
+
+    Args:
+        client: sends the request.
+        request: the first request.
+        private: headers that another origin must not get, after a redirect.
+        open_s_max: time for all redirects and the head of the answer, and for the text of a refusal.
+
+    Raises:
+        LostError: a new attempt may succeed.
+        RelayError: the server refuses, or answers with something else than an event stream.
+    """
+    import httpx
+
+    try:
+        async with asyncio.timeout(open_s_max):
+            response = await _open(client, request, private)
+        async with contextlib.aclosing(response):
+            if response.status_code == 204:
+                return
+            yield b""
+            inflater = _Inflater() if _coding(response) == "gzip" else None
+            async for data in response.aiter_raw():
+                for piece in inflater.feed(data) if inflater is not None else (data,):
+                    if piece:
+                        yield piece
+        raise LostError("the server closed the stream")
+    except TimeoutError:
+        raise LostError(f"the server did not answer within {open_s_max:g} s") from None
+    except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
+        raise RelayError(f"{shown(request.url)}: {error}") from error
+    except httpx.TransportError as error:
+        raise LostError(f"{type(error).__name__}: {error}".removesuffix(": ")) from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise RelayError(f"{shown(request.url)}: {error}") from error
+
+
+def shown(url: httpx.URL) -> str:
+    """Return an address as messages may show it: without user and query."""
+    return str(url.copy_with(query=None, userinfo=b"", fragment=None))
+
+
+async def _open(client: httpx.AsyncClient, request: httpx.Request, private: Collection[str]) -> httpx.Response:
+    """Send a request, follow redirects, and return an answer that is an event stream or 204."""
+    for _ in range(REDIRECTS_MAX + 1):
+        response = await client.send(request, stream=True, follow_redirects=False)
+        try:
+            following = response.next_request
+            if following is None:
+                await _judge(response)
+                return response
+        except BaseException:
+            await response.aclose()
+            raise
+        await response.aclose()
+        request = _redirected(request, following, private)
+    raise RelayError(f"{shown(request.url)}: more than {REDIRECTS_MAX} redirects")
+
+
+def _redirected(request: httpx.Request, following: httpx.Request, private: Collection[str]) -> httpx.Request:
+    """Check where a redirect leads. httpx has removed `Authorization` and cookies for another origin."""
+    here, there = request.url, following.url
+    if there.scheme not in ("http", "https"):
+        raise RelayError(f"{shown(here)} redirects to an address that is not http or https: {shown(there)}")
+    if here.scheme == "https" and there.scheme == "http":
+        raise RelayError(f"{shown(here)} redirects from https to http, which is not followed: {shown(there)}")
+    if (here.scheme, here.host, here.port) != (there.scheme, there.host, there.port):
+        for name in (*private, "Authorization", "Cookie"):
+            following.headers.pop(name, None)
+        # What the address of the first server carries as user and password stays there too.
+        following.url = there.copy_with(userinfo=b"")
+    return following
+
+
+async def _judge(response: httpx.Response) -> None:
+    """Accept an event stream or 204; raise for anything else, so that a refusal for now differs from one for good."""
+    status = response.status_code
+    if status in (408, 429) or status >= 500:
+        raise LostError(str(await refusal(response)), _retry_after_s(response))
+    if status >= 400:
+        raise await refusal(response)
+    if status == 204:
+        return
+    media = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if status != 200 or media != "text/event-stream":
+        given = f"status {status}, content type {media[:100] or 'missing'}"
+        raise RelayError(f"{shown(response.url)} does not answer with an event stream: {given}")
+    coding = _coding(response)
+    if coding not in ("", "gzip"):
+        asked = "relay asked for an answer without one, and reads only gzip"
+        raise RelayError(f"{shown(response.url)} answers with the content coding {coding[:100]!r}: {asked}")
+
+
+def _coding(response: httpx.Response) -> str:
+    coding = str(response.headers.get("Content-Encoding", "")).strip().lower()
+    return {"identity": "", "x-gzip": "gzip"}.get(coding, coding)
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """Read Retry-After (RFC 9110 section 10.2.3): seconds, or a date relative to the answer's own Date."""
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text), RETRY_AFTER_S_MAX)
+    try:
+        then = email.utils.parsedate_to_datetime(text)
+        wait = then - email.utils.parsedate_to_datetime(response.headers.get("Date", ""))
+    except (TypeError, ValueError):
+        return 0.0
+    return min(max(wait.total_seconds(), 0.0), RETRY_AFTER_S_MAX)
+
+
+class _Inflater:
+    """Decompresses gzip in pieces of bounded size (RFC 1952); refuses what expands beyond any event stream."""
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(wbits=31)
+        self._bytes_in = 0
+        self._bytes_out = 0
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Decompress the next bytes.
+
+        Raises:
+            LostError: they are not gzip, or expand too much.
+        """
+        self._bytes_in += len(data)
+        piece = b""
+        while data or len(piece) == INFLATED_PIECE_BYTES:
+            if self._member.eof:
+                self._member = zlib.decompressobj(wbits=31)
+            try:
+                piece = self._member.decompress(data, INFLATED_PIECE_BYTES)
+            except zlib.error as error:
+                raise LostError(f"the stream is not gzip, as its Content-Encoding says: {error}") from None
+            data = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+            self._bytes_out += len(piece)
+            if self._bytes_out > max(INFLATED_FREE_BYTES, INFLATED_RATIO_MAX * self._bytes_in):
+                raise LostError(f"the compressed stream expands more than {INFLATED_RATIO_MAX} times")
+            yield piece
