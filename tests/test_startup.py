@@ -75,6 +75,23 @@ def test_it_serves_and_drains_with_standard_descriptors_closed(closed: str, work
         assert process.wait(TIMEOUT_S) == 0
 
 
+def test_an_upgrade_works_with_standard_descriptors_closed() -> None:
+    port = free_port()
+    serve = shlex.join(command("serve", "--listen", f"127.0.0.1:{port}"))
+    with started("sh", "-c", f"exec {serve} <&- >&- 2>&-") as old:
+        eventually(lambda: answers(port), "relay serves")
+        upgrading = subprocess.Popen(command("upgrade", str(old.pid)), env=environment())
+        eventually(lambda: bool(children(old.pid)), "the new process starts")
+        [new] = children(old.pid)
+        try:
+            assert upgrading.wait(TIMEOUT_S) == 0
+            assert old.wait(TIMEOUT_S) == 0
+            eventually(lambda: answers(port), "the new process serves")
+            assert [os.readlink(f"/proc/{new}/fd/{fd}") for fd in range(3)] == ["/dev/null"] * 3
+        finally:
+            os.kill(new, signal.SIGTERM)
+
+
 @pytest.mark.parametrize("closed", CLOSED)
 def test_commands_run_with_standard_descriptors_closed(closed: str) -> None:
     with started("sh", "-c", f"exec {shlex.join(command('--version'))} {closed}") as process:
