@@ -11,6 +11,7 @@ from collections import Counter
 
 import pytest
 
+from relay.config import Config
 from relay.event import Event
 from tests.sim.linked import LinkedWorld
 from tests.sim.test_promise import POLICIES, TOPICS, config_of, draw_id, draw_terms
@@ -96,3 +97,16 @@ def test_the_simulations_reach_what_they_are_for() -> None:
         events += sum(client.oracle.seen for client in world.clients)
     assert events > 2000
     assert seen.keys() >= {"lapped", "kill", "unlink", "list", "RequestError", "resume hit", "resume gap"}, seen
+
+
+def test_an_edge_that_begins_anew_knows_what_its_hub_has_evicted() -> None:
+    world = LinkedWorld(Config(history_events=5), 1)
+    for _ in range(2):
+        world.root.publish("again", 10, None, "own-1")
+        for _ in range(8):
+            world.root.publish("many", 10)
+    world.root.publish("again", 10, None, "own-1")  # its older uses are evicted
+    world.settle()
+    log = world.edges[0].hub.log
+    assert log.find(("own-1",), ("again",)) is None
+    assert [log.topic(name).evicted for name in ("again", "many", "never")] == [10, 16, -1]  # the edge keeps 3
