@@ -161,13 +161,10 @@ class Hub:
         self._ending: deque[int] = deque()  # live streams of topics that have ended
         self._leaving: deque[Subscription] = deque()  # of closed streams, still counted in their audiences
         self.writer = Writer(config, self.log, self._append, self.ended, self.end_topic)
+        self.publish_one = self.writer.publish_one  # without a call in between, since each event passes here
         self._flush = Flush(self.log, engine, self._fall_behind, measures.flush_s, measures.written_s, clock)
 
     # Publishing
-
-    def publish_one(self, event: Event, now_s: float, *, foreign: bool = False) -> str:
-        """Publish an event and return its id; see `relay.writer.Writer.publish_one`."""
-        return self.writer.publish_one(event, now_s, foreign=foreign)
 
     def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
         """Publish events, all or none, and return their ids; see `relay.writer.Writer.publish`."""
