@@ -7,6 +7,7 @@ Never holds a name, a default or a reason of a setting: those are in `relay.conf
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import tomllib
@@ -52,14 +53,13 @@ class RelayGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; when whoever reads its output has had enough, that is a good end."""
+        """Run the command; if nobody reads its output any more, end as other Unix filters do: by SIGPIPE."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # What is left in the buffer must not fail again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_OK
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGPIPE)
         return result
 
 

@@ -8,8 +8,9 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -146,9 +147,14 @@ def test_a_refused_subscriber_says_why(server: Relay) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_reader_who_has_had_enough_is_a_good_end(server: Relay, topic: str) -> None:
+@pytest.mark.parametrize("writes", [True, False])
+@pytest.mark.parametrize("output", [os.pipe, lambda: [end.detach() for end in socket.socketpair()], os.openpty])
+def test_a_subscriber_whose_reader_leaves_ends_as_a_filter_does(
+    server: Relay, topic: str, output: Callable[[], tuple[int, int]], writes: bool
+) -> None:
+    """It ends with the next event that it prints, and on a quiet topic at once."""
     run("publish", "--to", str(server.unix_path), "--topic", topic, *map(str, range(3)))
-    reading, writing = os.pipe()
+    reading, writing = output()
     with subprocess.Popen(
         command("subscribe", server.url, "--topic", topic, "--since", "earliest"),
         stdout=writing,
@@ -158,8 +164,9 @@ def test_a_reader_who_has_had_enough_is_a_good_end(server: Relay, topic: str) ->
         os.close(writing)
         assert os.read(reading, 1)
         os.close(reading)
-        run("publish", "--to", str(server.unix_path), "--topic", topic, "one more")
-        assert process.wait(TIMEOUT_S) == 0
+        if writes:
+            run("publish", "--to", str(server.unix_path), "--topic", topic, "one more")
+        assert process.wait(TIMEOUT_S) == -signal.SIGPIPE
         assert process.stderr is not None
         assert process.stderr.read() == b""
 

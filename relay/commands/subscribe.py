@@ -8,13 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import select
 import sys
+from collections.abc import Iterator
 
 import click
 import msgspec
 
 from relay import logs
 from relay.event import Event
+
+STDOUT = 1
 
 _encode = msgspec.json.Encoder().encode
 
@@ -51,7 +55,7 @@ def subscribe(
 ) -> int:
     """Print the events of URL, the server's address or that of its /events; reconnect and resume for ever.
 
-    Gaps are events named relay.gap; with `--output data` they are told on standard error.
+    A gap is an event named relay.gap; with `--output data` it is reported on standard error.
     """
     pairs = [header.partition(":") for header in headers]
     if any(not colon or not name.strip() for name, colon, _ in pairs):
@@ -76,12 +80,44 @@ async def _print_events(
     from relay import client
 
     printed = 0
-    stream = client.subscribe(url, topics, since=since, last_event_id=last_event_id, headers=headers, ca=ca)
-    async with contextlib.aclosing(stream) as events:
-        async for event in events:
-            printed += _show(event, output)
-            if printed == count:
-                return
+    with _watched(STDOUT):
+        stream = client.subscribe(url, topics, since=since, last_event_id=last_event_id, headers=headers, ca=ca)
+        async with contextlib.aclosing(stream) as events:
+            async for event in events:
+                printed += _show(event, output)
+                if printed == count:
+                    return
+
+
+@contextlib.contextmanager
+def _watched(fd: int) -> Iterator[None]:
+    """Raise BrokenPipeError in this task as soon as nobody reads a descriptor any more, as GNU tail does.
+
+    Otherwise `relay subscribe | head -1` would end only with the next event.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    def leave() -> None:
+        nonlocal gone
+        gone = True
+        loop.remove_reader(poller.fileno())
+        task.cancel()
+
+    with select.epoll() as poller:
+        # epoll does not take files, which need no reader; errors and hang-ups are reported without being asked for.
+        with contextlib.suppress(PermissionError):
+            poller.register(fd, 0)
+        loop.add_reader(poller.fileno(), leave)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+            raise BrokenPipeError from None
+        finally:
+            loop.remove_reader(poller.fileno())
 
 
 def _show(event: Event, output: str) -> int:
