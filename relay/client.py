@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from relay.errors import EventError, RelayError
+from relay.errors import EventError, LostError, RelayError
 from relay.event import Event
-from relay.opening import RETRY_AFTER_S_MAX, LostError, listen, no_cookies
+from relay.opening import RETRY_AFTER_S_MAX, listen, no_cookies
 from relay.publisher import Publisher, endpoint, need_httpx, publish, tls_context
 from relay.sse import Decoder
 

@@ -16,6 +16,19 @@ class RelayError(Exception):
     """Base class of every error that relay raises on purpose."""
 
 
+class LostError(RelayError):
+    """A server cannot be reached now, or its connection is lost; a new attempt may succeed.
+
+    Args:
+        reason: why.
+        asked_s: the wait that the server asked for.
+    """
+
+    def __init__(self, reason: str, asked_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.asked_s = asked_s
+
+
 class ConfigError(RelayError):
     """A setting is unknown, malformed or impossible on this machine."""
 

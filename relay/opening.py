@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Collection, Iterator
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
 
-from relay.errors import RelayError
+from relay.errors import LostError, RelayError
 from relay.publisher import refusal
 
 if TYPE_CHECKING:
@@ -34,19 +34,6 @@ INFLATED_PIECE_BYTES = 64 * 1024
 INFLATED_FREE_BYTES = 1024 * 1024
 INFLATED_RATIO_MAX = 250
 """After the first MiB, a compressed stream may expand this many times. Event streams reach about 50, a bomb 1,000."""
-
-
-class LostError(RelayError):
-    """The stream is lost, or cannot be opened now.
-
-    Args:
-        reason: why.
-        asked_s: the wait that the server asked for.
-    """
-
-    def __init__(self, reason: str, asked_s: float = 0.0) -> None:
-        super().__init__(reason)
-        self.asked_s = asked_s
 
 
 def no_cookies() -> CookieJar:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from relay.errors import EventError, RelayError, RequestError, missing_extra
+from relay.errors import EventError, LostError, RelayError, RequestError, missing_extra
 from relay.event import Event
 
 if TYPE_CHECKING:
@@ -149,7 +149,10 @@ async def _publish_http(
             ids: list[str] = response.json()["ids"]
             return ids
         except httpx.HTTPError as error:
-            raise RelayError(f"{url}: {type(error).__name__}: {error}".removesuffix(": ")) from error
+            is_lost = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
+            raise (LostError if is_lost else RelayError)(
+                f"{url}: {type(error).__name__}: {error}".removesuffix(": ")
+            ) from error
         except (ValueError, LookupError, TypeError):
             raise RelayError(f"{url}: the answer is not that of a relay") from None
 
@@ -223,7 +226,7 @@ class Publisher:
                 self._path, limit=ANSWER_LINE_BYTES_MAX
             )
         except OSError as error:
-            raise RelayError(f"cannot connect to {self._path}: {error.strerror or error}") from None
+            raise LostError(f"cannot connect to {self._path}: {error.strerror or error}") from None
         self._listener = asyncio.create_task(self._listen())
         return self
 
@@ -291,6 +294,7 @@ class Publisher:
 
     async def _listen(self) -> None:
         """Take the answers in until the connection ends."""
+        kind: type[RelayError] = LostError
         reason = "the relay closed the connection"
         try:
             while line := await self._reader.readline():
@@ -298,8 +302,8 @@ class Publisher:
         except OSError as error:
             reason = f"the connection is lost: {error.strerror or error}"
         except (ValueError, LookupError, TypeError):
-            reason = "the answer is not that of a relay"
-        self._lose(RelayError(f"{self._path}: {reason}"))
+            kind, reason = RelayError, "the answer is not that of a relay"
+        self._lose(kind(f"{self._path}: {reason}"))
 
     def _take(self, answer: dict[str, Any]) -> None:
         """Settle the event that an answer is for; each event's acknowledgement is the number of its line."""

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from relay.client import Publisher, publish
-from relay.errors import EventError, RelayError, RequestError
+from relay.errors import EventError, LostError, RelayError, RequestError
 from relay.event import Event
 from tests.scripted_http import answer, scripted
 
@@ -193,8 +193,8 @@ async def test_no_events_make_no_request() -> None:
         (answer(503, ""), RequestError, "503: Reason"),
         (answer(200, JSON, b"[]"), RelayError, "not that of a relay"),
         (answer(200, JSON, b"ok"), RelayError, "not that of a relay"),
-        (b"nonsense\r\n\r\n", RelayError, "RemoteProtocolError"),
-        (b"", RelayError, "RemoteProtocolError"),
+        (b"nonsense\r\n\r\n", LostError, "RemoteProtocolError"),
+        (b"", LostError, "RemoteProtocolError"),
     ],
 )
 async def test_over_http_a_refusal_is_the_error_it_tells(script: bytes, error: type, message: str) -> None:

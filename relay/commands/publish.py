@@ -1,33 +1,49 @@
-"""`relay publish`: events from arguments, or from NDJSON on standard input, into a running relay.
+"""`relay publish`: events from arguments, or from lines on standard input, into a running relay.
 
-Owns where the events of the command line come from, and what is printed; `relay.publisher` delivers them.
+Theory of operation. What one read of standard input brings is published as one batch, and the next read waits for it,
+so that only one batch is ever in memory. Each event has a `dedup` key. When the connection is lost, the events of the
+batch that were not acknowledged are sent again under the same keys, in order: relay publishes each of them once, as
+long as this happens within its `dedup-window` (10 minutes by default).
+
+Owns where the events of the command line come from, what is sent again, and what is printed. `relay.publisher`
+delivers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import codecs
 import os
+import random
+import secrets
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import NoReturn
 
 import click
 import msgspec
 
-from relay.errors import EventError, RelayError
+from relay.errors import EventError, LostError, RelayError, RequestError
 from relay.event import Event, parse_event
+from relay.sources.lines import LineSplitter, parse_text
 
 STDIN = 0
 READ_BYTES = 64 * 1024
-"""What is read of standard input at once; over HTTP it is published with one request."""
+"""Bytes of standard input that are read, and published, at once."""
 LINE_BYTES_MAX = 8 * 1024 * 1024
 
-Sent = tuple[int, asyncio.Future[str]]
-"""The number of a line, and what will be its id."""
+GIVE_UP_S = 300.0
+"""How long events are sent again: half of relay's default `dedup-window`, after which they could be published twice."""
+BACKOFF_LEAST_S = 0.5
+BACKOFF_MOST_S = 10.0
+
+Numbered = tuple[int, Event]
+"""An event, and the number of its line or argument."""
 
 
 @click.command(
     short_help="Publish events from arguments or standard input.",
-    epilog="Example: tail -F app.ndjson | relay publish --to unix:/run/relay.sock --topic app",
+    epilog="Example: tail -F app.log | relay publish --to unix:/run/relay.sock --topic app",
 )
 @click.argument("data", nargs=-1)
 @click.option(
@@ -45,6 +61,15 @@ Sent = tuple[int, asyncio.Future[str]]
 @click.option("--id", help="Id of the event; only with one DATA.")
 @click.option("--key", help="Key of events that name none.")
 @click.option("--retry", type=click.IntRange(min=0), help="Reconnection time in milliseconds.")
+@click.option(
+    "--input",
+    "form",
+    type=click.Choice(["auto", "ndjson", "lines"]),
+    default="auto",
+    show_default=True,
+    help="How to read standard input: a JSON object per line, or each line as data. `auto` reads NDJSON if the first "
+    "line begins with `{`, otherwise lines.",
+)
 @click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust with https; else the system's.")
 @click.option("--quiet", "-q", is_flag=True, help="Do not print ids.")
 def publish(
@@ -56,130 +81,234 @@ def publish(
     id: str | None,
     key: str | None,
     retry: int | None,
+    form: str,
     ca: str | None,
     quiet: bool,
 ) -> int:
-    """Publish each DATA as one event and print its id; with no DATA or `-`, NDJSON from standard input.
+    """Publish each DATA as one event and print its id; with no DATA or `-`, the lines of standard input.
 
-    A line is a JSON object: {"data": …, "topic": …, "event": …, "id": …, "key": …, "retry": …}.
+    A line of NDJSON is {"data": …, "topic": …, "event": …, "id": …, "key": …, "retry": …, "dedup": …}. A line that is
+    refused is reported with its number, and the others are published. When the server goes away, events that were not
+    acknowledged are sent again for up to 5 minutes; none is published twice. The exit code is 0 if all were published.
     """
     read_input = not data or data == ("-",)
     if id is not None and (read_input or len(data) != 1):
-        raise click.UsageError("--id needs exactly one DATA, since an id is of one event")
+        raise click.UsageError("--id needs exactly one DATA, since an id belongs to one event")
     if not data and os.isatty(STDIN):
-        raise click.UsageError("nothing to publish: give DATA, or `-` to type NDJSON")
+        raise click.UsageError("nothing to publish: give DATA, or `-` to type lines")
     defaults = Event(topic=topic, event=event, id=id, key=key, retry=retry)
-    output = _Output(target, token, ca, quiet)
+    sender = _Sender(target, token, ca, _Report("line" if read_input else "argument", quiet))
     if read_input:
-        asyncio.run(_publish_input(output, defaults))
+        asyncio.run(_publish_input(sender, form, defaults))
     else:
-        asyncio.run(output.publish([msgspec.structs.replace(defaults, data=text) for text in data]))
-    return 1 if output.failed else 0
+        events = [msgspec.structs.replace(defaults, data=text) for text in data]
+        asyncio.run(_publish_arguments(sender, list(enumerate(events, 1))))
+    return 1 if sender.report.failed else 0
 
 
-class _Output:
-    """Where the events go, and what becomes of them."""
+class _Report:
+    """What is printed.
 
-    def __init__(self, target: str, token: str | None, ca: str | None, quiet: bool) -> None:
-        self.target = target
+    Args:
+        noun: what an event came as: `line` or `argument`.
+        quiet: print no ids.
+    """
+
+    def __init__(self, noun: str, quiet: bool) -> None:
         self.failed = False
-        self._token = token
-        self._ca = ca
+        self._noun = noun
         self._quiet = quiet
-
-    async def publish(self, events: Sequence[Event]) -> None:
-        """Publish some at once, and print their ids; an error ends the command."""
-        from relay.publisher import publish
-
-        for id in await publish(self.target, events, self._token, ca=self._ca):
-            self.show(id)
 
     def show(self, id: str) -> None:
         """Print one id at once, so that a pipe sees it."""
         if not self._quiet:
             print(id, flush=True)
 
-    def refuse(self, number: int, error: EventError) -> None:
-        """Say that a line was not published; the others are."""
+    def refuse(self, number: int, error: EventError | str) -> None:
+        """Report that one event was not published."""
         self.failed = True
-        print(f"relay: line {number}: {error}", file=sys.stderr)
+        print(f"relay: {self._noun} {number}: {error}", file=sys.stderr)
+
+    def give_up(self, waiting: Sequence[Numbered], error: RelayError) -> NoReturn:
+        """Raise the error that ends the command, with the events that were not acknowledged."""
+        first, last = waiting[0][0], waiting[-1][0]
+        numbers = f"{self._noun} {first}" if first == last else f"{self._noun}s {first} to {last}"
+        raise RelayError(f"{error}; not acknowledged: {numbers}") from error
 
 
-async def _publish_input(output: _Output, defaults: Event) -> None:
-    """Publish the lines of standard input: over a Unix socket one by one, over HTTP as they come together."""
-    from relay.publisher import Publisher, unix_path
+class _Sender:
+    """Publishes batches, over connections that may be lost.
 
-    if unix_path(output.target) is None:
-        async for batch in _read_events(output, defaults):
-            await _publish_batch(output, batch)
-        return
-    sent: asyncio.Queue[Sent | None] = asyncio.Queue()
-    try:
-        async with Publisher(output.target) as publisher, asyncio.TaskGroup() as group:
-            group.create_task(_print_ids(output, sent))
-            async for batch in _read_events(output, defaults):
-                for number, event in batch:
-                    try:
-                        sent.put_nowait((number, await publisher.send(event)))
-                    except EventError as error:
-                        output.refuse(number, error)
-            sent.put_nowait(None)
-    except BaseExceptionGroup as errors:
-        # Whichever failed first, reading or printing, has cancelled the other.
-        raise errors.exceptions[0] from None
+    Args:
+        target: `unix:/path`, or the server's address.
+        token: bearer token for HTTP.
+        ca: authorities to trust with https.
+        report: prints what becomes of each event.
+    """
 
+    def __init__(self, target: str, token: str | None, ca: str | None, report: _Report) -> None:
+        from relay.client import Backoff
+        from relay.publisher import Publisher, unix_path
 
-async def _print_ids(output: _Output, sent: asyncio.Queue[Sent | None]) -> None:
-    """Print the ids in the order of the lines."""
-    while (item := await sent.get()) is not None:
+        self.report = report
+        self._target = target
+        self._token = token
+        self._ca = ca
+        self._is_unix = unix_path(target) is not None
+        self._publisher: Publisher | None = None
+        self._backoff = Backoff(BACKOFF_LEAST_S, BACKOFF_MOST_S, random.random)
+        self._run = secrets.token_hex(8)  # no other run has it, so neither has a key of this one
+        self._reached = False  # a server has answered: a wrong address fails at once
+
+    async def close(self) -> None:
+        """Close the connection; all that was sent is acknowledged, refused or given up."""
+        if self._publisher is not None:
+            publisher, self._publisher = self._publisher, None
+            await publisher.__aexit__(LostError, None, None)
+
+    async def publish(self, batch: Sequence[Numbered]) -> None:
+        """Publish events in order; return when each is acknowledged or refused.
+
+        Raises:
+            RelayError: the server cannot be reached, or refuses the request, or has been away for `GIVE_UP_S`.
+        """
+        waiting = [(number, self._with_dedup(number, event)) for number, event in batch]
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + GIVE_UP_S
+        while waiting:
+            count = len(waiting)
+            try:
+                await (self._try_unix(waiting) if self._is_unix else self._try_http(waiting))
+            except RelayError as error:
+                wait_s = self._backoff.wait_s(0.0)
+                if not self._may_try_again(error) or loop.time() + wait_s > give_up_s:
+                    self.report.give_up(waiting, error)
+                print(f"relay: {error}; sending again in {wait_s:.1f} s", file=sys.stderr)
+                await asyncio.sleep(wait_s)
+            if len(waiting) < count:
+                self._backoff.reset()
+                give_up_s = loop.time() + GIVE_UP_S
+
+    def _with_dedup(self, number: int, event: Event) -> Event:
+        if event.dedup is not None:
+            return event
+        return msgspec.structs.replace(event, dedup=f"{self._run}-{number}")
+
+    def _may_try_again(self, error: RelayError) -> bool:
+        if isinstance(error, RequestError):
+            self._reached = True
+            return error.status in (408, 429) or error.status >= 500
+        return isinstance(error, LostError) and self._reached
+
+    async def _try_unix(self, waiting: list[Numbered]) -> None:
+        """Send events over the Unix socket; remove those that are acknowledged or refused."""
+        from relay.publisher import Publisher
+
         try:
-            output.show(await item[1])
+            if self._publisher is None:
+                self._publisher = await Publisher(self._target).__aenter__()
+                self._reached = True
+            sent: list[asyncio.Future[str] | EventError] = []
+            lost: LostError | None = None
+            for _, event in waiting:
+                try:
+                    sent.append(await self._publisher.send(event))
+                except EventError as error:
+                    sent.append(error)
+                except LostError as error:
+                    lost = error
+                    break
+            for answer in sent:
+                try:
+                    if isinstance(answer, EventError):
+                        raise answer
+                    self.report.show(await answer)
+                except EventError as error:
+                    self.report.refuse(waiting[0][0], error)
+                del waiting[0]
+            if lost is not None:
+                raise lost
+        except LostError:
+            await self.close()
+            raise
+
+    async def _try_http(self, waiting: list[Numbered]) -> None:
+        """Send events with one request; where one of them is refused, each by itself."""
+        from relay.publisher import publish
+
+        try:
+            ids = await publish(self._target, [event for _, event in waiting], self._token, ca=self._ca)
         except EventError as error:
-            output.refuse(item[0], error)
-
-
-async def _publish_batch(output: _Output, batch: Sequence[tuple[int, Event]]) -> None:
-    """Publish a few lines with one request; where one of them is refused, each by itself."""
-    try:
-        await output.publish([event for _, event in batch])
-    except EventError as error:
-        if len(batch) == 1:
-            output.refuse(batch[0][0], error)
+            self._reached = True
+            if len(waiting) == 1:
+                self.report.refuse(waiting.pop()[0], error)
+                return
+            while waiting:
+                single = waiting[:1]
+                await self._try_http(single)
+                del waiting[0]
             return
-        for item in batch:
-            await _publish_batch(output, [item])
+        self._reached = True
+        for id in ids:
+            self.report.show(id)
+        waiting.clear()
 
 
-async def _read_events(output: _Output, defaults: Event) -> AsyncIterator[list[tuple[int, Event]]]:
-    """Read standard input and give what has come, each event with the number of its line."""
-    number, rest, ended = 0, b"", False
+async def _publish_arguments(sender: _Sender, batch: Sequence[Numbered]) -> None:
+    try:
+        await sender.publish(batch)
+    finally:
+        await sender.close()
+
+
+async def _publish_input(sender: _Sender, form: str, defaults: Event) -> None:
+    """Publish the lines of standard input as they come."""
+    try:
+        async for batch in _read_events(sender.report, form, defaults):
+            await sender.publish(batch)
+    finally:
+        await sender.close()
+
+
+async def _read_events(report: _Report, form: str, defaults: Event) -> AsyncIterator[list[Numbered]]:
+    """Read standard input and yield the events of each read, with the numbers of their lines."""
+    splitter = LineSplitter(LINE_BYTES_MAX)
+    parse: Callable[[bytes], Event] | None = {"ndjson": parse_event, "lines": parse_text}.get(form)
+    number, ended = 0, False
     while not ended:
         data = await _read_some(STDIN)
         ended = not data
-        *lines, rest = (rest + data + (b"\n" if ended and rest else b"")).split(b"\n")
-        if len(rest) > LINE_BYTES_MAX:
-            raise RelayError(f"line {number + len(lines) + 1} is longer than {LINE_BYTES_MAX} bytes")
-        batch = []
-        for line in lines:
+        batch: list[Numbered] = []
+        for line in splitter.end() if ended else splitter.feed(data):
             number += 1
+            if line is None:
+                report.refuse(number, f"is longer than {LINE_BYTES_MAX} bytes")
+                continue
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
+            if parse is None:
+                parse = parse_event if line.lstrip().startswith(b"{") else parse_text
             try:
-                batch.append((number, _fill(parse_event(line), defaults)))
+                batch.append((number, _fill(parse(line), defaults)))
             except EventError as error:
-                output.refuse(number, error)
+                report.refuse(number, error)
         if batch:
             yield batch
 
 
 def _fill(event: Event, defaults: Event) -> Event:
-    """Give the event what it does not say itself."""
-    missing = [name for name in ("topic", "event", "key", "retry") if getattr(event, name) is None]
-    return msgspec.structs.replace(event, **{name: getattr(defaults, name) for name in missing})
+    """Return an event with the defaults for the fields that it does not name."""
+    names = ("data", "event", "id", "retry", "key", "topic", "dedup")
+    values = {name: getattr(event, name) for name in names}
+    for name in ("topic", "event", "key", "retry"):
+        if values[name] is None:
+            values[name] = getattr(defaults, name)
+    return Event(**values)
 
 
 async def _read_some(fd: int) -> bytes:
-    """Read what is there; wait for it on the loop, so that an interrupt is heard. A file is always ready."""
+    """Read what is there; wait for it on the loop, so that an interrupt is handled. A file is always ready."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     try:

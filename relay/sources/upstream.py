@@ -34,10 +34,10 @@ from msgspec.structs import replace
 from relay.client import Backoff, Item, Mark, Position, follow
 from relay.config import Config
 from relay.ended import END
-from relay.errors import EventError, RelayError
+from relay.errors import EventError, LostError, RelayError
 from relay.event import Event
 from relay.notice import gap_event
-from relay.opening import LostError, shown
+from relay.opening import shown
 from relay.publisher import endpoint
 from relay.sources.input_errors import Counter, InputErrors
 from relay.sources.intake import Publisher
