@@ -25,7 +25,6 @@ import msgspec
 
 from relay.errors import EventError, LostError, RelayError, RequestError
 from relay.event import Event, parse_event
-from relay.sources.lines import LineSplitter, parse_text
 
 STDIN = 0
 READ_BYTES = 64 * 1024
@@ -272,6 +271,8 @@ async def _publish_input(sender: _Sender, form: str, defaults: Event) -> None:
 
 async def _read_events(report: _Report, form: str, defaults: Event) -> AsyncIterator[list[Numbered]]:
     """Read standard input and yield the events of each read, with the numbers of their lines."""
+    from relay.sources.lines import LineSplitter, parse_text  # Only here: it takes the engine with it.
+
     splitter = LineSplitter(LINE_BYTES_MAX)
     parse: Callable[[bytes], Event] | None = {"ndjson": parse_event, "lines": parse_text}.get(form)
     number, ended = 0, False
