@@ -89,6 +89,9 @@ def run(
     if os.geteuid() == 0 and worker is None:
         _logger.warning("running as root: run relay as a user of its own, since it needs no right of root")
     descriptors = raise_descriptor_limit()
+    if channel is not None:
+        # A Ctrl-C that asyncio noted before Ready would end this process at its first await, which comes after Go.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(Server(config, descriptors, service, worker, channel).serve())
 
@@ -130,6 +133,7 @@ class Server:
         self.config = config
         self._channel = channel
         self._upgrading: asyncio.Task[None] | None = None
+        self._to_pass_on: set[int] = set()  # signals that a new process must get from this one
         self._service = service
         self._worker = worker
         follows = bool(config.upstream) and not is_event_stream(config.upstream)
@@ -209,15 +213,13 @@ class Server:
         self.metrics.upstream = self._cluster.upstream
         taken: Taken | None = None
         if self._channel is not None and start is not None:
-            taken = takeover.take(self._channel, start, self.hub, time.monotonic(), partial(self._open_data, True))
+            before_ready = partial(self._prepare_to_serve, own_token)
+            taken = takeover.take(self._channel, start, self.hub, time.monotonic(), before_ready)
             self._sockets, self._given_unix = taken.listeners, taken.unix
             shared = [self._sockets]
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
-        loop.add_signal_handler(signal.SIGUSR1, _logger.info, "SIGUSR1 has no meaning for relay and is ignored")
-        loop.add_signal_handler(signal.SIGUSR2, self._on_upgrade, own_token)
-        startup.release_signals()
+        else:
+            self._handle_signals(own_token)
+            startup.release_signals()
         self._pulse.start()
         if self._fed:
             await self._follow()
@@ -235,6 +237,7 @@ class Server:
         if taken is not None and self._sources is not None:
             await taken.go_on(self._front, self.hub, self._sources)
             self._revoke()
+            startup.release_signals()
         else:
             if self._worker is None:
                 self._credentials.warn_of_old_names()
@@ -246,6 +249,19 @@ class Server:
                     self._cluster.source = self._sources.upstream.stats
         gc.freeze()
         gc.set_threshold(*COLLECTIONS)
+
+    def _prepare_to_serve(self, own_token: str) -> None:
+        """Take what the old process has let go of. From now on a signal waits for the loop."""
+        self._open_data(taken_over=True)
+        self._handle_signals(own_token)
+
+    def _handle_signals(self, own_token: str) -> None:
+        loop = self._loop
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, _logger.info, "SIGUSR1 has no meaning for relay and is ignored")
+        loop.add_signal_handler(signal.SIGUSR2, self._on_upgrade, own_token)
 
     def _bind(self, workers: int) -> list[list[socket.socket]]:
         """Take the addresses, so that what is wrong with one is said at once; return the listeners of each worker."""
@@ -331,17 +347,19 @@ class Server:
         elif self._tls is not None:
             _logger.error("the upgrade failed: streams of TLS cannot be handed over; restart, and clients resume")
         elif self._upgrading is None and self._sources is not None and not self._stop.is_set():
+            self._to_pass_on.clear()
             given = Possessions(self.hub, self._front, own_token, self._sockets, self._sources, self._journal)
             self._upgrading = self._loop.create_task(self._upgrade(given))
 
     async def _upgrade(self, given: Possessions) -> None:
         try:
-            await upgrade(given, self._service, self.config.upgrade_timeout_s, time.monotonic)
+            timeout_s = self.config.upgrade_timeout_s
+            await upgrade(given, self._service, timeout_s, time.monotonic, self._to_pass_on)
         except RelayError as error:
             _logger.error("the upgrade failed, this process goes on: %s", error)
         except Exception:
             _logger.exception("the upgrade failed, this process goes on")
-        self._service.tell("READY=1", self._status())
+        self._service.tell(f"MAINPID={os.getpid()}", "READY=1", self._status())
         self._upgrading = None
 
     # What the service manager is told
@@ -359,6 +377,8 @@ class Server:
         self._service.tell("WATCHDOG=1", self._status())
 
     def _reload(self) -> None:
+        if self._upgrading is not None:
+            self._to_pass_on.add(signal.SIGHUP)  # The new process may have read its credentials already.
         self._service.reloading()
         self._credentials.reload()
         if self._tls is not None:
@@ -384,7 +404,13 @@ class Server:
             _logger.warning("second signal: exiting at once")
             logging.shutdown()
             os._exit(EXIT_AT_ONCE)
+        self._end()
+
+    def _end(self) -> None:
+        """Begin to end; an upgrade that has not handed anything over ends first."""
         self._stop.set()
+        if self._upgrading is not None:
+            self._upgrading.cancel()
 
     def _revoke(self) -> None:
         ended = self.hub.revoke(self._credentials.auth.valid, time.monotonic())
@@ -393,7 +419,7 @@ class Server:
 
     def _on_eof(self) -> None:
         if self.config.exit_on_eof:
-            self._stop.set()
+            self._end()
 
     # The end
 
@@ -412,7 +438,6 @@ class Server:
            own streams and leaves; an edge on another machine closes its link and looks for a hub.
         """
         if self._upgrading is not None:
-            self._upgrading.cancel()
             await asyncio.wait([self._upgrading])
         self._front.ready = False
         self._cluster.leave()

@@ -70,7 +70,7 @@ def begin(channel: Channel, version: str) -> handover.Start:
 
 
 def take(
-    channel: Channel, start: handover.Start, hub: Hub, now_s: float, open_file: Callable[[], None]
+    channel: Channel, start: handover.Start, hub: Hub, now_s: float, before_ready: Callable[[], None]
 ) -> Taken:
     """Take the log and the streams into a new hub, and all else; say that it is taken, and wait until it may be used.
 
@@ -79,7 +79,8 @@ def take(
         start: its first message.
         hub: a new one.
         now_s: the time.
-        open_file: takes what only one process can have, as the old one has let go of it.
+        before_ready: takes what only one process can have, as the old one has let go of it, and handles the signals
+            that would end this process, as everything depends on it from then on.
 
     Raises:
         RelayError: the old process goes on.
@@ -121,7 +122,7 @@ def take(
             break
         else:
             raise RelayError(f"the old process sent {type(message).__name__}")
-    open_file()
+    before_ready()
     channel.send(handover.Ready())
     channel.expect(handover.Go)
     channel.close()

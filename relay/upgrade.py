@@ -2,13 +2,27 @@
 
 Owns the new process until it serves, and the order of the handover. Whatever goes wrong before the new process has said
 that it has everything, this one goes on: what it hands over is only described, and its descriptors are copies.
+
+A signal may come to either process at any moment. No moment loses it, but for the last instant of the old process.
+
+    to         when                              SIGTERM, SIGINT              SIGHUP               SIGUSR2
+    the old    before it stops (Hello, the log)  the upgrade ends, it drains  both reload          ignored
+               after that, until it exits        passed on to the new         passed on            ignored
+    the new    before Ready                      it ends, the old goes on     reloads once serving upgrades once serving
+               after Ready                       takes over, then drains      reloads once serving upgrades once serving
+
+The old process runs no loop after it has stopped, so it notes these signals and passes them on. If the upgrade fails
+then, its loop handles them. The new process is started with SIGHUP and SIGUSR2 held back (`relay.startup`). Before it
+says Ready, its loop takes over SIGTERM and SIGINT, and runs for the first time after Go.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +31,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NoReturn, TypeVar
 
-from relay import handover
+from relay import handover, startup
 from relay.errors import RelayError
 from relay.front import Front
 from relay.handover import FDS_MAX, Channel
@@ -42,6 +56,9 @@ SETTLE_S = 1.0
 """How long requests that are under way may take to be answered; those that take longer are cut."""
 
 SETTLE_STEP_S = 0.01
+
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that the new process gets if they come to the old one too late."""
 
 STOPPED_S = 5.0
 """How long one step may take while this process has stopped; it took 0.1 s with 10,000 streams."""
@@ -83,6 +100,7 @@ async def upgrade(
     service: Service,
     timeout_s: float,
     clock: Callable[[], float],
+    signals: set[int],
 ) -> NoReturn:
     """Start a new process, hand everything over, and exit.
 
@@ -91,6 +109,7 @@ async def upgrade(
         service: the service manager's side, which is told.
         timeout_s: how long the new process may take to start, and again to take the log.
         clock: gives the hub's `now_s`.
+        signals: those that the new process must get, because they came to this one during the upgrade.
 
     Raises:
         RelayError: it failed, and this process goes on.
@@ -102,46 +121,73 @@ async def upgrade(
     ours, theirs = socket.socketpair()
     channel = Channel(ours)
     process: subprocess.Popen[bytes] | None = None
+    with contextlib.ExitStack() as until_exit:
+        try:
+            with theirs:
+                process = _start(theirs.fileno(), service.inherited())
+            await _hello(channel, process, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                sent = await _send_log(channel, possessions)
+                await _settle(possessions.front)
+            ours.settimeout(STOPPED_S)
+            stopped_s = clock()
+            until_exit.enter_context(_noted(signals))
+            count = _hand_over(channel, possessions, sent, clock())
+            channel.expect(handover.Ready)
+            service.tell(f"MAINPID={process.pid}")
+            # Before Go: a Ctrl-C has come to the new process as well, and both count as one while they are pending.
+            _pass_on(signals, process.pid)
+            channel.send(handover.Go())
+        except BaseException as error:
+            if process is not None:
+                process.kill()
+                code = process.wait()
+                _logger.info("the new process ended with %d", code)
+            if possessions.journal is not None:
+                possessions.journal.take_back()
+            if isinstance(error, TimeoutError):
+                raise RelayError(f"the new process took longer than {timeout_s:g} s") from None
+            if isinstance(error, OSError):
+                raise RelayError(f"the new process cannot be told: {error.strerror}") from None
+            raise
+        finally:
+            channel.close()
+        took_ms = 1000 * (clock() - stopped_s)
+        _logger.info("handed over %d streams in %.0f ms to process %d", count, took_ms, process.pid)
+        logging.shutdown()
+        _pass_on(signals, process.pid)
+        os._exit(0)  # whatever is closed in the usual way would be closed for both
+
+
+@contextlib.contextmanager
+def _noted(signals: set[int]) -> Iterator[None]:
+    """Note signals that come while the loop does not run; it still handles them if it runs again."""
+    before = {number: signal.signal(number, lambda number, _: signals.add(number)) for number in PASSED_ON}
     try:
-        with theirs:
-            process = _start(theirs.fileno(), service.inherited())
-        await _hello(channel, process, timeout_s)
-        async with asyncio.timeout(timeout_s):
-            sent = await _send_log(channel, possessions)
-            await _settle(possessions.front)
-        ours.settimeout(STOPPED_S)
-        stopped_s = clock()
-        count = _hand_over(channel, possessions, sent, clock())
-        channel.expect(handover.Ready)
-        service.tell(f"MAINPID={process.pid}")
-        channel.send(handover.Go())
-    except BaseException as error:
-        if process is not None:
-            process.kill()
-            code = process.wait()
-            _logger.info("the new process ended with %d", code)
-        if possessions.journal is not None:
-            possessions.journal.take_back()
-        if isinstance(error, TimeoutError):
-            raise RelayError(f"the new process took longer than {timeout_s:g} s") from None
-        if isinstance(error, OSError):
-            raise RelayError(f"the new process cannot be told: {error.strerror}") from None
-        raise
+        yield
     finally:
-        channel.close()
-    _logger.info("handed over %d streams in %.0f ms to process %d", count, 1000 * (clock() - stopped_s), process.pid)
-    logging.shutdown()
-    os._exit(0)  # whatever is closed in the usual way would be closed for both
+        for number, handler in before.items():
+            signal.signal(number, handler)
+            signal.siginterrupt(number, False)
+
+
+def _pass_on(signals: set[int], pid: int) -> None:
+    while signals:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signals.pop())
 
 
 def _start(fd: int, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start what this process was started as; what is at that place now is the new version."""
+    startup.hold_signals()  # The new process inherits that, and so is never without it.
     try:
         return subprocess.Popen(  # noqa: S603 (it is what this process was started as)
             [sys.executable, *sys.orig_argv[1:]], env={**variables, VARIABLE: str(fd)}, pass_fds=[fd]
         )
     except OSError as error:
         raise RelayError(f"a new process cannot be started: {error.strerror}") from None
+    finally:
+        startup.release_signals()
 
 
 async def _hello(channel: Channel, process: subprocess.Popen[bytes], timeout_s: float) -> None:
