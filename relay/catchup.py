@@ -51,7 +51,7 @@ class Observer(Protocol):
 class Packed(msgspec.Struct, array_like=True, frozen=True):
     """What another process has to know of a stream that is behind: `Lagging`, with `seen` counted from the log's head.
 
-    The tails of the two logs differ, because each evicts by itself. The heads are the same.
+    An ordinal of one log means nothing in another, and an evicted entry has none. The head is the same in both.
     """
 
     since_s: float

@@ -73,8 +73,9 @@ class Entries(Message, frozen=True):
 
 
 class Evicted(Message, frozen=True):
-    """What the log knows of evicted entries, as for `Log.know_evicted`."""
+    """The log's tail, and what it knows of evicted entries, as for `Log.know_evicted`."""
 
+    tail: int
     rest: tuple[int, float]
     topics: list[tuple[str, int, float]]
     ids: list[tuple[str, str]] = []

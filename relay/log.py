@@ -330,6 +330,11 @@ class Log:
             del self._times[:dead], self._superseded[:dead]
             self._base = sequence
 
+    def evict_before(self, sequence: int) -> None:
+        """Evict what comes before a sequence, as another log with the same entries has done."""
+        while self.tail < min(sequence, self.head):
+            self._evict(self.tail)
+
     def _evict(self, sequence: int) -> None:
         row = sequence - self._base
         topic, frame, id, key = self._topics[row], self._frames[row], self._ids[row], self._keys[row]

@@ -98,6 +98,7 @@ def take(
                     raise RelayError(f"the old process sent entry {entry.sequence} in place of {hub.log.head}")
                 hub.take(entry, entry.time_s)
         elif isinstance(message, handover.Evicted):
+            hub.log.evict_before(message.tail)  # The old log has gone on evicting since it sent them.
             hub.log.know_evicted(message.topics, message.ids, message.rest)
         elif isinstance(message, handover.Listeners):
             sockets = _sockets(fds)

@@ -261,7 +261,7 @@ def _hand_over(channel: Channel, possessions: Possessions, sent: int, now_s: flo
         for message in messages:
             channel.send(message)
     log = hub.log
-    channel.send(handover.Evicted(log.marks.rest, list(log.evicted()), list(log.ids.evicted())))
+    channel.send(handover.Evicted(log.tail, log.marks.rest, list(log.evicted()), list(log.ids.evicted())))
     listeners, file = [each.fileno() for each in possessions.listeners], None
     if unix is not None:
         listener, file = unix.pack()

@@ -87,7 +87,8 @@ class UpgradedWorld(World):
         start, _ = wire.receive()
         assert isinstance(start, Start)
         taken = takeover.take(wire, start, self.hub, self.now_s, lambda: None)
-        assert (self.hub.log.epoch, self.hub.log.head) == (old.log.epoch, old.log.head)
+        new = self.hub.log
+        assert (new.epoch, new.tail, new.head) == (old.log.epoch, old.log.tail, old.log.head)
         assert self.hub.engine.open == old.engine.open
         asyncio.run(taken.go_on(possessions.front, self.hub, possessions.sources))
         self._report_readiness()
