@@ -27,6 +27,9 @@ from relay.topic import check_topic
 DEDUP_CHARACTERS_MAX = 256
 """Longest dedup key: room for any digest or path, while a million of them stay below 300 MB."""
 
+RESERVED = "relay."
+"""Prefix of the event types that only relay sends, so that subscribers can believe them; publishers may send `END`."""
+
 Append = Callable[[str, bytes, str | None, str | None, float], int]
 """Puts into the log: topic, frame, id, key, time; gives the sequence."""
 
@@ -79,9 +82,7 @@ class Writer:
         on_end: called with a topic whose last event is in the log.
     """
 
-    def __init__(
-        self, config: Config, log: Log, append: Append, ended: Ended, on_end: Callable[[str], None]
-    ) -> None:
+    def __init__(self, config: Config, log: Log, append: Append, ended: Ended, on_end: Callable[[str], None]) -> None:
         self.encodes = 0
         self.seen = Seen(config.dedup_window_s, config.dedup_max)
         self.journal: Journal | None = None  # on the way to the disk; None without a file
@@ -111,6 +112,7 @@ class Writer:
             event: has a topic.
             now_s: the time.
             foreign: it comes from another server, which chose its id: one that may not be kept becomes a default id.
+                Reserved types pass, since the other server may be a relay.
         """
         journal = self.journal
         if event.dedup is not None or (journal is not None and journal.refusal):
@@ -124,8 +126,12 @@ class Writer:
                 check_id(event.id)
             elif not may_keep(event.id, self._log.epoch):
                 event = msgspec.structs.replace(event, id=None)
+        is_last = False
+        if event.event is not None and event.event.startswith(RESERVED):
+            is_last = event.event == END
+            if not is_last and not foreign:
+                raise _reserved()
         frame = self._encode(event, topic, sequence)
-        is_last = event.event is not None and event.event == END
         if journal is None:
             self._append(topic, frame, event.id, event.key, now_s)
             if is_last:
@@ -170,6 +176,8 @@ class Writer:
                 raise EventError("topic", "is missing")
             if event.id is not None:
                 check_id(event.id)
+            if event.event is not None and event.event.startswith(RESERVED) and event.event != END:
+                raise _reserved()
             frame = self._encode(event, topic, sequence)
             if topic in ending:
                 raise EndedError
@@ -204,6 +212,12 @@ class Writer:
         if event.key is not None and not event.key.isascii():
             _check_text("key", event.key)
         return encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max)
+
+
+def _reserved() -> EventError:
+    return EventError(
+        "event", f"types that begin with {RESERVED} are reserved for relay, except {END}; use another type"
+    )
 
 
 def _dedup_key(event: Event) -> str:
