@@ -38,7 +38,8 @@ RETRY_S_MIN = 0.1
 """Shortest reconnection time that a server can ask for by `retry`; a random wait comes on top."""
 
 SERVED_S = 10.0
-"""A stream that was open for this long, or sent an event, was served: the back-off starts again from its first wait."""
+"""A stream that was open for this long, or brought a new last event id, was served: the back-off starts again from its
+first wait. A server that repeats an event, or sends one without an id, and closes at once does not reset it."""
 
 RESUME_ID_BYTES_MAX = 7 * 1024
 """Longest id to resume from. Most servers and proxies refuse a header line of more than 8 KiB."""
@@ -232,7 +233,7 @@ async def follow(
             await stack.enter_async_context(client)
         while True:
             request = _request(client, address, position.resume_id, since, headers, timeout)
-            opened_s, served = loop.time(), False
+            opened_s, began_at = loop.time(), position.last_event_id
             decoder = Decoder(event_bytes_max, position.resume_id)
             stream = listen(client, request, headers, CONNECT_TIMEOUT_S + read_timeout_s)
             try:
@@ -243,7 +244,6 @@ async def follow(
                             yield Mark.OPENED
                         for place in range(0, len(data), PIECE_BYTES):
                             for item in position.read(decoder, data[place : place + PIECE_BYTES]):
-                                served = True
                                 yield item
                             yield Mark.READ
                 return
@@ -253,7 +253,7 @@ async def follow(
                 if not patient:
                     raise
                 lost = LostError(str(error))
-            if served or loop.time() - opened_s >= SERVED_S:
+            if position.last_event_id != began_at or loop.time() - opened_s >= SERVED_S:
                 backoff.reset()
             wait_s = backoff.wait_s(max(lost.asked_s, position.retry_s))
             _logger.warning("%s; reconnecting in %.1f s", lost, wait_s)

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from relay.client import RETRY_S_MIN, Backoff, subscribe
-from relay.errors import EventError, RelayError, RequestError
+from relay.client import RETRY_S_MIN, Backoff, Position, follow, subscribe
+from relay.errors import EventError, LostError, RelayError, RequestError
 from relay.event import Event
 from relay.opening import RETRY_AFTER_S_MAX
 from tests.scripted_http import HOLD, answer, scripted
@@ -144,7 +144,7 @@ async def test_a_refusal_for_now_is_tried_again(status: int) -> None:
     async with scripted([answer(status, "Retry-After: 7\r\n")], [answer(body=b"data: a\n\n")]) as server:
         events = await collect(server.url, waits=waits)
     assert [event.data for event in events] == ["a"]
-    assert waits == [7.5, 0.5]
+    assert waits == [7.5, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -173,14 +173,35 @@ async def test_the_streams_own_retry_is_bounded_too(retry: int, asked_s: float) 
     assert waits == [asked_s + 0.5]
 
 
-@pytest.mark.parametrize("body", [b"", b": hello\n", b"retry: 2000\nid: 7\n\n"])
-async def test_waits_grow_while_a_server_closes_at_once_and_begin_anew_after_an_event(body: bytes) -> None:
+@pytest.mark.parametrize("body", [b"", b": hello\n", b"retry: 2000\n\n", b"data: hello\n\n", b"id: 7\ndata: a\n\n"])
+async def test_waits_grow_while_a_server_closes_at_once_and_begin_anew_with_a_new_id(body: bytes) -> None:
     waits = Waits()
-    scripts = [[answer(body=body)]] * 3 + [[answer(body=body + b"data: a\n\n")], [answer(body=body)]]
-    async with scripted(*scripts) as server:
+    first = answer(body=b"id: 7\ndata: a\n\n")
+    scripts = [[answer(body=body)]] * 3 + [[answer(body=body + b"id: 8\ndata: b\n\n")], [answer(body=b"")]]
+    async with scripted([first], *scripts) as server:
         await collect(server.url, waits=waits)
-    asked_s = 2.0 if b"retry" in body else 0.0
-    assert waits == [asked_s + wait_s for wait_s in (0.5, 1, 2, 0.5, 1)]
+    asked_s = [2.0 if b"retry" in body else 0.0] * 5
+    assert waits == [0.5] + [asked + wait_s for asked, wait_s in zip(asked_s, (1, 2, 4, 0.5, 1), strict=True)]
+
+
+async def test_an_event_that_is_too_large_does_not_make_the_waits_short_again() -> None:
+    waits = Waits()
+    scripts = [[answer(body=b"data: " + b"x" * 2000 + b"\n\n")]] * 3
+    async with scripted(*scripts) as server:
+        stream = follow(
+            httpx.URL(server.url),
+            Position(""),
+            headers={},
+            read_timeout_s=5.0,
+            backoff=Backoff(1.0, 30.0, lambda: 0.5),
+            event_bytes_max=1000,
+            sleep=waits,
+        )
+        async with contextlib.aclosing(stream) as items:
+            async for item in items:
+                if isinstance(item, LostError) and len(waits) == 2:
+                    break
+    assert waits == [0.5, 1.0]
 
 
 @pytest.mark.parametrize("first", [b"id:\ndata: b\n\n", b"id\n\n", b"retry: 1\nid: \n\ndata: b\n\n"])
