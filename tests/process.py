@@ -313,23 +313,40 @@ class Stream:
 
     def read_until(self, mark: bytes) -> bytes:
         """Read until these bytes have come; return all bytes so far."""
+        deadline_s = time.monotonic() + TIMEOUT_S
         while mark not in self.raw:
-            data = self.socket.recv(65536)
+            data = self._receive(deadline_s, f"bytes {mark!r}")
             assert data, f"closed before {mark!r}: {self.raw!r}"
             self.take_bytes(data)
         return self.raw
 
     def next(self) -> Event:
         """Wait for the next event."""
-        while not self._events:
-            data = self.socket.recv(65536)
-            assert data, "closed before the next event"
-            self.take_bytes(data)
-        return self._events.pop(0)
+        return self.take(1)[0]
 
     def take(self, count: int) -> list[Event]:
         """Wait for some events."""
-        return [self.next() for _ in range(count)]
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while len(self._events) < count:
+            data = self._receive(deadline_s, f"{count} events, of which {len(self._events)} came: {self._events}")
+            assert data, f"closed before {count} events: {self._events}"
+            self.take_bytes(data)
+        taken, self._events = self._events[:count], self._events[count:]
+        return taken
+
+    def _receive(self, deadline_s: float, what: str) -> bytes:
+        """Receive bytes before a deadline. Heartbeats do not extend it."""
+        timeout_s = self.socket.gettimeout() or TIMEOUT_S
+        left_s = deadline_s - time.monotonic()
+        try:
+            if left_s <= 0:
+                raise TimeoutError
+            self.socket.settimeout(min(left_s, timeout_s))
+            return self.socket.recv(65536)
+        except TimeoutError:
+            raise TimeoutError(f"waited in vain for {what}") from None
+        finally:
+            self.socket.settimeout(timeout_s)
 
     def events(self) -> list[Event]:
         """Return the events that have been read."""
@@ -338,7 +355,8 @@ class Stream:
 
     def rest(self) -> list[Event]:
         """Read to the end of the connection; return the events that are left."""
-        while data := self.socket.recv(65536):
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while data := self._receive(deadline_s, "the end of the stream"):
             self.take_bytes(data)
         return self.events()
 
