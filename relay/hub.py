@@ -478,6 +478,7 @@ class Hub:
     def tick(self, now_s: float) -> None:
         """Do what goes by the clock alone; a few times a second while streams are behind, else once."""
         self.log.retain(now_s)
+        self.writer.seen.expire(now_s)
         self.catchup.tick(now_s)
         for handle, reason in self.leases.ended(now_s, ENDED_A_TICK):
             self._end(handle, reason, now_s)
