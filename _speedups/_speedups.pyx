@@ -6,6 +6,7 @@
 
 include "encode.pxi"
 include "decode.pxi"
+include "json.pxi"
 include "sockets.pxi"
 include "chunk.pxi"
 include "engine.pxi"

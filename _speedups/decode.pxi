@@ -77,6 +77,11 @@ cdef class Decoder:
         PyMem_Free(self._line.start)
         PyMem_Free(self._data.start)
 
+    @property
+    def unfinished(self):
+        """Whether a block has begun and its empty line has not come."""
+        return bool(self._has_data or (self._line.size > 0 and self._line.start[0] != c":"))
+
     def feed(self, bytes data not None):
         """Take the next bytes of the stream and return the events that they complete."""
         if self._start is not None:

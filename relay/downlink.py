@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 
 from relay.errors import EventError, RelayError, RequestError
 from relay.event import Event
+from relay.event_json import parse_events
 from relay.holds import HOLDS_MAX
 from relay.hub import Hub
 from relay.link import (
@@ -251,7 +252,12 @@ class Downlink:
             self._reply(Refused(number=number, status=503, reason="too many requests of one edge are waiting"))
             return
         self._requests[number] = nothing
-        cancel = self._office.publish(message.events, partial(self._published, number))
+        try:
+            events = parse_events(message.events)
+        except EventError as error:
+            self._published(number, error)
+            return
+        cancel = self._office.publish(events, partial(self._published, number))
         if number in self._requests:
             self._requests[number] = cancel
 

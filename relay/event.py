@@ -1,6 +1,6 @@
 """The event: what a publisher hands in and a decoder hands out.
 
-Owns the value and its JSON form; never knows bytes of the stream, topics' rules or time.
+Owns the value; never knows bytes of the stream, topics' rules or time.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ from typing import Any
 
 import msgspec
 
-from relay.errors import EventError
-
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One event.
 
     Args:
-        data: a string, sent as it is, or any JSON value, sent as compact JSON; UNSET for an event without
-            data, which dispatches nothing.
+        data: a string, sent as it is; `msgspec.Raw`, which is JSON text and sent as it is; or any JSON value, sent as
+            compact JSON; UNSET for an event without data, which dispatches nothing.
         event: the event type of WHATWG HTML 9.2.6; None for `message`.
         id: the event's id; None lets the log give one. As decoded, None where the block had no `id` field.
         retry: reconnection time in milliseconds.
@@ -34,28 +32,3 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     topic: str | None = None
     dedup: str | None = None
 
-
-_decoder = msgspec.json.Decoder(Event)
-
-
-def parse_event(text: bytes | str) -> Event:
-    """Parse one JSON object into an event.
-
-    Args:
-        text: UTF-8 JSON, an object with the fields of `Event`.
-
-    Raises:
-        EventError: not JSON, not an object, an unknown field, or a field of a wrong type.
-    """
-    try:
-        return _decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise event_error(error) from None
-
-
-def event_error(error: Exception) -> EventError:
-    """Turn a JSON or typing error of msgspec into one that names the field (`… - at `$.retry``)."""
-    text = str(error)
-    reason, _, path = text.partition(" - at `$")
-    field = path.rstrip("`").lstrip(".") or "event"
-    return EventError(field, reason)

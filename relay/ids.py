@@ -38,11 +38,6 @@ def survives(id: str) -> bool:
     return len(id) <= ID_CHARACTERS_MAX and _TEXT.fullmatch(id) is not None
 
 
-def is_own_id(id: str) -> bool:
-    """Tell whether a publisher may use this id."""
-    return survives(id) and _DEFAULT.fullmatch(id) is None
-
-
 def check_id(id: str) -> None:
     """Check the id that a publisher gives to its event.
 

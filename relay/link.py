@@ -21,7 +21,6 @@ import msgspec
 
 from relay.config import Config
 from relay.errors import RelayError
-from relay.event import Event
 from relay.log import Entry
 
 VERSION = 3
@@ -156,10 +155,10 @@ class Status(_Message, frozen=True):
 
 
 class Publish(_Message, frozen=True):
-    """To the hub: publish these events, all or none."""
+    """To the hub: publish these events, all or none. They are a JSON array, so that their data stays as written."""
 
     number: int
-    events: list[Event]
+    events: bytes
 
 
 class Published(_Message, frozen=True):

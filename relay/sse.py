@@ -7,7 +7,7 @@ work is done by the twin that `relay.speedups` chose.
 from __future__ import annotations
 
 import orjson
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 
 from relay.errors import EventError
 from relay.event import Event
@@ -22,7 +22,7 @@ def encode(event: Event, id: str | None, bytes_max: int) -> bytes:
     """Encode one event as one frame.
 
     Args:
-        event: a string as data is sent as it is, any other JSON value as compact JSON.
+        event: a string as data is sent as it is, and so is `Raw`; any other JSON value as compact JSON.
         id: the id to give it when it has none of its own.
         bytes_max: largest frame, in bytes.
 
@@ -31,7 +31,10 @@ def encode(event: Event, id: str | None, bytes_max: int) -> bytes:
     """
     data = event.data
     if not isinstance(data, str):
-        data = None if data is UNSET else _json(data)
+        if isinstance(data, Raw):
+            data = bytes(data)
+        else:
+            data = None if data is UNSET else _json(data)
     own = event.id
     return encode_event(data, event.event, id if own is None else own, event.retry, bytes_max)
 

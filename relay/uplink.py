@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from relay.config import Config
 from relay.errors import RETRY_SOON, EndedError, EventError, RelayError, RequestError
 from relay.event import Event
@@ -235,7 +237,7 @@ class Uplink:
     def publish(self, events: list[Event], done: Done) -> Cancel:
         """Publish at the hub, all or none; `done` is called once with their ids, or with what was wrong."""
         try:
-            data = encode(Publish(number=self._number + 1, events=events))
+            data = encode(Publish(number=self._number + 1, events=msgspec.json.encode(events)))
         except (ValueError, OverflowError, TypeError, RecursionError) as error:
             done(EventError("data", f"not a JSON value: {error}"))
             return nothing

@@ -8,7 +8,6 @@ from relay.config import Config
 from relay.errors import EventError
 from relay.event import Event
 from relay.ids import check_id, may_keep
-from relay.sources.lines import StreamSplitter
 from tests.sim.conftest import native_engine
 from tests.sim.world import World
 
@@ -56,9 +55,3 @@ def test_an_event_of_another_server_gets_a_default_id_in_place_of_one_that_canno
     for id, kept in (("5f0c21aa-3", "5f0c21aa-3"), ("caf\u00e9", "sim-2"), ("sim-9", "sim-3"), ("x" * 1025, "sim-4")):
         assert world.hub.publish_one(Event(data="x", topic="a", id=id), 0.0, foreign=True) == kept
     assert not may_keep("sim-1", "sim")
-
-
-def test_an_event_stream_on_standard_input_gets_default_ids_in_place_of_those_that_are_refused() -> None:
-    ids = ("id: 1", "id: caf\u00e9", "id: 5f0c21aa-3", "id")
-    events = StreamSplitter("t", 1000).feed("".join(f"{id}\ndata: x\n\n" for id in ids).encode())
-    assert [event.id for event in events if event is not None] == ["1", None, None, None]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.errors import EventError
-from relay.sources.lines import NO_ACK, LineSplitter, StreamSplitter, parse_line, parse_text
+from relay.sources.lines import NO_ACK, UNFINISHED, LineSplitter, StreamSplitter, parse_line, parse_text
+from tests.sources_fakes import value
 
 TEXT = b"one\ntwo\r\n\nfour\rstill four\r\r\nlast"
 LINES = [b"one", b"two", b"", b"four\rstill four\r", b"last"]
@@ -107,7 +107,7 @@ def test_a_line_is_an_event_and_what_its_answer_carries() -> None:
     line = parse_line(
         b'{"topic":"t","event":"e","id":"1","data":{"a":[1]},"retry":5,"key":"k","ack": [1, "x"]}'
     )
-    assert (line.topic, line.event, line.id, line.data) == ("t", "e", "1", {"a": [1]})
+    assert (line.topic, line.event, line.id, value(line.data)) == ("t", "e", "1", {"a": [1]})
     assert (line.retry, line.key, bytes(line.ack)) == (5, "k", b'[1, "x"]')
 
 
@@ -126,9 +126,8 @@ def test_text_is_data_as_it_is() -> None:
     assert parse_text(b"").data == ""
 
 
-def test_text_that_is_not_utf8_is_refused() -> None:
-    with pytest.raises(EventError, match="data: invalid UTF-8"):
-        parse_text(b"\xff")
+def test_bytes_of_a_text_that_are_not_utf8_are_replaced() -> None:
+    assert parse_text(b"a\xff\xe2\x82b").data == "a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}b"
 
 
 STREAM = b"id: 7\nevent: e\nretry: 5\ndata: a\ndata: b\n\ndata: c\n\nid\ndata: d\n\ndata: torn"
@@ -137,7 +136,8 @@ STREAM = b"id: 7\nevent: e\nretry: 5\ndata: a\ndata: b\n\ndata: c\n\nid\ndata: d
 @pytest.mark.parametrize("cut", range(len(STREAM) + 1))
 def test_an_event_stream_keeps_each_events_own_fields(cut: int) -> None:
     splitter = StreamSplitter("t", 1000)
-    lines = [*splitter.feed(STREAM[:cut]), *splitter.feed(STREAM[cut:]), *splitter.end()]
+    lines = [*splitter.feed(STREAM[:cut]), *splitter.feed(STREAM[cut:])]
+    assert splitter.end() == [UNFINISHED]
     assert [(x.data, x.id, x.event, x.retry, x.topic) for x in lines if x is not None] == [
         ("a\nb", "7", "e", 5, "t"),
         ("c", None, None, None, "t"),

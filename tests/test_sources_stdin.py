@@ -18,7 +18,7 @@ import pytest
 
 from relay.config import Config
 from relay.sources.stdin import StdinSource, choose_form, stdin_fd
-from tests.sources_fakes import FakeHub, FakeMetrics, on_uvloop
+from tests.sources_fakes import FakeHub, FakeMetrics, on_uvloop, value
 
 
 class Relay:
@@ -60,7 +60,7 @@ async def test_ndjson_from_a_pipe_is_published_to_its_end() -> None:
         os.write(writing, b":3}")
         os.close(writing)
         await relay.ended.wait()
-        assert [(event.topic, event.data) for event in relay.hub.events] == [("t", 1), ("u", 2), ("t", 3)]
+        assert [(event.topic, value(event.data)) for event in relay.hub.events] == [("t", 1), ("u", 2), ("t", 3)]
         assert relay.metrics.errors == []
         os.fstat(reading)  # it is not ours to close
 
@@ -86,7 +86,7 @@ async def test_an_event_stream_is_relayed_as_it_is() -> None:
             ("a\nb", "7", "e", 5, "t"),
             ("c", None, None, None, "t"),
         ]
-        assert relay.metrics.errors == [("stdin", "line")]
+        assert relay.metrics.errors == [("stdin", "line"), ("stdin", "event")]  # too long, and torn
 
 
 @on_uvloop
@@ -100,20 +100,40 @@ async def test_bad_lines_are_counted_and_logged_and_the_rest_goes_on(
         assert relay.hub.data == [1, 2]
         assert relay.metrics.errors == [("stdin", "json"), ("stdin", "line"), ("stdin", "event")]
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-        "stdin, line 2: event: Input data was truncated",
+        "stdin, line 2: event: not valid JSON: it ends after byte 1",
         "stdin, line 3: line: longer than 20 bytes",
         "stdin, line 4: topic: is bad",
     ]
 
 
 @on_uvloop
-async def test_text_that_is_not_utf8_is_counted() -> None:
+async def test_bytes_of_a_text_that_are_not_utf8_are_replaced() -> None:
     with pipe() as (reading, writing), Relay(reading, "lines") as relay:
         os.write(writing, b"a\n\xff\nb\n")
         os.close(writing)
         await relay.ended.wait()
-        assert relay.hub.data == ["a", "b"]
+        assert relay.hub.data == ["a", "\N{REPLACEMENT CHARACTER}", "b"]
+        assert relay.metrics.errors == []
+
+
+@on_uvloop
+@pytest.mark.parametrize("torn", [b"data: c\n", b"data: c", b"id: 9\ndata: c\n", b"da"])
+async def test_an_event_that_the_end_of_the_stream_cuts_is_counted(torn: bytes) -> None:
+    with pipe() as (reading, writing), Relay(reading, "sse") as relay:
+        os.write(writing, b"data: a\n\n" + torn)
+        os.close(writing)
+        await relay.ended.wait()
+        assert relay.hub.data == ["a"]
         assert relay.metrics.errors == [("stdin", "event")]
+
+
+@on_uvloop
+async def test_a_comment_at_the_end_of_the_stream_is_no_event() -> None:
+    with pipe() as (reading, writing), Relay(reading, "sse") as relay:
+        os.write(writing, b"data: a\n\n: bye\n: bye")
+        os.close(writing)
+        await relay.ended.wait()
+        assert (relay.hub.data, relay.metrics.errors) == (["a"], [])
 
 
 @on_uvloop
@@ -208,7 +228,7 @@ async def test_a_fifo_ends_with_its_last_writer(tmp_path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         writers = [os.open(path, os.O_WRONLY) for _ in range(2)]
-        with Relay(fd, "lines") as relay:
+        with Relay(fd, "lines", exit_on_eof=True) as relay:
             os.write(writers[0], b"a\n")
             await relay.hub.until_events(1)
             os.close(writers[0])
@@ -217,6 +237,29 @@ async def test_a_fifo_ends_with_its_last_writer(tmp_path: Path) -> None:
             assert not relay.ended.is_set()
             os.close(writers[1])
             await relay.ended.wait()
+    finally:
+        os.close(fd)
+
+
+@on_uvloop
+async def test_a_fifo_serves_one_writer_after_another(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with Relay(fd, "lines") as relay:
+            for number in range(20):
+                writer = os.open(path, os.O_WRONLY)
+                os.write(writer, b"a%d\nlast of %d" % (number, number))
+                os.close(writer)
+                await relay.hub.until_events(2 * number + 2)
+            assert relay.hub.data == [text for n in range(20) for text in (f"a{n}", f"last of {n}")]
+            # A writer that is silent blocks nobody, and one that is gone wakes nobody.
+            writer = os.open(path, os.O_WRONLY)
+            os.write(writer, b"silent\n")
+            await relay.hub.until_events(41)
+            os.close(writer)
+            assert not relay.ended.is_set()
     finally:
         os.close(fd)
 

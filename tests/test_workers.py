@@ -137,11 +137,15 @@ def test_top_shows_the_whole_and_each_worker(server: Relay, spread: Spread) -> N
 
 def test_what_a_publisher_did_wrong_is_answered_at_a_worker_as_without_workers(server: Relay) -> None:
     headers = {"Authorization": "Bearer a-token-for-tests", "Content-Type": "application/json"}
-    for body in (b'{"data":"x","id":"a\\u0000"}', b'{"data":123456789012345678901234567890}', b'{"data":"\\ud800"}'):
+    for body in (b'{"data":"x","id":"a\\u0000"}', b'{"data":%b1}' % (b"[" * 600), b'{"data":"\\ud800"}'):
         status, _, answer = server.request("POST", "/publish", body, headers)
         assert status == 400, answer
         assert "error" in json.loads(answer)
     assert server.stats()["events"] == 0
+    number = b"123456789012345678901234567890.50"
+    assert server.request("POST", "/publish", b'{"data": {"v": %b}}' % number, headers)[0] == 200
+    with Stream(server.port, "since=earliest") as stream:
+        assert stream.next().data == f'{{"v":{number.decode()}}}'
 
 
 def test_an_id_resumes_at_whichever_worker(server: Relay) -> None:

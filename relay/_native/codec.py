@@ -124,6 +124,11 @@ class Decoder:
         self._refusing: bool
         self._reset()
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a block has begun, with data or a line that is not a comment, and its empty line has not come."""
+        return bool(self._data) or (bool(self._line) and not self._line.startswith(b":"))
+
     def feed(self, data: bytes) -> list[Event]:
         """Take the next bytes of the stream.
 

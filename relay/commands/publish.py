@@ -24,7 +24,7 @@ import click
 import msgspec
 
 from relay.errors import EventError, LostError, RelayError, RequestError
-from relay.event import Event, parse_event
+from relay.event import Event
 
 STDIN = 0
 READ_BYTES = 64 * 1024
@@ -271,7 +271,10 @@ async def _publish_input(sender: _Sender, form: str, defaults: Event) -> None:
 
 async def _read_events(report: _Report, form: str, defaults: Event) -> AsyncIterator[list[Numbered]]:
     """Read standard input and yield the events of each read, with the numbers of their lines."""
-    from relay.sources.lines import LineSplitter, parse_text  # Only here: it takes the engine with it.
+    # Only here: they take the engine with them.
+    from relay.event_json import parse_event
+    from relay.sources.lines import LineSplitter, parse_text
+
 
     splitter = LineSplitter(LINE_BYTES_MAX)
     parse: Callable[[bytes], Event] | None = {"ndjson": parse_event, "lines": parse_text}.get(form)

@@ -91,6 +91,10 @@ class Feeder:
         """Return the bytes of one read; empty at the end of input, None when there is nothing yet."""
         raise NotImplementedError
 
+    def _at_end(self) -> bool:
+        """Tell whether the end of input is final; called at each."""
+        return True
+
     def _watch(self, reading: bool) -> None:
         """Have `_on_readable` called whenever there is something to read, or no longer; idempotent."""
         raise NotImplementedError
@@ -140,7 +144,7 @@ class Feeder:
         if data:
             self._intake.receive(data)
         else:
-            self._ended = True
+            self._ended = self._at_end()
             self._intake.receive_end()
         self._turn()
 

@@ -6,16 +6,17 @@ Owns which content types are taken and how each is read; sans-IO. Never publishe
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable
 
 import msgspec
 
 from relay.errors import EventError, RequestError
-from relay.event import Event, event_error, parse_event
+from relay.event import Event
+from relay.event_json import decode_text, parse_event, parse_events
 
 ACCEPTED = "application/json, application/x-ndjson, text/plain"
 
-_array = msgspec.json.Decoder(list[Event])
 _ITEM = re.compile(r"\[(\d+)\]\.?(.*)", re.DOTALL)
 
 
@@ -54,7 +55,7 @@ def parse_body(
     if charset and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
         raise RequestError(415, "the body must be UTF-8")
     if media.startswith("text/"):
-        return [Event(data=_text(body), event=event, id=id, key=key, topic=topic)]
+        return [Event(data=decode_text(body.removeprefix(BOM_UTF8)), event=event, id=id, key=key, topic=topic)]
     parse = _PARSERS.get(media)
     if parse is None:
         named = f"content type {media!r}" if media else "a body without a content type"
@@ -63,24 +64,17 @@ def parse_body(
     return [item if item.topic is not None else replace(item, topic=topic) for item in parse(body)]
 
 
-def _text(body: bytes) -> str:
-    try:
-        return body.decode()
-    except UnicodeDecodeError as error:
-        raise EventError("data", f"invalid UTF-8 at byte {error.start}") from None
-
-
 def _json(body: bytes) -> list[Event]:
+    body = body.removeprefix(BOM_UTF8)
     if not body.lstrip().startswith(b"["):
         return [parse_event(body)]
     try:
-        return _array.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        wrong = event_error(error)
-    item = _ITEM.fullmatch(wrong.field)
-    if item is None:
-        raise wrong
-    raise EventError(item[2] or "event", f"{wrong.reason} (item {int(item[1]) + 1})")
+        return parse_events(body)
+    except EventError as error:
+        item = _ITEM.fullmatch(error.field)
+        if item is None:
+            raise
+        raise EventError(item[2] or "event", f"{error.reason} (item {int(item[1]) + 1})") from None
 
 
 def _ndjson(body: bytes) -> list[Event]:

@@ -15,16 +15,19 @@ Owns the order, the waiting and the answers; sans-IO, and never tells the time.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Generic, Protocol, TypeVar
+from functools import partial
+from typing import Generic, Protocol, TypeVar, cast
 
 import msgspec
 from msgspec.structs import force_setattr
 
 from relay.errors import EventError
-from relay.event import Event, event_error
-from relay.sources.lines import BAD_JSON, NO_ACK, Line
+from relay.event import Event
+from relay.event_json import BAD_JSON, json_error
+from relay.sources.lines import NO_ACK, Line
 
 TURN_LINES = 512
 """Items published in one turn: 2 ms at the 4 µs that an event costs from the line to the log."""
@@ -88,6 +91,7 @@ class Intake(Generic[Item]):
         topic: of events that name none.
         complain: is told of each bad item: kind (`line`, `json`, `event`), number, and a printable reason.
         answering: whether there is anyone to answer; may be set to False at any time.
+        foreign: the events are another server's, which chose their ids and may be a relay itself.
     """
 
     def __init__(
@@ -98,8 +102,11 @@ class Intake(Generic[Item]):
         topic: str,
         complain: Callable[[str, int, str], None],
         answering: bool,
+        *,
+        foreign: bool = False,
     ) -> None:
         self.answering = answering
+        self._publish = partial(hub.publish_one, foreign=True) if foreign else hub.publish_one
         self.splitter = splitter
         self._parse = parse
         self._hub = hub
@@ -122,10 +129,17 @@ class Intake(Generic[Item]):
     def receive(self, data: bytes) -> None:
         """Take the bytes of one read. Only to be called when idle."""
         self._items += self.splitter.feed(data)
+        self._skip_mark()
 
     def receive_end(self) -> None:
         """Take note of the end of input; the last line needs no LF."""
         self._items += self.splitter.end()
+        self._skip_mark()
+
+    def _skip_mark(self) -> None:
+        """Skip a byte order mark before the first line; the decoder of event streams does so by itself."""
+        if self._number == 0 and self._items and isinstance(first := self._items[0], bytes):
+            self._items[0] = cast(Item, first.removeprefix(BOM_UTF8))
 
     def take_answers(self) -> bytes:
         """Return the answers since the last call, in order, each one line of JSON."""
@@ -141,7 +155,7 @@ class Intake(Generic[Item]):
             now_s: the time, as the hub has it.
             answer_bytes_max: room for answers; 0 when the feeder has not read the last ones.
         """
-        parse, held, publish = self._parse, self._hub.held, self._hub.publish_one
+        parse, held, publish = self._parse, self._hub.held, self._publish
         state = None
         done = 0
         for item in self._items[self._done : self._done + TURN_LINES]:
@@ -191,7 +205,7 @@ class Intake(Generic[Item]):
             ack = _readable_ack(item)
         if ack is not NO_ACK and self.answering and not has_room:
             return False
-        kind, reason = self._explain(error)
+        kind, reason = self._explain(error, item)
         self._complain(kind, number, reason)
         if self.answering and has_room:
             answer: dict[str, object] = {"error": reason, "line": number}
@@ -200,12 +214,13 @@ class Intake(Generic[Item]):
             self._answer(answer)
         return True
 
-    def _explain(self, error: Exception) -> tuple[str, str]:
+    def _explain(self, error: Exception, item: Item | None) -> tuple[str, str]:
         if isinstance(error, _TooLongError):
             return "line", self.splitter.limit
         if isinstance(error, EventError):
             return "event", _printable(str(error))
-        return "json", _printable(str(event_error(error)))
+        assert isinstance(item, bytes)
+        return "json", _printable(str(json_error(error, item)))
 
     def _answer(self, answer: dict[str, object]) -> None:
         line = _encode(answer) + b"\n"

@@ -12,7 +12,7 @@ import msgspec
 
 from relay.errors import EventError
 from relay.event import Event
-from relay.ids import is_own_id
+from relay.event_json import decode_text, take_data
 from relay.sse import Decoder
 
 NO_ACK = msgspec.Raw()
@@ -26,6 +26,13 @@ class Line(Event, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """
 
     ack: msgspec.Raw = NO_ACK
+
+
+HEARTBEAT = "relay.heartbeat"
+"""Type of the events with which a relay keeps its streams open; they are not passed on."""
+
+UNFINISHED = Line()
+"""Stands for an event that the end of a stream has cut."""
 
 
 class LineSplitter:
@@ -105,6 +112,7 @@ class StreamSplitter:
     def __init__(self, topic: str, event_bytes_max: int) -> None:
         self.limit = f"event: longer than {event_bytes_max} bytes"
         self._topic = topic
+        self._event_bytes_max = event_bytes_max
         self._decoder = Decoder(bytes_max=event_bytes_max)
 
     def feed(self, data: bytes) -> list[Line | None]:
@@ -115,32 +123,44 @@ class StreamSplitter:
         except EventError:
             refused.append(None)
             events = self._decoder.feed(b"")  # those that were not too long
-        return [*map(self._line, events), *refused]
+        return [*(self._line(event) for event in events if event.event != HEARTBEAT), *refused]
 
     def end(self) -> list[Line | None]:
-        """Return nothing: an unfinished event at the end is thrown away (WHATWG HTML 9.2.6)."""
-        return []
+        """Return `UNFINISHED` where the stream ends within an event, which is discarded (WHATWG HTML 9.2.6).
+
+        What comes next is another stream.
+        """
+        unfinished = self._decoder.unfinished
+        self._decoder = Decoder(bytes_max=self._event_bytes_max)
+        return [UNFINISHED] if unfinished else []
 
     def _line(self, event: Event) -> Line:
-        # The ids of a foreign stream are not its feeder's choice: relay gives its own in place of one it cannot take.
-        id = event.id if event.id is not None and is_own_id(event.id) else None
-        return Line(event.data, event.event, id, event.retry, None, self._topic)
+        return Line(data=event.data, event=event.event, id=event.id, retry=event.retry, topic=self._topic)
 
 
-parse_line: Callable[[bytes], Line] = msgspec.json.Decoder(Line).decode
-"""Parse one line of NDJSON. Raises what `BAD_JSON` lists."""
+class _WrittenLine(Line, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A line as JSON has it: `data` is text until `take_data` is called."""
 
-BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+    data: msgspec.Raw = msgspec.Raw()
+
+
+_decode: Callable[[bytes], Line] = msgspec.json.Decoder(_WrittenLine).decode
+
+
+def parse_line(line: bytes) -> Line:
+    """Parse one line of NDJSON. Raises EventError, or what `relay.event_json.BAD_JSON` lists."""
+    parsed = _decode(line)
+    take_data(parsed)
+    return parsed
 
 
 def parse_text(line: bytes) -> Line:
-    """Make a line of text an event's data. Raises EventError where it is not UTF-8."""
-    try:
-        return Line(line.decode())
-    except UnicodeDecodeError:
-        raise EventError("data", "invalid UTF-8") from None
+    """Make a line of text an event's data."""
+    return Line(data=decode_text(line))
 
 
 def pass_event(event: Line) -> Line:
-    """Return the event: what comes from an event stream is parsed already."""
+    """Return the event: what comes from an event stream is parsed already. Raises EventError for `UNFINISHED`."""
+    if event is UNFINISHED:
+        raise EventError("event", "the stream ended before its empty line")
     return event

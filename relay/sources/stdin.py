@@ -5,6 +5,11 @@ would make it non-blocking. An epoll descriptor of ours stands in front of it: t
 after it fires does not block. What epoll refuses (EPERM: regular files, /dev/null) is always readable, and
 read a chunk a turn.
 
+A FIFO with a name serves one writer after another: when the last writer has closed it, its unfinished line is taken as
+it is, and reading goes on with the next writer. With `exit_on_eof` the input ends there, as that of a pipe does. A FIFO
+is read through a descriptor of our own, which does not block, because a writer may open it and write nothing. While it
+has no writer, epoll is edge-triggered: it would report the hang-up for ever.
+
 Owns the reading and the choice of form; never parses or publishes. Nothing is answered: an `ack` is passed
 over.
 """
@@ -14,6 +19,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import stat
 import sys
 import time
 from asyncio import AbstractEventLoop
@@ -41,6 +47,11 @@ def choose_form(setting: str, fd: int | None) -> str:
     if setting != "auto":
         return setting
     return "off" if fd is None or os.isatty(fd) else "ndjson"
+
+
+def is_fifo(fd: int) -> bool:
+    """Tell whether a descriptor is a FIFO with a name, which other writers can open later; an anonymous pipe is not."""
+    return stat.S_ISFIFO(os.fstat(fd).st_mode) and not os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:")
 
 
 class StdinSource(Feeder):
@@ -74,6 +85,9 @@ class StdinSource(Feeder):
         self._stdin = fd
         self._epoll: select.epoll | None = None
         self._reading = False
+        self._exit_on_eof = config.exit_on_eof
+        self._fifo: int | None = None  # our own descriptor of a FIFO
+        self._without_writer = False
 
     def start(self) -> None:
         """Begin to read, unless it is off."""
@@ -84,12 +98,24 @@ class StdinSource(Feeder):
 
     def _open(self) -> None:
         if self._stdin is not None:
+            if not self._exit_on_eof and is_fifo(self._stdin):
+                self._open_fifo(self._stdin)
             epoll = select.epoll()
             try:
-                epoll.register(self._stdin, select.EPOLLIN)
+                epoll.register(self._stdin if self._fifo is None else self._fifo, select.EPOLLIN)
                 self._epoll = epoll
             except OSError:
                 epoll.close()
+
+    def _open_fifo(self, fd: int) -> None:
+        try:
+            self._fifo = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            _logger.warning("stdin: the FIFO serves its present writers only; it cannot be opened: %s", error.strerror)
+
+    @property
+    def _fd(self) -> int | None:
+        return self._stdin if self._fifo is None else self._fifo
 
     def pack(self) -> handover.Feeder:
         """Describe what has been read and is not published, for another process that has the same standard input."""
@@ -102,16 +128,36 @@ class StdinSource(Feeder):
             self._go_on(packed)
 
     def _read(self) -> bytes | None:
-        if self._stdin is None:
+        fd = self._fd
+        if fd is None:
             return b""
         try:
-            return os.read(self._stdin, READ_BYTES)
+            if self._without_writer and self._epoll is not None:
+                self._epoll.poll(0)  # Takes the edge; what is written after this call makes another one.
+            data = os.read(fd, READ_BYTES)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError as error:
             # A folder (EISDIR), a terminal that is gone (EIO): there is nothing more to come.
             self._errors.report("read", "stdin: cannot be read: %s", error.strerror)
             return b""
+        if self._without_writer:
+            if not data:
+                return None
+            self._wait_for_writer(False)
+        return data
+
+    def _at_end(self) -> bool:
+        if self._fifo is None:
+            return True
+        _logger.info("stdin: the FIFO has no writer; waiting for the next one")
+        self._wait_for_writer(True)
+        return False
+
+    def _wait_for_writer(self, waiting: bool) -> None:
+        self._without_writer = waiting
+        if self._epoll is not None and self._fifo is not None:
+            self._epoll.modify(self._fifo, select.EPOLLIN | (select.EPOLLET if waiting else 0))
 
     def _watch(self, reading: bool) -> None:
         if self._epoll is None:
@@ -128,6 +174,9 @@ class StdinSource(Feeder):
         if self._epoll is not None:
             self._epoll.close()
             self._epoll = None
+        if self._fifo is not None:
+            os.close(self._fifo)
+            self._fifo = None
         self._errors.close()
 
     def _finish(self) -> None:
@@ -150,7 +199,7 @@ def _intake(
     topic = config.topic
     if form == "sse":
         events = StreamSplitter(topic, config.event_bytes_max)
-        return Intake(events, pass_event, hub, topic, complain, answering=False)
+        return Intake(events, pass_event, hub, topic, complain, answering=False, foreign=True)
     lines = LineSplitter(config.line_bytes_max)
     parse = parse_text if form == "lines" else parse_line
     return Intake(lines, parse, hub, topic, complain, answering=False)

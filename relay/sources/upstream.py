@@ -41,6 +41,7 @@ from relay.opening import shown
 from relay.publisher import endpoint
 from relay.sources.input_errors import Counter, InputErrors
 from relay.sources.intake import Publisher
+from relay.sources.lines import HEARTBEAT
 from relay.sse import Decoder
 
 TURN_EVENTS = 256
@@ -167,7 +168,7 @@ class UpstreamSource:
     async def _take(self, item: Item) -> None:
         """Do what one item of the stream asks for."""
         if isinstance(item, Event):
-            if item.event != "relay.heartbeat":
+            if item.event != HEARTBEAT:
                 await self._publish(self._adapt(item))
         elif isinstance(item, EventError):
             await self._refuse(item)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from relay.errors import EventError
-from relay.event import event_error
-from relay.sources.lines import BAD_JSON, LineSplitter, parse_line, parse_text
+from relay.event_json import BAD_JSON, json_error
+from relay.sources.lines import LineSplitter, parse_line, parse_text
 from relay.sse import encode
 from tests.fuzz.pieces import cut
 
@@ -48,6 +48,6 @@ def check(data: bytes) -> None:
             try:
                 encode(parse(line), "0-1", 1 << 20)
             except BAD_JSON as error:
-                assert str(event_error(error))
+                assert str(json_error(error, line))
             except EventError as error:
                 assert error.reason

@@ -1,0 +1,140 @@
+"""Events from JSON: an object with the fields of `Event`, from a feeder's line or a request's body.
+
+The rule for JSON input, whatever the source: it is UTF-8, a byte order mark before it is skipped, and anything that is
+not JSON (RFC 8259) is refused with its place. That includes NaN, an escaped lone surrogate and nesting deeper than
+`DEPTH_MAX`. Data that is not a string stays as it was written, without the white space between its tokens. So numbers
+keep their digits and signs, and of two members with one name both stay. Text input (`decode_text`) is
+decoded as WHATWG Encoding says: bytes that are not UTF-8 become U+FFFD.
+
+Owns this rule and the words of its errors. Never decides where an event goes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from codecs import BOM_UTF8
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec.structs import force_setattr
+
+from relay.errors import EventError
+from relay.event import Event
+from relay.speedups import compact_json
+
+DEPTH_MAX = 512
+"""Objects and arrays that may be open at one place of an event's data."""
+
+BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for text that is not JSON, or not of the type asked for."""
+
+_QUOTE = ord('"')
+_decode_string: Callable[[bytes], str] = msgspec.json.Decoder(str).decode
+# A pair of surrogates or an escaped character is passed over; a surrogate that is left is lone.
+_LONE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
+)
+
+
+class _WrittenEvent(Event, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An event as JSON has it: `data` is text until `take_data` is called."""
+
+    data: msgspec.Raw = msgspec.Raw()
+
+
+_decode_event = msgspec.json.Decoder(_WrittenEvent).decode
+_decode_events = msgspec.json.Decoder(list[_WrittenEvent]).decode
+
+
+def take_data(event: Event) -> None:
+    """Turn an event's data from JSON text into a string, or into compact JSON.
+
+    Args:
+        event: just decoded, so that nobody else has it yet.
+
+    Raises:
+        EventError: the data is nested too deeply.
+        UnicodeDecodeError: it is a string that is not UTF-8.
+    """
+    text = bytes(event.data)
+    data: Any = msgspec.UNSET
+    if text:
+        data = _decode_string(text) if text[0] == _QUOTE else msgspec.Raw(compact_json(text, DEPTH_MAX))
+    force_setattr(event, "data", data)
+
+
+def parse_event(text: bytes) -> Event:
+    """Parse one JSON object into an event.
+
+    Raises:
+        EventError: not JSON, not an object, an unknown field, or a field of a wrong type.
+    """
+    text = text.removeprefix(BOM_UTF8)
+    try:
+        return _finished(_decode_event(text))
+    except BAD_JSON as error:
+        raise json_error(error, text) from None
+
+
+def parse_events(text: bytes) -> list[Event]:
+    """Parse a JSON array of events; raises as `parse_event`, with a field like `[2].id`."""
+    text = text.removeprefix(BOM_UTF8)
+    try:
+        return [_finished(event) for event in _decode_events(text)]
+    except BAD_JSON as error:
+        raise json_error(error, text) from None
+
+
+def json_error(error: Exception, text: bytes) -> EventError:
+    """Say what is wrong with JSON text, and where.
+
+    Args:
+        error: one of `BAD_JSON`.
+        text: the text that was parsed.
+
+    Returns:
+        the error. It names the field that has a wrong type (msgspec ends its message with the path:
+        "… - at `$.retry`"), or `event` for the whole.
+    """
+    if isinstance(error, RecursionError):
+        return EventError("data", f"JSON is nested more than {DEPTH_MAX} levels deep")
+    try:
+        text.decode()
+    except UnicodeDecodeError as wrong:
+        return _not_json(f"byte {wrong.start} is not UTF-8")
+    message = str(error)
+    if isinstance(error, msgspec.ValidationError):
+        reason, _, path = message.partition(" - at `$")
+        return EventError(path.rstrip("`").lstrip(".") or "event", reason)
+    if "truncated" not in message:
+        return _not_json(message.removeprefix("JSON is malformed: "))
+    # msgspec says so of a lone surrogate too.
+    lone = next((match for match in _LONE.finditer(text) if match["lone"]), None)
+    if lone is not None and _is_whole(text):
+        return _not_json(f"lone surrogate {lone['lone'].decode()} at byte {lone.start()}")
+    return _not_json(f"it ends after byte {len(text)}")
+
+
+def decode_text(text: bytes) -> str:
+    """Decode text input: bytes that are not UTF-8 become U+FFFD (WHATWG Encoding, UTF-8 decode without BOM)."""
+    return text.decode(errors="replace")
+
+
+def _not_json(reason: str) -> EventError:
+    return EventError("event", f"not valid JSON: {reason}")
+
+
+def _finished(event: _WrittenEvent) -> Event:
+    take_data(event)
+    return Event(event.data, event.event, event.id, event.retry, event.key, event.topic, event.dedup)
+
+
+def _is_whole(text: bytes) -> bool:
+    """Tell whether the JSON text is complete; the standard library takes lone surrogates."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
