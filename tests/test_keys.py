@@ -214,6 +214,8 @@ UNUSABLE: list[Any] = [
     jwk(ed448.Ed448PrivateKey.generate(), kid="1", alg="EdDSA"),
     jwk(EC, kid=7),
     jwk(EC, kid=["1"]),
+    {"kty": "foreign", "kid": "\ud800"},
+    jwk(RSA, kid="1", alg="\ud800"),
 ]
 
 
@@ -227,6 +229,12 @@ def test_a_key_that_cannot_be_used_does_not_void_its_set(entry: Any) -> None:
         assert keys.skipped[0].startswith("key ")
     with pytest.raises(ConfigError, match="no key of it can be used"):
         read_jwks(jwks(entry), "jwt-jwks-url")
+
+
+def test_a_long_number_in_a_set_does_not_void_it() -> None:
+    digits = "9" * 6000  # more than Python reads as an integer
+    text = f'{{"keys": [{{"kty": {digits}}}, {json.dumps(jwk(EC, kid="good"))}], "version": {digits}}}'
+    assert list(read_jwks(text, "jwt-jwks-url").by_id) == ["good"]
 
 
 def test_members_that_are_null_count_as_absent_and_keys_of_one_id_are_all_tried() -> None:
@@ -258,7 +266,7 @@ LONG = ("sk-", "ecdsa-sha2-", "ssh-a ", "-----BEGIN ", "<a", '{"keys"', " ", "A"
         ("\ufeff" + jwks(jwk()), "byte order mark"),
         (jwks(jwk())[:-1], "not JSON"),
         ('{"keys": [' + "[" * 100_000, "nested"),
-        ('{"keys": ["\ud800"]}', "not UTF-8"),
+        ('{"keys": ["\ud800"]}', "no key of it"),
         (SECRET, "not JSON"),
         *((word * (FILE_BYTES_MAX // len(word)), "JSON|JWKS") for word in LONG),
     ],
