@@ -91,7 +91,8 @@ class Auth:
             try:
                 return self._verify(each)
             except RequestError as error:
-                refused = refused if number else error
+                # A 503 goes first: the browser comes back, and a key may be there that one of the cookies needs.
+                refused = error if number == 0 or error.status == 503 else refused
         raise refused
 
     def publisher(self, request: Request) -> Grant:

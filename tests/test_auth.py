@@ -276,6 +276,15 @@ def test_a_token_with_an_unknown_key_id_has_the_keys_fetched() -> None:
         judge.subscriber(bearer(token(key, "ES256", {"kid": "new"})))
     assert raised.value.status == 503
     assert dict(raised.value.headers)["Retry-After"]
+    # A stale cookie beside it does not turn the 503 into a 401, which would end an EventSource.
+    judge_of_cookies = Auth(
+        Config(subscribe="jwt", jwt_cookie="s"), frozenset(), keys, wall=lambda: NOW_S, unknown_key=lambda: True
+    )
+    fresh = token(key, "ES256", {"kid": "new"})
+    for cookies in (f"s=x; s={fresh}", f"s={fresh}; s=x"):
+        with pytest.raises(RequestError) as raised:
+            judge_of_cookies.subscriber(request(cookie=cookies))
+        assert raised.value.status == 503
     fetching[0] = False
     refused(judge, bearer(token(key, "ES256", {"kid": "new"})))
     assert asked == [True, False]
