@@ -52,7 +52,7 @@ def read_since(value: str, wall_s: float) -> tuple[float | None, tuple[str, ...]
     date = _DATE_TIME.fullmatch(text)
     if date is not None and (date_s := _unix_s(date)) is not None:
         return max(0.0, wall_s - date_s), ()
-    if not text.isdigit():
+    if text[-1:].isalpha():  # a bare number is an id
         try:
             return parse_duration(text), ()
         except ValueError:
