@@ -24,9 +24,10 @@ certificate, and are not read."""
 _LINE = re.compile(
     rb"PROXY (?:UNKNOWN(?: [ -~]*)?|TCP([46]) ([0-9A-Fa-f.:]+) ([0-9A-Fa-f.:]+) ([0-9]{1,5}) ([0-9]{1,5}))"
 )
-# A port may be obfuscated (RFC 7239 section 6.3), and nobody reads it. In a bare IPv6 address, colons tell no port.
+# A port may be obfuscated (RFC 7239 section 6.3) or empty (RFC 3986 section 3.2.3); nobody reads it. In a bare IPv6
+# address, colons tell no port.
 _ITEM = re.compile(
-    r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<ipv4>[0-9.]+))(?::[0-9A-Za-z._-]+)?|(?P<bare>[0-9A-Fa-f:.]+(?:%\S+)?)"
+    r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<ipv4>[0-9.]+))(?::[0-9A-Za-z._-]*)?|(?P<bare>[0-9A-Fa-f:.]+(?:%\S+)?)"
 )
 _LOCAL, _PROXY = 0x20, 0x21
 _TCP4, _TCP6 = 0x11, 0x21
