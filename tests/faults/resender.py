@@ -19,11 +19,12 @@ class Resender(threading.Thread):
         self.ids: dict[int, str] = {}
         self.sent_again = 0
         self.over = threading.Event()
+        self.stopped = threading.Event()  # set: no new connection is opened
         self._path = path
         self._count = count
 
     def run(self) -> None:
-        while len(self.ids) < self._count:
+        while len(self.ids) < self._count and not self.stopped.is_set():
             with contextlib.suppress(OSError, ValueError), Feeder(self._path) as feeder:
                 missing = [number for number in range(self._count) if number not in self.ids]
                 self.sent_again += len(missing)
@@ -33,8 +34,9 @@ class Resender(threading.Thread):
                     answer = feeder.answer()
                     self.ids[answer["ack"]] = answer["id"]
                 sender.join()
-            self.over.wait(0.01)  # where nobody listens yet
-        self.over.set()
+            self.stopped.wait(0.01)  # where nobody listens yet
+        if len(self.ids) == self._count:
+            self.over.set()
 
     def _send(self, feeder: Feeder, numbers: list[int]) -> None:
         with contextlib.suppress(OSError):

@@ -89,13 +89,14 @@ class Follower(threading.Thread):
         self.seen: list[Event | None] = []  # None for each connection that begins
         self.count = 0
         self.failure: BaseException | None = None
+        self.stopped = threading.Event()  # set: no new connection is opened
         self._port = port
         self._draw = draw
         self._last = ""
 
     def run(self) -> None:
         try:
-            while self.count < EVENTS:
+            while self.count < EVENTS and not self.stopped.is_set():
                 with contextlib.suppress(AssertionError, OSError):
                     self._connection()
         except BaseException as error:  # noqa: BLE001 (told by the test's own thread)
@@ -120,9 +121,9 @@ def test_hub_workers_and_clients_that_die_and_stall_at_random_cost_nobody_an_eve
     draw = random.Random(seed)
     cluster = Cluster(tmp_path, free_port())
     faults = list[str]()
+    feeder = Resender(tmp_path / "relay.sock", EVENTS)
+    followers = [Follower(cluster.port, random.Random(draw.random())) for _ in range(FOLLOWERS)]
     try:
-        feeder = Resender(tmp_path / "relay.sock", EVENTS)
-        followers = [Follower(cluster.port, random.Random(draw.random())) for _ in range(FOLLOWERS)]
         for thread in (feeder, *followers):
             thread.start()
         while len(faults) < FAULTS:
@@ -152,6 +153,11 @@ def test_hub_workers_and_clients_that_die_and_stall_at_random_cost_nobody_an_eve
         check_nothing_is_left(cluster.server)
     finally:
         cluster.stop()
+        # A thread that outlived its test would open descriptors while another test counts its own.
+        for thread in (feeder, *followers):
+            thread.stopped.set()
+            thread.join(TIMEOUT_S)
+            assert not thread.is_alive()
     published = feeder.published()
     for follower in followers:
         oracle = Oracle(published, ("**",))
