@@ -104,6 +104,27 @@ async def test_a_server_that_is_busy_is_asked_again(capsys: pytest.CaptureFixtur
     assert len({body["dedup"] for body in bodies}) == 1
 
 
+def test_a_read_of_more_lines_than_a_request_may_publish_takes_several_requests() -> None:
+    lines = [str(number % 10) for number in range(12_000)]
+    with relay("--batch-events-max", "500") as server:
+        done = run("publish", "--to", server.url, "--token", TOKEN, input="\n".join(lines))
+        assert (done.returncode, done.stderr) == (0, "")
+        with Stream(server.port, "topic=default&since=earliest") as stream:
+            events = stream.take(len(lines))
+    assert [event.data for event in events] == lines
+    assert done.stdout.split() == [event.id for event in events]
+
+
+def test_a_line_that_is_larger_than_a_request_may_be_is_refused_and_the_others_are_published() -> None:
+    lines = ["a", "b" * 20_000, *"cd"]
+    with relay("--body-bytes-max", "10KiB") as server:
+        done = run("publish", "--to", server.url, "--token", TOKEN, input="\n".join(lines))
+        assert done.returncode == 1
+        assert done.stderr.startswith("relay: line 2: 413: ")
+        with Stream(server.port, "topic=default&since=earliest") as stream:
+            assert [event.data for event in stream.take(3)] == ["a", "c", "d"]
+
+
 async def test_a_server_that_stays_away_ends_the_command_and_the_lines_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,11 @@ READ_BYTES = 64 * 1024
 """Bytes of standard input that are read, and published, at once."""
 LINE_BYTES_MAX = 8 * 1024 * 1024
 
+EVENTS_MAX = 10_000
+"""Events of the first request; fewer once the server answers 413. It is relay's default `batch-events-max`."""
+
+TOO_LARGE = 413
+
 GIVE_UP_S = 300.0
 """How long events are sent again: half of relay's default `dedup-window`, after which they could be published twice."""
 BACKOFF_LEAST_S = 0.5
@@ -157,6 +162,7 @@ class _Sender:
         self._publisher: Publisher | None = None
         self._backoff = Backoff(BACKOFF_LEAST_S, BACKOFF_MOST_S, random.random)
         self._run = secrets.token_hex(8)  # no other run has it, so neither has a key of this one
+        self._at_once = EVENTS_MAX
         self._reached = False  # a server has answered: a wrong address fails at once
 
     async def close(self) -> None:
@@ -232,25 +238,34 @@ class _Sender:
             raise
 
     async def _try_http(self, waiting: list[Numbered]) -> None:
-        """Send events with one request; where one of them is refused, each by itself."""
+        """Send events in requests as large as the server takes; remove those that are acknowledged or refused."""
         from relay.publisher import publish
 
-        try:
-            ids = await publish(self._target, [event for _, event in waiting], self._token, ca=self._ca)
-        except EventError as error:
-            self._reached = True
-            if len(waiting) == 1:
-                self.report.refuse(waiting.pop()[0], error)
-                return
-            while waiting:
-                single = waiting[:1]
-                await self._try_http(single)
-                del waiting[0]
-            return
-        self._reached = True
-        for id in ids:
-            self.report.show(id)
-        waiting.clear()
+        while waiting:
+            some = waiting[: self._at_once]
+            try:
+                ids = await publish(self._target, [event for _, event in some], self._token, ca=self._ca)
+            except EventError as error:
+                self._reached = True
+                if len(some) > 1:  # Nothing of the request was published: send each event by itself.
+                    for single in some:
+                        await self._try_http([single])
+                        del waiting[0]
+                    continue
+                self.report.refuse(some[0][0], error)
+            except RequestError as error:
+                if error.status != TOO_LARGE:
+                    raise
+                self._reached = True
+                if len(some) > 1:
+                    self._at_once = len(some) // 2
+                    continue
+                self.report.refuse(some[0][0], str(error))
+            else:
+                self._reached = True
+                for id in ids:
+                    self.report.show(id)
+            del waiting[: len(some)]
 
 
 async def _publish_arguments(sender: _Sender, batch: Sequence[Numbered]) -> None:
