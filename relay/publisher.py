@@ -146,15 +146,32 @@ async def _publish_http(
             response = await client.post(address, content=body, headers=headers, timeout=PUBLISH_TIMEOUT_S)
             if response.status_code != 200:
                 raise await refusal(response)
-            ids: list[str] = response.json()["ids"]
-            return ids
+            return _ids(response.content, len(events))
         except httpx.HTTPError as error:
             is_lost = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
             raise (LostError if is_lost else RelayError)(
                 f"{url}: {type(error).__name__}: {error}".removesuffix(": ")
             ) from error
-        except (ValueError, LookupError, TypeError):
+        except (msgspec.DecodeError, ValueError, RecursionError):
             raise RelayError(f"{url}: the answer is not that of a relay") from None
+
+
+class _Acknowledgement(msgspec.Struct):
+    """What a relay answers to a publish request."""
+
+    ids: list[str]
+
+
+def _ids(text: bytes, count: int) -> list[str]:
+    """Read the ids of published events.
+
+    Raises:
+        DecodeError, ValueError, RecursionError: the answer does not acknowledge this many events.
+    """
+    ids = msgspec.json.decode(text, type=_Acknowledgement).ids
+    if len(ids) != count:
+        raise ValueError(f"{len(ids)} ids for {count} events")
+    return ids
 
 
 async def refusal(response: httpx.Response) -> RelayError:
@@ -167,7 +184,7 @@ async def refusal(response: httpx.Response) -> RelayError:
             if len(text) >= REASON_BYTES_MAX:
                 break
     reason, field = text[:REASON_BYTES_MAX].decode(errors="replace"), None
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
         answer = msgspec.json.decode(text)
         if isinstance(answer, dict):
             reason, field = str(answer.get("error", reason)), answer.get("field")
@@ -301,7 +318,7 @@ class Publisher:
                 self._take(msgspec.json.decode(line, type=dict[str, Any]))
         except OSError as error:
             reason = f"the connection is lost: {error.strerror or error}"
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             kind, reason = RelayError, "the answer is not that of a relay"
         self._lose(kind(f"{self._path}: {reason}"))
 

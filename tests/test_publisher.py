@@ -125,7 +125,7 @@ async def test_a_lost_connection_fails_what_waits_and_what_comes(tmp_path: Path)
             await publisher.__aexit__(None, None, None)
 
 
-@pytest.mark.parametrize("said", [b"hello\n", b"[]\n", b'{"ack": 1}\n', b'{"ack": []}\n'])
+@pytest.mark.parametrize("said", [b"hello\n", b"[]\n", b'{"ack": 1}\n', b'{"ack": []}\n', b'{"a":' + b"[" * 4096 + b"\n"])
 async def test_what_is_no_answer_of_a_relay_is_an_error(tmp_path: Path, said: bytes) -> None:
     async with feeder_socket(tmp_path / "s", lambda line, number: said):
         with pytest.raises(RelayError, match="not that of a relay"):
@@ -193,6 +193,11 @@ async def test_no_events_make_no_request() -> None:
         (answer(503, ""), RequestError, "503: Reason"),
         (answer(200, JSON, b"[]"), RelayError, "not that of a relay"),
         (answer(200, JSON, b"ok"), RelayError, "not that of a relay"),
+        (answer(200, JSON, b"[" * 100_000), RelayError, "not that of a relay"),
+        (answer(200, JSON, b'{"ids": [1]}'), RelayError, "not that of a relay"),
+        (answer(200, JSON, b'{"ids": []}'), RelayError, "not that of a relay"),
+        (answer(200, JSON, b'{"ids": ["e-1", "e-2"]}'), RelayError, "not that of a relay"),
+        (answer(503, JSON, b"[" * 4096), RequestError, "503: [["),
         (b"nonsense\r\n\r\n", LostError, "RemoteProtocolError"),
         (b"", LostError, "RemoteProtocolError"),
     ],

@@ -86,6 +86,7 @@ async def following(server: Scripted, **settings: Any) -> AsyncIterator[Followed
         (answer(404, ""), "404"),
         (answer(410, ""), "410"),
         (answer(503, ""), "503"),
+        (answer(503, "", b"[" * 4096), "503: [["),
         (answer(200, "Content-Type: text/html\r\n", b"<p>data: a\n\n"), "content type text/html"),
         (answer(200, ""), "content type missing"),
         (answer(200, f"{STREAM}Content-Encoding: br\r\n", b"\x8b\n\n"), "content coding 'br'"),

@@ -142,5 +142,5 @@ def _gap(data: str) -> str:
         gap = json.loads(data)
         missed = "an unknown number of" if gap["missed"] is None else gap["missed"]
         return f"missed {missed} events ({gap['reason']})"
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return repr(data)
