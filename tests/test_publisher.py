@@ -125,7 +125,9 @@ async def test_a_lost_connection_fails_what_waits_and_what_comes(tmp_path: Path)
             await publisher.__aexit__(None, None, None)
 
 
-@pytest.mark.parametrize("said", [b"hello\n", b"[]\n", b'{"ack": 1}\n', b'{"ack": []}\n', b'{"a":' + b"[" * 4096 + b"\n"])
+@pytest.mark.parametrize(
+    "said", [b"hello\n", b"[]\n", b'{"ack": 1}\n', b'{"ack": []}\n', b'{"a":' + b"[" * 4096 + b"\n"]
+)
 async def test_what_is_no_answer_of_a_relay_is_an_error(tmp_path: Path, said: bytes) -> None:
     async with feeder_socket(tmp_path / "s", lambda line, number: said):
         with pytest.raises(RelayError, match="not that of a relay"):

@@ -123,8 +123,9 @@ def test_hub_workers_and_clients_that_die_and_stall_at_random_cost_nobody_an_eve
     faults = list[str]()
     feeder = Resender(tmp_path / "relay.sock", EVENTS)
     followers = [Follower(cluster.port, random.Random(draw.random())) for _ in range(FOLLOWERS)]
+    threads: list[Resender | Follower] = [feeder, *followers]
     try:
-        for thread in (feeder, *followers):
+        for thread in threads:
             thread.start()
         while len(faults) < FAULTS:
             workers = cluster.workers()
@@ -154,7 +155,7 @@ def test_hub_workers_and_clients_that_die_and_stall_at_random_cost_nobody_an_eve
     finally:
         cluster.stop()
         # A thread that outlived its test would open descriptors while another test counts its own.
-        for thread in (feeder, *followers):
+        for thread in threads:
             thread.stopped.set()
             thread.join(TIMEOUT_S)
             assert not thread.is_alive()
