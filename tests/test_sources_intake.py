@@ -61,6 +61,15 @@ def test_a_byte_order_mark_before_the_first_line_is_skipped_however_it_is_cut() 
         assert feed.hub.data == [1, 2]
 
 
+def test_a_byte_order_mark_is_skipped_before_the_first_line_of_each_writer_of_a_fifo() -> None:
+    feed = Feed()
+    for number in range(3):
+        feed.intake.receive(b'\xef\xbb\xbf{"data":%d}\n{"data":"x"}' % number)
+        feed.intake.receive_end()
+        assert feed.intake.work(0.0, ANSWER_BYTES_MAX) is State.IDLE
+    assert feed.hub.data == [0, "x", 1, "x", 2, "x"]
+
+
 @pytest.mark.parametrize(
     "ack", ["7", "null", '"ä"', "false", '{"a": [1, 2.50]}', "123456789012345678901234567890"]
 )

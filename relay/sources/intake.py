@@ -115,6 +115,7 @@ class Intake(Generic[Item]):
         self._items: list[Item | None] = []
         self._done = 0  # of the items
         self._number = 0  # of the last item that was done, from the first byte on
+        self._begins = True  # the next item is the first one of a writer
         self._answers: list[bytes] = []
         self._answer_bytes = 0
 
@@ -125,6 +126,7 @@ class Intake(Generic[Item]):
     def adopt(self, number: int, items: list[Item | None]) -> None:
         """Go on where another intake stopped."""
         self._number, self._items = number, items
+        self._begins = number == 0 and not items
 
     def receive(self, data: bytes) -> None:
         """Take the bytes of one read. Only to be called when idle."""
@@ -132,14 +134,17 @@ class Intake(Generic[Item]):
         self._skip_mark()
 
     def receive_end(self) -> None:
-        """Take note of the end of input; the last line needs no LF."""
+        """Take note of the end of input, or of a FIFO's writer; the last line needs no LF."""
         self._items += self.splitter.end()
         self._skip_mark()
+        self._begins = True
 
     def _skip_mark(self) -> None:
-        """Skip a byte order mark before the first line; the decoder of event streams does so by itself."""
-        if self._number == 0 and self._items and isinstance(first := self._items[0], bytes):
-            self._items[0] = cast(Item, first.removeprefix(BOM_UTF8))
+        """Skip a byte order mark before a writer's first line; the decoder of event streams does so by itself."""
+        if self._begins and self._items:
+            self._begins = False
+            if isinstance(first := self._items[0], bytes):
+                self._items[0] = cast(Item, first.removeprefix(BOM_UTF8))
 
     def take_answers(self) -> bytes:
         """Return the answers since the last call, in order, each one line of JSON."""
