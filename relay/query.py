@@ -91,13 +91,18 @@ class Names:
                     self._near.setdefault(shorter, name)
 
     def meant(self, name: str) -> str | None:
-        """Return the name that another was meant to be: the same letters, an `s` more, or one letter wrong."""
+        """Return the name that another was meant to be: the same letters, one more, one fewer, or two swapped.
+
+        With another letter in place of one it is ignored, like any foreign name: `ticker` is not `ticket`.
+        """
         if len(name) > _NAME_CHARACTERS_MAX:
             return None
         letters = _letters(name)
         near = self._near.get(letters) or self._near.get(letters.removesuffix("s"))
         if near is None and len(letters) >= _EDITED_CHARACTERS_MIN:
             near = next((self._near[each] for each in _shorter(letters) if each in self._near), None)
+            if near is not None and _is_replaced(letters, _letters(near)):
+                return None
         return near
 
 
@@ -114,6 +119,10 @@ def check_names(request: Request, names: Names) -> None:
 
 def _letters(name: str) -> str:
     return re.sub(r"[^0-9a-z]", "", name.lower())
+
+
+def _is_replaced(letters: str, others: str) -> bool:
+    return len(letters) == len(others) and sorted(letters) != sorted(others)
 
 
 def _shorter(letters: str) -> list[str]:

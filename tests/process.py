@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 from weakref import WeakSet
 
 from relay.config import SETTINGS
@@ -133,6 +133,16 @@ class Relay:
             self.process.send_signal(number)
         return self.wait()
 
+    def kill_successors(self) -> None:
+        """Kill what took over from this process, however often; they hold its standard error open."""
+        for record in list(self.log):
+            found = re.search(r"^relay .*, pid (\d+)$", record["message"])
+            if found and int(found[1]) != self.process.pid:
+                with contextlib.suppress(OSError):
+                    line = Path(f"/proc/{found[1]}/cmdline").read_bytes().split(b"\0")[:-1]
+                    if line == [os.fsencode(part) for part in cast(list[str], self.process.args)]:
+                        os.kill(int(found[1]), signal.SIGKILL)
+
     def upgrade(self) -> None:
         """Have the process replaced, and wait until the old one is gone and the new one serves."""
         count = len(self.messages("took over"))
@@ -231,6 +241,7 @@ def relay(*arguments: str, **process: Any) -> Iterator[Relay]:
         if server.process.poll() is None:
             check_nothing_is_left(server)
     finally:
+        server.kill_successors()
         server.stop(signal.SIGKILL)
 
 

@@ -212,10 +212,9 @@ def test_the_picture_fits_the_terminal_and_is_cut_where_it_does_not() -> None:
             assert all("…" in line for line in lines if "a.topic.with" in line)
             shown.resize(14, 50)
             shown.screen.reset()
-            lines = shown.wait("slowest streams")
+            lines = shown.wait("a.topic.with")
             assert len(lines) == 14
             assert lines[0].startswith("relay ")
-            assert sum("a.topic.with" in line for line in lines) >= 1
             os.write(shown.fd, b"q")
             assert shown.ended() == 0
 
