@@ -259,7 +259,8 @@ class CatchUp:
         number = index.segment(max(cursor, log.tail))
         if number is None:
             return None
-        key = (index, number)
+        # A segment gets older rows when the index is completed further back.
+        key = (index, number, index.since)
         chunk = self._chunks.get(key)
         # The last segment grows. With an older part of it, of many streams under a steady feed few would ever be live.
         if chunk is None or chunk.cursor <= cursor or index.segment(chunk.cursor) == number:

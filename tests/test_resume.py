@@ -120,3 +120,14 @@ def test_what_came_and_what_gaps_count_is_what_was_published(policy: str, term: 
         assert publish(server, {"topic": "a", "data": "end"}) == 200
         assert resumed(server, "topic=a", "a-0-0-0", "end")[0] == "gap"
         assert resumed(server, "topic=a", "a-1-9-4", "end") == ["end"]
+
+
+def test_a_replay_of_a_pattern_from_further_back_misses_nothing_that_an_earlier_one_left_out() -> None:
+    """The streams share one index; its oldest segment gets more rows each time that a stream begins further back."""
+    with relay() as server:
+        ids = [server.publish(str(number))[0] for number in range(30)]
+        with Stream(server.port, "topic=**") as live:
+            live.read_until(b"\nid: ")
+            for seen in (20, 10, 0):
+                with Stream(server.port, "topic=**", {"Last-Event-ID": ids[seen]}) as stream:
+                    assert [event.id for event in stream.take(29 - seen)] == ids[seen + 1 :]
