@@ -52,9 +52,9 @@ Told_ = Callable[[Any], None]
 def message_bytes_max(config: Config) -> int:
     """Return the longest message under these settings: an event and its key, or the body of a publish request.
 
-    MessagePack may need nine bytes for a number that JSON wrote in four.
+    A text body becomes JSON, which needs six bytes for a control character.
     """
-    return config.event_bytes_max + max(config.line_bytes_max, 3 * config.body_bytes_max) + OVERHEAD_BYTES_MAX
+    return config.event_bytes_max + max(config.line_bytes_max, 6 * config.body_bytes_max) + OVERHEAD_BYTES_MAX
 
 
 class Uplink:
@@ -240,6 +240,11 @@ class Uplink:
             data = encode(Publish(number=self._number + 1, events=msgspec.json.encode(events)))
         except (ValueError, OverflowError, TypeError, RecursionError) as error:
             done(EventError("data", f"not a JSON value: {error}"))
+            return nothing
+        bytes_max = min(self._bytes_max, UNSENT_BYTES_MAX)
+        if len(data) > bytes_max:
+            reason = f"the events need {len(data)} bytes as JSON on the way to the hub; at most {bytes_max} are sent"
+            done(RequestError(413, reason, limit="body-bytes-max"))
             return nothing
         return self._request(data, done)
 

@@ -148,6 +148,18 @@ def test_what_a_publisher_did_wrong_is_answered_at_a_worker_as_without_workers(s
         assert stream.next().data == f'{{"v":{number.decode()}}}'
 
 
+@pytest.mark.parametrize(("size", "status"), [(1_500_000, 400), (4_500_000, 400), (7_000_000, 413)])
+def test_a_body_that_grows_on_the_way_to_the_hub_is_refused_and_cuts_no_link(
+    server: Relay, size: int, status: int
+) -> None:
+    """JSON needs six bytes for a control character, so that 7 MB of text are 42 MB."""
+    before = workers(server)
+    headers = {"Authorization": "Bearer a-token-for-tests", "Content-Type": "text/plain"}
+    assert server.request("POST", "/publish", b"\x01" * size, headers)[0] == status
+    assert server.publish("after") != []
+    assert workers(server) == before
+
+
 def test_an_id_resumes_at_whichever_worker(server: Relay) -> None:
     ids = [server.publish(str(number), "a")[0] for number in range(5)]
     for place, id in enumerate(ids * 4):
