@@ -55,7 +55,8 @@ cdef class Decoder:
     cdef Buffer _line
     # What the next feed() has to tell.
     cdef list _events
-    cdef Py_ssize_t _refusals
+    cdef readonly Py_ssize_t refused
+    cdef Py_ssize_t _told
     # The block: bytes of its lines, and its fields so far.
     cdef Py_ssize_t _size
     cdef Buffer _data
@@ -92,8 +93,8 @@ cdef class Decoder:
             self._start = None
             data = data.removeprefix(_BOM)
         self._feed(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-        if self._refusals:
-            self._refusals = 0
+        if self.refused > self._told:
+            self._told = self.refused
             raise _too_large(self._bytes_max)
         events, self._events = self._events, []
         return events
@@ -203,7 +204,7 @@ cdef class Decoder:
         if self._refusing:
             return 0
         id = self._id
-        self._refusals += 1
+        self.refused += 1
         self._reset()
         self._id = id
         self._refusing = True

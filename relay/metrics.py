@@ -81,7 +81,7 @@ class Metrics(Collector):
         self.registry = registry
         self._input_errors = Counter(
             "relay_input_errors",
-            "Input that was refused, by source and kind.",
+            "Input that was not published, by source and kind.",
             ("source", "kind"),
             registry=registry,
         )

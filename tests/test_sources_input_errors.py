@@ -20,7 +20,7 @@ async def test_each_is_counted_and_the_first_are_logged(caplog: pytest.LogCaptur
     assert metrics.errors == [("unix", "json")] * (LOGGED_PER_S + 3)
     assert caplog.messages == [f"line {number}: bad" for number in range(LOGGED_PER_S)]
     errors.close()
-    assert caplog.messages[LOGGED_PER_S:] == ["unix: and 3 more refused"]
+    assert caplog.messages[LOGGED_PER_S:] == ["unix: and 3 more not published"]
     errors.report("json", "line %d", 9)
     assert caplog.messages[-1] == "line 9"
     errors.close()
@@ -41,4 +41,4 @@ async def test_a_second_ends_by_itself(
     for _ in range(LOGGED_PER_S + 1):
         errors.report("json", "bad")
     await over.wait()
-    assert caplog.messages[-1] == "stdin: and 1 more refused"
+    assert caplog.messages[-1] == "stdin: and 1 more not published"

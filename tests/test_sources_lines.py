@@ -150,3 +150,10 @@ def test_an_event_that_is_too_long_is_refused_and_harms_no_other() -> None:
     lines = splitter.feed(b"data: a\n\ndata: " + b"x" * 30 + b"\n\ndata: b\n\n")
     assert [line and line.data for line in lines] == ["a", "b", None]
     assert splitter.feed(b"data: c\n\n") != []
+
+
+def test_each_event_that_is_too_long_is_counted() -> None:
+    splitter = StreamSplitter("t", 20)
+    long = b"data: " + b"x" * 30 + b"\n\n"
+    lines = splitter.feed(long + b"data: a\n\n" + long + long)
+    assert [line and line.data for line in lines] == ["a", None, None, None]

@@ -329,6 +329,32 @@ async def test_draining_publishes_what_has_been_read() -> None:
         assert not relay.ended.is_set()
 
 
+@on_uvloop
+async def test_what_a_drain_leaves_unpublished_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with pipe() as (reading, writing), Relay(reading, "ndjson") as relay:
+        relay.hub.holding.add("held")
+        os.write(writing, b'{"data":1}\n{"topic":"held","data":2}\n{"data":3}\n{"data')
+        await relay.hub.until(lambda: bool(relay.hub._callbacks))
+        relay.source.drain()
+        assert relay.hub.data == [1]
+        assert relay.metrics.errors == [("stdin", "unpublished")] * 3
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "stdin, line 2: was read, but its source closed before its turn",
+        "stdin, line 3: was read, but its source closed before its turn",
+        "stdin, line 4: was not complete when its source closed",
+    ]
+
+
+@on_uvloop
+async def test_the_end_of_input_leaves_nothing_unpublished() -> None:
+    for form, text in (("ndjson", b'{"data":"a"}'), ("lines", b"a"), ("sse", b"data: a\n\n")):
+        with pipe() as (reading, writing), Relay(reading, form) as relay:
+            os.write(writing, text)
+            os.close(writing)
+            await relay.ended.wait()
+            assert (relay.hub.data, relay.metrics.errors) == (["a"], [])
+
+
 def test_auto_is_off_on_a_terminal_and_where_there_is_no_input(tmp_path: Path) -> None:
     main, terminal = pty.openpty()
     try:

@@ -115,7 +115,8 @@ class Decoder:
         self._after_cr = False
         self._line = bytearray()
         self._events: list[Event] = []
-        self._refusals = 0
+        self.refused = 0  # blocks that were too large, in all
+        self._told = 0  # of them
         self._size: int
         self._data: list[bytes] = []
         self._event: str | None
@@ -153,8 +154,8 @@ class Decoder:
             data = data.removeprefix(BOM)
         if data:
             self._feed(data)
-        if self._refusals:
-            self._refusals = 0
+        if self.refused > self._told:
+            self._told = self.refused
             raise too_large(self._bytes_max)
         events, self._events = self._events, []
         return events
@@ -214,7 +215,7 @@ class Decoder:
         if self._refusing:
             return
         id = self._id
-        self._refusals += 1
+        self.refused += 1
         self._reset()
         self._id = id
         self._refusing = True

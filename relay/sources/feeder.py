@@ -83,6 +83,7 @@ class Feeder:
         if not self.closed:
             self.closed = True
             self._watch(False)
+            self._intake.abandon()
             self._release()
 
     # What subclasses are to give.

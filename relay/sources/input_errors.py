@@ -59,5 +59,5 @@ class InputErrors:
             self._second.cancel()
             self._second = None
         if self._seen > LOGGED_PER_S:
-            self._logger.warning("%s: and %d more refused", self._source, self._seen - LOGGED_PER_S)
+            self._logger.warning("%s: and %d more not published", self._source, self._seen - LOGGED_PER_S)
         self._seen = 0

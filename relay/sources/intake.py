@@ -63,6 +63,10 @@ class Splitter(Protocol[Item]):
 
     limit: str
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether an item has begun and its end has not come."""
+
     def feed(self, data: bytes) -> list[Item | None]: ...
 
     def end(self) -> list[Item | None]: ...
@@ -89,7 +93,8 @@ class Intake(Generic[Item]):
         parse: turns an item into an event; raises EventError or one of `BAD_JSON`.
         hub: takes the events.
         topic: of events that name none.
-        complain: is told of each bad item: kind (`line`, `json`, `event`), number, and a printable reason.
+        complain: called for each item that is not published: kind (`line`, `json`, `event`, `unpublished`), number,
+            and a printable reason.
         answering: whether there is anyone to answer; may be set to False at any time.
         foreign: the events are another server's, which chose their ids and may be a relay itself.
     """
@@ -138,6 +143,14 @@ class Intake(Generic[Item]):
         self._items += self.splitter.end()
         self._skip_mark()
         self._begins = True
+
+    def abandon(self) -> None:
+        """Report what has been read and will not be published, since its source is closed."""
+        waiting = len(self._items) - self._done
+        for place in range(waiting):
+            self._complain("unpublished", self._number + place + 1, "was read, but its source closed before its turn")
+        if self.splitter.unfinished:
+            self._complain("unpublished", self._number + waiting + 1, "was not complete when its source closed")
 
     def _skip_mark(self) -> None:
         """Skip a byte order mark before a writer's first line; the decoder of event streams does so by itself."""

@@ -77,6 +77,11 @@ class LineSplitter:
         """Go on where another splitter stopped."""
         self._unfinished[:], self._refusing = unfinished, refusing
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a line has begun and its end has not come; one that is refused does not count."""
+        return bool(self._unfinished)
+
     def end(self) -> list[bytes | None]:
         """Return the last line, where it has no LF."""
         last = bytes(self._unfinished)
@@ -117,13 +122,18 @@ class StreamSplitter:
 
     def feed(self, data: bytes) -> list[Line | None]:
         """Take the next bytes; return the events that they finish, None for one that is refused."""
-        refused: list[Line | None] = []
+        before = self._decoder.refused
         try:
             events = self._decoder.feed(data)
         except EventError:
-            refused.append(None)
             events = self._decoder.feed(b"")  # those that were not too long
+        refused = [None] * (self._decoder.refused - before)
         return [*(self._line(event) for event in events if event.event != HEARTBEAT), *refused]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether an event has begun and its empty line has not come."""
+        return self._decoder.unfinished
 
     def end(self) -> list[Line | None]:
         """Return `UNFINISHED` where the stream ends within an event, which is discarded (WHATWG HTML 9.2.6).
