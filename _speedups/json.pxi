@@ -1,9 +1,14 @@
-# JSON text without the white space between its tokens; see `relay._native.jsontext`.
+# The data of an event from its JSON text; see `relay._native.jsontext`.
 #
 # The text has been parsed, so it is well formed: a quotation mark outside a string begins one, and a backslash
 # inside a string is followed by the character that it escapes. The first pass counts white space and depth. Most
 # texts have no white space and are returned as they are.
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from msgspec import UNSET as _UNSET
+from msgspec import Raw as _Raw
+
+from relay._native.jsontext import decode_string as _decode_string
 from relay._native.jsontext import too_deep as _too_deep
 
 
@@ -62,3 +67,21 @@ def compact_json(bytes text not None, Py_ssize_t depth_max):
                 out += 1
             place += 1
     return compact
+
+
+def json_data(raw, Py_ssize_t depth_max):
+    """Return the data of an event from its JSON text; see `relay._native.jsontext.json_data`."""
+    cdef Py_buffer view
+    cdef const char *start
+    PyObject_GetBuffer(raw, &view, PyBUF_SIMPLE)
+    try:
+        start = <const char *>view.buf
+        if view.len == 0:
+            return _UNSET
+        if start[0] != c'"':
+            return _Raw(compact_json(PyBytes_FromStringAndSize(start, view.len), depth_max))
+        if memchr(start, c"\\", view.len) == NULL:
+            return PyUnicode_DecodeUTF8(start + 1, view.len - 2, NULL)
+        return _decode_string(PyBytes_FromStringAndSize(start, view.len))
+    finally:
+        PyBuffer_Release(&view)

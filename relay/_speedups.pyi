@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Self, TypeAlias
 
+from msgspec import Raw
 from typing_extensions import disjoint_base
 
 from relay.event import Event
@@ -31,6 +32,7 @@ class Decoder:
 # JSON text (_speedups/json.pxi)
 
 def compact_json(text: bytes, depth_max: int) -> bytes: ...
+def json_data(raw: Raw, depth_max: int) -> object: ...
 
 # The engine (_speedups/chunk.pxi, _speedups/engine.pxi)
 

@@ -14,15 +14,13 @@ from __future__ import annotations
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import Callable
-from typing import Any
 
 import msgspec
 from msgspec.structs import force_setattr
 
 from relay.errors import EventError
 from relay.event import Event
-from relay.speedups import compact_json
+from relay.speedups import json_data
 
 DEPTH_MAX = 512
 """Objects and arrays that may be open at one place of an event's data."""
@@ -30,8 +28,6 @@ DEPTH_MAX = 512
 BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for text that is not JSON, or not of the type asked for."""
 
-_QUOTE = ord('"')
-_decode_string: Callable[[bytes], str] = msgspec.json.Decoder(str).decode
 # A pair of surrogates or an escaped character is passed over; a surrogate that is left is lone.
 _LONE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
@@ -58,11 +54,7 @@ def take_data(event: Event) -> None:
         EventError: the data is nested too deeply.
         UnicodeDecodeError: it is a string that is not UTF-8.
     """
-    text = bytes(event.data)
-    data: Any = msgspec.UNSET
-    if text:
-        data = _decode_string(text) if text[0] == _QUOTE else msgspec.Raw(compact_json(text, DEPTH_MAX))
-    force_setattr(event, "data", data)
+    force_setattr(event, "data", json_data(event.data, DEPTH_MAX))
 
 
 def parse_event(text: bytes) -> Event:

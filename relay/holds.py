@@ -34,7 +34,7 @@ class Holds:
         held = self._catchup.held
         if held and any(audience in held for audience in self._audiences.of_topic(topic)):
             return True
-        return bool(self._held and self._held.covering(topic))
+        return bool(self._edges and self._held.covering(topic))
 
     @property
     def terms(self) -> tuple[str, ...]:

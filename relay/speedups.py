@@ -28,10 +28,10 @@ ENGINE = _choose(os.environ.get("RELAY_ENGINE") or "auto")
 """The twin in use: `speedups` or `native`."""
 
 if TYPE_CHECKING or ENGINE == "speedups":
-    from relay._speedups import Chunk, Decoder, Engine, Members, compact_json, counters, encode_event
+    from relay._speedups import Chunk, Decoder, Engine, Members, counters, encode_event, json_data
 else:
     from relay._native.codec import Decoder, encode_event
     from relay._native.engine import Chunk, Engine, Members, counters
-    from relay._native.jsontext import compact_json
+    from relay._native.jsontext import json_data
 
-__all__ = ["ENGINE", "Chunk", "Decoder", "Engine", "Members", "compact_json", "counters", "encode_event"]
+__all__ = ["ENGINE", "Chunk", "Decoder", "Engine", "Members", "counters", "encode_event", "json_data"]

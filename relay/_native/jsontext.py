@@ -7,10 +7,37 @@ in Cython. Never checks that the text is JSON: whoever parsed it did.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+
+import msgspec
 
 from relay.errors import EventError
 
+decode_string: Callable[[bytes], str] = msgspec.json.Decoder(str).decode
+
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]|[^"{}\[\] \t\n\r]+', re.DOTALL)
+
+
+def json_data(raw: msgspec.Raw, depth_max: int) -> object:
+    """Return the data of an event from its JSON text.
+
+    Args:
+        raw: well-formed JSON, or nothing.
+        depth_max: objects and arrays that may be open at one place.
+
+    Returns:
+        a string for a string, UNSET for nothing, and `msgspec.Raw` without white space for every other value.
+
+    Raises:
+        EventError: it is nested more deeply.
+        UnicodeDecodeError: it is a string that is not UTF-8.
+    """
+    text = bytes(raw)
+    if not text:
+        return msgspec.UNSET
+    if text.startswith(b'"'):
+        return decode_string(text)
+    return msgspec.Raw(compact_json(text, depth_max))
 
 
 def compact_json(text: bytes, depth_max: int) -> bytes:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from relay.errors import EventError
 from relay.event import Event
-from relay.event_json import decode_text, take_data
+from relay.event_json import DEPTH_MAX, decode_text
+from relay.speedups import json_data
 from relay.sse import Decoder
 
 NO_ACK = msgspec.Raw()
@@ -160,7 +162,7 @@ _decode: Callable[[bytes], Line] = msgspec.json.Decoder(_WrittenLine).decode
 def parse_line(line: bytes) -> Line:
     """Parse one line of NDJSON. Raises EventError, or what `relay.event_json.BAD_JSON` lists."""
     parsed = _decode(line)
-    take_data(parsed)
+    force_setattr(parsed, "data", json_data(parsed.data, DEPTH_MAX))  # as `take_data`, with one call fewer an event
     return parsed
 
 
