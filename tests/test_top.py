@@ -138,7 +138,9 @@ class Terminal:
         """Wait until a text is on the screen, below a whole first line; return the lines of the screen."""
         deadline_s = time.monotonic() + TIMEOUT_S
         while text not in "\n".join(self.screen.display) or not self.screen.display[0].startswith("relay "):
-            assert self.read(max(0.0, deadline_s - time.monotonic())), "\n".join(self.screen.display)
+            if not self.read(max(0.0, deadline_s - time.monotonic())):
+                state = f"exit code {self.process.poll()}, last bytes {self.raw[-300:]!r}"
+                raise AssertionError("\n".join((f"no {text!r} on the screen; {state}", *self.screen.display)))
         return list(self.screen.display)
 
     def ended(self) -> int:

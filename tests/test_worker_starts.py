@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -189,7 +190,8 @@ def test_workers_die_in_a_drain_without_being_started_again(tmp_path: Path) -> N
         server.process.send_signal(signal.SIGTERM)
         eventually(lambda: bool(server.messages("draining")), "the drain begins")
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # one without a stalled stream may have left by itself
+                os.kill(pid, signal.SIGKILL)
         assert server.wait() == 0
         stalled.close()
         assert not [record for record in server.log if "Traceback" in str(record) or "exception" in record]
