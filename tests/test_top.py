@@ -200,6 +200,7 @@ def test_a_signal_ends_it_and_the_terminal_is_restored(server: Relay, number: si
         assert is_restored(shown)
 
 
+@pytest.mark.alone
 def test_the_picture_fits_the_terminal_and_is_cut_where_it_does_not() -> None:
     with relay() as server, contextlib.ExitStack() as streams:
         for number in range(30):
