@@ -61,380 +61,412 @@ class Config:
     # Front
     listen: tuple[str, ...] = setting(
         ("127.0.0.1:8080",),
-        "Address to serve; only this machine by default, since reading needs no token. :8080 is every IPv4 address, "
+        "Address to serve. Only this machine by default, because reading needs no token. :8080 is every IPv4 address, "
         "[::]:8080 every IPv4 and IPv6 address.",
         "text",
         "HOST:PORT",
     )
     tls_cert: str = setting(
         "",
-        "PEM file of the certificate, with those between it and its authority: all addresses then speak TLS, 1.2 or "
+        "PEM file of the certificate and its intermediate certificates. With it, all addresses speak TLS 1.2 or "
         "later. Read again on SIGHUP.",
         "text",
         "PATH",
     )
     tls_key: str = setting(
-        "", "PEM file of its key, without a password; in the same file when empty.", "text", "PATH"
+        "",
+        "PEM file of the certificate's private key, without a password. Empty if the key is in the file of tls-cert.",
+        "text",
+        "PATH",
     )
     trusted_proxy: tuple[str, ...] = setting(
         (),
-        "Address or network of a proxy whose X-Forwarded-For is believed, for limits by address.",
+        "Address or network of a proxy whose X-Forwarded-For is used for limits by address.",
         "text",
         "NETWORK",
     )
     proxy_protocol: bool = setting(
-        False, "Trusted proxies begin each connection with a header of the PROXY protocol, version 1 or 2.", "switch"
+        False, "Trusted proxies begin each connection with a PROXY protocol header, version 1 or 2.", "switch"
     )
     refuse_streams: str = setting(
         "retry",
-        "How a stream is refused for now (draining, over a limit) where text/event-stream is accepted: `retry` is a "
-        "200 that says when to come back and ends, as browsers give up for good on all else; `status` is 503 or 429.",
+        "How to refuse a stream temporarily (in a drain, over a limit) if the client accepts text/event-stream. "
+        "`retry` is a 200 that ends at once and says when to reconnect, because an EventSource gives up after any "
+        "other status. `status` is 503 or 429.",
         "retry|status",
     )
     cors_origin: tuple[str, ...] = setting(
         (),
-        "Origin whose pages may read and publish, with their cookies too: https://example.com, https://*.example.com, "
-        "http://localhost:*; `*` for any, without cookies; none by default.",
+        "Origin whose pages may read and publish, with cookies too: https://example.com, https://*.example.com, "
+        "http://localhost:*. `*` is any origin, without cookies. None by default.",
         "text",
         "ORIGIN",
     )
     allowed_host: tuple[str, ...] = setting(
         (),
-        "Name by which clients may address this server (example.com, *.example.com, [::1]); any other gets 421, which "
-        "stops DNS rebinding. All by default, since a proxy may forward its own name.",
+        "Host name that requests may use (example.com, *.example.com, [::1]). Any other is answered 421, which stops "
+        "DNS rebinding. All by default, because a proxy may forward its own name.",
         "text",
         "HOST",
     )
     publish_token: tuple[str, ...] = setting(
         (),
-        "Bearer token for publishing over HTTP; a random one is made and printed when there is none.",
+        "Bearer token for publishing over HTTP. Without one, relay generates a random token and prints it, but only "
+        "to a terminal.",
         "text",
         "TOKEN",
         secret=True,
     )
     publish_token_file: str = setting(
-        "", "File of more such tokens, one a line; read again on SIGHUP.", "text", "PATH"
+        "", "File of more such tokens, one per line. Read again on SIGHUP.", "text", "PATH"
     )
     publish_rate: float = setting(
         0,
-        "Events a second that one token or subject may publish over HTTP, with bursts of ten seconds' worth; "
-        "above it 429; 0 is off.",
+        "Events per second that one token or subject may publish over HTTP, with bursts of ten seconds' worth. More "
+        "is answered 429. 0 is off.",
         "number",
     )
-    subscribe: str = setting("open", "Who may read: everybody, or who brings a JWT.", "open|jwt")
+    subscribe: str = setting("open", "Who may read: `open` is everybody, `jwt` requires a JWT.", "open|jwt")
     jwt_secret: str = setting(
         "",
-        "Shared secret that JWTs are checked with by HS256: one line of at least 32 bytes. Public keys belong in "
+        "Shared secret that verifies JWTs (HS256): one line of at least 32 bytes. Public keys belong in "
         "jwt-public-key-file.",
         "text",
         "SECRET",
         secret=True,
     )
-    jwt_secret_file: str = setting("", "File of such a secret; read again on SIGHUP.", "text", "PATH")
+    jwt_secret_file: str = setting("", "File of such a secret. Read again on SIGHUP.", "text", "PATH")
     jwt_public_key_file: str = setting(
         "",
-        "File of public keys that JWTs are checked with (RSA, P-256, Ed25519): PEM, a JWK or a JWKS; read again on "
-        "SIGHUP.",
+        "File of public keys that verify JWTs (RSA, P-256, Ed25519): PEM, a JWK or a JWKS. Read again on SIGHUP.",
         "text",
         "PATH",
     )
     jwt_jwks_url: str = setting(
         "",
-        "Address of a JWKS with public keys, over https; fetched again, and at once for a token with an unknown `kid`.",
+        "Address of a JWKS with public keys, over https. Fetched regularly, and at once for a token with an unknown "
+        "`kid`.",
         "text",
         "URL",
     )
     jwt_key: str = setting("", "Older spelling of jwt-secret.", "text", "SECRET", secret=True)
     jwt_key_file: str = setting("", "Older spelling of jwt-public-key-file.", "text", "PATH")
     jwt_jwks_refresh_s: float = setting(
-        300.0, "How long fetched keys serve before they are fetched again.", "duration", least=1
+        300.0, "Time after which the keys are fetched again.", "duration", least=1
     )
-    jwt_audience: str = setting("", "What a JWT's `aud` must name; not looked at when empty.", "text", "TEXT")
-    jwt_issuer: str = setting("", "What a JWT's `iss` must be; not looked at when empty.", "text", "TEXT")
+    jwt_audience: str = setting(
+        "", "Value that a JWT's `aud` must contain. Not checked if empty.", "text", "TEXT"
+    )
+    jwt_issuer: str = setting("", "Value that a JWT's `iss` must have. Not checked if empty.", "text", "TEXT")
     jwt_claim: str = setting(
         "relay", "Claim that lists the topics and patterns, under `subscribe` and `publish`.", "text", "NAME"
     )
     jwt_cookie: str = setting(
-        "", "Cookie that may carry a reader's JWT; none by default. Publishing takes no cookie.", "text", "NAME"
+        "",
+        "Cookie that may carry a reader's JWT. None by default. A cookie never allows publishing.",
+        "text",
+        "NAME",
     )
     jwt_revoked_file: str = setting(
-        "", "File of void subjects and token ids (`sub`, `jti`), one a line; read again on SIGHUP.", "text", "PATH"
+        "",
+        "File of revoked subjects and token ids (`sub`, `jti`), one per line. Read again on SIGHUP.",
+        "text",
+        "PATH",
     )
     ticket_s: float = setting(
         30.0,
-        "How long a ticket of POST /ticket opens a stream: for EventSource, which cannot send a header.",
+        "How long a ticket of POST /ticket is valid. Tickets are for EventSource, which cannot send a header.",
         "duration",
         least=1,
         most=3600,
     )
     backlog: int = setting(
         4096,
-        "Connections that may wait for accept; the kernel caps it at net.core.somaxconn.",
+        "Connections that may wait for accept. The kernel caps it at net.core.somaxconn.",
         "number",
         least=1,
         most=2**31 - 1,
     )
     accept_rate: int = setting(
         0,
-        "Connections accepted a second; the rest waits in the backlog. 0 is off, as one core takes some thousands "
-        "beside its other work; with TLS, some hundreds.",
+        "Connections accepted per second. The others wait in the backlog. 0 is off: one core accepts some thousands "
+        "beside its other work, with TLS some hundreds.",
         "number",
     )
     half_open_max: int = setting(
         4096,
-        "Connections that may be without a whole request head; above it the oldest is cut when it has waited for "
-        "five seconds, else the rest waits in the backlog. 0 is off.",
+        "Connections without a complete request head. Above it, the oldest is closed once it has waited five seconds; "
+        "new ones wait in the backlog. 0 is off.",
         "number",
     )
-    head_bytes_max: int = setting(16 * KIB, "Largest request head; above it 431.", "size", least=KIB)
+    head_bytes_max: int = setting(
+        16 * KIB, "Largest request head. A larger one is answered 431 or 414.", "size", least=KIB
+    )
     head_timeout_s: float = setting(
         10.0,
-        "Time from accept, or from the last answer's next byte, to a whole request head.",
+        "Time from accept, or from the first byte after an answer, to a complete request head.",
         "duration",
         least=0.001,
     )
     keepalive_timeout_s: float = setting(
-        60.0, "How long an ordinary connection may rest between requests.", "duration", least=0.001
+        60.0, "How long a connection without a stream may be idle between requests.", "duration", least=0.001
     )
     body_bytes_max: int = setting(
-        8 * MIB, "Largest body of a publish request; above it 413.", "size", least=1
+        8 * MIB, "Largest body of a publish request. A larger one is answered 413.", "size", least=1
     )
     batch_events_max: int = setting(
         10_000,
-        "Events of one publish request, which are published at once; above it 413.",
+        "Events of one publish request, which are published together. More are answered 413.",
         "number",
         least=1,
     )
     # Sources
     stdin: str = setting(
         "auto",
-        "How standard input is read; `auto` is off on a terminal, else NDJSON.",
+        "How standard input is read. `auto` is off on a terminal, otherwise NDJSON.",
         "auto|ndjson|lines|sse|off",
     )
-    topic: str = setting("default", "Topic of events that name none.", "text", "TOPIC")
+    topic: str = setting("default", "Topic of events, and of streams, that name none.", "text", "TOPIC")
     exit_on_eof: bool = setting(
-        False, "Drain and exit when standard input ends; by default serving goes on.", "switch"
+        False, "Drain and exit when standard input ends. By default relay continues to serve.", "switch"
     )
-    unix: str = setting("", "Path of a Unix socket for feeders; none by default.", "text", "PATH")
-    unix_mode: str = setting("0660", "Mode of the Unix socket: owner and group may publish.", "text", "MODE")
+    unix: str = setting("", "Path of a Unix socket for feeders. None by default.", "text", "PATH")
+    unix_mode: str = setting(
+        "0660", "Mode of the Unix socket. By default owner and group may publish.", "text", "MODE"
+    )
     unix_group: str = setting(
-        "", "Group of the Unix socket, by name or number; the process's own when empty.", "text", "GROUP"
+        "", "Group of the Unix socket, by name or number. The group of the process if empty.", "text", "GROUP"
     )
     unix_user: tuple[str, ...] = setting(
         (),
-        "User whose processes may publish at the Unix socket; all that the mode lets in when none is named.",
+        "User whose processes may publish at the Unix socket. Everybody whom the mode admits if none is named.",
         "text",
         "USER",
     )
     line_bytes_max: int = setting(
-        8 * MIB, "Longest line of a feeder; JSON may need six bytes for one of data.", "size", least=1
+        8 * MIB, "Longest line of a feeder. JSON may need six bytes for one byte of data.", "size", least=1
     )
     event_bytes_max: int = setting(
-        1 * MIB, "Largest event as sent; never more than history-bytes.", "size", least=64
+        1 * MIB, "Largest event as sent. Never more than history-bytes.", "size", least=64
     )
     # History
     history_bytes: int = setting(
         64 * MIB, "Bytes of events retained for resume and for slow streams.", "size", least=KIB
     )
-    history_events: int = setting(1_000_000, "Events retained; 0 leaves it to the other limits.", "number")
+    history_events: int = setting(
+        1_000_000, "Number of events retained. 0 leaves it to the other limits.", "number"
+    )
     history_age_s: float = setting(
-        0.0, "Age up to which events are retained; 0 leaves it to the other limits.", "duration"
+        0.0, "Age up to which events are retained. 0 leaves it to the other limits.", "duration"
     )
     data: str = setting(
         "",
-        "File in which history, ids and dedup keys outlive the process; events are on the disk before anybody sees "
+        "File that keeps history, ids and dedup keys over restarts. Events are on the disk before anybody receives "
         "them. None by default: history is in memory.",
         "text",
         "PATH",
     )
     durable: bool = setting(
-        False, "Acknowledge only what is on the disk; by default at once. Needs data.", "switch"
+        False,
+        "Acknowledge an event only once it is on the disk. By default it is acknowledged at once. Needs data.",
+        "switch",
     )
     dedup_window_s: float = setting(
-        600.0, "How long an event's `dedup` is known, so that a feeder may send it again without harm.", "duration"
+        600.0,
+        "How long an event's `dedup` key is remembered, so that a feeder may send the event again without harm.",
+        "duration",
     )
     dedup_max: int = setting(
-        1_000_000, "Dedup keys that are known at most, the newest: some 250 MB.", "number", least=1
+        1_000_000, "Most dedup keys that are remembered, the newest: about 250 MB.", "number", least=1
     )
     # Slow streams
     policy: str = setting(
         "drop-oldest",
-        "What a slow stream gets; a feed's newest events matter most.",
+        "What happens to a slow stream. drop-oldest by default, because the newest events of a feed matter most.",
         "drop-oldest|drop-newest|conflate|disconnect|block",
     )
     policy_for: tuple[str, ...] = setting(
         (),
-        "Policy for the streams of a topic or pattern, and after spaces limits of its own (lag-events=10); the first "
-        "that matches wins.",
+        "Policy for the streams of a topic or pattern, and after spaces its own limits (lag-events=10). The first "
+        "that matches is used.",
         "text",
         "'PATTERN=POLICY …'",
     )
     policy_request: tuple[str, ...] = setting(
         ("drop-oldest", "drop-newest", "conflate", "disconnect"),
-        "Policy that a request may choose by ?policy=; "
-        "not `block`, which would let any client hold up publishers.",
+        "Policy that a request may choose by ?policy=. Not `block` by default, because it would let any client hold "
+        "up publishers.",
         "text",
         "POLICY",
     )
     lag_bytes: int = setting(
-        8 * MIB, "Hard limit of a stream's lag in bytes; an eighth of the default history; 0 is off.", "size"
+        8 * MIB, "Hard limit of a stream's lag in bytes: an eighth of the default history. 0 is off.", "size"
     )
-    lag_events: int = setting(0, "Hard limit of a stream's lag in events; 0 is off.", "number")
-    lag_s: float = setting(0.0, "Hard limit of a stream's lag in time; 0 is off.", "duration")
+    lag_events: int = setting(0, "Hard limit of a stream's lag in events. 0 is off.", "number")
+    lag_s: float = setting(0.0, "Hard limit of a stream's lag in time. 0 is off.", "duration")
     lag_soft_bytes: int = setting(
-        0, "Soft limit in bytes: acts when passed for lag-soft-for; 0 is off.", "size"
+        0,
+        "Soft limit in bytes: the policy acts once it has been exceeded for lag-soft-for. 0 is off.",
+        "size",
     )
-    lag_soft_events: int = setting(0, "Soft limit in events; 0 is off.", "number")
-    lag_soft_s: float = setting(0.0, "Soft limit in time; 0 is off.", "duration")
-    lag_soft_for_s: float = setting(10.0, "How long a soft limit may be passed.", "duration")
+    lag_soft_events: int = setting(0, "Soft limit in events. 0 is off.", "number")
+    lag_soft_s: float = setting(0.0, "Soft limit in time. 0 is off.", "duration")
+    lag_soft_for_s: float = setting(10.0, "How long a soft limit may be exceeded.", "duration")
     block_timeout_s: float = setting(
         10.0,
-        "How long one `block` stream may hold up publishers before it is disconnected.",
+        "How long one `block` stream may hold up publishers before it is closed.",
         "duration",
         least=0.001,
     )
     # Streams
     streams_max: int = setting(
-        0, "Open streams in all; 0 takes what the descriptor limit allows. Above it 503.", "number"
+        0,
+        "Open streams in all. 0 takes as many as the descriptor limit allows. More are answered 503.",
+        "number",
     )
     streams_per_address_max: int = setting(
         0,
-        "Open streams of one address; off by default, since a proxy is one address. Above it 429.",
+        "Open streams of one address. Off by default, because all clients of a proxy share its address. More are "
+        "answered 429.",
         "number",
     )
     streams_per_subject_max: int = setting(
-        0, "Open streams of one JWT's subject; 0 is off. Above it 429.", "number"
+        0, "Open streams of one JWT subject. 0 is off. More are answered 429.", "number"
     )
     streams_per_topic_max: int = setting(
-        0, "Open streams of one topic or pattern, as they were asked for; 0 is off. Above it 503.", "number"
+        0, "Open streams of one topic or pattern, as requested. 0 is off. More are answered 503.", "number"
     )
     max_age_s: float = setting(
         0.0,
-        "Greatest age of a stream, which then ends and comes back, so that load spreads after a restart; each ends at "
-        "a time of its own in the last fifth; 0 is off.",
+        "Greatest age of a stream. It then ends and the client reconnects, so that load spreads after a restart. Each "
+        "stream ends at a random time in the last fifth. 0 is off.",
         "duration",
     )
     topics_per_stream_max: int = setting(
-        1000, "Topics and patterns of one stream; above it 400.", "number", least=1
+        1000, "Topics and patterns of one stream. More are answered 400.", "number", least=1
     )
     patterns_per_stream_max: int = setting(
         16,
-        "Patterns of one stream; above it 400. Few, since each lists the entries of its topics once more.",
+        "Patterns of one stream. More are answered 400. Few, because each pattern has an index of all events that it "
+        "matches.",
         "number",
     )
     client_buffer: int = setting(
         64 * KIB,
-        "Kernel send and receive buffer of a stream; bounds what a stalled reader holds.",
+        "Kernel send and receive buffer of a stream. It bounds the memory that a stalled reader holds.",
         "size",
         least=4 * KIB,
         most=2**30,
     )
     client_timeout_s: float = setting(
         120.0,
-        "TCP_USER_TIMEOUT: how long sent bytes may stay unacknowledged before the stream is closed; "
-        "0 leaves it to the system.",
+        "TCP_USER_TIMEOUT: how long sent bytes may stay unacknowledged before the stream is closed. 0 leaves it to "
+        "the system.",
         "duration",
         most=2_000_000,
     )
     discard_bytes_max: int = setting(
         64 * KIB,
-        "What a client may send after its request; it is thrown away, and above this the stream is closed.",
+        "Bytes that a client may send after its request. They are discarded; if there are more, the stream is closed.",
         "size",
         most=1024 * MIB,
     )
     heartbeat_s: float = setting(
         15.0,
-        "Sent to streams that were idle so long: below the 30 to 60 s of common proxies; 0 is off.",
+        "Idle time after which a stream is sent a heartbeat. Below the timeouts of common proxies, 30 to 60 s. 0 is "
+        "off.",
         "duration",
     )
     heartbeat_as: str = setting(
         "comment",
-        "Heartbeat's form: a comment line, one padded to 2 KiB, or an event named relay.heartbeat.",
+        "Form of the heartbeat: a comment line, a comment padded to 2 KiB, or an event of type relay.heartbeat.",
         "comment|padded|event",
     )
     retry_min_s: float = setting(
         1.0,
-        "Shortest reconnection time given to a client; each gets its own, so that a herd spreads.",
+        "Shortest reconnection time sent to a client. Each client gets its own, so that clients do not return at once.",
         "duration",
         least=0.001,
     )
-    retry_max_s: float = setting(5.0, "Longest reconnection time given to a client.", "duration", least=0.001)
+    retry_max_s: float = setting(5.0, "Longest reconnection time sent to a client.", "duration", least=0.001)
     prime: bool = setting(
         True,
-        "Send retry and a first id at once, so that a client cut before its first event can resume.",
+        "Send a reconnection time and a first id at once, so that a client cut off before its first event can resume.",
         "switch",
     )
     drain_delay_s: float = setting(
         0.0,
-        "How long a drain only fails /readyz, and goes on serving, so that a load balancer turns away first; off by "
-        "default, as it delays every stop.",
+        "How long a drain only fails /readyz and continues to serve, so that a load balancer turns away first. Off by "
+        "default, because it delays every stop.",
         "duration",
         most=3600,
     )
     drain_spread_s: float = setting(
         5.0,
-        "Span of time over which the clients of a drain are told to come back, from retry-min on, so that whoever "
-        "takes over is not asked by all at once.",
+        "Time span, from retry-min on, over which the clients of a drain are asked to reconnect, so that the next "
+        "server is not asked by all at once.",
         "duration",
         most=3600,
     )
     drain_rate: int = setting(
         2000,
-        "Streams a second that a drain ends: about the handshakes that one core takes beside its other work, for "
-        "clients that come back at once. More where half of drain-timeout would not do.",
+        "Streams per second that a drain ends: about the handshakes that one core accepts beside its other work. More "
+        "if half of drain-timeout would not suffice.",
         "number",
         least=1,
     )
     drain_timeout_s: float = setting(
         10.0,
-        "How long streams may take, from when accepting stops, to read what is in the log and to close.",
+        "How long streams may take to read what is in the log and to close, once relay has stopped accepting.",
         "duration",
     )
     upgrade_timeout_s: float = setting(
         30.0,
-        "How long the new process of an upgrade may take to start and check itself, and to take the log; "
-        "after that the old one goes on.",
+        "How long the new process of an upgrade may take to start and to receive the log. After that the old process "
+        "continues.",
         "duration",
         least=1,
     )
     # Scale
     workers: str = setting(
         "1",
-        "Processes that hold streams, fed by one more; `auto` is one for each core. One serves all by itself.",
+        "Processes that hold streams, fed by one more. `auto` is one per core. With 1, a single process does "
+        "everything.",
         "count",
         "N|auto",
     )
     upstream: str = setting(
         "",
-        "Follow another server: relay://HOST:PORT (relays:// over TLS) makes this its edge, with its log and ids, and "
-        "what is published goes there; the address of an event stream (http://, https://) is a source like any other.",
+        "Server to follow. relay://HOST:PORT (relays:// over TLS) makes this relay an edge with the log and ids of "
+        "that one, to which it passes on what is published here. An http:// or https:// address is an event stream, "
+        "whose events are published here.",
         "text",
         "URL",
     )
     upstream_timeout_s: float = setting(
         45.0,
-        "Silence after which an event stream that is followed is taken for dead: three of relay's own heartbeats.",
+        "Silence after which a followed event stream is considered lost: three of relay's own heartbeats.",
         "duration",
         least=0.1,
     )
     link_listen: str = setting(
         "",
-        "Address for the edges that have this one as upstream; over TLS where there is a tls-cert.",
+        "Address for edges that have this relay as their upstream. Over TLS if there is a tls-cert.",
         "text",
         "HOST:PORT",
     )
     link_token: str = setting(
         "",
-        "What edges have to know, at both ends; needed for upstream and link-listen. An event stream that is followed "
-        "is sent it as a bearer token.",
+        "Token of links, the same at both ends. Required for link-listen and relay:// upstreams. An http:// or "
+        "https:// upstream receives it as a bearer token.",
         "text",
         "TOKEN",
         secret=True,
     )
     # Process
-    log_level: str = setting("info", "Least level that is logged.", "debug|info|warning|error")
+    log_level: str = setting("info", "Lowest level that is logged.", "debug|info|warning|error")
     log_format: str = setting(
-        "auto", "Form of the log; `auto` is text on a terminal, else JSON.", "auto|text|json"
+        "auto", "Form of the log. `auto` is text on a terminal, otherwise JSON.", "auto|text|json"
     )
 
 
