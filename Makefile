@@ -23,7 +23,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # the binary that is given: CENTRIFUGO=PATH, or on the path.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo run test test-all browser lint storm fuzz sanitize bench bench-fanout bench-micro bench-restart bench-gate bench-instructions \
+.PHONY: help demo run test test-all docs reference browser lint storm fuzz sanitize bench bench-fanout bench-micro bench-restart bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## Say what there is to make.
@@ -44,6 +44,12 @@ test: $(INSTALLED_TEST) $(NODE_MODULES)  ## Run the tests, except the slow ones.
 test-all: test  ## Run all tests: faults, load scenarios and the tests of the benchmarks too.
 	$(PYTEST) $(PARALLEL) -m "slow and not alone" $(ARGS) || [ $$? = 5 ]
 	$(PYTEST) -m alone $(ARGS) || [ $$? = 5 ]
+
+docs: $(INSTALLED_TEST)  ## Build the documentation in build/site; a broken link is an error.
+	$(BIN)/zensical build --strict --clean
+
+reference: $(INSTALLED_TEST)  ## Write the pages of docs/reference that are generated from the code.
+	$(BIN)/python -m tools.reference
 
 browser:  ## Install Chromium (Debian, as root; 90 MB), which the tests of the page need.
 	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || \

@@ -46,7 +46,15 @@ SUMMARY = (
     ("connect", "streams_per_s"),
     ("memory", "bytes_per_stream"),
 )
-"""What the project's README shows: load and figure."""
+"""What the chart shows: load and figure."""
+
+PROJECT_COLUMNS = (
+    ("10000x10", "cpu_us_per_delivery", "CPU per delivery, µs"),
+    ("10000x10", "p99_ms", "p99 latency, ms"),
+    ("connect", "streams_per_s", "streams opened per second"),
+    ("memory", "bytes_per_stream", "memory per idle stream, bytes"),
+)
+"""What the project's README shows: load, figure and heading. The others are in bench/README.md."""
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -161,13 +169,12 @@ def better(run: Run) -> list[str]:
 
 
 def summary(run: Run) -> str:
-    """The few figures of all servers that the project's README shows."""
+    """Return the few figures of all servers that the project's README shows."""
     results = {result.load: result for result in run.results}
-    shown = [(results[load], figure) for load, figure in SUMMARY if load in results]
-    heads = [f"{result.what}: {' '.join(COLUMNS[figure])}".strip() for result, figure in shown]
-    lines = [_row(["", *heads]), _row(["---"] * (len(heads) + 1))]
+    shown = [(results[load], figure, head) for load, figure, head in PROJECT_COLUMNS if load in results]
+    lines = [_row(["", *(head for _, _, head in shown)]), _row(["---"] * (len(shown) + 1))]
     for name in run.servers:
-        cells = [_cell(figure, result.servers.get(name, {}).get(figure)) for result, figure in shown]
+        cells = [_cell(figure, result.servers.get(name, {}).get(figure)) for result, figure, _ in shown]
         lines.append(_row([name, *cells]))
     return "\n".join(lines) + "\n"
 

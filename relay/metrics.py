@@ -43,25 +43,25 @@ class Histograms:
         )
         self.written_s = Histogram(
             "relay_publish_to_write_seconds",
-            "Time from publishing the oldest event of a flush to its last write; of live streams only.",
+            "Time from publishing the oldest event of a flush to the last write of the flush, for live streams.",
             buckets=FLUSH_BUCKETS_S,
             registry=registry,
         )
         self.lag_s = Histogram(
             "relay_lag_seconds",
-            "Age of the next event that a stream behind needs; of some of them, four times a second.",
+            "Age of the next event that a lagging stream needs: a sample of them, four times a second.",
             buckets=LAG_BUCKETS_S,
             registry=registry,
         )
         self.store_s = Histogram(
             "relay_store_seconds",
-            "Time that a batch of events takes to the disk.",
+            "Time to write a batch of events to the disk.",
             buckets=FLUSH_BUCKETS_S,
             registry=registry,
         )
         self.stall_s = Histogram(
             "relay_loop_stall_seconds",
-            "How much later than it should the event loop ran a timer: every second, or 0.25 s with streams behind.",
+            "Delay of a timer of the event loop, which fires every second, or every 0.25 s if streams lag.",
             buckets=FLUSH_BUCKETS_S,
             registry=registry,
         )
@@ -86,7 +86,7 @@ class Metrics(Collector):
             registry=registry,
         )
         self._limited = Counter(
-            "relay_limited", "Times that a limit acted, by limit.", ("limit",), registry=registry
+            "relay_limited", "Times that a limit was applied, by limit.", ("limit",), registry=registry
         )
         for limit in LIMITS:
             self._limited.labels(limit)
@@ -120,40 +120,40 @@ class Metrics(Collector):
         hub = self._hub
         engine, log, actions = hub.engine, hub.log, hub.catchup.actions
         yield _gauge("relay_streams", "Open streams.", engine.open)
-        yield _gauge("relay_streams_max", "Streams that may be open.", hub.admission.streams_max)
+        yield _gauge("relay_streams_max", "Largest number of open streams.", hub.admission.streams_max)
         yield _gauge("relay_streams_lagging", "Open streams that lag or replay.", len(hub.catchup.streams))
-        yield _gauge("relay_topics", "Topics that are retained or subscribed to.", len(log.topics))
-        yield _gauge("relay_topics_ended", "Topics that have ended for good and are known.", len(hub.ended.topics))
-        yield _gauge("relay_topics_held", "Terms whose publishers wait for a `block` stream.", len(hub.catchup.held))
+        yield _gauge("relay_topics", "Topics that have retained events or streams.", len(log.topics))
+        yield _gauge("relay_topics_ended", "Ended topics that are remembered.", len(hub.ended.topics))
+        yield _gauge("relay_topics_held", "Terms that a `block` stream holds.", len(hub.catchup.held))
         yield _gauge("relay_log_events", "Retained events.", len(log))
         yield _gauge("relay_log_bytes", "Bytes of retained events.", log.bytes)
-        yield _gauge("relay_log_bytes_max", "Bytes of events that may be retained.", log.bytes_max)
+        yield _gauge("relay_log_bytes_max", "Largest number of bytes of retained events.", log.bytes_max)
         yield _gauge("relay_draining", "1 while draining.", float(hub.draining))
         yield _counter("relay_events", "Events published.", 0 if hub.fed else log.head - 1)
-        yield _counter("relay_encodes", "Events encoded: once each, however many streams.", hub.writer.encodes)
+        yield _counter("relay_encodes", "Events encoded, each once for all streams.", hub.writer.encodes)
         yield _counter("relay_deliveries", "Events handed to the kernel for a stream.", engine.deliveries)
         yield _counter("relay_sent_bytes", "Bytes handed to the kernel.", engine.bytes)
         yield _counter("relay_writes", "Calls of send().", engine.writes)
-        yield _counter("relay_short_writes", "Calls of send() that the kernel did not take whole.", engine.short_writes)
+        yield _counter("relay_short_writes", "Calls of send() that wrote less than was asked.", engine.short_writes)
         writer, journal = hub.writer, hub.writer.journal
-        yield _counter("relay_dedup_hits", "Events not published again, as their `dedup` was seen.", writer.seen.hits)
-        yield _counter("relay_dedup_pushed_out", "Dedup keys forgotten before their time.", writer.seen.pushed_out)
-        yield _gauge("relay_dedup_keys", "Dedup keys that are known.", len(writer.seen))
-        yield _gauge("relay_store_pending", "Events that wait for the disk.", journal.pending if journal else 0)
+        yield _counter("relay_dedup_hits", "Events left out as repeats, by their `dedup` key.", writer.seen.hits)
+        yield _counter("relay_dedup_pushed_out", "Dedup keys forgotten too early.", writer.seen.pushed_out)
+        yield _gauge("relay_dedup_keys", "Dedup keys that are remembered.", len(writer.seen))
+        yield _gauge("relay_store_pending", "Events waiting for the disk.", journal.pending if journal else 0)
         yield _gauge("relay_store_failing", "1 while events cannot be stored.", float(bool(writer.refusal)))
-        yield _counter("relay_store_failures", "Writes that failed.", journal.failures if journal else 0)
-        yield _counter("relay_log_dropped", "Lines of the log dropped, because its reader stalled.", logs.dropped())
+        yield _counter("relay_store_failures", "Writes to the file that failed.", journal.failures if journal else 0)
+        yield _counter("relay_log_dropped", "Log lines dropped, because the reader of the log stalled.", logs.dropped())
         upstream = self.upstream()
         if upstream is not None:
-            yield _gauge("relay_upstream_linked", "1 while connected to what is followed.", float(upstream["linked"]))
-            yield _counter("relay_upstream_breaks", "Times that this connection was lost.", upstream["breaks"])
+            yield _gauge("relay_upstream_linked", "1 while connected to the upstream.", float(upstream["linked"]))
+            yield _counter("relay_upstream_breaks", "Upstream connections that were lost.", upstream["breaks"])
         if upstream is not None and "events" in upstream:
-            yield _counter("relay_upstream_events", "Events published from there.", upstream["events"])
-            yield _counter("relay_upstream_repeats", "Events left out: they had come already.", upstream["repeats"])
-            yield _counter("relay_upstream_refused", "Events that could not be published.", upstream["refused"])
-        yield _labelled("relay_policy_actions", "What was done to slow streams, by policy.", "policy", actions)
+            yield _counter("relay_upstream_events", "Upstream events that were published.", upstream["events"])
+            yield _counter("relay_upstream_repeats", "Upstream events left out as repeats.", upstream["repeats"])
+            yield _counter("relay_upstream_refused", "Upstream events that were refused.", upstream["refused"])
+        yield _labelled("relay_policy_actions", "Actions of policies on slow streams, by policy.", "policy", actions)
         yield _labelled("relay_closes", "Streams closed, by reason.", "reason", hub.closes)
-        yield _labelled("relay_resumes", "Streams that came with a last id, by result.", "result", hub.resumes)
+        yield _labelled("relay_resumes", "Streams opened with a last id, by result.", "result", hub.resumes)
 
 
 def _gauge(name: str, help: str, value: float) -> Metric:

@@ -18,7 +18,7 @@ from relay.metrics import LIMITS
 from relay.settings import show
 from tests.process import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, eventually, relay
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "limits.md"
 SECRET = "a secret of at least thirty-two bytes"
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
 JSON = {"Content-Type": "application/json"}
@@ -183,8 +183,8 @@ def test_operators_are_answered_when_every_descriptor_is_taken(tmp_path: Path) -
             assert stream.next().data == "still here"
 
 
-def test_the_readme_lists_every_limit_with_its_default() -> None:
-    section = README.read_text().partition("### Limits of what comes in\n")[2].partition("\n#")[0]
+def test_the_page_of_limits_lists_every_one_with_its_default() -> None:
+    section = PAGE.read_text().partition("\n## ")[0]
     listed = dict(re.findall(r"^\| `([a-z-]+)` \| (.*?) \|", section, re.MULTILINE))
     assert sorted(listed) == sorted(LIMITS)
     for name, default in listed.items():

@@ -1,7 +1,7 @@
-"""What README shows works as it is typed: its commands, and its examples in Python and JavaScript.
+"""What README and the documentation show works as it is typed: commands, and examples in Python and JavaScript.
 
-A block that names something of the reader's own (another machine, a key, a process) is not run; only its settings are
-checked.
+A shell block that names something of the reader's own (another machine, a key, a process) is not run; only its settings
+are checked. Every other block either starts a server, or is run to its end beside one.
 """
 
 from __future__ import annotations
@@ -27,13 +27,18 @@ from tests.process import TIMEOUT_S, TOKEN, environment, eventually, relay
 from tests.test_page_browser import serving
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-OF_THE_READER = ("make ", "10.0.0.", ".example", "PID", "/opt/relay", ".pem", "/publish")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OF_THE_READER = ("make ", "10.0.0.", ".example", "PID", "/opt/relay", ".pem")
+README_LINES_MAX = 150
+
+_STARTS = re.compile(r"\brelay --(?!version)")
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(language: str) -> list[str]:
-    """Return the blocks in one language."""
-    return [text for found, text in BLOCKS if found == language]
+    """Return the blocks in one language of all documents, each once."""
+    found = [block for path in DOCUMENTS for block in _BLOCK.findall(path.read_text())]
+    return list(dict.fromkeys(text for name, text in found if name == language))
 
 
 def serve_commands() -> list[str]:
@@ -43,18 +48,15 @@ def serve_commands() -> list[str]:
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             for place, word in enumerate(words):
-                if word == "relay" and words[place + 1 : place + 2] and words[place + 1].startswith("--"):
+                if word == "relay" and _STARTS.match(" ".join(words[place:])):
                     found.append(shlex.join(words[place:]).removesuffix(" '&'"))
     return found
 
 
-def runnable() -> list[str]:
-    """Return the shell blocks that start a server and need nothing of the reader's own."""
-    return [
-        block
-        for block in blocks("sh")
-        if re.search(r"\brelay --", block) and not any(mark in block for mark in OF_THE_READER)
-    ]
+def runnable(*, starts: bool) -> list[str]:
+    """Return the shell blocks that need nothing of the reader's own, and do or do not start a server."""
+    own = [block for block in blocks("sh") if not any(mark in block for mark in OF_THE_READER)]
+    return [block for block in own if bool(_STARTS.search(block)) == starts]
 
 
 @pytest.mark.parametrize("line", serve_commands())
@@ -67,7 +69,7 @@ def test_settings_in_commands_are_accepted(line: str) -> None:
 
 def test_every_make_target_is_there() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    documents = [ROOT / "README.md", ROOT / "bench" / "README.md", ROOT / "loadtest" / "README.md"]
+    documents = [*DOCUMENTS, ROOT / "bench" / "README.md", ROOT / "loadtest" / "README.md"]
     targets = {name for path in documents for name in re.findall(r"(?:^|`|    )make ([a-z-]+)", path.read_text(), re.M)}
     assert {"demo", "test", "bench", "load", "bench-restart"} <= targets
     for target in targets:
@@ -84,7 +86,14 @@ def test_no_text_installs_the_other_relay_or_lacks_its_environment() -> None:
         text = path.read_text()
         assert not re.search(r"pip install (?:-\S+ )*['\"]?relay\b", text), path
         assert "relay[" not in text, path
-    assert "python -m bench" not in (ROOT / "README.md").read_text()
+    assert not any("python -m bench" in path.read_text() for path in DOCUMENTS)
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES_MAX
+    for document in ROOT.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
+            assert target.startswith("https://") or (ROOT / target).exists(), (document, target)
 
 
 @contextlib.contextmanager
@@ -137,7 +146,7 @@ def port() -> int:
         return number
 
 
-@pytest.mark.parametrize("block", runnable())
+@pytest.mark.parametrize("block", runnable(starts=True))
 def test_a_server_is_started_as_it_is_typed(block: str, port: int, tmp_path: Path) -> None:
     with shell(block, tmp_path, port) as process:
         if "curl" in block:
@@ -147,19 +156,36 @@ def test_a_server_is_started_as_it_is_typed(block: str, port: int, tmp_path: Pat
             read_until(process, b"serving at")
 
 
-def test_an_event_is_published_with_curl(tmp_path: Path) -> None:
-    [block] = [block for block in blocks("sh") if "/publish" in block]
-    with relay() as server, shell(f"export RELAY_PUBLISH_TOKEN={TOKEN}\n{block}", tmp_path, server.port) as process:
-        assert b'"ids":["' in read_until(process, b"}")
+@pytest.mark.parametrize("block", runnable(starts=False))
+def test_a_command_beside_a_server_works_as_it_is_typed(block: str, tmp_path: Path) -> None:
+    with relay("--unix", str(tmp_path / "relay.sock")) as server:
+        server.publish("an earlier event", "news")
+        with shell(f"export RELAY_PUBLISH_TOKEN={TOKEN}\n{block}", tmp_path, server.port) as process:
+            if "curl -N" in block:
+                read_until(process, b"data: an earlier event\n")
+            else:
+                output, _ = process.communicate(timeout=TIMEOUT_S)
+                assert process.returncode == 0, output
+                assert output
+                assert b'"error"' not in output
 
 
 def test_the_python_example_prints_events(tmp_path: Path) -> None:
-    [example] = blocks("python")
+    [example] = [text for text in blocks("python") if "subscribe" in text]
     with relay() as server, shell("python -u example.py", tmp_path, server.port) as process:
         (tmp_path / "example.py").write_text(example.replace(":8080", f":{server.port}"))
         eventually(lambda: process.poll() is not None or server.stats()["streams"] == 1, "the example has subscribed")
         [id] = server.publish("from Python", "orders.eu")
         assert f"{id} from Python".encode() in read_until(process, b"from Python")
+
+
+def test_the_python_example_publishes(tmp_path: Path) -> None:
+    [example] = [text for text in blocks("python") if "import publish" in text]
+    (tmp_path / "example.py").write_text(example)
+    with relay("--unix", str(tmp_path / "relay.sock")) as server:
+        with shell("python example.py", tmp_path, server.port) as process:
+            assert process.wait(TIMEOUT_S) == 0
+        assert server.stats()["events"] == 1
 
 
 def test_the_javascript_example_prints_events_and_gaps(browser: Browser) -> None:

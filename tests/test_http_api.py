@@ -1,0 +1,252 @@
+"""The OpenAPI document is true: a real server answers every path, method and status it names, and has no other path."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import jwt
+import pytest
+import yaml
+from openapi_spec_validator import validate
+
+from relay.routes import Resource
+from tests.process import TIMEOUT_S, TOKEN, Relay, Stream, eventually, relay
+
+DOCUMENT: dict[str, Any] = yaml.safe_load(
+    (Path(__file__).parents[1] / "docs" / "reference" / "openapi.yaml").read_text()
+)
+SECRET = "s" * 64
+Headers = dict[str, str]
+Answer = tuple[int, Headers, bytes]
+Operation = tuple[str, str, int]
+
+OPERATIONS: list[Operation] = [
+    (method.upper(), path, int(status))
+    for path, operations in DOCUMENT["paths"].items()
+    for method, operation in operations.items()
+    if method != "parameters"
+    for status in operation["responses"]
+]
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+JSON = BEARER | {"Content-Type": "application/json"}
+ENDS: dict[str, str] = {}
+"""The id of the last event of each topic that has ended."""
+
+
+def token() -> Headers:
+    grants = {"subscribe": ["orders.*"], "publish": ["orders.eu"]}
+    claims = {"exp": time.time() + 60, "sub": "ann", "relay": grants}
+    return {"Authorization": f"Bearer {jwt.encode(claims, SECRET, 'HS256')}"}
+
+
+@dataclass(frozen=True)
+class Servers:
+    """The servers that give the answers."""
+
+    open: Relay
+    jwt: Relay
+    without_keys: Relay
+    draining: Relay
+    without_hub: Relay
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    with contextlib.ExitStack() as stack:
+        with relay("--link-listen", "127.0.0.1:0", "--link-token", "t") as root:
+            address = root.messages("edges at ")[-1].removeprefix("edges at ")
+            edge = stack.enter_context(relay("--upstream", address, "--link-token", "t"))
+        limits = ("--streams-per-address-max", "1", "--publish-rate", "1", "--batch-events-max", "20")
+        started = Servers(
+            open=stack.enter_context(relay(*limits)),
+            jwt=stack.enter_context(relay("--subscribe", "jwt", "--jwt-secret", SECRET)),
+            without_keys=stack.enter_context(
+                relay("--subscribe", "jwt", "--jwt-jwks-url", "http://127.0.0.1:9/keys")
+            ),
+            draining=stack.enter_context(relay("--drain-delay", "1h")),
+            without_hub=edge,
+        )
+        started.draining.process.send_signal(signal.SIGTERM)
+        for server in (started.draining, edge):
+            eventually(lambda server=server: server.request("GET", "/readyz")[0] == 503, "it is not ready")  # type: ignore[misc]
+        yield started
+
+
+Case = Callable[[Servers], Answer]
+
+
+def ask(server: Relay, method: str, path: str, headers: Headers | None = None, body: bytes | None = None) -> Answer:
+    """Make one request, and read its body unless it is a stream that goes on."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT_S)
+    with contextlib.closing(connection):
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        fields = {name.lower(): value for name, value in response.getheaders()}
+        is_stream = method == "GET" and fields.get("content-type") == "text/event-stream"
+        return response.status, fields, b"" if is_stream else response.read()
+
+
+def publish(server: Relay, body: bytes, headers: Headers = JSON, query: str = "?topic=news") -> Answer:
+    return ask(server, "POST", f"/publish{query}", headers, body)
+
+
+def events(count: int) -> bytes:
+    return json.dumps([{"data": number} for number in range(count)]).encode()
+
+
+def ended(servers: Servers, path: str) -> Answer:
+    """Come back to a topic that has ended, after its last event."""
+    topic = "match" if path.endswith("{topic}") else "game"
+    body = json.dumps({"topic": topic, "event": "relay.end", "data": ""}).encode()
+    status, _, answer = publish(servers.jwt, body)
+    assert status in (200, 410)
+    if status == 200:
+        [ENDS[topic]] = json.loads(answer)["ids"]
+    claims = {"exp": time.time() + 60, "relay": {"subscribe": ["**"]}}
+    headers = {"Authorization": f"Bearer {jwt.encode(claims, SECRET, 'HS256')}", "Last-Event-ID": ENDS[topic]}
+    return ask(servers.jwt, "GET", f"/events?topic={topic}" if topic == "game" else f"/events/{topic}", headers)
+
+
+def publish_after_the_end(servers: Servers) -> Answer:
+    ended(servers, "/events")
+    return publish(servers.jwt, b'{"data": 1}', query="?topic=game")
+
+
+def too_fast(servers: Servers) -> Answer:
+    """Publish more than the rate allows: the first request may take the burst."""
+    publish(servers.open, events(15))
+    return publish(servers.open, events(15))
+
+
+def of_open(method: str, path: str, servers: Servers) -> Answer:
+    return ask(servers.open, method, path)
+
+
+def of_jwt(method: str, path: str, servers: Servers) -> Answer:
+    return ask(servers.jwt, method, path)
+
+
+def over_the_limit(servers: Servers, path: str) -> Answer:
+    with Stream(servers.open.port):
+        answer = ask(servers.open, "GET", path)
+    eventually(lambda: servers.open.stats()["streams"] == 0, "the first stream is closed")
+    return answer
+
+
+def stream_cases(path: str) -> dict[Operation, Case]:
+    """Return what gives each answer of a stream's path."""
+    own = path.replace("{topic}", "orders.eu")
+
+    def opened(servers: Servers) -> Answer:
+        answer = ask(servers.open, "GET", own)
+        eventually(lambda: servers.open.stats()["streams"] == 0, "the stream is closed")
+        return answer
+
+    cases: dict[Operation, Case] = {
+        ("GET", path, 200): opened,
+        ("GET", path, 204): lambda servers: ended(servers, path),
+        ("GET", path, 429): lambda servers: over_the_limit(servers, own),
+        ("GET", path, 503): lambda servers: ask(servers.without_keys, "GET", own, token()),
+        ("HEAD", path, 200): lambda servers: ask(servers.open, "HEAD", own),
+    }
+    for method in ("GET", "HEAD"):
+        cases[method, path, 400] = partial(of_open, method, f"{own}?topics=x")
+        cases[method, path, 401] = partial(of_jwt, method, own)
+        cases[method, path, 403] = partial(of_open, method, f"{own}?policy=block")
+    return cases
+
+
+CASES: dict[Operation, Case] = {
+    **stream_cases("/events"),
+    **stream_cases("/events/{topic}"),
+    ("POST", "/publish", 200): lambda servers: publish(servers.jwt, b'{"data": 1}'),
+    ("POST", "/publish", 400): lambda servers: publish(servers.open, b'{"data": '),
+    ("POST", "/publish", 401): lambda servers: publish(servers.open, b'{"data": 1}', {"Content-Type": "text/plain"}),
+    ("POST", "/publish", 403): lambda servers: publish(servers.jwt, b"x", token() | {"Content-Type": "text/plain"}),
+    ("POST", "/publish", 410): publish_after_the_end,
+    ("POST", "/publish", 413): lambda servers: publish(servers.open, events(21)),
+    ("POST", "/publish", 415): lambda servers: publish(servers.open, b"x", BEARER | {"Content-Type": "image/png"}),
+    ("POST", "/publish", 429): too_fast,
+    ("POST", "/publish", 503): lambda servers: publish(servers.without_hub, b'{"data": 1}'),
+    ("POST", "/ticket", 200): lambda servers: ask(servers.jwt, "POST", "/ticket", token()),
+    ("POST", "/ticket", 400): lambda servers: ask(servers.jwt, "POST", "/ticket?ticket=x", token()),
+    ("POST", "/ticket", 401): lambda servers: ask(servers.jwt, "POST", "/ticket"),
+    ("POST", "/ticket", 503): lambda servers: ask(servers.without_keys, "POST", "/ticket", token()),
+    ("GET", "/readyz", 503): lambda servers: ask(servers.draining, "GET", "/readyz"),
+    ("HEAD", "/readyz", 503): lambda servers: ask(servers.draining, "HEAD", "/readyz"),
+}
+for _resource in Resource:
+    for _method in ("GET", "HEAD"):
+        CASES[_method, _resource.value, 200] = partial(of_jwt, _method, _resource.value)
+for _path in DOCUMENT["paths"]:
+    CASES["OPTIONS", _path, 204] = partial(of_jwt, "OPTIONS", _path.replace("{topic}", "orders.eu"))
+
+
+def resolve(value: dict[str, Any]) -> dict[str, Any]:
+    """Follow a reference to another part of the document."""
+    if "$ref" not in value:
+        return value
+    found: Any = DOCUMENT
+    for name in value["$ref"].removeprefix("#/").split("/"):
+        found = found[name]
+    result: dict[str, Any] = found
+    return result
+
+
+def test_the_document_is_valid() -> None:
+    validate(DOCUMENT)
+
+
+def test_each_answer_that_the_document_names_has_a_case() -> None:
+    assert sorted(CASES) == sorted(OPERATIONS)
+
+
+@pytest.mark.parametrize(("method", "path", "status"), OPERATIONS)
+def test_the_server_answers_as_the_document_says(method: str, path: str, status: int, servers: Servers) -> None:
+    found, headers, body = CASES[method, path, status](servers)
+    assert found == status, body
+    response = resolve(DOCUMENT["paths"][path][method.lower()]["responses"][str(status)])
+    for name, header in response.get("headers", {}).items():
+        assert name.lower() in headers or not header.get("required"), name
+    if method in ("HEAD", "OPTIONS") or status == 204:
+        assert body == b""
+        return
+    media = headers["content-type"].partition(";")[0]
+    schema = response["content"][media]["schema"]
+    if media == "application/json":
+        jsonschema.Draft202012Validator(schema | {"components": DOCUMENT["components"]}).validate(json.loads(body))
+
+
+def test_the_document_names_every_path_and_method_of_the_server(servers: Servers) -> None:
+    assert {resource.value for resource in Resource} <= set(DOCUMENT["paths"])
+    for path, operations in DOCUMENT["paths"].items():
+        _, headers, _ = ask(servers.jwt, "OPTIONS", path.replace("{topic}", "orders.eu"))
+        methods = {method.upper() for method in operations if method != "parameters"}
+        assert set(headers["allow"].split(", ")) == methods, path
+    assert ask(servers.jwt, "GET", "/elsewhere")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--upstream", "http://127.0.0.1:9/events"),
+        ("--workers", "2"),
+        ("--link-listen", "127.0.0.1:0", "--link-token", "t" * 32),
+    ],
+)
+def test_the_schema_of_stats_has_the_fields_of_every_mode(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    schema = DOCUMENT["components"]["schemas"]["Stats"] | {"components": DOCUMENT["components"]}
+    with relay(*arguments, "--data", str(tmp_path / "relay.db")) as server, Stream(server.port):
+        server.publish("x")
+        eventually(lambda: server.stats()["streams"] == 1, "the stream is counted")
+        jsonschema.Draft202012Validator(schema).validate(server.stats())

@@ -1,0 +1,77 @@
+"""The pages of reference say what the code does: settings, close reasons, /stats."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from relay.config import SETTINGS
+from tools import reference
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "reference"
+OPTIONAL_STATS = {"edges", "upstream", "worker_restarts", "workers"}
+
+
+def names(page: str, section: str = "") -> set[str]:
+    """Return what the first column of a page's tables names."""
+    text = (PAGES / page).read_text().partition(section)[2] if section else (PAGES / page).read_text()
+    rows = re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+
+
+def source(name: str) -> str:
+    """Return the text of the one source file of this name."""
+    [path] = [path for path in (ROOT / "relay").rglob(name) if "_native" in path.parts or name != "engine.py"]
+    return path.read_text()
+
+
+def test_the_page_of_settings_is_what_the_program_writes() -> None:
+    assert reference.SETTINGS_PAGE.read_text() == reference.settings_page(), "run `make reference`"
+    assert set(re.findall(r"^### (\S+)$", reference.settings_page(), re.MULTILINE)) == set(SETTINGS)
+
+
+def test_settings_that_the_documents_name_exist() -> None:
+    documents = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    known = {f"RELAY_{name.upper().replace('-', '_')}" for name in SETTINGS}
+    known |= {"RELAY_BUILD", "RELAY_CONFIG", "RELAY_ENGINE", "RELAY_", "RELAY_PORT", "RELAY_SERVICE_HOST"}
+    for document in documents:
+        assert set(re.findall(r"\bRELAY_[A-Z_]*", document.read_text())) <= known, document
+
+
+def test_the_page_of_close_reasons_lists_every_one() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "relay").rglob("*.py"))
+    reasons = set(re.findall(r'(?:\.close|\.abort|\._end)\(handle, "(\w+)"', code))
+    reasons |= set(re.findall(r'return "(\w+)"(?: if|$)| else "(?:\w+)"', source("engine.py"), re.MULTILINE))
+    reasons |= set(re.findall(r'else "(\w+)"$', source("engine.py"), re.MULTILINE))
+    reasons |= set(re.findall(r'(?:reason = |of_age_s, )"(\w+)"', source("leases.py")))
+    assert names("close-reasons.md") == reasons - {""}
+
+
+def test_the_page_of_stats_lists_every_field() -> None:
+    document: dict[str, Any] = yaml.safe_load((PAGES / "openapi.yaml").read_text())
+    schema = document["components"]["schemas"]["Stats"]
+    assert set(schema["properties"]) == names("stats.md")
+    assert set(schema["properties"]) - set(schema["required"]) == names("stats.md", "only in some modes:")
+    assert names("stats.md", "only in some modes:") == OPTIONAL_STATS
+
+
+def pages(nav: list[Any]) -> list[str]:
+    """Return the pages of a navigation, with those of its sections."""
+    found: list[str] = []
+    for each in nav:
+        found += [each] if isinstance(each, str) else [page for part in each.values() for page in pages(part)]
+    return found
+
+
+def test_each_page_is_in_the_navigation_and_each_file_that_it_links_exists() -> None:
+    # `make docs` checks the links between pages, and not these.
+    docs = ROOT / "docs"
+    nav = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(nav) == sorted(str(path.relative_to(docs)) for path in docs.rglob("*.md"))
+    for path in docs.rglob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
+            assert target.startswith("https://") or (path.parent / target).exists(), (path, target)
