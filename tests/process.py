@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import re
 import resource
 import signal
@@ -33,6 +34,17 @@ TOKEN = "a-token-for-tests"
 ASIDE_BYTES = 1 << 29 if "libasan" in os.environ.get("LD_PRELOAD", "") else 0
 """What ASan, where the tests run under it, adds to a process: freed memory set aside, and its notes on the rest."""
 TCP_LISTEN = "0A"  # a state in /proc/net/tcp
+
+
+def free_port() -> int:
+    """Return a port that is free now, for a server that is started again on it.
+
+    It is below the range from which the kernel takes the ports of outgoing connections, of which other tests have many.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def environment(**changes: str) -> dict[str, str]:

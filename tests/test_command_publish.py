@@ -15,10 +15,9 @@ from relay.commands import publish as command_publish
 from relay.commands.publish import _Report, _Sender
 from relay.errors import RelayError
 from relay.event import Event
-from tests.process import TIMEOUT_S, TOKEN, Stream, command, environment, relay, run
+from tests.process import TIMEOUT_S, TOKEN, Stream, command, environment, free_port, relay, run
 from tests.scripted_http import answer, scripted
 from tests.test_publisher import accept, feeder_socket
-from tests.test_sources_upstream import free_port
 
 JSON = "Content-Type: application/json\r\n"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,15 +12,10 @@ import pytest
 
 from relay.event import Event
 from tests.oracle import Oracle, Published
-from tests.process import Feeder, Relay, Stream, eventually, relay, run
+from tests.process import Feeder, Relay, Stream, eventually, free_port, relay, run
 from tests.scripted_http import HOLD, answer, scripted
 
 QUICK = ("--retry-min", "1ms", "--retry-max", "2ms")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def linked(server: Relay) -> Callable[[], bool]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from relay.startup import HELD
-from tests.process import TIMEOUT_S, command, environment, eventually, relay
+from tests.process import TIMEOUT_S, command, environment, eventually, free_port, relay
 
 CLOSED = [
     " ".join(closed) for count in (1, 2, 3) for closed in itertools.combinations(("<&-", ">&-", "2>&-"), count)
@@ -30,13 +30,6 @@ def can_unshare() -> bool:
     return UNSHARE is not None and not subprocess.run(
         [UNSHARE, "--pid", "--fork", "true"], stderr=subprocess.DEVNULL, check=False
     ).returncode
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def answers(port: int) -> bool:

@@ -10,7 +10,6 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import threading
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ import pytest
 from relay.event import Event
 from tests.faults.resender import Resender
 from tests.oracle import Oracle
-from tests.process import ASIDE_BYTES, TIMEOUT_S, Relay, Stream, check_nothing_is_left, eventually
+from tests.process import ASIDE_BYTES, TIMEOUT_S, Relay, Stream, check_nothing_is_left, eventually, free_port
 
 pytestmark = pytest.mark.slow
 
@@ -30,11 +29,6 @@ FOLLOWERS = 6
 STALL_S = 0.3
 MEMORY_BYTES_MAX = 3 * 90 * 1024 * 1024
 """Of a hub and two workers: each some 60 MB at rest, the history, and what waits for a stalled worker."""
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class Cluster:
