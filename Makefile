@@ -41,9 +41,14 @@ PARALLEL := -n $(JOBS) --dist worksteal
 test: $(INSTALLED_TEST) $(NODE_MODULES)  ## Run the tests, except the slow ones.
 	$(PYTEST) $(PARALLEL) -m "not slow and not alone" $(ARGS)
 
-test-all: test  ## Run all tests: faults, load scenarios and the tests of the benchmarks too.
+test-all: test test-slow  ## Run all tests: faults, load scenarios and the tests of the benchmarks too.
+
+test-slow: $(INSTALLED_TEST) $(NODE_MODULES)
 	$(PYTEST) $(PARALLEL) -m "slow and not alone" $(ARGS) || [ $$? = 5 ]
 	$(PYTEST) -m alone $(ARGS) || [ $$? = 5 ]
+
+retest: $(INSTALLED_TEST)  ## Run the tests that failed last once more, one after the other.
+	$(PYTEST) --last-failed --last-failed-no-failures none $(ARGS)
 
 docs: $(INSTALLED_TEST)  ## Build the documentation in build/site; a broken link is an error.
 	$(BIN)/zensical build --strict --clean
