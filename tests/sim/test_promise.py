@@ -67,8 +67,9 @@ def simulate(seed: int) -> World:
     """Run one simulation; every check is made on the way."""
     draw = random.Random(seed)
     world = World(config_of(draw))
+    pool = [draw_terms(draw) for _ in range(draw.choice([1, 2, 6]))]
     for _ in range(draw.randint(1, 6)):
-        world.client(draw_terms(draw), draw.choice(POLICIES), draw.choice([1, 60, 300, 5000, 1 << 20]))
+        world.client(draw.choice(pool), draw.choice(POLICIES), draw.choice([1, 60, 300, 5000, 1 << 20]))
     ids = 0
     for _ in range(draw.choice([30, 200])):
         client = draw.choice(world.clients)
