@@ -82,7 +82,7 @@ class Workers:
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._heard = asyncio.Event()
-        self._failures: Counter[int] = Counter()  # ends of each worker since it was ready
+        self._failures: Counter[int] = Counter()  # of each worker: starts that failed since it was ready
         self._reloading: set[int] = set()  # workers that are to read their credentials again
         self._ending = asyncio.Event()
         self._drain_s = config.drain_timeout_s + LEAVE_S
@@ -137,10 +137,10 @@ class Workers:
         pause_s = 0.0
         while not self._ending.is_set():
             began_s = self._loop.time()
-            self._failures[number] += 1
             try:
                 how = f"ended by {await self._run(number)}"
             except OSError as error:
+                self._failures[number] += 1
                 how = f"cannot be started: {error.strerror or error}"
             if self._ending.is_set():
                 return
@@ -183,8 +183,7 @@ class Workers:
             del self.links[number], self._processes[number]
             self._reloading.discard(number)
             link.cut()
-        if link.down.status.ready:
-            self._failures[number] = 0
+        self._failures[number] = 0 if link.down.status.ready else self._failures[number] + 1
         return signal.Signals(-code).name if code < 0 else f"code {code}"
 
     async def _watch(self, number: int, process: asyncio.subprocess.Process, down: Downlink) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import TIMEOUT_S, Relay, Stream, command, environment, eventually, relay
+from tests.process import TIMEOUT_S, TOKEN, Relay, Stream, command, environment, eventually, free_port, relay
 
 FATE = """
 import os, pathlib, signal, sys
@@ -79,6 +80,18 @@ def start(*arguments: str, environ: dict[str, str]) -> subprocess.Popen[str]:
     )
 
 
+def publish_at_a_ready_worker(port: int) -> None:
+    """Publish over many connections, and wait for one answer: those to a worker that is starting have to wait."""
+    body = f"Authorization: Bearer {TOKEN}\r\nContent-Type: text/plain\r\nContent-Length: 1\r\n\r\nx"
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(20)]
+        for connection in connections:
+            connection.sendall(f"POST /publish HTTP/1.1\r\nHost: localhost\r\n{body}".encode())
+        answered, _, _ = select.select(connections, [], [], TIMEOUT_S)
+        assert answered, "no worker answers"
+        assert answered[0].recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
 def is_running(pid: int) -> bool:
     """Say whether a process exists and is no zombie."""
     try:
@@ -129,6 +142,25 @@ def test_where_every_worker_dies_at_its_start_relay_ends_and_says_why(fate: str,
     assert "ended 5 times at its start" in log.splitlines()[-1]
     assert "Traceback" not in log
     assert not any(map(is_running, fates.started()))
+
+
+def test_a_worker_that_died_four_times_has_its_fifth_start_however_much_the_other_says(tmp_path: Path) -> None:
+    fates, port = Fates(tmp_path, "live", *["kill"] * 4, rest="wait"), free_port()
+    environ = fates.environ | {"RELAY_PUBLISH_TOKEN": TOKEN}
+    with start("--workers", "2", "--listen", f"127.0.0.1:{port}", environ=environ) as process:
+        eventually(lambda: len(fates.started()) == 6, "a worker is started for the fifth time")
+        publish_at_a_ready_worker(port)
+        fates.let_go()
+        assert process.stderr is not None
+        log = []
+        for line in process.stderr:
+            log.append(line)
+            if "serving at" in line:
+                break
+        process.terminate()
+        log += process.stderr
+        assert process.wait(TIMEOUT_S) == 0, "".join(log)
+    assert any("serving at" in line for line in log)
 
 
 def test_where_one_worker_never_starts_the_other_does_not_outlive_relay(tmp_path: Path) -> None:
