@@ -184,7 +184,7 @@ class Workers:
             self._reloading.discard(number)
             link.cut()
         self._failures[number] = 0 if link.down.status.ready else self._failures[number] + 1
-        return signal.Signals(-code).name if code < 0 else f"code {code}"
+        return f"code {code}" if code >= 0 else _signal_name(-code)
 
     async def _watch(self, number: int, process: asyncio.subprocess.Process, down: Downlink) -> int:
         """Wait for a worker's end; kill it where it does not answer any more."""
@@ -236,6 +236,13 @@ class Workers:
         self.stop_starting()
         for process in self._processes.values():
             _kill(process)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # Most real-time signals have no name.
+        return f"signal {number}"
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

@@ -187,6 +187,15 @@ def test_a_signal_while_workers_start_ends_relay_at_once(fate: str, number: sign
     eventually(lambda: not any(map(is_running, fates.started())), "all workers are gone")
 
 
+def test_a_worker_that_a_signal_without_a_name_ends_is_started_again(tmp_path: Path) -> None:
+    with relay("--workers", "2") as server:
+        os.kill(workers(server)[0], signal.SIGRTMIN + 6)
+        eventually(lambda: bool(server.messages("worker ")), "its end is noted")
+        [message] = server.messages("worker ")
+        assert f"ended by signal {signal.SIGRTMIN + 6}" in message
+        eventually(lambda: len(server.stats()["workers"]) == 2, "it has come up")
+
+
 def test_a_reload_while_a_worker_starts_does_not_end_it(tmp_path: Path) -> None:
     fates = Fates(tmp_path, "live", "live", "wait")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
