@@ -160,7 +160,12 @@ class Relay:
         count = len(self.messages("took over"))
         done = run("upgrade", str(self.pid))
         assert done.returncode == 0, (done.stderr, self.log)
-        eventually(lambda: len(self.messages("took over")) > count, "the new process serves")
+        self.expect_successor(count + 1)
+
+    def expect_successor(self, upgrades: int = 1) -> None:
+        """Wait until the process has been replaced so many times. Old and new process log that in either order."""
+        both = ("took over", "handed over")
+        eventually(lambda: all(len(self.messages(each)) >= upgrades for each in both), "the new process serves")
         self.pid = int(self.messages("handed over")[-1].rpartition(" ")[2])
 
     def messages(self, beginning: str) -> list[str]:

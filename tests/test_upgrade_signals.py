@@ -89,12 +89,6 @@ def upgrade(server: Relay, folder: Path, to: str, at: str, number: int) -> None:
     eventually((folder / "done").exists, f"{at} comes by")
 
 
-def expect_new_process(server: Relay, upgrades: int = 1) -> None:
-    """Wait until another process serves."""
-    eventually(lambda: len(server.messages("took over")) >= upgrades, "the new process serves")
-    server.pid = int(server.messages("handed over")[-1].rpartition(" ")[2])
-
-
 def expect_service(server: Relay, stream: Stream) -> None:
     """Hold a stream to having got everything, and to going on."""
     server.publish("after")
@@ -157,7 +151,7 @@ def test_a_reload_during_the_upgrade_reaches_the_new_process(
     if (to, at) == ("old", "Go"):
         pytest.skip("the old process may be gone already")
     upgrade(server, tmp_path, to, at, signal.SIGHUP)
-    expect_new_process(server)
+    server.expect_successor()
     eventually(lambda: knows_new_token(server), "the tokens are read again")
     expect_service(server, stream)
 
@@ -167,7 +161,7 @@ def test_an_upgrade_of_the_new_process_begins_once_it_serves(
     server: Relay, stream: Stream, tmp_path: Path, at: str
 ) -> None:
     upgrade(server, tmp_path, "new", at, signal.SIGUSR2)
-    expect_new_process(server, upgrades=2)
+    server.expect_successor(upgrades=2)
     expect_service(server, stream)
 
 
@@ -176,6 +170,6 @@ def test_a_second_upgrade_of_the_old_process_is_the_one_that_is_under_way(
     server: Relay, stream: Stream, tmp_path: Path, at: str
 ) -> None:
     upgrade(server, tmp_path, "old", at, signal.SIGUSR2)
-    expect_new_process(server)
+    server.expect_successor()
     expect_service(server, stream)
     assert len(server.messages("took over")) == 1
