@@ -207,10 +207,15 @@ class Journal:
         self._stored.extend(batch.entries)
         if due:
             self._hand_over()
-        if self._entries or self._position is not None:
+        if self._unwritten:
             self._write()
         else:
             self._due = False
+
+    @property
+    def _unwritten(self) -> bool:
+        """Whether something gathers for the next batch."""
+        return bool(self._entries) or self._position is not None
 
     def _hand_over(self) -> None:
         """Put stored entries into the log, and go on with what waits for that."""
@@ -242,7 +247,7 @@ class Journal:
 
     def flush(self) -> None:
         """Write what is pending and put it into the log, here and now; it stays pending where that fails."""
-        if (self._entries or self._position is not None) and self._writing is None and not self.refusal:
+        if self._unwritten and self._writing is None and not self.refusal:
             self._write()
         while (writing := self._writing) is not None:
             writing.exception()  # waits for it

@@ -7,6 +7,7 @@ the file, a revocation for example, from taking effect. Lines are skipped by num
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -75,7 +76,7 @@ def _without_comment(line: str | None) -> str | None:
 
 def _lines(path: str, setting: str) -> Iterator[tuple[int, str | None]]:
     """Give the number and the text of each line that is neither empty nor a comment; None where it is not UTF-8."""
-    lines = _LINE_END.split(read_bytes(path, setting).removeprefix(b"\xef\xbb\xbf"))
+    lines = _LINE_END.split(read_bytes(path, setting).removeprefix(BOM_UTF8))
     if len(lines) > LINES_MAX + 1:
         raise ConfigError(f"{setting}: {path} has more than {LINES_MAX} lines")
     for number, line in enumerate(lines, 1):

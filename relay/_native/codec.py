@@ -6,13 +6,15 @@ Owns the rules of both ways (WHATWG HTML 9.2.5 and 9.2.6); never knows topics, s
 
 from __future__ import annotations
 
+import codecs
+
 from relay.errors import EventError
 from relay.event import Event
 
 RETRY_MS_MAX = 2**31 - 1
 """Longest reconnection time: above it the timers of JavaScript fire at once."""
 
-BOM = b"\xef\xbb\xbf"
+BOM = codecs.BOM_UTF8
 
 
 def encode_event(

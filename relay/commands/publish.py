@@ -290,7 +290,6 @@ async def _read_events(report: _Report, form: str, defaults: Event) -> AsyncIter
     from relay.event_json import parse_event
     from relay.sources.lines import LineSplitter, parse_text
 
-
     splitter = LineSplitter(LINE_BYTES_MAX)
     parse: Callable[[bytes], Event] | None = {"ndjson": parse_event, "lines": parse_text}.get(form)
     number, ended = 0, False

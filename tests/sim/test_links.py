@@ -5,7 +5,6 @@ A subscriber sees every event of its topics, in order, exactly once, or is told 
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
 
@@ -14,9 +13,8 @@ import pytest
 from relay.config import Config
 from relay.event import Event
 from tests.sim.linked import LinkedWorld
+from tests.sim.seeds import BATCHES, run_batch
 from tests.sim.test_promise import POLICIES, TOPICS, config_of, draw_id, draw_terms
-
-SEEDS = int(os.environ.get("SIM_SEEDS", "300"))
 
 
 def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
@@ -78,14 +76,9 @@ def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
     return world, seen
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, 50))
+@pytest.mark.parametrize("first", BATCHES)
 def test_every_subscriber_at_every_edge_sees_every_event_or_is_told_what_it_missed(first: int) -> None:
-    for seed in range(first, first + 50):
-        try:
-            simulate(seed)
-        except BaseException:
-            print(f"reproduce with simulate({seed})")
-            raise
+    run_batch(simulate, first)
 
 
 def test_the_simulations_reach_what_they_are_for() -> None:

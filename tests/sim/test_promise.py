@@ -5,15 +5,14 @@ A subscriber sees every event of its topics, in order, exactly once, or is told 
 
 from __future__ import annotations
 
-import os
 import random
 
 import pytest
 
 from relay.config import Config
+from tests.sim.seeds import BATCHES, run_batch
 from tests.sim.world import World
 
-SEEDS = int(os.environ.get("SIM_SEEDS", "300"))
 """Seeds in a run; each is a simulation of its own, and reproduces it."""
 
 TOPICS = ("a", "b", "orders.eu", "orders.us", "orders.eu.new")
@@ -97,14 +96,9 @@ def simulate(seed: int) -> World:
     return world
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, 50))
+@pytest.mark.parametrize("first", BATCHES)
 def test_every_subscriber_sees_every_event_or_is_told_what_it_missed(first: int) -> None:
-    for seed in range(first, first + 50):
-        try:
-            simulate(seed)
-        except BaseException:
-            print(f"reproduce with simulate({seed})")
-            raise
+    run_batch(simulate, first)
 
 
 def test_the_simulations_reach_what_they_are_for() -> None:

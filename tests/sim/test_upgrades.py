@@ -5,17 +5,15 @@ A subscriber sees every event of its topics, in order, exactly once, or is told 
 
 from __future__ import annotations
 
-import os
 import random
 from dataclasses import replace
 
 import pytest
 
 from relay.config import Config
+from tests.sim.seeds import BATCHES, run_batch
 from tests.sim.test_promise import POLICIES, TERMS, TOPICS, config_of
 from tests.sim.upgraded import UpgradedWorld
-
-SEEDS = int(os.environ.get("SIM_SEEDS", "300"))
 
 SILENT = ("silent", "silent.deep", "orders.silent")
 """Topics that are subscribed to and have no event."""
@@ -73,14 +71,9 @@ def simulate(seed: int) -> UpgradedWorld:
     return world
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, 50))
+@pytest.mark.parametrize("first", BATCHES)
 def test_every_subscriber_sees_every_event_or_is_told_what_it_missed(first: int) -> None:
-    for seed in range(first, first + 50):
-        try:
-            simulate(seed)
-        except BaseException:
-            print(f"reproduce with simulate({seed})")
-            raise
+    run_batch(simulate, first)
 
 
 def test_the_simulations_reach_what_they_are_for() -> None:
