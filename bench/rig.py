@@ -10,8 +10,9 @@ import socket
 from typing import Any
 
 from relay.config import Config
-from relay.hub import Hub, Subscribe
+from relay.hub import Hub
 from relay.speedups import Engine
+from relay.stream import Subscribe
 
 EPOCH = "0123456789abcdef"
 NOW_S = 1000.0

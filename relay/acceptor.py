@@ -43,7 +43,7 @@ SPARE = 32
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.acceptor")
 
 
 class Acceptor:

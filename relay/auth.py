@@ -37,7 +37,7 @@ LEEWAY_S = 30
 no leeway: a token, and each stream opened with it, ends at that time by this machine's clock."""
 
 _NOT_VALID = "the token is not a valid one"
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.auth")
 
 
 class Auth:

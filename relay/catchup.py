@@ -18,15 +18,14 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Protocol, cast
 
-import msgspec
-
 from relay import notice
 from relay.audience import Audience, Subscription
 from relay.log import SEGMENT_BYTES, Batch, Index, Log
 from relay.policy import Lag, Limits, Policy, Rule
 from relay.speedups import Chunk, Engine
+from relay.stream import PackedLag
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.catchup")
 
 SERVED_A_TURN = 32
 """Streams that one turn writes to: 32 writes of 64 KiB take about a millisecond."""
@@ -46,23 +45,6 @@ class Observer(Protocol):
 
     def observe(self, amount: float, /) -> None:
         """Count one value."""
-
-
-class Packed(msgspec.Struct, array_like=True, frozen=True):
-    """What another process has to know of a stream that is behind: `Lagging`, with `seen` counted from the log's head.
-
-    An ordinal of one log means nothing in another, and an evicted entry has none. The head is the same in both.
-    """
-
-    since_s: float
-    replaying: bool
-    refused: bool
-    owed: int  # events of the subscription from `seen` to the head, evicted ones included
-    soft_since_s: float | None
-    over_since_s: float | None
-    ceiling: int | None
-    conflating: bool
-    told: list[int]
 
 
 class Lagging:
@@ -146,10 +128,10 @@ class CatchUp:
         if subscription.rule.policy is Policy.BLOCK:
             self._blocking.add(handle)
 
-    def pack(self, handle: int) -> Packed:
+    def pack(self, handle: int) -> PackedLag:
         """Describe a stream that is behind."""
         state = self.streams[handle]
-        return Packed(
+        return PackedLag(
             state.since_s,
             state.replaying,
             state.refused,
@@ -161,7 +143,7 @@ class CatchUp:
             list(state.told),
         )
 
-    def adopt(self, handle: int, packed: Packed) -> None:
+    def adopt(self, handle: int, packed: PackedLag) -> None:
         """Take a stream that was behind in another process, whose log has the same head."""
         self.add(handle, packed.since_s, replaying=packed.replaying, refused=packed.refused)
         state = self.streams[handle]

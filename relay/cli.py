@@ -25,7 +25,7 @@ from relay.commands.top import top
 from relay.commands.upgrade import upgrade
 from relay.config import SETTINGS, Config, group_settings
 from relay.errors import ConfigError, RelayError
-from relay.systemd import VARIABLE, Service
+from relay.systemd import Service
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -146,7 +146,7 @@ def serve(config: str | None, print_config: bool, **flags: Any) -> int:
         return EXIT_OK
     logs.set_up(loaded.log_level, loaded.log_format)
     from relay import server  # Only here: it takes uvloop and the engine with it.
-    from relay.handover import Channel
+    from relay.handover import VARIABLE, Channel
 
     end = os.environ.pop(VARIABLE, None)
     channel = None if end is None else Channel(socket.socket(fileno=int(end)))

@@ -50,7 +50,7 @@ PIECE_BYTES = 16 * 1024
 # What RFC 9110 section 5.5 lets a header's value be; any other last id travels in the query.
 _HEADER_VALUE = re.compile(r"[^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?")
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.client")
 
 
 class Backoff:

@@ -18,12 +18,11 @@ from relay.config import Config
 from relay.downlink import Downlink
 from relay.errors import RelayError
 from relay.event import Event
-from relay.front import Publisher
 from relay.hub import Hub
 from relay.link import What
 from relay.links import Links, Upstream
 from relay.metrics import Metrics
-from relay.publishing import Cancel, Done, nothing
+from relay.publishing import BatchPublisher, Cancel, Done, nothing
 from relay.stats import Stats
 from relay.uplink import Uplink
 from relay.workers import Workers
@@ -53,7 +52,7 @@ class Cluster:
         hub: Hub,
         stats: Stats,
         metrics: Metrics,
-        publisher: Publisher,
+        publisher: BatchPublisher,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
     ) -> None:

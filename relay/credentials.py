@@ -21,7 +21,7 @@ SKIPPED_SHOWN = 10
 """Skipped lines and keys that one line of the log names; the others are counted."""
 _OLD_NAMES = {"jwt-key": "jwt-secret", "jwt-key-file": "jwt-public-key-file"}
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.credentials")
 
 
 class Credentials:

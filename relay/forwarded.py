@@ -9,9 +9,9 @@ from __future__ import annotations
 import ipaddress
 import re
 import struct
-from collections.abc import Iterable
 
 from relay.errors import RequestError
+from relay.networks import Network
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 """Begins a header of version 2 (PROXY protocol, section 2.2)."""
@@ -31,17 +31,6 @@ _ITEM = re.compile(
 )
 _LOCAL, _PROXY = 0x20, 0x21
 _TCP4, _TCP6 = 0x11, 0x21
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Read addresses and networks: `10.0.0.0/8`, `::1`.
-
-    Raises:
-        ValueError: one is neither; the text names it.
-    """
-    return tuple(ipaddress.ip_network(text) for text in texts)
 
 
 def trusted(address: str, networks: tuple[Network, ...]) -> bool:

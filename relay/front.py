@@ -12,21 +12,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
 
-from relay import handover, publishing
+import msgspec
+
+from relay import publishing
 from relay.auth import Auth
 from relay.config import Config
 from relay.deadlines import Deadlines, Waiting
 from relay.errors import RelayError
-from relay.event import Event
-from relay.forwarded import Network, parse_networks
 from relay.grant import Grant
-from relay.hub import Subscribe
+from relay.networks import Network, parse_networks
 from relay.pace import Pace
-from relay.publishing import Cancel, Done, Publishing
+from relay.publishing import BatchPublisher, Cancel, Publishing
 from relay.rate import Rates
 from relay.response import Dates, Headers, page_headers
 from relay.routes import Router
 from relay.sources.input_errors import InputErrors
+from relay.stream import Subscribe
 
 BODY_BYTES_PER_S_MIN = 64 * 1024
 """Slowest body: the largest must be whole within the head's time plus its size at this rate."""
@@ -36,7 +37,7 @@ LINGER_S = 2.0
 Find = Callable[[tuple[str, ...], tuple[str, ...], Callable[[int | RelayError | None], None]], Cancel]
 Ask = Callable[[Literal["stats", "metrics"], Callable[[bytes | RelayError], None]], Cancel]
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.front")
 
 
 class Hub(publishing.Hub, Protocol):
@@ -76,11 +77,11 @@ class Metrics(Protocol):
         """Give what /metrics shows."""
 
 
-class Publisher(Protocol):
-    """What publishes: this process's own hub, or the one at the other end of its link."""
+class PackedConnection(msgspec.Struct, frozen=True, array_like=True):
+    """A connection between two requests, for another process: its peer and the bytes that are not parsed yet."""
 
-    def publish(self, events: list[Event], done: Done) -> Cancel:
-        """Publish all events or none, and call back once; the result cancels."""
+    peer: str
+    unread: bytes
 
 
 class Connection(Protocol):
@@ -92,7 +93,7 @@ class Connection(Protocol):
     def abort(self) -> None:
         """Cut the connection."""
 
-    def pack(self) -> tuple[int, handover.Connection] | None:
+    def pack(self) -> tuple[int, PackedConnection] | None:
         """Describe the connection, with its descriptor; None where a request or an answer is under way."""
 
 
@@ -124,7 +125,7 @@ class Front:
     loop: asyncio.AbstractEventLoop
     clock: Callable[[], float]
     ready: bool = field(init=False, default=True)
-    publisher: Publisher = field(init=False)
+    publisher: BatchPublisher = field(init=False)
     find: Find | None = field(init=False, default=None)
     ask: Ask | None = field(init=False, default=None)
     router: Router = field(init=False)

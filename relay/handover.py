@@ -28,14 +28,19 @@ from collections.abc import Sequence
 
 import msgspec
 
-from relay.catchup import Packed
 from relay.errors import RelayError
+from relay.front import PackedConnection
 from relay.grant import Grant
 from relay.log import Entry
 from relay.policy import Rule
+from relay.sources.feeder import PackedFeeder
+from relay.stream import PackedStream
 
 FORM = 2
 """Form of the messages; another one is refused, and the old process goes on."""
+
+VARIABLE = "RELAY_TAKEOVER"
+"""Environment variable with the descriptor of the new process's end of the channel."""
 
 FDS_MAX = 200
 """Descriptors of one message; Linux takes 253 (SCM_MAX_FD)."""
@@ -94,35 +99,10 @@ class Terms(Message, frozen=True):
     subscriptions: list[tuple[tuple[str, ...], Rule]]
 
 
-class Stream(msgspec.Struct, frozen=True, array_like=True):
-    """One stream; `reason` is that of one that is closing, `behind` is for the others."""
-
-    subscription: int
-    address: str
-    cursor: int
-    pending: bytes
-    written_s: float
-    reason: str | None
-    lease: tuple[float, str, Grant] | None
-    behind: Packed | None
-
-
 class Streams(Message, frozen=True):
     """Streams, each with its descriptor."""
 
-    streams: list[Stream]
-
-
-class Feeder(msgspec.Struct, frozen=True, array_like=True):
-    """What has been read of a feeder and is not published yet, and what it has not been answered yet."""
-
-    number: int
-    items: list[bytes | None]
-    unfinished: bytes
-    refusing: bool
-    answering: bool
-    unsent: bytes
-    ended: bool
+    streams: list[PackedStream]
 
 
 class Keys(Message, frozen=True):
@@ -134,26 +114,19 @@ class Keys(Message, frozen=True):
 class Feeders(Message, frozen=True):
     """Feeders of the Unix socket, each with its descriptor."""
 
-    feeders: list[Feeder]
-
-
-class Connection(msgspec.Struct, frozen=True, array_like=True):
-    """A connection of the front between two requests: the peer's address, and what has been read and not used."""
-
-    peer: str
-    unread: bytes
+    feeders: list[PackedFeeder]
 
 
 class Connections(Message, frozen=True):
     """Connections of the front, each with its descriptor."""
 
-    connections: list[Connection]
+    connections: list[PackedConnection]
 
 
 class Rest(Message, frozen=True):
     """What is left: the feeder on standard input (None when its input is over), tickets that are out, ended topics."""
 
-    stdin: Feeder | None
+    stdin: PackedFeeder | None
     tickets: dict[str, tuple[float, Grant]]
     ended: list[str]
 

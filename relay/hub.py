@@ -16,7 +16,6 @@ import random
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, cast
 
 from relay import notice
@@ -28,8 +27,7 @@ from relay.ended import Ended, is_end
 from relay.errors import RETRY_SOON, RequestError
 from relay.event import Event
 from relay.flush import SLICE_S, Flush
-from relay.grant import ANYBODY, Grant
-from relay.handover import Stream
+from relay.grant import Grant
 from relay.holds import Holds
 from relay.ids import unknown_since
 from relay.leases import Leases
@@ -38,6 +36,7 @@ from relay.policy import Rule, Rules
 from relay.replays import Done, Replays
 from relay.speedups import Engine
 from relay.sse import comment, priming
+from relay.stream import PackedStream, Subscribe
 from relay.topic import disjoint, is_pattern
 from relay.writer import Writer
 
@@ -50,36 +49,7 @@ ENDED_A_TICK = 200
 ENDED_A_TURN = 1000
 """Streams of a topic that has ended which one turn leaves to catching up."""
 
-_logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Subscribe:
-    """What a client wants to follow.
-
-    Args:
-        terms: checked topics and patterns, each once, at least one.
-        last_ids: the readings of the last id that the client saw; empty without one.
-        since_s: replay what is at most that old; `math.inf` for all that is retained; None for only what comes.
-        policy: the policy it chose, allowed by the settings; None leaves it to them.
-        padding: it wants a comment of 2 KiB first, which makes old browsers begin.
-        head: the response head, to be sent before anything else.
-        grant: for whom it is opened.
-        ends_s: when the grant ends, in the hub's time.
-        after: sequence of the last id, where whoever feeds this hub had to be asked for it.
-        must_know: the last id is one that `since` names; an unknown one begins at `since_s`, or is refused without it.
-    """
-
-    terms: tuple[str, ...]
-    last_ids: tuple[str, ...]
-    since_s: float | None
-    policy: str | None
-    padding: bool
-    head: bytes
-    grant: Grant = ANYBODY
-    ends_s: float = math.inf
-    after: int | None = None
-    must_know: bool = False
+_logger = logging.getLogger("relay.hub")
 
 
 class Measures(Protocol):
@@ -272,7 +242,7 @@ class Hub:
 
     # Streams pass to another process
 
-    def pack(self, now_s: float) -> tuple[list[tuple[tuple[str, ...], Rule]], list[tuple[int, Stream]]]:
+    def pack(self, now_s: float) -> tuple[list[tuple[tuple[str, ...], Rule]], list[tuple[int, PackedStream]]]:
         """Describe all streams, with their descriptors, and the subscriptions that they refer to.
 
         All live ones are left to catching up, which goes on as soon as a turn is run.
@@ -285,7 +255,7 @@ class Hub:
         streams = []
         for handle, fd, cursor, pending, written_s, reason in self.engine.pack():
             subscription = cast(Subscription, self.engine.subscription(handle))
-            stream = Stream(
+            stream = PackedStream(
                 places.setdefault((subscription.terms, subscription.rule), len(places)),
                 cast(str, self.engine.address(handle)),
                 cursor,
@@ -298,7 +268,7 @@ class Hub:
             streams.append((fd, stream))
         return list(places), streams
 
-    def adopt(self, fd: int, stream: Stream, terms: tuple[str, ...], rule: Rule) -> int:
+    def adopt(self, fd: int, stream: PackedStream, terms: tuple[str, ...], rule: Rule) -> int:
         """Take a stream of another process, whose log is this one's; nothing is written to it before the next turn.
 
         Args:

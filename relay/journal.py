@@ -43,7 +43,7 @@ AGAIN_S = 1.0
 TRIM_S = 1.0
 """How often the file lets go of what the log has evicted."""
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.journal")
 
 
 class Observer(Protocol):

@@ -34,7 +34,7 @@ ASKED_EVERY_S = 10.0
 
 _HEADERS = {"Accept": "application/jwk-set+json, application/json", "Accept-Encoding": "identity"}
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.jwks")
 
 
 class Jwks:

@@ -13,11 +13,11 @@ import ssl
 from collections.abc import Callable
 from typing import cast
 
+from relay.certificate import read_context
 from relay.config import Config, parse_upstream
 from relay.downlink import Chunks, Downlink, Office
 from relay.hub import Hub
 from relay.link import LinkError
-from relay.tls import read_context
 from relay.uplink import Uplink, message_bytes_max
 
 BEAT_S = 1.0
@@ -34,7 +34,7 @@ STRANGERS_MAX = 64
 STRANGER_S = 10.0
 """How long they may take."""
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.links")
 
 
 class DownlinkProtocol(asyncio.Protocol):

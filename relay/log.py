@@ -399,7 +399,7 @@ class Log:
     # Indexes
 
     def new_index(self) -> Index:
-        """Make an index for a pattern, complete from the head on; `relay.backfill` finds what was evicted before."""
+        """Make an index for a pattern, complete from the head on; `relay.backfill` adds older entries."""
         return Index(self.head, *NOTHING, evicted_known=self.tail == 1)
 
     # Reading

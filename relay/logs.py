@@ -178,7 +178,7 @@ def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
 
 def _log_crash(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """Log what ends the process, in place of printing it."""
-    logging.getLogger(__name__).critical("relay failed", exc_info=(kind, error, traceback))
+    logging.getLogger("relay.logs").critical("relay failed", exc_info=(kind, error, traceback))
 
 
 def dropped() -> int:

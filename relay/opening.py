@@ -16,8 +16,9 @@ from collections.abc import AsyncGenerator, Collection, Iterator
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
 
-from relay.errors import LostError, RelayError
-from relay.publisher import refusal
+import msgspec
+
+from relay.errors import EventError, LostError, RelayError, RequestError
 
 if TYPE_CHECKING:
     import httpx
@@ -34,6 +35,12 @@ INFLATED_PIECE_BYTES = 64 * 1024
 INFLATED_FREE_BYTES = 1024 * 1024
 INFLATED_RATIO_MAX = 250
 """After the first MiB, a compressed stream may expand this many times. Event streams reach about 50, a bomb 1,000."""
+
+
+REASON_BYTES_MAX = 4096
+"""Bytes read of an answer that says why a request was refused."""
+REASON_CHARACTERS_MAX = 400
+"""Characters shown of it: an HTML page is not quoted whole."""
 
 
 def no_cookies() -> CookieJar:
@@ -183,3 +190,30 @@ class _Inflater:
             if self._bytes_out > max(INFLATED_FREE_BYTES, INFLATED_RATIO_MAX * self._bytes_in):
                 raise LostError(f"the compressed stream expands more than {INFLATED_RATIO_MAX} times")
             yield piece
+
+
+async def refusal(response: httpx.Response) -> RelayError:
+    """Make an error of an answer that refuses: an EventError if it names a field, else a RequestError."""
+    text = b""
+    # A compressed answer of a stranger could expand without end.
+    if response.is_closed or "Content-Encoding" not in response.headers:
+        async for data in response.aiter_bytes():
+            text += data
+            if len(text) >= REASON_BYTES_MAX:
+                break
+    reason, field = text[:REASON_BYTES_MAX].decode(errors="replace"), None
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
+        answer = msgspec.json.decode(text)
+        if isinstance(answer, dict):
+            reason, field = str(answer.get("error", reason)), answer.get("field")
+    reason = _line(reason)
+    if isinstance(field, str):
+        return EventError(field, reason.removeprefix(f"{field}: "))
+    shown = f"{response.status_code}: {reason or response.reason_phrase}"
+    return RequestError(response.status_code, shown, tuple(response.headers.items()))
+
+
+def _line(text: str) -> str:
+    """Make the text of an answer fit for one line of a log."""
+    line = " ".join(text.split())[:REASON_CHARACTERS_MAX]
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)

@@ -42,17 +42,16 @@ from relay.deadlines import Waiting
 from relay.errors import RETRY_SOON, EventError, RelayError, RequestError
 from relay.event import Event
 from relay.forwarded import client_address
-from relay.front import Ask, Front
+from relay.front import Ask, Front, PackedConnection
 from relay.grant import ANYBODY, Grant
-from relay.handover import Connection
 from relay.http import Request, RequestParser
-from relay.hub import Subscribe
 from relay.notice import come_back
 from relay.publishing import Cancel
 from relay.response import JSON, Headers, json_body, respond
 from relay.routes import Options, Publish, Resource, Route, StreamHead, Ticket
 from relay.sources.http import parse_body
 from relay.sse import comment
+from relay.stream import Subscribe
 
 REQUESTS_A_TURN = 8
 """Requests of one connection that are answered before others get their turn."""
@@ -64,7 +63,7 @@ _LIMITS = {Waiting.HEAD: "head-timeout", Waiting.BODY: "body-time", Waiting.FLUS
 _FOR_NOW = (429, 503)
 _TEXT = (("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), ("Cache-Control", "no-store"))
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.protocol")
 
 
 class Phase(Enum):
@@ -181,16 +180,16 @@ class FrontProtocol(asyncio.Protocol):
         self._end()
         self._transport.abort()
 
-    def pack(self) -> tuple[int, Connection] | None:
+    def pack(self) -> tuple[int, PackedConnection] | None:
         """Describe the connection for another process, with its descriptor; None where something is under way."""
         transport = self._transport
         begun = self._phase is not Phase.READING or self._request is not None or not self._parser.intact
         if begun or self._paused or transport.is_closing() or transport.get_write_buffer_size():
             return None
         fd: int = transport.get_extra_info("socket").fileno()
-        return fd, Connection(self._peer, self._parser.unread)
+        return fd, PackedConnection(self._peer, self._parser.unread)
 
-    def adopt(self, connection: Connection) -> None:
+    def adopt(self, connection: PackedConnection) -> None:
         """Go on with a connection of another process."""
         self._peer = connection.peer
         if connection.unread:

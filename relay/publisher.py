@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from relay.errors import EventError, LostError, RelayError, RequestError, missing_extra
+from relay.errors import EventError, LostError, RelayError, missing_extra
 from relay.event import Event
+from relay.opening import refusal
 
 if TYPE_CHECKING:
     import httpx
@@ -28,11 +29,6 @@ IN_FLIGHT_MAX = 1024
 """Events of one `Publisher` that may wait for their acknowledgement."""
 ANSWER_LINE_BYTES_MAX = 1024 * 1024
 """Longest line that a relay answers."""
-REASON_BYTES_MAX = 4096
-"""Bytes read of an answer that says why a request was refused."""
-REASON_CHARACTERS_MAX = 400
-"""Characters shown of it: an HTML page is not quoted whole."""
-
 _FIELDS = frozenset(Event.__struct_fields__)
 
 
@@ -172,33 +168,6 @@ def _ids(text: bytes, count: int) -> list[str]:
     if len(ids) != count:
         raise ValueError(f"{len(ids)} ids for {count} events")
     return ids
-
-
-async def refusal(response: httpx.Response) -> RelayError:
-    """Make an error of an answer that refuses: an EventError if it names a field, else a RequestError."""
-    text = b""
-    # A compressed answer of a stranger could expand without end.
-    if response.is_closed or "Content-Encoding" not in response.headers:
-        async for data in response.aiter_bytes():
-            text += data
-            if len(text) >= REASON_BYTES_MAX:
-                break
-    reason, field = text[:REASON_BYTES_MAX].decode(errors="replace"), None
-    with contextlib.suppress(msgspec.DecodeError, RecursionError):
-        answer = msgspec.json.decode(text)
-        if isinstance(answer, dict):
-            reason, field = str(answer.get("error", reason)), answer.get("field")
-    reason = _line(reason)
-    if isinstance(field, str):
-        return EventError(field, reason.removeprefix(f"{field}: "))
-    shown = f"{response.status_code}: {reason or response.reason_phrase}"
-    return RequestError(response.status_code, shown, tuple(response.headers.items()))
-
-
-def _line(text: str) -> str:
-    """Make the text of an answer fit for one line of a log."""
-    line = " ".join(text.split())[:REASON_CHARACTERS_MAX]
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
 def encode(event: Event) -> bytes:

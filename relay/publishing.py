@@ -20,7 +20,7 @@ HOLD_GRACE_S = 5.0
 Done = Callable[[list[str] | RelayError], None]
 Cancel = Callable[[], None]
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.publishing")
 
 
 class Hub(Protocol):
@@ -41,6 +41,13 @@ class Hub(Protocol):
 
     def confirm(self, callback: Callable[[], None]) -> None:
         """Call back once, when what was published until now may be acknowledged; maybe within this call."""
+
+
+class BatchPublisher(Protocol):
+    """Publishes batches of events: into the hub of this process, or over a link into another one."""
+
+    def publish(self, events: list[Event], done: Done) -> Cancel:
+        """Publish all events or none, and call back once; the result cancels."""
 
 
 class Publishing:

@@ -15,7 +15,7 @@ from relay.hub import Hub
 from relay.journal import Journal, Observer
 from relay.store import Store
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.restore")
 
 
 def open_journal(

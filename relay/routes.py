@@ -15,12 +15,12 @@ from functools import lru_cache, partial
 from relay.config import Config
 from relay.errors import EventError, RequestError
 from relay.http import Request
-from relay.hub import Subscribe
 from relay.ids import LAST_ID_NAMES, query_readings, readings
 from relay.origins import Allowed
 from relay.policy import Policy
 from relay.query import Names, check_names, read_since
 from relay.response import Headers, cors_headers, stream_head
+from relay.stream import Subscribe
 from relay.topic import check_term, check_topic, is_pattern
 
 _STREAM_NAMES = Names(("topic", "since", "policy", "padding", "evs_preamble", "ticket", *LAST_ID_NAMES))

@@ -49,8 +49,7 @@ from relay.systemd import Service
 from relay.takeover import Taken
 from relay.tls import DESCRIPTORS_A_STREAM, Tls
 from relay.upgrade import Possessions, upgrade
-from relay.worker import Inherited
-from relay.workers import share
+from relay.workers import Inherited, share
 
 DESCRIPTORS_RESERVED = 128
 """Descriptors kept for listeners, feeders, ordinary requests and handshakes, which need two for a moment."""
@@ -67,7 +66,7 @@ DRAIN_STEP_S = 0.05
 
 EXIT_AT_ONCE = 130
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.server")
 
 
 def run(

@@ -29,7 +29,7 @@ from relay.config import (
     size_text,
 )
 from relay.errors import ConfigError, EventError
-from relay.forwarded import parse_networks
+from relay.networks import parse_networks
 from relay.origins import check_host, check_origin
 from relay.topic import CONTROL, check_term, check_topic
 

@@ -20,10 +20,7 @@ FIRST_FD = 3
 VARIABLES = frozenset({"LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_PID"})
 """What is meant for one process, by its number or that of a descriptor, and not for those that it starts."""
 
-VARIABLE = "RELAY_TAKEOVER"
-"""Names a new process's end of the channel to the old one, whose place it takes."""
-
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.systemd")
 
 
 class Service:

@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 
 from relay import handover
 from relay.errors import RelayError
-from relay.front import Front
+from relay.front import Front, PackedConnection
 from relay.handover import Channel
 from relay.hub import Hub
 from relay.policy import Rule
 from relay.protocol import FrontProtocol
+from relay.sources.feeder import PackedFeeder
 from relay.sources.group import Sources
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.takeover")
 
 
 @dataclass
@@ -35,8 +36,8 @@ class Taken:
     listeners: list[socket.socket] = field(default_factory=list)
     unix: socket.socket | None = None
     unix_file: tuple[int, int] | None = None
-    feeders: list[tuple[socket.socket, handover.Feeder]] = field(default_factory=list)
-    connections: list[tuple[socket.socket, handover.Connection]] = field(default_factory=list)
+    feeders: list[tuple[socket.socket, PackedFeeder]] = field(default_factory=list)
+    connections: list[tuple[socket.socket, PackedConnection]] = field(default_factory=list)
     closing: list[tuple[int, str]] = field(default_factory=list)
     rest: handover.Rest = field(default_factory=lambda: handover.Rest(None, {}, []))
 

@@ -20,12 +20,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 import typing
 from collections.abc import Callable
-from pathlib import Path
 
 from relay.catchup import CLOSE_GRACE_S
+from relay.certificate import read_context
 from relay.config import Config
 from relay.errors import ConfigError
 
@@ -34,7 +33,7 @@ DESCRIPTORS_A_STREAM = 3
 BUFFER_BYTES = 64 * 1024
 """Unsent bytes of one side above which nothing more is read from the other."""
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.tls")
 
 
 class Tls:
@@ -179,35 +178,3 @@ class _Side(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End the other side."""
         self._pump.ended(self)
-
-
-def read_context(certificate: str, key: str) -> ssl.SSLContext:
-    """Read a certificate and its key.
-
-    Args:
-        certificate: PEM file: the server's own first, then those between it and the authority's.
-        key: PEM file of its private key, without a password; empty where it is in the same file.
-
-    Raises:
-        ConfigError: one cannot be read, or they do not belong together.
-    """
-    for path, setting in ((certificate, "tls-cert"), (key, "tls-key")):
-        if path:
-            try:
-                Path(path).read_bytes()
-            except OSError as error:
-                raise ConfigError(f"{setting}: {path}: {error.strerror}") from None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        # Without a password of its own, OpenSSL would ask for one at the terminal.
-        context.load_cert_chain(certificate, key or None, password="")
-    except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None)
-        if reason == "KEY_VALUES_MISMATCH":
-            raise ConfigError(f"tls-key: the key in {key or certificate} is not that of the certificate") from None
-        what = "is not a PEM certificate and an unencrypted PEM key that belong together"
-        raise ConfigError(f"tls-cert: {' with '.join(filter(None, (certificate, key)))} {what}") from None
-    return context

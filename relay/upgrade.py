@@ -34,11 +34,11 @@ from typing import NoReturn, TypeVar
 from relay import handover, startup
 from relay.errors import RelayError
 from relay.front import Front
-from relay.handover import FDS_MAX, Channel
+from relay.handover import FDS_MAX, VARIABLE, Channel
 from relay.hub import Hub
 from relay.journal import Journal
 from relay.sources.group import Sources
-from relay.systemd import VARIABLE, Service
+from relay.systemd import Service
 
 ENTRIES_BYTES = 256 * 1024
 """Entries sent at once, while others have their turn."""
@@ -63,7 +63,7 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STOPPED_S = 5.0
 """How long one step may take while this process has stopped; it took 0.1 s with 10,000 streams."""
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.upgrade")
 
 
 T = TypeVar("T")
@@ -218,8 +218,8 @@ async def _send_log(channel: Channel, possessions: Possessions) -> int:
     for _ in range(ROUNDS_MAX):
         until = log.head
         while sent < until:
-            messages, sent = _next(possessions, sent)
-            for message in messages:
+            following, sent = _next(possessions, sent)
+            for message in following:
                 await loop.sock_sendall(channel.socket, channel.encode(message))
         if log.head - sent <= REST_ENTRIES:
             break
@@ -228,16 +228,16 @@ async def _send_log(channel: Channel, possessions: Possessions) -> int:
 
 def _next(possessions: Possessions, sent: int) -> tuple[list[handover.Message], int]:
     """Return what to send next of the log, and where that ends; it begins anew where what was to come is evicted."""
-    log, messages = possessions.hub.log, list[handover.Message]()
+    log, begin = possessions.hub.log, list[handover.Message]()
     if sent < log.tail:
         sent = log.tail
-        messages.append(handover.Start(possessions.own_token, possessions.data, log.epoch, sent, log.evicted_s))
+        begin.append(handover.Start(possessions.own_token, possessions.data, log.epoch, sent, log.evicted_s))
     entries, size = [], 0
     while sent < log.head and size < ENTRIES_BYTES:
         entries.append(log.entry(sent))
         size += len(entries[-1].frame)
         sent += 1
-    return [*messages, handover.Entries(entries)], sent
+    return [*begin, handover.Entries(entries)], sent
 
 
 async def _settle(front: Front) -> None:
@@ -257,8 +257,8 @@ def _hand_over(channel: Channel, possessions: Possessions, sent: int, now_s: flo
     unix, stdin = sources.unix, sources.stdin
     subscriptions, streams = hub.pack(now_s)
     while sent < hub.log.head:
-        messages, sent = _next(possessions, sent)
-        for message in messages:
+        following, sent = _next(possessions, sent)
+        for message in following:
             channel.send(message)
     log = hub.log
     channel.send(handover.Evicted(log.tail, log.marks.rest, list(log.evicted()), list(log.ids.evicted())))

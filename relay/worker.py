@@ -13,7 +13,6 @@ if __name__ == "__main__":
 import os
 import socket
 import sys
-from dataclasses import dataclass
 
 from relay import logs
 from relay.errors import ConfigError, RelayError
@@ -22,23 +21,6 @@ from relay.systemd import Service
 
 SETUP_S = 30.0
 READ_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Inherited:
-    """What a worker has from its hub.
-
-    Args:
-        number: of the worker, from 1 on.
-        link: its end of the link.
-        listeners: bound to the addresses to serve.
-        own_token: the run's own token for publishing.
-    """
-
-    number: int
-    link: socket.socket
-    listeners: list[socket.socket]
-    own_token: str
 
 
 def read_setup(link: socket.socket) -> Setup:
@@ -70,7 +52,9 @@ def main() -> int:
         listeners = [socket.socket(fileno=fd) for fd in setup.listeners]
         for each in (link, *listeners):
             each.setblocking(False)
-        from relay import server  # Only here: it takes uvloop and the engine with it.
+        # Only now: these import uvloop and the engine.
+        from relay import server
+        from relay.workers import Inherited
 
         # The service manager's business is the hub's process'.
         service = Service({}, os.getpid())

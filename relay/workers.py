@@ -26,6 +26,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from relay.config import Config
 from relay.downlink import Downlink
@@ -51,7 +52,24 @@ WATCH_S = 5.0
 LEAVE_S = 3.0
 """What a worker has for its exit beyond the drain."""
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.workers")
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a worker has from its hub.
+
+    Args:
+        number: of the worker, from 1 on.
+        link: its end of the link.
+        listeners: bound to the addresses to serve.
+        own_token: the run's own token for publishing.
+    """
+
+    number: int
+    link: socket.socket
+    listeners: list[socket.socket]
+    own_token: str
 
 
 class Workers:
@@ -260,8 +278,6 @@ def share(listen: Callable[[str], socket.socket], addresses: Sequence[str], coun
     """
     first = [listen(address) for address in addresses]
     shared = [first]
-    if not hasattr(socket, "SO_REUSEPORT"):
-        return [first] * count
     for _ in range(count - 1):
         shared.append([listen(_bound(each)) for each in first])
     return shared

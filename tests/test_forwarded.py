@@ -16,10 +16,10 @@ from relay.forwarded import (
     LINE_BYTES_MAX,
     SIGNATURE,
     client_address,
-    parse_networks,
     read_header,
     trusted,
 )
+from relay.networks import parse_networks
 from tests.process import TIMEOUT_S, Relay, Stream, relay
 
 PROXIES = parse_networks(["10.0.0.0/8", "::1"])

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from relay.certificate import read_context
 from relay.config import Config
 from relay.errors import ConfigError
 from relay.event import Event
-from relay.tls import BUFFER_BYTES, DESCRIPTORS_A_STREAM, read_context
+from relay.tls import BUFFER_BYTES, DESCRIPTORS_A_STREAM
 from tests.certificate import Certificate, make_certificate
 from tests.process import TIMEOUT_S, TOKEN, Relay, Stream, eventually, relay, run
 

@@ -25,14 +25,27 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from relay import handover
+import msgspec
+
 from relay.sources.intake import ANSWER_BYTES_MAX, Intake, Publisher, State
 from relay.sources.lines import LineSplitter
 
 READ_BYTES = 64 * 1024
 """Most bytes of one read: with `TURN_LINES` the budget of a turn."""
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.sources.feeder")
+
+
+class PackedFeeder(msgspec.Struct, frozen=True, array_like=True):
+    """One feeder, for another process: input that is read and not yet published, and answers that are not yet sent."""
+
+    number: int
+    items: list[bytes | None]
+    unfinished: bytes
+    refusing: bool
+    answering: bool
+    unsent: bytes
+    ended: bool
 
 
 class Feeder:
@@ -151,13 +164,13 @@ class Feeder:
 
     # Passing to another process.
 
-    def _packed(self, unsent: bytes) -> handover.Feeder:
+    def _packed(self, unsent: bytes) -> PackedFeeder:
         """Describe what has been read and is not published; only of a feeder whose input is lines."""
         intake = self._intake
         assert isinstance(intake.splitter, LineSplitter)
-        return handover.Feeder(*intake.pack(), *intake.splitter.pack(), intake.answering, unsent, self._ended)
+        return PackedFeeder(*intake.pack(), *intake.splitter.pack(), intake.answering, unsent, self._ended)
 
-    def _go_on(self, packed: handover.Feeder) -> None:
+    def _go_on(self, packed: PackedFeeder) -> None:
         """Publish what another process has read, then read on."""
         intake = self._intake
         assert isinstance(intake.splitter, LineSplitter)

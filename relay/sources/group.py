@@ -20,7 +20,7 @@ from relay.sources.stdin import StdinSource, stdin_fd
 from relay.sources.unix import UnixSource
 from relay.sources.upstream import UpstreamSource
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.sources.group")
 
 
 class Sources:

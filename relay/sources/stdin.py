@@ -26,14 +26,13 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import Any
 
-from relay import handover
 from relay.config import Config
-from relay.sources.feeder import READ_BYTES, Feeder
+from relay.sources.feeder import READ_BYTES, Feeder, PackedFeeder
 from relay.sources.input_errors import Counter, InputErrors
 from relay.sources.intake import Intake, Publisher
 from relay.sources.lines import LineSplitter, StreamSplitter, parse_line, parse_text, pass_event
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.sources.stdin")
 
 
 def stdin_fd() -> int | None:
@@ -117,11 +116,11 @@ class StdinSource(Feeder):
     def _fd(self) -> int | None:
         return self._stdin if self._fifo is None else self._fifo
 
-    def pack(self) -> handover.Feeder:
+    def pack(self) -> PackedFeeder:
         """Describe what has been read and is not published, for another process that has the same standard input."""
         return self._packed(b"")
 
-    def adopt(self, packed: handover.Feeder) -> None:
+    def adopt(self, packed: PackedFeeder) -> None:
         """Begin where another process stopped."""
         if self.form != "off":
             self._open()

@@ -18,9 +18,8 @@ import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 
-from relay import handover
 from relay.config import Config, parse_group, parse_mode
-from relay.sources.feeder import READ_BYTES, Feeder
+from relay.sources.feeder import READ_BYTES, Feeder, PackedFeeder
 from relay.sources.input_errors import Counter, InputErrors
 from relay.sources.intake import ANSWER_BYTES_MAX, Intake, Publisher
 from relay.sources.lines import LineSplitter, parse_line
@@ -32,7 +31,7 @@ ACCEPTS_A_TURN = 16
 ACCEPT_PAUSE_S = 1.0
 """Pause after a failed accept: without descriptors it would fail again at once."""
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.sources.unix")
 
 
 class UnixFeeder(Feeder):
@@ -63,11 +62,11 @@ class UnixFeeder(Feeder):
         self._unsent = b""
         self._has_answered = False
 
-    def pack(self) -> tuple[int, handover.Feeder]:
+    def pack(self) -> tuple[int, PackedFeeder]:
         """Describe the feeder for another process, with its descriptor."""
         return self._fd, self._packed(self._unsent)
 
-    def adopt(self, packed: handover.Feeder) -> None:
+    def adopt(self, packed: PackedFeeder) -> None:
         """Go on with a feeder of another process."""
         self._has_answered = True
         self._answer(packed.unsent)
@@ -248,7 +247,7 @@ class UnixSource:
         assert self._listener is not None
         return self._listener.fileno(), self._file
 
-    def adopt(self, connection: socket.socket, packed: handover.Feeder) -> None:
+    def adopt(self, connection: socket.socket, packed: PackedFeeder) -> None:
         """Go on with a feeder of another process, which has been let in there."""
         self._count += 1
         feeder = self._feeder(f"unix feeder {self._count} (pid {_peer(connection)[0]})", connection)

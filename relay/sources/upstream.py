@@ -57,7 +57,7 @@ BACKOFF_MOST_S = 30.0
 UPSTREAM_END = "upstream.end"
 """Type of an upstream's `relay.end` here, where all of its topics are one, which does not end with one of them."""
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("relay.sources.upstream")
 
 
 class UpstreamSource:

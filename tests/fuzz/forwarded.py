@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 
 from relay.errors import RequestError
-from relay.forwarded import BINARY_BYTES_MAX, SIGNATURE, client_address, parse_networks, read_header
+from relay.forwarded import BINARY_BYTES_MAX, SIGNATURE, client_address, read_header
+from relay.networks import parse_networks
 
 WORDS = (
     b"PROXY ",

@@ -8,9 +8,9 @@ from urllib.parse import quote_from_bytes
 from relay.config import Config
 from relay.errors import RequestError
 from relay.http import RequestParser
-from relay.hub import Subscribe
 from relay.log import Log
 from relay.routes import Router
+from relay.stream import Subscribe
 
 WORDS = (
     b"\n",

@@ -12,10 +12,10 @@ from relay.config import Config
 from relay.errors import EventError
 from relay.event import Event
 from relay.http import parse_head
-from relay.hub import Subscribe
 from relay.ids import LAST_ID_NAMES, check_id
 from relay.log import Log
 from relay.routes import Router
+from relay.stream import Subscribe
 from tests.properties.strategies import CHARACTERS
 from tests.sim.conftest import native_engine
 from tests.sim.world import World

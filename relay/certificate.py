@@ -1,0 +1,43 @@
+"""The certificate of a server: a PEM file and its key become a TLS context.
+
+Owns the choice of protocol versions and the messages for files that cannot be used. Never opens a connection.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from relay.errors import ConfigError
+
+
+def read_context(certificate: str, key: str) -> ssl.SSLContext:
+    """Read a certificate and its key.
+
+    Args:
+        certificate: PEM file: the server's own first, then those between it and the authority's.
+        key: PEM file of its private key, without a password; empty where it is in the same file.
+
+    Raises:
+        ConfigError: one cannot be read, or they do not belong together.
+    """
+    for path, setting in ((certificate, "tls-cert"), (key, "tls-key")):
+        if path:
+            try:
+                Path(path).read_bytes()
+            except OSError as error:
+                raise ConfigError(f"{setting}: {path}: {error.strerror}") from None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # Without a password of its own, OpenSSL would ask for one at the terminal.
+        context.load_cert_chain(certificate, key or None, password="")
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None)
+        if reason == "KEY_VALUES_MISMATCH":
+            raise ConfigError(f"tls-key: the key in {key or certificate} is not that of the certificate") from None
+        what = "is not a PEM certificate and an unencrypted PEM key that belong together"
+        raise ConfigError(f"tls-cert: {' with '.join(filter(None, (certificate, key)))} {what}") from None
+    return context
