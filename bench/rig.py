@@ -9,10 +9,10 @@ import contextlib
 import socket
 from typing import Any
 
-from relay.config import Config
-from relay.hub import Hub
+from relay.config.model import Config
+from relay.core.hub import Hub
+from relay.core.stream import Subscribe
 from relay.speedups import Engine
-from relay.stream import Subscribe
 
 EPOCH = "0123456789abcdef"
 NOW_S = 1000.0

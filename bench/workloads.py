@@ -24,7 +24,7 @@ import msgspec
 from bench.harness import raise_descriptor_limit
 from bench.rig import NOW_S, Rig
 from bench.samples import SAMPLES
-from relay import flush
+from relay.core import flush
 from relay.event import Event
 from relay.sources.feeder import READ_BYTES
 from relay.sources.intake import ANSWER_BYTES_MAX, Intake, State

@@ -21,7 +21,7 @@ from loadtest import verdict
 from loadtest.plan import SCENARIOS, Options, Scenario
 from loadtest.verdict import Criterion, Outcome
 from loadtest.watch import Watch, sample, sample_when
-from relay.config import parse_size
+from relay.config.model import parse_size
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

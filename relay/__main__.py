@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from relay import startup
+from relay.process import startup
 
 
 def main() -> NoReturn:

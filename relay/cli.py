@@ -1,7 +1,7 @@
 """The command line: `relay` is `relay serve`; every setting is a flag, a variable and a TOML key.
 
 Owns the flags, the reading of the environment, and what becomes of an error: one line and an exit code.
-Never holds a name, a default or a reason of a setting: those are in `relay.config`.
+Never holds a name, a default or a reason of a setting: those are in `relay.config.model`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from typing import Any, NoReturn
 
 import click
 
-from relay import __version__, logs, settings, startup
+from relay import __version__
 from relay.commands.demo import demo
 from relay.commands.publish import publish
 from relay.commands.subscribe import subscribe
 from relay.commands.top import top
 from relay.commands.upgrade import upgrade
-from relay.config import SETTINGS, Config, group_settings
+from relay.config import load
+from relay.config.model import SETTINGS, Config, group_settings
 from relay.errors import ConfigError, RelayError
-from relay.systemd import Service
+from relay.process import startup
+from relay.process.systemd import Service
+from relay.telemetry import logs
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -49,7 +52,7 @@ class RelayGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or name the one that was meant."""
         if args[0] not in self.commands:
-            raise click.UsageError(f"no such command: {args[0]}{settings.hint(args[0], self.commands)}")
+            raise click.UsageError(f"no such command: {args[0]}{load.hint(args[0], self.commands)}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -90,7 +93,7 @@ def _option(name: str, each: Field[Any]) -> Callable[[Callable[..., Any]], Calla
     """Make one setting's flag; it stays None, or empty, where it is not given."""
     kind = each.metadata["kind"]
     repeatable = isinstance(each.default, tuple)
-    default = settings.show(kind, each.default)
+    default = load.show(kind, each.default)
     help = each.metadata["help"] + (" Repeatable." if repeatable else "")
     help += f"  [default: {default}]" if default else ""
     if kind == "switch":
@@ -142,11 +145,11 @@ def serve(config: str | None, print_config: bool, **flags: Any) -> int:
     """Serve streams; what `relay` does without a command."""
     loaded = load_config(config, flags)
     if print_config:
-        click.echo(settings.to_toml(loaded), nl=False)
+        click.echo(load.to_toml(loaded), nl=False)
         return EXIT_OK
     logs.set_up(loaded.log_level, loaded.log_format)
-    from relay import server  # Only here: it takes uvloop and the engine with it.
-    from relay.handover import VARIABLE, Channel
+    from relay.server import server  # Only here: it takes uvloop and the engine with it.
+    from relay.upgrade.messages import VARIABLE, Channel
 
     end = os.environ.pop(VARIABLE, None)
     channel = None if end is None else Channel(socket.socket(fileno=int(end)))
@@ -167,7 +170,7 @@ def load_config(path: str | None, flags: dict[str, Any]) -> Config:
     path = path or os.environ.get("RELAY_CONFIG") or None
     values = {name: flags[each.name] for name, each in SETTINGS.items() if each.name in flags}
     given = {name: value for name, value in values.items() if value is not None and value != ()}
-    return settings.load(given, os.environ, read_toml(path) if path else None, path or "TOML")
+    return load.load(given, os.environ, read_toml(path) if path else None, path or "TOML")
 
 
 def read_toml(path: str) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 from weakref import WeakSet
 
-from relay.config import SETTINGS
+from relay.config.load import variable
+from relay.config.model import SETTINGS
 from relay.event import Event
-from relay.settings import variable
 from relay.sse import Decoder
 
 TIMEOUT_S = 30.0

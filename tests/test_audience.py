@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from relay import backfill as backfill_module
-from relay.audience import Audience, Audiences, Subscription
+from relay.core import backfill as backfill_module
+from relay.core.audience import Audience, Audiences, Subscription
+from relay.core.log import Log
+from relay.core.policy import Limits, Policy, Rule
 from relay.errors import EventError
-from relay.log import Log
-from relay.policy import Limits, Policy, Rule
 from relay.topic import TermTree, disjoint
 
 RULE = Rule(Policy.DROP_OLDEST, Limits(), Limits(), 10.0)

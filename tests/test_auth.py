@@ -14,12 +14,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from relay.auth import COOKIES_MAX, LEEWAY_S, TICKETS_MAX, Auth
-from relay.config import Config
+from relay.auth.keys import Keys, read_jwks, read_public, read_secret
+from relay.auth.tokens import COOKIES_MAX, LEEWAY_S, TICKETS_MAX, Auth
+from relay.config.model import Config
+from relay.core.grant import ANYBODY, EVERYTHING, Grant
 from relay.errors import RequestError
-from relay.grant import ANYBODY, EVERYTHING, Grant
-from relay.http import Request
-from relay.keys import Keys, read_jwks, read_public, read_secret
+from relay.http.request import Request
 from relay.topic import TermTree
 
 NOW_S = time.time()

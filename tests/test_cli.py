@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from relay import cli, logs, server
-from relay.config import GROUPS, SETTINGS, Config
+from relay import cli
+from relay.config.load import load
+from relay.config.model import GROUPS, SETTINGS, Config
 from relay.errors import ConfigError, RelayError
-from relay.settings import load
+from relay.process.systemd import Service
+from relay.server import server
 from relay.speedups import ENGINE
-from relay.systemd import Service
+from relay.telemetry import logs
 from tests.process import relay, run
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from relay.client import RETRY_S_MIN, Backoff, Position, follow, subscribe
+from relay.client.opening import RETRY_AFTER_S_MAX
+from relay.client.subscribe import RETRY_S_MIN, Backoff, Position, follow, subscribe
 from relay.errors import EventError, LostError, RelayError, RequestError
 from relay.event import Event
-from relay.opening import RETRY_AFTER_S_MAX
 from tests.scripted_http import HOLD, answer, scripted
 
 TIMEOUT_S = 30.0

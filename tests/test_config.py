@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.config import (
+from relay.config.model import (
     NUMBER_MAX,
     SETTINGS,
     Config,

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from relay.deadlines import SWEEP_INTERVAL_MIN_S, Deadlines, Waiting
+from relay.front.deadlines import SWEEP_INTERVAL_MIN_S, Deadlines, Waiting
 
 
 class Loop:

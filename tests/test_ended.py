@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.ended import ENDED_MAX, Ended
+from relay.core.ended import ENDED_MAX, Ended
 from tests.process import TOKEN, Feeder, Relay, Stream, eventually, relay, run
 
 END = '{"event": "relay.end", "data": "bye"}'

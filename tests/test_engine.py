@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 
-from relay.config import SETTINGS
+from relay.config.model import SETTINGS
 from tests.engines import DISCARD_BYTES_MAX, FOREVER_S, ROOM, SEND_BUFFER, Rig, Twin, frames_of, rig, twin
 
 __all__ = ["rig", "twin"]

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.config.networks import parse_networks
 from relay.errors import RequestError
-from relay.forwarded import (
+from relay.http.forwarded import (
     BINARY_BYTES_MAX,
     LINE_BYTES_MAX,
     SIGNATURE,
@@ -19,7 +20,6 @@ from relay.forwarded import (
     read_header,
     trusted,
 )
-from relay.networks import parse_networks
 from tests.process import TIMEOUT_S, Relay, Stream, relay
 
 PROXIES = parse_networks(["10.0.0.0/8", "::1"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from relay.config import Config
-from relay.holds import Holds
+from relay.config.model import Config
+from relay.core.holds import Holds
 from tests.sim.world import World
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from relay.errors import RequestError
-from relay.http import CHUNK_LINE_BYTES_MAX, CHUNK_LINES_BYTES_MAX, Request, RequestParser
+from relay.http.request import CHUNK_LINE_BYTES_MAX, CHUNK_LINES_BYTES_MAX, Request, RequestParser
 
 HEAD_MAX = 1024
 BODY_MAX = 64

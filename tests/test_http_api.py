@@ -19,7 +19,7 @@ import pytest
 import yaml
 from openapi_spec_validator import validate
 
-from relay.routes import Resource
+from relay.front.routes import Resource
 from tests.process import TIMEOUT_S, TOKEN, Relay, Stream, eventually, relay
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(

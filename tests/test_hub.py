@@ -7,12 +7,12 @@ from itertools import count
 
 import pytest
 
-from relay.catchup import CatchUp
-from relay.config import Config
+from relay.config.model import Config
+from relay.core.catchup import CatchUp
+from relay.core.flush import SLICE_S
 from relay.errors import EventError
 from relay.event import Event
-from relay.flush import SLICE_S
-from relay.stats import Stats
+from relay.telemetry.stats import Stats
 from tests.sim.conftest import native_engine
 from tests.sim.world import Client, World
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.config import Config
+from relay.config.model import Config
 from relay.errors import EventError
 from relay.event import Event
 from relay.ids import check_id, may_keep

@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import pytest
 
-from relay import journal as module
+from relay.core.log import Entry, Log
+from relay.core.seen import Seen
 from relay.errors import RelayError
-from relay.journal import Journal
-from relay.log import Entry, Log
-from relay.seen import Seen
-from relay.store import Batch, Store, Trim
+from relay.store import journal as module
+from relay.store.file import Batch, Store, Trim
+from relay.store.journal import Journal
 
 TIMEOUT_S = 10.0
 

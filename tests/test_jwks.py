@@ -13,10 +13,10 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from relay import jwks
+from relay.auth import jwks
+from relay.auth.jwks import Jwks
+from relay.auth.keys import FILE_BYTES_MAX, Keys
 from relay.errors import ConfigError
-from relay.jwks import Jwks
-from relay.keys import FILE_BYTES_MAX, Keys
 from tests.process import TIMEOUT_S
 from tests.scripted_http import HOLD, Part, answer, scripted
 

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.auth.keys import FILE_BYTES_MAX, KEYS_MAX, read_jwks, read_public, read_secret
 from relay.errors import ConfigError
-from relay.keys import FILE_BYTES_MAX, KEYS_MAX, read_jwks, read_public, read_secret
 from tests.certificate import make_certificate
 
 RSA = rsa.generate_private_key(65537, 2048)

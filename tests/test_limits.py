@@ -13,9 +13,9 @@ from pathlib import Path
 import jwt
 import pytest
 
-from relay.config import SETTINGS
-from relay.metrics import LIMITS
-from relay.settings import show
+from relay.config.load import show
+from relay.config.model import SETTINGS
+from relay.telemetry.metrics import LIMITS
 from tests.process import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, eventually, relay
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "limits.md"

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.config import Config
-from relay.link import (
+from relay.config.model import Config
+from relay.core.log import Entry
+from relay.workers.messages import (
     VERSION,
     Ask,
     Beat,
@@ -32,7 +33,6 @@ from relay.link import (
     encode,
     encode_entry,
 )
-from relay.log import Entry
 
 MESSAGES: list[Message] = [
     Setup(config=Config(listen=(":1", "[::1]:2"), policy_for=("a=block",)), number=3, listeners=[4, 5], own_token="t"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from relay.auth.lists import LINES_MAX, Listed, read_revoked, read_tokens
 from relay.errors import ConfigError
-from relay.lists import LINES_MAX, Listed, read_revoked, read_tokens
 
 
 @pytest.fixture

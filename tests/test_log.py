@@ -7,9 +7,9 @@ from array import array
 
 import pytest
 
-from relay import evicted
-from relay.backfill import Wanted, backfill
-from relay.log import READ_ENTRIES_MAX, SEGMENT_BYTES, Index, Log, Topic
+from relay.core import evicted
+from relay.core.backfill import Wanted, backfill
+from relay.core.log import READ_ENTRIES_MAX, SEGMENT_BYTES, Index, Log, Topic
 
 
 def make_log(**limits: float) -> Log:

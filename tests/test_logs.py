@@ -18,8 +18,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from relay import logs
-from relay.logs import QUEUED_BYTES_MAX, QUEUED_LINES_MAX, QueueingHandler, set_up
+from relay.telemetry import logs
+from relay.telemetry.logs import QUEUED_BYTES_MAX, QUEUED_LINES_MAX, QueueingHandler, set_up
 from tests.process import TIMEOUT_S, TOKEN, Stream, command, environment, eventually
 
 
@@ -225,7 +225,7 @@ def connects(port: int) -> bool:
 
 
 def test_the_last_lines_of_a_crash_are_seen() -> None:
-    code = "from relay import logs; logs.set_up('info', 'json'); raise ValueError('at the end')"
+    code = "from relay.telemetry import logs; logs.set_up('info', 'json'); raise ValueError('at the end')"
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 1
     record = json.loads(done.stderr)

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from relay.client.opening import INFLATED_PIECE_BYTES, REDIRECTS_MAX, listen, no_cookies
 from relay.errors import LostError, RelayError
-from relay.opening import INFLATED_PIECE_BYTES, REDIRECTS_MAX, listen, no_cookies
 from tests.scripted_http import HOLD, answer, scripted
 
 STREAM = "Content-Type: text/event-stream\r\n"

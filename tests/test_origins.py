@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.origins import Allowed, check_host, check_origin, spell_origin
+from relay.config.origins import Allowed, check_host, check_origin, spell_origin
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from relay import own_ids
-from relay.own_ids import SHARING_TOPICS_MAX, OwnIds
+from relay.core import own_ids
+from relay.core.own_ids import SHARING_TOPICS_MAX, OwnIds
 
 
 class Table:

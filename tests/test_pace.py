@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from relay.pace import SLICE_S, Pace
+from relay.front.pace import SLICE_S, Pace
 
 
 class World:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from relay.config import Config
-from relay.policy import Lag, Limits, Policy, Rule, Rules
+from relay.config.model import Config
+from relay.core.policy import Lag, Limits, Policy, Rule, Rules
 
 OFF = Limits()
 LATE = 1e9

@@ -21,16 +21,16 @@ import orjson
 import pytest
 import uvloop
 
-from relay import front as front_module
-from relay.auth import Auth
-from relay.config import Config
-from relay.deadlines import Waiting
+from relay.auth.tokens import Auth
+from relay.config.model import Config
+from relay.core.stream import Subscribe
 from relay.errors import EventError, RequestError
 from relay.event import Event
-from relay.front import Front
-from relay.pace import Pace
-from relay.protocol import REQUESTS_A_TURN, WRITE_BUFFER_HIGH, FrontProtocol
-from relay.stream import Subscribe
+from relay.front import front as front_module
+from relay.front.connection import REQUESTS_A_TURN, WRITE_BUFFER_HIGH, FrontProtocol
+from relay.front.deadlines import Waiting
+from relay.front.front import Front
+from relay.front.pace import Pace
 from tests.sources_fakes import value
 
 TOKEN = "sesame"
@@ -743,7 +743,7 @@ async def test_a_publisher_waits_while_its_topic_is_held(site: Site) -> None:
 
 @on_uvloop
 async def test_a_publisher_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.publishing.HOLD_GRACE_S", 0.05)
+    monkeypatch.setattr("relay.sources.requests.HOLD_GRACE_S", 0.05)
     async with serve(block_timeout_s=0) as site:
         site.hub.holding = True
         client = await site.client()

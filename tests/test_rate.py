@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relay.rate import BUCKETS_MAX, BURST_S, Rates
+from relay.front.rate import BUCKETS_MAX, BURST_S, Rates
 
 
 def test_a_burst_of_some_seconds_is_let_through_and_then_the_rate_holds() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from relay.config import SETTINGS
+from relay.config.model import SETTINGS
 from tools import reference
 
 ROOT = Path(__file__).parents[1]

@@ -6,13 +6,13 @@ from itertools import count
 
 import pytest
 
-from relay import backfill as backfill_module
-from relay import replays as replays_module
-from relay.audience import Audiences, Subscription
-from relay.flush import SLICE_S
-from relay.log import Log
-from relay.policy import Limits, Policy, Rule
-from relay.replays import Replays
+from relay.core import backfill as backfill_module
+from relay.core import replays as replays_module
+from relay.core.audience import Audiences, Subscription
+from relay.core.flush import SLICE_S
+from relay.core.log import Log
+from relay.core.policy import Limits, Policy, Rule
+from relay.core.replays import Replays
 
 RULE = Rule(Policy.DROP_OLDEST, Limits(), Limits(), 10.0)
 ENTRIES = 100

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.config import Config
+from relay.config.model import Config
 from relay.errors import EventError
 from relay.event import Event
 from tests.process import TOKEN, Feeder, Stream, eventually, relay

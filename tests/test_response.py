@@ -7,8 +7,8 @@ import hashlib
 
 import pytest
 
-from relay.origins import Allowed
-from relay.response import Dates, Headers, cors_headers, json_body, page_headers, respond, stream_head
+from relay.config.origins import Allowed
+from relay.http.response import Dates, Headers, cors_headers, json_body, page_headers, respond, stream_head
 
 
 def test_a_response_has_its_length_and_says_whether_it_goes_on() -> None:

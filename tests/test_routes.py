@@ -7,13 +7,13 @@ import re
 
 import pytest
 
-from relay.config import Config
+from relay.config.model import Config
+from relay.core.stream import Subscribe
 from relay.errors import RequestError
-from relay.http import Request, RequestParser, parse_head
+from relay.front.routes import Options, Publish, Resource, Route, Router, StreamHead
+from relay.http.request import Request, RequestParser, parse_head
+from relay.http.response import stream_head
 from relay.ids import ID_CHARACTERS_MAX, LAST_ID_NAMES
-from relay.response import stream_head
-from relay.routes import Options, Publish, Resource, Route, Router, StreamHead
-from relay.stream import Subscribe
 
 VARY = ("Vary", "Origin")
 CONFIG = Config(topic="news", topics_per_stream_max=3, cors_origin=("https://a.example", "https://b.example"))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from relay.config import Config
+from relay.config.model import Config
+from relay.core.seen import EXPIRED_A_TICK, Seen
 from relay.event import Event
-from relay.seen import EXPIRED_A_TICK, Seen
 from tests.sim.conftest import native_engine
 from tests.sim.world import World
 

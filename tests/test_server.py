@@ -21,9 +21,9 @@ import httpx
 import httpx_sse
 import pytest
 
-from relay.client import subscribe
-from relay.config import Config
-from relay.listeners import KEEPALIVE_IDLE_S, listen
+from relay.client.subscribe import subscribe
+from relay.config.model import Config
+from relay.process.listeners import KEEPALIVE_IDLE_S, listen
 from tests.process import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, command, environment, relay, run
 
 PADDING = b": " + b" " * 2048 + b"\n"

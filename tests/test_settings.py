@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from relay.config import MIB, SETTINGS, Config, group_settings
+from relay.config.load import check, load, to_toml, variable, worker_count
+from relay.config.model import MIB, SETTINGS, Config, group_settings
 from relay.errors import ConfigError
-from relay.settings import check, load, to_toml, variable, worker_count
 
 LINK_TOKEN = "t" * 32
 

@@ -7,7 +7,7 @@ import pytest
 
 from relay.errors import EventError, RequestError
 from relay.event import Event
-from relay.sources.http import parse_body
+from relay.sources.body import parse_body
 from tests.sources_fakes import value
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from relay.sources.input_errors import LOGGED_PER_S, InputErrors
+from relay.telemetry.input_errors import LOGGED_PER_S, InputErrors
 from tests.sources_fakes import FakeMetrics
 
 

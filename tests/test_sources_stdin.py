@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from relay.config import Config
+from relay.config.model import Config
 from relay.sources.stdin import StdinSource, choose_form, stdin_fd
 from tests.sources_fakes import FakeHub, FakeMetrics, on_uvloop, value
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from relay.config import Config
+from relay.config.model import Config
 from relay.sources import unix
 from relay.sources.intake import ANSWER_BYTES_MAX, TURN_LINES
 from relay.sources.unix import UnixSource

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from relay.client import RESUME_ID_BYTES_MAX
-from relay.config import Config
+from relay.client.subscribe import RESUME_ID_BYTES_MAX
+from relay.config.model import Config
 from relay.event import Event
 from relay.ids import may_keep
 from relay.sources import upstream

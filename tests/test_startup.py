@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.startup import HELD
+from relay.process.startup import HELD
 from tests.process import TIMEOUT_S, command, environment, eventually, free_port, relay
 
 CLOSED = [
@@ -106,7 +106,7 @@ def test_signals_that_mean_nothing_end_nothing(workers: str) -> None:
 
 def test_signals_before_the_server_handles_them_wait_for_it() -> None:
     code = (
-        "import os, sys; from relay import __main__, startup; startup.prepare();"
+        "import os, sys; from relay import __main__; from relay.process import startup; startup.prepare();"
         "[os.kill(os.getpid(), number) for number in startup.HELD[:2]];"
         "sys.argv = ['relay', *sys.argv[4:]]; __main__.main()"
     )
@@ -137,7 +137,7 @@ def test_the_log_states_that_an_address_without_a_host_is_ipv4_only() -> None:
 @pytest.mark.parametrize("number", HELD)
 def test_a_command_is_ended_by_the_signals_of_a_server(number: signal.Signals) -> None:
     code = (
-        "import os, sys; from relay import __main__, startup; startup.prepare();"
+        "import os, sys; from relay import __main__; from relay.process import startup; startup.prepare();"
         f"os.kill(os.getpid(), {number}); sys.argv = ['relay', 'publish', '--help']; __main__.main()"
     )
     with started(sys.executable, "-c", code) as process:
@@ -161,7 +161,7 @@ def test_as_process_1_it_reaps_orphans_handles_signals_and_refuses_an_upgrade() 
 @pytest.mark.skipif(not can_unshare(), reason="needs the right to create a process namespace")
 def test_process_1_can_be_ended_before_it_serves() -> None:
     assert UNSHARE is not None
-    code = "import os, signal; from relay import startup; startup.prepare(); os.kill(1, signal.SIGTERM)"
+    code = "import os, signal; from relay.process import startup; startup.prepare(); os.kill(1, signal.SIGTERM)"
     with started(UNSHARE, "--pid", "--fork", sys.executable, "-c", code + "; import time; time.sleep(60)") as process:
         assert process.wait(TIMEOUT_S) == 128 + signal.SIGTERM
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from relay.core.log import Entry
 from relay.errors import ConfigError
-from relay.log import Entry
-from relay.store import APPLICATION_ID, Batch, Key, Store, Trim
+from relay.store.file import APPLICATION_ID, Batch, Key, Store, Trim
 
 
 def entry(sequence: int, **other: str) -> Entry:
@@ -121,7 +121,7 @@ def test_a_full_disk_changes_nothing_and_is_over_when_there_is_room(path: str) -
 
 
 def test_a_file_in_use_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.store.LOCK_S", 0.0)
+    monkeypatch.setattr("relay.store.file.LOCK_S", 0.0)
     store = Store(path)
     with pytest.raises(ConfigError, match=r"^data: .*relay\.db: another process uses it$"):
         Store(path)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from relay.config import SETTINGS
+from relay.config.load import RESERVED, variable
+from relay.config.model import SETTINGS
 from relay.errors import ConfigError
-from relay.settings import RESERVED, variable
-from relay.systemd import Service
+from relay.process.systemd import Service
 from tests.process import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, command, environment, eventually, relay
 
 HIGH_FD = 100

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from relay.certificate import read_context
-from relay.config import Config
+from relay.config.model import Config
 from relay.errors import ConfigError
 from relay.event import Event
-from relay.tls import BUFFER_BYTES, DESCRIPTORS_A_STREAM
+from relay.front.tls import BUFFER_BYTES, DESCRIPTORS_A_STREAM
+from relay.process.certificate import read_context
 from tests.certificate import Certificate, make_certificate
 from tests.process import TIMEOUT_S, TOKEN, Relay, Stream, eventually, relay, run
 

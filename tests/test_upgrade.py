@@ -18,7 +18,7 @@ import pytest
 
 from relay.errors import RelayError
 from relay.event import Event
-from relay.handover import Channel, Got, Hello, Ready, Start
+from relay.upgrade.messages import Channel, Got, Hello, Ready, Start
 from tests.oracle import Oracle, Published
 from tests.process import TIMEOUT_S, Feeder, Relay, Stream, eventually, relay, run
 

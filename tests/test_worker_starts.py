@@ -17,7 +17,7 @@ from tests.process import TIMEOUT_S, TOKEN, Relay, Stream, command, environment,
 FATE = """
 import os, pathlib, signal, sys
 
-if "relay.worker" in sys.orig_argv:
+if "relay.server.worker" in sys.orig_argv:
     here, number = pathlib.Path(__file__).parent, 1
     while True:
         try:

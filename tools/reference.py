@@ -9,8 +9,8 @@ from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
-from relay.config import NUMBER_MAX, SETTINGS, group_settings
-from relay.settings import show, variable
+from relay.config.load import show, variable
+from relay.config.model import NUMBER_MAX, SETTINGS, group_settings
 
 ROOT = Path(__file__).parents[1]
 SETTINGS_PAGE = ROOT / "docs" / "reference" / "settings.md"
@@ -25,7 +25,7 @@ _KINDS = {
 }
 
 _HEAD = """\
-<!-- Written by `make reference` from relay/config.py; do not edit. -->
+<!-- Written by `make reference` from relay/config/model.py; do not edit. -->
 
 # Settings
 

@@ -76,9 +76,9 @@ def make_rig(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     """Make a hub that consists of one twin alone; settings are given by name."""
     # Which twin runs is chosen at import, so it is put in its place wherever it was imported to.
     monkeypatch.setattr("relay.sse.encode_event", twins.codec.encode_event)
-    monkeypatch.setattr("relay.audience.Members", twins.engine.members)
+    monkeypatch.setattr("relay.core.audience.Members", twins.engine.members)
     for module in ("flush", "catchup"):
-        monkeypatch.setattr(f"relay.{module}.Chunk", twins.engine.chunk)
+        monkeypatch.setattr(f"relay.core.{module}.Chunk", twins.engine.chunk)
     rigs: list[Rig] = []
 
     def make(**settings: object) -> Rig:

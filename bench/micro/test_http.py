@@ -6,7 +6,7 @@ import pytest
 
 from bench.micro.conftest import Measure
 from bench.micro.table import RELAY
-from relay.http import Request, RequestParser
+from relay.http.request import Request, RequestParser
 
 HEAD_BYTES_MAX = 16 * 1024
 

@@ -6,7 +6,7 @@ import pytest
 
 from bench.micro.conftest import Measure
 from bench.micro.table import RELAY
-from relay.log import SEGMENT_BYTES, Log
+from relay.core.log import SEGMENT_BYTES, Log
 
 ENTRIES = 10_000
 FRAME = b"id: 0123456789abcdef-12345\ndata: " + b"x" * 150 + b"\n\n"

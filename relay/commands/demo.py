@@ -21,12 +21,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from relay.config import SETTINGS, Config, parse_address
+from relay.client.publish import Publisher
+from relay.config.load import variable
+from relay.config.model import SETTINGS, Config, parse_address
 from relay.errors import ConfigError, EventError, RelayError
 from relay.event import Event
-from relay.listeners import listen as open_listener
-from relay.publisher import Publisher
-from relay.settings import variable
+from relay.process.listeners import listen as open_listener
 
 LISTEN = "127.0.0.1:8080"
 LOOPBACK = {"localhost": "localhost", "127.0.0.1": "127.0.0.1", "::1": "[::1]"}

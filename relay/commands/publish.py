@@ -5,7 +5,7 @@ so that only one batch is ever in memory. Each event has a `dedup` key. When the
 batch that were not acknowledged are sent again under the same keys, in order: relay publishes each of them once, as
 long as this happens within its `dedup-window` (10 minutes by default).
 
-Owns where the events of the command line come from, what is sent again, and what is printed. `relay.publisher`
+Owns where the events of the command line come from, what is sent again, and what is printed. `relay.client.publish`
 delivers.
 """
 
@@ -151,8 +151,8 @@ class _Sender:
     """
 
     def __init__(self, target: str, token: str | None, ca: str | None, report: _Report) -> None:
-        from relay.client import Backoff
-        from relay.publisher import Publisher, unix_path
+        from relay.client.publish import Publisher, unix_path
+        from relay.client.subscribe import Backoff
 
         self.report = report
         self._target = target
@@ -207,7 +207,7 @@ class _Sender:
 
     async def _try_unix(self, waiting: list[Numbered]) -> None:
         """Send events over the Unix socket; remove those that are acknowledged or refused."""
-        from relay.publisher import Publisher
+        from relay.client.publish import Publisher
 
         try:
             if self._publisher is None:
@@ -239,7 +239,7 @@ class _Sender:
 
     async def _try_http(self, waiting: list[Numbered]) -> None:
         """Send events in requests as large as the server takes; remove those that are acknowledged or refused."""
-        from relay.publisher import publish
+        from relay.client.publish import publish
 
         while waiting:
             some = waiting[: self._at_once]

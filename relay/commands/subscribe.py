@@ -1,6 +1,6 @@
 """`relay subscribe`: a stream on standard output, over reconnections.
 
-Owns what is printed; `relay.client` stays subscribed.
+Owns what is printed; `relay.client.subscribe` stays subscribed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import click
 import msgspec
 
-from relay import logs
 from relay.event import Event
+from relay.telemetry import logs
 
 STDOUT = 1
 

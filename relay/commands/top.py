@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from relay.config import size_text
+from relay.config.model import size_text
 from relay.errors import RelayError, missing_extra
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _SLOWEST: Columns = ("slowest streams", "topics", "policy", "lag")
 @click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust with https.  [default: the system's]")
 def top(url: str, interval: float, once: bool, ca: str | None) -> int:
     """Show streams, rates, lag, policy actions and the slowest streams of the server at URL; `q` quits."""
-    from relay.publisher import endpoint, need_httpx, tls_context
+    from relay.client.publish import endpoint, need_httpx, tls_context
 
     need_httpx()
     try:

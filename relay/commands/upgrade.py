@@ -1,6 +1,6 @@
 """`relay upgrade`: a running relay replaced by what is installed now, with nobody disconnected.
 
-Owns the signal and the wait for the old process's end; the processes do the rest by themselves (`relay.upgrade`).
+Owns the signal and the wait for the old process's end; the processes do the rest by themselves (`relay.upgrade.give`).
 """
 
 from __future__ import annotations

@@ -11,14 +11,14 @@ import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 
-from relay.config import Config, is_event_stream
+from relay.config.model import Config, is_event_stream
+from relay.core.hub import Hub
 from relay.errors import ConfigError, RelayError
-from relay.hub import Hub
 from relay.ids import may_keep
-from relay.sources.input_errors import Counter
 from relay.sources.stdin import StdinSource, stdin_fd
 from relay.sources.unix import UnixSource
 from relay.sources.upstream import UpstreamSource
+from relay.telemetry.input_errors import Counter
 
 _logger = logging.getLogger("relay.sources.group")
 

@@ -26,11 +26,11 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import Any
 
-from relay.config import Config
+from relay.config.model import Config
 from relay.sources.feeder import READ_BYTES, Feeder, PackedFeeder
-from relay.sources.input_errors import Counter, InputErrors
 from relay.sources.intake import Intake, Publisher
 from relay.sources.lines import LineSplitter, StreamSplitter, parse_line, parse_text, pass_event
+from relay.telemetry.input_errors import Counter, InputErrors
 
 _logger = logging.getLogger("relay.sources.stdin")
 

@@ -18,12 +18,12 @@ import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 
-from relay.config import Config, parse_group, parse_mode
+from relay.config.model import Config, parse_group, parse_mode
 from relay.sources.feeder import READ_BYTES, Feeder, PackedFeeder
-from relay.sources.input_errors import Counter, InputErrors
 from relay.sources.intake import ANSWER_BYTES_MAX, Intake, Publisher
 from relay.sources.lines import LineSplitter, parse_line
 from relay.sources.unix_listener import bind_unix, identity, parse_users
+from relay.telemetry.input_errors import Counter, InputErrors
 
 ACCEPTS_A_TURN = 16
 """Feeders accepted in a row."""

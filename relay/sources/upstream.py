@@ -2,8 +2,8 @@
 
 Theory of operation. Each event keeps its type and data. It keeps its id too, if every client can send that id back;
 otherwise its id is a digest of the upstream's, so that the event has the same id after a restart. The position to
-resume from at the upstream is the upstream's own last event id. It is stored with the events (`relay.journal`), so
-that a restart neither skips nor repeats.
+resume from at the upstream is the upstream's own last event id. It is stored with the events (`relay.store.journal`),
+so that a restart neither skips nor repeats.
 
 Some servers begin further back than they were asked to. After each resume, events that repeat what came before, in the
 same order and with the same ids and content, are left out until the first event that is new. An event without an id of
@@ -13,8 +13,8 @@ An event that cannot be published, and events that may have been missed because 
 published as a `relay.gap` event in their place.
 
 Owns what an event becomes here, and which events have come already. Connecting, waiting and resuming belong to the
-client (`relay.client`). Reading continues only while publishing may, so that a stream that is too fast waits in its
-server's buffers.
+client (`relay.client.subscribe`). Reading continues only while publishing may, so that a stream that is too fast waits
+in its server's buffers.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from relay.client import Backoff, Item, Mark, Position, follow
-from relay.config import Config
-from relay.ended import END
+from relay.client.opening import shown
+from relay.client.publish import endpoint
+from relay.client.subscribe import Backoff, Item, Mark, Position, follow
+from relay.config.model import Config
+from relay.core.ended import END
+from relay.core.notice import gap_event
 from relay.errors import EventError, LostError, RelayError
 from relay.event import Event
-from relay.notice import gap_event
-from relay.opening import shown
-from relay.publisher import endpoint
-from relay.sources.input_errors import Counter, InputErrors
 from relay.sources.intake import Publisher
 from relay.sources.lines import HEARTBEAT
 from relay.sse import Decoder
+from relay.telemetry.input_errors import Counter, InputErrors
 
 TURN_EVENTS = 256
 """Events published in a row before other tasks run: a millisecond or two."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.client import subscribe
+from relay.client.subscribe import subscribe
 from relay.event import Event
 from relay.sse import Decoder
 from tests.faults.network import BadNetwork

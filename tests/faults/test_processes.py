@@ -184,9 +184,7 @@ def test_a_stopped_server_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_no_time_of_day_is_on_the_data_path() -> None:
     """A step of the clock changes nothing, because nobody looks at it: all times are monotonic."""
     root = Path(__file__).parents[2]
-    core = ("audience", "catchup", "deadlines", "flush", "hub", "log", "policy", "sse")
-    paths = [root / "relay" / f"{name}.py" for name in core]
-    for path in [*paths, *root.glob("relay/_native/*.py"), *root.glob("relay/sources/*.py")]:
+    for path in [path for name in ("core", "_native", "sources") for path in (root / "relay" / name).glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 named = f"{node.value.id}.{node.attr}"

@@ -6,9 +6,9 @@ import asyncio
 
 import httpx
 
-from relay.client import subscribe
+from relay.client.opening import RETRY_AFTER_S_MAX
+from relay.client.subscribe import subscribe
 from relay.errors import RelayError
-from relay.opening import RETRY_AFTER_S_MAX
 from tests.fuzz.pieces import cut
 
 WORDS = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 
+from relay.config.networks import parse_networks
 from relay.errors import RequestError
-from relay.forwarded import BINARY_BYTES_MAX, SIGNATURE, client_address, read_header
-from relay.networks import parse_networks
+from relay.http.forwarded import BINARY_BYTES_MAX, SIGNATURE, client_address, read_header
 
 WORDS = (
     b"PROXY ",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from relay.config import Config
+from relay.config.model import Config
 from relay.errors import EventError, RequestError
-from relay.http import RequestParser
-from relay.routes import Publish, Router
-from relay.sources.http import parse_body
+from relay.front.routes import Publish, Router
+from relay.http.request import RequestParser
+from relay.sources.body import parse_body
 from tests.fuzz.pieces import cut
 
 HEAD_BYTES_MAX, BODY_BYTES_MAX = 400, 100

@@ -5,12 +5,12 @@ from __future__ import annotations
 from math import inf
 from urllib.parse import quote_from_bytes
 
-from relay.config import Config
+from relay.config.model import Config
+from relay.core.log import Log
+from relay.core.stream import Subscribe
 from relay.errors import RequestError
-from relay.http import RequestParser
-from relay.log import Log
-from relay.routes import Router
-from relay.stream import Subscribe
+from relay.front.routes import Router
+from relay.http.request import RequestParser
 
 WORDS = (
     b"\n",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
+from relay.auth.keys import KEYS_MAX, Keys, read_jwks, read_public, read_secret
 from relay.errors import ConfigError
-from relay.keys import KEYS_MAX, Keys, read_jwks, read_public, read_secret
 
 GOOD = {"kty": "OKP", "crv": "Ed25519", "kid": "good", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
 WORDS = (

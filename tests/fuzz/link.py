@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from relay.link import LinkError, Message, Parser, encode, encode_entry
-from relay.log import Entry
+from relay.core.log import Entry
+from relay.workers.messages import LinkError, Message, Parser, encode, encode_entry
 from tests.fuzz.pieces import cut
 
 BYTES_MAX = 400

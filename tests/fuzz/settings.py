@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import tomllib
 
-from relay.config import SETTINGS
+from relay.config.load import load, to_toml
+from relay.config.model import SETTINGS
 from relay.errors import ConfigError
-from relay.settings import load, to_toml
 
 WORDS = (
     b"\n",

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from relay.core.log import Entry
 from relay.errors import ConfigError
-from relay.log import Entry
-from relay.store import Store
+from relay.store.file import Store
 
 WORDS = (
     msgspec.msgpack.encode([Entry(1, 0.0, "a", None, None, b"data: x\n\n")]),

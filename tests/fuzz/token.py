@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import hmac
 
-from relay.auth import Auth
-from relay.config import Config
+from relay.auth.keys import read_secret
+from relay.auth.tokens import Auth
+from relay.config.model import Config
+from relay.core.grant import Grant
 from relay.errors import RequestError
-from relay.grant import Grant
-from relay.http import Request
-from relay.keys import read_secret
+from relay.http.request import Request
 
 SECRET = "s" * 32
 NOW_S = 1_000_000_000.0

@@ -10,9 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from relay.audience import Audiences, Subscription
-from relay.log import Log
-from relay.policy import Limits, Policy, Rule
+from relay.core.audience import Audiences, Subscription
+from relay.core.log import Log
+from relay.core.policy import Limits, Policy, Rule
 from relay.topic import JOINT, disjoint
 from tests.oracle import matches
 

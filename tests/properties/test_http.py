@@ -7,11 +7,11 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.config import Config
+from relay.config.model import Config
 from relay.errors import EventError, RequestError
-from relay.http import RequestParser
-from relay.routes import Router
-from relay.sources.http import parse_body
+from relay.front.routes import Router
+from relay.http.request import RequestParser
+from relay.sources.body import parse_body
 from relay.topic import TermTree, check_term, check_topic, is_pattern
 from tests.oracle import matches
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from relay.config import Config
+from relay.config.model import Config
+from relay.core.log import Log
+from relay.core.stream import Subscribe
 from relay.errors import EventError
 from relay.event import Event
-from relay.http import parse_head
+from relay.front.routes import Router
+from relay.http.request import parse_head
 from relay.ids import LAST_ID_NAMES, check_id
-from relay.log import Log
-from relay.routes import Router
-from relay.stream import Subscribe
 from tests.properties.strategies import CHARACTERS
 from tests.sim.conftest import native_engine
 from tests.sim.world import World

@@ -8,11 +8,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from relay import evicted
-from relay import log as log_module
-from relay.backfill import Wanted, backfill
-from relay.evicted import MARKS_MAX
-from relay.log import SEGMENT_BYTES, Index, Log
+from relay.core import evicted
+from relay.core import log as log_module
+from relay.core.backfill import Wanted, backfill
+from relay.core.evicted import MARKS_MAX
+from relay.core.log import SEGMENT_BYTES, Index, Log
 from relay.topic import disjoint
 from tests.oracle import matches
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from relay import audience, catchup, flush
 from relay._native.engine import Chunk, Members
+from relay.core import audience, catchup, flush
 
 
 @pytest.fixture(autouse=True)

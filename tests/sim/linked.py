@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from relay.config import Config
-from relay.downlink import Chunks, Downlink
+from relay.config.model import Config
 from relay.errors import RelayError, RequestError
 from relay.event import Event
-from relay.link import LinkError, What
-from relay.publishing import Cancel, Done, nothing
-from relay.uplink import Uplink, message_bytes_max
+from relay.sources.requests import Cancel, Done, nothing
+from relay.workers.edge_end import Uplink, message_bytes_max
+from relay.workers.hub_end import Chunks, Downlink
+from relay.workers.messages import LinkError, What
 from tests.oracle import Oracle
 from tests.sim.world import Client, World
 

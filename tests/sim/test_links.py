@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from relay.config import Config
+from relay.config.model import Config
 from relay.event import Event
 from tests.sim.linked import LinkedWorld
 from tests.sim.seeds import BATCHES, run_batch

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from relay.config import Config
+from relay.config.model import Config
 from tests.sim.test_promise import POLICIES, TERMS, TOPICS
 from tests.sim.world import World
 

@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from relay.config import Config
+from relay.config.model import Config
 from tests.sim.seeds import BATCHES, run_batch
 from tests.sim.world import World
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.config import Config
+from relay.config.model import Config
 from tests.sim.seeds import BATCHES, run_batch
 from tests.sim.test_promise import POLICIES, TERMS, TOPICS, config_of
 from tests.sim.upgraded import UpgradedWorld

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
-from relay import handover, takeover, upgrade
-from relay.config import Config
-from relay.handover import Channel, Go, Message, Start
-from relay.upgrade import Possessions
+from relay.config.model import Config
+from relay.upgrade import give, messages, take
+from relay.upgrade.give import Possessions
+from relay.upgrade.messages import Channel, Go, Message, Start
 from tests.sim.world import World
 
 Received = tuple[Any, list[int]]
@@ -26,7 +26,7 @@ class Wire(Channel):
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Keep a message until it is received."""
-        self.messages.append((handover._decode(handover._encode(message)), list(fds)))
+        self.messages.append((messages._decode(messages._encode(message)), list(fds)))
 
     def receive(self) -> Received:
         """Return the oldest message."""
@@ -59,7 +59,7 @@ class UpgradedWorld(World):
         """Send the next part of the log, while the old process serves; the first part begins an upgrade."""
         if self._wire is None:
             self._wire, self._sent = Wire(), -1
-        messages, self._sent = upgrade._next(self._possessions(), self._sent)
+        messages, self._sent = give._next(self._possessions(), self._sent)
         for message in messages:
             self._wire.send(message)
 
@@ -67,7 +67,7 @@ class UpgradedWorld(World):
         """Hand everything over to a process that dies before it says Ready; the old one goes on."""
         self.send_some()
         assert self._wire is not None
-        upgrade._hand_over(self._wire, self._possessions(), self._sent, self.now_s)
+        give._hand_over(self._wire, self._possessions(), self._sent, self.now_s)
         self._wire = None
         self.failures += 1
 
@@ -76,7 +76,7 @@ class UpgradedWorld(World):
         self.send_some()
         wire, possessions = self._wire, self._possessions()
         assert wire is not None
-        upgrade._hand_over(wire, possessions, self._sent, self.now_s)
+        give._hand_over(wire, possessions, self._sent, self.now_s)
         wire.send(Go())
         self._wire = None
         self.upgrades += 1
@@ -86,7 +86,7 @@ class UpgradedWorld(World):
         self.engine.pipes = pipes
         start, _ = wire.receive()
         assert isinstance(start, Start)
-        taken = takeover.take(wire, start, self.hub, self.now_s, lambda: None)
+        taken = take.take(wire, start, self.hub, self.now_s, lambda: None)
         new = self.hub.log
         assert (new.epoch, new.tail, new.head) == (old.log.epoch, old.log.tail, old.log.head)
         assert self.hub.engine.open == old.engine.open

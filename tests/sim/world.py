@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from relay._native.engine import Engine, _Stream
-from relay.config import Config
+from relay.config.model import Config
+from relay.core.hub import Hub
+from relay.core.stream import Subscribe
 from relay.event import Event
-from relay.hub import Hub
 from relay.sse import Decoder
-from relay.stream import Subscribe
 from tests.oracle import Oracle, Published
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"

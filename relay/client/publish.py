@@ -1,0 +1,327 @@
+"""Publishing from Python: events over a Unix socket, acknowledged one by one, or over HTTP, all or nothing.
+
+Owns what a target is, and which event an acknowledgement is for. Never reads events from anywhere. The Unix
+socket needs nothing beyond relay itself; HTTP needs httpx, which the extra `client` installs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import ssl
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+
+from relay.client.opening import refusal
+from relay.errors import EventError, LostError, RelayError, missing_extra
+from relay.event import Event
+
+if TYPE_CHECKING:
+    import httpx
+
+PUBLISH_TIMEOUT_S = 30.0
+"""Above the time that a `block` stream may hold up a publisher, 10 s by default."""
+IN_FLIGHT_MAX = 1024
+"""Events of one `Publisher` that may wait for their acknowledgement."""
+ANSWER_LINE_BYTES_MAX = 1024 * 1024
+"""Longest line that a relay answers."""
+_FIELDS = frozenset(Event.__struct_fields__)
+
+
+def need_httpx() -> None:
+    """Check that httpx is there, which only HTTP needs, and which is imported only then.
+
+    Raises:
+        RelayError: it is not installed.
+    """
+    if importlib.util.find_spec("httpx") is None:
+        raise RelayError(f"HTTP needs httpx, which is not installed; {missing_extra('client')}")
+
+
+def tls_context(ca: str | None) -> ssl.SSLContext:
+    """Return what servers are trusted with: the authorities of this system, or of a PEM file in their place.
+
+    Raises:
+        OSError: the file cannot be read, or is none.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except ssl.SSLError:
+        raise OSError(0, "there is no PEM certificate in it", ca) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, ca) from None
+
+
+def endpoint(url: str, path: str) -> httpx.URL:
+    """Read an address; one without a path gets `path`.
+
+    Raises:
+        RelayError: it is no http or https address.
+    """
+    need_httpx()
+    import httpx
+
+    try:
+        address = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise RelayError(f"{url!r} is no address: {error}") from None
+    if address.scheme not in ("http", "https") or not address.host:
+        raise RelayError(f"{url!r} is no address like http://127.0.0.1:8080")
+    if address.path in ("", "/"):
+        address = address.copy_with(path=path)
+    return address
+
+
+def unix_path(target: str) -> str | None:
+    """Return the path of a Unix socket if the target is one: `unix:/path`, `/path` or `./path`."""
+    if target.startswith("unix:"):
+        path = target.removeprefix("unix:")
+        return path.removeprefix("//") if path.startswith("///") else path
+    return target if target.startswith(("/", ".")) else None
+
+
+async def publish(
+    target: str,
+    events: Event | Sequence[Event],
+    token: str | None = None,
+    *,
+    ca: str | None = None,
+    client: httpx.AsyncClient | None = None,
+) -> list[str]:
+    """Publish events and wait until all of them are in the log.
+
+    Args:
+        target: `unix:/path` or `/path` of a relay's Unix socket, or the `http://` address of the server.
+        events: one event or several; over HTTP all are published or none, over a Unix socket one by one.
+        token: bearer token for HTTP.
+        ca: PEM file of the authorities to trust with https; those of the system if None.
+        client: HTTP client to use, left open; one of its own if None.
+
+    Returns:
+        Their ids, in order.
+
+    Raises:
+        EventError: the relay does not take one of the events, or it cannot be written as JSON.
+        RequestError: the server refused the request.
+        RelayError: the relay cannot be reached, or did not acknowledge.
+    """
+    events = [events] if isinstance(events, Event) else list(events)
+    path = unix_path(target)
+    if path is None:
+        return await _publish_http(target, events, token, ca, client) if events else []
+    async with Publisher(path) as publisher:
+        sent = [await publisher.send(event) for event in events]
+        await publisher.flush()
+    failed = [error for future in sent if (error := future.exception()) is not None]
+    if failed:
+        raise failed[0]
+    return [future.result() for future in sent]
+
+
+async def _publish_http(
+    url: str, events: Sequence[Event], token: str | None, ca: str | None, client: httpx.AsyncClient | None
+) -> list[str]:
+    """Publish with one request."""
+    need_httpx()
+    import httpx
+
+    address = endpoint(url, "/publish")
+    headers = {"Content-Type": "application/json"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    body = b"[" + b",".join(map(encode, events)) + b"]"
+    async with contextlib.AsyncExitStack() as stack:
+        if client is None:
+            client = httpx.AsyncClient(verify=tls_context(ca))
+            await stack.enter_async_context(client)
+        try:
+            response = await client.post(address, content=body, headers=headers, timeout=PUBLISH_TIMEOUT_S)
+            if response.status_code != 200:
+                raise await refusal(response)
+            return _ids(response.content, len(events))
+        except httpx.HTTPError as error:
+            is_lost = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
+            raise (LostError if is_lost else RelayError)(
+                f"{url}: {type(error).__name__}: {error}".removesuffix(": ")
+            ) from error
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            raise RelayError(f"{url}: the answer is not that of a relay") from None
+
+
+class _Acknowledgement(msgspec.Struct):
+    """What a relay answers to a publish request."""
+
+    ids: list[str]
+
+
+def _ids(text: bytes, count: int) -> list[str]:
+    """Read the ids of published events.
+
+    Raises:
+        DecodeError, ValueError, RecursionError: the answer does not acknowledge this many events.
+    """
+    ids = msgspec.json.decode(text, type=_Acknowledgement).ids
+    if len(ids) != count:
+        raise ValueError(f"{len(ids)} ids for {count} events")
+    return ids
+
+
+def encode(event: Event) -> bytes:
+    """Write an event as one line of JSON, without its end.
+
+    Raises:
+        EventError: its data is no JSON value, or text in it is not Unicode.
+    """
+    try:
+        return msgspec.json.encode(event)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise EventError("data", f"cannot be written as JSON: {error}") from None
+
+
+class Publisher:
+    """A connection to a relay's Unix socket; each event is acknowledged once it is in the log.
+
+    Use it as an asynchronous context manager; leaving it waits for the acknowledgements that are due.
+
+    Args:
+        target: `unix:/path` or `/path`.
+        in_flight_max: events that may wait for their acknowledgement; above it `send` waits.
+    """
+
+    def __init__(self, target: str, *, in_flight_max: int = IN_FLIGHT_MAX) -> None:
+        self._path = unix_path(target) or target
+        self._room = asyncio.Semaphore(in_flight_max)
+        self._waiting: dict[int, asyncio.Future[str]] = {}
+        self._lines = 0
+        self._lost: RelayError | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            RelayError: there is no relay.
+        """
+        try:
+            self._reader, self._writer = await asyncio.open_unix_connection(
+                self._path, limit=ANSWER_LINE_BYTES_MAX
+            )
+        except OSError as error:
+            raise LostError(f"cannot connect to {self._path}: {error.strerror or error}") from None
+        self._listener = asyncio.create_task(self._listen())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for what is due unless something went wrong, and close."""
+        try:
+            if kind is None:
+                await self.flush()
+        finally:
+            self._listener.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._listener
+            self._lose(RelayError("the publisher was closed"))
+            self._writer.close()
+            with contextlib.suppress(OSError):
+                await self._writer.wait_closed()
+
+    async def publish(self, event: Event) -> str:
+        """Publish one event and return its id.
+
+        Raises:
+            EventError: the relay does not take it.
+            RelayError: the connection is lost, and whether it was published is not known.
+        """
+        return await (await self.send(event))
+
+    async def send(self, event: Event) -> asyncio.Future[str]:
+        """Send one event, waiting only for room.
+
+        Returns:
+            What will be its id, or the error that `publish` would raise.
+
+        Raises:
+            EventError: it cannot be written as JSON.
+            RelayError: the connection is lost.
+        """
+        line = encode(event)
+        await self._room.acquire()
+        if self._lost is not None:
+            self._room.release()
+            raise self._lost
+        self._lines += 1
+        number = self._lines
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        self._idle.clear()
+        rest = line[1:] if line == b"{}" else b"," + line[1:]
+        self._writer.write(b'{"ack":%d' % number + rest + b"\n")
+        # A lost connection is the listener's to find: it then fails all that wait.
+        with contextlib.suppress(OSError):
+            await self._writer.drain()
+        return future
+
+    async def flush(self) -> None:
+        """Wait until each event that was sent is acknowledged or refused.
+
+        Raises:
+            RelayError: the connection is lost.
+        """
+        await self._idle.wait()
+        if self._lost is not None:
+            raise self._lost
+
+    async def _listen(self) -> None:
+        """Take the answers in until the connection ends."""
+        kind: type[RelayError] = LostError
+        reason = "the relay closed the connection"
+        try:
+            while line := await self._reader.readline():
+                self._take(msgspec.json.decode(line, type=dict[str, Any]))
+        except OSError as error:
+            reason = f"the connection is lost: {error.strerror or error}"
+        except (ValueError, LookupError, TypeError, RecursionError):
+            kind, reason = RelayError, "the answer is not that of a relay"
+        self._lose(kind(f"{self._path}: {reason}"))
+
+    def _take(self, answer: dict[str, Any]) -> None:
+        """Settle the event that an answer is for; each event's acknowledgement is the number of its line."""
+        number = answer.get("ack", answer.get("line"))
+        if number not in self._waiting:
+            return
+        error = _refused(str(answer["error"])) if "error" in answer else None
+        id = "" if error else str(answer["id"])
+        future = self._waiting.pop(number)
+        self._room.release()
+        if not self._waiting:
+            self._idle.set()
+        if future.done():
+            return
+        if error:
+            future.set_exception(error)
+        else:
+            future.set_result(id)
+
+    def _lose(self, error: RelayError) -> None:
+        """Fail everything that waits."""
+        self._lost = self._lost or error
+        for future in self._waiting.values():
+            self._room.release()
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # Marked as seen: `flush` raises the same.
+        self._waiting.clear()
+        self._idle.set()
+
+
+def _refused(text: str) -> EventError:
+    """Turn a relay's answer to a bad line into the error that it was."""
+    field, colon, reason = text.partition(": ")
+    return EventError(field, reason) if colon and field in _FIELDS else EventError("event", text)

@@ -1,0 +1,105 @@
+"""Completing the indexes of patterns for a replay, in slices.
+
+The index of a new pattern lists only what is published from then on. A stream that resumes on the pattern needs the
+entries before that too. They are found by one pass over the log, which serves all who wait for one.
+
+Owns the streams that wait for a pass. Never opens a stream: it calls back when the indexes are complete.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from relay.core.evicted import Mark
+from relay.core.log import Index, Log, Topic
+from relay.topic import TermTree
+
+STEP_TOPICS = 256
+STEP_ROWS = 1024
+"""Topics or entries that one step looks at: a fraction of a millisecond."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wanted:
+    """A pattern, or several that are joined, whose index is to be completed."""
+
+    term: str
+    index: Index
+
+
+def backfill(log: Log, wanted: Sequence[Wanted], cursor: int, *, evicted: bool) -> Iterator[None]:
+    """Complete indexes from a cursor on, as far as the log retains entries; yield after each step.
+
+    Entries may be appended and evicted between two steps.
+
+    Args:
+        log: the log.
+        wanted: the patterns, which somebody follows already.
+        cursor: first sequence that the indexes have to list.
+        evicted: find out, too, which entries of the patterns were evicted before somebody followed them.
+    """
+    if not wanted:
+        return
+    tree: TermTree[Wanted] = TermTree()
+    for each in wanted:
+        tree.add(each.term, each)
+    if evicted:
+        yield from _find_evicted(log, wanted, tree)
+    found = {each: _Found(each.index) for each in wanted}
+    of_topic: dict[Topic, tuple[_Found, ...]] = {}
+    # From the newest to the oldest: the running totals of an index are known at its newest row.
+    place = max(each.index.since for each in wanted)
+    while place > max(cursor, log.tail):
+        step = max(cursor, log.tail, place - STEP_ROWS)
+        for sequence, topic, size in log.rows_reversed(step, place):
+            into = of_topic.get(topic)
+            if into is None:
+                into = of_topic[topic] = tuple(found[each] for each in dict.fromkeys(tree.covering(topic.name)))
+            for each_found in into:
+                if sequence < each_found.since:
+                    each_found.sequences.append(sequence)
+                    each_found.ends.append(each_found.end)
+                    each_found.end -= size
+        place = step
+        yield
+    for each_found in found.values():
+        each_found.sequences.reverse()
+        yield
+        each_found.ends.reverse()
+        yield
+        start = max(cursor, log.tail)
+        if start < each_found.index.since == each_found.since:
+            each_found.index.fill(each_found.sequences, each_found.ends, each_found.end, start)
+
+
+class _Found:
+    """What was found of one index, the newest first."""
+
+    __slots__ = ("end", "ends", "index", "sequences", "since")
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.since = index.since
+        self.end = index.origin
+        self.sequences = array("Q")
+        self.ends = array("q")
+
+
+def _find_evicted(log: Log, wanted: Sequence[Wanted], tree: TermTree[Wanted]) -> Iterator[None]:
+    """Give the indexes the newest mark of the topics that they match, whether the log knows those or has forgotten."""
+    # What is evicted from here on is noted by the indexes themselves.
+    topics, forgotten = list(log.topics.values()), list(log.marks.items())
+    found = dict.fromkeys(wanted, log.marks.rest)
+    marks = chain(((topic.name, Mark(topic.evicted, topic.evicted_s)) for topic in topics), forgotten)
+    for number, (name, mark) in enumerate(marks):
+        for each in tree.covering(name):
+            found[each] = max(found[each], mark)
+        if number % STEP_TOPICS == STEP_TOPICS - 1:
+            yield
+    for each, mark in found.items():
+        index = each.index
+        index.evicted, index.evicted_s = max(mark, (index.evicted, index.evicted_s))
+        index.evicted_known = True

@@ -1,0 +1,521 @@
+"""The log: every retained entry in one global order, with an index for each subscription term.
+
+Theory of operation. An entry is a row across parallel columns (frame, topic, id, key, time, superseded), found by its
+sequence minus `_base`; columns instead of objects, so that half a million entries give the garbage collector nothing to
+walk. Sequences go up by one for ever. `tail` is the oldest retained sequence, `head` the next to be given. Retention
+moves `tail` at once and lets go of the frame at once; the columns' dead rows are cut off when they are an eighth.
+
+An `Index` lists the sequences of one term, with the running total of their bytes beside them, so that reading from a
+cursor, and the lag in events and in bytes, are binary searches. A topic has an index of its own; a pattern's index is
+attached to every topic that it matches.
+
+Owns retention, ids and indexes; never knows who reads, encodes nothing, opens nothing and has no clock.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from math import inf
+from typing import Any, NamedTuple
+
+from relay.core.evicted import NOTHING, Mark, Marks
+from relay.core.own_ids import OwnIds
+
+SEGMENT_BYTES = 64 * 1024
+"""Reads of one index are cut at multiples of this in its running total, so that streams with neighbouring cursors are
+given the same bytes."""
+
+READ_ENTRIES_MAX = 1024
+"""Entries that one merging read looks at."""
+
+_DEAD_ROWS_MIN = 1024
+
+# The rows of every empty index, which are never changed: one client may follow a thousand topics without an event.
+_NO_SEQUENCES = array("Q")
+_NO_ENDS = array("q")
+
+
+class Batch(NamedTuple):
+    """What a read found: sequences in log order, those left out as superseded, and the cursor after all of them."""
+
+    sequences: list[int]
+    superseded: list[int]
+    cursor: int
+
+
+class Entry(NamedTuple):
+    """A retained entry, as a link carries it."""
+
+    sequence: int
+    time_s: float
+    topic: str
+    id: str | None
+    key: str | None
+    frame: bytes
+
+
+class Index:
+    """The entries of one term in log order: sequences and running totals of bytes.
+
+    Args:
+        since: the index is complete from this sequence on.
+        evicted: sequence of the last entry of this term that may have been evicted; -1 when none was.
+        evicted_s: time of that entry.
+        evicted_known: whether the two are exact; those of a new pattern's index know only of later evictions.
+    """
+
+    __slots__ = ("_base", "_dead", "_ends", "_origin", "evicted", "evicted_known", "evicted_s", "sequences", "since")
+
+    def __init__(self, since: int, evicted: int, evicted_s: float = -inf, *, evicted_known: bool = True) -> None:
+        self.sequences = _NO_SEQUENCES
+        self._ends = _NO_ENDS
+        self._base = 0  # ordinal of sequences[0]; below zero when older entries were filled in
+        self._origin = 0  # the running total before sequences[0]
+        self._dead = 0  # rows at the front whose entries are evicted
+        self.since = since
+        self.evicted = evicted
+        self.evicted_s = evicted_s
+        self.evicted_known = evicted_known
+
+    def append(self, sequence: int, size: int) -> None:
+        """Add the newest entry."""
+        ends = self._ends
+        if ends:
+            ends.append(ends[-1] + size)
+            self.sequences.append(sequence)
+        else:
+            self.sequences, self._ends = array("Q", (sequence,)), array("q", (self._origin + size,))
+
+    def evict(self, sequence: int) -> None:
+        """Note that the oldest entry is gone; its row goes when half of the rows are dead."""
+        self.evicted = sequence
+        if sequence < self.since:
+            return
+        self._dead = dead = self._dead + 1
+        if (dead > 64 and dead * 2 > len(self.sequences)) or dead == len(self.sequences):
+            self._origin = self._ends[dead - 1]
+            self._base += dead
+            del self.sequences[:dead], self._ends[:dead]
+            self._dead = 0
+
+    @property
+    def origin(self) -> int:
+        """The running total of bytes before the first row."""
+        return self._origin
+
+    def fill(self, sequences: array[int], ends: array[int], origin: int, since: int) -> None:
+        """Put older entries in front, so that the index is complete from `since`. Ordinals of the others stay.
+
+        Args:
+            sequences: of the entries; the index's from now on, as `ends`.
+            ends: the running totals after each of them; the last is the index's `origin`.
+            origin: the running total before the first of them.
+            since: what comes before it is left out.
+        """
+        gone = bisect_left(sequences, since)
+        self._origin = ends[gone - 1] if gone else origin
+        del sequences[:gone], ends[:gone]
+        self._base -= len(sequences)
+        sequences.extend(self.sequences)
+        ends.extend(self._ends)
+        self.sequences, self._ends, self.since = sequences, ends, since
+
+    def begin(self, sequence: int, evicted_s: float) -> None:
+        """Forget all rows; the index is complete from `sequence` on, and knows nothing of what was before."""
+        self._origin = self._ends[-1] if self._ends else self._origin
+        self._base += len(self.sequences)
+        del self.sequences[:], self._ends[:]
+        self._dead = 0
+        self.since, self.evicted, self.evicted_s = sequence, sequence - 1, evicted_s
+        self.evicted_known = True
+
+    def ordinal(self, cursor: int) -> int:
+        """Count the entries before `cursor`, from a fixed but arbitrary origin: only differences mean something."""
+        return self._base + bisect_left(self.sequences, cursor)
+
+    def lag(self, cursor: int) -> tuple[int, int, int | None]:
+        """Return the events and the bytes from `cursor` on, and the first sequence of them."""
+        row = bisect_left(self.sequences, cursor)
+        events = len(self.sequences) - row
+        if not events:
+            return 0, 0, None
+        return events, self._ends[-1] - (self._ends[row - 1] if row else self._origin), self.sequences[row]
+
+    def first(self, cursor: int) -> int | None:
+        """Return the first sequence at or after `cursor`, or None."""
+        row = bisect_left(self.sequences, cursor)
+        return self.sequences[row] if row < len(self.sequences) else None
+
+    def last(self, cursor: int) -> int | None:
+        """Return the last sequence before `cursor`, or None."""
+        row = bisect_left(self.sequences, cursor)
+        return self.sequences[row - 1] if row else None
+
+    def part(self, cursor: int, until: int, count_max: int) -> array[int]:
+        """Return at most `count_max` sequences in [cursor, until)."""
+        rows = self.sequences
+        start = bisect_left(rows, cursor)
+        return rows[start : min(bisect_left(rows, until, lo=start), start + count_max)]
+
+    def segment(self, cursor: int) -> int | None:
+        """Return the number of the segment that holds the first entry at or after `cursor`; None without one."""
+        row = bisect_left(self.sequences, cursor)
+        return None if row == len(self.sequences) else (self._ends[row] - 1) // SEGMENT_BYTES
+
+    def rows(self, number: int, tail: int) -> tuple[array[int], bool]:
+        """Return the sequences of a segment from `tail` on, and whether it is finished: no entry can join it."""
+        start = bisect_right(self._ends, number * SEGMENT_BYTES)
+        stop = bisect_right(self._ends, (number + 1) * SEGMENT_BYTES)
+        start = max(start, bisect_left(self.sequences, tail))
+        return self.sequences[start:stop], stop < len(self.sequences)
+
+
+class Topic(Index):
+    """One topic of the log, which is its own index.
+
+    It is forgotten with its last entry, unless it is `pinned` because somebody reads its index. `patterns` has the
+    indexes of the patterns that match it, as of a generation of the patterns; so has `audiences`, at which the log
+    does not look. See `Log.resolve`.
+    """
+
+    __slots__ = ("audiences", "generation", "name", "newest", "patterns", "pinned", "retained")
+
+    def __init__(self, name: str, since: int, evicted: int, evicted_s: float = -inf) -> None:
+        super().__init__(since, evicted, evicted_s)
+        self.name = name
+        self.newest: dict[str | None, int] = {}
+        self.retained = 0
+        self.pinned = False
+        self.generation = -1
+        self.patterns: Sequence[Index] = ()
+        self.audiences: Sequence[Any] = ()
+
+
+def _without_patterns(topic: Topic) -> None:
+    """Do nothing: of a log whose patterns nobody follows, each topic has its own index alone."""
+
+
+class Log:
+    """The retained entries.
+
+    Args:
+        epoch: what default ids begin with; unlike that of every other run.
+        bytes_max: bytes of frames retained.
+        events_max: entries retained; 0 for no limit of their number.
+        age_s_max: age of the oldest entry in seconds; 0 for no limit.
+    """
+
+    def __init__(
+        self,
+        epoch: str,
+        *,
+        bytes_max: int,
+        events_max: int = 0,
+        age_s_max: float = 0.0,
+    ) -> None:
+        self.epoch = epoch
+        self.bytes_max = bytes_max
+        self.events_max = events_max
+        self.age_s_max = age_s_max
+        self.head = 1
+        self.tail = 1
+        self.bytes = 0
+        self.floor: int | None = None  # entries from here on stay, whatever retention says
+        self.topics: dict[str, Topic] = {}
+        self.generation = 0  # of the patterns that somebody follows
+        # Gives a topic of another generation the indexes of the patterns that match it.
+        self.resolve: Callable[[Topic], None] = _without_patterns
+        self.marks = Marks()
+        self._base = 1
+        self._frames: list[bytes | None] = []
+        self._topics: list[Topic] = []
+        self._ids: list[str | None] = []
+        self._keys: list[str | None] = []
+        self._times = array("d")
+        self._superseded = bytearray()
+        self.ids = OwnIds(lambda sequence: self._topics[sequence - self._base].name)
+
+    def __len__(self) -> int:
+        return self.head - self.tail
+
+    @property
+    def evicted_s(self) -> float:
+        """Time up to which entries may have been evicted; that of the oldest retained one is no less."""
+        return self.time_s(self.tail) if 1 < self.tail < self.head else -inf
+
+    # Writing
+
+    def begin(self, epoch: str, sequence: int, evicted_s: float, indexes: Iterable[Index] = ()) -> None:
+        """Let go of every entry; go on as the log of an epoch, from a sequence on.
+
+        Args:
+            epoch: what default ids begin with from now on.
+            sequence: the next to be given.
+            evicted_s: time of the last entry before it, as far as that is known.
+            indexes: all that somebody reads, patterns' too; no cursor of a reader means anything any more.
+        """
+        while self.tail < self.head:
+            self._evict(self.tail)
+        del self._frames[:], self._topics[:], self._ids[:], self._keys[:], self._times[:], self._superseded[:]
+        self.epoch, self.floor = epoch, None
+        self._base = self.tail = self.head = sequence
+        self.marks.begin(Mark(sequence - 1, evicted_s))
+        self.ids.begin()
+        for index in indexes:
+            index.begin(sequence, evicted_s)
+
+    def topic(self, name: str) -> Topic:
+        """Return the topic of that name, made when it is new."""
+        topic = self.topics.get(name)
+        if topic is None:
+            topic = self.topics[name] = Topic(name, self.head, *self.marks.take(name))
+        return topic
+
+    def append(self, topic: Topic, frame: bytes, id: str | None, key: str | None, now_s: float) -> int:
+        """Append an entry and apply retention.
+
+        Args:
+            topic: one of `self.topics`.
+            frame: the event as it is sent; at most `bytes_max` bytes.
+            id: the publisher's own id, or None for the default id.
+            key: what `conflate` keeps the newest of; None stands for the topic.
+            now_s: time of the entry in seconds; never less than that of the entry before.
+
+        Returns:
+            the entry's sequence.
+        """
+        sequence = self.head
+        self.head = sequence + 1
+        size = len(frame)
+        self._frames.append(frame)
+        self._topics.append(topic)
+        self._ids.append(id)
+        self._keys.append(key)
+        self._times.append(now_s)
+        self._superseded.append(0)
+        if id is not None:
+            self.ids.add(id, topic.name, sequence)
+        older = topic.newest.get(key)
+        if older is not None:
+            self._superseded[older - self._base] = 1
+        topic.newest[key] = sequence
+        topic.retained += 1
+        if topic.generation != self.generation:
+            self.resolve(topic)
+        topic.append(sequence, size)
+        for index in topic.patterns:
+            index.append(sequence, size)
+        self.bytes += size
+        if self.bytes > self.bytes_max or (self.head - self.tail > self.events_max > 0) or self.age_s_max:
+            self.retain(now_s)
+        return sequence
+
+    def retain(self, now_s: float) -> None:
+        """Evict what is over the limits, oldest first, but nothing from `floor` on."""
+        stop = self.head if self.floor is None else min(self.floor, self.head)
+        stop_events = self.head - self.events_max if self.events_max else 0
+        oldest_s = now_s - self.age_s_max if self.age_s_max else float("-inf")
+        base, times, sequence = self._base, self._times, self.tail
+        while sequence < stop and (
+            self.bytes > self.bytes_max or sequence < stop_events or times[sequence - base] < oldest_s
+        ):
+            self._evict(sequence)
+            sequence += 1
+        dead = sequence - base
+        if dead > _DEAD_ROWS_MIN and dead * 8 > len(self._frames):
+            del self._frames[:dead], self._topics[:dead], self._ids[:dead], self._keys[:dead]
+            del self._times[:dead], self._superseded[:dead]
+            self._base = sequence
+
+    def evict_before(self, sequence: int) -> None:
+        """Evict what comes before a sequence, as another log with the same entries has done."""
+        while self.tail < min(sequence, self.head):
+            self._evict(self.tail)
+
+    def _evict(self, sequence: int) -> None:
+        row = sequence - self._base
+        topic, frame, id, key = self._topics[row], self._frames[row], self._ids[row], self._keys[row]
+        assert frame is not None
+        self.tail = sequence + 1
+        self.bytes -= len(frame)
+        self._frames[row] = None
+        if id is not None:
+            self.ids.evict(id, topic.name)
+        if topic.newest.get(key) == sequence:
+            del topic.newest[key]
+        if topic.generation != self.generation:
+            self.resolve(topic)
+        time_s = self._times[row]
+        topic.evict(sequence)
+        topic.evicted_s = time_s
+        for index in topic.patterns:
+            index.evict(sequence)
+            index.evicted_s = time_s
+        topic.retained -= 1
+        if not topic.retained:
+            self.forget(topic)
+
+    def forget(self, topic: Topic) -> None:
+        """Drop a topic that has neither entries nor readers; nothing happens to another."""
+        if not topic.retained and not topic.pinned:
+            self.marks.put(topic.name, Mark(topic.evicted, topic.evicted_s))
+            self.topics.pop(topic.name, None)
+
+    def evicted(self) -> Iterator[tuple[str, int, float]]:
+        """Return the topics' marks of evicted entries: name, sequence and time of the last one, as of now."""
+        marks, topics, last = dict(self.marks.items()), list(self.topics.values()), self.tail - 1
+        forgotten = ((name, *mark) for name, mark in marks.items())
+        return chain(forgotten, ((topic.name, min(topic.evicted, last), topic.evicted_s) for topic in topics))
+
+    def know_evicted(
+        self,
+        topics: Iterable[tuple[str, int, float]],
+        ids: Iterable[tuple[str, str]],
+        rest: tuple[int, float] | None = None,
+    ) -> None:
+        """Take what another log with the same entries knows of evicted ones, before it is asked for.
+
+        Topics that are not in this log stay out of it.
+
+        Args:
+            topics: as `evicted` returns them.
+            ids: as `OwnIds.evicted` returns them.
+            rest: the mark of all topics that were not named; None where others are still to be named.
+        """
+        for name, sequence, time_s in topics:
+            topic = self.topics.get(name)
+            if topic is None:
+                self.marks.know(name, Mark(sequence, time_s))
+            else:
+                topic.evicted, topic.evicted_s = sequence, time_s
+        for pair in ids:
+            self.ids.evict(*pair)
+        if rest is not None:
+            self.marks.rest = Mark(*rest)
+
+    # Indexes
+
+    def new_index(self) -> Index:
+        """Make an index for a pattern, complete from the head on; `relay.core.backfill` adds older entries."""
+        return Index(self.head, *NOTHING, evicted_known=self.tail == 1)
+
+    # Reading
+
+    def frame(self, sequence: int) -> bytes:
+        """Return the frame of a retained entry."""
+        frame = self._frames[sequence - self._base]
+        assert frame is not None, "the entry is evicted"
+        return frame
+
+    def entry(self, sequence: int) -> Entry:
+        """Return a retained entry whole."""
+        row = sequence - self._base
+        return Entry(
+            sequence,
+            self._times[row],
+            self._topics[row].name,
+            self._ids[row],
+            self._keys[row],
+            self.frame(sequence),
+        )
+
+    def rows_reversed(self, start: int, stop: int) -> Iterator[tuple[int, Topic, int]]:
+        """Return sequence, topic and size of the retained entries in [start, stop), the newest first."""
+        rows = slice(start - self._base, stop - self._base)
+        topics, frames = self._topics[rows], self._frames[rows]
+        return zip(range(stop - 1, start - 1, -1), reversed(topics), map(len, reversed(frames)), strict=True)  # type: ignore[arg-type]
+
+    def time_s(self, sequence: int) -> float:
+        """Return the time of a retained entry."""
+        return self._times[sequence - self._base]
+
+    def pick(self, sequences: Sequence[int]) -> list[bytes]:
+        """Return the frames of retained entries."""
+        base, frames = self._base, self._frames
+        return [frames[sequence - base] for sequence in sequences]  # type: ignore[misc]
+
+    def merge(
+        self, indexes: Iterable[Index], cursor: int, until: int, bytes_max: int, *, conflate: bool = False
+    ) -> Batch | None:
+        """Read several indexes in log order.
+
+        Args:
+            indexes: of the terms wanted, which are disjoint: no entry is in two of them.
+            cursor: first sequence wanted; what is below `tail` is passed over.
+            until: sequence to stop before.
+            bytes_max: bytes of frames; one entry is always given. At most `READ_ENTRIES_MAX` entries are looked at.
+            conflate: leave out what a later entry of the same topic and key supersedes.
+
+        Returns:
+            a batch, which under `conflate` may have no sequences while its cursor moves; None when nothing is there.
+        """
+        cursor, cut = max(cursor, self.tail), until
+        if cursor >= until:
+            return None
+        wanted: list[int] = []
+        for index in indexes:
+            part = index.part(cursor, until, READ_ENTRIES_MAX)
+            wanted += part
+            if len(part) == READ_ENTRIES_MAX:
+                cut = min(cut, part[-1] + 1)
+        if not wanted:
+            return None
+        wanted.sort()  # runs that are in order already, which it merges
+        base, flags, size = self._base, self._superseded, 0
+        sequences: list[int] = []
+        superseded: list[int] = []
+        if len(wanted) > READ_ENTRIES_MAX:
+            cut = min(cut, wanted[READ_ENTRIES_MAX])
+        for sequence in wanted:
+            if sequence >= cut:
+                break
+            if conflate and flags[sequence - base]:
+                superseded.append(sequence)
+                continue
+            size += len(self.frame(sequence))
+            if sequences and size > bytes_max:
+                cut = sequence
+                break
+            sequences.append(sequence)
+        return Batch(sequences, superseded, cut)
+
+    # Ids
+
+    def id(self, sequence: int) -> str:
+        """Return the id of an entry; the default id when the entry is not retained or has no other."""
+        if self.tail <= sequence < self.head:
+            own = self._ids[sequence - self._base]
+            if own is not None:
+                return own
+        return f"{self.epoch}-{sequence}"
+
+    def newest(self, topic: str) -> Iterator[tuple[str | None, bytes]]:
+        """Yield the own id, if any, and the frame of each retained entry of a topic, the newest first."""
+        known = self.topics.get(topic)
+        for sequence in reversed(known.sequences if known is not None else ()):
+            if sequence < self.tail:
+                return
+            yield self._ids[sequence - self._base], self.frame(sequence)
+
+    def find(self, ids: Sequence[str], terms: tuple[str, ...]) -> int | None:
+        """Return the sequence of the event that a subscriber has seen last; None where that is not known.
+
+        A default id of this epoch is found even when its entry is evicted, so that a gap can say what is missed.
+
+        Args:
+            ids: the readings of the subscriber's last id.
+            terms: of its subscription, disjoint.
+        """
+        for id in ids:
+            epoch, _, digits = id.rpartition("-")
+            if epoch == self.epoch and digits.isascii() and digits.isdigit() and len(digits) <= 20:
+                sequence = int(digits)
+                return sequence if sequence < self.head and digits == str(sequence) else None
+        return self.ids.find(ids, terms)
+
+    def since(self, time_s: float) -> int:
+        """Return the first retained sequence whose time is at or after `time_s`."""
+        return bisect_left(self._times, time_s, lo=self.tail - self._base) + self._base

@@ -1,0 +1,105 @@
+"""The policies: what happens to a stream whose lag passes its limit.
+
+Small pure values: a lag and a time in, a judgement out. They hold no state of others, and carry nothing out: that is
+for `relay.core.catchup`.
+
+Of a limit: 0 is off. One event alone never passes any limit, however large or old it is, since no policy can help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple
+
+from relay.config.load import split_policy
+from relay.config.model import Config
+from relay.topic import TermTree
+
+
+class Policy(StrEnum):
+    """What a slow stream gets."""
+
+    DROP_OLDEST = "drop-oldest"
+    DROP_NEWEST = "drop-newest"
+    CONFLATE = "conflate"
+    DISCONNECT = "disconnect"
+    BLOCK = "block"
+
+
+class Lag(NamedTuple):
+    """How far a stream is behind the head of its terms."""
+
+    events: int
+    bytes: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest lag that is let be; 0 for no limit of that kind."""
+
+    events: int = 0
+    bytes: int = 0
+    age_s: float = 0.0
+
+    def passed(self, lag: Lag) -> bool:
+        """Say whether the lag is over one of the limits."""
+        return lag.events > 1 and (
+            0 < self.bytes < lag.bytes or 0 < self.events < lag.events or 0 < self.age_s < lag.age_s
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A policy with its limits: `hard` acts at once, `soft` when it has been passed for `soft_for_s` seconds."""
+
+    policy: Policy
+    hard: Limits
+    soft: Limits
+    soft_for_s: float
+
+    def fits(self, lag: Lag) -> bool:
+        """Say whether the lag is within both limits."""
+        return not self.hard.passed(lag) and not self.soft.passed(lag)
+
+    def broken(self, lag: Lag, soft_since_s: float | None, now_s: float) -> bool:
+        """Say whether the policy has to act; `soft_since_s` is when the soft limit was passed, if it is."""
+        return self.hard.passed(lag) or (soft_since_s is not None and now_s - soft_since_s >= self.soft_for_s)
+
+
+class Rules:
+    """Chooses the rule of a stream: the first `policy-for` that matches one of its terms, else the server's policy.
+
+    A stream that asked for a policy is held only against those `policy-for` that have it. So it has the limits that the
+    settings give that policy for its topics, and asking for the policy that one has anyway changes nothing.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._default = _rule(config)
+        self._requested = {policy: _rule(replace(config, policy=policy.value)) for policy in Policy}
+        self._rules: list[Rule] = []
+        self._patterns: TermTree[int] = TermTree()
+        for place, text in enumerate(config.policy_for):
+            pattern, changed = split_policy(text, config)
+            self._rules.append(_rule(changed))
+            self._patterns.add(pattern, place)
+
+    def choose(self, terms: Iterable[str], requested: str | None = None) -> Rule:
+        """Return the rule for a stream of these terms; `requested` is a policy that the front has allowed."""
+        if self._rules:
+            matching = {place for term in terms for place in self._patterns.covering(term)}
+            for place in sorted(matching):
+                if requested in (None, self._rules[place].policy):
+                    return self._rules[place]
+        return self._default if requested is None else self._requested[Policy(requested)]
+
+
+def _rule(config: Config) -> Rule:
+    return Rule(
+        Policy(config.policy),
+        hard=Limits(config.lag_events, config.lag_bytes, config.lag_s),
+        soft=Limits(config.lag_soft_events, config.lag_soft_bytes, config.lag_soft_s),
+        soft_for_s=config.lag_soft_for_s,
+    )

@@ -1,0 +1,237 @@
+"""The writer: turns events into entries, each with a frame, a sequence and an id.
+
+Theory of operation. A batch is checked and encoded whole before anything changes, so that it is published all or none.
+An event whose `dedup` was seen within the window is not published again: it is answered with its first id. With a file
+the entries go by way of the journal, and are in the log once they are on the disk.
+
+Owns what an event must be to be published, and the dedup keys. Never waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from relay.config.model import Config
+from relay.core.ended import END, Ended
+from relay.core.log import Entry, Log
+from relay.core.seen import Seen
+from relay.errors import EndedError, EventError, RequestError
+from relay.event import Event
+from relay.ids import check_id, may_keep
+from relay.sse import encode
+from relay.topic import check_topic
+
+DEDUP_CHARACTERS_MAX = 256
+"""Longest dedup key: room for any digest or path, while a million of them stay below 300 MB."""
+
+RESERVED = "relay."
+"""Prefix of the event types that only relay sends, so that subscribers can believe them; publishers may send `END`."""
+
+Append = Callable[[str, bytes, str | None, str | None, float], int]
+"""Puts into the log: topic, frame, id, key, time; gives the sequence."""
+
+
+class Journal(Protocol):
+    """What stands between publishing and the log where there is a file; see `relay.store.journal`."""
+
+    @property
+    def head(self) -> int:
+        """Sequence of the next entry."""
+
+    @property
+    def pending(self) -> int:
+        """How many entries wait for the disk."""
+
+    @property
+    def upstream_position(self) -> str | None:
+        """Where to resume at the upstream; None if none was followed."""
+
+    def note_upstream(self, position: str) -> None:
+        """Note where to resume at the upstream, together with what was put in this turn of the loop."""
+
+    @property
+    def failures(self) -> int:
+        """How many writes have failed."""
+
+    @property
+    def full(self) -> bool:
+        """Whether publishers have to wait."""
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing can be published now; empty when it can."""
+
+    def put(self, entries: Sequence[Entry], keys: Sequence[tuple[str, str]]) -> None:
+        """Take what was published at once, and the dedup keys of it with their ids."""
+
+    def confirm(self, callback: Callable[[], None]) -> None:
+        """Call back once, when all that was put until now is on the disk."""
+
+
+class Writer:
+    """What publishing does before the log has the entry.
+
+    Args:
+        config: the settings.
+        log: what the entries are for.
+        append: puts one entry into it.
+        ended: the topics that have ended.
+        on_end: called with a topic whose last event is in the log.
+    """
+
+    def __init__(self, config: Config, log: Log, append: Append, ended: Ended, on_end: Callable[[str], None]) -> None:
+        self.encodes = 0
+        self.seen = Seen(config.dedup_window_s, config.dedup_max)
+        self.journal: Journal | None = None  # on the way to the disk; None without a file
+        self._durable = config.durable
+        self._ended = ended
+        self._log = log
+        self._append = append
+        self._on_end = on_end
+        self._event_bytes_max = min(config.event_bytes_max, config.history_bytes)
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing can be published now; empty when it can."""
+        return "" if self.journal is None else self.journal.refusal
+
+    def confirm(self, callback: Callable[[], None]) -> None:
+        """Call back when what was published until now may be acknowledged: at once, unless that waits for the disk."""
+        if self.journal is None or not self._durable:
+            callback()
+        else:
+            self.journal.confirm(callback)
+
+    def publish_one(self, event: Event, now_s: float, *, foreign: bool = False) -> str:
+        """Publish an event and return its id; the rest as for `publish`.
+
+        Args:
+            event: has a topic.
+            now_s: the time.
+            foreign: it comes from another server, which chose its id: one that may not be kept becomes a default id.
+                Reserved types pass, since the other server may be a relay.
+        """
+        journal = self.journal
+        if event.dedup is not None or (journal is not None and journal.refusal):
+            return self.publish((event,), now_s)[0]
+        sequence = self._log.head if journal is None else journal.head
+        topic = event.topic
+        if topic is None:
+            raise EventError("topic", "is missing")
+        if event.id is not None:
+            if not foreign:
+                check_id(event.id)
+            elif not may_keep(event.id, self._log.epoch):
+                event = msgspec.structs.replace(event, id=None)
+        is_last = False
+        if event.event is not None and event.event.startswith(RESERVED):
+            is_last = event.event == END
+            if not is_last and not foreign:
+                raise _reserved()
+        frame = self._encode(event, topic, sequence)
+        if journal is None:
+            self._append(topic, frame, event.id, event.key, now_s)
+            if is_last:
+                self._on_end(topic)
+        else:
+            if is_last:
+                self._ended.begin(topic)
+            journal.put((Entry(sequence, now_s, topic, event.id, event.key, frame),), ())
+        self.encodes += 1
+        return event.id if event.id is not None else f"{self._log.epoch}-{sequence}"
+
+    def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
+        """Publish events, all or none.
+
+        Args:
+            events: each with a topic.
+            now_s: the time.
+
+        Returns:
+            their ids; of one that was published before, its first id.
+
+        Raises:
+            EventError: one is refused; nothing has changed.
+            RequestError: 503, nothing can be stored now.
+        """
+        if self.refusal:
+            raise RequestError(503, self.refusal)
+        following = self._log.head if self.journal is None else self.journal.head
+        entries: list[Entry] = []
+        ids: list[str] = []
+        keys: dict[str, str] = {}
+        ending: set[str] = set()
+        for event in events:
+            key = None if event.dedup is None else _dedup_key(event)
+            known = None if key is None else self.seen.find(key, now_s) or keys.get(key)
+            if known is not None:
+                ids.append(known)
+                continue
+            sequence = following + len(entries)
+            topic = event.topic
+            if topic is None:
+                raise EventError("topic", "is missing")
+            if event.id is not None:
+                check_id(event.id)
+            if event.event is not None and event.event.startswith(RESERVED) and event.event != END:
+                raise _reserved()
+            frame = self._encode(event, topic, sequence)
+            if topic in ending:
+                raise EndedError
+            if event.event == END:
+                ending.add(topic)
+            id = event.id if event.id is not None else f"{self._log.epoch}-{sequence}"
+            entries.append(Entry(sequence, now_s, topic, event.id, event.key, frame))
+            ids.append(id)
+            if key is not None:
+                keys[key] = id
+        self.encodes += len(entries)
+        self.seen.hits += len(events) - len(entries)
+        for key, id in keys.items():
+            self.seen.add(key, id, now_s)
+        if self.journal is None:
+            for _, _, topic, own_id, key, frame in entries:
+                self._append(topic, frame, own_id, key, now_s)
+            for topic in ending:
+                self._on_end(topic)
+        elif entries:
+            for topic in ending:
+                self._ended.begin(topic)
+            self.journal.put(entries, list(keys.items()))
+        return ids
+
+    def _encode(self, event: Event, topic: str, sequence: int) -> bytes:
+        log = self._log
+        if topic in self._ended.topics:
+            raise EndedError
+        if topic not in log.topics:
+            check_topic(topic)
+        if event.key is not None and not event.key.isascii():
+            _check_text("key", event.key)
+        return encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max)
+
+
+def _reserved() -> EventError:
+    return EventError(
+        "event", f"types that begin with {RESERVED} are reserved for relay, except {END}; use another type"
+    )
+
+
+def _dedup_key(event: Event) -> str:
+    """Return what stands for the event: two topics never share a key, as LF is in no topic."""
+    dedup = str(event.dedup)
+    if not 0 < len(dedup) <= DEDUP_CHARACTERS_MAX:
+        raise EventError("dedup", f"has {len(dedup)} characters; 1 to {DEDUP_CHARACTERS_MAX} are allowed")
+    _check_text("dedup", dedup)
+    return f"{event.topic}\n{dedup}"
+
+
+def _check_text(field: str, text: str) -> None:
+    """Refuse what no file and no link can carry."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise EventError(field, f"lone surrogate at character {error.start}") from None

@@ -1,0 +1,1 @@
+"""A connection until it is a stream."""

@@ -1,0 +1,236 @@
+"""The acceptor: connections from the listeners to the front, as many and as fast as there is room for.
+
+Owns when a connection is accepted, what stands before its first request (a PROXY header, TLS), and which one is cut
+where all room is taken. Never serves a request and never opens a listener.
+
+Theory of operation. What is not accepted waits in the listener's backlog: so whenever a limit is reached, the acceptor
+looks away from its listeners for a moment, and neither spins nor refuses. Room is counted, not found out by failing:
+the descriptors that streams may not take are left to ordinary requests, so that /healthz and /metrics are answered when
+all streams are taken. Where connections that say nothing take all of it, those that have waited for longest are cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+
+from relay.errors import RequestError
+from relay.front.connection import FrontProtocol
+from relay.front.deadlines import Waiting
+from relay.front.front import Front
+from relay.front.rate import Rates
+from relay.front.tls import DESCRIPTORS_A_STREAM, Tls
+from relay.http.forwarded import BINARY_BYTES_MAX, read_header, trusted
+from relay.telemetry.input_errors import InputErrors
+
+ACCEPTS_A_TURN = 16
+"""Connections of one listener that are accepted before the loop does its other work. With 64 as many handshakes were
+under way at once, which cost 0.3 MB for good and a sixth of the rate (`python -m bench memory-10000 accept-10000`)."""
+BURST_S = 0.1
+"""What `accept-rate` may be ahead of itself."""
+PATIENCE_S = 0.5
+"""How long a connection may say nothing before it is cut for another, where all descriptors are taken."""
+HALF_OPEN_PATIENCE_S = 5.0
+"""The same at `half-open-max`: long enough for a herd whose machines are busy with coming back."""
+PAUSE_S = 0.05
+"""How long nothing is accepted where there is no room."""
+SPARE = 32
+"""Descriptors beyond those at the start that are neither connections nor streams: feeders, files, links."""
+
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+_logger = logging.getLogger("relay.acceptor")
+
+
+class Acceptor:
+    """Accepts for one front.
+
+    Args:
+        front: takes the connections.
+        tls: what encrypts them, if anything.
+        descriptors: how many this process may have open.
+        streams: tells how many streams are open.
+        loop: the event loop.
+    """
+
+    def __init__(
+        self,
+        front: Front,
+        tls: Tls | None,
+        descriptors: int,
+        streams: Callable[[], int],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._front = front
+        self._tls = tls
+        self._streams = streams
+        self._loop = loop
+        self._cost = 1 if tls is None else DESCRIPTORS_A_STREAM
+        self._room = descriptors - len(os.listdir("/proc/self/fd")) - SPARE
+        self._rates = Rates(front.config.accept_rate, BURST_S)
+        self._listeners: Sequence[socket.socket] = ()
+        self._resume: asyncio.TimerHandle | None = None
+        self._errors = InputErrors("accept", front.metrics, loop, _logger)
+
+    def open(self, listeners: Sequence[socket.socket]) -> None:
+        """Begin to accept."""
+        self._listeners = listeners
+        for each in listeners:
+            each.listen(self._front.config.backlog)
+        self._watch()
+
+    def close(self) -> None:
+        """Accept no more; the listeners are left open, and connections live on."""
+        self._look_away()
+        self._listeners = ()
+        self._errors.close()
+
+    def abort(self) -> None:
+        """Cut what is not the front's yet, and what stands between it and its clients."""
+        self.close()
+        for task in self._front.arriving:
+            task.cancel()
+        if self._tls is not None:
+            self._tls.abort()
+
+    # When
+
+    def _watch(self) -> None:
+        self._resume = None
+        for each in self._listeners:
+            self._loop.add_reader(each.fileno(), self._accept, each)
+
+    def _look_away(self) -> None:
+        if self._resume is not None:
+            self._resume.cancel()
+            self._resume = None
+        for each in self._listeners:
+            self._loop.remove_reader(each.fileno())
+
+    def _pause(self, limit: str, pause_s: float) -> None:
+        self._front.metrics.limited(limit)
+        self._look_away()
+        self._resume = self._loop.call_later(pause_s, self._watch)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            if not self._has_room():
+                return
+            try:
+                connection, address = listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._errors.report("descriptors", "nothing can be accepted: %s", error.strerror)
+                    self._cut_one()
+                    self._pause("descriptors", PAUSE_S)
+                    return
+                continue  # the client is gone already
+            connection.setblocking(False)
+            task = self._loop.create_task(self._open(connection, address[0]))
+            self._front.arriving[task] = self._loop.time()
+            task.add_done_callback(self._front.arriving.__delitem__)
+
+    def _has_room(self) -> bool:
+        """Tell whether one more may be accepted; where not, see to it that there is room soon."""
+        front = self._front
+        waiting = front.deadlines.count(Waiting.HEAD) + len(front.arriving)
+        if front.config.half_open_max and waiting >= front.config.half_open_max:
+            return self._make_room("half-open-max", HALF_OPEN_PATIENCE_S, resting=False)
+        used = self._cost * (self._streams() + len(front.connections)) + len(front.arriving)
+        if used + self._cost + 1 > self._room:  # a hand-over has one descriptor more
+            return self._make_room("descriptors", PATIENCE_S, resting=True)
+        wait_s = self._rates.take("", 1, front.clock())
+        if wait_s:
+            self._pause("accept-rate", wait_s)
+        return not wait_s
+
+    def _make_room(self, limit: str, patience_s: float, *, resting: bool) -> bool:
+        """Cut one, which makes room for the loop's next turn; else for a while there is none."""
+        if self._cut_one(patience_s, resting=resting):
+            self._front.metrics.limited(limit)
+        else:
+            self._pause(limit, PAUSE_S)
+        return False
+
+    def _cut_one(self, patience_s: float = PATIENCE_S, *, resting: bool = True) -> bool:
+        """Close the connection that can best be done without; false where all of them are new or at work."""
+        if resting and (
+            self._front.cut_oldest(Waiting.REST, 0.0) or self._front.cut_oldest(Waiting.LINGER, patience_s)
+        ):
+            return True
+        task = next(iter(self._front.arriving), None)
+        if task is not None and self._loop.time() - self._front.arriving[task] > patience_s:
+            self._front.arriving[task] = self._loop.time()
+            return task.cancel()
+        return self._front.cut_oldest(Waiting.HEAD, patience_s)
+
+    # What stands before the first request
+
+    async def _open(self, connection: socket.socket, address: str) -> None:
+        """Bring a connection to the front."""
+        front = self._front
+        try:
+            if front.config.proxy_protocol and trusted(address, front.proxies):
+                async with asyncio.timeout(front.config.head_timeout_s):
+                    address = await self._read_proxy_header(connection) or address
+            if self._tls is not None:
+                await self._tls.open(connection, lambda: FrontProtocol(front, address), self._loop)
+                return
+            await self._loop.connect_accepted_socket(lambda: FrontProtocol(front, address), connection)
+        except RequestError as error:
+            self._errors.report("proxy", "refused a connection of %s: %s", address, error.reason)
+            connection.close()
+        except TimeoutError:
+            front.metrics.limited("head-timeout")
+            connection.close()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                front.metrics.limited("descriptors")
+            # The text of a TLS error names what is wrong with the handshake; nothing was decrypted yet.
+            self._errors.report("tls", "no connection with %s: %s", address, error.strerror or error)
+            connection.close()
+        except asyncio.CancelledError:
+            connection.close()
+
+    async def _read_proxy_header(self, connection: socket.socket) -> str | None:
+        """Read the PROXY header and not a byte more, since what follows is TLS's, or the front's; return the address.
+
+        Raises:
+            RequestError: it is none.
+        """
+        head = b""
+        while True:
+            await _readable(connection, self._loop)
+            more = connection.recv(BINARY_BYTES_MAX, socket.MSG_PEEK)
+            if not more:
+                raise RequestError(400, "the PROXY header is cut short")
+            try:
+                found = read_header(head + more)
+            except RequestError:
+                connection.recv(len(more))  # what is unread at the close makes of it a reset
+                raise
+            taken = connection.recv(len(more) if found is None else found[1] - len(head))
+            head += taken
+            if found is not None:
+                return found[0]
+
+
+async def _readable(connection: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+    """Wait until there is something to read."""
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(connection.fileno(), _set, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(connection.fileno())
+
+
+def _set(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

@@ -1,0 +1,190 @@
+"""The front: what all its connections share.
+
+Owns the set of connections, their time limits, and the count of what was refused. Never serves a request
+(`relay.front.connection`) and never opens a listener.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, cast
+
+import msgspec
+
+from relay.auth.tokens import Auth
+from relay.config.model import Config
+from relay.config.networks import Network, parse_networks
+from relay.core.grant import Grant
+from relay.core.stream import Subscribe
+from relay.errors import RelayError
+from relay.front.deadlines import Deadlines, Waiting
+from relay.front.pace import Pace
+from relay.front.rate import Rates
+from relay.front.routes import Router
+from relay.http.response import Dates, Headers, page_headers
+from relay.sources import requests
+from relay.sources.requests import BatchPublisher, Cancel, Publishing
+from relay.telemetry.input_errors import InputErrors
+
+BODY_BYTES_PER_S_MIN = 64 * 1024
+"""Slowest body: the largest must be whole within the head's time plus its size at this rate."""
+LINGER_S = 2.0
+"""How long a client may take to close after its last answer."""
+
+Find = Callable[[tuple[str, ...], tuple[str, ...], Callable[[int | RelayError | None], None]], Cancel]
+Ask = Callable[[Literal["stats", "metrics"], Callable[[bytes | RelayError], None]], Cancel]
+
+_logger = logging.getLogger("relay.front")
+
+
+class Hub(requests.Hub, Protocol):
+    """What the front needs of the hub."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether no new stream is taken."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether new streams are well served here."""
+
+    def find(self, terms: tuple[str, ...], ids: Sequence[str]) -> int | None:
+        """Return the sequence of a subscription's last id; None where the log does not know it."""
+
+    def prepare(self, request: Subscribe, now_s: float, done: Callable[[None], None]) -> Cancel:
+        """Make ready what a stream replays, and call back once; the result cancels."""
+
+    def subscribe(self, fd: int, request: Subscribe, address: str, now_s: float) -> None:
+        """Take the descriptor and open a stream on it; with an error it is not taken."""
+
+    def draw_retry_ms(self) -> int:
+        """Draw the time after which one client shall come back."""
+
+
+class Metrics(Protocol):
+    """What the front needs of the metrics."""
+
+    def input_error(self, source: str, kind: str) -> None:
+        """Count an input that was refused."""
+
+    def limited(self, limit: str) -> None:
+        """Count that a limit acted."""
+
+    def render(self) -> bytes:
+        """Give what /metrics shows."""
+
+
+class PackedConnection(msgspec.Struct, frozen=True, array_like=True):
+    """A connection between two requests, for another process: its peer and the bytes that are not parsed yet."""
+
+    peer: str
+    unread: bytes
+
+
+class Connection(Protocol):
+    """What the front needs of a connection."""
+
+    def close_idle(self) -> None:
+        """Close the connection if it rests between requests."""
+
+    def abort(self) -> None:
+        """Cut the connection."""
+
+    def pack(self) -> tuple[int, PackedConnection] | None:
+        """Describe the connection, with its descriptor; None where a request or an answer is under way."""
+
+
+@dataclass(slots=True, eq=False)
+class Front:
+    """What all connections of the front share.
+
+    Args:
+        hub: where events go in and streams are opened.
+        config: the settings.
+        metrics: counters, and what /metrics shows.
+        stats: gives what /stats shows, at the hub's `now_s`.
+        page: the document at `/`.
+        auth: who may do what.
+        loop: the running loop.
+        clock: gives the hub's `now_s`.
+
+    At an edge others than this process answer: `publisher`, `find` for the sequence of an id that is not in its log,
+    and `ask` for what /stats and /metrics of the whole show. `ready` is part of what /readyz says: whether new streams
+    shall come here. `arriving` is what is accepted and no connection yet, with the loop's time since when.
+    """
+
+    hub: Hub
+    config: Config
+    metrics: Metrics
+    stats: Callable[[float], dict[str, Any]]
+    page: bytes
+    auth: Auth
+    loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float]
+    ready: bool = field(init=False, default=True)
+    publisher: BatchPublisher = field(init=False)
+    find: Find | None = field(init=False, default=None)
+    ask: Ask | None = field(init=False, default=None)
+    router: Router = field(init=False)
+    dates: Dates = field(init=False)
+    rates: Rates = field(init=False)
+    deadlines: Deadlines = field(init=False)
+    pace: Pace = field(init=False)
+    errors: InputErrors = field(init=False)
+    page_headers: Headers = field(init=False)
+    proxies: tuple[Network, ...] = field(init=False)
+    connections: set[Connection] = field(init=False, default_factory=set)
+    arriving: dict[asyncio.Task[None], float] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.publisher = Publishing(self.hub, self.config.block_timeout_s, self.loop, self.clock)
+        self.router = Router(self.config)
+        self.dates = Dates(self.auth.wall)
+        self.proxies = parse_networks(self.config.trusted_proxy)
+        self.rates = Rates(self.config.publish_rate)
+        self.pace = Pace(self.loop.call_soon, self.clock)
+        self.page_headers = page_headers(self.page)
+        self.errors = InputErrors("http", self.metrics, self.loop, _logger)
+        head_s = self.config.head_timeout_s
+        self.deadlines = Deadlines(
+            self.loop,
+            {
+                Waiting.HEAD: head_s,
+                Waiting.BODY: head_s + self.config.body_bytes_max / BODY_BYTES_PER_S_MIN,
+                Waiting.REST: self.config.keepalive_timeout_s,
+                Waiting.FLUSH: head_s,
+                Waiting.LINGER: LINGER_S,
+            },
+        )
+
+    def until_s(self, grant: Grant) -> float:
+        """Tell when a grant ends, in the hub's time; a later step of the wall's clock does not change it."""
+        return self.clock() + (grant.ends_s - self.auth.wall())
+
+    def cut_oldest(self, waiting: Waiting, age_s: float) -> bool:
+        """Close the connection that is waited for longest, if that is at least so long; tell whether there was one."""
+        found = self.deadlines.oldest(waiting)
+        if found is None or found[1] < age_s:
+            return False
+        connection = cast(Connection, found[0])
+        if waiting is Waiting.REST:
+            connection.close_idle()
+            self.deadlines.set(found[0], Waiting.LINGER)  # its last answer may be unsent
+        else:
+            connection.abort()
+        return True
+
+    def close_idle(self) -> None:
+        """Close the connections that rest; while draining, the others close with their answer."""
+        for connection in list(self.connections):
+            connection.close_idle()
+
+    def abort(self) -> None:
+        """Cut all connections, and stop the timers."""
+        for connection in list(self.connections):
+            connection.abort()
+        self.deadlines.close()
+        self.errors.close()

@@ -1,0 +1,129 @@
+"""Query arguments: where a stream begins, and names that are misspelt.
+
+Owns the forms of `since`, and which unknown names are taken for a known one. Pure; knows no path.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from datetime import datetime
+
+from relay.config.model import parse_duration
+from relay.errors import RequestError
+from relay.http.request import Request
+from relay.ids import query_readings
+
+_UNIX = re.compile(r"[0-9]{9,14}(?:\.[0-9]{1,9})?")
+_SECONDS_DIGITS_MAX = 11
+# RFC 3339 section 5.6. An offset's `+` may have become a space.
+_DATE_TIME = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt_ ]([0-9]{2}:[0-9]{2}:)([0-9]{2})(\.[0-9]+)?([Zz]|[-+ ][0-9]{2}:[0-9]{2})"
+)
+_MICROSECONDS_DIGITS = 7  # and the point
+_LEAP_SECOND = "60"
+_NAME_CHARACTERS_MAX = 32
+_EDITED_CHARACTERS_MIN = 5
+"""Shorter names are too near to others for one wrong letter to tell them apart."""
+
+
+def read_since(value: str, wall_s: float) -> tuple[float | None, tuple[str, ...]]:
+    """Read where a stream begins.
+
+    Args:
+        value: of `since`, as sent, not empty.
+        wall_s: the time of day, in Unix seconds.
+
+    Returns:
+        how many seconds ago, `math.inf` for all that is retained, None for only new events; and the readings of an
+        id. A number may be both: then an id that is known goes first.
+    """
+    ids = query_readings(value)
+    text = ids[-1]
+    if text == "earliest":
+        return math.inf, ()
+    if text == "latest":
+        return None, ()
+    if _UNIX.fullmatch(text):
+        whole = text.partition(".")[0]
+        unix_s = float(text) / (1 if len(whole) <= _SECONDS_DIGITS_MAX else 1000)
+        return max(0.0, wall_s - unix_s), ids
+    date = _DATE_TIME.fullmatch(text)
+    if date is not None and (date_s := _unix_s(date)) is not None:
+        return max(0.0, wall_s - date_s), ()
+    if text[-1:].isalpha():  # a bare number is an id
+        try:
+            return parse_duration(text), ()
+        except ValueError:
+            pass  # then it is an id, or nothing
+    return None, ids
+
+
+def _unix_s(date: re.Match[str]) -> float | None:
+    day, minutes, seconds, fraction, offset = date.groups(default="")
+    seconds = "59" if seconds == _LEAP_SECOND else seconds
+    offset = "+00:00" if offset in "Zz" else offset.replace(" ", "+")
+    try:
+        return datetime.fromisoformat(
+            f"{day}T{minutes}{seconds}{fraction[:_MICROSECONDS_DIGITS]}{offset}"
+        ).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+class Names:
+    """The query names of one path.
+
+    Args:
+        names: as they are spelt; the first of several with the same letters is the one that a hint shows.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names := tuple(names))
+        self._near: dict[str, str] = {}
+        for name in names:
+            self._near.setdefault(_letters(name), name)
+        for name in names:
+            letters = _letters(name)
+            if len(letters) >= _EDITED_CHARACTERS_MIN:
+                for shorter in _shorter(letters):
+                    self._near.setdefault(shorter, name)
+
+    def meant(self, name: str) -> str | None:
+        """Return the name that another was meant to be: the same letters, one more, one fewer, or two swapped.
+
+        With another letter in place of one it is ignored, like any foreign name: `ticker` is not `ticket`.
+        """
+        if len(name) > _NAME_CHARACTERS_MAX:
+            return None
+        letters = _letters(name)
+        near = self._near.get(letters) or self._near.get(letters.removesuffix("s"))
+        if near is None and len(letters) >= _EDITED_CHARACTERS_MIN:
+            near = next((self._near[each] for each in _shorter(letters) if each in self._near), None)
+            if near is not None and _is_replaced(letters, _letters(near)):
+                return None
+        return near
+
+
+def check_names(request: Request, names: Names) -> None:
+    """Refuse a misspelt query name; an unknown one is ignored.
+
+    Raises:
+        RequestError: 400, with the name that was meant.
+    """
+    for name, _ in request.query:
+        if name not in names.names and (meant := names.meant(name)) is not None:
+            raise RequestError(400, f"query: {name!a} is not known; did you mean {meant}?")
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^0-9a-z]", "", name.lower())
+
+
+def _is_replaced(letters: str, others: str) -> bool:
+    return len(letters) == len(others) and sorted(letters) != sorted(others)
+
+
+def _shorter(letters: str) -> list[str]:
+    return [letters[:at] + letters[at + 1 :] for at in range(len(letters))]

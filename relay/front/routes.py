@@ -1,0 +1,259 @@
+"""The routes: what a request asks for.
+
+Owns the paths, their query names and which methods they take. Pure: a request in, one small value out. Never
+reads a body, publishes or opens a stream.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache, partial
+
+from relay.config.model import Config
+from relay.config.origins import Allowed
+from relay.core.policy import Policy
+from relay.core.stream import Subscribe
+from relay.errors import EventError, RequestError
+from relay.front.query import Names, check_names, read_since
+from relay.http.request import Request
+from relay.http.response import Headers, cors_headers, stream_head
+from relay.ids import LAST_ID_NAMES, query_readings, readings
+from relay.topic import check_term, check_topic, is_pattern
+
+_STREAM_NAMES = Names(("topic", "since", "policy", "padding", "evs_preamble", "ticket", *LAST_ID_NAMES))
+_PUBLISH_NAMES = Names(("topic", "event", "id", "key"))
+ORIGINS_CACHED = 1024
+"""Origins whose headers are kept, as a wildcard matches any number of them."""
+
+_READ = ("GET", "HEAD", "OPTIONS")
+_WRITE = ("POST", "OPTIONS")
+_POLICIES = frozenset(policy.value for policy in Policy)
+_PREFLIGHT_MAX_AGE_S = 7200
+_ALLOW_ORIGIN = "Access-Control-Allow-Origin"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamHead:
+    """Answer a HEAD of a stream with the head that it would have, and close."""
+
+    terms: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Publish the body.
+
+    Args:
+        topic: where events go that name no topic.
+        event: event type of a text's event.
+        id: id of a text's event.
+        key: key of a text's event.
+    """
+
+    topic: str
+    event: str | None
+    id: str | None
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Give a ticket for a stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Answer 204 with these headers: a preflight, or what a path takes."""
+
+    headers: Headers
+
+
+class Resource(Enum):
+    """A document that is there to be read."""
+
+    PAGE = "/"
+    HEALTH = "/healthz"
+    READY = "/readyz"
+    METRICS = "/metrics"
+    STATS = "/stats"
+
+
+Route = Subscribe | StreamHead | Publish | Ticket | Options | Resource
+
+_RESOURCES = {resource.value: resource for resource in Resource}
+
+
+class Router:
+    """Tells what requests ask for, under one set of settings.
+
+    Args:
+        config: topic, limits, policies and origins.
+        wall: the time of day, in Unix seconds.
+    """
+
+    def __init__(self, config: Config, wall: Callable[[], float] = time.time) -> None:
+        self._config = config
+        self._wall = wall
+        self._hosts = Allowed(config.allowed_host) if config.allowed_host else None
+        self._origins = Allowed(config.cors_origin)
+        self._cors = lru_cache(ORIGINS_CACHED)(partial(cors_headers, self._origins))
+        # Streams share one head for each origin that is listed, and one for all others.
+        self._heads = lru_cache(ORIGINS_CACHED)(lambda origin: stream_head(self._cors(origin)))
+
+    def cors(self, request: Request | None) -> Headers:
+        """Give the CORS headers of a response to the request; None stands for one that could not be read."""
+        cors = self._cors(None if request is None else self._origin(request))
+        allows = any(name == _ALLOW_ORIGIN for name, _ in cors)
+        return (*cors, ("Access-Control-Expose-Headers", "Retry-After")) if allows else cors
+
+    def _origin(self, request: Request) -> str | None:
+        """Give the origin of a request, if it is listed."""
+        origin = request.headers.get("origin")
+        return origin if origin is not None and self._origins.lists(origin) else None
+
+    def _head(self, request: Request) -> bytes:
+        """Give the head of a stream."""
+        return self._heads(self._origin(request))
+
+    def closing_head(self, request: Request) -> bytes:
+        """Give the head of a stream that ends at once."""
+        return self._head(request).replace(b"Connection: keep-alive\r\n", b"Connection: close\r\n")
+
+    def route(self, request: Request) -> Route:
+        """Tell what a request asks for.
+
+        Raises:
+            RequestError: 400 a bad argument, 403 a policy that only the settings may choose, 404, 405, 421 a host that
+                is not allowed.
+        """
+        if self._hosts is not None and not self._hosts.lists(request.host.removesuffix(".")):
+            # RFC 9110 section 15.5.20
+            raise RequestError(421, f"{request.host!r} is not a name of this server; allowed-host lists its names")
+        path = request.path
+        if path == "/events" or path.startswith("/events/"):
+            _check_method(request, _READ)
+            if request.method == "OPTIONS":
+                return self._options(request, _READ)
+            stream = self._subscribe(request)
+            return StreamHead(stream.terms) if request.method == "HEAD" else stream
+        if path == "/publish":
+            _check_method(request, _WRITE)
+            return self._options(request, _WRITE) if request.method == "OPTIONS" else self._publish(request)
+        if path == "/ticket" and self._config.subscribe == "jwt":
+            _check_method(request, _WRITE)
+            return self._options(request, _WRITE) if request.method == "OPTIONS" else Ticket()
+        resource = _RESOURCES.get(path)
+        if resource is not None:
+            _check_method(request, _READ)
+            return self._options(request, _READ) if request.method == "OPTIONS" else resource
+        if path == "*" and request.method == "OPTIONS":
+            return self._options(request, ("GET", "HEAD", "POST", "OPTIONS"))
+        raise RequestError(404, "there is nothing here")
+
+    def _options(self, request: Request, methods: tuple[str, ...]) -> Options:
+        """Answer OPTIONS: a preflight of an allowed origin, else just the methods."""
+        headers = (("Allow", ", ".join(methods)),)
+        if "access-control-request-method" not in request.headers or not self._allows(request):
+            return Options(headers)
+        return Options(
+            (
+                *headers,
+                ("Access-Control-Allow-Methods", ", ".join(methods)),
+                ("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID, Cache-Control"),
+                ("Access-Control-Max-Age", str(_PREFLIGHT_MAX_AGE_S)),
+            )
+        )
+
+    def _allows(self, request: Request) -> bool:
+        return any(name == _ALLOW_ORIGIN for name, _ in self.cors(request))
+
+    def _subscribe(self, request: Request) -> Subscribe:
+        """Read the arguments of a stream."""
+        check_names(request, _STREAM_NAMES)
+        last_ids, since_s, must_know = _last_ids(request), None, False
+        since = _only("since", request.raw_values("since"))
+        if since and not last_ids:
+            since_s, last_ids = read_since(since, self._wall())
+            must_know = bool(last_ids)
+        return Subscribe(
+            terms=self._terms(request),
+            last_ids=last_ids,
+            since_s=since_s,
+            policy=self._policy(_one(request, "policy")),
+            padding=any(name in ("padding", "evs_preamble") for name, _ in request.query),
+            head=self._head(request),
+            must_know=must_know,
+        )
+
+    def _terms(self, request: Request) -> tuple[str, ...]:
+        """Collect the topics and patterns: the path's, then the query's, each once."""
+        wanted = request.values("topic")
+        if request.path != "/events":
+            if request.raw_path.count("/") != 2 or request.path == "/events/":
+                raise RequestError(404, "the path is /events or /events/TOPIC")
+            wanted.insert(0, request.path.removeprefix("/events/"))
+        try:
+            terms = tuple(dict.fromkeys(check_term(term) for term in wanted))
+        except EventError as error:
+            raise RequestError(400, str(error)) from None
+        if len(terms) > self._config.topics_per_stream_max:
+            reason = f"a stream has at most {self._config.topics_per_stream_max} topics"
+            raise RequestError(400, reason, limit="topics-per-stream-max")
+        if sum(map(is_pattern, terms)) > self._config.patterns_per_stream_max:
+            reason = f"a stream has at most {self._config.patterns_per_stream_max} patterns"
+            raise RequestError(400, reason, limit="patterns-per-stream-max")
+        return terms or (self._config.topic,)
+
+    def _policy(self, policy: str | None) -> str | None:
+        """Check that a request may choose this policy."""
+        if policy is None or policy in self._config.policy_request:
+            return policy
+        allowed = ", ".join(self._config.policy_request) or "none"
+        status = 403 if policy in _POLICIES else 400
+        raise RequestError(status, f"policy: not one that a request may choose; allowed: {allowed}")
+
+    def _publish(self, request: Request) -> Publish:
+        """Read the arguments of a publish request."""
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise RequestError(415, "the body must not be compressed")
+        check_names(request, _PUBLISH_NAMES)
+        topic = _one(request, "topic") or self._config.topic
+        try:
+            check_topic(topic)
+        except EventError as error:
+            raise RequestError(400, str(error)) from None
+        return Publish(topic, _one(request, "event"), _one(request, "id"), _one(request, "key"))
+
+
+def _check_method(request: Request, methods: tuple[str, ...]) -> None:
+    if request.method not in methods:
+        raise RequestError(405, f"{request.method} is not for this path", (("Allow", ", ".join(methods)),))
+
+
+def _one(request: Request, name: str) -> str | None:
+    """Return the only value of a query name, decoded; None if it is not there."""
+    return _only(name, request.values(name))
+
+
+def _only(name: str, values: list[str]) -> str | None:
+    if len(values) > 1:
+        raise RequestError(400, f"{name} may come once")
+    return values[0] if values else None
+
+
+def _last_ids(request: Request) -> tuple[str, ...]:
+    """Give the readings of the last id: the header's, else those of the first query name that has one; empty is none.
+
+    The header wins, since a reconnecting browser repeats its address as it was at first (WHATWG HTML 9.2.3).
+    """
+    if header := request.headers.get("last-event-id"):
+        return readings(header.encode("latin-1"))
+    for name in LAST_ID_NAMES:
+        values = [value for value in request.raw_values(name) if value]
+        if values:
+            # Several of them stand for no id, and no id contains LF.
+            return query_readings("\n".join(dict.fromkeys(values)))
+    return ()

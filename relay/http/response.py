@@ -1,0 +1,127 @@
+"""HTTP responses: values in, bytes out.
+
+Owns the form of responses and which headers go with what. Never decides what is answered.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from email.utils import formatdate
+from http import HTTPStatus
+
+import orjson
+
+from relay.config.origins import Allowed
+
+Headers = tuple[tuple[str, str], ...]
+
+JSON: Headers = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
+
+
+def respond(
+    status: int,
+    headers: Iterable[tuple[str, str]] = (),
+    body: bytes = b"",
+    *,
+    keep_alive: bool = True,
+    head_only: bool = False,
+) -> bytes:
+    """Build a whole response.
+
+    Args:
+        status: status code; 204 has no body and no length.
+        headers: besides Content-Length and Connection; of checked content.
+        body: sent unless `head_only`, which a HEAD request gets.
+        keep_alive: what the Connection field says.
+        head_only: leave the body out, and keep its length.
+    """
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    if status != HTTPStatus.NO_CONTENT:
+        lines.append(f"Content-Length: {len(body)}")
+    lines.append(f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n")
+    return "\r\n".join(lines).encode("latin-1") + (b"" if head_only else body)
+
+
+def json_body(value: object) -> tuple[Headers, bytes]:
+    """Give the headers and the bytes of a JSON body."""
+    return JSON, orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def cors_headers(allowed: Allowed, origin: str | None) -> Headers:
+    """Give the CORS headers of a response.
+
+    Args:
+        allowed: who may read.
+        origin: the request's Origin, None if it had none.
+    """
+    vary = () if not allowed.listing else (("Vary", "Origin"),)
+    if origin is not None and allowed.lists(origin):
+        # Fetch section 3.2.5: credentials go only to an origin that is named, never to `*`.
+        return (("Access-Control-Allow-Origin", origin), ("Access-Control-Allow-Credentials", "true"), *vary)
+    return (("Access-Control-Allow-Origin", "*"), *vary) if allowed.any else vary
+
+
+def stream_head(cors: Headers = ()) -> bytes:
+    """Build the response head of a stream, whose body ends with the connection, in HTTP/1.0 as in 1.1."""
+    lines = [
+        "HTTP/1.1 200 OK",
+        "Content-Type: text/event-stream",
+        "Cache-Control: no-cache, no-transform",
+        "Connection: keep-alive",
+        "X-Accel-Buffering: no",
+        *(f"{name}: {value}" for name, value in cors),
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+class Dates:
+    """The Date field, which every answer has (RFC 9110 section 6.6.1), formatted once a second.
+
+    Args:
+        wall: gives the time in seconds since 1970.
+    """
+
+    def __init__(self, wall: Callable[[], float]) -> None:
+        self._wall = wall
+        self._second = -1
+        self._text = ""
+        self._heads: dict[bytes, bytes] = {}
+
+    def now(self) -> str:
+        """Return the field's value."""
+        second = int(self._wall())
+        if second != self._second:
+            self._second, self._text, self._heads = second, formatdate(second, usegmt=True), {}
+        return self._text
+
+    def head(self, head: bytes) -> bytes:
+        """Return a response head with Date; the streams of one second share it."""
+        date = self.now()
+        dated = self._heads.get(head)
+        if dated is None:
+            dated = self._heads[head] = head.replace(b"\r\n", f"\r\nDate: {date}\r\n".encode("ascii"), 1)
+        return dated
+
+
+def page_headers(page: bytes) -> Headers:
+    """Give the headers of the page: it may run its own scripts and styles, and talk to this server only."""
+    allowed = {}
+    for kind in (b"script", b"style"):
+        blocks = re.findall(rb"<%b(?:\s[^>]*)?>(.*?)</%b>" % (kind, kind), page, re.DOTALL)
+        digests = (base64.b64encode(hashlib.sha256(block).digest()).decode() for block in blocks)
+        allowed[kind] = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+    policy = (
+        f"default-src 'none'; script-src {allowed[b'script']}; style-src {allowed[b'style']}; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return (
+        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Security-Policy", policy),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cache-Control", "no-cache"),
+    )

@@ -1,0 +1,1 @@
+"""What the operating system gives: listeners and the service manager."""

@@ -1,0 +1,68 @@
+"""The front's listeners: TCP sockets whose connections inherit what bounds a stream.
+
+Owns their options; accepts nothing.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from relay.config.model import Config, parse_address
+from relay.errors import ConfigError
+
+KEEPALIVE_IDLE_S = 60
+KEEPALIVE_INTERVAL_S = 15
+KEEPALIVE_PROBES = 4
+
+
+def listen(address: str, config: Config, *, shared: bool = False) -> socket.socket:
+    """Open a listener, and tune it.
+
+    Args:
+        address: HOST:PORT.
+        config: the settings.
+        shared: whether other listeners of the same user may be there too (SO_REUSEPORT).
+
+    Raises:
+        ConfigError: the address is not one of this machine, or is in use.
+    """
+    host, port = parse_address(address)
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"listen {address}: {error.strerror}") from None
+    try:
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host in ("", "::") else 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        tune(listener, config)
+        listener.bind(where)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"listen {address}: {error.strerror}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def tune(listener: socket.socket, config: Config) -> None:
+    """Set what its connections inherit: all that bounds a stream in the kernel."""
+    tcp = socket.IPPROTO_TCP
+    options = [
+        (socket.SOL_SOCKET, socket.SO_SNDBUF, config.client_buffer),
+        (socket.SOL_SOCKET, socket.SO_RCVBUF, config.client_buffer),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (tcp, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
+        (tcp, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
+        (tcp, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
+        (tcp, socket.TCP_NODELAY, 1),
+        (tcp, socket.TCP_NOTSENT_LOWAT, config.client_buffer),
+    ]
+    if config.client_timeout_s:
+        options.append((tcp, socket.TCP_USER_TIMEOUT, round(config.client_timeout_s * 1000)))
+    for level, option, value in options:
+        listener.setsockopt(level, option, value)

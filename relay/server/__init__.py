@@ -1,0 +1,1 @@
+"""Assembly: start, serve, end."""

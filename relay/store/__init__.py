@@ -1,0 +1,1 @@
+"""The disk: history and dedup keys in one file."""

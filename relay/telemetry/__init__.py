@@ -1,0 +1,1 @@
+"""What operators see: metrics, statistics, logs and input errors."""

@@ -1,0 +1,171 @@
+"""The metrics: counters and histograms in Prometheus' form.
+
+Owns their names and buckets, and reads the counts that hub and engine keep anyway when they are asked for. Nothing here
+is on the data path but one observation a flush. No metric has a topic as its label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from relay.core.hub import Hub
+from relay.telemetry import logs
+
+FLUSH_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+LAG_BUCKETS_S = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+
+LIMITS = (
+    *("accept-rate", "half-open-max", "descriptors", "head-bytes-max", "head-timeout", "body-bytes-max", "body-time"),
+    *("answer-time", "batch-events-max", "publish-rate", "tickets", "streams-max", "streams-per-address-max"),
+    *("streams-per-subject-max", "streams-per-topic-max", "topics-per-stream-max", "patterns-per-stream-max"),
+)
+"""What `relay_limited_total` counts, each from the start, so that a first time is seen as a rise."""
+
+
+class Histograms:
+    """What the hub and the loop measure, in seconds.
+
+    Args:
+        registry: takes them.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.flush_s = Histogram(
+            "relay_flush_seconds",
+            "Time from the beginning to the end of a flush to the live streams.",
+            buckets=FLUSH_BUCKETS_S,
+            registry=registry,
+        )
+        self.written_s = Histogram(
+            "relay_publish_to_write_seconds",
+            "Time from publishing the oldest event of a flush to the last write of the flush, for live streams.",
+            buckets=FLUSH_BUCKETS_S,
+            registry=registry,
+        )
+        self.lag_s = Histogram(
+            "relay_lag_seconds",
+            "Age of the next event that a lagging stream needs: a sample of them, four times a second.",
+            buckets=LAG_BUCKETS_S,
+            registry=registry,
+        )
+        self.store_s = Histogram(
+            "relay_store_seconds",
+            "Time to write a batch of events to the disk.",
+            buckets=FLUSH_BUCKETS_S,
+            registry=registry,
+        )
+        self.stall_s = Histogram(
+            "relay_loop_stall_seconds",
+            "Delay of a timer of the event loop, which fires every second, or every 0.25 s if streams lag.",
+            buckets=FLUSH_BUCKETS_S,
+            registry=registry,
+        )
+
+
+class Metrics(Collector):
+    """All metrics of one server.
+
+    Args:
+        hub: its counts are read when they are asked for.
+        registry: takes the metrics, and may have others.
+    """
+
+    def __init__(self, hub: Hub, registry: CollectorRegistry) -> None:
+        self.upstream: Callable[[], Mapping[str, Any] | None] = lambda: None  # says how it goes with what is followed
+        self._hub = hub
+        self.registry = registry
+        self._input_errors = Counter(
+            "relay_input_errors",
+            "Input that was not published, by source and kind.",
+            ("source", "kind"),
+            registry=registry,
+        )
+        self._limited = Counter(
+            "relay_limited", "Times that a limit was applied, by limit.", ("limit",), registry=registry
+        )
+        for limit in LIMITS:
+            self._limited.labels(limit)
+        registry.register(self)
+        ProcessCollector(registry=registry)
+
+    def input_error(self, source: str, kind: str) -> None:
+        """Count an input that was refused.
+
+        Args:
+            source: `http`, `stdin` or `unix`.
+            kind: what was wrong; one of a few words.
+        """
+        self._input_errors.labels(source, kind).inc()
+
+    def limited(self, limit: str) -> None:
+        """Count that a limit acted; `limit` is one of `LIMITS`."""
+        self._limited.labels(limit).inc()
+
+    def input_errors(self) -> int:
+        """Return how many inputs were refused in all."""
+        samples = (sample for metric in self._input_errors.collect() for sample in metric.samples)
+        return int(sum(sample.value for sample in samples if sample.name.endswith("_total")))
+
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what hub and engine count; called by the registry."""
+        hub = self._hub
+        engine, log, actions = hub.engine, hub.log, hub.catchup.actions
+        yield _gauge("relay_streams", "Open streams.", engine.open)
+        yield _gauge("relay_streams_max", "Largest number of open streams.", hub.admission.streams_max)
+        yield _gauge("relay_streams_lagging", "Open streams that lag or replay.", len(hub.catchup.streams))
+        yield _gauge("relay_topics", "Topics that have retained events or streams.", len(log.topics))
+        yield _gauge("relay_topics_ended", "Ended topics that are remembered.", len(hub.ended.topics))
+        yield _gauge("relay_topics_held", "Terms that a `block` stream holds.", len(hub.catchup.held))
+        yield _gauge("relay_log_events", "Retained events.", len(log))
+        yield _gauge("relay_log_bytes", "Bytes of retained events.", log.bytes)
+        yield _gauge("relay_log_bytes_max", "Largest number of bytes of retained events.", log.bytes_max)
+        yield _gauge("relay_draining", "1 while draining.", float(hub.draining))
+        yield _counter("relay_events", "Events published.", 0 if hub.fed else log.head - 1)
+        yield _counter("relay_encodes", "Events encoded, each once for all streams.", hub.writer.encodes)
+        yield _counter("relay_deliveries", "Events handed to the kernel for a stream.", engine.deliveries)
+        yield _counter("relay_sent_bytes", "Bytes handed to the kernel.", engine.bytes)
+        yield _counter("relay_writes", "Calls of send().", engine.writes)
+        yield _counter("relay_short_writes", "Calls of send() that wrote less than was asked.", engine.short_writes)
+        writer, journal = hub.writer, hub.writer.journal
+        yield _counter("relay_dedup_hits", "Events left out as repeats, by their `dedup` key.", writer.seen.hits)
+        yield _counter("relay_dedup_pushed_out", "Dedup keys forgotten too early.", writer.seen.pushed_out)
+        yield _gauge("relay_dedup_keys", "Dedup keys that are remembered.", len(writer.seen))
+        yield _gauge("relay_store_pending", "Events waiting for the disk.", journal.pending if journal else 0)
+        yield _gauge("relay_store_failing", "1 while events cannot be stored.", float(bool(writer.refusal)))
+        yield _counter("relay_store_failures", "Writes to the file that failed.", journal.failures if journal else 0)
+        yield _counter("relay_log_dropped", "Log lines dropped, because the reader of the log stalled.", logs.dropped())
+        upstream = self.upstream()
+        if upstream is not None:
+            yield _gauge("relay_upstream_linked", "1 while connected to the upstream.", float(upstream["linked"]))
+            yield _counter("relay_upstream_breaks", "Upstream connections that were lost.", upstream["breaks"])
+        if upstream is not None and "events" in upstream:
+            yield _counter("relay_upstream_events", "Upstream events that were published.", upstream["events"])
+            yield _counter("relay_upstream_repeats", "Upstream events left out as repeats.", upstream["repeats"])
+            yield _counter("relay_upstream_refused", "Upstream events that were refused.", upstream["refused"])
+        yield _labelled("relay_policy_actions", "Actions of policies on slow streams, by policy.", "policy", actions)
+        yield _labelled("relay_closes", "Streams closed, by reason.", "reason", hub.closes)
+        yield _labelled("relay_resumes", "Streams opened with a last id, by result.", "result", hub.resumes)
+
+
+def _gauge(name: str, help: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, help, value=value)
+
+
+def _counter(name: str, help: str, value: float) -> Metric:
+    return CounterMetricFamily(name, help, value=value)
+
+
+def _labelled(name: str, help: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(name, help, labels=(label,))
+    for key, value in values.items():
+        family.add_metric((str(key),), value)
+    return family

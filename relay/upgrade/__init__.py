@@ -1,0 +1,1 @@
+"""One process replaces another without closing a stream."""

@@ -1,0 +1,140 @@
+"""Taking over: the new process's part of an upgrade.
+
+Owns the order in which it takes what the old process hands over, and what it keeps until it may serve. Never reads from
+or writes to what it was handed: until Go, the old process may go on with all of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from relay.core.hub import Hub
+from relay.core.policy import Rule
+from relay.errors import RelayError
+from relay.front.connection import FrontProtocol
+from relay.front.front import Front, PackedConnection
+from relay.sources.feeder import PackedFeeder
+from relay.sources.group import Sources
+from relay.upgrade import messages
+from relay.upgrade.messages import Channel
+
+_logger = logging.getLogger("relay.takeover")
+
+
+@dataclass
+class Taken:
+    """What was handed over and the hub does not hold.
+
+    Args:
+        own_token: the token of the old process's own, for where the settings name none.
+    """
+
+    own_token: str
+    listeners: list[socket.socket] = field(default_factory=list)
+    unix: socket.socket | None = None
+    unix_file: tuple[int, int] | None = None
+    feeders: list[tuple[socket.socket, PackedFeeder]] = field(default_factory=list)
+    connections: list[tuple[socket.socket, PackedConnection]] = field(default_factory=list)
+    closing: list[tuple[int, str]] = field(default_factory=list)
+    rest: messages.Rest = field(default_factory=lambda: messages.Rest(None, {}, []))
+
+    async def go_on(self, front: Front, hub: Hub, sources: Sources) -> None:
+        """Begin to serve what was handed over."""
+        front.auth.tickets.update(self.rest.tickets)
+        for topic in self.rest.ended:
+            hub.ended.note(topic)
+        hub.go_on(self.closing, front.clock())
+        if self.rest.stdin is not None:
+            sources.stdin.adopt(self.rest.stdin)
+        for connection, feeder in self.feeders:
+            assert sources.unix is not None
+            sources.unix.adopt(connection, feeder)
+        for connection, packed in self.connections:
+            _, protocol = await front.loop.connect_accepted_socket(lambda: FrontProtocol(front), connection)
+            protocol.adopt(packed)
+        _logger.info("took over %d streams", hub.engine.open)
+
+
+def begin(channel: Channel, version: str) -> messages.Start:
+    """Say that this process is there; return where the log begins.
+
+    Raises:
+        RelayError: the old process does not go through with it.
+    """
+    channel.send(messages.Hello(messages.FORM, version))
+    start = channel.expect(messages.Start)
+    assert isinstance(start, messages.Start)
+    return start
+
+
+def take(
+    channel: Channel, start: messages.Start, hub: Hub, now_s: float, before_ready: Callable[[], None]
+) -> Taken:
+    """Take the log and the streams into a new hub, and all else; say that it is taken, and wait until it may be used.
+
+    Args:
+        channel: where the old process hands over.
+        start: its first message.
+        hub: a new one.
+        now_s: the time.
+        before_ready: takes what only one process can have, as the old one has let go of it, and handles the signals
+            that would end this process, as everything depends on it from then on.
+
+    Raises:
+        RelayError: the old process goes on.
+    """
+    taken = Taken(start.own_token)
+    subscriptions: list[tuple[tuple[str, ...], Rule]] = []
+    _begin(hub, start, now_s)
+    while True:
+        message, fds = channel.receive()
+        if isinstance(message, messages.Start):
+            _begin(hub, message, now_s)
+        elif isinstance(message, messages.Entries):
+            for entry in message.entries:
+                if entry.sequence != hub.log.head:
+                    raise RelayError(f"the old process sent entry {entry.sequence} in place of {hub.log.head}")
+                hub.take(entry, entry.time_s)
+        elif isinstance(message, messages.Evicted):
+            hub.log.evict_before(message.tail)  # The old log has gone on evicting since it sent them.
+            hub.log.know_evicted(message.topics, message.ids, message.rest)
+        elif isinstance(message, messages.Listeners):
+            sockets = _sockets(fds)
+            taken.unix = sockets.pop() if message.unix else None
+            taken.listeners, taken.unix_file = sockets, message.file
+        elif isinstance(message, messages.Terms):
+            subscriptions = message.subscriptions
+        elif isinstance(message, messages.Streams):
+            for fd, stream in zip(fds, message.streams, strict=True):
+                handle = hub.adopt(fd, stream, *subscriptions[stream.subscription])
+                if stream.reason is not None:
+                    taken.closing.append((handle, stream.reason))
+        elif isinstance(message, messages.Feeders):
+            taken.feeders += zip(_sockets(fds), message.feeders, strict=True)
+        elif isinstance(message, messages.Connections):
+            taken.connections += zip(_sockets(fds), message.connections, strict=True)
+        elif isinstance(message, messages.Keys):
+            for key in message.keys:
+                hub.writer.seen.add(*key)
+        elif isinstance(message, messages.Rest):
+            taken.rest = message
+            break
+        else:
+            raise RelayError(f"the old process sent {type(message).__name__}")
+    before_ready()
+    channel.send(messages.Ready())
+    channel.expect(messages.Go)
+    channel.close()
+    return taken
+
+
+def _begin(hub: Hub, start: messages.Start, now_s: float) -> None:
+    hub.begin(start.epoch, start.sequence, start.sequence, start.evicted_s, now_s)
+    hub.log.floor = start.sequence  # retention waits until the streams are there, so that what they miss is counted
+
+
+def _sockets(fds: list[int]) -> list[socket.socket]:
+    return [socket.socket(fileno=fd) for fd in fds]

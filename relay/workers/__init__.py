@@ -1,0 +1,1 @@
+"""Several processes, one log: the links between a hub and its edges."""

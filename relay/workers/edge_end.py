@@ -1,0 +1,283 @@
+"""The edge's end of a link: fills its hub's log with another's entries, and asks there what it cannot answer; sans-IO.
+
+Owns what the edge has asked and not been told yet. Never connects, never waits. The hub of an edge is like any other
+but that its entries come from here: with the same epoch and sequences, so that an id resumes at each edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from relay.config.model import Config
+from relay.core.hub import Hub
+from relay.core.log import Entry
+from relay.errors import RETRY_SOON, EndedError, EventError, RelayError, RequestError
+from relay.event import Event
+from relay.sources.requests import HOLD_GRACE_S, Cancel, Done, nothing
+from relay.workers.messages import (
+    OVERHEAD_BYTES_MAX,
+    VERSION,
+    Ask,
+    Beat,
+    Begin,
+    Drain,
+    Ended,
+    Find,
+    Found,
+    Head,
+    Hello,
+    LinkError,
+    Message,
+    Parser,
+    Past,
+    Publish,
+    Published,
+    Refuse,
+    Refused,
+    Status,
+    Told,
+    What,
+    encode,
+)
+
+UNSENT_BYTES_MAX = 32 * 1024 * 1024
+"""What may wait to be sent to the hub; above it a request is answered 503."""
+
+Told_ = Callable[[Any], None]
+
+
+def message_bytes_max(config: Config) -> int:
+    """Return the longest message under these settings: an event and its key, or the body of a publish request.
+
+    A text body becomes JSON, which needs six bytes for a control character.
+    """
+    return config.event_bytes_max + max(config.line_bytes_max, 6 * config.body_bytes_max) + OVERHEAD_BYTES_MAX
+
+
+class Uplink:
+    """The way from an edge to its hub.
+
+    Args:
+        config: the edge's settings.
+        hub: the edge's own, whose log is fed.
+        name: what the other end calls this one.
+        token: the link's token.
+        clock: the edge's time.
+        on_begun: called when the first snapshot is in.
+        on_drain: called when the hub wants the edge to drain.
+        answer: gives /stats or /metrics of this process alone.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        hub: Hub,
+        *,
+        name: str,
+        token: str,
+        clock: Callable[[], float],
+        on_begun: Callable[[], None],
+        on_drain: Callable[[], None],
+        answer: Callable[[What], bytes],
+    ) -> None:
+        self.heard_s = clock()
+        self.linked = False  # the hub has begun to send
+        self.breaks = 0
+        self._hub = hub
+        self._name = name
+        self._token = token
+        self._clock = clock
+        self._on_begun = on_begun
+        self._on_drain = on_drain
+        self._answer = answer
+        self._request_s = config.block_timeout_s + 2 * HOLD_GRACE_S
+        self._bytes_max = message_bytes_max(config)
+        self._parser = Parser(self._bytes_max)
+        self._send: Callable[[bytes], int] | None = None
+        self._unsent = 0
+        self._number = 0
+        self._requests: dict[int, tuple[float, Told_]] = {}
+        self._later_s = 0.0  # what this process's clock is ahead of the hub's
+        self._newest_s = 0.0
+        hub.fed, hub.begun, hub.linked = True, False, False
+        hub.catchup.on_held = self.tell
+
+    # The link comes and goes
+
+    def connected(self, send: Callable[[bytes], int]) -> None:
+        """Begin to speak over a new connection.
+
+        Args:
+            send: writes bytes, and returns how many are not sent yet.
+        """
+        self._parser = Parser(self._bytes_max)
+        self._send, self._unsent = send, 0
+        self.heard_s = self._clock()
+        log = self._hub.log
+        hello = Hello(version=VERSION, token=self._token, name=self._name, epoch=log.epoch, sequence=log.head)
+        self._write(encode(hello))
+
+    def lost(self) -> None:
+        """Note that the connection is gone, and answer whoever waits."""
+        self.breaks += self.linked
+        self._send, self.linked, self._hub.linked = None, False, False
+        requests, self._requests = self._requests, {}
+        broken = RequestError(502, "the link broke before the hub answered; what was asked may be done", RETRY_SOON)
+        for _, done in requests.values():
+            done(broken)
+
+    def tell(self) -> None:
+        """Tell the hub how it goes: each second, and when something else is held."""
+        hub = self._hub
+        status = Status(
+            sequence=hub.log.head, streams=hub.engine.open, ready=hub.ready, holding=list(hub.holds.terms)
+        )
+        self._write(encode(status))
+
+    def tick(self) -> None:
+        """Tell the hub how it goes, and give up requests that take too long."""
+        self.tell()
+        now_s = self._clock()
+        for number, (deadline_s, done) in list(self._requests.items()):
+            if now_s >= deadline_s:
+                del self._requests[number]
+                done(RequestError(504, "the hub did not answer; what was asked may be done", RETRY_SOON))
+
+    # What comes
+
+    def receive(self, data: bytes) -> None:
+        """Take what the hub sent.
+
+        Raises:
+            LinkError: the link has to be cut.
+        """
+        self.heard_s = now_s = self._clock()
+        for message in self._parser.feed(data):
+            if isinstance(message, Entry):
+                self._entry(message, now_s)
+            else:
+                self._receive(message, now_s)
+
+    def _entry(self, entry: Entry, now_s: float) -> None:
+        hub = self._hub
+        if not self.linked or entry.sequence != hub.log.head:
+            raise LinkError(f"entry {entry.sequence} came where {hub.log.head} was due")
+        if len(entry.frame) > hub.log.bytes_max:
+            raise LinkError(f"an entry of {len(entry.frame)} bytes is more than history-bytes holds here")
+        self._newest_s = max(self._newest_s, min(entry.time_s + self._later_s, now_s))
+        try:
+            hub.take(entry, self._newest_s)
+        except EventError as error:
+            raise LinkError(f"entry {entry.sequence}: {error}") from None
+        if not hub.begun:
+            self._look(now_s)
+
+    def _look(self, now_s: float) -> None:
+        if self._hub.log.head >= self._hub.snapshot:
+            self._hub.begun = True
+            self._on_begun()
+            self.tell()
+
+    def _receive(self, message: Message, now_s: float) -> None:
+        if isinstance(message, Published | Found | Told | Refused):
+            self._told(message)
+        elif isinstance(message, Begin):
+            self._begin(message, now_s)
+        elif isinstance(message, Past):
+            later_s = self._later_s
+            marks = [(name, sequence, time_s + later_s) for name, sequence, time_s in message.topics]
+            rest = message.rest and (message.rest[0], message.rest[1] + later_s)
+            self._hub.log.know_evicted(marks, message.ids, rest)
+        elif isinstance(message, Ended):
+            for topic in message.topics:
+                self._hub.end_topic(topic)
+        elif isinstance(message, Ask):
+            self.tell()
+            self._write(encode(Told(number=message.number, body=self._answer(message.what))))
+        elif isinstance(message, Drain):
+            self._on_drain()
+        elif isinstance(message, Refuse):
+            raise LinkError(f"the hub refuses the link: {message.reason}")
+        elif isinstance(message, Beat):
+            self._hub.linked = not message.leaving
+        else:
+            raise LinkError(f"a message that is not for an edge: {type(message).__name__}")
+
+    def _begin(self, begin: Begin, now_s: float) -> None:
+        hub = self._hub
+        self.linked = hub.linked = True
+        self._later_s = now_s - begin.now_s
+        hub.snapshot = begin.head
+        if (begin.epoch, begin.sequence) != (hub.log.epoch, hub.log.head):
+            hub.begun = False
+            hub.begin(begin.epoch, begin.sequence, begin.head, begin.evicted_s + self._later_s, now_s)
+        self._look(now_s)
+
+    def _told(self, message: Published | Found | Told | Refused) -> None:
+        _, done = self._requests.pop(message.number, (0.0, None))
+        if done is None:
+            return
+        if isinstance(message, Published):
+            done(message.ids)
+        elif isinstance(message, Found):
+            done(message.sequence)
+        elif isinstance(message, Told):
+            done(message.body)
+        elif message.field is not None:
+            ended = message.status == EndedError.status
+            done(EndedError() if ended else EventError(message.field, message.reason))
+        else:
+            done(RequestError(message.status, message.reason, RETRY_SOON if message.status >= 500 else ()))
+
+    # What is asked
+
+    def publish(self, events: list[Event], done: Done) -> Cancel:
+        """Publish at the hub, all or none; `done` is called once with their ids, or with what was wrong."""
+        try:
+            data = encode(Publish(number=self._number + 1, events=msgspec.json.encode(events)))
+        except (ValueError, OverflowError, TypeError, RecursionError) as error:
+            done(EventError("data", f"not a JSON value: {error}"))
+            return nothing
+        bytes_max = min(self._bytes_max, UNSENT_BYTES_MAX)
+        if len(data) > bytes_max:
+            reason = f"the events need {len(data)} bytes as JSON on the way to the hub; at most {bytes_max} are sent"
+            done(RequestError(413, reason, limit="body-bytes-max"))
+            return nothing
+        return self._request(data, done)
+
+    def find(
+        self, terms: tuple[str, ...], ids: tuple[str, ...], done: Callable[[int | RelayError | None], None]
+    ) -> Cancel:
+        """Ask for the sequence of a last id that the edge's own log does not know for the subscription."""
+        return self._request(encode(Find(number=self._number + 1, terms=terms, ids=ids)), done)
+
+    def head(self, done: Callable[[int | RelayError], None]) -> Cancel:
+        """Ask for the sequence that the next event will get; every event that is acknowledged by now is before it."""
+        return self._request(encode(Head(number=self._number + 1)), done)
+
+    def ask(self, what: What, done: Callable[[bytes | RelayError], None]) -> Cancel:
+        """Ask for /stats or /metrics of the whole."""
+        return self._request(encode(Ask(number=self._number + 1, what=what)), done)
+
+    def _request(self, data: bytes, done: Told_) -> Cancel:
+        if not self.linked:
+            done(RequestError(503, "the link to the hub is down", RETRY_SOON))
+            return nothing
+        if self._unsent + len(data) > UNSENT_BYTES_MAX:
+            done(RequestError(503, "too much waits for the hub", RETRY_SOON))
+            return nothing
+        self._number += 1
+        number = self._number
+        self._requests[number] = (self._clock() + self._request_s, done)
+        self._write(data)
+        return lambda: self._cancel(number)
+
+    def _cancel(self, number: int) -> None:
+        self._requests.pop(number, None)
+
+    def _write(self, data: bytes) -> None:
+        if self._send is not None:
+            self._unsent = self._send(data)

@@ -1,0 +1,381 @@
+"""The hub's end of a link: one more reader of the log, with a cursor; sans-IO.
+
+Theory of operation. An edge says Hello, with the epoch and the sequence that it needs next; the hub says Begin and goes
+on from there if it still can, else from the oldest entry that it retains. What is written next is asked for when the
+edge has taken what was written before: answers first, then what the log has after the cursor, a segment at a time. So
+an edge that does not read costs one segment and holds up nobody. When the log has gone on without it, it is lapped: it
+gets a Begin that does not follow, and begins anew.
+
+Owns the cursor, the requests of its edge that are under way, and what its edge holds. Never waits, never publishes.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Protocol, TypeVar
+
+from relay.core.holds import HOLDS_MAX
+from relay.core.hub import Hub
+from relay.core.log import SEGMENT_BYTES, Entry, Log
+from relay.errors import EventError, RelayError, RequestError
+from relay.event import Event
+from relay.event_json import parse_events
+from relay.sources.requests import Cancel, Done, nothing
+from relay.topic import JOINT, check_term
+from relay.workers.messages import (
+    HELLO_BYTES_MAX,
+    VERSION,
+    Ask,
+    Beat,
+    Begin,
+    Drain,
+    Ended,
+    Find,
+    Found,
+    Head,
+    Hello,
+    LinkError,
+    Message,
+    Parser,
+    Past,
+    Publish,
+    Published,
+    Refuse,
+    Refused,
+    Status,
+    Told,
+    What,
+    encode,
+    encode_entry,
+)
+
+REPLY_BYTES_MAX = 4 * 1024 * 1024
+"""Answers that wait for an edge to read them; above it nothing more is read of that edge."""
+
+REQUESTS_MAX = 1000
+"""Requests of one edge that may be under way; above it 503."""
+
+ENDED = 50
+"""Ended topics told in one message, so that it is never longer than the shortest that an edge may take."""
+
+PAIRS = 16
+"""Evicted ids told in one message, for the same reason."""
+
+PAST_A_TURN = 64
+"""Such messages in one turn: less than a millisecond."""
+
+NAME_CHARACTERS_MAX = 200
+
+T = TypeVar("T", bound=Iterable[str])
+
+
+class Office(Protocol):
+    """Who answers what an edge asks."""
+
+    def publish(self, events: list[Event], done: Done) -> Cancel:
+        """Publish all events or none, and call back once."""
+
+    def find(
+        self, terms: tuple[str, ...], ids: tuple[str, ...], done: Callable[[int | RelayError | None], None]
+    ) -> Cancel:
+        """Find the sequence of a last id of a subscription, and call back once."""
+
+    def head(self, done: Callable[[int | RelayError], None]) -> Cancel:
+        """Give the sequence that the next event will get, and call back once."""
+
+    def ask(self, what: What, done: Callable[[bytes], None]) -> None:
+        """Give /stats or /metrics of the whole, and call back once."""
+
+
+class Chunks:
+    """What follows a cursor, encoded for a link: once for all links that have come equally far.
+
+    Args:
+        log: what is read.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._at: tuple[str, int] = ("", 0)
+        self._chunk = (b"", 0)
+
+    def after(self, cursor: int) -> tuple[bytes, int]:
+        """Return the next entries, at most a segment of them but one at least, and the cursor behind them.
+
+        Args:
+            cursor: not below the log's tail.
+        """
+        log = self._log
+        if cursor >= log.head:
+            return b"", cursor
+        if self._at != (log.epoch, cursor):
+            parts, size, following = [], 0, cursor
+            while following < log.head and size < SEGMENT_BYTES:
+                part = encode_entry(log.entry(following))
+                parts.append(part)
+                size += len(part)
+                following += 1
+            self._at, self._chunk = (log.epoch, cursor), (b"".join(parts), following)
+        return self._chunk
+
+
+class Downlink:
+    """One edge, as the hub sees it.
+
+    Args:
+        hub: whose log the edge follows.
+        chunks: shared by all links of the hub.
+        office: answers the edge's requests.
+        token: what the edge has to know; None for one that was started by this process.
+        bytes_max: longest message of the edge.
+        clock: the hub's time.
+        wake: called when there is something to write.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        chunks: Chunks,
+        office: Office,
+        *,
+        token: str | None,
+        bytes_max: int,
+        clock: Callable[[], float],
+        wake: Callable[[], None],
+    ) -> None:
+        self.name = "an edge"
+        self.linked = False
+        self.closing = False  # to be closed when what is to be written is written
+        self.status = Status(sequence=0, streams=0, ready=False, holding=[])
+        self.heard_s = clock()
+        self.lapped = 0
+        self._hub = hub
+        self._chunks = chunks
+        self._office = office
+        self._token = token
+        self._bytes_max = bytes_max
+        self._clock = clock
+        self._wake = wake
+        self._parser = Parser(bytes_max if token is None else HELLO_BYTES_MAX)
+        self._epoch = ""
+        self._cursor = 0
+        self._replies: list[bytes] = []
+        self._reply_bytes = 0
+        self._beat_due = False
+        self._draining = False
+        self._leaving = False
+        self._requests: dict[int, Cancel] = {}
+        self._asked: dict[int, Callable[[bytes | RelayError], None]] = {}
+        self._number = 0
+        self._past: Iterator[bytes] = iter(())  # what is to be told before the next entry
+
+    @property
+    def lag_events(self) -> int:
+        """Entries that the edge has not acknowledged."""
+        return max(0, self._hub.log.head - self.status.sequence) if self.linked else 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the edge has to read answers before it may ask more."""
+        return self._reply_bytes > REPLY_BYTES_MAX
+
+    # What comes
+
+    def receive(self, data: bytes) -> None:
+        """Take what the edge sent.
+
+        Raises:
+            LinkError: the link has to be cut.
+        """
+        self.heard_s = self._clock()
+        for message in self._parser.feed(data):
+            if self.closing:
+                return
+            if isinstance(message, Hello):
+                self._hello(message)
+            elif not self.linked:
+                raise LinkError("the first message is no Hello")
+            else:
+                self._receive(message)
+
+    def _hello(self, hello: Hello) -> None:
+        if self.linked:
+            raise LinkError("a second Hello")
+        if self._token is not None and not hmac.compare_digest(hello.token.encode(), self._token.encode()):
+            self._refuse("the link token is wrong")
+        elif hello.version != VERSION:
+            self._refuse(f"the edge speaks version {hello.version} of the link, the hub version {VERSION}")
+        else:
+            self.name = hello.name[:NAME_CHARACTERS_MAX] if hello.name.isprintable() else "an edge"
+            self.linked = True
+            self._parser.bytes_max = self._bytes_max
+            self._epoch, self._cursor = hello.epoch, hello.sequence
+            log = self._hub.log
+            if self._hub.begun and self._follows(log) and log.tail <= self._cursor:
+                self._reply(self._begin())
+            else:
+                self._epoch = ""
+            self._wake()
+
+    def _refuse(self, reason: str) -> None:
+        self._reply(Refuse(reason=reason))
+        self.closing = True
+
+    def _receive(self, message: Message | Entry) -> None:
+        if isinstance(message, Status):
+            self.status = message
+            if len(message.holding) > HOLDS_MAX:
+                raise LinkError(f"an edge holds {len(message.holding)} terms")
+            self._hub.holds.hold(self, _checked(message.holding))
+        elif isinstance(message, Publish):
+            self._publish(message)
+        elif isinstance(message, Find):
+            self._office.find(_checked(message.terms), message.ids, partial(self._found, message.number))
+        elif isinstance(message, Head):
+            self._office.head(partial(self._found, message.number))
+        elif isinstance(message, Ask):
+            self._office.ask(message.what, partial(self._told, message.number))
+        elif isinstance(message, Told):
+            done = self._asked.pop(message.number, None)
+            if done is not None:
+                done(message.body)
+        else:
+            raise LinkError(f"a message that is not for a hub: {type(message).__name__}")
+
+    def _publish(self, message: Publish) -> None:
+        number = message.number
+        if len(self._requests) >= REQUESTS_MAX or number in self._requests:
+            self._reply(Refused(number=number, status=503, reason="too many requests of one edge are waiting"))
+            return
+        self._requests[number] = nothing
+        try:
+            events = parse_events(message.events)
+        except EventError as error:
+            self._published(number, error)
+            return
+        cancel = self._office.publish(events, partial(self._published, number))
+        if number in self._requests:
+            self._requests[number] = cancel
+
+    def _published(self, number: int, result: list[str] | RelayError) -> None:
+        if self._requests.pop(number, None) is not None:
+            self._reply(
+                _refused(number, result) if isinstance(result, RelayError) else Published(number=number, ids=result)
+            )
+
+    def _found(self, number: int, result: int | RelayError | None) -> None:
+        self._reply(
+            _refused(number, result) if isinstance(result, RelayError) else Found(number=number, sequence=result)
+        )
+
+    def _told(self, number: int, body: bytes) -> None:
+        self._reply(Told(number=number, body=body))
+
+    def lost(self) -> None:
+        """Forget the edge: what it holds, and what it waits for."""
+        self.linked, self.closing = False, True
+        self._hub.holds.hold(self, ())
+        requests, self._requests = self._requests, {}
+        for cancel in requests.values():
+            cancel()
+        asked, self._asked = self._asked, {}
+        for done in asked.values():
+            done(RequestError(502, "the worker is gone"))
+
+    # What goes
+
+    def take(self) -> bytes:
+        """Return what is to be written next, a segment at most beyond the answers; empty when nothing is due."""
+        parts, self._replies, self._reply_bytes = self._replies, [], 0
+        log = self._hub.log
+        if self._beat_due and not self.closing:
+            self._beat_due = False
+            parts.append(encode(Beat(head=log.head, leaving=self._leaving)))
+        if self.linked and self._hub.begun and not self.closing:
+            if not self._follows(log) or self._cursor < log.tail:
+                self.lapped += self._epoch == log.epoch
+                self._epoch, self._cursor = log.epoch, log.tail
+                parts.append(encode(self._begin()))
+                self._past = self._tell_past()
+                ended = self._hub.ended.known()
+                parts += [encode(Ended(topics=ended[at : at + ENDED])) for at in range(0, len(ended), ENDED)]
+            past = b"".join(islice(self._past, PAST_A_TURN))
+            if past:
+                parts.append(past)
+            else:
+                data, self._cursor = self._chunks.after(self._cursor)
+                parts.append(data)
+            if self._draining and not past and self._cursor == log.head:
+                self._draining = False
+                if self._token is None:
+                    parts.append(encode(Drain()))
+                else:
+                    self.closing = True
+        return b"".join(parts)
+
+    def _tell_past(self) -> Iterator[bytes]:
+        """Yield what the log knows of evicted entries, now, in messages that are never longer than an edge may take."""
+        log = self._hub.log
+        rest, topics, ids = log.marks.rest, log.evicted(), log.ids.evicted()
+        while some := list(islice(topics, ENDED)):
+            yield encode(Past(topics=some, ids=[]))
+        while pairs := list(islice(ids, PAIRS)):
+            yield encode(Past(topics=[], ids=pairs))
+        yield encode(Past(topics=[], ids=[], rest=rest))
+
+    def _follows(self, log: Log) -> bool:
+        return self._epoch == log.epoch and self._cursor <= log.head
+
+    def _begin(self) -> Begin:
+        log, now_s = self._hub.log, self._clock()
+        evicted_s = -math.inf if self._cursor == 1 else log.time_s(log.tail) if len(log) else now_s
+        return Begin(epoch=log.epoch, sequence=self._cursor, head=log.head, now_s=now_s, evicted_s=evicted_s)
+
+    def _reply(self, message: Message) -> None:
+        data = encode(message)
+        self._replies.append(data)
+        self._reply_bytes += len(data)
+        self._wake()
+
+    def send(self, message: Message) -> None:
+        """Send a message before whatever else there is."""
+        self._reply(message)
+
+    def beat(self, silent_s: float, *, leaving: bool = False) -> None:
+        """Say that the hub lives, and whether it leaves; an edge that was silent for `silent_s` holds nothing more."""
+        self._leaving = leaving
+        self._beat_due = self.linked
+        if self.linked and self._clock() - self.heard_s > silent_s:
+            self._hub.holds.hold(self, ())
+
+    def ask(self, what: What, done: Callable[[bytes | RelayError], None]) -> None:
+        """Ask the edge for its own /stats or /metrics."""
+        self._number += 1
+        self._asked[self._number] = done
+        self._reply(Ask(number=self._number, what=what))
+
+    def drain(self) -> None:
+        """Once the edge has the whole log, let it drain if it is a worker; another is left to find a new hub."""
+        self._draining = True
+        self._wake()
+
+
+def _refused(number: int, error: RelayError) -> Refused:
+    if isinstance(error, EventError):
+        return Refused(number=number, status=error.status, reason=error.reason, field=error.field)
+    status = error.status if isinstance(error, RequestError) else 500
+    return Refused(number=number, status=status, reason=str(error))
+
+
+def _checked(terms: T) -> T:
+    try:
+        for term in terms:
+            for part in term.split(JOINT):
+                check_term(part)
+    except EventError as error:
+        raise LinkError(f"an edge sent a term that is not valid: {error}") from None
+    return terms

@@ -1,0 +1,220 @@
+"""What makes a server a hub with workers, or an edge of another: its links, and the answers that need them.
+
+Owns the links of this process, up and down, and its workers. Never opens a listener for clients, and serves no stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+import orjson
+
+from relay.config.model import Config
+from relay.core.hub import Hub
+from relay.errors import RelayError
+from relay.event import Event
+from relay.sources.requests import BatchPublisher, Cancel, Done, nothing
+from relay.telemetry.metrics import Metrics
+from relay.telemetry.stats import Stats
+from relay.workers import whole
+from relay.workers.connections import Links, Upstream
+from relay.workers.edge_end import Uplink
+from relay.workers.hub_end import Downlink
+from relay.workers.messages import What
+from relay.workers.processes import Workers
+
+SETTLE_STEP_S = 0.01
+"""How often a draining edge looks whether its log has reached its hub's."""
+
+FoundDone = Callable[[int | RelayError | None], None]
+
+
+class Cluster:
+    """The links of one process; it is also the office that answers the edges below it.
+
+    Args:
+        config: the settings.
+        hub: this process's own.
+        stats: this process's own.
+        metrics: this process's own.
+        publisher: publishes into this process's hub.
+        loop: the event loop.
+        clock: the hub's time.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        hub: Hub,
+        stats: Stats,
+        metrics: Metrics,
+        publisher: BatchPublisher,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+    ) -> None:
+        self.publisher = publisher
+        self.uplink: Uplink | None = None
+        self.workers: Workers | None = None
+        self.source: Callable[[], Mapping[str, Any]] | None = None  # says how an event stream is followed
+        self._config = config
+        self._hub = hub
+        self._stats = stats
+        self._metrics = metrics
+        self._loop = loop
+        self._clock = clock
+        self._upstream: Upstream | None = None
+        self._links: Links | None = None
+
+    # Upwards
+
+    async def follow(
+        self, where: str | socket.socket, name: str, token: str, stop: asyncio.Event, on_gone: Callable[[], None]
+    ) -> None:
+        """Become an edge, and wait until the snapshot is in, or `stop` is set.
+
+        Args:
+            where: relay://HOST:PORT, relays:// over TLS, or a socket connected to the hub.
+            name: what the hub calls this edge.
+            token: the link's token.
+            stop: set when the server has to end.
+            on_gone: called when the hub wants this process to drain, or a worker's hub is gone.
+        """
+        begun = asyncio.Event()
+        self.publisher = self.uplink = uplink = Uplink(
+            self._config,
+            self._hub,
+            name=name,
+            token=token,
+            clock=self._clock,
+            on_begun=begun.set,
+            on_drain=on_gone,
+            answer=self.own,
+        )
+        self._upstream = Upstream(uplink, self._loop, self._clock, on_gone)
+        self._upstream.open(where)
+        waits = [self._loop.create_task(each.wait()) for each in (begun, stop)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for each in waits:
+            each.cancel()
+
+    async def settle(self) -> None:
+        """Wait until the log of an edge has all that its hub had acknowledged when this was called.
+
+        A link that is down, or goes down meanwhile, is not waited for.
+        """
+        answered: asyncio.Future[int | RelayError] = self._loop.create_future()
+        cancel = self.head(lambda result: None if answered.done() else answered.set_result(result))
+        try:
+            head = await answered
+            while not isinstance(head, RelayError) and self._is_linked and self._hub.log.head < head:
+                await asyncio.sleep(SETTLE_STEP_S)
+        finally:
+            cancel()
+
+    @property
+    def _is_linked(self) -> bool:
+        return self.uplink is not None and self.uplink.linked
+
+    # Downwards
+
+    async def lead(
+        self,
+        link_listener: socket.socket | None,
+        listeners: list[list[socket.socket]],
+        own_token: str,
+        stop: asyncio.Event,
+    ) -> None:
+        """Take edges: those that come to the listener, and workers, one for each set of listeners."""
+        self._links = Links(self._config, self._hub, self, self._loop, self._clock)
+        await self._links.open(link_listener)
+        if listeners:
+            self.workers = Workers(self._config, self._links, listeners, own_token, self._loop)
+            await self.workers.open(stop)
+
+    def leave(self) -> None:
+        """Let the workers' readiness fail; they go on serving."""
+        if self._links is not None:
+            self._links.leaving = True
+
+    def stop_starting(self) -> None:
+        """Start no worker any more."""
+        if self.workers is not None:
+            self.workers.stop_starting()
+
+    async def drain(self) -> None:
+        """Let the edges have the whole log, and the workers drain and leave."""
+        if self._links is not None:
+            self._links.drain()
+            ends = [self._links.drained(self._config.drain_timeout_s)]
+            if self.workers is not None:
+                ends.append(self.workers.drain())
+            await asyncio.gather(*ends)
+
+    def close(self) -> None:
+        """Cut all links, and kill the workers that are left."""
+        if self.workers is not None:
+            self.workers.close()
+        if self._links is not None:
+            self._links.close()
+        if self._upstream is not None:
+            self._upstream.close()
+
+    # The office
+
+    def publish(self, events: list[Event], done: Done) -> Cancel:
+        """Publish here, or where this process's own log comes from."""
+        return self.publisher.publish(events, done)
+
+    def find(self, terms: tuple[str, ...], ids: tuple[str, ...], done: FoundDone) -> Cancel:
+        """Find the sequence of a last id of a subscription here, or where the log comes from."""
+        sequence = self._hub.find(terms, ids)
+        if sequence is None and self.uplink is not None:
+            return self.uplink.find(terms, ids, done)
+        done(sequence)
+        return nothing
+
+    def head(self, done: Callable[[int | RelayError], None]) -> Cancel:
+        """Give the sequence that the next event will get, here or where the log comes from."""
+        if self.uplink is not None:
+            return self.uplink.head(done)
+        done(self._hub.head)
+        return nothing
+
+    def ask(self, what: What, done: Callable[[bytes], None]) -> None:
+        """Give /stats or /metrics of this process and its workers."""
+        whole.gather(what, self.own(what), self._workers(), self._loop, done)
+
+    def own(self, what: What) -> bytes:
+        """Give /stats or /metrics of this process alone, to be put together with others."""
+        if what == "stats":
+            return orjson.dumps(self.stats(self._clock()))
+        return msgspec.json.encode(whole.families(self._metrics.registry))
+
+    def _workers(self) -> dict[int, Downlink]:
+        return {} if self.workers is None else self.workers.links
+
+    def upstream(self) -> Mapping[str, Any] | None:
+        """Say how it goes with what is followed, if anything is: another's log, or an event stream."""
+        if self.uplink is not None:
+            return {"linked": self._hub.linked, "breaks": self.uplink.breaks}
+        return None if self.source is None else self.source()
+
+    def stats(self, now_s: float) -> dict[str, Any]:
+        """Return what /stats says of this process and its links."""
+        told = self._stats.collect(now_s)
+        upstream = self.upstream()
+        if upstream is not None:
+            told["upstream"] = upstream
+        if self._links is not None:
+            told["edges"] = [
+                {"name": each.down.name, "lag_events": each.down.lag_events, "lapped": each.down.lapped}
+                for each in self._links.all
+                if each.down.linked and not each.worker
+            ]
+        if self.workers is not None:
+            told["worker_restarts"] = self.workers.restarts
+        return told

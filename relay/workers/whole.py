@@ -1,0 +1,148 @@
+"""The whole: /stats and /metrics of a hub and its workers in one.
+
+Owns how the answers of several processes become one: in the stats what can be added is added, in the metrics each
+process has a label `worker`, so that the sums are right. A worker that does not answer in time is left out, and shown
+as such. Never counts anything itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+import orjson
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from relay.errors import RelayError
+from relay.telemetry.stats import SLOWEST_MAX, TOPICS_MAX
+from relay.workers.hub_end import Downlink
+from relay.workers.messages import What
+
+ANSWER_S = 1.0
+"""How long the workers have for their part."""
+
+_ADDED = (
+    *("streams", "lagging", "encodes", "deliveries", "bytes", "writes", "short_writes", "input_errors", "gc_objects"),
+)
+_COUNTED = ("policy_actions", "closes", "resumes", "held")
+_OF_A_WORKER = ("uptime_s", "streams", "lagging", "deliveries", "bytes", "writes", "short_writes", "encodes")
+
+Sample = tuple[str, dict[str, str], float]
+Family = tuple[str, str, str, list[Sample]]
+
+
+def families(registry: CollectorRegistry) -> list[Family]:
+    """List a process's metrics as values: name, help, type and samples."""
+    return [
+        (each.name, each.documentation, each.type, [(s.name, dict(s.labels), s.value) for s in each.samples])
+        for each in registry.collect()
+    ]
+
+
+def gather(
+    what: What,
+    own: bytes,
+    workers: Mapping[int, Downlink],
+    loop: asyncio.AbstractEventLoop,
+    done: Callable[[bytes], None],
+) -> None:
+    """Ask the workers for their part, and give the whole, at last after `ANSWER_S`.
+
+    Args:
+        what: `stats` or `metrics`.
+        own: the hub's part.
+        workers: the links of the workers that are there.
+        loop: tells when the time is over.
+        done: called once with the body.
+    """
+    parts: dict[int, bytes] = {}
+    waiting = set(workers)
+
+    def finish() -> None:
+        timer.cancel()
+        waiting.clear()
+        done(stats(own, parts, workers) if what == "stats" else metrics(own, parts, workers))
+
+    def take(number: int, part: bytes | RelayError) -> None:
+        if number in waiting:
+            waiting.discard(number)
+            if isinstance(part, bytes):
+                parts[number] = part
+            if not waiting:
+                finish()
+
+    timer = loop.call_later(ANSWER_S, finish)
+    for number, link in workers.items():
+        link.ask(what, lambda part, number=number: take(number, part))  # type: ignore[misc]
+    if not workers:
+        finish()
+
+
+def stats(own: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Downlink]) -> bytes:
+    """Make one /stats of the hub's and its workers'."""
+    whole: dict[str, Any] = orjson.loads(own)
+    each = {number: orjson.loads(part) for number, part in sorted(parts.items())}
+    for name in _ADDED:
+        whole[name] += sum(part[name] for part in each.values())
+    for name in _COUNTED:
+        for part in each.values():
+            for key, count in part[name].items():
+                whole[name][key] = whole[name].get(key, 0) + count
+    subscribers: dict[str, dict[str, Any]] = {topic["topic"]: topic for topic in whole["topics"]}
+    for part in each.values():
+        for topic in part["topics"]:
+            known = subscribers.get(topic["topic"])
+            if known is None:
+                subscribers[topic["topic"]] = topic
+            else:
+                known["subscribers"] += topic["subscribers"]
+                known["retained"] = max(known["retained"], topic["retained"])
+    topics = sorted(subscribers.values(), key=lambda topic: (-topic["subscribers"], topic["topic"]))
+    whole["topics"] = topics[:TOPICS_MAX]
+    slowest = [stream for part in (whole, *each.values()) for stream in part["slowest"]]
+    whole["slowest"] = sorted(slowest, key=lambda stream: -stream["lag_events"])[:SLOWEST_MAX]
+    whole["workers"] = [
+        {
+            "worker": number,
+            "ready": link.status.ready,
+            "answered": number in each,
+            "link_lag_events": link.lag_events,
+            **{name: each[number][name] for name in _OF_A_WORKER if number in each},
+        }
+        for number, link in sorted(workers.items())
+    ]
+    return orjson.dumps(whole, option=orjson.OPT_APPEND_NEWLINE)
+
+
+class _Whole(Collector):
+    """Families of several processes, each sample with the label `worker`."""
+
+    def __init__(self, found: Mapping[str, Metric]) -> None:
+        self._found = found
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield them."""
+        yield from self._found.values()
+
+
+def metrics(own: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Downlink]) -> bytes:
+    """Make one /metrics of the hub's and its workers'."""
+    found: dict[str, Metric] = {}
+    for worker, part in (("hub", own), *((str(number), part) for number, part in sorted(parts.items()))):
+        for name, help, kind, samples in msgspec.json.decode(part, type=list[Family]):
+            family = found.setdefault(name, Metric(name, help, kind))
+            for sample, labels, value in samples:
+                family.add_sample(sample, {**labels, "worker": worker}, value)
+    answered = GaugeMetricFamily("relay_worker_up", "1 for a worker that answers.", labels=("worker",))
+    help = "Entries that a worker has yet to acknowledge."
+    lag = GaugeMetricFamily("relay_link_lag_events", help, labels=("worker",))
+    for number, link in sorted(workers.items()):
+        answered.add_metric((str(number),), float(number in parts))
+        lag.add_metric((str(number),), link.lag_events)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Whole({**found, answered.name: answered, lag.name: lag}))
+    return generate_latest(registry)
