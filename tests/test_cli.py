@@ -18,7 +18,7 @@ from relay.process.systemd import Service
 from relay.server import server
 from relay.speedups import ENGINE
 from relay.telemetry import logs
-from tests.process import relay, run
+from tests.running import relay, run
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import yaml
 from openapi_spec_validator import validate
 
 from relay.front.routes import Resource
-from tests.process import TIMEOUT_S, TOKEN, Relay, Stream, eventually, relay
+from tests.running import TIMEOUT_S, TOKEN, Relay, Stream, eventually, relay
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(
     (Path(__file__).parents[1] / "docs" / "reference" / "openapi.yaml").read_text()

@@ -23,8 +23,8 @@ import pytest
 
 from relay.cli import load_config, serve
 from tests.browser import Browser
-from tests.process import TIMEOUT_S, TOKEN, environment, eventually, relay
-from tests.test_page_browser import serving
+from tests.front.test_page_browser import serving
+from tests.running import TIMEOUT_S, TOKEN, environment, eventually, relay
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from tests.process import TIMEOUT_S
+from tests.running import TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from relay.event import Event
 from tests.oracle import Published
-from tests.process import Feeder
+from tests.running import Feeder
 
 
 class Resender(threading.Thread):

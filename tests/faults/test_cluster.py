@@ -19,7 +19,7 @@ import pytest
 from relay.event import Event
 from tests.faults.resender import Resender
 from tests.oracle import Oracle
-from tests.process import ASIDE_BYTES, TIMEOUT_S, Relay, Stream, check_nothing_is_left, eventually, free_port
+from tests.running import ASIDE_BYTES, TIMEOUT_S, Relay, Stream, check_nothing_is_left, eventually, free_port
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 
-from tests.process import TIMEOUT_S, TOKEN, Stream, eventually, relay
+from tests.running import TIMEOUT_S, TOKEN, Stream, eventually, relay
 
 LARGE_STREAMS = 80
 DELAY_MAX_S = 1.0

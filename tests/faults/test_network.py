@@ -17,7 +17,7 @@ from relay.event import Event
 from relay.sse import Decoder
 from tests.faults.network import BadNetwork
 from tests.oracle import Oracle, Published
-from tests.process import ASIDE_BYTES, TIMEOUT_S, Feeder, Relay, Stream, eventually, relay
+from tests.running import ASIDE_BYTES, TIMEOUT_S, Feeder, Relay, Stream, eventually, relay
 
 pytestmark = pytest.mark.slow
 

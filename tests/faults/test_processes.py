@@ -21,7 +21,7 @@ from tests.faults.raw import RawClient
 from tests.faults.torture_cases import publish, request
 from tests.faults.witness import Witness
 from tests.oracle import Oracle, Published
-from tests.process import Feeder, Stream, eventually, relay
+from tests.running import Feeder, Stream, eventually, relay
 
 pytestmark = pytest.mark.slow
 

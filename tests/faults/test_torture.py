@@ -25,7 +25,7 @@ from tests.faults.torture_cases import (
     request,
 )
 from tests.faults.witness import Witness
-from tests.process import ASIDE_BYTES, TIMEOUT_S, Relay, eventually, relay
+from tests.running import ASIDE_BYTES, TIMEOUT_S, Relay, eventually, relay
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.process import TOKEN
+from tests.running import TOKEN
 
 HEAD_BYTES_MAX = 16 * 1024
 BODY_BYTES_MAX = 64 * 1024

@@ -6,7 +6,7 @@ import re
 
 from relay.event import Event
 from tests.oracle import Oracle, Published
-from tests.process import Relay, Stream, eventually
+from tests.running import Relay, Stream, eventually
 
 
 class Witness:

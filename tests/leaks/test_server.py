@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.process import ASIDE_BYTES, Relay, Stream, eventually, relay
+from tests.running import ASIDE_BYTES, Relay, Stream, eventually, relay
 
 ROUNDS, WARM_UP = 40, 10
 STREAMS, EVENTS = 20, 100

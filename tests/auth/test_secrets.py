@@ -1,0 +1,84 @@
+"""No token is in the log, in /stats, in /metrics or in the settings that are shown, whatever is done with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import jwt
+import pytest
+
+from tests.certificate import make_certificate
+from tests.running import TOKEN, Relay, Stream, eventually, relay, run
+
+SECRET = "a-key-of-hs256-" + "k" * 40
+FILED = "a-token-in-a-file-" + "f" * 20
+LINK = "a-token-of-the-link-" + "l" * 20
+
+
+def readers() -> str:
+    """Return a JWT that opens everything."""
+    claims = {"exp": time.time() + 60, "sub": "ann", "relay": {"subscribe": ["**"], "publish": ["**"]}}
+    return jwt.encode(claims, SECRET, "HS256")
+
+
+def raw(server: Relay, data: bytes) -> None:
+    """Send bytes, and read to the end of what they are answered, if they are."""
+    connection: socket.socket = socket.create_connection(("127.0.0.1", server.port), 5)
+    if server.context is not None:
+        connection = server.context.wrap_socket(connection, server_hostname="127.0.0.1")
+    with connection:
+        connection.sendall(data + b"\r\n\r\n")
+        connection.recv(65536)
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_no_token_shows_anywhere_at_level_debug(tmp_path: Path, encrypted: bool) -> None:
+    tokens, own = tmp_path / "tokens", readers()
+    tokens.write_text(f"{FILED}\n")
+    certificate = make_certificate(tmp_path / "tls", "secrets")
+    arguments = (
+        *("--log-level", "debug", "--subscribe", "jwt", "--jwt-secret", SECRET, "--jwt-cookie", "session"),
+        *("--publish-token-file", str(tokens), "--link-listen", "127.0.0.1:0", "--link-token", LINK),
+        *(certificate.flags if encrypted else ()),
+    )
+    with relay(*arguments, context=certificate.context() if encrypted else None) as server:
+        bearer = {"Authorization": f"Bearer {own}"}
+        status, _, body = server.request("POST", "/ticket", headers=bearer)
+        assert status == 200
+        ticket = json.loads(body)["ticket"]
+        secrets = (SECRET, FILED, LINK, TOKEN, own, ticket, own.rpartition(".")[2])
+        with Stream(server.port, f"topic=a&ticket={ticket}", context=server.context) as stream:
+            server.publish("one", "a")
+            assert stream.next().data == "one"
+        for path in (f"/events?topic=a&ticket={ticket}", f"/events?topic=a&token={own}", f"/nowhere?{own}", f"/{own}"):
+            server.request("GET", path)
+        for headers in (
+            bearer,
+            {"Authorization": f"Basic {own}"},
+            {"Authorization": own},
+            {"Cookie": f"session={own}x"},
+        ):
+            server.request("POST", "/publish?topic=a", b"{", headers | {"Content-Type": "application/json"})
+        raw(server, f"GET /events?topic=a HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {own}\r\n {own}".encode())
+        raw(server, f"GET /{own} {own}\r\nBearer {own}".encode())
+        raw(server, f"POST /publish HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {FILED}\r\nContent-Length: x".encode())
+        edge = run(
+            "serve", "--listen", "127.0.0.1:0", "--stdin", "off", "--upstream", "relay://x:0", "--link-token", LINK
+        )
+        assert edge.returncode == 2
+        tokens.write_bytes(b"\xff" + FILED.encode())
+        os.kill(server.process.pid, signal.SIGHUP)
+        eventually(lambda: any("token" in record["message"] for record in server.log), "the file cannot be read")
+        shown = [server.request("GET", path)[2].decode() for path in ("/stats", "/metrics")]
+        server.stop()
+        shown += [json.dumps(server.log), edge.stderr, edge.stdout]
+    config = run("serve", "--print-config", *arguments, "--publish-token", TOKEN)
+    assert config.returncode == 0
+    for text in (*shown, config.stdout, config.stderr):
+        for secret in secrets:
+            assert secret not in text

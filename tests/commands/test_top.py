@@ -1,0 +1,285 @@
+"""`relay top` draws the server into the terminal, and leaves the terminal as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pyte
+import pytest
+
+from relay.commands.top import render, share
+from tests.running import TIMEOUT_S, Relay, Stream, command, environment, relay, run
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Relay]:
+    with relay() as running:
+        yield running
+
+
+def test_top_shows_the_server_once_where_nobody_watches(server: Relay) -> None:
+    done = run("top", server.url, COLUMNS="120")
+    assert (done.returncode, done.stderr) == (0, "")
+    for text in ("ready", "streams", "events/s", "deliveries/s", "slowest", "policies acted"):
+        assert text in done.stdout
+
+
+def test_top_says_what_is_no_relay(server: Relay) -> None:
+    done = run("top", server.url + "/healthz", "--once")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "not that of a relay" in done.stderr
+
+
+STATS: dict[str, Any] = {
+    "version": "9.9",
+    "engine": "native",
+    "uptime_s": 90061.0,
+    "ready": False,
+    "streams": 10000,
+    "lagging": 2,
+    "topics": [{"topic": "[bold]news", "subscribers": 9000, "retained": 7}],
+    "events": 1000,
+    "deliveries": 5_000_000,
+    "bytes": 10,
+    "log": {"events": 7, "bytes": 32, "bytes_max": 64},
+    "policy_actions": {"drop-oldest": 3, "block": 0},
+    "closes": {"client": 4},
+    "slowest": [
+        {
+            "address": "::1\x1b[2J",
+            "topics": list("abcd"),
+            "lag_events": 5,
+            "lag_bytes": 2048,
+            "lag_s": 1.5,
+            "policy": "block",
+        }
+    ],
+}
+
+
+def drawn(stats: dict[str, Any], before: dict[str, Any] | None) -> str:
+    from rich.console import Console
+
+    console = Console(width=140, color_system=None)
+    with console.capture() as capture:
+        console.print(render(stats, before))
+    return capture.get()
+
+
+def test_top_draws_rates_since_the_last_picture_and_text_as_it_is() -> None:
+    before = STATS | {"uptime_s": 90059.0, "events": 500, "deliveries": 0}
+    text = drawn(STATS, before)
+    for part in ("1d 1h", "not ready", "10,000", "250", "2,500,000", "[bold]news", "drop-oldest 3", "client 4"):
+        assert part in text
+    for part in ("50% of 64 B", "::1?[2J", "a, b, c, …", "5 events, 2KiB, 1.5 s"):
+        assert part in text
+    assert "block 0" not in text
+
+
+def test_top_draws_means_where_there_is_no_picture_before_or_the_server_is_another() -> None:
+    young = STATS | {"uptime_s": 10.0}
+    assert "500,000" in drawn(young, None)
+    assert "500,000" in drawn(young, STATS)
+    assert "ready" in drawn({"streams": 0}, None)
+
+
+
+def test_lines_are_shared_out_in_turn() -> None:
+    assert share([3, 9, 1], 8) == [3, 4, 1]
+    assert share([1, 1], 100) == [1, 1]
+    assert share([5, 5], 3) == [2, 1]
+    assert share([5], -2) == [0]
+
+
+class Terminal:
+    """`relay top` in a terminal of 80 × 24, whose screen can be read.
+
+    Args:
+        url: of the server.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.fd, self.theirs = os.openpty()
+        self.screen = pyte.Screen(80, 24)
+        self._stream = pyte.ByteStream(self.screen)
+        self.raw = b""
+        termios.tcsetwinsize(self.theirs, (24, 80))
+        self.modes = termios.tcgetattr(self.theirs)
+        self.process = subprocess.Popen(
+            command("top", url, "--interval", "0.1"),
+            stdin=self.theirs,
+            stdout=self.theirs,
+            stderr=self.theirs,
+            env=environment(TERM="xterm"),
+        )
+
+    def read(self, timeout_s: float = TIMEOUT_S) -> bool:
+        """Read what has been drawn; whether there was anything."""
+        if not select.select([self.fd], [], [], timeout_s)[0]:
+            return False
+        data = os.read(self.fd, 65536)
+        self.raw += data
+        self._stream.feed(data)
+        return True
+
+    def wait(self, text: str) -> list[str]:
+        """Wait until a text is on the screen, below a whole first line; return the lines of the screen."""
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while text not in "\n".join(self.screen.display) or not self.screen.display[0].startswith("relay "):
+            if not self.read(max(0.0, deadline_s - time.monotonic())):
+                state = f"exit code {self.process.poll()}, last bytes {self.raw[-300:]!r}"
+                raise AssertionError("\n".join((f"no {text!r} on the screen; {state}", *self.screen.display)))
+        return list(self.screen.display)
+
+    def ended(self) -> int:
+        """Wait for the end; return the exit code."""
+        while self.process.poll() is None:
+            self.read(0.05)
+        while self.read(0):
+            pass
+        return self.process.returncode
+
+    def resize(self, lines: int, columns: int) -> None:
+        """Change the size of the terminal."""
+        self.screen.resize(lines, columns)
+        termios.tcsetwinsize(self.theirs, (lines, columns))
+        self.process.send_signal(signal.SIGWINCH)
+
+    def close(self) -> None:
+        """End the program if it still runs, and close the terminal."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.fd)
+        os.close(self.theirs)
+
+
+@contextlib.contextmanager
+def terminal(url: str) -> Iterator[Terminal]:
+    started = Terminal(url)
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+def is_restored(shown: Terminal) -> bool:
+    """Whether the terminal has its modes, its first screen and its cursor back."""
+    modes = termios.tcgetattr(shown.theirs) == shown.modes
+    screen = shown.raw.rfind(b"\x1b[?1049l") > shown.raw.rfind(b"\x1b[?1049h")
+    return modes and screen and not shown.screen.cursor.hidden and b"Traceback" not in shown.raw
+
+
+def test_q_quits_at_once_and_the_terminal_is_restored(server: Relay) -> None:
+    with terminal(server.url) as shown:
+        shown.wait("slowest streams")
+        assert termios.tcgetattr(shown.theirs) != shown.modes
+        os.write(shown.fd, b"xq")
+        assert shown.ended() == 0
+        assert is_restored(shown)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_and_the_terminal_is_restored(server: Relay, number: signal.Signals) -> None:
+    with terminal(server.url) as shown:
+        shown.wait("slowest streams")
+        shown.process.send_signal(number)
+        assert shown.ended() == 0
+        assert is_restored(shown)
+
+
+@pytest.mark.alone
+def test_the_picture_fits_the_terminal_and_is_cut_where_it_does_not() -> None:
+    with relay() as server, contextlib.ExitStack() as streams:
+        for number in range(30):
+            topic = f"a.topic.with.a.long.name.{number:02d}." + "x" * 80
+            streams.enter_context(Stream(server.port, f"topic={topic}"))
+            server.publish("x", topic)
+        with terminal(server.url) as shown:
+            lines = shown.wait("slowest streams")
+            # A line that wraps, or one too many, would scroll the first one away.
+            assert lines[0].startswith("relay ")
+            assert sum("a.topic.with" in line for line in lines) >= 8
+            assert all("…" in line for line in lines if "a.topic.with" in line)
+            shown.resize(14, 50)
+            shown.screen.reset()
+            lines = shown.wait("a.topic.with")
+            assert len(lines) == 14
+            assert lines[0].startswith("relay ")
+            os.write(shown.fd, b"q")
+            assert shown.ended() == 0
+
+
+def test_it_says_when_the_server_is_away_and_goes_on_when_it_is_back() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with contextlib.ExitStack() as started:
+        first = Relay("--listen", address)
+        started.callback(first.stop, signal.SIGKILL)
+        shown = started.enter_context(terminal(f"http://{address}"))
+        shown.wait("slowest streams")
+        first.stop(signal.SIGKILL)
+        lines = shown.wait("trying again")
+        assert lines[0].startswith("relay ")
+        assert f"http://{address}/stats" in lines[1]
+        second = Relay("--listen", address)
+        started.callback(second.stop, signal.SIGKILL)
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while "trying again" in "\n".join(shown.screen.display):
+            assert time.monotonic() < deadline_s
+            assert shown.read()
+        os.write(shown.fd, b"q")
+        assert shown.ended() == 0
+        assert is_restored(shown)
+
+
+def test_it_quits_while_the_server_does_not_answer() -> None:
+    with relay() as server, terminal(server.url) as shown:
+        shown.wait("slowest streams")
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            os.write(shown.fd, b"q")
+            begun_s = time.monotonic()
+            assert shown.ended() == 0
+            assert time.monotonic() - begun_s < 4  # less than the time that a request may take
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+
+
+def test_a_fault_ends_it_and_the_terminal_is_restored() -> None:
+    answers = [json.dumps(STATS).encode(), json.dumps(STATS | {"topics": [7]}).encode()]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answers.pop(0) if len(answers) > 1 else answers[0])
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            with terminal(f"http://127.0.0.1:{server.server_port}") as shown:
+                assert shown.ended() == 1
+                assert termios.tcgetattr(shown.theirs) == shown.modes
+                restored = shown.raw.rfind(b"\x1b[?1049l")
+                assert 0 < restored < shown.raw.rfind(b"TypeError")
+        finally:
+            server.shutdown()
+        thread.join(TIMEOUT_S)

@@ -1,0 +1,171 @@
+"""Topics that end for good: `relay.end` is their last event, for every publisher and every stream."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from relay.core.ended import ENDED_MAX, Ended
+from tests.running import TOKEN, Feeder, Relay, Stream, eventually, relay, run
+
+END = '{"event": "relay.end", "data": "bye"}'
+JSON = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+
+
+def end(server: Relay, topic: str) -> str:
+    """End a topic; return the id of its last event."""
+    [id] = server.publish(END, topic, "application/json")
+    return id
+
+
+def subscribe(server: Relay, query: str, last_id: str = "") -> int:
+    """Return the status that a browser gets."""
+    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
+    return server.request("GET", f"/events?{query}", headers=headers)[0]
+
+
+def gone(server: Relay) -> bool:
+    """Return whether a server knows of the end of topic c."""
+    return subscribe(server, "topic=c") == 204
+
+
+def check_ended(server: Relay, topic: str, ids: list[str]) -> None:
+    """Check all that holds of a topic that has ended, at each of some connections."""
+    for _ in range(6):
+        assert subscribe(server, f"topic={topic}") == 204
+        assert subscribe(server, f"topic={topic}", ids[-1]) == 204
+        with Stream(server.port, f"topic={topic}", {"Last-Event-ID": ids[0]}) as late:
+            assert [event.id for event in late.rest()] == ids[1:], "who comes back too early gets the rest first"
+        with Stream(server.port, f"topic={topic}&since=earliest") as late:
+            assert [event.id for event in late.rest()] == ids
+        status, _, body = server.request("POST", f"/publish?topic={topic}", b'{"data": 1}', JSON)
+        assert (status, json.loads(body)["field"]) == (410, "topic")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_streams_of_a_topic_end_after_its_last_event_and_nobody_comes_back(workers: str) -> None:
+    with relay("--workers", workers) as server, contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(Stream(server.port, "topic=a")) for _ in range(30)]
+        two = stack.enter_context(Stream(server.port, "topic=a&topic=b"))
+        pattern = stack.enter_context(Stream(server.port, "topic=*"))
+        ids = [server.publish(str(number), "a")[0] for number in range(20)] + [end(server, "a")]
+        for stream in streams:
+            events = stream.rest()
+            assert [event.id for event in events] == ids
+            assert (events[-1].event, events[-1].data) == ("relay.end", "bye")
+        eventually(lambda: server.stats()["closes"] == {"ended": 30}, "they are counted")
+        check_ended(server, "a", ids)
+        more = server.publish("still here", "b")
+        for stream in (two, pattern):
+            assert [event.id for event in stream.take(22)] == ids + more
+        assert server.metric("relay_topics_ended") == (1 if workers == "1" else 3), "one at each process"
+
+
+def test_a_slow_stream_has_everything_before_it_ends() -> None:
+    with relay("--client-buffer", "16KiB") as server, Stream(server.port, "topic=a", receive_buffer=4096) as slow:
+        for number in range(100):
+            server.publish("x" * 10_000 + str(number), "a")
+        end(server, "a")
+        assert [event.data.lstrip("x") for event in slow.rest()] == [*map(str, range(100)), "bye"]
+
+
+def test_a_worker_that_is_started_later_knows_of_an_end_that_is_not_retained() -> None:
+    link = ("--link-listen", "127.0.0.1:0", "--link-token", "t")
+    with relay("--workers", "2", "--history-events", "5", *link) as server:
+        for number in range(120):
+            end(server, f"a{number}")
+        for number in range(10):
+            server.publish(str(number), "b")
+        pid = server.process.pid
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+        eventually(lambda: server.stats().get("worker_restarts") == 2, "both are started again")
+        for number in range(0, 120, 7):
+            assert subscribe(server, f"topic=a{number}") == 204
+        [message] = [record["message"] for record in server.log if record["message"].startswith("edges at ")]
+        with relay("--upstream", message.removeprefix("edges at "), "--link-token", "t") as leaf:
+            assert subscribe(leaf, "topic=a99") == 204
+            end(leaf, "c")
+            for edge in (leaf, server):
+                eventually(partial(gone, edge), "the end is at the edge and at the worker that answers")
+
+
+def test_the_end_is_in_the_file_and_in_a_hand_over(tmp_path: Path) -> None:
+    flags = ("--data", str(tmp_path / "data"), "--durable")
+    with relay(*flags) as server:
+        ids = [*server.publish("1", "a"), end(server, "a")]
+        check_ended(server, "a", ids)
+        server.stop(signal.SIGKILL)
+    with relay(*flags) as server:
+        check_ended(server, "a", ids)
+        server.upgrade()
+        check_ended(server, "a", ids)
+
+
+def test_a_stream_open_over_an_upgrade_ends_with_its_topic() -> None:
+    with relay("--history-events", "2") as server, Stream(server.port, "topic=a") as stream:
+        end(server, "b")
+        for _ in range(5):
+            server.publish("x", "c")
+        server.upgrade()
+        assert subscribe(server, "topic=b") == 204
+        end(server, "a")
+        assert [event.event for event in stream.rest()] == ["relay.end"]
+
+
+def test_feeders_are_told_and_what_was_acknowledged_already_is_again(tmp_path: Path) -> None:
+    with relay("--unix", str(tmp_path / "u")) as server, Feeder(server.unix_path) as feeder:
+        first = feeder.publish(topic="a", data=1, dedup="one")
+        last = feeder.publish(topic="a", event="relay.end", dedup="two")
+        feeder.send({"topic": "a", "data": 2})
+        assert feeder.answer()["error"] == "topic: has ended for good"
+        assert feeder.publish(topic="a", data=1, dedup="one") == first
+        assert feeder.publish(topic="a", event="relay.end", dedup="two") == last
+        assert feeder.publish(topic="b", data=2)
+
+
+def test_a_batch_with_an_event_behind_the_end_is_published_not_at_all() -> None:
+    with relay() as server:
+        body = b'[{"data": 1}, {"event": "relay.end"}, {"topic": "b", "data": 2}, {"data": 3}]'
+        assert server.request("POST", "/publish?topic=a", body, JSON)[0] == 410
+        assert server.metric("relay_events_total") == 0
+        assert server.request("POST", "/publish?topic=a", b'{"data": 1}', JSON)[0] == 200, "it has not ended"
+
+
+def test_who_was_told_of_a_gap_is_then_told_that_there_is_nothing_more() -> None:
+    with relay("--history-events", "1") as server:
+        end(server, "a")
+        server.publish("x", "b")
+        with Stream(server.port, "topic=a", {"Last-Event-ID": "of-another-run"}) as stream:
+            assert [event.event for event in stream.rest()] == ["relay.gap"]
+            assert subscribe(server, "topic=a", stream.last_event_id) == 204
+    with relay("--history-events", "1", "--no-prime") as server:
+        end(server, "a")
+        server.publish("x", "b")
+        assert subscribe(server, "topic=a", "of-another-run") == 204
+
+
+def test_the_command_leaves_when_its_topic_has_ended() -> None:
+    with relay() as server:
+        server.publish("1", "a")
+        end(server, "a")
+        result = run("subscribe", server.url, "--topic", "a", "--since", "earliest", "--output", "data")
+        assert (result.returncode, result.stdout.split()) == (0, ["1", "bye"])
+
+
+def test_the_topic_that_ended_first_is_forgotten_first() -> None:
+    ended = Ended()
+    for number in range(ENDED_MAX + 1):
+        ended.note(str(number))
+    assert len(ended.known()) == ENDED_MAX
+    assert not ended.all(["0"])
+    assert ended.all(["1", str(ENDED_MAX)])
+    ended.begin("ending")
+    assert not ended.all(["ending"])
+    assert "ending" not in ended.known()

@@ -1,0 +1,159 @@
+"""The swarm comes and goes: it resumes where it broke off, all at once in a storm, or as new streams all the time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.harness import TARGETS, Server
+from loadtest.swarm import Histograms, Swarm, SwarmReport
+from tests.running import TIMEOUT_S
+from tests.scripted_http import HOLD, Part, Scripted, scripted
+
+pytestmark = pytest.mark.slow
+
+HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+def frame(number: int) -> bytes:
+    return b'id: e-%d\ndata: {"n":%d,"t":1}\n\n' % (number, number)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server(TARGETS["relay"]) as running:
+        yield running
+
+
+class Feed:
+    """Numbered events into a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(str(path))
+        self.last = 0
+
+    def send(self, count: int) -> None:
+        for number in range(self.last + 1, self.last + count + 1):
+            self._socket.sendall(b'{"data":{"n":%d,"t":%d}}\n' % (number, time.monotonic_ns()))
+        self.last += count
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def feed(server: Server) -> Iterator[Feed]:
+    feed = Feed(server.unix)
+    yield feed
+    feed.close()
+
+
+def marks(swarm: Swarm) -> Iterator[SwarmReport]:
+    """What the swarm has seen, again and again, as long as a test may take."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        yield swarm.mark()
+
+
+async def resumed(*bodies: bytes) -> tuple[SwarmReport, Scripted]:
+    """What one stream saw of a server that closes after each body but the last, and what it asked for."""
+    events = sum(body.count(b"\n\n") for body in bodies)
+
+    def follow(port: int) -> SwarmReport:
+        with Swarm(port, 1, seconds=TIMEOUT_S, reconnect=True) as swarm:
+            return next(report for report in marks(swarm) if report.deliveries == events)
+
+    scripts: list[list[Part]] = [[HEAD + body] for body in bodies]
+    scripts[-1].append(HOLD)
+    async with scripted(*scripts) as server:
+        return await asyncio.to_thread(follow, port_of(server)), server
+
+
+def port_of(server: Scripted) -> int:
+    return int(server.url.rpartition(":")[2])
+
+
+async def test_a_stream_that_was_closed_comes_back_with_its_last_id_and_goes_on() -> None:
+    # The block of event 3 is cut: its id does not count, and the event comes again.
+    report, server = await resumed(frame(1) + frame(2) + frame(3)[:-1], frame(3) + frame(4))
+    assert (report.last_max, report.closed, report.faults) == (4, 1, 0)
+    assert server.header(0, "Last-Event-ID") is None
+    assert server.header(1, "Last-Event-ID") == "e-2"
+
+
+async def test_an_event_that_is_not_replayed_is_missed() -> None:
+    report, _ = await resumed(frame(1), frame(3))
+    assert (report.missed, report.faults) == (1, 1)
+
+
+async def test_an_event_that_is_replayed_twice_is_a_duplicate() -> None:
+    report, _ = await resumed(frame(1), frame(1) + frame(2))
+    assert (report.duplicates, report.faults) == (1, 1)
+
+
+@contextlib.contextmanager
+def after(delay_s: float, call: Callable[[int], None], count: int) -> Iterator[None]:
+    """Call beside what is done here."""
+    timer = threading.Timer(delay_s, call, [count])
+    timer.start()
+    yield
+    timer.join()
+
+
+def test_after_a_storm_every_stream_is_whole(server: Server, feed: Feed) -> None:
+    with Swarm(server.port, 200, seconds=TIMEOUT_S, reconnect=True) as swarm:
+        assert swarm.ready().opened == 200
+        feed.send(50)
+        assert swarm.wait_for(50).last_min == 50
+        with after(0.02, feed.send, 50):
+            recovered = swarm.storm()
+        assert (recovered.dropped, recovered.opened, recovered.open) == (200, 400, 200)
+        assert 0 < recovered.reopen_s <= recovered.recover_s
+        feed.send(1)
+        last = swarm.finish(101)
+    assert (last.deliveries, last.last_min, last.faults, last.told_gaps) == (200 * 101, 101, 0, 0)
+
+
+def test_streams_that_end_are_followed_by_new_ones(server: Server, feed: Feed) -> None:
+    with Swarm(server.port, 50, seconds=TIMEOUT_S, life_s=0.2, first=0) as swarm:
+        for report in marks(swarm):
+            feed.send(1)
+            if report.dropped > 100:
+                break
+    assert report.opened >= 100
+    assert report.faults == report.told_gaps == report.closed == 0
+
+
+def test_the_histograms_are_told_once(server: Server, feed: Feed) -> None:
+    with Swarm(server.port, 10, seconds=TIMEOUT_S) as swarm:
+        swarm.ready()
+        feed.send(20)
+        swarm.wait_for(20)
+        told = swarm.histograms()
+        again = swarm.histograms()
+    assert sum(count for _, count in told.delivery) == 200
+    assert sum(count for _, count in told.connect) == sum(count for _, count in told.first) == 10
+    assert again == Histograms(delivery=[], connect=[], first=[])
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [("/events?topic=t.{}", "t.2"), ("/events?topic=t.{%2}.{}", "t.0.2"), ("/events/t.{}.*", "/events/t.2.*")],
+)
+async def test_a_path_has_places_for_the_topic(path: str, asked: str) -> None:
+    def follow(port: int) -> None:
+        with Swarm(port, 3, seconds=TIMEOUT_S, path=path, topics=1000, concurrency=1) as swarm:
+            swarm.ready()
+
+    script: list[Part] = [HEAD, HOLD]
+    async with scripted(script, script, script) as server:
+        await asyncio.to_thread(follow, port_of(server))
+    assert server.path(2).endswith(asked)

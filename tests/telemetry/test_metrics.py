@@ -1,0 +1,54 @@
+"""What /metrics shows is what the documentation says, and says nothing of who follows what."""
+
+from __future__ import annotations
+
+import re
+
+from tests import ROOT
+from tests.running import Stream, relay
+
+PAGE = ROOT / "docs" / "reference" / "metrics.md"
+UPSTREAM, WORKERS = "## With an upstream", "## With workers"
+LABELS = {"kind", "le", "limit", "policy", "reason", "result", "source"}
+
+
+def documented(section: str = "") -> dict[str, tuple[str, str]]:
+    """Return the type and the help of each metric in a section, by default in the one at the top."""
+    text = PAGE.read_text().partition(section)[2] if section else PAGE.read_text()
+    rows = re.findall(r"^\| `(relay_\w+)` \| (\w+) \| (.*) \|$", text.partition("\n## ")[0], re.MULTILINE)
+    return {name: (kind, help) for name, kind, help in rows}
+
+
+def exported(text: str) -> dict[str, tuple[str, str]]:
+    """Return the type and the help of each metric that a server exports."""
+    kinds = dict(re.findall(r"^# TYPE (relay_\S+) (\w+)$", text, re.MULTILINE))
+    helps = re.findall(r"^# HELP (relay_\S+) (.*)$", text, re.MULTILINE)
+    return {name: (kinds[name], help) for name, help in helps if not name.endswith("_created")}
+
+
+def test_the_metrics_are_those_of_the_page_and_have_no_topic_or_address() -> None:
+    with relay() as server, Stream(server.port, "topic=secret-topic") as stream:
+        server.publish("x", "secret-topic")
+        resumed = stream.next().id
+        Stream(server.port, "topic=secret-topic", {"Last-Event-ID": str(resumed)}).close()
+        assert server.request("POST", "/publish", b"x")[0] == 401
+        text = server.request("GET", "/metrics")[2].decode()
+        assert "secret-topic" in str(server.stats()["topics"])
+    assert exported(text) == documented()
+    assert set(re.findall(r'(\w+)="', text)) <= LABELS
+    assert 'relay_resumes_total{result="hit"} 1.0' in text
+    assert 'relay_input_errors_total{kind="token",source="http"} 1.0' in text
+    assert "secret-topic" not in text
+    assert "127.0.0.1" not in text
+
+
+def test_an_upstream_and_workers_add_the_metrics_of_their_sections() -> None:
+    with relay("--upstream", "http://127.0.0.1:9/events") as server:
+        text = server.request("GET", "/metrics")[2].decode()
+        assert exported(text) == documented() | documented(UPSTREAM)
+    with relay("--workers", "1", "--link-listen", "127.0.0.1:0", "--link-token", "t" * 32) as server:
+        assert exported(server.request("GET", "/metrics")[2].decode()) == documented()
+    with relay("--workers", "2") as server:
+        text = server.request("GET", "/metrics")[2].decode()
+        links = {name: each for name, each in documented(UPSTREAM).items() if re.search("linked|breaks", name)}
+        assert exported(text) == documented() | links | documented(WORKERS)

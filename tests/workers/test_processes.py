@@ -1,0 +1,431 @@
+"""Real servers of several processes, whole and with one of them dead, stuck or gone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from relay.event import Event
+from tests.certificate import make_certificate
+from tests.oracle import Oracle, Published
+from tests.running import ASIDE_BYTES, TIMEOUT_S, Feeder, Relay, Stream, command, environment, relay, run
+
+TOKEN = ("--link-token", "a-link-token")
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+def workers(server: Relay) -> list[int]:
+    """Return the process ids of the workers, in the order of their start."""
+    pid = server.process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def started_instead(server: Relay, dead: int, other: int) -> int:
+    """Wait for the worker that is started in place of a dead one."""
+    wait_for(lambda: set(workers(server)) - {dead, other} != set(), "a new worker")
+    [started] = set(workers(server)) - {dead, other}
+    return started
+
+
+Spread = Callable[..., list[Stream]]
+
+
+@pytest.fixture
+def spread() -> Iterator[Spread]:
+    """Open streams until each worker has some; the kernel spreads them. They are closed with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def streams_at_each(server: Relay, count: int = 12) -> list[Stream]:
+            streams = [stack.enter_context(Stream(server.port, "topic=a")) for _ in range(count)]
+            while not all(each["streams"] for each in server.stats()["workers"]):
+                assert len(streams) < 100, server.stats()
+                streams.append(stack.enter_context(Stream(server.port, "topic=a")))
+            return streams
+
+        yield streams_at_each
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Relay]:
+    """A hub with two workers."""
+    with relay("--workers", "2", "--unix", str(tmp_path / "u")) as running:
+        yield running
+
+
+@pytest.fixture
+def unix(tmp_path: Path) -> Path:
+    """Where its feeders connect."""
+    return tmp_path / "u"
+
+
+def test_streams_at_every_worker_get_the_same_ids_in_order_however_it_was_published(
+    server: Relay, unix: Path, spread: Spread
+) -> None:
+    streams = spread(server)
+    ids = []
+    with Feeder(unix) as feeder:
+        for number in range(50):
+            ids.append(feeder.publish(topic="a", data=f"unix {number}"))
+            ids += server.publish(f"http {number}", "a")
+    for stream in streams:
+        with stream:
+            assert [event.id for event in stream.take(100)] == ids
+    assert len(set(ids)) == 100
+
+
+def test_an_event_is_encoded_once_for_all_workers(server: Relay, spread: Spread) -> None:
+    spread(server)
+    for _ in range(10):
+        server.publish("x", "a")
+    metrics = server.request("GET", "/metrics")[2].decode()
+    encodes = {line for line in metrics.splitlines() if line.startswith("relay_encodes_total")}
+    assert encodes == {
+        'relay_encodes_total{worker="hub"} 10.0',
+        'relay_encodes_total{worker="1"} 0.0',
+        'relay_encodes_total{worker="2"} 0.0',
+    }
+
+
+def test_every_worker_answers_for_the_whole(server: Relay, spread: Spread) -> None:
+    streams = spread(server)
+    count = len(streams)
+    server.publish("x", "a")
+    for stream in streams:
+        stream.next()
+    for _ in range(8):  # each time over a new connection, to either worker
+        stats = server.stats()
+        assert stats["streams"] == count
+        assert stats["events"] == 1
+        assert stats["deliveries"] == count
+        assert [each["worker"] for each in stats["workers"]] == [1, 2]
+        assert sum(each["streams"] for each in stats["workers"]) == count
+        assert server.metric("relay_streams") == count
+        assert server.metric("relay_deliveries_total") == count
+        assert server.metric("relay_events_total") == 1
+        assert server.metric("relay_worker_up") == 2
+        assert server.request("GET", "/readyz")[0] == 200
+    topic = {"topic": "a", "subscribers": count, "retained": 1}
+    wait_for(lambda: server.stats()["topics"] == [topic], "the list of topics, which may be a second old")
+
+
+def test_top_shows_the_whole_and_each_worker(server: Relay, spread: Spread) -> None:
+    count = len(spread(server))
+    done = run("top", "--once", server.url)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"streams +{count} ", done.stdout)
+    rows = re.findall(r"^ *([12]) +(\d+) +0 +[\d.]+ +0 events", done.stdout, re.MULTILINE)
+    assert [number for number, _ in rows] == ["1", "2"]
+    assert sum(int(streams) for _, streams in rows) == count
+
+
+def test_what_a_publisher_did_wrong_is_answered_at_a_worker_as_without_workers(server: Relay) -> None:
+    headers = {"Authorization": "Bearer a-token-for-tests", "Content-Type": "application/json"}
+    for body in (b'{"data":"x","id":"a\\u0000"}', b'{"data":%b1}' % (b"[" * 600), b'{"data":"\\ud800"}'):
+        status, _, answer = server.request("POST", "/publish", body, headers)
+        assert status == 400, answer
+        assert "error" in json.loads(answer)
+    assert server.stats()["events"] == 0
+    number = b"123456789012345678901234567890.50"
+    assert server.request("POST", "/publish", b'{"data": {"v": %b}}' % number, headers)[0] == 200
+    with Stream(server.port, "since=earliest") as stream:
+        assert stream.next().data == f'{{"v":{number.decode()}}}'
+
+
+@pytest.mark.parametrize(("size", "status"), [(1_500_000, 400), (4_500_000, 400), (7_000_000, 413)])
+def test_a_body_that_grows_on_the_way_to_the_hub_is_refused_and_cuts_no_link(
+    server: Relay, size: int, status: int
+) -> None:
+    """JSON needs six bytes for a control character, so that 7 MB of text are 42 MB."""
+    before = workers(server)
+    headers = {"Authorization": "Bearer a-token-for-tests", "Content-Type": "text/plain"}
+    assert server.request("POST", "/publish", b"\x01" * size, headers)[0] == status
+    assert server.publish("after") != []
+    assert workers(server) == before
+
+
+def test_an_id_resumes_at_whichever_worker(server: Relay) -> None:
+    ids = [server.publish(str(number), "a")[0] for number in range(5)]
+    for place, id in enumerate(ids * 4):
+        with Stream(server.port, "topic=a", {"Last-Event-ID": id}) as stream:
+            assert [event.id for event in stream.take(4 - place % 5)] == ids[place % 5 + 1 :]
+
+
+def test_a_killed_worker_is_started_again_and_its_clients_resume_without_a_gap(server: Relay, unix: Path) -> None:
+    published = Published()
+    followers = [Follower(server.port, published) for _ in range(12)]
+    killed, other = workers(server)
+    with Feeder(unix) as feeder:
+        for number in range(300):
+            if number in (100, 200):
+                os.kill(killed, signal.SIGKILL)
+                killed = started_instead(server, killed, other)
+            event = Event(data=str(number), topic="a")
+            published.add(event, feeder.publish(topic="a", data=event.data))
+        last = feeder.publish(topic="a", data="last")
+        published.add(Event(data="last", topic="a"), last)
+    for follower in followers:
+        follower.finish(last)
+    assert any(follower.resumes for follower in followers)
+    assert any(not follower.resumes for follower in followers), "the other worker's streams did not notice"
+    wait_for(lambda: len(workers(server)) == 2, "two workers")
+    assert server.stats()["worker_restarts"] == 2
+
+
+class Follower:
+    """A client that comes back with its last id, in a thread of its own, and is held to the promise.
+
+    Args:
+        port: of the server.
+        published: what is published while it follows.
+    """
+
+    def __init__(self, port: int, published: Published) -> None:
+        self.resumes = 0
+        self._oracle = Oracle(published, ("a",))
+        self._port = port
+        self._events: list[Event | None] = []  # None for each time that it came back
+        self._wanted: str | None = None
+        self._stream = Stream(port, "topic=a")
+        self._stream.read_until(b"\nid: ")
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                try:
+                    event = self._stream.next()
+                except (AssertionError, OSError):
+                    self._come_back()
+                    continue
+                self._events.append(event)
+                if event.data == "last":
+                    return
+        except BaseException as error:  # noqa: BLE001
+            self._failure = error
+
+    def _come_back(self) -> None:
+        last_id = self._stream.last_event_id
+        self._stream.close()
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                self._stream = Stream(self._port, "topic=a", {"Last-Event-ID": last_id})
+            except (AssertionError, OSError):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            else:
+                break
+        self.resumes += 1
+        self._events.append(None)
+
+    def finish(self, last: str) -> None:
+        """Wait until it has seen the last event, and hold what it saw to the promise."""
+        self._thread.join(TIMEOUT_S)
+        assert self._failure is None, self._failure
+        assert not self._thread.is_alive(), "the last event has not come"
+        self._stream.close()
+        self._oracle.connect(1)
+        for event in self._events:
+            if event is None:
+                self._oracle.connect(None)
+            else:
+                self._oracle.receive(event)
+        self._oracle.finish()
+        assert self._oracle.gaps == 0
+        assert self._stream.last_event_id == last
+
+
+def test_a_stopped_worker_holds_up_neither_the_hub_nor_the_other_and_costs_no_memory(
+    tmp_path: Path, spread: Spread
+) -> None:
+    settings = ("--workers", "2", "--unix", str(tmp_path / "u"), "--history-bytes", "4MiB")
+    with relay(*settings) as server:
+        streams = spread(server)
+        stopped = workers(server)[0]
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            before = server_memory(server)
+            with Feeder(tmp_path / "u") as feeder:
+                for number in range(200):
+                    last = feeder.publish(topic="a", data="x" * 100_000 + str(number))
+            # The hub acknowledged 20 MB, and retains 4 of them. The running worker's streams have all of it.
+            assert server_memory(server) - before < 16 * 1024 * 1024 + ASIDE_BYTES
+            running = [stream for stream in streams if has_all(stream, last)]
+            assert running
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        for stream in streams:
+            if stream not in running:
+                # Lapped: closed in order, to come back and be told.
+                stream.rest()
+                wait_for(lambda: told_of_a_gap(server, stream.last_event_id), "a gap")  # noqa: B023
+
+
+def told_of_a_gap(server: Relay, last_id: str) -> bool:
+    """Come back with an id; say whether that was answered with a gap, and not at a worker that is yet to be lapped."""
+    with Stream(server.port, "topic=a", {"Last-Event-ID": last_id}) as stream:
+        try:
+            return stream.next().event == "relay.gap"
+        except AssertionError:
+            return False
+
+
+def server_memory(server: Relay) -> int:
+    """Return the resident bytes of the hub's process."""
+    pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def has_all(stream: Stream, last: str) -> bool:
+    """Read what comes; say whether the last event was there before nothing came for a while."""
+    stream.socket.settimeout(2.0)
+    try:
+        while stream.next().id != last:
+            pass
+    except TimeoutError:
+        stream.socket.settimeout(TIMEOUT_S)
+        return False
+    return True
+
+
+def test_the_workers_of_a_killed_hub_drain_and_leave(server: Relay, spread: Spread) -> None:
+    streams = spread(server)
+    pids = workers(server)
+    server.publish("x", "a")
+    assert {stream.next().data for stream in streams} == {"x"}
+    server.process.kill()
+    for stream in streams:
+        with stream:
+            assert stream.rest() == []
+            assert stream.raw.rstrip(b"\n").rpartition(b"\n")[2].startswith(b"retry: ")
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the workers' end")
+
+
+def test_a_drain_gives_every_stream_what_is_in_the_log(server: Relay, spread: Spread) -> None:
+    streams = spread(server)
+    ids = [server.publish(str(number), "a")[0] for number in range(100)]
+    assert server.stop() == 0
+    for stream in streams:
+        with stream:
+            assert [event.id for event in stream.rest()] == ids
+
+
+def test_a_block_stream_at_a_worker_holds_up_the_publishers_of_its_topic_alone(tmp_path: Path) -> None:
+    settings = ("--policy-for", "a=block lag-events=10 lag-bytes=100KiB", "--block-timeout", "20s")
+    with relay("--workers", "2", "--unix", str(tmp_path / "u"), *settings) as server:
+        stream = Stream(server.port, "topic=a", receive_buffer=4096)
+        stream.read_until(b"\nid: ")
+        with Feeder(tmp_path / "u") as feeder, Feeder(tmp_path / "u") as other:
+            feeder.socket.settimeout(0.05)
+            sent = 0
+            with contextlib.suppress(TimeoutError):
+                while sent < 2000:
+                    feeder.send({"topic": "a", "data": "x" * 10_000 + str(sent), "ack": sent})
+                    sent += 1
+                    feeder.answer()
+            assert 0 < sent < 2000, "the feeder is never held up"
+            assert server.metric("relay_topics_held") > 0
+            assert other.publish(topic="b", data="free")
+            with stream:
+                got = stream.take(sent)
+        assert [int(event.data.lstrip("x")) for event in got] == list(range(sent))
+
+
+def test_a_tree_of_two_machines_has_the_same_ids_at_each(tmp_path: Path, spread: Spread) -> None:
+    with contextlib.ExitStack() as stack:
+        root = stack.enter_context(relay("--link-listen", "127.0.0.1:0", *TOKEN, "--unix", str(tmp_path / "u")))
+        leaf = stack.enter_context(relay("--upstream", upstream_of(root), "--workers", "2", *TOKEN))
+        streams = [Stream(root.port, "topic=a"), *spread(leaf, 8)]
+        with Feeder(tmp_path / "u") as feeder:
+            ids = [feeder.publish(topic="a", data="0")]
+        ids += leaf.publish("1", "a") + root.publish("2", "a") + leaf.publish("3", "a")
+        for stream in streams:
+            with stream:
+                assert [event.id for event in stream.take(4)] == ids
+        for first, second in ((root, leaf), (leaf, root)):
+            with Stream(first.port, "topic=a&since=earliest") as stream:
+                last_id = stream.take(2)[1].id
+            with Stream(second.port, "topic=a", {"Last-Event-ID": str(last_id)}) as stream:
+                assert [event.id for event in stream.take(2)] == ids[2:]
+        assert leaf.metric("relay_encodes_total") == 0
+        assert [each["lapped"] for each in root.stats()["edges"]] == [0]
+
+
+def test_a_tree_of_three_levels_over_tls_gives_an_id_that_resumes_at_each(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path, "relay of the tree")
+    served = ("--link-listen", "127.0.0.1:0", *certificate.flags, *TOKEN)
+    trusting, context = {"SSL_CERT_FILE": str(certificate.cert)}, certificate.context()
+    with contextlib.ExitStack() as stack:
+        feeders = tmp_path / "u"
+        root = stack.enter_context(relay(*served, "--unix", str(feeders), context=context))
+        assert upstream_of(root).startswith("relays://")
+        branch = stack.enter_context(relay("--upstream", upstream_of(root), *served, environ=trusting, context=context))
+        leaf = stack.enter_context(relay("--upstream", upstream_of(branch), *TOKEN, environ=trusting))
+        with Stream(leaf.port, "topic=a") as stream, Feeder(feeders) as feeder:
+            ids = [feeder.publish(topic="a", data=str(number)) for number in range(10)]
+            assert [event.id for event in stream.take(10)] == ids
+        for server in (root, branch, leaf):
+            resume = {"Last-Event-ID": ids[4]}
+            with Stream(server.port, "topic=a", resume, context=server.context) as stream:
+                assert [event.id for event in stream.take(5)] == ids[5:]
+
+
+def upstream_of(server: Relay) -> str:
+    """Return where a relay's edges link to."""
+    [message] = [record["message"] for record in server.log if record["message"].startswith("edges at ")]
+    return str(message).removeprefix("edges at ")
+
+
+def test_an_edge_without_the_token_is_refused_and_says_so() -> None:
+    with relay("--link-listen", "127.0.0.1:0", *TOKEN) as root:
+        edge = subprocess.Popen(
+            command("serve", "--upstream", upstream_of(root), "--link-token", "wrong", "--listen", "127.0.0.1:0"),
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        assert edge.stderr is not None
+        with edge.stderr as log:
+            assert any("the hub refuses the link: the link token is wrong" in line for line in log)
+            edge.terminate()
+            log.read()
+        assert edge.wait(TIMEOUT_S) == 0, "it can be stopped while it waits for its hub"
+        assert root.stats()["edges"] == []
+
+
+def test_an_edge_links_again_to_a_root_that_was_started_anew(tmp_path: Path) -> None:
+    with relay("--link-listen", "127.0.0.1:0", *TOKEN) as root:
+        where = upstream_of(root)
+        with relay("--upstream", where, *TOKEN) as leaf:
+            root.publish("old", "a")
+            stream = Stream(leaf.port, "topic=a&since=earliest")
+            assert stream.next().data == "old"
+            root.stop(signal.SIGKILL)
+            wait_for(lambda: leaf.request("GET", "/readyz")[0] == 503, "an edge that is not ready")
+            headers = {"Authorization": "Bearer a-token-for-tests", "Content-Type": "text/plain"}
+            assert leaf.request("POST", "/publish?topic=a", b"x", headers)[0] == 503
+            with relay("--link-listen", where.removeprefix("relay://"), *TOKEN) as anew:
+                stream.rest()
+                wait_for(lambda: leaf.request("GET", "/readyz")[0] == 200, "the link")
+                anew.publish("new", "a")
+                with stream, Stream(leaf.port, "topic=a", {"Last-Event-ID": stream.last_event_id}) as again:
+                    assert [again.next().event, again.next().data] == ["relay.gap", "new"]
