@@ -60,9 +60,10 @@ browser:  ## Install Chromium (Debian, as root; 90 MB), which the tests of the p
 	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium-headless-shell; }
 
-lint: $(INSTALLED_TEST)  ## Check style, types and stubs.
+lint: $(INSTALLED_TEST)  ## Check style, types, imports and stubs.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint _speedups
 ifeq ($(RELAY_BUILD),pure)
 	@echo "RELAY_BUILD=pure: no relay._speedups to hold its stubs against"
