@@ -1,4 +1,4 @@
-"""The Python client: `subscribe` to a stream and stay subscribed; `publish` and `Publisher` are here too.
+"""Subscribing from Python: open an event stream and stay subscribed.
 
 Owns reconnection: when, how long to wait, where to resume, and which answers are final. Never parses the stream
 (`relay.sse`), never judges an answer (`relay.client.opening`) and never prints. HTTP needs httpx.
@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from relay.client.opening import RETRY_AFTER_S_MAX, listen, no_cookies
-from relay.client.publish import Publisher, endpoint, need_httpx, publish, tls_context
+from relay.client.publish import endpoint, need_httpx, tls_context
 from relay.errors import EventError, LostError, RelayError
 from relay.event import Event
-from relay.sse import Decoder
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Publisher", "publish", "subscribe"]
+    from relay.sse import Decoder
 
 EVENT_BYTES_MAX = 8 * 1024 * 1024
 """Largest event that is taken; the server's own limit is 1 MiB by default."""
@@ -224,6 +223,8 @@ async def follow(
         RelayError: the server refused for good, and not `patient`.
     """
     import httpx
+
+    from relay.sse import Decoder  # Only here, so that a command that needs no codec runs without one.
 
     timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=read_timeout_s)
     loop = asyncio.get_running_loop()

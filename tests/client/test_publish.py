@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from relay.client.subscribe import Publisher, publish
+from relay.client import Publisher, publish
 from relay.errors import EventError, LostError, RelayError, RequestError
 from relay.event import Event
 from tests.scripted_http import answer, scripted
