@@ -72,9 +72,7 @@ class RequestError(RelayError):
         limit: the limit that it is over, by the name of its setting; empty where it is none.
     """
 
-    def __init__(
-        self, status: int, reason: str, headers: tuple[tuple[str, str], ...] = (), *, limit: str = ""
-    ) -> None:
+    def __init__(self, status: int, reason: str, headers: tuple[tuple[str, str], ...] = (), *, limit: str = "") -> None:
         super().__init__(status, reason)
         self.limit = limit
         self.status = status
@@ -83,8 +81,3 @@ class RequestError(RelayError):
 
     def __str__(self) -> str:
         return self.reason
-
-
-def missing_extra(name: str) -> str:
-    """Say how to install an extra: from the checkout, since the package `relay` on PyPI is another project."""
-    return f"run pip install '.[{name}]' in the checkout of relay"

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
 import math
-import random
 import ssl
 from collections.abc import Callable
 
 from relay.auth.keys import FILE_BYTES_MAX, Keys, read_jwks
-from relay.errors import ConfigError, missing_extra
+from relay.backoff import Backoff, half_jitter
+from relay.errors import ConfigError, RelayError
+from relay.extras import need_httpx
 
 SETTING = "jwt-jwks-url"
 TIMEOUT_S = 10.0
@@ -50,8 +50,10 @@ class Jwks:
     """
 
     def __init__(self, url: str, refresh_s: float, take: Callable[[Keys], None]) -> None:
-        if importlib.util.find_spec("httpx") is None:
-            raise ConfigError(f"{SETTING}: it needs httpx, which is not installed; {missing_extra('auth')}")
+        try:
+            need_httpx("auth")
+        except RelayError as error:
+            raise ConfigError(f"{SETTING}: {error}") from None
         import httpx
 
         try:
@@ -89,16 +91,16 @@ class Jwks:
         self._asked.set()
 
     async def _run(self) -> None:
-        failures = 0
+        backoff = Backoff(AGAIN_S, AGAIN_S_MAX, half_jitter)
         while True:
             self._fetching = True
             fetched = await self._try()
             self._fetching = False
-            failures = 0 if fetched else failures + 1
             if fetched:
+                backoff.reset()
                 pause_s = self._refresh_s
             else:
-                pause_s = min(AGAIN_S * 2.0 ** min(failures - 1, 32), AGAIN_S_MAX) * random.uniform(0.5, 1)  # noqa: S311
+                pause_s = backoff.next_s()
                 _logger.error("the keys stay as they were; the next try comes in %.1f s", pause_s)
             self._asked.clear()
             self._resting = fetched

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relay.errors import ConfigError, missing_extra
+from relay.errors import ConfigError
+from relay.extras import missing_extra
 
 if TYPE_CHECKING:
     from jwt import PyJWK

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import ssl
 from collections.abc import Sequence
 from types import TracebackType
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from relay.client.opening import refusal
-from relay.errors import EventError, LostError, RelayError, missing_extra
+from relay.errors import EventError, LostError, RelayError
 from relay.event import Event
+from relay.extras import need_httpx
 
 if TYPE_CHECKING:
     import httpx
@@ -30,16 +30,6 @@ IN_FLIGHT_MAX = 1024
 ANSWER_LINE_BYTES_MAX = 1024 * 1024
 """Longest line that a relay answers."""
 _FIELDS = frozenset(Event.__struct_fields__)
-
-
-def need_httpx() -> None:
-    """Check that httpx is there, which only HTTP needs, and which is imported only then.
-
-    Raises:
-        RelayError: it is not installed.
-    """
-    if importlib.util.find_spec("httpx") is None:
-        raise RelayError(f"HTTP needs httpx, which is not installed; {missing_extra('client')}")
 
 
 def tls_context(ca: str | None) -> ssl.SSLContext:
@@ -62,7 +52,7 @@ def endpoint(url: str, path: str) -> httpx.URL:
     Raises:
         RelayError: it is no http or https address.
     """
-    need_httpx()
+    need_httpx("client")
     import httpx
 
     try:
@@ -126,7 +116,7 @@ async def _publish_http(
     url: str, events: Sequence[Event], token: str | None, ca: str | None, client: httpx.AsyncClient | None
 ) -> list[str]:
     """Publish with one request."""
-    need_httpx()
+    need_httpx("client")
     import httpx
 
     address = endpoint(url, "/publish")
@@ -208,9 +198,7 @@ class Publisher:
             RelayError: there is no relay.
         """
         try:
-            self._reader, self._writer = await asyncio.open_unix_connection(
-                self._path, limit=ANSWER_LINE_BYTES_MAX
-            )
+            self._reader, self._writer = await asyncio.open_unix_connection(self._path, limit=ANSWER_LINE_BYTES_MAX)
         except OSError as error:
             raise LostError(f"cannot connect to {self._path}: {error.strerror or error}") from None
         self._listener = asyncio.create_task(self._listen())

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from relay.backoff import Backoff
 from relay.client.opening import RETRY_AFTER_S_MAX, listen, no_cookies
-from relay.client.publish import endpoint, need_httpx, tls_context
+from relay.client.publish import endpoint, tls_context
 from relay.errors import EventError, LostError, RelayError
 from relay.event import Event
+from relay.extras import need_httpx
 
 if TYPE_CHECKING:
     import httpx
@@ -50,32 +52,6 @@ PIECE_BYTES = 16 * 1024
 _HEADER_VALUE = re.compile(r"[^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?")
 
 _logger = logging.getLogger("relay.client")
-
-
-class Backoff:
-    """How long to wait before the next attempt: doubles with each failure, full jitter, on top of what was asked.
-
-    Args:
-        least_s: upper end of the first wait.
-        most_s: upper end of every wait.
-        draw: gives numbers from 0 to 1.
-    """
-
-    def __init__(self, least_s: float, most_s: float, draw: Callable[[], float]) -> None:
-        self._least_s = least_s
-        self._most_s = most_s
-        self._draw = draw
-        self._failures = 0
-
-    def reset(self) -> None:
-        """Start again from the first wait, since the stream was served."""
-        self._failures = 0
-
-    def wait_s(self, asked_s: float) -> float:
-        """Count a failure and return the wait: what the server asked for and a share of the doubling."""
-        most_s = min(self._most_s, self._least_s * 2.0 ** min(self._failures, 32))
-        self._failures += 1
-        return asked_s + self._draw() * most_s
 
 
 class Position:
@@ -165,7 +141,7 @@ async def subscribe(
         EventError: an event is too large.
         RelayError: httpx is missing, the address is malformed, or the answer is no event stream.
     """
-    need_httpx()
+    need_httpx("client")
     address = endpoint(url, "/events")
     for topic in topics:
         address = address.copy_add_param("topic", topic)
@@ -212,7 +188,7 @@ async def follow(
         since: where to begin without a position.
         headers: as for `subscribe`.
         read_timeout_s: as for `subscribe`.
-        backoff: how long to wait between attempts.
+        backoff: random wait between attempts; the time that the server asked for comes on top.
         event_bytes_max: largest event that is accepted.
         ca: as for `subscribe`.
         client: as for `subscribe`.
@@ -256,7 +232,7 @@ async def follow(
                 lost = LostError(str(error))
             if position.last_event_id != began_at or loop.time() - opened_s >= SERVED_S:
                 backoff.reset()
-            wait_s = backoff.wait_s(max(lost.asked_s, position.retry_s))
+            wait_s = max(lost.asked_s, position.retry_s) + backoff.next_s()
             _logger.warning("%s; reconnecting in %.1f s", lost, wait_s)
             yield lost
             await sleep(wait_s)

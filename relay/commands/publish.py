@@ -23,6 +23,7 @@ from typing import NoReturn
 import click
 import msgspec
 
+from relay.backoff import Backoff
 from relay.errors import EventError, LostError, RelayError, RequestError
 from relay.event import Event
 
@@ -57,9 +58,7 @@ Numbered = tuple[int, Event]
     show_default=True,
     help="Where to: unix:/path, or the server's address.",
 )
-@click.option(
-    "--token", envvar="RELAY_PUBLISH_TOKEN", help="Bearer token for HTTP; else RELAY_PUBLISH_TOKEN."
-)
+@click.option("--token", envvar="RELAY_PUBLISH_TOKEN", help="Bearer token for HTTP; else RELAY_PUBLISH_TOKEN.")
 @click.option("--topic", help="Topic of events that name none; else the server's own default.")
 @click.option("--event", help="Event type of events that name none.")
 @click.option("--id", help="Id of the event; only with one DATA.")
@@ -152,7 +151,6 @@ class _Sender:
 
     def __init__(self, target: str, token: str | None, ca: str | None, report: _Report) -> None:
         from relay.client.publish import Publisher, unix_path
-        from relay.client.subscribe import Backoff
 
         self.report = report
         self._target = target
@@ -185,7 +183,7 @@ class _Sender:
             try:
                 await (self._try_unix(waiting) if self._is_unix else self._try_http(waiting))
             except RelayError as error:
-                wait_s = self._backoff.wait_s(0.0)
+                wait_s = self._backoff.next_s()
                 if not self._may_try_again(error) or loop.time() + wait_s > give_up_s:
                     self.report.give_up(waiting, error)
                 print(f"relay: {error}; sending again in {wait_s:.1f} s", file=sys.stderr)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from relay.config.model import size_text
-from relay.errors import RelayError, missing_extra
+from relay.errors import RelayError
+from relay.extras import missing_extra, need_httpx
 
 if TYPE_CHECKING:
     import httpx
@@ -51,9 +52,9 @@ _SLOWEST: Columns = ("slowest streams", "topics", "policy", "lag")
 @click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust with https.  [default: the system's]")
 def top(url: str, interval: float, once: bool, ca: str | None) -> int:
     """Show streams, rates, lag, policy actions and the slowest streams of the server at URL; `q` quits."""
-    from relay.client.publish import endpoint, need_httpx, tls_context
+    from relay.client.publish import endpoint, tls_context
 
-    need_httpx()
+    need_httpx("client")
     try:
         import rich  # noqa: F401
     except ImportError:

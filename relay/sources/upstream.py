@@ -31,9 +31,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from relay.backoff import Backoff
 from relay.client.opening import shown
 from relay.client.publish import endpoint
-from relay.client.subscribe import Backoff, Item, Mark, Position, follow
+from relay.client.subscribe import Item, Mark, Position, follow
 from relay.config.model import Config
 from relay.core.ended import END
 from relay.core.notice import gap_event

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import socket
 import ssl
 from collections.abc import Callable
 from typing import cast
 
+from relay.backoff import Backoff, half_jitter
 from relay.config.model import Config, parse_upstream
 from relay.core.hub import Hub
 from relay.process.certificate import read_context
@@ -344,7 +344,7 @@ class Upstream:
     async def _keep(self, where: str) -> None:
         host, port, encrypted = parse_upstream(where)
         context = ssl.create_default_context() if encrypted else None
-        pause_s = AGAIN_MIN_S
+        backoff = Backoff(AGAIN_MIN_S, AGAIN_MAX_S, half_jitter)
         while True:
             try:
                 transport, protocol = await self._loop.create_connection(self._make, host, port, ssl=context)
@@ -356,9 +356,8 @@ class Upstream:
                 await protocol.lost
                 _logger.warning("the link to %s is gone", where)
                 if self._clock() - began_s > AGAIN_MAX_S:
-                    pause_s = AGAIN_MIN_S
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311
-            pause_s = min(2 * pause_s, AGAIN_MAX_S)
+                    backoff.reset()
+            await asyncio.sleep(backoff.next_s())
 
     def _make(self) -> UplinkProtocol:
         self._protocol = UplinkProtocol(self._uplink, self._loop)

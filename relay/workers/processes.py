@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from relay.backoff import Backoff
 from relay.config.model import Config
 from relay.errors import ConfigError
 from relay.workers.connections import DownlinkProtocol, Links
@@ -152,7 +153,7 @@ class Workers:
 
     async def _keep(self, number: int) -> None:
         """Have this worker, as long as the hub serves."""
-        pause_s = 0.0
+        backoff, pause_s = Backoff(AGAIN_MIN_S, AGAIN_MAX_S), 0.0
         while not self._ending.is_set():
             began_s = self._loop.time()
             try:
@@ -164,11 +165,13 @@ class Workers:
                 return
             self.restarts += 1
             self._heard.set()
-            pause_s = 0.0 if self._loop.time() - began_s > STEADY_S else pause_s
+            if self._loop.time() - began_s > STEADY_S:
+                backoff.reset()
+                pause_s = 0.0
             _logger.error("worker %d %s; it is started again in %.1f s", number, how, pause_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), pause_s)
-            pause_s = min(max(2 * pause_s, AGAIN_MIN_S), AGAIN_MAX_S)
+            pause_s = backoff.next_s()
 
     async def _run(self, number: int) -> str:
         """Run this worker to its end; return the signal or the code that it ended with.

@@ -11,8 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
+from relay.backoff import Backoff
 from relay.client.opening import RETRY_AFTER_S_MAX
-from relay.client.subscribe import RETRY_S_MIN, Backoff, Position, follow, subscribe
+from relay.client.subscribe import RETRY_S_MIN, Position, follow, subscribe
 from relay.errors import EventError, LostError, RelayError, RequestError
 from relay.event import Event
 from tests.scripted_http import HOLD, answer, scripted
@@ -239,10 +240,20 @@ async def test_waits_double_up_to_a_limit_while_nobody_answers() -> None:
     assert waits == [1, 2, 4, 8, 16, 30, 30]
 
 
-def test_jitter_is_full_and_comes_on_top_of_what_was_asked() -> None:
-    draws = iter([0.0, 1.0, 0.25])
-    backoff = Backoff(1, 30, lambda: next(draws))
-    assert [backoff.wait_s(3), backoff.wait_s(3), backoff.wait_s(0)] == [3, 5, 1]
+async def test_the_wait_that_the_server_asks_for_is_added_to_the_random_wait() -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            raise EnoughError
+
+    refusing = [answer(503, "Retry-After: 3\r\n")]
+    async with scripted(refusing, refusing) as server:
+        with pytest.raises(EnoughError):
+            async for _ in subscribe(server.url, sleep=sleep, draw=lambda: 1.0):
+                pass
+    assert waits == [4, 5]
 
 
 async def test_a_stream_that_says_nothing_is_taken_for_dead() -> None:

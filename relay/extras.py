@@ -1,0 +1,30 @@
+"""The optional dependencies: the check that one is installed, and the advice on how to install it.
+
+Owns the wording of that advice. Never imports an optional dependency.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+from relay.errors import RelayError
+
+
+def missing_extra(name: str) -> str:
+    """Return how to install an extra: from the checkout, since the package `relay` on PyPI is another project."""
+    return f"run pip install '.[{name}]' in the checkout of relay"
+
+
+def need_httpx(extra: str) -> None:
+    """Check that httpx is installed.
+
+    Callers import httpx only after this check, so that a relay that makes no HTTP requests runs without it.
+
+    Args:
+        extra: the extra of relay that installs httpx for this use: `client` or `auth`.
+
+    Raises:
+        RelayError: httpx is not installed.
+    """
+    if importlib.util.find_spec("httpx") is None:
+        raise RelayError(f"HTTP requests need httpx, which is not installed; {missing_extra(extra)}")

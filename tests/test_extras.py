@@ -1,0 +1,22 @@
+"""`relay.extras`: an optional dependency that is missing is reported with the command that installs it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from relay.errors import RelayError
+from relay.extras import missing_extra, need_httpx
+
+
+def test_httpx_that_is_installed_passes_the_check() -> None:
+    need_httpx("client")
+
+
+@pytest.mark.parametrize("extra", ["client", "auth"])
+def test_httpx_that_is_missing_is_reported_with_the_extra(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RelayError, match="httpx, which is not installed") as raised:
+        need_httpx(extra)
+    assert str(raised.value).endswith(missing_extra(extra))
