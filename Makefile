@@ -135,7 +135,7 @@ load-ui: $(INSTALLED_TEST)  ## The same, from locust's web page.
 
 clean:  ## Remove everything that was made here.
 	rm -rf .venv .venv-sanitize build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
-	rm -rf relay/_speedups.*.so _speedups/*.c _speedups/*.html tests/clients/node_modules bench/bin loadtest/bin bench/peers/.installed
+	rm -rf relay/_speedups.*.so _speedups/*.c _speedups/*.html tests/clients/node_modules bench/bin loadtest/rig/bin bench/peers/.installed
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:

@@ -1,1 +1,5 @@
 """Measurements of relay beside the bare C loop (`floor.c`): `python -m bench`."""
+
+from pathlib import Path
+
+HERE = Path(__file__).parent

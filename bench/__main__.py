@@ -11,9 +11,10 @@ from typing import Any
 
 from bench import report
 from bench.feed import Bench
-from bench.harness import TARGETS, MeasureError, raise_descriptor_limit
 from bench.limits import CASES, measure
-from loadtest.native import ProgramError
+from bench.targets import TARGETS
+from loadtest.rig.harness import MeasureError, raise_descriptor_limit
+from loadtest.rig.native import ProgramError
 
 
 def main() -> int:

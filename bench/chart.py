@@ -10,13 +10,13 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from bench.standings import COLUMNS, SUMMARY, Run
+from bench.standings import COLUMNS, SUMMARY, FanoutRun
 
 PANEL_INCHES = (3.2, 3.4)
 OURS, THEIRS, FLOOR = "#2563eb", "#94a3b8", "#334155"
 
 
-def draw(run: Run, path: Path) -> None:
+def draw(run: FanoutRun, path: Path) -> None:
     """Draw the figures of the summary, on scales by powers of ten, as SVG."""
     results = {result.load: result for result in run.results}
     panels = [

@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
-from bench.harness import TARGETS, MeasureError, Server, raise_descriptor_limit
+from bench.targets import TARGETS
+from loadtest.rig.harness import MeasuredServer, MeasureError, raise_descriptor_limit
 
 WATCHERS = 10
 PERIOD_S = 0.005
@@ -38,7 +39,7 @@ def main() -> int:
     parser.add_argument("--topics", type=int, default=0, help="topics with an event that are known before (0)")
     options = parser.parse_args()
     raise_descriptor_limit()
-    with Server(TARGETS["relay"]) as server:
+    with MeasuredServer(TARGETS["relay"]) as server:
         publish_topics(server, options.topics)
         alone_ms = [1000 * open_alone(server.port, number) for number in range(ALONE)]
         phases = measure(server, options.streams)
@@ -75,7 +76,7 @@ def open_alone(port: int, number: int) -> float:
         return time.monotonic() - began_s
 
 
-def publish_topics(server: Server, count: int) -> None:
+def publish_topics(server: MeasuredServer, count: int) -> None:
     """Publish one event each on so many topics."""
     with feeder(server) as feed:
         for start in range(0, count, 1000):
@@ -84,14 +85,14 @@ def publish_topics(server: Server, count: int) -> None:
         time.sleep(0.05)
 
 
-def feeder(server: Server) -> socket.socket:
+def feeder(server: MeasuredServer) -> socket.socket:
     """Connect as a feeder."""
     feed = socket.socket(socket.AF_UNIX)
     feed.connect(str(server.unix))
     return feed
 
 
-def measure(server: Server, streams: int) -> dict[str, list[float]]:
+def measure(server: MeasuredServer, streams: int) -> dict[str, list[float]]:
     """Let a crowd come and go beside ordinary streams; return how long events took in each phase, in milliseconds."""
     ours, theirs = multiprocessing.Pipe()
     crowd = multiprocessing.get_context("spawn").Process(target=come_and_go, args=(server.port, streams, theirs))
@@ -137,7 +138,7 @@ def come_and_go(port: int, streams: int, main: Connection) -> None:
 
 
 @contextlib.contextmanager
-def watching(server: Server) -> Iterator[list[tuple[float, float]]]:
+def watching(server: MeasuredServer) -> Iterator[list[tuple[float, float]]]:
     """Publish the time and read it from ordinary streams; give the list of when and how long it took, in seconds."""
     taken: list[tuple[float, float]] = []
     over = threading.Event()

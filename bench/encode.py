@@ -15,8 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from unittest.mock import patch
 
-from bench.harness import MeasureError
 from bench.samples import SAMPLES
+from loadtest.rig.harness import MeasureError
 from relay._native import codec
 from relay.event import Event
 from relay.sse import encode

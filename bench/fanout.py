@@ -16,9 +16,11 @@ from dataclasses import dataclass
 
 from bench import chart, standings
 from bench.feed import Bench, Figures
-from bench.harness import TARGETS, MeasureError, Target, raise_descriptor_limit
 from bench.runs import Run, accept, fed, memory, one, replay
-from loadtest.native import ProgramError
+from bench.targets import TARGETS
+from loadtest.rig.harness import MeasureError, raise_descriptor_limit
+from loadtest.rig.native import ProgramError
+from loadtest.rig.targets import Target
 
 REPLAYED = 10_000
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from bench.harness import Cores, MeasureError, Server, Target, busy_s, cpu_s
-from loadtest.publisher import Publisher
-from loadtest.swarm import Swarm, SwarmReport
+from loadtest.rig.harness import Cores, MeasuredServer, MeasureError, busy_s, cpu_s
+from loadtest.rig.publisher import PublisherProgram
+from loadtest.rig.swarm import Swarm, SwarmReport
+from loadtest.rig.targets import Target
 
 Figures = dict[str, float]
 
@@ -65,13 +66,13 @@ class Bench:
     seconds: float = 5.0
     extra: tuple[str, ...] = ()
 
-    def server(self, target: Target, extra: tuple[str, ...] = ()) -> Server:
+    def server(self, target: Target, extra: tuple[str, ...] = ()) -> MeasuredServer:
         """Start a server and wait until it is ready."""
-        return Server(target, cpus=self.cores.server, extra=(*self.extra, *extra))
+        return MeasuredServer(target, cpus=self.cores.server, extra=(*self.extra, *extra))
 
     def swarm(
         self,
-        server: Server,
+        server: MeasuredServer,
         streams: int,
         *,
         path: str = "",
@@ -93,8 +94,8 @@ class Bench:
         )
 
     def publisher(
-        self, server: Server, *, rate: float, count: int, seconds: float, first: int = 1, topics: int = 0
-    ) -> Publisher:
+        self, server: MeasuredServer, *, rate: float, count: int, seconds: float, first: int = 1, topics: int = 0
+    ) -> PublisherProgram:
         """Begin to publish."""
         return server.publisher(
             rate=rate, count=count, seconds=seconds, size=SIZE, first=first, topics=topics, cpus=self.cores.load
@@ -116,7 +117,7 @@ def opened(swarm: Swarm, streams: int) -> SwarmReport:
 class Stopwatch:
     """CPU of the server, of the load and of everybody else from here on."""
 
-    def __init__(self, server: Server, load: Sequence[int]) -> None:
+    def __init__(self, server: MeasuredServer, load: Sequence[int]) -> None:
         self._server = server
         self._load = load
         self._began = (time.monotonic(), server.cpu_s(), sum(map(cpu_s, load)), busy_s())
@@ -169,7 +170,7 @@ def run_feed(target: Target, feed: Feed, bench: Bench) -> Figures:
         return _overload(server, swarm, feed, bench) if feed.overload else _steady(server, swarm, feed, bench)
 
 
-def _steady(server: Server, swarm: Swarm, feed: Feed, bench: Bench) -> Figures:
+def _steady(server: MeasuredServer, swarm: Swarm, feed: Feed, bench: Bench) -> Figures:
     """All that is fed is awaited, so that the server's CPU is for just these deliveries."""
     before = swarm.mark()
     count = round(feed.rate * feed.seconds)
@@ -194,7 +195,7 @@ def _steady(server: Server, swarm: Swarm, feed: Feed, bench: Bench) -> Figures:
     }
 
 
-def _overload(server: Server, swarm: Swarm, feed: Feed, bench: Bench) -> Figures:
+def _overload(server: MeasuredServer, swarm: Swarm, feed: Feed, bench: Bench) -> Figures:
     count = round(feed.rate * (feed.seconds + WARM_UP_S + 1))
     seconds = feed.seconds + WARM_UP_S + 1
     with bench.publisher(server, rate=feed.rate, count=count, seconds=seconds) as publisher:

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 
 from bench import instructions, ratios
-from bench.harness import MeasureError, raise_descriptor_limit
 from bench.workloads import WORKLOADS
-from loadtest.native import ProgramError
+from loadtest.rig.harness import MeasureError, raise_descriptor_limit
+from loadtest.rig.native import ProgramError
 
 
 def check_instructions(names: Sequence[str]) -> int:

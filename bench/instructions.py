@@ -25,9 +25,10 @@ from pathlib import Path
 
 import msgspec
 
-from bench.harness import HERE, MeasureError
+from bench import HERE
 from bench.report import machine
 from bench.workloads import COLLECTED, WORKLOADS
+from loadtest.rig.harness import MeasureError
 
 BASELINE = HERE / "baseline.json"
 GROWTH_MAX = 0.05

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 from bench import encode
 from bench.feed import Bench, Figures
-from bench.harness import TARGETS, pinned
 from bench.runs import Round, accept, apart, fed, idle, ingest, memory, stalled_memory, stalled_share, together
+from bench.targets import TARGETS
+from loadtest.rig.harness import pinned
 
 INGEST_EVENTS = 1_500_000
 

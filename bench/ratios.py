@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.feed import Bench, Figures
-from bench.harness import MeasureError
 from bench.limits import CASES, measure
+from loadtest.rig.harness import MeasureError
 
 REPEAT = 3
 SECONDS = 2.0

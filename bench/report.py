@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from bench.harness import HERE
+from bench import HERE
 
 RESULTS = HERE / "results.json"
 README = HERE / "README.md"

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import orjson
 
-from bench.harness import TARGETS, Server
 from bench.report import README, number, put, stamp
+from bench.targets import TARGETS
+from loadtest.rig.harness import MeasuredServer
 
 BLOCK_EVENTS = 1000
 ANSWER_S = 120.0
@@ -42,13 +43,13 @@ def main() -> int:
             data, other = Path(folder, "relay.db"), Path(folder, "other.db")
             ways = {"memory": (), "data": ("--data", str(data)), "durable": ("--data", str(other), "--durable")}
             for way, extra in ways.items():
-                with Server(TARGETS["relay"], extra=(*extra, *KEEP_ALL)) as server:
+                with MeasuredServer(TARGETS["relay"], extra=(*extra, *KEEP_ALL)) as server:
                     rates[way].append(options.events / feed(server, options.events))
                     alone[way].append(statistics.median(one_by_one(server)))
                     os.kill(server.pid, signal.SIGKILL)
             size = sum(path.stat().st_size for path in data.parent.glob("relay.db*"))
             began_s = time.monotonic()
-            with Server(TARGETS["relay"], extra=(*ways["data"], *KEEP_ALL)) as server:
+            with MeasuredServer(TARGETS["relay"], extra=(*ways["data"], *KEEP_ALL)) as server:
                 starts.append(time.monotonic() - began_s)
                 missing += options.events - min(options.events, server.stats()["log"]["events"])
     text = render(options.events, starts, rates, alone, size)
@@ -58,7 +59,7 @@ def main() -> int:
     return 1 if missing else 0
 
 
-def feed(server: Server, events: int) -> float:
+def feed(server: MeasuredServer, events: int) -> float:
     """Publish over the Unix socket as fast as it goes; return how long it took until the last was acknowledged."""
     line = orjson.dumps({"data": "x" * SIZE, "topic": "bench"}) + b"\n"
     with socket.socket(socket.AF_UNIX) as feeder:
@@ -75,7 +76,7 @@ def feed(server: Server, events: int) -> float:
         return time.monotonic() - began_s
 
 
-def one_by_one(server: Server) -> Sequence[float]:
+def one_by_one(server: MeasuredServer) -> Sequence[float]:
     """Publish some events, each after the answer to the one before; return how long each took, in seconds."""
     took_s = []
     with socket.socket(socket.AF_UNIX) as feeder:

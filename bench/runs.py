@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bench.feed import CATCH_UP_S, Bench, Feed, Figures, Stopwatch, opened, run_duel, run_feed
-from bench.harness import MeasureError, Target, tcp_memory_bytes
+from loadtest.rig.harness import MeasureError, tcp_memory_bytes
+from loadtest.rig.targets import Target
 
 IDLE_S = 10.0
 WARM_UP_STREAMS = 100

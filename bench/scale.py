@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bench.harness import TARGETS, MeasureError, Server, raise_descriptor_limit, tcp_memory_bytes
-from loadtest.native import ProgramError
-from loadtest.swarm import Swarm, SwarmReport
+from bench.targets import TARGETS
+from loadtest.rig.harness import MeasuredServer, MeasureError, raise_descriptor_limit, tcp_memory_bytes
+from loadtest.rig.native import ProgramError
+from loadtest.rig.swarm import Swarm, SwarmReport
 
 STREAMS_A_SWARM = 10_000
 """One source address each: past about 14,000 streams the kernel's search for a free port gets slow."""
@@ -61,7 +62,7 @@ def measure(streams: int, workers: int, events: int, *, storm: bool) -> dict[str
     # Heartbeats would only blur what one event costs.
     extra = ("--workers", str(workers), "--heartbeat", "0")
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(Server(TARGETS["relay"], extra=extra))
+        server = stack.enter_context(MeasuredServer(TARGETS["relay"], extra=extra))
         pool = stack.enter_context(ThreadPoolExecutor(len(counts)))
         user_bytes, kernel_bytes = server.pss_bytes(), kernel_memory_bytes()
         began_s = time.monotonic()

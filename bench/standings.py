@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from bench import report
-from bench.harness import HERE, Target
+from bench import HERE, report
+from loadtest.rig.targets import Target
 
 RESULTS = HERE / "fanout.json"
 CHART = HERE / "fanout.svg"
@@ -83,7 +83,7 @@ class Result(msgspec.Struct, frozen=True):
         return spread.median if isinstance(spread, Spread) else None
 
 
-class Server(msgspec.Struct, frozen=True):
+class ServerInfo(msgspec.Struct, frozen=True):
     """What was measured, as it says of itself: its version, how it is fed, what was set."""
 
     title: str
@@ -92,31 +92,31 @@ class Server(msgspec.Struct, frozen=True):
     notes: tuple[str, ...]
 
 
-class Run(msgspec.Struct, frozen=True):
+class FanoutRun(msgspec.Struct, frozen=True):
     """One run of all loads."""
 
     command: str
     date: str
     seconds: float
     machine: dict[str, str]
-    servers: dict[str, Server]
+    servers: dict[str, ServerInfo]
     results: list[Result]
 
 
-def write(results: list[Result], targets: Sequence[Target], command: str, seconds: float) -> Run:
+def write(results: list[Result], targets: Sequence[Target], command: str, seconds: float) -> FanoutRun:
     """Keep a run, and write its tables into both READMEs."""
-    servers = {each.name: Server(each.title, each.version, each.fed_by, each.notes) for each in targets}
+    servers = {each.name: ServerInfo(each.title, each.version, each.fed_by, each.notes) for each in targets}
     stamped = report.stamp({}, command)
-    run = Run(command, stamped["date"], seconds, stamped["machine"], servers, results)
+    run = FanoutRun(command, stamped["date"], seconds, stamped["machine"], servers, results)
     RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
     report.put(report.README, SECTION, render(run))
     report.put(PROJECT, SECTION, summary(run))
     return run
 
 
-def kept() -> Run:
+def kept() -> FanoutRun:
     """The run that was kept last."""
-    return msgspec.json.decode(RESULTS.read_bytes(), type=Run)
+    return msgspec.json.decode(RESULTS.read_bytes(), type=FanoutRun)
 
 
 def table(result: Result) -> str:
@@ -136,7 +136,7 @@ def table(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render(run: Run) -> str:
+def render(run: FanoutRun) -> str:
     """All tables of a run, where a peer is better, and what was measured, as Markdown."""
     text = f"`{run.command}`, {run.date}, {run.seconds:g} s a feed. ![chart]({CHART.name})\n\n"
     text += "".join(table(result) + "\n" for result in run.results)
@@ -149,7 +149,7 @@ def render(run: Run) -> str:
     return text
 
 
-def better(run: Run) -> list[str]:
+def better(run: FanoutRun) -> list[str]:
     """Say of each shown figure which servers do better than relay, by more than noise, and delivered as much."""
     lines = []
     for result in run.results:
@@ -168,7 +168,7 @@ def better(run: Run) -> list[str]:
     return lines
 
 
-def summary(run: Run) -> str:
+def summary(run: FanoutRun) -> str:
     """Return the few figures of all servers that the project's README shows."""
     results = {result.load: result for result in run.results}
     shown = [(results[load], figure, head) for load, figure, head in PROJECT_COLUMNS if load in results]

@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.harness import TARGETS, MeasureError, Server, raise_descriptor_limit
-from loadtest.native import ProgramError
-from loadtest.swarm import Swarm
+from bench.targets import TARGETS
+from loadtest.rig.harness import MeasuredServer, MeasureError, raise_descriptor_limit
+from loadtest.rig.native import ProgramError
+from loadtest.rig.swarm import Swarm
 
 SECONDS = 200.0
 """The bound on the whole run."""
@@ -54,7 +55,7 @@ def measure(streams: int, rate: float, upgrades: int, history: int) -> dict[str,
         history: events retained before the first stream comes.
     """
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(Server(TARGETS["relay"]))
+        server = stack.enter_context(MeasuredServer(TARGETS["relay"]))
         with server.publisher(rate=0, count=history) as publisher:
             publisher.done()
         swarm = stack.enter_context(

@@ -21,9 +21,9 @@ from typing import Any
 
 import msgspec
 
-from bench.harness import raise_descriptor_limit
-from bench.rig import NOW_S, Rig
+from bench.local_hub import NOW_S, LocalHub
 from bench.samples import SAMPLES
+from loadtest.rig.harness import raise_descriptor_limit
 from relay.core import flush
 from relay.event import Event
 from relay.sources.feeder import READ_BYTES
@@ -60,7 +60,7 @@ class Workload:
     prepare: Callable[[int], Work]
 
 
-def _check(rig: Rig, deliveries: int) -> None:
+def _check(rig: LocalHub, deliveries: int) -> None:
     """Raise unless so many events went to streams: what is not done must not look cheap."""
     if rig.hub.engine.deliveries != deliveries or rig.hub.catchup.streams:
         raise RuntimeError(f"{rig.hub.engine.deliveries} deliveries of {deliveries}")
@@ -93,9 +93,9 @@ def _decode(count: int) -> Work:
     return work
 
 
-def _full() -> Rig:
+def _full() -> LocalHub:
     """A hub whose log is full, as it is for most of a server's life: each event evicts one."""
-    rig, event = Rig(Engine, history_events=1000), Event(data=SAMPLES["small"], topic="default")
+    rig, event = LocalHub(Engine, history_events=1000), Event(data=SAMPLES["small"], topic="default")
     for _ in range(2000):
         rig.hub.publish_one(event, NOW_S)
     return rig
@@ -112,7 +112,7 @@ def _publish(count: int) -> Work:
 
 
 def _flush(count: int) -> Work:
-    rig = Rig(Engine)
+    rig = LocalHub(Engine)
     event = Event(data=SAMPLES["small"], topic="default")
     for _ in range(STREAMS):
         rig.subscribe("default")
@@ -129,7 +129,7 @@ def _flush(count: int) -> Work:
 
 
 def _topics(count: int) -> Work:
-    rig = Rig(Engine)
+    rig = LocalHub(Engine)
     events = [Event(data=SAMPLES["small"], topic=f"user.{n}") for n in range(TOPICS)]
     events.append(Event(data=SAMPLES["small"], topic="news"))
     for n in range(STREAMS):
@@ -147,7 +147,7 @@ def _topics(count: int) -> Work:
 
 
 def _resume(count: int) -> Work:
-    rig = Rig(Engine)
+    rig = LocalHub(Engine)
     event = Event(data=SAMPLES["small"], topic="default")
     for _ in range(HISTORY_EVENTS):
         rig.hub.publish_one(event, NOW_S)

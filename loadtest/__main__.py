@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from loadtest.plan import SCENARIOS
-from loadtest.run import RESULTS, Run, judged
+from loadtest.run import RESULTS, LoadRun, judged
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
     return 0 if passed else 1
 
 
-def parse(arguments: list[str]) -> Run:
+def parse(arguments: list[str]) -> LoadRun:
     """Read the command line; what is not given has the scenario's default."""
     table = "\n".join(
         f"  {name:8} {scenario.what}\n           passes: {scenario.passes}" for name, scenario in SCENARIOS.items()
@@ -61,7 +61,7 @@ def parse(arguments: list[str]) -> Run:
         given.seconds = given.minutes * 60
     defaults = SCENARIOS[given.scenario].defaults
     numbers = {name: getattr(given, name) for name in defaults.__slots__ if getattr(given, name) is not None}
-    return Run(
+    return LoadRun(
         name=given.scenario,
         options=replace(defaults, **numbers),
         publish=given.publish,

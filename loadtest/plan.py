@@ -40,7 +40,7 @@ class Block:
     Args:
         streams: how many.
         path: request target.
-        topics, first, slow, stalled, reconnect, life_s, receive_buffer: as of `loadtest.swarm.Swarm`.
+        topics, first, slow, stalled, reconnect, life_s, receive_buffer: as of `loadtest.rig.swarm.Swarm`.
         healthy: nothing may be told as missed, and every event must have come at the end.
     """
 
@@ -57,7 +57,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class LoadOptions:
     """The numbers that a scenario can be given.
 
     Args:
@@ -130,39 +130,39 @@ class Plan:
         return None
 
 
-def blocks_of(options: Options, like: Block) -> list[Block]:
+def blocks_of(options: LoadOptions, like: Block) -> list[Block]:
     """Divide the streams among processes."""
     whole, rest = divmod(options.streams, options.block)
     sizes = [options.block] * whole + ([rest] if rest else [])
     return [replace(like, streams=size) for size in sizes]
 
 
-def _fed(options: Options, *phases: tuple[str, float, float]) -> list[Phase]:
+def _fed(options: LoadOptions, *phases: tuple[str, float, float]) -> list[Phase]:
     """Ramp, phases given as name, share of the seconds and factor of the rate, and the end."""
     fed = [Phase(name, share * options.seconds, factor * options.rate) for name, share, factor in phases]
     return [Phase("ramp", options.ramp_s, options.rate), *fed, Phase("settle", options.settle_s, 0.0)]
 
 
-def steady(options: Options) -> Plan:
+def steady(options: LoadOptions) -> Plan:
     """Ramp to N streams, steady feed."""
     return Plan(
         phases=_fed(options, ("steady", 1.0, 1.0)), blocks=blocks_of(options, Block(streams=0)), users=options.users
     )
 
 
-def burst(options: Options) -> Plan:
+def burst(options: LoadOptions) -> Plan:
     """Quiet, ten times the rate, quiet."""
     phases = _fed(options, ("quiet", 0.4, 1.0), ("burst", 0.2, 10.0), ("quiet again", 0.4, 1.0))
     return Plan(phases=phases, blocks=blocks_of(options, Block(streams=0)), users=options.users)
 
 
-def storm(options: Options) -> Plan:
+def storm(options: LoadOptions) -> Plan:
     """All streams break off in the middle, and come back."""
     phases = _fed(options, ("steady", 0.4, 1.0), ("storm", 0.6, 1.0))
     return Plan(phases=phases, blocks=blocks_of(options, Block(streams=0)), users=options.users)
 
 
-def slow(options: Options) -> Plan:
+def slow(options: LoadOptions) -> Plan:
     """One in twenty reads slowly, one in a hundred not at all; the real ones read on in the end."""
     odd = Block(
         streams=options.streams * 6 // 100,
@@ -210,7 +210,7 @@ def mixed_terms(place: int) -> list[str]:
     return choices[place % len(choices)]
 
 
-def topics(options: Options) -> Plan:
+def topics(options: LoadOptions) -> Plan:
     """Ten thousand topics: streams of one each, of a pattern of a hundred, of a pattern across, and of all."""
     first = 1
     tenth = max(1, options.streams // 10)
@@ -229,13 +229,13 @@ def topics(options: Options) -> Plan:
     )
 
 
-def churn(options: Options) -> Plan:
+def churn(options: LoadOptions) -> Plan:
     """Streams live for two seconds or so, and new ones come for them."""
     blocks = blocks_of(options, Block(streams=0, life_s=2.0, reconnect=False))
     return Plan(phases=_fed(options, ("churn", 1.0, 1.0)), blocks=blocks, users=options.users)
 
 
-def soak(options: Options) -> Plan:
+def soak(options: LoadOptions) -> Plan:
     """Everything at once, again and again: half the streams stay, a third come and go, the rest are slow."""
     stay = Block(streams=options.streams // 2)
     come = Block(streams=options.streams // 3, life_s=5.0, reconnect=False)
@@ -274,8 +274,8 @@ class Scenario:
 
     what: str
     passes: str
-    defaults: Options
-    build: Callable[[Options], Plan]
+    defaults: LoadOptions
+    build: Callable[[LoadOptions], Plan]
     server: tuple[str, ...] = ()
     publish: str = "unix"
     policies: tuple[str, ...] = ()
@@ -285,19 +285,19 @@ SCENARIOS = {
     "steady": Scenario(
         what="ramp to N streams, steady feed over the Unix socket",
         passes="no gap, no duplicate, nothing out of order or missing at the end; p99 printed",
-        defaults=Options(streams=2000, users=50, rate=50, seconds=45),
+        defaults=LoadOptions(streams=2000, users=50, rate=50, seconds=45),
         build=steady,
     ),
     "burst": Scenario(
         what="quiet, then 10 times the rate for a fifth of the time, then quiet",
         passes="the same, and no stream lags at the end",
-        defaults=Options(streams=2000, users=10, rate=50, seconds=30),
+        defaults=LoadOptions(streams=2000, users=10, rate=50, seconds=30),
         build=burst,
     ),
     "storm": Scenario(
         what="all N break off at once and come back with Last-Event-ID",
         passes="the same, over the storm; accept rate and time to recover printed",
-        defaults=Options(streams=10_000, users=50, rate=20, seconds=30),
+        defaults=LoadOptions(streams=10_000, users=50, rate=20, seconds=30),
         build=storm,
         server=("--backlog", "4096"),
     ),
@@ -305,7 +305,7 @@ SCENARIOS = {
         what="5 % read slowly, 1 % stop reading; one run for each policy, and one without slow ones",
         passes="p99 of the healthy within 1.2 times of the run without; server memory bounded; each slow real stream "
         "got exactly what its policy promises, event by event",
-        defaults=Options(
+        defaults=LoadOptions(
             streams=1000, users=10, slow_users=6, rate=200, seconds=10, ramp_s=3.0, settle_s=3.0, read_on_s=6.0
         ),
         build=slow,
@@ -315,20 +315,20 @@ SCENARIOS = {
     "topics": Scenario(
         what="10,000 topics; N streams of one each, N/5 of patterns, and real ones with mixed terms",
         passes="no event on a wrong stream, none missing",
-        defaults=Options(streams=10_000, users=24, rate=600, seconds=40),
+        defaults=LoadOptions(streams=10_000, users=24, rate=600, seconds=40),
         build=topics,
     ),
     "churn": Scenario(
         what="streams live for 1 to 3 s, thousands come and go",
         passes="no gap or duplicate; the server's descriptors and memory are back where they began",
-        defaults=Options(streams=4000, users=10, rate=20, seconds=30),
+        defaults=LoadOptions(streams=4000, users=10, rate=20, seconds=30),
         build=churn,
         server=("--history-bytes", "1MiB"),
     ),
     "soak": Scenario(
         what="everything mixed for --minutes: streams that stay, come and go, are slow; bursts, storms, all entrances",
         passes="no stream that reads misses anything; slope of the server's memory about zero",
-        defaults=Options(streams=1200, users=10, rate=50, seconds=120),
+        defaults=LoadOptions(streams=1200, users=10, rate=50, seconds=120),
         build=soak,
         server=("--history-bytes", "4MiB"),
         publish="mixed",

@@ -70,7 +70,7 @@ class UnixEntrance:
         self._socket.close()
 
 
-class HttpEntrance:
+class HttpTarget:
     """POST /publish: the events one by one, or as one array."""
 
     def __init__(self, host: str, token: str, *, batch: bool) -> None:
@@ -100,9 +100,9 @@ def entrances(mode: str, host: str, unix: str, token: str) -> list[Entrance]:
     if mode == "unix" or (mode == "mixed" and unix):
         opened.append(UnixEntrance(unix))
     if mode in ("http", "mixed"):
-        opened.append(HttpEntrance(host, token, batch=False))
+        opened.append(HttpTarget(host, token, batch=False))
     if mode in ("batch", "mixed"):
-        opened.append(HttpEntrance(host, token, batch=True))
+        opened.append(HttpTarget(host, token, batch=True))
     return opened
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import msgspec
 
-from bench.harness import TARGETS, Server, raise_descriptor_limit
 from loadtest import verdict
-from loadtest.plan import SCENARIOS, Options, Scenario
+from loadtest.plan import SCENARIOS, LoadOptions, Scenario
+from loadtest.rig.harness import MeasuredServer, raise_descriptor_limit
+from loadtest.rig.targets import RELAY
 from loadtest.verdict import Criterion, Outcome
 from loadtest.watch import Watch, sample, sample_when
 from relay.config.model import parse_size
@@ -31,7 +32,7 @@ WARM_UP_SHARE = 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class LoadRun:
     """A scenario that is to be run.
 
     Args:
@@ -46,7 +47,7 @@ class Run:
     """
 
     name: str
-    options: Options
+    options: LoadOptions
     publish: str = ""
     workers: int = 0
     ui: bool = False
@@ -60,13 +61,13 @@ class Run:
         """What is run."""
         return SCENARIOS[self.name]
 
-    def server(self, *extra: str) -> Server:
+    def server(self, *extra: str) -> MeasuredServer:
         """Start a relay for it."""
         raise_descriptor_limit()
-        return Server(TARGETS["relay"], extra=("--publish-token", self.token, *self.scenario.server, *extra))
+        return MeasuredServer(RELAY, extra=("--publish-token", self.token, *self.scenario.server, *extra))
 
 
-def load(run: Run, server: Server, name: str, policy: str = "drop-oldest") -> Outcome:
+def load(run: LoadRun, server: MeasuredServer, name: str, policy: str = "drop-oldest") -> Outcome:
     """Put locust's load on a server; reports are written under the name.
 
     Args:
@@ -103,11 +104,11 @@ def _locust(command: list[str], environment: dict[str, str], timeout_s: float | 
             raise
 
 
-def _timeout_s(run: Run, seconds: float) -> float | None:
+def _timeout_s(run: LoadRun, seconds: float) -> float | None:
     return None if run.ui else seconds + LATE_S
 
 
-def _command(run: Run, server: Server, name: str, policy: str, report: Path) -> list[str]:
+def _command(run: LoadRun, server: MeasuredServer, name: str, policy: str, report: Path) -> list[str]:
     options = run.options
     command = [
         *(sys.executable, "-m", "locust", "--locustfile", str(HERE / "locustfile.py")),
@@ -134,7 +135,7 @@ def free_port() -> int:
         return port
 
 
-def judged(run: Run) -> list[Criterion]:
+def judged(run: LoadRun) -> list[Criterion]:
     """Run the scenario; return its criteria, each with what was measured."""
     if run.name == "slow":
         return _slow(run)
@@ -156,7 +157,7 @@ JUDGES: dict[str, list[Callable[[Outcome], list[Criterion]]]] = {
 }
 
 
-def _slow(run: Run) -> list[Criterion]:
+def _slow(run: LoadRun) -> list[Criterion]:
     """One run without slow streams, one for each policy with them, each on a server of its own."""
     without = _without_slow(run)
     criteria = verdict.whole(without)
@@ -165,12 +166,12 @@ def _slow(run: Run) -> list[Criterion]:
     return criteria
 
 
-def _without_slow(run: Run) -> Outcome:
+def _without_slow(run: LoadRun) -> Outcome:
     with run.server() as server:
         return load(replace(run, options=replace(run.options, slow_users=0)), server, "slow-none")
 
 
-def _with_slow(run: Run, policy: str, p99_without_ms: float) -> list[Criterion]:
+def _with_slow(run: LoadRun, policy: str, p99_without_ms: float) -> list[Criterion]:
     """The run of one policy; again beside a new run without, a few times at most, if only latency speaks against it.
 
     Two runs of the same kind differ by more than the limit where other processes take part in one of them.

@@ -14,7 +14,7 @@ from locust.runners import WorkerRunner
 
 from loadtest import tally
 from loadtest.plan import Block
-from loadtest.swarm import Swarm, SwarmReport
+from loadtest.rig.swarm import Swarm, SwarmReport
 from loadtest.timeline import timeline
 
 KIND = "SWARM"

@@ -19,7 +19,7 @@ from locust import LoadTestShape
 from locust.env import Environment
 from locust.runners import MasterRunner, Runner, WorkerRunner
 
-from loadtest.plan import SCENARIOS, Options, Plan
+from loadtest.plan import SCENARIOS, LoadOptions, Plan
 
 PHASE, LAST, SAW, READY = "load-phase", "load-last", "load-saw", "load-ready"
 WANT_BLOCK, BLOCK = "load-want-block", "load-block"
@@ -31,7 +31,7 @@ RAMP_S_MAX = 60.0
 def plan_of(options: Any) -> Plan:
     """Work the plan out of locust's parsed options; what is not given has the scenario's default."""
     scenario = SCENARIOS[options.scenario]
-    given = {name: getattr(options, name) for name in Options.__slots__}
+    given = {name: getattr(options, name) for name in LoadOptions.__slots__}
     chosen = {name: value for name, value in given.items() if value is not None}
     return scenario.build(replace(scenario.defaults, **chosen))
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.harness import Server, pss_bytes, tcp_memory_bytes, tree
+from loadtest.rig.harness import MeasuredServer, pss_bytes, tcp_memory_bytes, tree
 
 EVERY_S = 0.5
 IDLE_S = 10.0
@@ -38,7 +38,7 @@ class Sample:
     lagging: int
 
 
-def sample(server: Server) -> Sample:
+def sample(server: MeasuredServer) -> Sample:
     """Look at the server now."""
     stats = server.stats()
     pids = tree(server.pid)
@@ -52,7 +52,7 @@ def sample(server: Server) -> Sample:
     )
 
 
-def sample_when(server: Server, ready: Callable[[Sample], bool], timeout_s: float = IDLE_S) -> Sample:
+def sample_when(server: MeasuredServer, ready: Callable[[Sample], bool], timeout_s: float = IDLE_S) -> Sample:
     """Wait for a state of the server, and return the first sample in it; the last one when the time is over."""
     deadline_s = time.monotonic() + timeout_s
     while not ready(found := sample(server)) and time.monotonic() < deadline_s:
@@ -63,7 +63,7 @@ def sample_when(server: Server, ready: Callable[[Sample], bool], timeout_s: floa
 class Watch:
     """Samples while it is entered."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: MeasuredServer) -> None:
         self.samples: list[Sample] = []
         self._server = server
         self._over = threading.Event()

@@ -5,36 +5,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import pytest
 import uvloop
 from hypothesis import settings
 
-from relay._native.codec import Decoder
+from bench.implementations import Codec, load_codec
 from relay.speedups import counters
 from tests.browser import Browser, program
-from tests.twins import NAMES, NATIVE_ONLY, load
+from tests.twins import NAMES, NATIVE_ONLY
 
 # A shared machine stalls now and then; that is not what is tested.
 settings.register_profile("relay", deadline=None, print_blob=True)
 settings.load_profile("relay")
-
-
-@dataclass(frozen=True, slots=True)
-class Codec:
-    """One twin of the codec."""
-
-    name: str
-    encode_event: Callable[..., bytes]
-    decoder: type[Decoder]
-
-
-def load_codec(name: str) -> Codec:
-    """Return a twin."""
-    module = load(name, "codec")
-    return Codec(name, module.encode_event, module.Decoder)
 
 
 @pytest.fixture(scope="session", autouse=True)

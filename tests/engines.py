@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from bench.implementations import EngineTypes, load_engine
 from relay._native.engine import Chunk, Engine, Members
 from tests import twins
 
@@ -21,27 +22,11 @@ ROOM = b"x" * 65_536
 """More than a send buffer takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Twin:
-    """One twin of the engine; both have the types of the native one."""
-
-    name: str
-    engine: type[Engine]
-    chunk: type[Chunk]
-    members: type[Members]
-
-
-def load_twin(name: str) -> Twin:
-    """Return a twin."""
-    module = twins.load(name, "engine")
-    return Twin(name, module.Engine, module.Chunk, module.Members)
-
-
 @dataclass
 class Rig:
     """One engine, its streams, and the other ends of their sockets by handle."""
 
-    twin: Twin
+    twin: EngineTypes
     engine: Engine = field(init=False)
     members: Members = field(init=False)
     peers: dict[int, socket.socket] = field(default_factory=dict)
@@ -156,13 +141,13 @@ class Rig:
 
 
 @pytest.fixture(params=twins.NAMES)
-def twin(request: pytest.FixtureRequest) -> Twin:
+def twin(request: pytest.FixtureRequest) -> EngineTypes:
     """Each twin of the engine in turn."""
-    return load_twin(request.param)
+    return load_engine(request.param)
 
 
 @pytest.fixture
-def rig(twin: Twin) -> Iterator[Rig]:
+def rig(twin: EngineTypes) -> Iterator[Rig]:
     """An engine of each twin, closed at the end."""
     rig = Rig(twin)
     yield rig

@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 import pytest
 
+from bench.implementations import EngineTypes
 from relay.config.model import SETTINGS
-from tests.engines import DISCARD_BYTES_MAX, FOREVER_S, ROOM, SEND_BUFFER, Rig, Twin, frames_of, rig, twin
+from tests.engines import DISCARD_BYTES_MAX, FOREVER_S, ROOM, SEND_BUFFER, Rig, frames_of, rig, twin
 
 __all__ = ["rig", "twin"]
 
@@ -22,13 +23,13 @@ FRAMES = frames_of([700, 900, 1100, 1300, 1500, 1700, 1900, 2100])
 DATA = b"".join(FRAMES)
 
 
-def test_a_chunk_needs_one_sequence_for_each_frame_and_a_frame(twin: Twin) -> None:
+def test_a_chunk_needs_one_sequence_for_each_frame_and_a_frame(twin: EngineTypes) -> None:
     for frames, sequences in (([], []), ([b"a"], []), ([b"a"], [1, 2])):
         with pytest.raises(ValueError, match="sequence"):
             twin.chunk(frames, sequences, 9)
 
 
-def test_a_chunk_of_one_frame_is_that_frame_and_not_a_copy(twin: Twin) -> None:
+def test_a_chunk_of_one_frame_is_that_frame_and_not_a_copy(twin: EngineTypes) -> None:
     frame = os.urandom(100)
     assert twin.chunk([frame], [1], 2).data is frame
     assert twin.chunk([frame, b"b"], [1, 5], 9).data == frame + b"b"
@@ -478,13 +479,13 @@ def test_what_a_client_sends_is_thrown_away_up_to_a_bound(rig: Rig) -> None:
     assert rig.closes() == [(handle, "input")]
 
 
-def test_every_bound_that_the_settings_allow_is_taken(twin: Twin) -> None:
+def test_every_bound_that_the_settings_allow_is_taken(twin: EngineTypes) -> None:
     largest = SETTINGS["discard-bytes-max"].metadata["most"]
     for bound in (0, largest):
         assert twin.engine(bound).open == 0
 
 
-def test_an_engine_that_cannot_be_made_closes_nothing(twin: Twin) -> None:
+def test_an_engine_that_cannot_be_made_closes_nothing(twin: EngineTypes) -> None:
     before = os.fstat(0)
     make: Callable[[], object] = twin.engine
     with pytest.raises(TypeError):

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.implementations import load
 from relay.errors import EventError
 from relay.event_json import DEPTH_MAX, parse_event, parse_events
 from relay.sources.lines import parse_line
 from relay.sse import encode
-from tests.twins import NAMES, load
+from tests.twins import NAMES
 
 NUMBERS = ["0.12345678901234567890", "12345678901234567890.5", "-0", "10.10", "1E5", "1e400", "9" * 5000, "-1.0e-07"]
 

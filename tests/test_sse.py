@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from msgspec import UNSET
 
+from bench.implementations import Codec
 from relay import sse
 from relay.errors import EventError
 from relay.event import Event
-from tests.conftest import Codec
 
 MIB = 1024 * 1024
 

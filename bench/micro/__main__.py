@@ -11,8 +11,7 @@ import sys
 import msgspec
 import pytest
 
-from bench import report
-from bench.harness import HERE
+from bench import HERE, report
 from bench.micro.table import render
 
 RESULTS = HERE / "results-micro.json"

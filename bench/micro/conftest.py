@@ -15,10 +15,9 @@ from typing import Any, TypeVar
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.implementations import Codec, EngineTypes, load_codec, load_engine
+from bench.local_hub import LocalHub
 from bench.micro.table import CYTHON, PYTHON
-from bench.rig import Rig
-from tests.conftest import Codec, load_codec
-from tests.engines import Twin, load_twin
 
 TURNS = 10
 
@@ -55,14 +54,14 @@ class Twins:
 
     label: str
     codec: Codec
-    engine: Twin
+    engine: EngineTypes
 
 
 def load_twins(name: str) -> Twins:
     """Return one twin, or skip the benchmark where it is not built."""
     if name == "speedups" and find_spec("relay._speedups") is None:
         pytest.skip("relay._speedups is not built: the Cython twin is not measured")
-    return Twins(LABELS[name], load_codec(name), load_twin(name))
+    return Twins(LABELS[name], load_codec(name), load_engine(name))
 
 
 @pytest.fixture(params=list(LABELS))
@@ -72,17 +71,17 @@ def twins(request: pytest.FixtureRequest) -> Twins:
 
 
 @pytest.fixture
-def make_rig(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Rig]]:
+def make_rig(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LocalHub]]:
     """Make a hub that consists of one twin alone; settings are given by name."""
     # Which twin runs is chosen at import, so it is put in its place wherever it was imported to.
     monkeypatch.setattr("relay.sse.encode_event", twins.codec.encode_event)
     monkeypatch.setattr("relay.core.audience.Members", twins.engine.members)
     for module in ("flush", "catchup"):
         monkeypatch.setattr(f"relay.core.{module}.Chunk", twins.engine.chunk)
-    rigs: list[Rig] = []
+    rigs: list[LocalHub] = []
 
-    def make(**settings: object) -> Rig:
-        rigs.append(Rig(twins.engine.engine, **settings))  # type: ignore[arg-type]
+    def make(**settings: object) -> LocalHub:
+        rigs.append(LocalHub(twins.engine.engine, **settings))  # type: ignore[arg-type]
         return rigs[-1]
 
     yield make

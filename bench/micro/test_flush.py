@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import pytest
 
+from bench.local_hub import NOW_S, LocalHub
 from bench.micro.conftest import Measure, Twins
-from bench.rig import NOW_S, Rig
 from bench.samples import SAMPLES
 from relay._native.codec import Decoder
 from relay.event import Event
 
 
 @pytest.mark.parametrize("audiences", [1, 10, 100])
-def test_publish_to_flush(audiences: int, twins: Twins, make_rig: Callable[..., Rig], measure: Measure) -> None:
+def test_publish_to_flush(audiences: int, twins: Twins, make_rig: Callable[..., LocalHub], measure: Measure) -> None:
     rig = make_rig(history_events=10_000)
     data = SAMPLES["small"]
     events = [Event(data=data, topic=f"topic.{number}") for number in range(audiences)]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from bench.local_hub import NOW_S, LocalHub
 from bench.micro.conftest import Measure, Twins
-from bench.rig import NOW_S, Rig
 from bench.samples import SAMPLES
 from relay.sources.feeder import READ_BYTES
 from relay.sources.intake import ANSWER_BYTES_MAX, Intake, State
@@ -16,7 +16,7 @@ from relay.sources.lines import LineSplitter, parse_line
 ENTRIES = 10_000
 
 
-def test_ndjson_to_log(twins: Twins, make_rig: Callable[..., Rig], measure: Measure) -> None:
+def test_ndjson_to_log(twins: Twins, make_rig: Callable[..., LocalHub], measure: Measure) -> None:
     log = (hub := make_rig(history_events=ENTRIES).hub).log
     line = msgspec.json.encode({"topic": "default", "data": SAMPLES["small"]}) + b"\n"
     count = READ_BYTES // len(line)

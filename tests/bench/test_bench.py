@@ -15,11 +15,13 @@ import pytest
 
 from bench import encode, report
 from bench.feed import Bench, Feed, run_duel, run_feed
-from bench.harness import TARGETS, MeasureError, Server, Target, cpu_s, pss_bytes, tcp_memory_bytes, tree
 from bench.limits import CASES, Case, measure
 from bench.runs import apart
-from loadtest.native import HERE, Program, ProgramError, build
-from loadtest.swarm import Swarm, SwarmReport
+from bench.targets import TARGETS
+from loadtest.rig.harness import MeasuredServer, MeasureError, cpu_s, pss_bytes, tcp_memory_bytes, tree
+from loadtest.rig.native import HERE, Program, ProgramError, build
+from loadtest.rig.swarm import Swarm, SwarmReport
+from loadtest.rig.targets import Target
 from relay import sse
 from tests.twins import NATIVE_ONLY
 
@@ -203,7 +205,7 @@ def test_an_event_of_another_topic_is_foreign() -> None:
 
 
 def test_each_stream_asks_for_its_own_topic_and_is_waited_for() -> None:
-    with Server(TARGETS["relay"]) as server:
+    with MeasuredServer(TARGETS["relay"]) as server:
         paths = "/events?topic=t.{}"
         with Swarm(server.port, 7, path=paths, topics=3) as swarm, socket.socket(socket.AF_UNIX) as feeder:
             assert swarm.ready().opened == 7
@@ -235,7 +237,7 @@ def test_a_refused_stream_is_counted_and_is_not_open() -> None:
 
 
 def test_the_floor_answers_the_probe_and_is_read_through_proc() -> None:
-    with Server(TARGETS["floor"]) as server:
+    with MeasuredServer(TARGETS["floor"]) as server:
         assert server.get("/readyz")[0] == 200
         assert tree(server.pid) == [server.pid]
         assert cpu_s(server.pid) > 0
@@ -246,7 +248,7 @@ def test_the_floor_answers_the_probe_and_is_read_through_proc() -> None:
 def test_a_server_that_does_not_start_says_what_it_said() -> None:
     broken = Target("broken", lambda _place, _extra: ["/bin/sh", "-c", "echo no such luck; exit 3"])
     with pytest.raises(MeasureError, match="no such luck"):
-        Server(broken)
+        MeasuredServer(broken)
 
 
 @pytest.fixture

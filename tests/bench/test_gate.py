@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from bench import gate, instructions, ratios
-from bench.harness import MeasureError
 from bench.instructions import Baseline, Count, compare, grown, parse
 from bench.limits import CASES
 from bench.ratios import LIMITS, Limit
 from bench.workloads import WORKLOADS
+from loadtest.rig.harness import MeasureError
 from relay.speedups import ENGINE
 from tests import ROOT
 from tests.running import ASIDE_BYTES

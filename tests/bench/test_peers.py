@@ -9,19 +9,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.harness import Server, tree
-from bench.targets import PEERS, TARGETS, Target, peer, peers
-from loadtest.swarm import Swarm
+from bench.targets import PEERS, TARGETS, peer, peers
+from loadtest.rig.harness import MeasuredServer, tree
+from loadtest.rig.swarm import Swarm
+from loadtest.rig.targets import Target
 
 ALL = peers()
 STREAMS, EVENTS = 20, 100
 
 
-def serving(name: str) -> Server:
+def serving(name: str) -> MeasuredServer:
     target = ALL[name]
     if not target.version:
         pytest.skip(f"{name} is not installed: make peers PEERS={name}")
-    return Server(target)
+    return MeasuredServer(target)
 
 
 def still_there(pids: list[int]) -> list[int]:
@@ -125,7 +126,7 @@ def test_processes_that_ignore_their_end_are_ended_too(tmp_path: Path) -> None:
     target = Target(
         "stubborn", lambda place, _: ["sh", "-c", f"touch {place.unix}; {script}", str(place.port)], path="/"
     )
-    with Server(target) as server:
+    with MeasuredServer(target) as server:
         started = [int(pid) for pid in pids.read_text().split()]
         assert started == tree(server.pid)
     assert still_there(started) == []

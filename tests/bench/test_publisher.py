@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, unquote_to_bytes
 import msgspec
 import pytest
 
-from loadtest.publisher import HttpEntrance, Publisher, PublisherReport
+from loadtest.rig.publisher import HttpEntrance, PublisherProgram, PublisherReport
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n3;x=y\r\nyes\r\n0\r\n\r\n"
@@ -104,7 +104,7 @@ def serving(answer: Callable[[int], bytes], *, hold: int = 1, total: int = 1 << 
 
 
 def publish(entrance: Path | HttpEntrance, *, count: int = 20, topics: int = 0, size: int = 150) -> PublisherReport:
-    with Publisher(entrance, rate=0, count=count, seconds=10, topics=topics, size=size) as publisher:
+    with PublisherProgram(entrance, rate=0, count=count, seconds=10, topics=topics, size=size) as publisher:
         return publisher.done()
 
 

@@ -9,13 +9,15 @@ import pytest
 from bench import chart, report, standings
 from bench.fanout import Load, measure
 from bench.feed import Bench, Figures
-from bench.harness import TARGETS, MeasureError, Target
 from bench.runs import fed, one
-from bench.standings import Result, Run, Server, Spread
+from bench.standings import FanoutRun, Result, ServerInfo, Spread
+from bench.targets import TARGETS
+from loadtest.rig.harness import MeasureError
+from loadtest.rig.targets import Target
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
-SERVERS = {name: Server("", "1.0", "socket", ()) for name in ("floor", "relay", "other")}
+SERVERS = {name: ServerInfo("", "1.0", "socket", ()) for name in ("floor", "relay", "other")}
 
 
 def result(figure: str, **medians: float) -> Result:
@@ -25,8 +27,8 @@ def result(figure: str, **medians: float) -> Result:
     return Result("1000x100", "a load", 1, servers)
 
 
-def run(*results: Result) -> Run:
-    return Run("python -m bench.fanout", "2026-01-01", 5.0, {}, SERVERS, list(results))
+def run(*results: Result) -> FanoutRun:
+    return FanoutRun("python -m bench.fanout", "2026-01-01", 5.0, {}, SERVERS, list(results))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,8 +16,8 @@ from httpx_sse import EventSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.implementations import Codec
 from relay.event import Event
-from tests.conftest import Codec
 from tests.properties.strategies import EVENTS, pieces
 
 HERE = Path(__file__).parent

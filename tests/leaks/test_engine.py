@@ -11,7 +11,8 @@ from typing import TypeAlias
 
 import pytest
 
-from tests.engines import DISCARD_BYTES_MAX, FOREVER_S, Rig, Twin, frames_of, rig, twin
+from bench.implementations import EngineTypes
+from tests.engines import DISCARD_BYTES_MAX, FOREVER_S, Rig, frames_of, rig, twin
 
 __all__ = ["rig", "twin"]
 
@@ -181,7 +182,7 @@ def test_idle_streams_of_the_compiled_engine_are_no_objects_of_the_garbage_colle
         theirs.close()
 
 
-def test_an_engine_that_goes_closes_what_it_holds_and_lets_go(twin: Twin) -> None:
+def test_an_engine_that_goes_closes_what_it_holds_and_lets_go(twin: EngineTypes) -> None:
     if twin.name == "native":
         pytest.skip("Python warns of its sockets by itself")
     subscription, pending = Subscription(), bytes(bytearray(b"head" * 50))
@@ -197,7 +198,7 @@ def test_an_engine_that_goes_closes_what_it_holds_and_lets_go(twin: Twin) -> Non
     assert (descriptors(), sys.getrefcount(subscription), sys.getrefcount(pending)) == before
 
 
-def test_chunks_that_are_refused_leave_nothing(twin: Twin) -> None:
+def test_chunks_that_are_refused_leave_nothing(twin: EngineTypes) -> None:
     frame = bytes(bytearray(b"frame" * 50))
     before = sys.getrefcount(frame)
     for _ in range(100):

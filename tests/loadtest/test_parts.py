@@ -10,7 +10,7 @@ import pytest
 
 from loadtest.follower import Follower, FollowError
 from loadtest.judge import Judge, broken_promise
-from loadtest.plan import SCENARIOS, TOPICS, Options, many_topics, wanted
+from loadtest.plan import SCENARIOS, TOPICS, LoadOptions, many_topics, wanted
 from loadtest.verdict import MIB, slope
 from loadtest.watch import Sample
 from relay.event import Event
@@ -153,7 +153,7 @@ def test_faults_are_failures_in_locust(environment: Any) -> None:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_plan_holds_as_many_streams_as_were_asked_for_and_ends_in_silence(name: str) -> None:
-    plan = SCENARIOS[name].build(Options(streams=2500, users=5, rate=10, seconds=60, block=1000, slow_users=3))
+    plan = SCENARIOS[name].build(LoadOptions(streams=2500, users=5, rate=10, seconds=60, block=1000, slow_users=3))
     streams = sum(block.streams for block in plan.blocks)
     assert streams >= 2500
     assert plan.phases[-1].name == "settle"
@@ -163,12 +163,12 @@ def test_a_plan_holds_as_many_streams_as_were_asked_for_and_ends_in_silence(name
 
 
 def test_streams_are_divided_among_processes() -> None:
-    plan = SCENARIOS["steady"].build(Options(streams=2500, users=5, rate=10, seconds=60, block=1000))
+    plan = SCENARIOS["steady"].build(LoadOptions(streams=2500, users=5, rate=10, seconds=60, block=1000))
     assert [block.streams for block in plan.blocks] == [1000, 1000, 500]
 
 
 def test_a_real_stream_of_mixed_terms_wants_each_event_that_a_term_matches() -> None:
-    plan = SCENARIOS["topics"].build(Options(streams=10, users=4, rate=1, seconds=1))
+    plan = SCENARIOS["topics"].build(LoadOptions(streams=10, users=4, rate=1, seconds=1))
     assert many_topics(10_123) == "t.23.123"
     wants = wanted(plan, 1)  # t.1.*, t.1.1 and t.37.37
     assert [number for number in range(TOPICS, TOPICS + 220) if wants(number)] == [

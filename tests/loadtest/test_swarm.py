@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.harness import TARGETS, Server
-from loadtest.swarm import Histograms, Swarm, SwarmReport
+from loadtest.rig.harness import MeasuredServer
+from loadtest.rig.swarm import Swarm, SwarmHistograms, SwarmReport
+from loadtest.rig.targets import RELAY
 from tests.running import TIMEOUT_S
 from tests.scripted_http import HOLD, Part, Scripted, scripted
 
@@ -27,8 +28,8 @@ def frame(number: int) -> bytes:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server(TARGETS["relay"]) as running:
+def server() -> Iterator[MeasuredServer]:
+    with MeasuredServer(RELAY) as running:
         yield running
 
 
@@ -50,7 +51,7 @@ class Feed:
 
 
 @pytest.fixture
-def feed(server: Server) -> Iterator[Feed]:
+def feed(server: MeasuredServer) -> Iterator[Feed]:
     feed = Feed(server.unix)
     yield feed
     feed.close()
@@ -108,7 +109,7 @@ def after(delay_s: float, call: Callable[[int], None], count: int) -> Iterator[N
     timer.join()
 
 
-def test_after_a_storm_every_stream_is_whole(server: Server, feed: Feed) -> None:
+def test_after_a_storm_every_stream_is_whole(server: MeasuredServer, feed: Feed) -> None:
     with Swarm(server.port, 200, seconds=TIMEOUT_S, reconnect=True) as swarm:
         assert swarm.ready().opened == 200
         feed.send(50)
@@ -122,7 +123,7 @@ def test_after_a_storm_every_stream_is_whole(server: Server, feed: Feed) -> None
     assert (last.deliveries, last.last_min, last.faults, last.told_gaps) == (200 * 101, 101, 0, 0)
 
 
-def test_streams_that_end_are_followed_by_new_ones(server: Server, feed: Feed) -> None:
+def test_streams_that_end_are_followed_by_new_ones(server: MeasuredServer, feed: Feed) -> None:
     with Swarm(server.port, 50, seconds=TIMEOUT_S, life_s=0.2, first=0) as swarm:
         for report in marks(swarm):
             feed.send(1)
@@ -132,7 +133,7 @@ def test_streams_that_end_are_followed_by_new_ones(server: Server, feed: Feed) -
     assert report.faults == report.told_gaps == report.closed == 0
 
 
-def test_the_histograms_are_told_once(server: Server, feed: Feed) -> None:
+def test_the_histograms_are_told_once(server: MeasuredServer, feed: Feed) -> None:
     with Swarm(server.port, 10, seconds=TIMEOUT_S) as swarm:
         swarm.ready()
         feed.send(20)
@@ -141,7 +142,7 @@ def test_the_histograms_are_told_once(server: Server, feed: Feed) -> None:
         again = swarm.histograms()
     assert sum(count for _, count in told.delivery) == 200
     assert sum(count for _, count in told.connect) == sum(count for _, count in told.first) == 10
-    assert again == Histograms(delivery=[], connect=[], first=[])
+    assert again == SwarmHistograms(delivery=[], connect=[], first=[])
 
 
 @pytest.mark.parametrize(

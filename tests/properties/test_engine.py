@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engines import FOREVER_S, Rig, load_twin
+from bench.implementations import load_engine
+from tests.engines import FOREVER_S, Rig
 from tests.twins import NAMES, NATIVE_ONLY
 
 STEPS = (
@@ -280,7 +281,7 @@ class Run:
 
 def run(name: str, script: list[Step]) -> list[object]:
     """Run a script on a twin; return its trace."""
-    rig = Rig(load_twin(name))
+    rig = Rig(load_engine(name))
     try:
         rig_run = Run(rig)
         rig_run.run([Step("open", 0, 2000), Step("open", 0, 0), *script])
@@ -320,7 +321,7 @@ def test_both_twins_do_the_same_for_long(seed: int) -> None:
 def test_every_live_stream_is_in_the_one_combination_of_its_due_audiences(
     name: str, audiences: list[list[int]], behind: set[int]
 ) -> None:
-    rig = Rig(load_twin(name))
+    rig = Rig(load_engine(name))
     try:
         handles = [rig.open_live() for _ in range(10)]
         members = [rig.twin.members() for _ in audiences]

@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from bench.implementations import Codec
 from relay import sse
 from relay.errors import EventError
 from relay.event import Event
-from tests.conftest import Codec
 from tests.properties.strategies import ANY_FIELDS, EVENTS, PARTS, STREAMS, pieces
 
 MIB = 1024 * 1024

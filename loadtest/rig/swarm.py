@@ -1,6 +1,6 @@
 """The swarm: thousands of streams held by one C program (`swarm.c`), which checks every event they receive.
 
-Owns the program's command line and reports. `python -m loadtest.swarm --port N …` runs the program by itself.
+Owns the program's command line and reports. `python -m loadtest.rig.swarm --port N …` runs the program by itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from loadtest.native import HERE, Program, build
+from loadtest.rig.native import HERE, Program, build
 
 REPORT_S = 30.0
 POLL_S = 0.05
@@ -88,7 +88,7 @@ Histogram = list[tuple[int, int]]
 """Upper end in µs and count of the buckets that hold something; a bucket is at most 1.6 % of its upper end wide."""
 
 
-class Histograms(msgspec.Struct, frozen=True, kw_only=True):
+class SwarmHistograms(msgspec.Struct, frozen=True, kw_only=True):
     """Times since the last ones were asked for.
 
     Args:
@@ -191,10 +191,10 @@ class Swarm:
         """Forget the latencies so far; the counts go on."""
         self._program.say("reset")
 
-    def histograms(self) -> Histograms:
+    def histograms(self) -> SwarmHistograms:
         """Tell the times so far, and forget them; the counts go on."""
         self._program.say("histograms")
-        return msgspec.json.decode(self._program.report("histograms", REPORT_S), type=Histograms)
+        return msgspec.json.decode(self._program.report("histograms", REPORT_S), type=SwarmHistograms)
 
     def storm(self, timeout_s: float = REPORT_S) -> SwarmReport:
         """Drop all streams at once, and wait until each is back and has had an event."""

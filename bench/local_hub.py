@@ -32,7 +32,7 @@ class _Measures:
     flush_s = written_s = lag_s = _Silent()
 
 
-class Rig:
+class LocalHub:
     """A hub and its streams.
 
     Args:

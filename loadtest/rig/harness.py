@@ -21,10 +21,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from bench.targets import TARGETS as TARGETS
-from bench.targets import Place
-from bench.targets import Target as Target
-from loadtest.publisher import Publisher
+from loadtest.rig.publisher import PublisherProgram
+from loadtest.rig.targets import Place, Target
 
 HERE = Path(__file__).parent
 START_S = 20.0
@@ -55,7 +53,7 @@ def pinned() -> Cores:
     return Cores(frozenset(cores[:1]), frozenset(cores[1:]))
 
 
-class Server:
+class MeasuredServer:
     """One running server, from start to ready to end.
 
     It has a session of its own, all of which is ended with it.
@@ -97,7 +95,7 @@ class Server:
             self._stack.close()
             raise
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> MeasuredServer:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,11 +116,11 @@ class Server:
         first: int = 1,
         topics: int = 0,
         cpus: Collection[int] = (),
-    ) -> Publisher:
-        """Begin to publish, the way this server is published to; the arguments are those of `Publisher`."""
+    ) -> PublisherProgram:
+        """Begin to publish, the way this server is published to; the arguments are those of `PublisherProgram`."""
         http = self.target.http
         entrance = msgspec.structs.replace(http, port=self._place.publish_port) if http else self.unix
-        return Publisher(
+        return PublisherProgram(
             entrance, rate=rate, count=count, seconds=seconds, size=size, first=first, topics=topics, cpus=cpus
         )
 

@@ -1,6 +1,6 @@
 """The publisher: a C program (`publisher.c`) that feeds a Unix socket, or a server over HTTP, at a fixed rate.
 
-Owns the program's command line and report. `python -m loadtest.publisher --unix PATH …` runs it alone.
+Owns the program's command line and report. `python -m loadtest.rig.publisher --unix PATH …` runs it alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from loadtest.native import HERE, Program, build
+from loadtest.rig.native import HERE, Program, build
 
 CLOSE_S = 35.0
 
@@ -73,7 +73,7 @@ class PublisherReport(msgspec.Struct, frozen=True, kw_only=True):
     cpu_s: float
 
 
-class Publisher:
+class PublisherProgram:
     """A feeder.
 
     Args:
@@ -113,7 +113,7 @@ class Publisher:
         self._seconds = seconds
         self._program = Program([str(build(HERE / "publisher.c")), *to, *flags], cpus=cpus)
 
-    def __enter__(self) -> Publisher:
+    def __enter__(self) -> PublisherProgram:
         return self
 
     def __exit__(self, *_: object) -> None:
