@@ -49,7 +49,7 @@ _SCHEMA = """
 """
 
 
-class Batch(NamedTuple):
+class WriteBatch(NamedTuple):
     """What one write brings.
 
     Args:
@@ -222,7 +222,7 @@ class Store:
     def _checksum(self, time_s: float, packed: bytes) -> int:
         return zlib.crc32(packed, zlib.crc32(f"{self.epoch} {time_s!r}".encode()))
 
-    def write(self, batch: Batch, trim: Trim | None) -> None:
+    def write(self, batch: WriteBatch, trim: Trim | None) -> None:
         """Put a batch on the disk, all or nothing, and let go of what is too old.
 
         Args:

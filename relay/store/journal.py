@@ -28,7 +28,7 @@ from typing import Protocol
 from relay.core.log import Entry, Log
 from relay.core.seen import Seen
 from relay.errors import RelayError
-from relay.store.file import Batch, Key, Store, Trim
+from relay.store.file import Key, Store, Trim, WriteBatch
 
 PENDING_ENTRIES_MAX = 16 * 1024
 PENDING_BYTES_MAX = 16 * 1024 * 1024
@@ -37,7 +37,7 @@ PENDING_BYTES_MAX = 16 * 1024 * 1024
 TURN_ENTRIES = 1024
 """Entries that go into the log in one turn of the loop: some 2 ms."""
 
-AGAIN_S = 1.0
+RETRY_S = 1.0
 """Pause after a write that failed."""
 
 TRIM_S = 1.0
@@ -98,7 +98,7 @@ class Journal:
         self._keys: list[Key] = []
         self.upstream_position = store.upstream_position  # where to resume at the upstream; None if none was followed
         self._position: str | None = None  # the same, where it is still to be written
-        self._batch: Batch | None = None  # what is being written, or has to be tried again
+        self._batch: WriteBatch | None = None  # what is being written, or has to be tried again
         self._writing: Future[None] | None = None
         self._began_s = 0.0
         self._stored: deque[Entry] = deque()  # on the disk, and not in the log yet
@@ -172,7 +172,7 @@ class Journal:
         began_s = self._clock()
         if self._batch is None:
             wall_s = began_s + self._ahead_s
-            self._batch = Batch(self._entries, self._keys, self._ahead_s, wall_s, self._position)
+            self._batch = WriteBatch(self._entries, self._keys, self._ahead_s, wall_s, self._position)
             self._entries, self._keys, self._position = [], [], None
         self._began_s = began_s
         self._writing = writing = self._thread.submit(self._store.write, self._batch, self._trim(began_s))
@@ -239,7 +239,7 @@ class Journal:
         if not self.refusal:
             _logger.error("data: %d events cannot be stored, and no more are taken: %s", self.pending, error)
         self.refusal = f"events cannot be stored: {error}"
-        self._timer = self._loop.call_later(AGAIN_S, self._write)
+        self._timer = self._loop.call_later(RETRY_S, self._write)
 
     async def settle(self) -> None:
         """Wait until nothing is pending."""
@@ -260,7 +260,7 @@ class Journal:
         """Path of the file."""
         return self._store.path
 
-    def let_go(self) -> None:
+    def release_file(self) -> None:
         """Write everything and close the file, so that another process can take it.
 
         Raises:
@@ -272,7 +272,7 @@ class Journal:
         self._open = False
         self._store.close()
 
-    def take_back(self) -> None:
+    def reopen(self) -> None:
         """Open the file again, if it was let go of.
 
         Raises:

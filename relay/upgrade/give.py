@@ -145,7 +145,7 @@ async def upgrade(
                 code = process.wait()
                 _logger.info("the new process ended with %d", code)
             if possessions.journal is not None:
-                possessions.journal.take_back()
+                possessions.journal.reopen()
             if isinstance(error, TimeoutError):
                 raise RelayError(f"the new process took longer than {timeout_s:g} s") from None
             if isinstance(error, OSError):
@@ -254,7 +254,7 @@ def _hand_over(channel: Channel, possessions: Possessions, sent: int, now_s: flo
     """Hand over what there is, within one callback of the loop: nothing changes meanwhile."""
     hub, front, sources = possessions.hub, possessions.front, possessions.sources
     if possessions.journal is not None:
-        possessions.journal.let_go()  # what was pending is in the log now, and acknowledged
+        possessions.journal.release_file()  # what was pending is in the log now, and acknowledged
     unix, stdin = sources.unix, sources.stdin
     subscriptions, streams = hub.pack(now_s)
     while sent < hub.log.head:

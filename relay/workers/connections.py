@@ -18,15 +18,15 @@ from relay.config.model import Config, parse_upstream
 from relay.core.hub import Hub
 from relay.process.certificate import read_context
 from relay.workers.edge_end import Uplink, message_bytes_max
-from relay.workers.hub_end import Chunks, Downlink, Office
+from relay.workers.hub_end import Chunks, Downlink, RequestHandler
 from relay.workers.messages import LinkError
 
 BEAT_S = 1.0
 SILENT_S = 10.0
 """After this time without a word from the other end it is taken for gone: ten beats."""
 
-AGAIN_MIN_S = 0.1
-AGAIN_MAX_S = 5.0
+RECONNECT_MIN_S = 0.1
+RECONNECT_MAX_S = 5.0
 """Pause before an edge connects again: doubled each time, and drawn, so that edges do not come all at once."""
 
 STRANGERS_MAX = 64
@@ -130,13 +130,18 @@ class Links:
     Args:
         config: the settings.
         hub: whose log they follow.
-        office: answers what they ask.
+        handler: answers what they ask.
         loop: the event loop.
         clock: the hub's time.
     """
 
     def __init__(
-        self, config: Config, hub: Hub, office: Office, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]
+        self,
+        config: Config,
+        hub: Hub,
+        handler: RequestHandler,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
     ) -> None:
         self.loop = loop
         self.all: set[DownlinkProtocol] = set()
@@ -144,10 +149,10 @@ class Links:
         self._config = config
         self.on_heard: Callable[[], None] = lambda: None  # called when a worker has said something
         self._hub = hub
-        self._office = office
+        self._handler = handler
         self._clock = clock
         self._chunks = Chunks(hub.log)
-        self._due = False
+        self._pump_due = False
         self._draining = False
         self._gone = asyncio.Event()  # set whenever a link has gone
         self._server: asyncio.Server | None = None
@@ -159,7 +164,7 @@ class Links:
         return Downlink(
             self._hub,
             self._chunks,
-            self._office,
+            self._handler,
             token=token,
             bytes_max=message_bytes_max(self._config),
             clock=self._clock,
@@ -202,12 +207,12 @@ class Links:
         self._gone.set()
 
     def _on_entry(self) -> None:
-        if not self._due:
-            self._due = True
+        if not self._pump_due:
+            self._pump_due = True
             self.loop.call_soon(self._pump)
 
     def _pump(self) -> None:
-        self._due = False
+        self._pump_due = False
         for link in list(self.all):
             link.pump()
 
@@ -344,7 +349,7 @@ class Upstream:
     async def _keep(self, where: str) -> None:
         host, port, encrypted = parse_upstream(where)
         context = ssl.create_default_context() if encrypted else None
-        backoff = Backoff(AGAIN_MIN_S, AGAIN_MAX_S, half_jitter)
+        backoff = Backoff(RECONNECT_MIN_S, RECONNECT_MAX_S, half_jitter)
         while True:
             try:
                 transport, protocol = await self._loop.create_connection(self._make, host, port, ssl=context)
@@ -355,7 +360,7 @@ class Upstream:
                 began_s = self._clock()
                 await protocol.lost
                 _logger.warning("the link to %s is gone", where)
-                if self._clock() - began_s > AGAIN_MAX_S:
+                if self._clock() - began_s > RECONNECT_MAX_S:
                     backoff.reset()
             await asyncio.sleep(backoff.next_s())
 

@@ -20,11 +20,13 @@ from relay.sources.requests import HOLD_GRACE_S, Cancel, Done, nothing
 from relay.workers.messages import (
     OVERHEAD_BYTES_MAX,
     VERSION,
+    Answer,
     Ask,
     Beat,
     Begin,
     Drain,
-    Ended,
+    EndedTopics,
+    EvictedMarks,
     Find,
     Found,
     Head,
@@ -32,21 +34,19 @@ from relay.workers.messages import (
     LinkError,
     Message,
     Parser,
-    Past,
-    Publish,
     Published,
+    PublishRequest,
     Refuse,
     Refused,
+    Report,
     Status,
-    Told,
-    What,
     encode,
 )
 
 UNSENT_BYTES_MAX = 32 * 1024 * 1024
 """What may wait to be sent to the hub; above it a request is answered 503."""
 
-Told_ = Callable[[Any], None]
+OnAnswer = Callable[[Any], None]
 
 
 def message_bytes_max(config: Config) -> int:
@@ -81,7 +81,7 @@ class Uplink:
         clock: Callable[[], float],
         on_begun: Callable[[], None],
         on_drain: Callable[[], None],
-        answer: Callable[[What], bytes],
+        answer: Callable[[Report], bytes],
     ) -> None:
         self.heard_s = clock()
         self.linked = False  # the hub has begun to send
@@ -99,11 +99,11 @@ class Uplink:
         self._send: Callable[[bytes], int] | None = None
         self._unsent = 0
         self._number = 0
-        self._requests: dict[int, tuple[float, Told_]] = {}
-        self._later_s = 0.0  # what this process's clock is ahead of the hub's
+        self._requests: dict[int, tuple[float, OnAnswer]] = {}
+        self._hub_offset_s = 0.0  # what this process's clock is ahead of the hub's
         self._newest_s = 0.0
         hub.fed, hub.begun, hub.linked = True, False, False
-        hub.catchup.on_held = self.tell
+        hub.catchup.on_held = self.send_status
 
     # The link comes and goes
 
@@ -129,17 +129,15 @@ class Uplink:
         for _, done in requests.values():
             done(broken)
 
-    def tell(self) -> None:
+    def send_status(self) -> None:
         """Tell the hub how it goes: each second, and when something else is held."""
         hub = self._hub
-        status = Status(
-            sequence=hub.log.head, streams=hub.engine.open, ready=hub.ready, holding=list(hub.holds.terms)
-        )
+        status = Status(sequence=hub.log.head, streams=hub.engine.open, ready=hub.ready, holding=list(hub.holds.terms))
         self._write(encode(status))
 
     def tick(self) -> None:
         """Tell the hub how it goes, and give up requests that take too long."""
-        self.tell()
+        self.send_status()
         now_s = self._clock()
         for number, (deadline_s, done) in list(self._requests.items()):
             if now_s >= deadline_s:
@@ -167,36 +165,36 @@ class Uplink:
             raise LinkError(f"entry {entry.sequence} came where {hub.log.head} was due")
         if len(entry.frame) > hub.log.bytes_max:
             raise LinkError(f"an entry of {len(entry.frame)} bytes is more than history-bytes holds here")
-        self._newest_s = max(self._newest_s, min(entry.time_s + self._later_s, now_s))
+        self._newest_s = max(self._newest_s, min(entry.time_s + self._hub_offset_s, now_s))
         try:
             hub.take(entry, self._newest_s)
         except EventError as error:
             raise LinkError(f"entry {entry.sequence}: {error}") from None
         if not hub.begun:
-            self._look(now_s)
+            self._check_snapshot(now_s)
 
-    def _look(self, now_s: float) -> None:
+    def _check_snapshot(self, now_s: float) -> None:
         if self._hub.log.head >= self._hub.snapshot:
             self._hub.begun = True
             self._on_begun()
-            self.tell()
+            self.send_status()
 
     def _receive(self, message: Message, now_s: float) -> None:
-        if isinstance(message, Published | Found | Told | Refused):
-            self._told(message)
+        if isinstance(message, Published | Found | Answer | Refused):
+            self._answered(message)
         elif isinstance(message, Begin):
             self._begin(message, now_s)
-        elif isinstance(message, Past):
-            later_s = self._later_s
-            marks = [(name, sequence, time_s + later_s) for name, sequence, time_s in message.topics]
-            rest = message.rest and (message.rest[0], message.rest[1] + later_s)
+        elif isinstance(message, EvictedMarks):
+            offset_s = self._hub_offset_s
+            marks = [(name, sequence, time_s + offset_s) for name, sequence, time_s in message.topics]
+            rest = message.rest and (message.rest[0], message.rest[1] + offset_s)
             self._hub.log.know_evicted(marks, message.ids, rest)
-        elif isinstance(message, Ended):
+        elif isinstance(message, EndedTopics):
             for topic in message.topics:
                 self._hub.end_topic(topic)
         elif isinstance(message, Ask):
-            self.tell()
-            self._write(encode(Told(number=message.number, body=self._answer(message.what))))
+            self.send_status()
+            self._write(encode(Answer(number=message.number, body=self._answer(message.report))))
         elif isinstance(message, Drain):
             self._on_drain()
         elif isinstance(message, Refuse):
@@ -209,14 +207,14 @@ class Uplink:
     def _begin(self, begin: Begin, now_s: float) -> None:
         hub = self._hub
         self.linked = hub.linked = True
-        self._later_s = now_s - begin.now_s
+        self._hub_offset_s = now_s - begin.now_s
         hub.snapshot = begin.head
         if (begin.epoch, begin.sequence) != (hub.log.epoch, hub.log.head):
             hub.begun = False
-            hub.begin(begin.epoch, begin.sequence, begin.head, begin.evicted_s + self._later_s, now_s)
-        self._look(now_s)
+            hub.begin(begin.epoch, begin.sequence, begin.head, begin.evicted_s + self._hub_offset_s, now_s)
+        self._check_snapshot(now_s)
 
-    def _told(self, message: Published | Found | Told | Refused) -> None:
+    def _answered(self, message: Published | Found | Answer | Refused) -> None:
         _, done = self._requests.pop(message.number, (0.0, None))
         if done is None:
             return
@@ -224,7 +222,7 @@ class Uplink:
             done(message.ids)
         elif isinstance(message, Found):
             done(message.sequence)
-        elif isinstance(message, Told):
+        elif isinstance(message, Answer):
             done(message.body)
         elif message.field is not None:
             ended = message.status == EndedError.status
@@ -237,7 +235,7 @@ class Uplink:
     def publish(self, events: list[Event], done: Done) -> Cancel:
         """Publish at the hub, all or none; `done` is called once with their ids, or with what was wrong."""
         try:
-            data = encode(Publish(number=self._number + 1, events=msgspec.json.encode(events)))
+            data = encode(PublishRequest(number=self._number + 1, events=msgspec.json.encode(events)))
         except (ValueError, OverflowError, TypeError, RecursionError) as error:
             done(EventError("data", f"not a JSON value: {error}"))
             return nothing
@@ -258,11 +256,11 @@ class Uplink:
         """Ask for the sequence that the next event will get; every event that is acknowledged by now is before it."""
         return self._request(encode(Head(number=self._number + 1)), done)
 
-    def ask(self, what: What, done: Callable[[bytes | RelayError], None]) -> Cancel:
+    def ask(self, report: Report, done: Callable[[bytes | RelayError], None]) -> Cancel:
         """Ask for /stats or /metrics of the whole."""
-        return self._request(encode(Ask(number=self._number + 1, what=what)), done)
+        return self._request(encode(Ask(number=self._number + 1, report=report)), done)
 
-    def _request(self, data: bytes, done: Told_) -> Cancel:
+    def _request(self, data: bytes, done: OnAnswer) -> Cancel:
         if not self.linked:
             done(RequestError(503, "the link to the hub is down", RETRY_SOON))
             return nothing

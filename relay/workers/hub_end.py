@@ -29,11 +29,13 @@ from relay.topic import JOINT, check_term
 from relay.workers.messages import (
     HELLO_BYTES_MAX,
     VERSION,
+    Answer,
     Ask,
     Beat,
     Begin,
     Drain,
-    Ended,
+    EndedTopics,
+    EvictedMarks,
     Find,
     Found,
     Head,
@@ -41,14 +43,12 @@ from relay.workers.messages import (
     LinkError,
     Message,
     Parser,
-    Past,
-    Publish,
     Published,
+    PublishRequest,
     Refuse,
     Refused,
+    Report,
     Status,
-    Told,
-    What,
     encode,
     encode_entry,
 )
@@ -59,13 +59,13 @@ REPLY_BYTES_MAX = 4 * 1024 * 1024
 REQUESTS_MAX = 1000
 """Requests of one edge that may be under way; above it 503."""
 
-ENDED = 50
+ENDED_PER_MESSAGE = 50
 """Ended topics told in one message, so that it is never longer than the shortest that an edge may take."""
 
-PAIRS = 16
+IDS_PER_MESSAGE = 16
 """Evicted ids told in one message, for the same reason."""
 
-PAST_A_TURN = 64
+EVICTED_PER_TURN = 64
 """Such messages in one turn: less than a millisecond."""
 
 NAME_CHARACTERS_MAX = 200
@@ -73,7 +73,7 @@ NAME_CHARACTERS_MAX = 200
 T = TypeVar("T", bound=Iterable[str])
 
 
-class Office(Protocol):
+class RequestHandler(Protocol):
     """Who answers what an edge asks."""
 
     def publish(self, events: list[Event], done: Done) -> Cancel:
@@ -87,7 +87,7 @@ class Office(Protocol):
     def head(self, done: Callable[[int | RelayError], None]) -> Cancel:
         """Give the sequence that the next event will get, and call back once."""
 
-    def ask(self, what: What, done: Callable[[bytes], None]) -> None:
+    def ask(self, report: Report, done: Callable[[bytes], None]) -> None:
         """Give /stats or /metrics of the whole, and call back once."""
 
 
@@ -129,7 +129,7 @@ class Downlink:
     Args:
         hub: whose log the edge follows.
         chunks: shared by all links of the hub.
-        office: answers the edge's requests.
+        handler: answers the edge's requests.
         token: what the edge has to know; None for one that was started by this process.
         bytes_max: longest message of the edge.
         clock: the hub's time.
@@ -140,7 +140,7 @@ class Downlink:
         self,
         hub: Hub,
         chunks: Chunks,
-        office: Office,
+        handler: RequestHandler,
         *,
         token: str | None,
         bytes_max: int,
@@ -155,7 +155,7 @@ class Downlink:
         self.lapped = 0
         self._hub = hub
         self._chunks = chunks
-        self._office = office
+        self._handler = handler
         self._token = token
         self._bytes_max = bytes_max
         self._clock = clock
@@ -171,7 +171,7 @@ class Downlink:
         self._requests: dict[int, Cancel] = {}
         self._asked: dict[int, Callable[[bytes | RelayError], None]] = {}
         self._number = 0
-        self._past: Iterator[bytes] = iter(())  # what is to be told before the next entry
+        self._evicted: Iterator[bytes] = iter(())  # what is to be told before the next entry
 
     @property
     def lag_events(self) -> int:
@@ -231,22 +231,22 @@ class Downlink:
             if len(message.holding) > HOLDS_MAX:
                 raise LinkError(f"an edge holds {len(message.holding)} terms")
             self._hub.holds.hold(self, _checked(message.holding))
-        elif isinstance(message, Publish):
+        elif isinstance(message, PublishRequest):
             self._publish(message)
         elif isinstance(message, Find):
-            self._office.find(_checked(message.terms), message.ids, partial(self._found, message.number))
+            self._handler.find(_checked(message.terms), message.ids, partial(self._found, message.number))
         elif isinstance(message, Head):
-            self._office.head(partial(self._found, message.number))
+            self._handler.head(partial(self._found, message.number))
         elif isinstance(message, Ask):
-            self._office.ask(message.what, partial(self._told, message.number))
-        elif isinstance(message, Told):
+            self._handler.ask(message.report, partial(self._answered, message.number))
+        elif isinstance(message, Answer):
             done = self._asked.pop(message.number, None)
             if done is not None:
                 done(message.body)
         else:
             raise LinkError(f"a message that is not for a hub: {type(message).__name__}")
 
-    def _publish(self, message: Publish) -> None:
+    def _publish(self, message: PublishRequest) -> None:
         number = message.number
         if len(self._requests) >= REQUESTS_MAX or number in self._requests:
             self._reply(Refused(number=number, status=503, reason="too many requests of one edge are waiting"))
@@ -257,7 +257,7 @@ class Downlink:
         except EventError as error:
             self._published(number, error)
             return
-        cancel = self._office.publish(events, partial(self._published, number))
+        cancel = self._handler.publish(events, partial(self._published, number))
         if number in self._requests:
             self._requests[number] = cancel
 
@@ -272,8 +272,8 @@ class Downlink:
             _refused(number, result) if isinstance(result, RelayError) else Found(number=number, sequence=result)
         )
 
-    def _told(self, number: int, body: bytes) -> None:
-        self._reply(Told(number=number, body=body))
+    def _answered(self, number: int, body: bytes) -> None:
+        self._reply(Answer(number=number, body=body))
 
     def lost(self) -> None:
         """Forget the edge: what it holds, and what it waits for."""
@@ -300,16 +300,19 @@ class Downlink:
                 self.lapped += self._epoch == log.epoch
                 self._epoch, self._cursor = log.epoch, log.tail
                 parts.append(encode(self._begin()))
-                self._past = self._tell_past()
+                self._evicted = self._encode_evicted()
                 ended = self._hub.ended.known()
-                parts += [encode(Ended(topics=ended[at : at + ENDED])) for at in range(0, len(ended), ENDED)]
-            past = b"".join(islice(self._past, PAST_A_TURN))
-            if past:
-                parts.append(past)
+                parts += [
+                    encode(EndedTopics(topics=ended[at : at + ENDED_PER_MESSAGE]))
+                    for at in range(0, len(ended), ENDED_PER_MESSAGE)
+                ]
+            evicted = b"".join(islice(self._evicted, EVICTED_PER_TURN))
+            if evicted:
+                parts.append(evicted)
             else:
                 data, self._cursor = self._chunks.after(self._cursor)
                 parts.append(data)
-            if self._draining and not past and self._cursor == log.head:
+            if self._draining and not evicted and self._cursor == log.head:
                 self._draining = False
                 if self._token is None:
                     parts.append(encode(Drain()))
@@ -317,15 +320,15 @@ class Downlink:
                     self.closing = True
         return b"".join(parts)
 
-    def _tell_past(self) -> Iterator[bytes]:
+    def _encode_evicted(self) -> Iterator[bytes]:
         """Yield what the log knows of evicted entries, now, in messages that are never longer than an edge may take."""
         log = self._hub.log
         rest, topics, ids = log.marks.rest, log.evicted(), log.ids.evicted()
-        while some := list(islice(topics, ENDED)):
-            yield encode(Past(topics=some, ids=[]))
-        while pairs := list(islice(ids, PAIRS)):
-            yield encode(Past(topics=[], ids=pairs))
-        yield encode(Past(topics=[], ids=[], rest=rest))
+        while some := list(islice(topics, ENDED_PER_MESSAGE)):
+            yield encode(EvictedMarks(topics=some, ids=[]))
+        while pairs := list(islice(ids, IDS_PER_MESSAGE)):
+            yield encode(EvictedMarks(topics=[], ids=pairs))
+        yield encode(EvictedMarks(topics=[], ids=[], rest=rest))
 
     def _follows(self, log: Log) -> bool:
         return self._epoch == log.epoch and self._cursor <= log.head
@@ -352,11 +355,11 @@ class Downlink:
         if self.linked and self._clock() - self.heard_s > silent_s:
             self._hub.holds.hold(self, ())
 
-    def ask(self, what: What, done: Callable[[bytes | RelayError], None]) -> None:
+    def ask(self, report: Report, done: Callable[[bytes | RelayError], None]) -> None:
         """Ask the edge for its own /stats or /metrics."""
         self._number += 1
         self._asked[self._number] = done
-        self._reply(Ask(number=self._number, what=what))
+        self._reply(Ask(number=self._number, report=report))
 
     def drain(self) -> None:
         """Once the edge has the whole log, let it drain if it is a worker; another is left to find a new hub."""

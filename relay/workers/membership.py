@@ -20,11 +20,11 @@ from relay.event import Event
 from relay.sources.requests import BatchPublisher, Cancel, Done, nothing
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.stats import Stats
-from relay.workers import whole
+from relay.workers import aggregate
 from relay.workers.connections import Links, Upstream
 from relay.workers.edge_end import Uplink
 from relay.workers.hub_end import Downlink
-from relay.workers.messages import What
+from relay.workers.messages import Report
 from relay.workers.processes import Workers
 
 SETTLE_STEP_S = 0.01
@@ -92,7 +92,7 @@ class Cluster:
             clock=self._clock,
             on_begun=begun.set,
             on_drain=on_gone,
-            answer=self.own,
+            answer=self.local_report,
         )
         self._upstream = Upstream(uplink, self._loop, self._clock, on_gone)
         self._upstream.open(where)
@@ -184,15 +184,15 @@ class Cluster:
         done(self._hub.head)
         return nothing
 
-    def ask(self, what: What, done: Callable[[bytes], None]) -> None:
+    def ask(self, report: Report, done: Callable[[bytes], None]) -> None:
         """Give /stats or /metrics of this process and its workers."""
-        whole.gather(what, self.own(what), self._workers(), self._loop, done)
+        aggregate.gather(report, self.local_report(report), self._workers(), self._loop, done)
 
-    def own(self, what: What) -> bytes:
+    def local_report(self, report: Report) -> bytes:
         """Give /stats or /metrics of this process alone, to be put together with others."""
-        if what == "stats":
+        if report == "stats":
             return orjson.dumps(self.stats(self._clock()))
-        return msgspec.json.encode(whole.families(self._metrics.registry))
+        return msgspec.json.encode(aggregate.families(self._metrics.registry))
 
     def _workers(self) -> dict[int, Downlink]:
         return {} if self.workers is None else self.workers.links
@@ -205,16 +205,16 @@ class Cluster:
 
     def stats(self, now_s: float) -> dict[str, Any]:
         """Return what /stats says of this process and its links."""
-        told = self._stats.collect(now_s)
+        result = self._stats.collect(now_s)
         upstream = self.upstream()
         if upstream is not None:
-            told["upstream"] = upstream
+            result["upstream"] = upstream
         if self._links is not None:
-            told["edges"] = [
+            result["edges"] = [
                 {"name": each.down.name, "lag_events": each.down.lag_events, "lapped": each.down.lapped}
                 for each in self._links.all
                 if each.down.linked and not each.worker
             ]
         if self.workers is not None:
-            told["worker_restarts"] = self.workers.restarts
-        return told
+            result["worker_restarts"] = self.workers.restarts
+        return result

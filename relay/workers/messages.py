@@ -39,7 +39,7 @@ _ENTRY_WHOLE = struct.Struct("<IBQdHHI")
 _NO_ID = 0xFFFF
 _NO_KEY = 0xFFFFFFFF
 
-What = Literal["stats", "metrics"]
+Report = Literal["stats", "metrics"]
 
 
 class LinkError(RelayError):
@@ -107,7 +107,7 @@ class Begin(_Message, frozen=True):
     evicted_s: float
 
 
-class Past(_Message, frozen=True):
+class EvictedMarks(_Message, frozen=True, tag="Past"):
     """To an edge that begins anew: a part of what the hub knows of evicted entries.
 
     Args:
@@ -121,7 +121,7 @@ class Past(_Message, frozen=True):
     rest: tuple[int, float] | None = None
 
 
-class Ended(_Message, frozen=True):
+class EndedTopics(_Message, frozen=True, tag="Ended"):
     """To an edge that begins anew: topics that have ended, whether or not their ends are retained."""
 
     topics: list[str]
@@ -155,7 +155,7 @@ class Status(_Message, frozen=True):
     holding: list[str]
 
 
-class Publish(_Message, frozen=True):
+class PublishRequest(_Message, frozen=True, tag="Publish"):
     """To the hub: publish these events, all or none. They are a JSON array, so that their data stays as written."""
 
     number: int
@@ -203,10 +203,10 @@ class Ask(_Message, frozen=True):
     """To either: give me /stats or /metrics; the hub gives the whole, a worker its own."""
 
     number: int
-    what: What
+    report: Report = msgspec.field(name="what")
 
 
-class Told(_Message, frozen=True):
+class Answer(_Message, frozen=True, tag="Told"):
     """To either: what was asked for."""
 
     number: int
@@ -217,9 +217,8 @@ class Drain(_Message, frozen=True):
     """To an edge: this was the last entry; drain and leave."""
 
 
-Message = (
-    (Setup | Hello | Refuse | Begin | Past | Ended | Beat | Status | Publish | Published)
-    | (Find | Head | Found | Refused | Ask | Told | Drain)
+Message = (Setup | Hello | Refuse | Begin | EvictedMarks | EndedTopics | Beat | Status | PublishRequest | Published) | (
+    Find | Head | Found | Refused | Ask | Answer | Drain
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -35,8 +35,8 @@ from relay.workers.connections import DownlinkProtocol, Links
 from relay.workers.hub_end import Downlink
 from relay.workers.messages import Setup
 
-AGAIN_MIN_S = 0.1
-AGAIN_MAX_S = 5.0
+RESTART_MIN_S = 0.1
+RESTART_MAX_S = 5.0
 """Pause before a worker that died soon after its start is started again: none, then doubled each time."""
 
 STARTS_MAX = 5
@@ -153,7 +153,7 @@ class Workers:
 
     async def _keep(self, number: int) -> None:
         """Have this worker, as long as the hub serves."""
-        backoff, pause_s = Backoff(AGAIN_MIN_S, AGAIN_MAX_S), 0.0
+        backoff, pause_s = Backoff(RESTART_MIN_S, RESTART_MAX_S), 0.0
         while not self._ending.is_set():
             began_s = self._loop.time()
             try:

@@ -11,7 +11,7 @@ from relay.event import Event
 from relay.sources.requests import Cancel, Done, nothing
 from relay.workers.edge_end import Uplink, message_bytes_max
 from relay.workers.hub_end import Chunks, Downlink
-from relay.workers.messages import LinkError, What
+from relay.workers.messages import LinkError, Report
 from tests.oracle import Oracle
 from tests.sim.world import Client, World
 
@@ -49,7 +49,7 @@ class Office:
         done(self.root.hub.head)
         return nothing
 
-    def ask(self, what: What, done: Callable[[bytes], None]) -> None:
+    def ask(self, report: Report, done: Callable[[bytes], None]) -> None:
         """Tell nothing."""
         done(b"")
 

@@ -15,15 +15,15 @@ import pytest
 
 from relay.core.log import Entry
 from relay.errors import ConfigError
-from relay.store.file import APPLICATION_ID, Batch, Key, Store, Trim
+from relay.store.file import APPLICATION_ID, Key, Store, Trim, WriteBatch
 
 
 def entry(sequence: int, **other: str) -> Entry:
     return Entry(sequence, float(sequence), other.get("topic", "a"), other.get("id"), other.get("key"), b"data: x\n\n")
 
 
-def batch(*sequences: int, keys: list[Key] | None = None, newest_s: float = 0.0) -> Batch:
-    return Batch([entry(sequence) for sequence in sequences], keys or [], 1000.0, newest_s)
+def batch(*sequences: int, keys: list[Key] | None = None, newest_s: float = 0.0) -> WriteBatch:
+    return WriteBatch([entry(sequence) for sequence in sequences], keys or [], 1000.0, newest_s)
 
 
 def sequences(store: Store) -> list[list[int]]:
@@ -67,7 +67,7 @@ def test_entries_come_back_whole_in_order_and_with_their_times(path: str) -> Non
         Entry(2, 2.5, "a.b", "own", None, b"data: \xc3\xa9\n\n"),
         Entry(3, 2.5, "ü", None, "key", b"\x00"),
     ]
-    store.write(Batch(entries, [("k", "own")], 1000.0, 1002.5), None)
+    store.write(WriteBatch(entries, [("k", "own")], 1000.0, 1002.5), None)
     epoch = store.epoch
     store.close()
     store = Store(path)
@@ -109,7 +109,7 @@ def test_dedup_keys_go_by_their_own_time(path: str) -> None:
 def test_a_full_disk_changes_nothing_and_is_over_when_there_is_room(path: str) -> None:
     store = filled(path)
     store._db.execute("PRAGMA max_page_count = 12")
-    large = Batch([Entry(7, 0.0, "a", None, None, bytes(100_000))], [("k", "e-7")], 0.0, 0.0)
+    large = WriteBatch([Entry(7, 0.0, "a", None, None, bytes(100_000))], [("k", "e-7")], 0.0, 0.0)
     with pytest.raises(sqlite3.OperationalError, match="full"):
         store.write(large, None)
     assert sequences(store) == [[1, 2], [3], [4, 5, 6]]
@@ -207,7 +207,7 @@ def test_a_write_ahead_log_that_was_taken_away_is_missed(path: str) -> None:
 )
 def test_damage_that_sqlite_does_not_see_is_seen(path: str, statement: str) -> None:
     store = filled(path)
-    store.write(Batch([entry(7)], [("k", "e-7")], 0.0, 0.0), None)
+    store.write(WriteBatch([entry(7)], [("k", "e-7")], 0.0, 0.0), None)
     store.close()
     db = sqlite3.connect(path)
     db.execute(statement)

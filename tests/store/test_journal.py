@@ -16,7 +16,7 @@ from relay.core.log import Entry, Log
 from relay.core.seen import Seen
 from relay.errors import RelayError
 from relay.store import journal as module
-from relay.store.file import Batch, Store, Trim
+from relay.store.file import Store, Trim, WriteBatch
 from relay.store.journal import Journal
 
 TIMEOUT_S = 10.0
@@ -29,14 +29,14 @@ class FakeStore:
     upstream_position: str | None = None
 
     def __init__(self) -> None:
-        self.batches: list[Batch] = []
+        self.batches: list[WriteBatch] = []
         self.trims: list[Trim] = []
         self.error: Exception | None = None
         self.free = threading.Event()
         self.free.set()
         self.closed = False
 
-    def write(self, batch: Batch, trim: Trim | None) -> None:
+    def write(self, batch: WriteBatch, trim: Trim | None) -> None:
         assert self.free.wait(TIMEOUT_S)
         if self.error is not None:
             raise self.error
@@ -166,7 +166,7 @@ async def test_too_much_that_waits_holds_publishers_until_it_is_stored(count: in
 async def test_a_write_that_fails_is_tried_again_and_meanwhile_nothing_is_taken(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "AGAIN_S", 0.01)
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
     caplog.set_level("INFO")
     world = World()
     world.store.error = sqlite3.OperationalError("database or disk is full")
@@ -226,12 +226,12 @@ async def test_the_file_is_let_go_of_whole_and_taken_back(tmp_path: Path) -> Non
     world.put(3)
     told = list[int]()
     world.journal.confirm(lambda: told.append(world.log.head))
-    world.journal.let_go()
+    world.journal.release_file()
     assert (world.log.head, told) == (4, [4])
     other = Store(path)
     assert [len(row) for _, row in other.entries()] == [3]
     other.close()
-    world.journal.take_back()
+    world.journal.reopen()
     world.put(2)
     await asyncio.wait_for(world.journal.settle(), TIMEOUT_S)
     world.journal.close()
@@ -245,7 +245,7 @@ async def test_a_disk_that_fails_does_not_let_go_of_the_file() -> None:
     world.store.error = sqlite3.OperationalError("disk I/O error")
     world.put(2)
     with pytest.raises(RelayError, match="events cannot be stored: disk I/O error"):
-        world.journal.let_go()
+        world.journal.release_file()
     assert not world.store.closed
     world.store.error = None
     world.journal.close()

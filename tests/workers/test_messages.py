@@ -13,6 +13,7 @@ from relay.config.model import Config
 from relay.core.log import Entry
 from relay.workers.messages import (
     VERSION,
+    Answer,
     Ask,
     Beat,
     Begin,
@@ -23,13 +24,12 @@ from relay.workers.messages import (
     LinkError,
     Message,
     Parser,
-    Publish,
     Published,
+    PublishRequest,
     Refuse,
     Refused,
     Setup,
     Status,
-    Told,
     encode,
     encode_entry,
 )
@@ -41,13 +41,13 @@ MESSAGES: list[Message] = [
     Begin(epoch="e", sequence=1, head=2, now_s=1.5, evicted_s=-math.inf),
     Beat(head=7),
     Status(sequence=3, streams=4, ready=True, holding=["a", "b.*"]),
-    Publish(number=1, events=b'[{"data":{"a":[1.50,null]},"topic":"a"},{"topic":"b"}]'),
+    PublishRequest(number=1, events=b'[{"data":{"a":[1.50,null]},"topic":"a"},{"topic":"b"}]'),
     Published(number=1, ids=["e-1", "x"]),
     Find(number=2, terms=("a", "b.*"), ids=("x",)),
     Found(number=2, sequence=None),
     Refused(number=2, status=400, reason="is bad", field="id"),
-    Ask(number=3, what="stats"),
-    Told(number=3, body=b"{}"),
+    Ask(number=3, report="stats"),
+    Answer(number=3, body=b"{}"),
     Drain(),
 ]
 ENTRIES = [

@@ -1,4 +1,4 @@
-"""The whole: /stats and /metrics of a hub and its workers in one.
+"""The total: /stats and /metrics of a hub and its workers in one.
 
 Owns how the answers of several processes become one: in the stats what can be added is added, in the metrics each
 process has a label `worker`, so that the sums are right. A worker that does not answer in time is left out, and shown
@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from relay.errors import RelayError
 from relay.telemetry.stats import SLOWEST_MAX, TOPICS_MAX
 from relay.workers.hub_end import Downlink
-from relay.workers.messages import What
+from relay.workers.messages import Report
 
 ANSWER_S = 1.0
 """How long the workers have for their part."""
@@ -44,13 +44,13 @@ def families(registry: CollectorRegistry) -> list[Family]:
 
 
 def gather(
-    what: What,
-    own: bytes,
+    report: Report,
+    hub_part: bytes,
     workers: Mapping[int, Downlink],
     loop: asyncio.AbstractEventLoop,
     done: Callable[[bytes], None],
 ) -> None:
-    """Ask the workers for their part, and give the whole, at last after `ANSWER_S`.
+    """Ask the workers for their part, and give the total, at last after `ANSWER_S`.
 
     Args:
         what: `stats` or `metrics`.
@@ -65,7 +65,7 @@ def gather(
     def finish() -> None:
         timer.cancel()
         waiting.clear()
-        done(stats(own, parts, workers) if what == "stats" else metrics(own, parts, workers))
+        done(stats(hub_part, parts, workers) if report == "stats" else metrics(hub_part, parts, workers))
 
     def take(number: int, part: bytes | RelayError) -> None:
         if number in waiting:
@@ -77,22 +77,22 @@ def gather(
 
     timer = loop.call_later(ANSWER_S, finish)
     for number, link in workers.items():
-        link.ask(what, lambda part, number=number: take(number, part))  # type: ignore[misc]
+        link.ask(report, lambda part, number=number: take(number, part))  # type: ignore[misc]
     if not workers:
         finish()
 
 
-def stats(own: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Downlink]) -> bytes:
+def stats(hub_part: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Downlink]) -> bytes:
     """Make one /stats of the hub's and its workers'."""
-    whole: dict[str, Any] = orjson.loads(own)
+    total: dict[str, Any] = orjson.loads(hub_part)
     each = {number: orjson.loads(part) for number, part in sorted(parts.items())}
     for name in _ADDED:
-        whole[name] += sum(part[name] for part in each.values())
+        total[name] += sum(part[name] for part in each.values())
     for name in _COUNTED:
         for part in each.values():
             for key, count in part[name].items():
-                whole[name][key] = whole[name].get(key, 0) + count
-    subscribers: dict[str, dict[str, Any]] = {topic["topic"]: topic for topic in whole["topics"]}
+                total[name][key] = total[name].get(key, 0) + count
+    subscribers: dict[str, dict[str, Any]] = {topic["topic"]: topic for topic in total["topics"]}
     for part in each.values():
         for topic in part["topics"]:
             known = subscribers.get(topic["topic"])
@@ -102,10 +102,10 @@ def stats(own: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Downlink
                 known["subscribers"] += topic["subscribers"]
                 known["retained"] = max(known["retained"], topic["retained"])
     topics = sorted(subscribers.values(), key=lambda topic: (-topic["subscribers"], topic["topic"]))
-    whole["topics"] = topics[:TOPICS_MAX]
-    slowest = [stream for part in (whole, *each.values()) for stream in part["slowest"]]
-    whole["slowest"] = sorted(slowest, key=lambda stream: -stream["lag_events"])[:SLOWEST_MAX]
-    whole["workers"] = [
+    total["topics"] = topics[:TOPICS_MAX]
+    slowest = [stream for part in (total, *each.values()) for stream in part["slowest"]]
+    total["slowest"] = sorted(slowest, key=lambda stream: -stream["lag_events"])[:SLOWEST_MAX]
+    total["workers"] = [
         {
             "worker": number,
             "ready": link.status.ready,
@@ -115,10 +115,10 @@ def stats(own: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Downlink
         }
         for number, link in sorted(workers.items())
     ]
-    return orjson.dumps(whole, option=orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps(total, option=orjson.OPT_APPEND_NEWLINE)
 
 
-class _Whole(Collector):
+class _Families(Collector):
     """Families of several processes, each sample with the label `worker`."""
 
     def __init__(self, found: Mapping[str, Metric]) -> None:
@@ -129,10 +129,10 @@ class _Whole(Collector):
         yield from self._found.values()
 
 
-def metrics(own: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Downlink]) -> bytes:
+def metrics(hub_part: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Downlink]) -> bytes:
     """Make one /metrics of the hub's and its workers'."""
     found: dict[str, Metric] = {}
-    for worker, part in (("hub", own), *((str(number), part) for number, part in sorted(parts.items()))):
+    for worker, part in (("hub", hub_part), *((str(number), part) for number, part in sorted(parts.items()))):
         for name, help, kind, samples in msgspec.json.decode(part, type=list[Family]):
             family = found.setdefault(name, Metric(name, help, kind))
             for sample, labels, value in samples:
@@ -144,5 +144,5 @@ def metrics(own: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Downli
         answered.add_metric((str(number),), float(number in parts))
         lag.add_metric((str(number),), link.lag_events)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Whole({**found, answered.name: answered, lag.name: lag}))
+    registry.register(_Families({**found, answered.name: answered, lag.name: lag}))
     return generate_latest(registry)
