@@ -16,11 +16,12 @@ from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Protocol, cast
+from typing import cast
 
 from relay.core import notice
 from relay.core.audience import Audience, Subscription
 from relay.core.log import SEGMENT_BYTES, Batch, Index, Log
+from relay.core.measures import Observer
 from relay.core.policy import Lag, Limits, Policy, Rule
 from relay.core.stream import PackedLag
 from relay.speedups import Chunk, Engine
@@ -38,13 +39,6 @@ LAGS_A_TICK = 100
 
 CLOSE_GRACE_S = 5.0
 """How long a stream that is closed may take to read the rest of a frame that is half sent."""
-
-
-class Observer(Protocol):
-    """A histogram."""
-
-    def observe(self, amount: float, /) -> None:
-        """Count one value."""
 
 
 class Lagging:

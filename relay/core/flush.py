@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from relay.core.audience import Audience
-from relay.core.catchup import Observer
 from relay.core.log import SEGMENT_BYTES, Log
+from relay.core.measures import Observer
 from relay.speedups import Chunk, Engine, Members
 
 SLICE_S = 0.002

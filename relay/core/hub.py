@@ -16,19 +16,20 @@ import random
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, cast
+from typing import cast
 
 from relay.config.model import Config
 from relay.core import notice
 from relay.core.admission import Admission
 from relay.core.audience import Audiences, Subscription
-from relay.core.catchup import CatchUp, Observer
+from relay.core.catchup import CatchUp
 from relay.core.ended import Ended, is_end
 from relay.core.flush import SLICE_S, Flush
 from relay.core.grant import Grant
 from relay.core.holds import Holds
 from relay.core.leases import Leases
 from relay.core.log import Entry, Log
+from relay.core.measures import Measures
 from relay.core.policy import Rule, Rules
 from relay.core.replays import Done, Replays
 from relay.core.stream import PackedStream, Subscribe
@@ -50,22 +51,6 @@ ENDED_A_TURN = 1000
 """Streams of a topic that has ended which one turn leaves to catching up."""
 
 _logger = logging.getLogger("relay.hub")
-
-
-class Measures(Protocol):
-    """The histograms that the hub fills, in seconds."""
-
-    @property
-    def flush_s(self) -> Observer:
-        """How long a flush takes."""
-
-    @property
-    def written_s(self) -> Observer:
-        """Age of the oldest event of a flush at its end."""
-
-    @property
-    def lag_s(self) -> Observer:
-        """Lag of the streams that are behind."""
 
 
 class Hub:

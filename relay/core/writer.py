@@ -34,7 +34,7 @@ Append = Callable[[str, bytes, str | None, str | None, float], int]
 """Puts into the log: topic, frame, id, key, time; gives the sequence."""
 
 
-class Journal(Protocol):
+class WriteAhead(Protocol):
     """What stands between publishing and the log where there is a file; see `relay.store.journal`."""
 
     @property
@@ -85,7 +85,7 @@ class Writer:
     def __init__(self, config: Config, log: Log, append: Append, ended: Ended, on_end: Callable[[str], None]) -> None:
         self.encodes = 0
         self.seen = Seen(config.dedup_window_s, config.dedup_max)
-        self.journal: Journal | None = None  # on the way to the disk; None without a file
+        self.journal: WriteAhead | None = None  # on the way to the disk; None without a file
         self._durable = config.durable
         self._ended = ended
         self._log = log

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
@@ -18,16 +18,19 @@ from relay.auth.tokens import Auth
 from relay.config.model import Config
 from relay.config.networks import Network, parse_networks
 from relay.core.grant import Grant
-from relay.core.stream import Subscribe
+from relay.core.hub import Hub
 from relay.errors import RelayError
 from relay.front.deadlines import Deadlines, Waiting
 from relay.front.pace import Pace
 from relay.front.rate import Rates
 from relay.front.routes import Router
 from relay.http.response import Dates, Headers, page_headers
-from relay.sources import requests
 from relay.sources.requests import BatchPublisher, Cancel, Publishing
 from relay.telemetry.input_errors import InputErrors
+from relay.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from relay.front.connection import FrontProtocol
 
 BODY_BYTES_PER_S_MIN = 64 * 1024
 """Slowest body: the largest must be whole within the head's time plus its size at this rate."""
@@ -40,61 +43,11 @@ Ask = Callable[[Literal["stats", "metrics"], Callable[[bytes | RelayError], None
 _logger = logging.getLogger("relay.front")
 
 
-class Hub(requests.Hub, Protocol):
-    """What the front needs of the hub."""
-
-    @property
-    def draining(self) -> bool:
-        """Whether no new stream is taken."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether new streams are well served here."""
-
-    def find(self, terms: tuple[str, ...], ids: Sequence[str]) -> int | None:
-        """Return the sequence of a subscription's last id; None where the log does not know it."""
-
-    def prepare(self, request: Subscribe, now_s: float, done: Callable[[None], None]) -> Cancel:
-        """Make ready what a stream replays, and call back once; the result cancels."""
-
-    def subscribe(self, fd: int, request: Subscribe, address: str, now_s: float) -> None:
-        """Take the descriptor and open a stream on it; with an error it is not taken."""
-
-    def draw_retry_ms(self) -> int:
-        """Draw the time after which one client shall come back."""
-
-
-class Metrics(Protocol):
-    """What the front needs of the metrics."""
-
-    def input_error(self, source: str, kind: str) -> None:
-        """Count an input that was refused."""
-
-    def limited(self, limit: str) -> None:
-        """Count that a limit acted."""
-
-    def render(self) -> bytes:
-        """Give what /metrics shows."""
-
-
 class PackedConnection(msgspec.Struct, frozen=True, array_like=True):
     """A connection between two requests, for another process: its peer and the bytes that are not parsed yet."""
 
     peer: str
     unread: bytes
-
-
-class Connection(Protocol):
-    """What the front needs of a connection."""
-
-    def close_idle(self) -> None:
-        """Close the connection if it rests between requests."""
-
-    def abort(self) -> None:
-        """Cut the connection."""
-
-    def pack(self) -> tuple[int, PackedConnection] | None:
-        """Describe the connection, with its descriptor; None where a request or an answer is under way."""
 
 
 @dataclass(slots=True, eq=False)
@@ -136,7 +89,7 @@ class Front:
     errors: InputErrors = field(init=False)
     page_headers: Headers = field(init=False)
     proxies: tuple[Network, ...] = field(init=False)
-    connections: set[Connection] = field(init=False, default_factory=set)
+    connections: set[FrontProtocol] = field(init=False, default_factory=set)
     arriving: dict[asyncio.Task[None], float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -169,7 +122,7 @@ class Front:
         found = self.deadlines.oldest(waiting)
         if found is None or found[1] < age_s:
             return False
-        connection = cast(Connection, found[0])
+        connection = cast("FrontProtocol", found[0])
         if waiting is Waiting.REST:
             connection.close_idle()
             self.deadlines.set(found[0], Waiting.LINGER)  # its last answer may be unsent

@@ -99,7 +99,7 @@ class Request:
         return [value for key, value in self.query if key == name]
 
 
-class _State(Enum):
+class _Reading(Enum):
     HEAD = 1
     BODY = 2
     FAILED = 3
@@ -118,19 +118,19 @@ class RequestParser:
         self._head_bytes_max = head_bytes_max
         self._buffer = bytearray()
         self._scanned = 0
-        self._state = _State.HEAD
+        self._state = _Reading.HEAD
         self._length: int | None = 0
         self._chunks: _Chunks | None = None
 
     @property
     def intact(self) -> bool:
         """Whether the next request can be read: nothing failed, and no body is outstanding."""
-        return self._state is _State.HEAD
+        return self._state is _Reading.HEAD
 
     @property
     def partial(self) -> bool:
         """Whether there is a beginning of something: unread bytes, or a body that is not whole."""
-        return bool(self._buffer) or self._state is _State.BODY
+        return bool(self._buffer) or self._state is _Reading.BODY
 
     @property
     def long_get(self) -> bool:
@@ -152,7 +152,7 @@ class RequestParser:
         Raises:
             RequestError: 400 not HTTP, 414 or 431 too large, 417, 501 unknown method or coding, 505 version.
         """
-        if self._state is not _State.HEAD:
+        if self._state is not _Reading.HEAD:
             raise RuntimeError("head() before the last body was read")
         try:
             head = self._take_head()
@@ -160,11 +160,11 @@ class RequestParser:
                 return None
             request = parse_head(head)
         except RequestError:
-            self._state = _State.FAILED
+            self._state = _Reading.FAILED
             raise
         self._length = request.body_length
         if self._length != 0:
-            self._state = _State.BODY
+            self._state = _Reading.BODY
             self._chunks = _Chunks() if self._length is None else None
         return request
 
@@ -177,17 +177,17 @@ class RequestParser:
         Raises:
             RequestError: 413 too large, 400 malformed chunks.
         """
-        if self._state is _State.HEAD:
+        if self._state is _Reading.HEAD:
             return b""
-        if self._state is _State.FAILED:
+        if self._state is _Reading.FAILED:
             raise RuntimeError("body() after a failure")
         try:
             body = self._take_body(bytes_max)
         except RequestError:
-            self._state = _State.FAILED
+            self._state = _Reading.FAILED
             raise
         if body is not None:
-            self._state = _State.HEAD
+            self._state = _Reading.HEAD
             self._chunks = None
         return body
 

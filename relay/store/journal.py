@@ -23,9 +23,9 @@ from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 from relay.core.log import Entry, Log
+from relay.core.measures import Observer
 from relay.core.seen import Seen
 from relay.errors import RelayError
 from relay.store.file import Key, Store, Trim, WriteBatch
@@ -44,13 +44,6 @@ TRIM_S = 1.0
 """How often the file lets go of what the log has evicted."""
 
 _logger = logging.getLogger("relay.journal")
-
-
-class Observer(Protocol):
-    """A histogram, in seconds."""
-
-    def observe(self, amount: float) -> None:
-        """Take one value."""
 
 
 class Journal:

@@ -12,8 +12,9 @@ import time
 from asyncio import AbstractEventLoop
 
 from relay.core.hub import Hub
+from relay.core.measures import Observer
 from relay.store.file import Store
-from relay.store.journal import Journal, Observer
+from relay.store.journal import Journal
 
 _logger = logging.getLogger("relay.restore")
 

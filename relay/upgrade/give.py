@@ -202,10 +202,10 @@ async def _hello(channel: Channel, process: subprocess.Popen[bytes], timeout_s: 
         loop.remove_reader(channel.socket)
     channel.socket.settimeout(STOPPED_S)
     try:
-        hello = channel.expect(messages.Hello)
+        hello = channel.expect(messages.UpgradeHello)
     except RelayError as error:
         raise RelayError(f"the new process {process.pid} does not start: {error}") from None
-    assert isinstance(hello, messages.Hello)
+    assert isinstance(hello, messages.UpgradeHello)
     if hello.form != messages.FORM:
         raise RelayError(f"relay {hello.version} takes over in form {hello.form}, and this one has {messages.FORM}")
     _logger.info("relay %s, pid %d, is taking over", hello.version, process.pid)
@@ -277,7 +277,7 @@ def _hand_over(channel: Channel, possessions: Possessions, sent: int, now_s: flo
     for fds, connections in _batched([each for each in packed if each is not None]):
         channel.send(messages.Connections(connections), fds)
     for keys in _lists(hub.writer.seen.keys(), KEYS):
-        channel.send(messages.Keys(keys))
+        channel.send(messages.DedupKeys(keys))
     channel.send(messages.Rest(None if stdin.closed else stdin.pack(), front.auth.tickets, hub.ended.known()))
     return len(streams)
 

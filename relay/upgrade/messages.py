@@ -54,7 +54,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """What passes."""
 
 
-class Hello(Message, frozen=True):
+class UpgradeHello(Message, frozen=True, tag="Hello"):
     """The new process is ready to take over."""
 
     form: int
@@ -105,7 +105,7 @@ class Streams(Message, frozen=True):
     streams: list[PackedStream]
 
 
-class Keys(Message, frozen=True):
+class DedupKeys(Message, frozen=True, tag="Keys"):
     """The next dedup keys, oldest first: key, id, time."""
 
     keys: list[tuple[str, str, float]]
@@ -144,8 +144,8 @@ class Go(Message, frozen=True):
 
 
 _Log = Start | Entries | Evicted
-_Held = Listeners | Terms | Streams | Feeders | Connections | Keys | Rest
-_Any = Hello | _Log | _Held | Got | Ready | Go
+_Held = Listeners | Terms | Streams | Feeders | Connections | DedupKeys | Rest
+_Any = UpgradeHello | _Log | _Held | Got | Ready | Go
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Any).decode
 

@@ -64,7 +64,7 @@ def begin(channel: Channel, version: str) -> messages.Start:
     Raises:
         RelayError: the old process does not go through with it.
     """
-    channel.send(messages.Hello(messages.FORM, version))
+    channel.send(messages.UpgradeHello(messages.FORM, version))
     start = channel.expect(messages.Start)
     assert isinstance(start, messages.Start)
     return start
@@ -116,7 +116,7 @@ def take(
             taken.feeders += zip(_sockets(fds), message.feeders, strict=True)
         elif isinstance(message, messages.Connections):
             taken.connections += zip(_sockets(fds), message.connections, strict=True)
-        elif isinstance(message, messages.Keys):
+        elif isinstance(message, messages.DedupKeys):
             for key in message.keys:
                 hub.writer.seen.add(*key)
         elif isinstance(message, messages.Rest):

@@ -15,7 +15,7 @@ import struct
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -23,6 +23,7 @@ import uvloop
 
 from relay.auth.tokens import Auth
 from relay.config.model import Config
+from relay.core.hub import Hub
 from relay.core.stream import Subscribe
 from relay.errors import EventError, RequestError
 from relay.event import Event
@@ -31,6 +32,7 @@ from relay.front.connection import REQUESTS_A_TURN, WRITE_BUFFER_HIGH, FrontProt
 from relay.front.deadlines import Waiting
 from relay.front.front import Front
 from relay.front.pace import Pace
+from relay.telemetry.metrics import Metrics
 from tests.sources.fakes import value
 
 TOKEN = "sesame"
@@ -221,7 +223,7 @@ async def serve(page: bytes = PAGE, **settings: Any) -> AsyncIterator[Site]:
     hub, metrics = FakeHub(), FakeMetrics()
     config = Config(**settings)
     auth = Auth(config, frozenset({TOKEN}), wall=lambda: 1e9)
-    front = Front(hub, config, metrics, hub.stats, page, auth, loop, clock=lambda: 7.0)
+    front = Front(cast(Hub, hub), config, cast(Metrics, metrics), hub.stats, page, auth, loop, clock=lambda: 7.0)
     lost: asyncio.Queue[FrontProtocol] = asyncio.Queue()
 
     class Watched(FrontProtocol):

@@ -18,7 +18,7 @@ import pytest
 
 from relay.errors import RelayError
 from relay.event import Event
-from relay.upgrade.messages import Channel, Got, Hello, Ready, Start
+from relay.upgrade.messages import Channel, Got, Ready, Start, UpgradeHello
 from tests.oracle import Oracle, Published
 from tests.running import TIMEOUT_S, Feeder, Relay, Stream, eventually, relay, run
 
@@ -338,8 +338,8 @@ def test_a_message_arrives_with_its_descriptors_and_is_answered(channels: tuple[
 
 def test_what_is_no_message_and_who_is_gone_are_errors(channels: tuple[Channel, Channel]) -> None:
     one, other = channels
-    one.send(Hello(1, "x"))
-    with pytest.raises(RelayError, match="Hello in place of Start"):
+    one.send(UpgradeHello(1, "x"))
+    with pytest.raises(RelayError, match="UpgradeHello in place of Start"):
         other.expect(Start)
     one.socket.send(b"\0\0\0\1\0\0!")
     with pytest.raises(RelayError, match="no message"):
