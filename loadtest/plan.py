@@ -19,7 +19,7 @@ GROUPS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class LoadPhase:
     """A stretch of time.
 
     Args:
@@ -106,7 +106,7 @@ class Plan:
         first: number of the first event that each stream must see; 0 where they come while events flow.
     """
 
-    phases: list[Phase]
+    phases: list[LoadPhase]
     blocks: list[Block]
     users: int
     slow_users: int = 0
@@ -137,10 +137,10 @@ def blocks_of(options: LoadOptions, like: Block) -> list[Block]:
     return [replace(like, streams=size) for size in sizes]
 
 
-def _fed(options: LoadOptions, *phases: tuple[str, float, float]) -> list[Phase]:
+def _fed(options: LoadOptions, *phases: tuple[str, float, float]) -> list[LoadPhase]:
     """Ramp, phases given as name, share of the seconds and factor of the rate, and the end."""
-    fed = [Phase(name, share * options.seconds, factor * options.rate) for name, share, factor in phases]
-    return [Phase("ramp", options.ramp_s, options.rate), *fed, Phase("settle", options.settle_s, 0.0)]
+    fed = [LoadPhase(name, share * options.seconds, factor * options.rate) for name, share, factor in phases]
+    return [LoadPhase("ramp", options.ramp_s, options.rate), *fed, LoadPhase("settle", options.settle_s, 0.0)]
 
 
 def steady(options: LoadOptions) -> Plan:
@@ -173,7 +173,7 @@ def slow(options: LoadOptions) -> Plan:
     )
     healthy = blocks_of(options, Block(streams=0))
     phases = _fed(options, ("steady", 1.0, 1.0))
-    phases[-1:-1] = [Phase("read-on", options.read_on_s, options.rate / 4)]
+    phases[-1:-1] = [LoadPhase("read-on", options.read_on_s, options.rate / 4)]
     with_slow = options.slow_users > 0
     return Plan(
         phases=phases,
@@ -220,7 +220,7 @@ def topics(options: LoadOptions) -> Plan:
     of_all = Block(streams=max(1, tenth // 100), path="/events?topic=t.**", first=first)
     ramp, *rest = _fed(options, ("steady", 1.0, 1.0))
     return Plan(
-        phases=[Phase("ramp", ramp.seconds, 0.0), *rest],
+        phases=[LoadPhase("ramp", ramp.seconds, 0.0), *rest],
         blocks=[of_one, of_group, across, of_all],
         users=options.users,
         terms_of=mixed_terms,

@@ -45,7 +45,7 @@ from relay.errors import RETRY_SOON, EventError, RelayError, RequestError
 from relay.event import Event
 from relay.front.deadlines import Waiting
 from relay.front.front import Ask, Front, PackedConnection
-from relay.front.routes import Options, PublishRequest, Resource, Route, StreamHead, Ticket
+from relay.front.routes import Options, PublishBody, Resource, Route, StreamHead, Ticket
 from relay.http.forwarded import client_address
 from relay.http.request import Request, RequestParser
 from relay.http.response import JSON, Headers, json_body, respond
@@ -255,7 +255,7 @@ class FrontProtocol(asyncio.Protocol):
             if request.body_length != 0:
                 front.deadlines.set(self, Waiting.BODY)
         route = self._route
-        body = self._parser.body(front.config.body_bytes_max if isinstance(route, PublishRequest) else 0)
+        body = self._parser.body(front.config.body_bytes_max if isinstance(route, PublishBody) else 0)
         if body is None:
             return False
         if isinstance(route, Subscribe):
@@ -263,7 +263,7 @@ class FrontProtocol(asyncio.Protocol):
         elif isinstance(route, StreamHead):
             assert self._request is not None
             self._answer(front.dates.head(front.router.closing_head(self._request)), keep=False)
-        elif isinstance(route, PublishRequest):
+        elif isinstance(route, PublishBody):
             self._publish(route, body)
         elif isinstance(route, Options):
             self._respond(204, route.headers)
@@ -282,7 +282,7 @@ class FrontProtocol(asyncio.Protocol):
             RequestError: also for a body where none is taken, a missing token, and a drain.
         """
         route = self._front.router.route(request)
-        if isinstance(route, PublishRequest | Subscribe) and self._front.hub.draining:
+        if isinstance(route, PublishBody | Subscribe) and self._front.hub.draining:
             raise RequestError(503, "the server is draining", RETRY_SOON)
         if isinstance(route, Subscribe | StreamHead):
             grant = self._front.auth.subscriber(request)
@@ -290,7 +290,7 @@ class FrontProtocol(asyncio.Protocol):
             if isinstance(route, Subscribe):
                 head = self._front.dates.head(route.head)
                 return replace(route, head=head, grant=grant, ends_s=self._front.until_s(grant))
-        if isinstance(route, PublishRequest):
+        if isinstance(route, PublishBody):
             self._grant = self._front.auth.publisher(request)
             length = request.body_length
             if request.expects_continue and (length is None or 0 < length <= self._front.config.body_bytes_max):
@@ -339,7 +339,7 @@ class FrontProtocol(asyncio.Protocol):
             raise
         self.abort()
 
-    def _publish(self, route: PublishRequest, body: bytes) -> None:
+    def _publish(self, route: PublishBody, body: bytes) -> None:
         """Publish a body, once its topics are free."""
         assert self._request is not None
         content_type = self._request.headers.get("content-type", "")

@@ -43,7 +43,7 @@ class StreamHead:
 
 
 @dataclass(frozen=True, slots=True)
-class PublishRequest:
+class PublishBody:
     """Publish the body.
 
     Args:
@@ -81,7 +81,7 @@ class Resource(Enum):
     STATS = "/stats"
 
 
-Route = Subscribe | StreamHead | PublishRequest | Ticket | Options | Resource
+Route = Subscribe | StreamHead | PublishBody | Ticket | Options | Resource
 
 _RESOURCES = {resource.value: resource for resource in Resource}
 
@@ -215,7 +215,7 @@ class Router:
         status = 403 if policy in _POLICIES else 400
         raise RequestError(status, f"policy: not one that a request may choose; allowed: {allowed}")
 
-    def _publish(self, request: Request) -> PublishRequest:
+    def _publish(self, request: Request) -> PublishBody:
         """Read the arguments of a publish request."""
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestError(415, "the body must not be compressed")
@@ -225,7 +225,7 @@ class Router:
             check_topic(topic)
         except EventError as error:
             raise RequestError(400, str(error)) from None
-        return PublishRequest(topic, _one(request, "event"), _one(request, "id"), _one(request, "key"))
+        return PublishBody(topic, _one(request, "event"), _one(request, "id"), _one(request, "key"))
 
 
 def _check_method(request: Request, methods: tuple[str, ...]) -> None:

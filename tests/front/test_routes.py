@@ -10,7 +10,7 @@ import pytest
 from relay.config.model import Config
 from relay.core.stream import Subscribe
 from relay.errors import RequestError
-from relay.front.routes import Options, PublishRequest, Resource, Route, Router, StreamHead
+from relay.front.routes import Options, PublishBody, Resource, Route, Router, StreamHead
 from relay.http.request import Request, RequestParser, parse_head
 from relay.http.response import stream_head
 from relay.ids import ID_CHARACTERS_MAX, LAST_ID_NAMES
@@ -266,7 +266,7 @@ def test_a_misspelt_name_is_refused_with_a_hint_and_an_unknown_one_is_ignored(na
 @pytest.mark.parametrize(("name", "meant"), [("Topic", "topic"), ("ID", "id"), ("events", "event"), ("keys", "key")])
 def test_a_misspelt_name_of_a_publish_request_is_refused(name: str, meant: str) -> None:
     assert f"did you mean {meant}?" in refused(f"/publish?{name}=a", method="POST").reason
-    assert route("/publish?x=a&_=1", method="POST") == PublishRequest("news", None, None, None)
+    assert route("/publish?x=a&_=1", method="POST") == PublishBody("news", None, None, None)
 
 
 def test_a_policy_must_be_one_that_requests_may_choose() -> None:
@@ -340,9 +340,9 @@ def test_the_documents_are_where_they_should_be(resource: Resource, method: str)
 
 
 def test_publish_takes_its_arguments_from_the_query() -> None:
-    assert route("/publish", method="POST") == PublishRequest("news", None, None, None)
+    assert route("/publish", method="POST") == PublishBody("news", None, None, None)
     asked = route("/publish?topic=a&event=e&id=i&key=k", method="POST")
-    assert asked == PublishRequest("a", "e", "i", "k")
+    assert asked == PublishBody("a", "e", "i", "k")
 
 
 def test_publish_refuses_a_bad_topic_and_a_compressed_body() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from relay.config.model import Config
 from relay.errors import EventError, RequestError
-from relay.front.routes import PublishRequest, Router
+from relay.front.routes import PublishBody, Router
 from relay.http.request import RequestParser
 from relay.sources.body import parse_body
 from tests.fuzz.pieces import cut
@@ -34,7 +34,7 @@ def outcome(pieces: list[bytes]) -> list[object]:
                 try:
                     route = ROUTER.route(request)
                     found.append((request, body, route))
-                    if isinstance(route, PublishRequest):
+                    if isinstance(route, PublishBody):
                         found.append(parse_body(request.headers.get("content-type", ""), body, route.topic))
                 except (RequestError, EventError) as error:
                     found.append(str(error))
