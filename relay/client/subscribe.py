@@ -83,7 +83,7 @@ class Position:
             yield from items
 
 
-class Mark(Enum):
+class Progress(Enum):
     """What `follow` reports besides events."""
 
     OPENED = auto()
@@ -92,8 +92,8 @@ class Mark(Enum):
     """The bytes at hand are processed. The position may have moved without an event."""
 
 
-Item = Event | EventError | LostError | Mark
-"""An event as it came, an event that is too large, the end of a connection, or a mark."""
+Item = Event | EventError | LostError | Progress
+"""An event as it came, an event that is too large, the end of a connection, or progress."""
 
 
 async def subscribe(
@@ -218,11 +218,11 @@ async def follow(
                     async for data in pieces:
                         if not data:
                             opened_s = loop.time()
-                            yield Mark.OPENED
+                            yield Progress.OPENED
                         for place in range(0, len(data), PIECE_BYTES):
                             for item in position.read(decoder, data[place : place + PIECE_BYTES]):
                                 yield item
-                            yield Mark.READ
+                            yield Progress.READ
                 return
             except LostError as error:
                 lost = error

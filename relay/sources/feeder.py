@@ -27,7 +27,8 @@ from typing import Any
 
 import msgspec
 
-from relay.sources.intake import ANSWER_BYTES_MAX, Intake, Publisher, State
+from relay.core.hub import Hub
+from relay.sources.intake import ANSWER_BYTES_MAX, Intake, State
 from relay.sources.lines import LineSplitter
 
 READ_BYTES = 64 * 1024
@@ -63,7 +64,7 @@ class Feeder:
         self,
         name: str,
         intake: Intake[Any],
-        hub: Publisher,
+        hub: Hub,
         loop: AbstractEventLoop,
         clock: Callable[[], float],
     ) -> None:

@@ -24,8 +24,8 @@ from typing import Generic, Protocol, TypeVar, cast
 import msgspec
 from msgspec.structs import force_setattr
 
+from relay.core.hub import Hub
 from relay.errors import EventError
-from relay.event import Event
 from relay.event_json import BAD_JSON, json_error
 from relay.sources.lines import NO_ACK, Line
 
@@ -41,18 +41,6 @@ ACK_BYTES_MAX = 1024
 _REASON_CHARACTERS_MAX = 200
 
 _encode = msgspec.json.Encoder().encode
-
-
-class Publisher(Protocol):
-    """What sources need of the hub."""
-
-    def publish_one(self, event: Event, now_s: float, *, foreign: bool = False) -> str: ...
-
-    def held(self, topic: str) -> bool: ...
-
-    def on_release(self, callback: Callable[[], None]) -> None: ...
-
-    def confirm(self, callback: Callable[[], None]) -> None: ...
 
 
 Item = TypeVar("Item")
@@ -103,7 +91,7 @@ class Intake(Generic[Item]):
         self,
         splitter: Splitter[Item],
         parse: Callable[[Item], Line],
-        hub: Publisher,
+        hub: Hub,
         topic: str,
         complain: Callable[[str, int, str], None],
         answering: bool,

@@ -11,6 +11,7 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from relay.core.hub import Hub
 from relay.errors import RETRY_LATER, RETRY_SOON, RelayError, RequestError
 from relay.event import Event
 
@@ -21,26 +22,6 @@ Done = Callable[[list[str] | RelayError], None]
 Cancel = Callable[[], None]
 
 _logger = logging.getLogger("relay.publishing")
-
-
-class Hub(Protocol):
-    """What publishing needs of the hub."""
-
-    @property
-    def refusal(self) -> str:
-        """Why nothing can be published now; empty when it can."""
-
-    def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
-        """Publish all events or, with an EventError, none; give their ids."""
-
-    def held(self, topic: str) -> bool:
-        """Tell whether publishers have to wait: for a `block` stream of the topic, or for the disk."""
-
-    def on_release(self, callback: Callable[[], None]) -> None:
-        """Call back once when some hold ends."""
-
-    def confirm(self, callback: Callable[[], None]) -> None:
-        """Call back once, when what was published until now may be acknowledged; maybe within this call."""
 
 
 class BatchPublisher(Protocol):

@@ -27,8 +27,9 @@ from collections.abc import Callable
 from typing import Any
 
 from relay.config.model import Config
+from relay.core.hub import Hub
 from relay.sources.feeder import READ_BYTES, Feeder, PackedFeeder
-from relay.sources.intake import Intake, Publisher
+from relay.sources.intake import Intake
 from relay.sources.lines import LineSplitter, StreamSplitter, parse_line, parse_text, pass_event
 from relay.telemetry.input_errors import Counter, InputErrors
 
@@ -70,7 +71,7 @@ class StdinSource(Feeder):
     def __init__(
         self,
         config: Config,
-        hub: Publisher,
+        hub: Hub,
         metrics: Counter,
         loop: AbstractEventLoop,
         on_eof: Callable[[], None],
@@ -193,7 +194,7 @@ class StdinSource(Feeder):
 
 
 def _intake(
-    form: str, config: Config, hub: Publisher, complain: Callable[[str, int, str], None]
+    form: str, config: Config, hub: Hub, complain: Callable[[str, int, str], None]
 ) -> Intake[Any]:
     topic = config.topic
     if form == "sse":

@@ -19,8 +19,9 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 
 from relay.config.model import Config, parse_group, parse_mode
+from relay.core.hub import Hub
 from relay.sources.feeder import READ_BYTES, Feeder, PackedFeeder
-from relay.sources.intake import ANSWER_BYTES_MAX, Intake, Publisher
+from relay.sources.intake import ANSWER_BYTES_MAX, Intake
 from relay.sources.lines import LineSplitter, parse_line
 from relay.sources.unix_listener import bind_unix, identity, parse_users
 from relay.telemetry.input_errors import Counter, InputErrors
@@ -48,7 +49,7 @@ class UnixFeeder(Feeder):
         name: str,
         connection: socket.socket,
         intake: Intake[bytes],
-        hub: Publisher,
+        hub: Hub,
         loop: AbstractEventLoop,
         clock: Callable[[], float],
         on_close: Callable[[UnixFeeder], None],
@@ -148,7 +149,7 @@ class UnixSource:
     def __init__(
         self,
         config: Config,
-        hub: Publisher,
+        hub: Hub,
         metrics: Counter,
         loop: AbstractEventLoop,
         clock: Callable[[], float] = time.monotonic,

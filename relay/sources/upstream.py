@@ -34,13 +34,13 @@ from msgspec.structs import replace
 from relay.backoff import Backoff
 from relay.client.opening import shown
 from relay.client.publish import endpoint
-from relay.client.subscribe import Item, Mark, Position, follow
+from relay.client.subscribe import Item, Position, Progress, follow
 from relay.config.model import Config
 from relay.core.ended import END
+from relay.core.hub import Hub
 from relay.core.notice import gap_event
 from relay.errors import EventError, LostError, RelayError
 from relay.event import Event
-from relay.sources.intake import Publisher
 from relay.sources.lines import HEARTBEAT
 from relay.sse import Decoder
 from relay.telemetry.input_errors import Counter, InputErrors
@@ -82,7 +82,7 @@ class UpstreamSource:
     def __init__(
         self,
         config: Config,
-        hub: Publisher,
+        hub: Hub,
         metrics: Counter,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
@@ -155,7 +155,7 @@ class UpstreamSource:
                 async for item in items:
                     await self._take(item)
                     count += 1
-                    if item is Mark.READ or count % TURN_EVENTS == 0:
+                    if item is Progress.READ or count % TURN_EVENTS == 0:
                         await asyncio.sleep(0)
             self.ended = "its server has ended it for good (204)"
         except RelayError as error:
@@ -176,7 +176,7 @@ class UpstreamSource:
         elif isinstance(item, LostError):
             self.breaks += self.linked
             self.linked, self.error = False, str(item)
-        elif item is Mark.OPENED:
+        elif item is Progress.OPENED:
             await self._begin()
         self._note_position()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.core.hub import Hub
 from relay.sources.intake import ACK_BYTES_MAX, ANSWER_BYTES_MAX, TURN_LINES, Intake, State
 from relay.sources.lines import LineSplitter, parse_line, parse_text
 from tests.sources.fakes import FakeHub, value
@@ -23,7 +24,7 @@ class Feed:
         self.intake = Intake(
             LineSplitter(line_bytes_max),
             parse,
-            self.hub,
+            cast(Hub, self.hub),
             "default",
             lambda *complaint: self.complaints.append(complaint),
             answering,

@@ -12,11 +12,12 @@ import sys
 import tty
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from relay.config.model import Config
+from relay.core.hub import Hub
 from relay.sources.stdin import StdinSource, choose_form, stdin_fd
 from tests.sources.fakes import FakeHub, FakeMetrics, on_uvloop, value
 
@@ -30,7 +31,7 @@ class Relay:
         self.ended = asyncio.Event()
         config = Config(stdin=form, **settings)
         loop = asyncio.get_running_loop()
-        self.source = StdinSource(config, self.hub, self.metrics, loop, self.ended.set, fd)
+        self.source = StdinSource(config, cast(Hub, self.hub), self.metrics, loop, self.ended.set, fd)
 
     def __enter__(self) -> Relay:
         self.source.start()

@@ -9,11 +9,12 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from relay.config.model import Config
+from relay.core.hub import Hub
 from relay.sources import unix
 from relay.sources.intake import ANSWER_BYTES_MAX, TURN_LINES
 from relay.sources.unix import UnixSource
@@ -29,7 +30,7 @@ class Relay:
         self.hub = FakeHub()
         self.metrics = FakeMetrics()
         config = Config(unix=self.path, **settings)
-        self.source = UnixSource(config, self.hub, self.metrics, asyncio.get_running_loop())
+        self.source = UnixSource(config, cast(Hub, self.hub), self.metrics, asyncio.get_running_loop())
 
     def __enter__(self) -> Relay:
         self.source.open()

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from relay.client.subscribe import RESUME_ID_BYTES_MAX
 from relay.config.model import Config
+from relay.core.hub import Hub
 from relay.event import Event
 from relay.ids import may_keep
 from relay.sources import upstream
@@ -41,7 +42,7 @@ class Followed:
         self.positions: list[str] = []
         self.source = UpstreamSource(
             Config(upstream=url, **settings),
-            self.hub,
+            cast(Hub, self.hub),
             self.metrics,
             asyncio.get_running_loop(),
             lambda: 0.0,
