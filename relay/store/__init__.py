@@ -1,1 +1,1 @@
-"""The disk: history and dedup keys in one file."""
+"""Durable storage: the history and the dedup keys in one file."""

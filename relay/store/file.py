@@ -1,14 +1,14 @@
-"""The store: the log's entries and the dedup keys in one SQLite file, so that they outlive the process.
+"""The store: one SQLite file with the log's entries and the dedup keys, which survive the process.
 
-Theory of operation. The file is in WAL mode, held by one process, and every transaction is synced to the disk before it
-counts (`synchronous=FULL`). What one write brings is one row, packed: few statements, since Python's lock changes hands
-at each, and a million entries are read back in seconds. A row has a checksum, over the epoch and the time too, and the
-rows follow each other without a hole; so damage that SQLite does not see is seen here.
+Theory of operation. The file is in WAL mode and locked by one process. Every transaction is synced to the disk before
+it commits (`synchronous=FULL`). Each write packs its entries into one row. This needs few statements (Python's lock
+changes hands at each), and a million entries are read back in seconds. The checksum of a row covers the epoch and the
+time too, and the sequences of the rows are contiguous. So relay detects damage that SQLite does not detect.
 
-A file that cannot be trusted is an error that names it, never a new beginning: what is no database, what is another
-program's, what is cut, flipped or has a hole, and a file whose write-ahead log was taken away.
+relay never replaces a file that it cannot trust with a new one. It raises an error that names the file if the file is
+not a database, belongs to another program, is truncated or corrupt, lacks entries, or has lost its write-ahead log.
 
-Owns the file and its form. Every call waits for the disk, so none belongs on the event loop; knows nothing of the hub.
+Owns the file and its format. Every call blocks on the disk; never call it on the event loop. Never uses the hub.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from relay.core.log import Entry
 from relay.errors import ConfigError
 
 APPLICATION_ID = 0x72656C79
-"""`rely`, in the file's header: what tells it from another program's."""
+"""`rely` in the file's header; distinguishes the file from the files of other programs."""
 
 FORMAT = 1
 
 Key = tuple[str, str]
-"""A dedup key, and the id that its event was published under."""
+"""A dedup key and the id of its event."""
 
 LOCK_S = 2.0
-"""How long another process may take to let go of the file."""
+"""How long to wait for another process to release the file."""
 
 PAGES_A_CHECKPOINT = 4096
-"""Pages of the write-ahead log, 16 MiB, before they are written to their places."""
+"""Pages of the write-ahead log (16 MiB) before a checkpoint copies them into the database."""
 
 _SCHEMA = """
     CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
@@ -50,14 +50,14 @@ _SCHEMA = """
 
 
 class WriteBatch(NamedTuple):
-    """What one write brings.
+    """The content of one write.
 
     Args:
-        entries: the next ones, in order; times are those of the process that writes.
-        keys: dedup keys of some of them, with the ids that these were published under.
-        ahead_s: what the wall's time is ahead of that process'.
-        newest_s: the wall's time.
-        upstream_position: where to resume at the upstream after these entries; None leaves it as it is.
+        entries: the next entries, in order; their times are on the clock of the writing process.
+        keys: dedup keys of some of the entries, with their ids.
+        ahead_s: wall-clock time minus the time of that process's clock.
+        newest_s: the current wall-clock time.
+        upstream_position: position to resume from at the upstream after these entries; None keeps the stored one.
     """
 
     entries: Sequence[Entry]
@@ -68,12 +68,12 @@ class WriteBatch(NamedTuple):
 
 
 class Trim(NamedTuple):
-    """What the file need not keep any longer; times are the wall's.
+    """The limits below which the file drops its content; times are wall-clock times.
 
     Args:
-        tail: sequence of the oldest entry that is retained.
-        evicted_s: time of the last entry before it, as far as that is known.
-        keys_since_s: dedup keys before this time are of no use.
+        tail: sequence of the oldest retained entry.
+        evicted_s: time of the last entry before `tail`, as far as it is known.
+        keys_since_s: older dedup keys are dropped.
     """
 
     tail: int
@@ -88,13 +88,13 @@ T = TypeVar("T")
 
 
 class Store:
-    """An open file.
+    """An open store.
 
     Args:
-        path: of the file; made if neither it nor a write-ahead log of it is there.
+        path: path of the file, which is created if neither it nor its write-ahead log exists.
 
     Raises:
-        ConfigError: it cannot be used; the text names it and says what is wrong.
+        ConfigError: the file cannot be used; the message names it and states the reason.
     """
 
     def __init__(self, path: str) -> None:
@@ -103,10 +103,10 @@ class Store:
             self._check_parts()
             self.is_new = not os.path.exists(path)
             if self.is_new:
-                _make(path)
+                _create(path)
             self._db = _connect(path)
             try:
-                self._take_hold()
+                self._claim()
             except BaseException:
                 self._db.close()
                 raise
@@ -118,7 +118,7 @@ class Store:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """Make an error that names the file of whatever goes wrong."""
+        """Turn errors of the disk and of SQLite into a ConfigError that names the file."""
         try:
             yield
         except (sqlite3.OperationalError, OSError) as error:
@@ -129,7 +129,7 @@ class Store:
             raise ConfigError(f"data: {self.path}: {_damaged(str(error))}") from None
 
     def _check_parts(self) -> None:
-        """Look at the files before SQLite does, which would begin anew over some of what is wrong with them."""
+        """Check the files before SQLite opens them; in some of these cases SQLite would start an empty database."""
         wal, folder = self.path + "-wal", os.path.dirname(os.path.abspath(self.path))
         if os.path.isdir(self.path) or self.path.endswith("/"):
             raise ConfigError(
@@ -141,55 +141,59 @@ class Store:
         for each in (folder, self.path):
             if os.path.exists(each) and not os.access(each, os.W_OK):
                 raise ConfigError(
-                    f"data: {self.path}: user {os.geteuid()}, whom relay runs as, cannot write to {each}; change its "
+                    f"data: {self.path}: user {os.geteuid()}, as which relay runs, cannot write to {each}; change its "
                     "owner or its mode, or give another path"
                 )
         if not os.path.exists(self.path):
             if os.path.exists(wal):
-                raise ConfigError(f"data: {self.path} is missing, but {wal} is there: put it back, or move that away")
+                raise ConfigError(
+                    f"data: {self.path} is missing, but {wal} exists; restore the file, or move that away"
+                )
         elif not os.path.isfile(self.path):
             raise ConfigError(f"data: {self.path} is not a regular file; give another path (it is created if missing)")
         elif not os.path.getsize(self.path):
-            raise ConfigError(f"data: {self.path} is empty, which no file of relay is: restore it, or remove it")
+            raise ConfigError(f"data: {self.path} is empty, so it is not a file of relay; restore or remove it")
         self._has_wal = os.path.exists(wal)
 
-    def _take_hold(self) -> None:
+    def _claim(self) -> None:
         db = self._db
         if _pragma(db, "application_id") != APPLICATION_ID:
-            raise ConfigError(f"data: {self.path} is another program's file")
-        if (form := _pragma(db, "user_version")) != FORMAT:
-            raise ConfigError(f"data: {self.path} has format {form}; this relay reads {FORMAT}")
+            raise ConfigError(f"data: {self.path} is not a file of relay, but of another program; give another path")
+        if (file_format := _pragma(db, "user_version")) != FORMAT:
+            raise ConfigError(f"data: {self.path} has format {file_format}; this version of relay reads {FORMAT}")
         if self._meta("open") and not self._has_wal:
             raise ConfigError(
-                f"data: {self.path}-wal is missing, and with it the newest events: put it back beside the file"
+                f"data: {self.path}-wal is missing, and the newest events with it; restore it beside the file"
             )
-        # Written to its place at once, so that the mark is there whatever becomes of the write-ahead log.
+        # The checkpoint puts the mark into the database itself, so that it survives the loss of the write-ahead log.
         db.execute("UPDATE meta SET value = 1 WHERE name = 'open'")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _meta(self, name: str) -> Any:
         row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         if row is None:
-            raise ConfigError(f"data: {self.path}: {_damaged(f'it has no {name}')}")
+            raise ConfigError(f"data: {self.path}: {_damaged(f'{name} is missing')}")
         return row[0]
 
     def check(self, epoch: str, head: int) -> None:
-        """Check that this is the file of a log that has come so far.
+        """Check that the file ends where a log with this epoch and head ends.
 
         Raises:
-            ConfigError: it is not.
+            ConfigError: it does not.
         """
         with self._named():
             last = self._db.execute("SELECT max(last) FROM entries").fetchone()[0]
         following = self.tail if last is None else last + 1
         if (self.epoch, following) != (epoch, head):
-            raise ConfigError(f"data: {self.path} ends at {self.epoch}-{following}, and the log at {epoch}-{head}")
+            raise ConfigError(f"data: {self.path} ends at {self.epoch}-{following}, but the log ends at {epoch}-{head}")
 
     def entries(self) -> Iterator[tuple[float, list[Entry]]]:
-        """Yield what is retained, in order: rows, with what the wall's time is ahead of their entries'.
+        """Yield the retained entries row by row, in order.
+
+        Each row comes with wall-clock time minus the time of the clock that its entries were stamped with.
 
         Raises:
-            ConfigError: it is damaged.
+            ConfigError: the file is damaged.
         """
         following = None
         for last, ahead_s, row in self._rows("SELECT last, time_s, crc, packed FROM entries ORDER BY last", _entries):
@@ -204,10 +208,10 @@ class Store:
             raise ConfigError(f"data: {self.path}: {_damaged(f'entries from {following} on are missing')}")
 
     def dedup_keys(self) -> Iterator[tuple[float, list[Key]]]:
-        """Yield the dedup keys, oldest first: rows, with the wall's time of each.
+        """Yield the dedup keys row by row, oldest first, each row with its wall-clock time.
 
         Raises:
-            ConfigError: they are damaged.
+            ConfigError: the file is damaged.
         """
         for _, time_s, row in self._rows("SELECT row, time_s, crc, packed FROM seen ORDER BY row", _keys):
             yield time_s, row
@@ -223,14 +227,14 @@ class Store:
         return zlib.crc32(packed, zlib.crc32(f"{self.epoch} {time_s!r}".encode()))
 
     def write(self, batch: WriteBatch, trim: Trim | None) -> None:
-        """Put a batch on the disk, all or nothing, and let go of what is too old.
+        """Write a batch and drop old content, in one transaction.
 
         Args:
-            batch: maybe empty.
-            trim: what to let go of, now and then.
+            batch: may be empty.
+            trim: limits of the content to drop; None drops nothing.
 
         Raises:
-            sqlite3.Error: nothing has changed; the disk is full, or fails.
+            sqlite3.Error: the disk is full or fails; the file is unchanged.
         """
         db = self._db
         db.execute("BEGIN IMMEDIATE")
@@ -260,10 +264,10 @@ class Store:
             self.tail, self.evicted_s = trim.tail, trim.evicted_s
 
     def close(self) -> None:
-        """Write everything to its place and let go of the file.
+        """Checkpoint the write-ahead log and close the file.
 
         Raises:
-            sqlite3.Error: the disk is full, or fails; the write-ahead log keeps what was written.
+            sqlite3.Error: the disk is full or fails; the write-ahead log keeps all committed writes.
         """
         try:
             self._db.execute("UPDATE meta SET value = 0 WHERE name = 'open'")
@@ -271,21 +275,21 @@ class Store:
             self._db.close()
 
 
-def _make(path: str) -> None:
-    """Make a file that is whole as soon as it has its name; only its owner may read it."""
-    beside = f"{path}.{secrets.token_hex(4)}.new"
-    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+def _create(path: str) -> None:
+    """Create the file completely under another name, then rename it; only its owner may read it."""
+    temporary = f"{path}.{secrets.token_hex(4)}.new"
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
-        db = _connect(beside)
+        db = _connect(temporary)
         db.executescript(
             f"BEGIN; {_SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT"
         )
         meta = {"epoch": secrets.token_hex(4), "tail": 1, "evicted_s": 0.0, "open": 0}
         db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
         db.close()
-        os.rename(beside, path)
+        os.rename(temporary, path)
     except BaseException:
-        for each in (beside, f"{beside}-wal"):
+        for each in (temporary, f"{temporary}-wal"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(each)
         raise
@@ -297,7 +301,7 @@ def _make(path: str) -> None:
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    # Used by one thread at a time, though not always by the same.
+    # One thread at a time uses the connection, but not always the same thread.
     db = sqlite3.connect(path, timeout=LOCK_S, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -315,5 +319,5 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
     return int(db.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-def _damaged(how: str) -> str:
-    return f"it is damaged ({how}): restore a copy of it, or move it away to begin anew"
+def _damaged(reason: str) -> str:
+    return f"the file is damaged ({reason}); restore a copy of it, or move it away to start with an empty history"

@@ -1,17 +1,17 @@
-"""The journal: what is published waits here until it is on the disk, and only then goes into the log.
+"""The journal: writes published events to the disk before they enter the log.
 
-Theory of operation. Entries come with their sequences, are written in batches by one thread, and are handed to the log
-when the disk has them: so nobody ever sees an event that a crash could take back, and no id is given twice. While one
-batch is written the next one gathers, so that the slower the disk, the larger the batches.
+Theory of operation. Entries arrive with their sequences. One thread writes them in batches, and they enter the log
+after the write is synced. So no subscriber sees an event that a crash could undo, and no id is assigned twice. While
+one batch is written, the next one fills; a slower disk gets larger batches.
 
     publish ── put ──► pending ── one batch at a time ──► store (its thread) ──► take: the log, marks, flush
                           │                                      │
-                          └─ too much: publishers are held       └─ confirm: the acknowledgements of `durable`
+                          └─ at the limit: publishers wait        └─ confirm: the acknowledgements of `durable`
 
-A disk that is full or fails changes nothing of what is in the log: that is served. What is pending is kept and tried
-again; nothing new is taken until it could be written.
+A full or failing disk does not affect the entries in the log; relay still serves them. The journal keeps pending
+entries and retries the write. It accepts no new entries until the write succeeds.
 
-Owns the pending entries and the thread. Never encodes, never answers.
+Owns the pending entries and the thread. Never encodes events and never answers publishers.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ from relay.store.file import Key, Store, Trim, WriteBatch
 
 PENDING_ENTRIES_MAX = 16 * 1024
 PENDING_BYTES_MAX = 16 * 1024 * 1024
-"""What may wait for the disk before publishers are held; one publish request may go beyond."""
+"""Entries, and bytes of their frames, that may be pending before publishers wait; one request may exceed them."""
 
 TURN_ENTRIES = 1024
-"""Entries that go into the log in one turn of the loop: some 2 ms."""
+"""Entries moved into the log in one iteration of the event loop: about 2 ms."""
 
 RETRY_S = 1.0
-"""Pause after a write that failed."""
+"""Pause before a failed write is retried."""
 
 TRIM_S = 1.0
-"""How often the file lets go of what the log has evicted."""
+"""Interval at which the file drops the entries that the log has evicted."""
 
 _logger = logging.getLogger("relay.journal")
 
 
 class Journal:
-    """The way to the disk.
+    """Writes published entries to the store, then hands them to the log.
 
     Args:
-        store: an open file.
-        log: what the entries go into.
+        store: an open store.
+        log: the log that receives the entries.
         seen: the dedup keys.
-        take: takes each stored entry, in order.
-        released: called when publishers are held no longer.
-        write_s: how long each write takes.
+        take: called with each stored entry, in order.
+        released: called when publishers need not wait any longer.
+        write_s: observes the duration of each write.
         loop: the event loop.
-        clock: the hub's time.
-        wall: the wall's time.
+        clock: returns the hub's time.
+        wall: returns the wall-clock time.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Journal:
         clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
-        self.head = log.head  # sequence of the next entry to be published
-        self.refusal = ""  # why nothing can be published; empty when it can
+        self.head = log.head  # sequence of the next entry
+        self.refusal = ""  # the reason why publishing fails; empty if it works
         self.failures = 0
         self._store = store
         self._log = log
@@ -86,19 +86,19 @@ class Journal:
         self._loop = loop
         self._clock = clock
         self._wall = wall
-        self._ahead_s = wall() - clock()  # what the wall's time is ahead of the hub's
-        self._entries: list[Entry] = []  # that gather for the next batch
+        self._ahead_s = wall() - clock()  # wall-clock time minus the hub's time
+        self._entries: list[Entry] = []  # of the next batch
         self._keys: list[Key] = []
-        self.upstream_position = store.upstream_position  # where to resume at the upstream; None if none was followed
-        self._position: str | None = None  # the same, where it is still to be written
-        self._batch: WriteBatch | None = None  # what is being written, or has to be tried again
+        self.upstream_position = store.upstream_position  # to resume from; None without upstream
+        self._position: str | None = None  # the same, not yet written
+        self._batch: WriteBatch | None = None  # being written, or to be retried
         self._writing: Future[None] | None = None
         self._began_s = 0.0
-        self._stored: deque[Entry] = deque()  # on the disk, and not in the log yet
-        self._bytes = 0  # of the frames of all that
+        self._stored: deque[Entry] = deque()  # on the disk, not yet in the log
+        self._bytes = 0  # of the frames of all pending entries
         self._held = False
         self._confirms: deque[tuple[int, Callable[[], None]]] = deque()
-        self._due = False  # a write is to begin, is under way, or is to be tried again
+        self._due = False  # a write is scheduled, in progress, or to be retried
         self._closed = False
         self._open = True
         self._timer: asyncio.TimerHandle | None = None
@@ -110,7 +110,7 @@ class Journal:
 
     @property
     def pending(self) -> int:
-        """How many entries wait for the disk."""
+        """The number of entries that are not in the log yet."""
         return self.head - self._log.head
 
     @property
@@ -120,11 +120,11 @@ class Journal:
         return self._held
 
     def put(self, entries: Sequence[Entry], keys: Sequence[Key]) -> None:
-        """Take what was published at once.
+        """Accept the entries of one publish request.
 
         Args:
-            entries: the first with the sequence `head`; at least one.
-            keys: the dedup keys of some of them, with the ids that these were published under.
+            entries: at least one; the first has the sequence `head`.
+            keys: the dedup keys of some of the entries, with their ids.
         """
         for entry in entries:
             self._bytes += len(entry.frame)
@@ -134,31 +134,31 @@ class Journal:
         if not self._due:
             self._due = True
             self._idle.clear()
-            # What else this turn of the loop publishes goes with it.
+            # The write also includes entries that are published later in this iteration of the event loop.
             self._loop.call_soon(self._write)
 
     def note_upstream(self, position: str) -> None:
-        """Note where to resume at the upstream; stored together with what has been put in this turn of the loop."""
+        """Set the upstream position; it is stored with the entries of this iteration of the event loop."""
         self.upstream_position = self._position = position
         if not self._due:
             self._due = True
             self._loop.call_soon(self._write)
 
     def confirm(self, callback: Callable[[], None]) -> None:
-        """Call back when all that has been put until now is on the disk; at once when it is."""
+        """Call back when all entries put so far are on the disk and in the log; at once if they are already."""
         if self.head == self._log.head:
             callback()
         else:
             self._confirms.append((self.head, callback))
 
     def tick(self, now_s: float) -> None:
-        """Let the file shrink with the log, where nothing is written that would do it."""
+        """Trim the file after an eviction, if no write is due that would trim it."""
         if self._log.tail > self._trimmed and now_s - self._trimmed_s >= TRIM_S and not self._due:
             self._due = True
             self._write()
 
     def _write(self) -> None:
-        """Begin to write what has gathered, or what failed, once more."""
+        """Start to write the next batch, or retry the failed one."""
         self._timer = None
         if self._closed or self._writing is not None:
             return
@@ -180,9 +180,9 @@ class Journal:
         return Trim(tail, evicted_s + self._ahead_s, now_s - self._seen.window_s + self._ahead_s)
 
     def _written(self, writing: Future[None]) -> None:
-        """Hand what is stored to the log, and write what has gathered; or wait, where it could not be stored."""
+        """Hand the stored entries to the log and start the next write; after a failure, schedule a retry."""
         if writing is not self._writing:
-            return  # `flush` was quicker
+            return  # `flush` has handled this write already.
         self._writing = None
         error = writing.exception()
         if error is not None:
@@ -192,7 +192,7 @@ class Journal:
         self._write_s.observe(now_s - self._began_s)
         self._ahead_s = self._wall() - now_s
         if self.refusal:
-            _logger.info("data: events are stored again")
+            _logger.info("data: writes to the disk succeed again")
             self.refusal = ""
         batch, self._batch = self._batch, None
         assert batch is not None
@@ -207,11 +207,11 @@ class Journal:
 
     @property
     def _unwritten(self) -> bool:
-        """Whether something gathers for the next batch."""
+        """Whether the next batch has content."""
         return bool(self._entries) or self._position is not None
 
     def _hand_over(self) -> None:
-        """Put stored entries into the log, and go on with what waits for that."""
+        """Move stored entries into the log; then confirm them and release publishers."""
         stored = self._stored
         for _ in range(min(TURN_ENTRIES, len(stored))):
             entry = stored.popleft()
@@ -230,20 +230,20 @@ class Journal:
     def _fail(self, error: BaseException) -> None:
         self.failures += 1
         if not self.refusal:
-            _logger.error("data: %d events cannot be stored, and no more are taken: %s", self.pending, error)
-        self.refusal = f"events cannot be stored: {error}"
+            _logger.error("data: cannot store %d events, publishing is refused: %s", self.pending, error)
+        self.refusal = f"cannot store events: {error}"
         self._timer = self._loop.call_later(RETRY_S, self._write)
 
     async def settle(self) -> None:
-        """Wait until nothing is pending."""
+        """Wait until no entry is pending."""
         await self._idle.wait()
 
     def flush(self) -> None:
-        """Write what is pending and put it into the log, here and now; it stays pending where that fails."""
+        """Write pending entries and move them into the log before returning; after a failure they stay pending."""
         if self._unwritten and self._writing is None and not self.refusal:
             self._write()
         while (writing := self._writing) is not None:
-            writing.exception()  # waits for it
+            writing.exception()  # Waits for the write.
             self._written(writing)
         while self._stored:
             self._hand_over()
@@ -254,10 +254,10 @@ class Journal:
         return self._store.path
 
     def release_file(self) -> None:
-        """Write everything and close the file, so that another process can take it.
+        """Write all pending entries and close the file, so that another process can open it.
 
         Raises:
-            RelayError: not all of it can be written; the file stays open.
+            RelayError: the write failed; the file stays open.
         """
         self.flush()
         if self.refusal:
@@ -266,17 +266,17 @@ class Journal:
         self._store.close()
 
     def reopen(self) -> None:
-        """Open the file again, if it was let go of.
+        """Open the file again after `release_file`.
 
         Raises:
-            ConfigError: it cannot be used.
+            ConfigError: the file cannot be used.
         """
         if not self._open:
             self._store, self._open = Store(self._store.path), True
 
     def close(self) -> None:
-        """Write what is pending, and let go of the file; what cannot be written is lost, and the log says so."""
-        self.refusal = ""  # one more try
+        """Write pending entries and close the file; log the number of entries that are lost if the write fails."""
+        self.refusal = ""  # Try once more.
         if self._timer is not None:
             self._timer.cancel()
             self._write()
@@ -286,8 +286,8 @@ class Journal:
             self._timer.cancel()
         self._thread.shutdown()
         if self.pending:
-            _logger.error("data: %d events that were taken are lost: %s", self.pending, self.refusal)
+            _logger.error("data: lost %d accepted events: %s", self.pending, self.refusal)
         try:
             self._store.close()
         except sqlite3.Error as error:
-            _logger.error("data: %s was not closed, and will be put in order: %s", self._store.path, error)
+            _logger.error("data: cannot close %s cleanly, the next start recovers it: %s", self._store.path, error)

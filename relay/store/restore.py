@@ -1,6 +1,6 @@
-"""The start with a file: what it has goes back into the log, and the journal stands in front of it from then on.
+"""Starting with a file: restores the log and the dedup keys from the store, then opens the journal.
 
-Owns this order. Never writes.
+Owns the order of these steps. Never writes to the file.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _logger = logging.getLogger("relay.restore")
 def open_journal(
     path: str, hub: Hub, write_s: Observer, loop: AbstractEventLoop, *, taken_over: bool = False
 ) -> Journal:
-    """Fill a hub with what a file has; let all that it publishes go there first.
+    """Restore a hub from a file and open the journal that writes to it.
 
     Args:
-        path: of the file.
-        hub: has published nothing yet; its log goes on with the file's epoch and sequences.
-        write_s: how long each write takes.
+        path: path of the file.
+        hub: has published nothing yet; its log continues with the file's epoch and sequences.
+        write_s: observes the duration of each write.
         loop: the event loop.
-        taken_over: the hub has what is in the file already, from the process that had it until now.
+        taken_over: the hub has already received the content of the file from the process that used it before.
 
     Raises:
-        ConfigError: the file cannot be used, or is not that of what was taken over.
+        ConfigError: the file cannot be used, or does not match the log that was taken over.
     """
     began_s = time.monotonic()
     store = Store(path)
-    gc.disable()  # a million entries are no garbage: looking for some took a fifth of the time
+    gc.disable()  # None of a million entries is garbage; the collector took a fifth of the time.
     try:
         if taken_over:
             store.check(hub.log.epoch, hub.log.head)
@@ -48,10 +48,10 @@ def open_journal(
     finally:
         gc.enable()
     if store.is_new:
-        _logger.info("data: %s is new", path)
+        _logger.info("data: created %s", path)
     else:
         took_s = time.monotonic() - began_s
-        _logger.info("data: %d events and %d dedup keys in %.2f s", len(hub.log), len(hub.writer.seen), took_s)
+        _logger.info("data: restored %d events and %d dedup keys in %.2f s", len(hub.log), len(hub.writer.seen), took_s)
     hub.writer.journal = journal = Journal(
         store,
         hub.log,
@@ -67,12 +67,12 @@ def open_journal(
 
 
 def restore(store: Store, hub: Hub, ahead_s: float) -> None:
-    """Fill a hub's log and dedup keys.
+    """Restore a hub's log and dedup keys.
 
     Args:
-        store: an open file.
-        hub: has published nothing yet, and nobody reads it.
-        ahead_s: what the wall's time is ahead of the hub's.
+        store: an open store.
+        hub: has published nothing yet and has no streams.
+        ahead_s: wall-clock time minus the hub's time.
 
     Raises:
         ConfigError: the file is damaged.
@@ -85,7 +85,7 @@ def restore(store: Store, hub: Hub, ahead_s: float) -> None:
             begun = True
         shift_s = row_ahead_s - ahead_s
         for entry in row:
-            # The wall's time may have been set back between two runs; the log's never goes back, nor ahead of now.
+            # The wall clock may have been set back between two runs. Times in the log never decrease or exceed now.
             newest_s = max(newest_s, min(entry.time_s + shift_s, now_s))
             hub.take(entry, newest_s)
     if not begun:

@@ -1,4 +1,7 @@
-"""With a file, nothing that was acknowledged as durable or seen by anybody is lost, given twice or given another id."""
+"""Tests of relay.store.restore and the whole store in real servers.
+
+No event that was acknowledged as durable, or delivered, is lost, delivered twice or given another id.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def test_history_ids_and_epoch_survive_the_process(data: str, ended_by: int) -> 
 
 
 def test_killed_again_and_again_under_load_every_event_is_seen_once_and_in_order(data: str, tmp_path: Path) -> None:
-    """The feeder resends what was not acknowledged; the subscriber comes back with its last id."""
+    """The feeder resends unacknowledged events; the subscriber reconnects with its last id."""
     count, kills, draw = 6000, 5, random.Random(3)
     path = tmp_path / "relay.sock"
     arguments = ("--data", data, "--durable", "--unix", str(path))
@@ -108,7 +111,7 @@ def test_without_durable_what_a_subscriber_saw_is_there_after_a_kill(data: str, 
 
 @contextlib.contextmanager
 def no_room(server: Relay) -> Iterator[None]:
-    """Let no file of a server grow: what a full disk does to it."""
+    """Prevent every file of a server from growing, as a full disk does."""
     pid, limits = server.process.pid, resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, limits[1]))
     yield
@@ -128,7 +131,7 @@ def test_on_a_full_disk_serving_goes_on_publishing_says_no_and_nothing_acknowled
                 eventually(lambda: server.metric("relay_store_failing") == 1, "the write fails")
                 status, answer = post(server, {"data": "refused"})
                 assert status == 503
-                assert "events cannot be stored: " in answer["error"]
+                assert "cannot store events: " in answer["error"]
                 assert server.request("GET", "/readyz")[0] == 200
                 with Stream(server.port, "topic=default&since=earliest") as replay:
                     assert replay.next().data == "before"
@@ -143,7 +146,7 @@ def test_on_a_full_disk_serving_goes_on_publishing_says_no_and_nothing_acknowled
         server.stop(signal.SIGKILL)
         errors = [record for record in server.log if record.get("level") == "ERROR"]
         assert len(errors) == 1
-        assert "cannot be stored, and no more are taken" in errors[0]["message"]
+        assert "publishing is refused: " in errors[0]["message"]
     with relay("--data", data) as server, Stream(server.port, "topic=default&since=earliest") as stream:
         assert [event.data for event in stream.take(3)] == ["before", "waits", "after"]
 
@@ -157,7 +160,7 @@ def test_a_stop_with_a_full_disk_says_what_is_lost(data: str, tmp_path: Path) ->
             assert feeder.publish(data="taken")
             eventually(lambda: server.metric("relay_store_failing") == 1, "the write fails")
             server.stop()
-        assert any("1 events that were taken are lost" in record["message"] for record in server.log)
+        assert any("lost 1 accepted events" in record["message"] for record in server.log)
 
 
 def test_a_durable_acknowledgement_comes_from_the_disk(data: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the file was given is there again after a crash; a file that cannot be trusted is an error that names it."""
+"""Tests of relay.store.file: writes survive a crash, and an untrustworthy file raises an error that names it."""
 
 from __future__ import annotations
 
@@ -161,8 +161,8 @@ def test_what_is_no_file_of_relay_is_refused_and_left_as_it_is(tmp_path: Path) -
     said = {
         text: "file is not a database",
         empty: "is empty",
-        other: "is another program's file",
-        newer: "has format 99; this relay reads 1",
+        other: "is not a file of relay",
+        newer: "has format 99; this version of relay reads 1",
         Path("/dev/null"): "is not a regular file",
         tmp_path: r"is a directory; give the path of a file \(it is created if missing\), such as .*/relay\.db$",
     }
@@ -184,7 +184,7 @@ def test_a_write_ahead_log_that_was_taken_away_is_missed(path: str) -> None:
         Store(copied)
     os.rename(f"{copied}.aside", f"{copied}-wal")
     os.rename(copied, f"{copied}.aside")
-    with pytest.raises(ConfigError, match=r"copy is missing, but .*-wal is there"):
+    with pytest.raises(ConfigError, match=r"copy is missing, but .*-wal exists"):
         Store(copied)
     os.rename(f"{copied}.aside", copied)
     store = Store(copied)

@@ -1,4 +1,4 @@
-"""What is published goes to the disk first and into the log then, in order; a disk that fails loses nothing."""
+"""Tests of relay.store.journal: entries reach the disk, then the log, in order; a failing disk loses nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMEOUT_S = 10.0
 
 
 class FakeStore:
-    """Writes when it is let, or fails."""
+    """A store whose writes wait for `free`, or fail."""
 
     path = "a file"
     upstream_position: str | None = None
@@ -172,7 +172,7 @@ async def test_a_write_that_fails_is_tried_again_and_meanwhile_nothing_is_taken(
     world.store.error = sqlite3.OperationalError("database or disk is full")
     world.put(2, keys=(("k", "e-1"),))
     await world.until(lambda: world.journal.failures >= 3)
-    assert world.journal.refusal == "events cannot be stored: database or disk is full"
+    assert world.journal.refusal == "cannot store events: database or disk is full"
     assert world.journal.full
     assert (world.log.head, world.journal.pending) == (1, 2)
     world.store.error = None
@@ -183,8 +183,8 @@ async def test_a_write_that_fails_is_tried_again_and_meanwhile_nothing_is_taken(
     world.journal.close()
     said = [record.message for record in caplog.records]
     assert said == [
-        "data: 2 events cannot be stored, and no more are taken: database or disk is full",
-        "data: events are stored again",
+        "data: cannot store 2 events, publishing is refused: database or disk is full",
+        "data: writes to the disk succeed again",
     ]
 
 
@@ -199,9 +199,7 @@ async def test_closing_writes_what_is_pending_and_says_what_it_cannot_write(capl
     await world.until(lambda: bool(world.journal.refusal))
     world.journal.close()
     assert world.store.closed
-    assert (
-        caplog.records[-1].message == "data: 2 events that were taken are lost: events cannot be stored: disk I/O error"
-    )
+    assert caplog.records[-1].message == "data: lost 2 accepted events: cannot store events: disk I/O error"
 
 
 async def test_the_file_shrinks_with_the_log_though_nothing_is_published() -> None:
@@ -244,7 +242,7 @@ async def test_a_disk_that_fails_does_not_let_go_of_the_file() -> None:
     world = World()
     world.store.error = sqlite3.OperationalError("disk I/O error")
     world.put(2)
-    with pytest.raises(RelayError, match="events cannot be stored: disk I/O error"):
+    with pytest.raises(RelayError, match="cannot store events: disk I/O error"):
         world.journal.release_file()
     assert not world.store.closed
     world.store.error = None
