@@ -26,13 +26,8 @@ _logger = logging.getLogger("relay.takeover")
 
 @dataclass
 class Taken:
-    """What was handed over and the hub does not hold.
+    """Everything that was handed over and that the hub does not hold."""
 
-    Args:
-        own_token: the token of the old process's own, for where the settings name none.
-    """
-
-    own_token: str
     listeners: list[socket.socket] = field(default_factory=list)
     unix: socket.socket | None = None
     unix_file: tuple[int, int] | None = None
@@ -86,7 +81,7 @@ def take(
     Raises:
         RelayError: the old process goes on.
     """
-    taken = Taken(start.own_token)
+    taken = Taken()
     subscriptions: list[tuple[tuple[str, ...], Rule]] = []
     _begin(hub, start, now_s)
     while True:
