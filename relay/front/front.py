@@ -64,9 +64,8 @@ class Front:
         loop: the running loop.
         clock: gives the hub's `now_s`.
 
-    At an edge others than this process answer: `publisher`, `find` for the sequence of an id that is not in its log,
-    and `ask` for what /stats and /metrics of the whole show. `ready` is part of what /readyz says: whether new streams
-    shall come here. `arriving` is what is accepted and no connection yet, with the loop's time since when.
+    At an edge, `become_edge` sets `publisher`, `find` and `ask`. `ready` is part of the answer to /readyz: whether this
+    process accepts new streams. `arriving` holds accepted sockets that have no connection yet, with the time of each.
     """
 
     hub: Hub
@@ -112,6 +111,16 @@ class Front:
                 Waiting.LINGER: LINGER_S,
             },
         )
+
+    def become_edge(self, publisher: BatchPublisher, find: Find, ask: Ask | None = None) -> None:
+        """Send requests that only the hub can answer to the hub.
+
+        Args:
+            publisher: publishes at the hub.
+            find: asks the hub for the sequence of an id that this edge's log does not contain.
+            ask: asks the hub for /stats and /metrics of all processes; without it, they show this process only.
+        """
+        self.publisher, self.find, self.ask = publisher, find, ask
 
     def until_s(self, grant: Grant) -> float:
         """Tell when a grant ends, in the hub's time; a later step of the wall's clock does not change it."""

@@ -211,7 +211,7 @@ class Server:
         self._cluster = Cluster(
             config, self.hub, self._stats, self.metrics, self._front.publisher, loop, time.monotonic
         )
-        self.metrics.upstream = self._cluster.upstream
+        self.metrics.report_upstream(self._cluster.upstream)
         taken: Taken | None = None
         if self._channel is not None and start is not None:
             before_ready = partial(self._prepare_to_serve, own_token)
@@ -247,7 +247,7 @@ class Server:
                 self._sources.stdin.start()
                 self._sources.follow()
                 if self._sources.upstream is not None:
-                    self._cluster.source = self._sources.upstream.stats
+                    self._cluster.report_event_stream(self._sources.upstream.stats)
         gc.freeze()
         gc.set_threshold(*COLLECTIONS)
 
@@ -285,13 +285,13 @@ class Server:
         worker, config = self._worker, self.config
         if worker is not None:
             await self._cluster.follow(worker.link, f"worker {worker.number}", "", self._stop, self._stop.set)
-            self._front.ask = self._cluster.uplink.ask if self._cluster.uplink is not None else None
+            ask = self._cluster.uplink.ask if self._cluster.uplink is not None else None
         else:
+            ask = None
             name = f"{socket.gethostname()} (pid {os.getpid()})"
             await self._cluster.follow(config.upstream, name, config.link_token, self._stop, self._stop.set)
             _logger.info("following %s", config.upstream)
-        self._front.publisher = self._cluster
-        self._front.find = self._cluster.find
+        self._front.become_edge(self._cluster, self._cluster.find, ask)
 
     def _open_data(self, taken_over: bool = False) -> None:
         """Take the file, where there is one; what was taken over is in the log already."""

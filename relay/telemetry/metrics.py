@@ -76,7 +76,7 @@ class Metrics(Collector):
     """
 
     def __init__(self, hub: Hub, registry: CollectorRegistry) -> None:
-        self.upstream: Callable[[], Mapping[str, Any] | None] = lambda: None  # says how it goes with what is followed
+        self._upstream: Callable[[], Mapping[str, Any] | None] = lambda: None
         self._hub = hub
         self.registry = registry
         self._input_errors = Counter(
@@ -92,6 +92,10 @@ class Metrics(Collector):
             self._limited.labels(limit)
         registry.register(self)
         ProcessCollector(registry=registry)
+
+    def report_upstream(self, state: Callable[[], Mapping[str, Any] | None]) -> None:
+        """Add the upstream's metrics to each collection; `state` returns None while this server has no upstream."""
+        self._upstream = state
 
     def input_error(self, source: str, kind: str) -> None:
         """Count an input that was refused.
@@ -143,7 +147,7 @@ class Metrics(Collector):
         yield _gauge("relay_store_failing", "1 while events cannot be stored.", float(bool(writer.refusal)))
         yield _counter("relay_store_failures", "Writes to the file that failed.", journal.failures if journal else 0)
         yield _counter("relay_log_dropped", "Log lines dropped, because the reader of the log stalled.", logs.dropped())
-        upstream = self.upstream()
+        upstream = self._upstream()
         if upstream is not None:
             yield _gauge("relay_upstream_linked", "1 while connected to the upstream.", float(upstream["linked"]))
             yield _counter("relay_upstream_breaks", "Upstream connections that were lost.", upstream["breaks"])

@@ -59,7 +59,6 @@ class Cluster:
         self.publisher = publisher
         self.uplink: Uplink | None = None
         self.workers: Workers | None = None
-        self.source: Callable[[], Mapping[str, Any]] | None = None  # says how an event stream is followed
         self._config = config
         self._hub = hub
         self._stats = stats
@@ -68,6 +67,7 @@ class Cluster:
         self._clock = clock
         self._upstream: Upstream | None = None
         self._links: Links | None = None
+        self._event_stream: Callable[[], Mapping[str, Any]] | None = None
 
     # Upwards
 
@@ -201,7 +201,11 @@ class Cluster:
         """Say how it goes with what is followed, if anything is: another's log, or an event stream."""
         if self.uplink is not None:
             return {"linked": self._hub.linked, "breaks": self.uplink.breaks}
-        return None if self.source is None else self.source()
+        return None if self._event_stream is None else self._event_stream()
+
+    def report_event_stream(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Report the state of an event stream as this process's upstream."""
+        self._event_stream = state
 
     def stats(self, now_s: float) -> dict[str, Any]:
         """Return what /stats says of this process and its links."""
