@@ -17,8 +17,8 @@ other.
 llhttp in its strict mode judges the field lines (bare CR and LF, folded lines, white space before the colon,
 control characters, Content-Length twice, malformed or beside Transfer-Encoding). What it lets through is
 refused here: other protocols and versions, a loose request line, several Hosts or none, Transfer-Encoding in
-HTTP/1.0 or other than `chunked`. Chunks are read here too, since llhttp does not say where in the input a
-message ends.
+HTTP/1.0 or other than `chunked`. `relay.http.chunks` decodes chunks, since llhttp does not report where in the
+input a message ends.
 """
 
 from __future__ import annotations
@@ -31,20 +31,14 @@ from urllib.parse import unquote_to_bytes
 import httptools
 
 from relay.errors import RequestError
+from relay.http.chunks import BARE_LF, ChunkedBody, too_large
 
 LONG_BYTES = 2048
 """Up to here a request for a stream is quick: a hundred topics take half a millisecond."""
-CHUNK_LINE_BYTES_MAX = 1024
-"""Longest line of a chunk's size or of a trailer; extensions are unknown in the wild."""
-CHUNK_LINES_BYTES_MAX = 64 * 1024
-"""What all such lines may have in all, beyond eight times the data: so one byte a chunk still passes."""
 
 _TOKEN_BYTES = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])")
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
-_BARE_LF = re.compile(rb"(?<!\r)\n")
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t -~\x80-\xff]*)?")
-_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*")
 _NAME = r"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})"
 _IP_LITERAL = r"\[[A-Za-z0-9._~!$&'()*+,;=:-]+\]"
 # RFC 9110 section 4.2: in a target a host is not empty, and no user stands before it.
@@ -120,7 +114,7 @@ class RequestParser:
         self._scanned = 0
         self._state = _Reading.HEAD
         self._length: int | None = 0
-        self._chunks: _Chunks | None = None
+        self._chunks: ChunkedBody | None = None
 
     @property
     def intact(self) -> bool:
@@ -165,7 +159,7 @@ class RequestParser:
         self._length = request.body_length
         if self._length != 0:
             self._state = _Reading.BODY
-            self._chunks = _Chunks() if self._length is None else None
+            self._chunks = ChunkedBody() if self._length is None else None
         return request
 
     def body(self, bytes_max: int) -> bytes | None:
@@ -203,7 +197,7 @@ class RequestParser:
             raise RequestError(400, "this is not an HTTP request")
         end = buffer.find(b"\r\n\r\n", max(0, self._scanned - 3)) + 4
         known = min(end if end >= 4 else len(buffer), self._head_bytes_max)
-        if _BARE_LF.search(buffer, self._scanned, known):
+        if BARE_LF.search(buffer, self._scanned, known):
             raise RequestError(400, "a line ends with LF instead of CRLF")
         if end < 4:
             if len(buffer) >= self._head_bytes_max:
@@ -232,79 +226,13 @@ class RequestParser:
             return bytes(self._chunks.body) if self._chunks.take(self._buffer, bytes_max) else None
         length = self._length or 0
         if length > bytes_max:
-            raise _too_large(bytes_max)
+            raise too_large(bytes_max)
         if len(self._buffer) < length:
             return None
         with memoryview(self._buffer) as view:
             body = bytes(view[:length])
         del self._buffer[:length]
         return body
-
-
-def _too_large(bytes_max: int) -> RequestError:
-    if not bytes_max:
-        return RequestError(413, "no body is taken here")
-    return RequestError(413, f"the body is over {bytes_max} bytes", limit="body-bytes-max")
-
-
-class _Chunks:
-    """A body in chunks, RFC 9112 section 7.1; extensions and trailers are read and dropped."""
-
-    __slots__ = ("_left", "_lines_bytes", "_part", "body")
-
-    def __init__(self) -> None:
-        self.body = bytearray()
-        self._part = "size"  # size → data → end → size …; size 0 → trailer
-        self._left = 0
-        self._lines_bytes = 0
-
-    def take(self, buffer: bytearray, bytes_max: int) -> bool:
-        """Take what is there off the buffer; true once the body is whole."""
-        while True:
-            if self._part == "data":
-                taken = buffer[: self._left]
-                del buffer[: self._left]
-                self.body += taken
-                self._left -= len(taken)
-                if self._left:
-                    return False
-                self._part = "end"
-            if self._part == "end":
-                if not b"\r\n".startswith(buffer[:2]):
-                    raise RequestError(400, "a chunk is longer than its size")
-                if len(buffer) < 2:
-                    return False
-                del buffer[:2]
-                self._part = "size"
-            line = self._line(buffer)
-            if line is None:
-                return False
-            if self._part == "size":
-                size = _CHUNK_SIZE.fullmatch(line)
-                if size is None:
-                    raise RequestError(400, "malformed chunk size")
-                self._left = int(size[1], 16)
-                if len(self.body) + self._left > bytes_max:
-                    raise _too_large(bytes_max)
-                self._part = "data" if self._left else "trailer"
-            elif not line:
-                return True
-            elif not _TRAILER.fullmatch(line):
-                raise RequestError(400, "malformed trailer")
-
-    def _line(self, buffer: bytearray) -> bytes | None:
-        """Cut one line off the buffer, without its CRLF."""
-        end = buffer.find(b"\r\n", 0, CHUNK_LINE_BYTES_MAX)
-        if end < 0:
-            if len(buffer) >= CHUNK_LINE_BYTES_MAX or _BARE_LF.search(buffer):
-                raise RequestError(400, "malformed line between chunks")
-            return None
-        line = bytes(buffer[:end])
-        del buffer[: end + 2]
-        self._lines_bytes += end + 2
-        if self._lines_bytes > CHUNK_LINES_BYTES_MAX + 8 * len(self.body):
-            raise RequestError(400, "more chunk lines than data")
-        return line
 
 
 class _Fields:

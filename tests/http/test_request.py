@@ -1,4 +1,4 @@
-"""Request heads and bodies: what is read and what is refused, however the bytes arrive."""
+"""relay.http.request and relay.http.chunks: which requests are accepted and rejected, however the bytes arrive."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from relay.errors import RequestError
-from relay.http.request import CHUNK_LINE_BYTES_MAX, CHUNK_LINES_BYTES_MAX, Request, RequestParser
+from relay.http.chunks import CHUNK_LINE_BYTES_MAX, CHUNK_LINES_BYTES_MAX
+from relay.http.request import Request, RequestParser
 
 HEAD_MAX = 1024
 BODY_MAX = 64
