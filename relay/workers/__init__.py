@@ -1,1 +1,1 @@
-"""Several processes, one log: the links between a hub and its edges."""
+"""Several processes with one log: the hub, its edges (workers and other relays) and the links between them."""

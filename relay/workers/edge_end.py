@@ -1,7 +1,7 @@
-"""The edge's end of a link: fills its hub's log with another's entries, and asks there what it cannot answer; sans-IO.
+"""The edge's end of a link: copies the hub's entries into the edge's log and sends requests to the hub; sans-IO.
 
-Owns what the edge has asked and not been told yet. Never connects, never waits. The hub of an edge is like any other
-but that its entries come from here: with the same epoch and sequences, so that an id resumes at each edge.
+Owns the edge's unanswered requests. Never connects, never waits. The edge's log has the same epoch and sequences as the
+hub's, so that a client can resume from an id at any edge.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from relay.workers.messages import (
 )
 
 UNSENT_BYTES_MAX = 32 * 1024 * 1024
-"""What may wait to be sent to the hub; above it a request is answered 503."""
+"""Bytes that may wait to be sent to the hub; above this limit requests fail with 503."""
 
 OnAnswer = Callable[[Any], None]
 
@@ -58,17 +58,17 @@ def message_bytes_max(config: Config) -> int:
 
 
 class Uplink:
-    """The way from an edge to its hub.
+    """An edge's link to its hub.
 
     Args:
         config: the edge's settings.
-        hub: the edge's own, whose log is fed.
-        name: what the other end calls this one.
+        hub: the edge's local hub, whose log receives the entries.
+        name: name of this edge at the hub.
         token: the link's token.
-        clock: the edge's time.
-        on_begun: called when the first snapshot is in.
-        on_drain: called when the hub wants the edge to drain.
-        answer: gives /stats or /metrics of this process alone.
+        clock: returns the edge's time.
+        on_begun: called when a snapshot is complete.
+        on_drain: called when the hub asks the edge to drain.
+        answer: returns /stats or /metrics of this process alone.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Uplink:
         answer: Callable[[Report], bytes],
     ) -> None:
         self.heard_s = clock()
-        self.linked = False  # the hub has begun to send
+        self.linked = False  # the hub has sent Begin
         self.breaks = 0
         self._hub = hub
         self._name = name
@@ -100,18 +100,18 @@ class Uplink:
         self._unsent = 0
         self._number = 0
         self._requests: dict[int, tuple[float, OnAnswer]] = {}
-        self._hub_offset_s = 0.0  # what this process's clock is ahead of the hub's
+        self._hub_offset_s = 0.0  # this process's time minus the hub's time
         self._newest_s = 0.0
         hub.fed, hub.begun, hub.linked = True, False, False
         hub.catchup.on_held = self.send_status
 
-    # The link comes and goes
+    # Connection
 
     def connected(self, send: Callable[[bytes], int]) -> None:
-        """Begin to speak over a new connection.
+        """Send Hello over a new connection.
 
         Args:
-            send: writes bytes, and returns how many are not sent yet.
+            send: writes bytes and returns the number of bytes not sent yet.
         """
         self._parser = Parser(self._bytes_max)
         self._send, self._unsent = send, 0
@@ -121,36 +121,42 @@ class Uplink:
         self._write(encode(hello))
 
     def lost(self) -> None:
-        """Note that the connection is gone, and answer whoever waits."""
+        """Record the loss of the connection and fail all unanswered requests."""
         self.breaks += self.linked
         self._send, self.linked, self._hub.linked = None, False, False
         requests, self._requests = self._requests, {}
-        broken = RequestError(502, "the link broke before the hub answered; what was asked may be done", RETRY_SOON)
+        broken = RequestError(
+            502, "the link broke before the hub answered; the request may have been carried out", RETRY_SOON
+        )
         for _, done in requests.values():
             done(broken)
 
     def send_status(self) -> None:
-        """Tell the hub how it goes: each second, and when something else is held."""
+        """Send Status to the hub: each second, and when the held terms change."""
         hub = self._hub
         status = Status(sequence=hub.log.head, streams=hub.engine.open, ready=hub.ready, holding=list(hub.holds.terms))
         self._write(encode(status))
 
     def tick(self) -> None:
-        """Tell the hub how it goes, and give up requests that take too long."""
+        """Send Status to the hub and fail requests that have timed out."""
         self.send_status()
         now_s = self._clock()
         for number, (deadline_s, done) in list(self._requests.items()):
             if now_s >= deadline_s:
                 del self._requests[number]
-                done(RequestError(504, "the hub did not answer; what was asked may be done", RETRY_SOON))
+                done(
+                    RequestError(
+                        504, "the hub did not answer in time; the request may have been carried out", RETRY_SOON
+                    )
+                )
 
-    # What comes
+    # Received messages
 
     def receive(self, data: bytes) -> None:
-        """Take what the hub sent.
+        """Process bytes from the hub.
 
         Raises:
-            LinkError: the link has to be cut.
+            LinkError: the hub violated the protocol or refused the link; close the connection.
         """
         self.heard_s = now_s = self._clock()
         for message in self._parser.feed(data):
@@ -162,9 +168,9 @@ class Uplink:
     def _entry(self, entry: Entry, now_s: float) -> None:
         hub = self._hub
         if not self.linked or entry.sequence != hub.log.head:
-            raise LinkError(f"entry {entry.sequence} came where {hub.log.head} was due")
+            raise LinkError(f"received entry {entry.sequence}, expected {hub.log.head}")
         if len(entry.frame) > hub.log.bytes_max:
-            raise LinkError(f"an entry of {len(entry.frame)} bytes is more than history-bytes holds here")
+            raise LinkError(f"an entry of {len(entry.frame)} bytes exceeds history-bytes of this edge; increase it")
         self._newest_s = max(self._newest_s, min(entry.time_s + self._hub_offset_s, now_s))
         try:
             hub.take(entry, self._newest_s)
@@ -198,11 +204,11 @@ class Uplink:
         elif isinstance(message, Drain):
             self._on_drain()
         elif isinstance(message, Refuse):
-            raise LinkError(f"the hub refuses the link: {message.reason}")
+            raise LinkError(f"the hub rejects the link: {message.reason}")
         elif isinstance(message, Beat):
             self._hub.linked = not message.leaving
         else:
-            raise LinkError(f"a message that is not for an edge: {type(message).__name__}")
+            raise LinkError(f"an edge must not receive {type(message).__name__}")
 
     def _begin(self, begin: Begin, now_s: float) -> None:
         hub = self._hub
@@ -230,10 +236,10 @@ class Uplink:
         else:
             done(RequestError(message.status, message.reason, RETRY_SOON if message.status >= 500 else ()))
 
-    # What is asked
+    # Requests
 
     def publish(self, events: list[Event], done: Done) -> Cancel:
-        """Publish at the hub, all or none; `done` is called once with their ids, or with what was wrong."""
+        """Publish all events or none at the hub; call `done` once, with their ids or with an error."""
         try:
             data = encode(PublishRequest(number=self._number + 1, events=msgspec.json.encode(events)))
         except (ValueError, OverflowError, TypeError, RecursionError) as error:
@@ -241,7 +247,7 @@ class Uplink:
             return nothing
         bytes_max = min(self._bytes_max, UNSENT_BYTES_MAX)
         if len(data) > bytes_max:
-            reason = f"the events need {len(data)} bytes as JSON on the way to the hub; at most {bytes_max} are sent"
+            reason = f"the events need {len(data)} bytes as JSON on the link to the hub; the limit is {bytes_max}"
             done(RequestError(413, reason, limit="body-bytes-max"))
             return nothing
         return self._request(data, done)
@@ -249,15 +255,15 @@ class Uplink:
     def find(
         self, terms: tuple[str, ...], ids: tuple[str, ...], done: Callable[[int | RelayError | None], None]
     ) -> Cancel:
-        """Ask for the sequence of a last id that the edge's own log does not know for the subscription."""
+        """Ask the hub for the sequence of a last id that is not in the edge's log."""
         return self._request(encode(Find(number=self._number + 1, terms=terms, ids=ids)), done)
 
     def head(self, done: Callable[[int | RelayError], None]) -> Cancel:
-        """Ask for the sequence that the next event will get; every event that is acknowledged by now is before it."""
+        """Ask for the sequence of the next event; all events acknowledged so far have lower sequences."""
         return self._request(encode(Head(number=self._number + 1)), done)
 
     def ask(self, report: Report, done: Callable[[bytes | RelayError], None]) -> Cancel:
-        """Ask for /stats or /metrics of the whole."""
+        """Ask for /stats or /metrics of the hub and all its workers."""
         return self._request(encode(Ask(number=self._number + 1, report=report)), done)
 
     def _request(self, data: bytes, done: OnAnswer) -> Cancel:
@@ -265,7 +271,7 @@ class Uplink:
             done(RequestError(503, "the link to the hub is down", RETRY_SOON))
             return nothing
         if self._unsent + len(data) > UNSENT_BYTES_MAX:
-            done(RequestError(503, "too much waits for the hub", RETRY_SOON))
+            done(RequestError(503, "too many bytes wait to be sent to the hub", RETRY_SOON))
             return nothing
         self._number += 1
         number = self._number

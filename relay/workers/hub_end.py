@@ -1,12 +1,12 @@
-"""The hub's end of a link: one more reader of the log, with a cursor; sans-IO.
+"""The hub's end of a link: reads the log for one edge, with a cursor; sans-IO.
 
-Theory of operation. An edge says Hello, with the epoch and the sequence that it needs next; the hub says Begin and goes
-on from there if it still can, else from the oldest entry that it retains. What is written next is asked for when the
-edge has taken what was written before: answers first, then what the log has after the cursor, a segment at a time. So
-an edge that does not read costs one segment and holds up nobody. When the log has gone on without it, it is lapped: it
-gets a Begin that does not follow, and begins anew.
+Theory of operation. The edge sends Hello with its epoch and the next sequence that it needs. The hub replies with Begin
+and continues from that sequence if it retains it, otherwise from its oldest entry. When the edge has received all
+earlier bytes, the connection calls `take` for the next ones: replies first, then entries after the cursor, one segment
+at a time. So an edge that does not read occupies one segment and delays no other edge. If the log evicts entries that
+the edge has not received, the edge is lapped: it receives another Begin and starts a new log.
 
-Owns the cursor, the requests of its edge that are under way, and what its edge holds. Never waits, never publishes.
+Owns the cursor, the pending requests of its edge, and the terms that the edge holds. Never waits, never publishes.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ from relay.workers.messages import (
 )
 
 REPLY_BYTES_MAX = 4 * 1024 * 1024
-"""Answers that wait for an edge to read them; above it nothing more is read of that edge."""
+"""Bytes of replies that an edge has not read; above this limit the hub stops reading from the edge."""
 
 REQUESTS_MAX = 1000
-"""Requests of one edge that may be under way; above it 503."""
+"""Pending publish requests of one edge; above this limit they fail with 503."""
 
 ENDED_PER_MESSAGE = 50
-"""Ended topics told in one message, so that it is never longer than the shortest that an edge may take."""
+"""Topics in one message, so that its size is below the smallest limit that an edge can have."""
 
 IDS_PER_MESSAGE = 16
-"""Evicted ids told in one message, for the same reason."""
+"""Evicted ids in one message, for the same reason."""
 
 EVICTED_PER_TURN = 64
-"""Such messages in one turn: less than a millisecond."""
+"""EvictedMarks messages encoded in one call of `take`: less than a millisecond."""
 
 NAME_CHARACTERS_MAX = 200
 
@@ -74,28 +74,28 @@ T = TypeVar("T", bound=Iterable[str])
 
 
 class RequestHandler(Protocol):
-    """Who answers what an edge asks."""
+    """Handles the requests of edges."""
 
     def publish(self, events: list[Event], done: Done) -> Cancel:
-        """Publish all events or none, and call back once."""
+        """Publish all events or none; call `done` once with their ids or an error."""
 
     def find(
         self, terms: tuple[str, ...], ids: tuple[str, ...], done: Callable[[int | RelayError | None], None]
     ) -> Cancel:
-        """Find the sequence of a last id of a subscription, and call back once."""
+        """Find the sequence of a subscription's last id; call `done` once."""
 
     def head(self, done: Callable[[int | RelayError], None]) -> Cancel:
-        """Give the sequence that the next event will get, and call back once."""
+        """Get the sequence of the next event; call `done` once."""
 
     def ask(self, report: Report, done: Callable[[bytes], None]) -> None:
-        """Give /stats or /metrics of the whole, and call back once."""
+        """Build /stats or /metrics of all processes; call `done` once with the body."""
 
 
 class Chunks:
-    """What follows a cursor, encoded for a link: once for all links that have come equally far.
+    """Encodes the entries after a cursor, once for all links with the same cursor.
 
     Args:
-        log: what is read.
+        log: the log to read.
     """
 
     def __init__(self, log: Log) -> None:
@@ -104,10 +104,12 @@ class Chunks:
         self._chunk = (b"", 0)
 
     def after(self, cursor: int) -> tuple[bytes, int]:
-        """Return the next entries, at most a segment of them but one at least, and the cursor behind them.
+        """Return the next entries, encoded, and the cursor after them.
+
+        The entries stop after `SEGMENT_BYTES`, but there is at least one if the log has one.
 
         Args:
-            cursor: not below the log's tail.
+            cursor: a sequence, not below the log's tail.
         """
         log = self._log
         if cursor >= log.head:
@@ -124,16 +126,16 @@ class Chunks:
 
 
 class Downlink:
-    """One edge, as the hub sees it.
+    """The hub's state of the link to one edge.
 
     Args:
-        hub: whose log the edge follows.
+        hub: the hub whose log the edge follows.
         chunks: shared by all links of the hub.
-        handler: answers the edge's requests.
-        token: what the edge has to know; None for one that was started by this process.
-        bytes_max: longest message of the edge.
-        clock: the hub's time.
-        wake: called when there is something to write.
+        handler: handles the edge's requests.
+        token: the token that the edge must present; None for a worker.
+        bytes_max: longest message that the edge may send.
+        clock: returns the hub's time.
+        wake: called when `take` has something to return.
     """
 
     def __init__(
@@ -149,7 +151,7 @@ class Downlink:
     ) -> None:
         self.name = "an edge"
         self.linked = False
-        self.closing = False  # to be closed when what is to be written is written
+        self.closing = False  # close the connection once all output is written
         self.status = Status(sequence=0, streams=0, ready=False, holding=[])
         self.heard_s = clock()
         self.lapped = 0
@@ -171,25 +173,25 @@ class Downlink:
         self._requests: dict[int, Cancel] = {}
         self._asked: dict[int, Callable[[bytes | RelayError], None]] = {}
         self._number = 0
-        self._evicted: Iterator[bytes] = iter(())  # what is to be told before the next entry
+        self._evicted: Iterator[bytes] = iter(())  # EvictedMarks to send before the next entry
 
     @property
     def lag_events(self) -> int:
-        """Entries that the edge has not acknowledged."""
+        """The number of entries that the edge has not acknowledged."""
         return max(0, self._hub.log.head - self.status.sequence) if self.linked else 0
 
     @property
     def full(self) -> bool:
-        """Whether the edge has to read answers before it may ask more."""
+        """Whether the edge must read replies before the hub reads more requests."""
         return self._reply_bytes > REPLY_BYTES_MAX
 
-    # What comes
+    # Received messages
 
     def receive(self, data: bytes) -> None:
-        """Take what the edge sent.
+        """Process bytes from the edge.
 
         Raises:
-            LinkError: the link has to be cut.
+            LinkError: the edge violated the protocol; close the connection.
         """
         self.heard_s = self._clock()
         for message in self._parser.feed(data):
@@ -198,17 +200,17 @@ class Downlink:
             if isinstance(message, Hello):
                 self._hello(message)
             elif not self.linked:
-                raise LinkError("the first message is no Hello")
+                raise LinkError("the first message is not Hello")
             else:
                 self._receive(message)
 
     def _hello(self, hello: Hello) -> None:
         if self.linked:
-            raise LinkError("a second Hello")
+            raise LinkError("received a second Hello")
         if self._token is not None and not hmac.compare_digest(hello.token.encode(), self._token.encode()):
             self._refuse("the link token is wrong")
         elif hello.version != VERSION:
-            self._refuse(f"the edge speaks version {hello.version} of the link, the hub version {VERSION}")
+            self._refuse(f"the edge uses version {hello.version} of the link protocol, the hub version {VERSION}")
         else:
             self.name = hello.name[:NAME_CHARACTERS_MAX] if hello.name.isprintable() else "an edge"
             self.linked = True
@@ -229,7 +231,7 @@ class Downlink:
         if isinstance(message, Status):
             self.status = message
             if len(message.holding) > HOLDS_MAX:
-                raise LinkError(f"an edge holds {len(message.holding)} terms")
+                raise LinkError(f"an edge holds {len(message.holding)} terms; the limit is {HOLDS_MAX}")
             self._hub.holds.hold(self, _checked(message.holding))
         elif isinstance(message, PublishRequest):
             self._publish(message)
@@ -244,12 +246,12 @@ class Downlink:
             if done is not None:
                 done(message.body)
         else:
-            raise LinkError(f"a message that is not for a hub: {type(message).__name__}")
+            raise LinkError(f"a hub must not receive {type(message).__name__}")
 
     def _publish(self, message: PublishRequest) -> None:
         number = message.number
         if len(self._requests) >= REQUESTS_MAX or number in self._requests:
-            self._reply(Refused(number=number, status=503, reason="too many requests of one edge are waiting"))
+            self._reply(Refused(number=number, status=503, reason="too many publish requests of one edge are pending"))
             return
         self._requests[number] = nothing
         try:
@@ -276,7 +278,7 @@ class Downlink:
         self._reply(Answer(number=number, body=body))
 
     def lost(self) -> None:
-        """Forget the edge: what it holds, and what it waits for."""
+        """Release the terms that the edge holds and cancel its requests."""
         self.linked, self.closing = False, True
         self._hub.holds.hold(self, ())
         requests, self._requests = self._requests, {}
@@ -284,12 +286,12 @@ class Downlink:
             cancel()
         asked, self._asked = self._asked, {}
         for done in asked.values():
-            done(RequestError(502, "the worker is gone"))
+            done(RequestError(502, "the link to the worker is lost"))
 
-    # What goes
+    # Output
 
     def take(self) -> bytes:
-        """Return what is to be written next, a segment at most beyond the answers; empty when nothing is due."""
+        """Return the next bytes to write: replies, then at most one segment of entries; empty if there are none."""
         parts, self._replies, self._reply_bytes = self._replies, [], 0
         log = self._hub.log
         if self._beat_due and not self.closing:
@@ -321,7 +323,7 @@ class Downlink:
         return b"".join(parts)
 
     def _encode_evicted(self) -> Iterator[bytes]:
-        """Yield what the log knows of evicted entries, now, in messages that are never longer than an edge may take."""
+        """Yield the log's current marks of evicted entries, in messages that every edge accepts."""
         log = self._hub.log
         rest, topics, ids = log.marks.rest, log.evicted(), log.ids.evicted()
         while some := list(islice(topics, ENDED_PER_MESSAGE)):
@@ -345,24 +347,24 @@ class Downlink:
         self._wake()
 
     def send(self, message: Message) -> None:
-        """Send a message before whatever else there is."""
+        """Send a message before any entries."""
         self._reply(message)
 
     def beat(self, silent_s: float, *, leaving: bool = False) -> None:
-        """Say that the hub lives, and whether it leaves; an edge that was silent for `silent_s` holds nothing more."""
+        """Schedule a Beat; release the terms of an edge that has been silent for `silent_s`."""
         self._leaving = leaving
         self._beat_due = self.linked
         if self.linked and self._clock() - self.heard_s > silent_s:
             self._hub.holds.hold(self, ())
 
     def ask(self, report: Report, done: Callable[[bytes | RelayError], None]) -> None:
-        """Ask the edge for its own /stats or /metrics."""
+        """Ask the edge for /stats or /metrics of its process."""
         self._number += 1
         self._asked[self._number] = done
         self._reply(Ask(number=self._number, report=report))
 
     def drain(self) -> None:
-        """Once the edge has the whole log, let it drain if it is a worker; another is left to find a new hub."""
+        """Send the rest of the log; then tell a worker to drain, and close the link of any other edge."""
         self._draining = True
         self._wake()
 
@@ -380,5 +382,5 @@ def _checked(terms: T) -> T:
             for part in term.split(JOINT):
                 check_term(part)
     except EventError as error:
-        raise LinkError(f"an edge sent a term that is not valid: {error}") from None
+        raise LinkError(f"an edge sent an invalid term: {error}") from None
     return terms

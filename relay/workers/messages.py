@@ -1,15 +1,16 @@
-"""The link's messages: values ⇄ bytes; sans-IO.
+"""The messages of a link, encoded and decoded; sans-IO.
 
-A message is a length (32 bits, little-endian, of what follows the kind), a kind (8 bits) and a payload. An entry has a
-form of its own, since there is one for each event; everything else is a MessagePack map that names its type. Unknown
-fields are passed over, unknown types are an error: whoever changes what a message means changes `VERSION`.
+A message consists of the payload's length (32 bits, little-endian), a kind (8 bits) and the payload. Entries have a
+compact binary form, because each event is sent as one. The payload of every other message is a MessagePack map that
+names its type. Decoding ignores unknown fields and rejects unknown types. A change of a message's meaning increments
+`VERSION`. The tags on the wire are older than some class names; they do not change.
 
-    edge → hub   Hello, once; Status each second and when what it holds has changed; Publish, Find, Ask; Told
-    hub → edge   Refuse, or Begin, Past, Ended and the entries; Beat each second; Published, Found, Refused, Told; Ask;
-                 Drain; to a worker, Setup before all
+    edge → hub   Hello, once; Status each second and when its held terms change; PublishRequest, Find, Head, Ask; Answer
+    hub → edge   Refuse, or Begin, EvictedMarks, EndedTopics and the entries; Beat each second; Published, Found,
+                 Refused, Answer; Ask; Drain; to a worker, Setup as the first message
 
-Owns the form of messages and the bound on their size. Never knows what they do (`relay.workers.edge_end`,
-`relay.workers.hub_end`).
+Owns the wire format and the limit on a message's size. Never acts on messages (`relay.workers.edge_end` and
+`relay.workers.hub_end` do).
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from relay.errors import RelayError
 VERSION = 3
 
 HELLO_BYTES_MAX = 16 * 1024
-"""What is taken of somebody who has not shown the token yet."""
+"""Longest message that is accepted before the token has been checked."""
 
 OVERHEAD_BYTES_MAX = 64 * 1024
-"""What a message may have beyond the event, or the body, that it carries."""
+"""Longest part of a message besides the event or the body that it carries."""
 
 _CONTROL, _ENTRY = 0, 1
 _HEADER = struct.Struct("<IB")
@@ -43,7 +44,7 @@ Report = Literal["stats", "metrics"]
 
 
 class LinkError(RelayError):
-    """The other end of a link says what it must not; the link is cut."""
+    """The other end of a link violated the protocol; the link is closed."""
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -51,13 +52,13 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Setup(_Message, frozen=True):
-    """To a worker: what it is.
+    """To a worker: its settings and listeners.
 
     Args:
         config: the settings.
-        number: of the worker, from 1 on.
-        listeners: descriptors of the listeners that it has inherited.
-        own_token: the run's own token for publishing.
+        number: number of the worker, from 1.
+        listeners: fds of the inherited listeners.
+        own_token: the publish token that this run generated.
     """
 
     config: Config
@@ -67,13 +68,13 @@ class Setup(_Message, frozen=True):
 
 
 class Hello(_Message, frozen=True):
-    """To the hub: who links, and what it needs next.
+    """To the hub: the edge identifies itself and states the next sequence that it needs.
 
     Args:
         token: the link's token.
-        name: what the hub calls it in its log.
-        epoch: of its log; empty for one that has not begun.
-        sequence: the next one that it needs.
+        name: name of the edge in the hub's log lines and /stats.
+        epoch: epoch of the edge's log; empty if the log is new.
+        sequence: the next sequence that the edge needs.
     """
 
     version: int
@@ -84,20 +85,20 @@ class Hello(_Message, frozen=True):
 
 
 class Refuse(_Message, frozen=True):
-    """To an edge: there will be no link."""
+    """To an edge: the hub rejects the link."""
 
     reason: str
 
 
 class Begin(_Message, frozen=True):
-    """To an edge: the entries that follow begin with this sequence.
+    """To an edge: the next entry has this sequence.
 
-    To one that needs just this one it means: go on. To another it means that what it has is of no use any more.
+    If the edge asked for this epoch and sequence, it continues. Otherwise it drops its log and starts again from here.
 
     Args:
-        head: the snapshot is in when the edge has all before it.
+        head: head of the hub's log; the edge has the snapshot when its own head reaches this one.
         now_s: the hub's time.
-        evicted_s: time of the last entry before the first, as far as that is known.
+        evicted_s: time of the last entry before `sequence`, as far as it is known.
     """
 
     epoch: str
@@ -108,12 +109,12 @@ class Begin(_Message, frozen=True):
 
 
 class EvictedMarks(_Message, frozen=True, tag="Past"):
-    """To an edge that begins anew: a part of what the hub knows of evicted entries.
+    """To an edge that starts a new log: some of the marks that the hub keeps for evicted entries.
 
     Args:
-        topics: as `Log.evicted` returns them; times are the hub's.
-        ids: as `OwnIds.evicted` returns them.
-        rest: in the last part, the mark of all topics that no part has named.
+        topics: marks in the form that `Log.evicted` returns; times are the hub's.
+        ids: pairs in the form that `OwnIds.evicted` returns.
+        rest: only in the last message: the mark of all topics that no message named.
     """
 
     topics: list[tuple[str, int, float]]
@@ -122,17 +123,17 @@ class EvictedMarks(_Message, frozen=True, tag="Past"):
 
 
 class EndedTopics(_Message, frozen=True, tag="Ended"):
-    """To an edge that begins anew: topics that have ended, whether or not their ends are retained."""
+    """To an edge that starts a new log: ended topics, including those whose end event is evicted."""
 
     topics: list[str]
 
 
 class Beat(_Message, frozen=True):
-    """To an edge: the hub lives.
+    """To an edge: the hub is alive.
 
     Args:
-        head: of its log.
-        leaving: it will drain soon, so that no new client should come.
+        head: head of the hub's log.
+        leaving: the hub drains soon; the edge must report that it is not ready.
     """
 
     head: int
@@ -140,13 +141,13 @@ class Beat(_Message, frozen=True):
 
 
 class Status(_Message, frozen=True):
-    """To the hub: the edge lives.
+    """To the hub: the edge is alive.
 
     Args:
-        sequence: all before it is in the edge's log: the acknowledgement.
-        streams: that are open.
-        ready: its snapshot is in.
-        holding: terms whose publishers have to wait.
+        sequence: acknowledges all entries before it; they are in the edge's log.
+        streams: number of open streams.
+        ready: the edge has received the snapshot.
+        holding: terms whose publishers must wait.
     """
 
     sequence: int
@@ -156,21 +157,21 @@ class Status(_Message, frozen=True):
 
 
 class PublishRequest(_Message, frozen=True, tag="Publish"):
-    """To the hub: publish these events, all or none. They are a JSON array, so that their data stays as written."""
+    """To the hub: publish all events or none. They are a JSON array, which keeps their data exactly as written."""
 
     number: int
     events: bytes
 
 
 class Published(_Message, frozen=True):
-    """To an edge: the ids of what it published."""
+    """To an edge: the ids of the events that it published."""
 
     number: int
     ids: list[str]
 
 
 class Find(_Message, frozen=True):
-    """To the hub: which sequence has the last id of this subscription? `ids` are the readings of it."""
+    """To the hub: find the sequence of a subscription's last id. `ids` are its possible readings."""
 
     number: int
     terms: tuple[str, ...]
@@ -178,20 +179,20 @@ class Find(_Message, frozen=True):
 
 
 class Head(_Message, frozen=True):
-    """To the hub: which sequence will the next event get?"""
+    """To the hub: request the sequence of the next event."""
 
     number: int
 
 
 class Found(_Message, frozen=True):
-    """To an edge: the sequence that it asked for; None when an id is not known."""
+    """To an edge: the requested sequence; None if the id is unknown."""
 
     number: int
     sequence: int | None
 
 
 class Refused(_Message, frozen=True):
-    """To an edge: a request failed, by the status of HTTP; an event's `field` is named where it is the event."""
+    """To an edge: a request failed. `status` is an HTTP status; `field` names the invalid field of an event, if any."""
 
     number: int
     status: int
@@ -200,21 +201,21 @@ class Refused(_Message, frozen=True):
 
 
 class Ask(_Message, frozen=True):
-    """To either: give me /stats or /metrics; the hub gives the whole, a worker its own."""
+    """To either end: request /stats or /metrics. A hub returns those of all processes, a worker its own."""
 
     number: int
     report: Report = msgspec.field(name="what")
 
 
 class Answer(_Message, frozen=True, tag="Told"):
-    """To either: what was asked for."""
+    """To either end: the body that `Ask` requested."""
 
     number: int
     body: bytes
 
 
 class Drain(_Message, frozen=True):
-    """To an edge: this was the last entry; drain and leave."""
+    """To a worker: the last entry has been sent; drain and exit."""
 
 
 Message = (Setup | Hello | Refuse | Begin | EvictedMarks | EndedTopics | Beat | Status | PublishRequest | Published) | (
@@ -229,7 +230,7 @@ def encode(message: Message) -> bytes:
     """Encode a message.
 
     Raises:
-        ValueError: an event's data is no JSON value (also OverflowError, TypeError, RecursionError).
+        ValueError: an event's data is not a JSON value (also OverflowError, TypeError, RecursionError).
     """
     payload = _encoder.encode(message)
     return _HEADER.pack(len(payload), _CONTROL) + payload
@@ -253,23 +254,23 @@ def encode_entry(entry: Entry) -> bytes:
 
 
 class Parser:
-    """Turns the bytes of one end into messages, however they are cut.
+    """Parses messages incrementally from the bytes of one end.
 
     Args:
-        bytes_max: longest payload; may be set anew at any time.
+        bytes_max: longest payload; may be changed at any time.
     """
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self._parts: list[bytes] = []
         self._size = 0
-        self._need = _HEADER.size  # bytes below which there is nothing to parse
+        self._need = _HEADER.size  # bytes that the next step of parsing needs
 
     def feed(self, data: bytes) -> list[Message | Entry]:
-        """Take bytes; return the messages that are whole.
+        """Add bytes and return all complete messages.
 
         Raises:
-            LinkError: this is no link, or a message is too long.
+            LinkError: the bytes are not those of a link, or a message is too long.
         """
         self._parts.append(data)
         self._size += len(data)
@@ -284,7 +285,7 @@ class Parser:
                 break
             length, kind = _HEADER.unpack_from(buffer, start)
             if length > self.bytes_max:
-                raise LinkError(f"a message of {length} bytes is longer than {self.bytes_max}")
+                raise LinkError(f"a message of {length} bytes exceeds the limit of {self.bytes_max}")
             stop = start + _HEADER.size + length
             if stop > size:
                 self._need = stop - start
@@ -304,19 +305,19 @@ def _decode(kind: int, buffer: bytes, start: int, stop: int) -> Message | Entry:
             message: Message = _decoder.decode(memoryview(buffer)[start:stop])
             return message
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, struct.error) as error:
-        raise LinkError(f"a message cannot be read: {error}") from None
-    raise LinkError(f"a message of an unknown kind: {kind}")
+        raise LinkError(f"cannot decode a message: {error}") from None
+    raise LinkError(f"a message has the unknown kind {kind}")
 
 
 def _decode_entry(buffer: bytes, start: int, stop: int) -> Entry:
     if stop - start < _ENTRY_HEAD.size:
-        raise LinkError("an entry is cut short")
+        raise LinkError("an entry is truncated")
     sequence, time_s, topic_size, id_size, key_size = _ENTRY_HEAD.unpack_from(buffer, start)
     topic_end = start + _ENTRY_HEAD.size + topic_size
     id_end = topic_end + (0 if id_size == _NO_ID else id_size)
     key_end = id_end + (0 if key_size == _NO_KEY else key_size)
     if key_end >= stop or not math.isfinite(time_s):
-        raise LinkError("an entry is cut short")
+        raise LinkError("an entry is truncated")
     return Entry(
         sequence,
         time_s,

@@ -1,4 +1,4 @@
-"""The link's messages: however the bytes are cut, and whatever they are."""
+"""Tests of relay.workers.messages: messages in pieces of every size, and invalid bytes."""
 
 from __future__ import annotations
 
@@ -87,16 +87,16 @@ def test_a_long_message_is_taken_in_pieces_and_not_looked_at_before_it_is_whole(
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"GET / HTTP/1.1\r\n", "is longer than"),
-        (b"\xff\xff\xff\xff\x00", "is longer than"),
-        (b"\x01\x00\x00\x00\x07x", "unknown kind"),
-        (b"\x01\x00\x00\x00\x00\xc1", "cannot be read"),
-        (b"\x01\x00\x00\x00\x01x", "cut short"),
-        (encode_entry(Entry(1, math.nan, "a", None, None, b"x")), "cut short"),
-        (encode_entry(Entry(1, 1.0, "a", None, None, b"")), "cut short"),
-        (encode_entry(Entry(1, 1.0, "a", None, None, b"x")).replace(b"ax", b"\xffx"), "cannot be read"),
-        (encode(Beat(head=1)).replace(b"Beat", b"Boat"), "cannot be read"),
-        (encode(Find(number=1, terms=("a",), ids=("x",))).replace(b"number", b"numbed"), "cannot be read"),
+        (b"GET / HTTP/1.1\r\n", "exceeds the limit"),
+        (b"\xff\xff\xff\xff\x00", "exceeds the limit"),
+        (b"\x01\x00\x00\x00\x07x", "has the unknown kind"),
+        (b"\x01\x00\x00\x00\x00\xc1", "cannot decode"),
+        (b"\x01\x00\x00\x00\x01x", "is truncated"),
+        (encode_entry(Entry(1, math.nan, "a", None, None, b"x")), "is truncated"),
+        (encode_entry(Entry(1, 1.0, "a", None, None, b"")), "is truncated"),
+        (encode_entry(Entry(1, 1.0, "a", None, None, b"x")).replace(b"ax", b"\xffx"), "cannot decode"),
+        (encode(Beat(head=1)).replace(b"Beat", b"Boat"), "cannot decode"),
+        (encode(Find(number=1, terms=("a",), ids=("x",))).replace(b"number", b"numbed"), "cannot decode"),
     ],
 )
 def test_what_is_no_message_is_an_error(data: bytes, reason: str) -> None:
@@ -112,14 +112,14 @@ def test_a_field_that_is_not_known_is_passed_over() -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_give_messages_or_a_link_error(data: bytes) -> None:
-    """Nothing else, whatever comes."""
+    """No input raises another exception."""
     with contextlib.suppress(LinkError):
         parse(data, bytes_max=200)
 
 
 @given(st.data())
 def test_damage_anywhere_gives_messages_or_a_link_error(data: st.DataObject) -> None:
-    """Also of bytes that nearly are a link."""
+    """The damaged bytes are nearly valid."""
     damaged = bytearray(WHOLE)
     for place in data.draw(st.lists(st.integers(0, len(WHOLE) - 1), min_size=1, max_size=5)):
         damaged[place] = data.draw(st.integers(0, 255))
@@ -140,6 +140,6 @@ def test_damage_anywhere_gives_messages_or_a_link_error(data: st.DataObject) -> 
     st.integers(0, 400),
 )
 def test_any_entry_comes_back_as_it_was_from_two_pieces(entry: Entry, place: int) -> None:
-    """Ids and keys may be absent or empty, which is not the same."""
+    """An absent id or key differs from an empty one."""
     data = encode_entry(entry)
     assert parse(data[:place], data[place:]) == [entry]

@@ -405,7 +405,7 @@ def test_an_edge_without_the_token_is_refused_and_says_so() -> None:
         )
         assert edge.stderr is not None
         with edge.stderr as log:
-            assert any("the hub refuses the link: the link token is wrong" in line for line in log)
+            assert any("the hub rejects the link: the link token is wrong" in line for line in log)
             edge.terminate()
             log.read()
         assert edge.wait(TIMEOUT_S) == 0, "it can be stopped while it waits for its hub"
