@@ -52,13 +52,11 @@ class Lagging:
         "refused",
         "replaying",
         "seen",
-        "since_s",
         "soft_since_s",
         "told",
     )
 
-    def __init__(self, since_s: float, seen: int, replaying: bool, refused: bool) -> None:
-        self.since_s = since_s
+    def __init__(self, seen: int, replaying: bool, refused: bool) -> None:
         self.seen = seen  # ordinal of its cursor when it was last written to
         self.replaying = replaying  # it came with a cursor further back, and has not been live yet
         self.refused = refused  # the kernel did not take all that it was offered: it is the stream that is slow
@@ -114,11 +112,11 @@ class CatchUp:
 
     # Coming and going
 
-    def add(self, handle: int, now_s: float, *, replaying: bool = False, refused: bool = False) -> None:
+    def add(self, handle: int, *, replaying: bool = False, refused: bool = False) -> None:
         """Take a stream that is behind: it has just come, or was refused by the kernel, or a flush was too large."""
         subscription = self._subscription(handle)
         seen = subscription.ordinal(self._engine.cursor(handle))
-        self.streams[handle] = Lagging(now_s, seen, replaying, refused)
+        self.streams[handle] = Lagging(seen, replaying, refused)
         if subscription.rule.policy is Policy.BLOCK:
             self._blocking.add(handle)
 
@@ -126,7 +124,6 @@ class CatchUp:
         """Describe a stream that is behind."""
         state = self.streams[handle]
         return PackedLag(
-            state.since_s,
             state.replaying,
             state.refused,
             self._subscription(handle).ordinal(self._log.head) - state.seen,
@@ -139,7 +136,7 @@ class CatchUp:
 
     def adopt(self, handle: int, packed: PackedLag) -> None:
         """Take a stream that was behind in another process, whose log has the same head."""
-        self.add(handle, packed.since_s, replaying=packed.replaying, refused=packed.refused)
+        self.add(handle, replaying=packed.replaying, refused=packed.refused)
         state = self.streams[handle]
         state.seen = self._subscription(handle).ordinal(self._log.head) - packed.owed
         state.soft_since_s, state.over_since_s = packed.soft_since_s, packed.over_since_s

@@ -342,7 +342,7 @@ class Hub:
             raise
         self._enter(handle, subscription, address)
         self.leases.begin(handle, request.grant, request.ends_s, self._config.max_age_s, now_s, self._draw)
-        self.catchup.add(handle, now_s, replaying=True)
+        self.catchup.add(handle, replaying=True)
         if self.catchup.serve(handle, now_s):
             self.catchup.ready(handle)
             self._wake_up()
@@ -456,7 +456,7 @@ class Hub:
     def _settle(self, now_s: float) -> None:
         for handle in self.engine.lagging():
             if self.engine.is_behind(handle):
-                self.catchup.add(handle, now_s, refused=True)
+                self.catchup.add(handle, refused=True)
         self.catchup.watch(now_s)
         self._set_floor()
         self._sweep()
@@ -473,7 +473,7 @@ class Hub:
     def _fall_behind(self, handle: int, cursor: int) -> None:
         """Leave a live stream to catching up."""
         if self.engine.fall_behind(handle, cursor):
-            self.catchup.add(handle, self._clock())
+            self.catchup.add(handle)
             self.catchup.ready(handle)
 
     # Streams go

@@ -49,7 +49,6 @@ class PackedLag(msgspec.Struct, array_like=True, frozen=True):
     `owed` counts from there.
     """
 
-    since_s: float
     replaying: bool
     refused: bool
     owed: int  # events of the subscription from `seen` to the head, evicted ones included

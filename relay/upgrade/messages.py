@@ -36,7 +36,7 @@ from relay.errors import RelayError
 from relay.front.front import PackedConnection
 from relay.sources.feeder import PackedFeeder
 
-FORM = 2
+FORM = 3
 """Form of the messages; another one is refused, and the old process goes on."""
 
 VARIABLE = "RELAY_TAKEOVER"
