@@ -1,1 +1,1 @@
-"""The sources: what turns input into published events. Each owns one kind of input; none touches a stream."""
+"""The sources turn input into published events. Each source owns one kind of input. None touches a stream."""

@@ -1,6 +1,6 @@
-"""The HTTP source: the body of a publish request becomes events.
+"""The HTTP source: parses the body of a publish request into events.
 
-Owns which content types are taken and how each is read; sans-IO. Never publishes, waits or answers.
+Owns the list of accepted content types and the parser of each; sans-IO. Never publishes, waits or responds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from relay.event_json import decode_text, parse_event, parse_events
 
 ACCEPTED = "application/json, application/x-ndjson, text/plain"
 
+_ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[")
 _ITEM = re.compile(r"\[(\d+)\]\.?(.*)", re.DOTALL)
 
 
@@ -29,25 +30,25 @@ def parse_body(
     id: str | None = None,
     key: str | None = None,
 ) -> list[Event]:
-    """Turn the body of a publish request into its events: all of them, or an error.
+    """Parse the body of a publish request into events. One bad event fails the whole body.
 
-    A JSON object is one event, a JSON array several; NDJSON (`application/x-ndjson`) is one a line, and its
-    empty lines are passed over. Any `text/…` is the data of one event.
+    A JSON object is one event and a JSON array is several. NDJSON (`application/x-ndjson`) has one event per line;
+    empty lines are skipped. A body of any `text/…` type is the data of one event.
 
     Args:
-        content_type: value of the Content-Type header, empty if there was none.
+        content_type: value of the Content-Type header; empty if the header is missing.
         body: the whole body.
-        topic: where events go that name no topic.
-        event: event type of a text's event.
-        id: id of a text's event.
-        key: key of a text's event.
+        topic: topic of events that name none.
+        event: event type, for a text body.
+        id: id of the event, for a text body.
+        key: key of the event, for a text body.
 
     Returns:
         The events in order, each with a topic.
 
     Raises:
         EventError: an event is malformed; the reason names the line or the item.
-        RequestError: 415, the content type is none of these.
+        RequestError: 415, the content type is not supported, or the charset is not UTF-8.
     """
     media, _, parameters = content_type.partition(";")
     media = media.strip().lower()
@@ -65,8 +66,7 @@ def parse_body(
 
 
 def _json(body: bytes) -> list[Event]:
-    body = body.removeprefix(BOM_UTF8)
-    if not body.lstrip().startswith(b"["):
+    if not _ARRAY.match(body):
         return [parse_event(body)]
     try:
         return parse_events(body)

@@ -1,8 +1,8 @@
-"""The feeder: one descriptor that is read a turn at a time, and its intake.
+"""The feeder: reads one descriptor and passes the bytes to its intake.
 
-Theory of operation. One read of at most `READ_BYTES`, then turns of the intake until it is idle, then the
-next read. Reading is off in between, whether the intake is busy, held or full; so the feeder's own buffer in
-the kernel fills, and its writes wait. Between two turns everything else that is due runs.
+Theory of operation. A feeder reads at most `READ_BYTES`, then runs turns of the intake until the intake is idle, then
+reads again. It does not read while the intake is busy, held or full. The kernel's buffer then fills, and the writer
+at the other end blocks. Other callbacks of the event loop run between two turns.
 
     reading ── bytes ──► turn ─┬─ idle ───────────► reading, or finished at the end of input
                           ▲    ├─ busy: call_soon ─┐
@@ -10,11 +10,10 @@ the kernel fills, and its writes wait. Between two turns everything else that is
                           │    └─ full: room ───────┤
                           └─────────────────────────┘
 
-Answers go out when what they acknowledge is confirmed, which may wait for the disk; until then there is no room for
-others.
+Answers are sent once the hub confirms the events that they acknowledge, which may wait for the disk. Until then, the
+intake has no room for further answers.
 
-Owns this order; how a kind of feeder is read, watched and answered is its subclass's. Never parses or
-publishes.
+Owns this order. Subclasses read the descriptor, watch it and send answers. Never parses or publishes.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from relay.sources.intake import ANSWER_BYTES_MAX, Intake, State
 from relay.sources.lines import LineSplitter
 
 READ_BYTES = 64 * 1024
-"""Most bytes of one read: with `TURN_LINES` the budget of a turn."""
+"""Largest read. `READ_BYTES` and `TURN_LINES` limit the work of one turn."""
 
 _logger = logging.getLogger("relay.sources.feeder")
 
 
 class PackedFeeder(msgspec.Struct, frozen=True, array_like=True):
-    """One feeder, for another process: input that is read and not yet published, and answers that are not yet sent."""
+    """The state of one feeder, for another process: input not published yet, and answers not sent yet."""
 
     number: int
     items: list[bytes | None]
@@ -53,9 +52,9 @@ class Feeder:
     """One feeder. Reads nothing before `start()`.
 
     Args:
-        name: what the log calls it.
-        intake: takes its bytes.
-        hub: says when a hold ends.
+        name: name in log lines.
+        intake: parses and publishes the bytes.
+        hub: reports when a hold ends.
         loop: the event loop.
         clock: returns the time as the hub has it.
     """
@@ -76,7 +75,7 @@ class Feeder:
         self._clock = clock
         self._ended = False
         self._draining = False
-        self._confirming = False  # answers wait for the disk
+        self._confirming = False  # answers wait until the hub confirms their events
         self._state = State.IDLE
 
     def start(self) -> None:
@@ -84,7 +83,7 @@ class Feeder:
         self._watch(True)
 
     def drain(self) -> None:
-        """Publish what has been read, but for what is held, and close once that is answered."""
+        """Publish the input read so far, except on held topics, and close once the answers are sent."""
         self._draining = True
         self._guarded(self._work_off)
         if self._confirming:
@@ -93,40 +92,40 @@ class Feeder:
             self.close()
 
     def close(self) -> None:
-        """Stop at once. What is not published yet is not acknowledged either."""
+        """Close at once. Input that is not published yet is not acknowledged."""
         if not self.closed:
             self.closed = True
             self._watch(False)
             self._intake.abandon()
             self._release()
 
-    # What subclasses are to give.
+    # Subclasses implement these.
 
     def _read(self) -> bytes | None:
-        """Return the bytes of one read; empty at the end of input, None when there is nothing yet."""
+        """Return the bytes of one read: empty at the end of input, None if no input is available."""
         raise NotImplementedError
 
     def _at_end(self) -> bool:
-        """Tell whether the end of input is final; called at each."""
+        """Return whether this end of input is final. Called at each end of input."""
         return True
 
     def _watch(self, reading: bool) -> None:
-        """Have `_on_readable` called whenever there is something to read, or no longer; idempotent."""
+        """Start or stop calling `_on_readable` when the descriptor is readable; idempotent."""
         raise NotImplementedError
 
     def _release(self) -> None:
-        """Let go of the descriptor."""
+        """Release the descriptor."""
         raise NotImplementedError
 
     def _room(self) -> int:
-        """Return how many bytes of answers can be taken."""
+        """Return the free space for answers, in bytes."""
         return ANSWER_BYTES_MAX
 
     def _answer(self, answers: bytes) -> None:
-        """Send answers, or keep them to be sent."""
+        """Send answers, or buffer them until they can be sent."""
 
     def _finish(self) -> None:
-        """Close: the input is over and all of it published."""
+        """Close, after all input is read and published."""
         self.close()
 
     # The outermost callbacks.
@@ -138,17 +137,17 @@ class Feeder:
         self._guarded(self._turn)
 
     def _guarded(self, step: Callable[[], None]) -> None:
-        """Run a step as the outermost callback: whatever is wrong with it ends this feeder alone."""
+        """Run a step of this feeder. If it fails, log the error and close this feeder only."""
         if self.closed:
             return
         try:
             step()
         except Exception:
-            _logger.exception("%s: closed after an error in relay", self.name)
+            _logger.exception("%s: closed after an internal error", self.name)
             self._fail()
 
     def _on_release(self) -> None:
-        # The hub is in the midst of its own work: publishing has to wait for the next turn.
+        # The hub calls this while it works; do not publish before it has finished.
         self._loop.call_soon(self._on_turn)
 
     def _receive(self) -> None:
@@ -166,13 +165,13 @@ class Feeder:
     # Passing to another process.
 
     def _packed(self, unsent: bytes) -> PackedFeeder:
-        """Describe what has been read and is not published; only of a feeder whose input is lines."""
+        """Return the state of the feeder. Its input must be lines."""
         intake = self._intake
         assert isinstance(intake.splitter, LineSplitter)
         return PackedFeeder(*intake.pack(), *intake.splitter.pack(), intake.answering, unsent, self._ended)
 
     def _go_on(self, packed: PackedFeeder) -> None:
-        """Publish what another process has read, then read on."""
+        """Restore the state of another process's feeder: publish its input, then read."""
         intake = self._intake
         assert isinstance(intake.splitter, LineSplitter)
         intake.adopt(packed.number, packed.items)
@@ -199,7 +198,7 @@ class Feeder:
             self._finish()
 
     def _work(self) -> State:
-        """Do one turn's work and answer it."""
+        """Run one turn of the intake and send its answers."""
         self._state = State.BUSY
         state = self._intake.work(self._clock(), 0 if self._confirming else self._room())
         answers = self._intake.take_answers()
@@ -209,7 +208,7 @@ class Feeder:
         return State.BUSY if state is State.FULL and not self._confirming and self._room() else state
 
     def _confirmed(self, answers: bytes) -> None:
-        """Send answers, now or once the disk has what they are for, and go on with what waited for that."""
+        """Send answers that the hub has confirmed, and continue the work that waited for them."""
         self._confirming = False
         if self.closed:
             return
@@ -224,7 +223,7 @@ class Feeder:
             pass
 
     def _answered(self) -> None:
-        """Go on: no answer waits any more."""
+        """Continue after the last answer was sent."""
         if self._state is State.FULL:
             self._state = State.BUSY
             self._loop.call_soon(self._on_turn)
@@ -232,5 +231,5 @@ class Feeder:
             self._finish()
 
     def _fail(self) -> None:
-        """Close after an error in relay."""
+        """Close after an internal error."""
         self.close()

@@ -1,6 +1,6 @@
 """The sources of one server: standard input, the Unix socket, and another server's event stream.
 
-Owns which of them there are, and that all of them begin and end together. Never reads, parses or publishes.
+Owns the set of sources and starts and stops them together. Never reads, parses or publishes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _logger = logging.getLogger("relay.sources.group")
 
 
 class Sources:
-    """Not one of them reads before it is started.
+    """The sources of one server. Each reads only once it is started.
 
     Args:
         config: the settings.
-        hub: takes the events.
+        hub: publishes the events.
         metrics: counts bad input.
         loop: the event loop.
-        on_eof: called once, when standard input is over and all of it published.
+        on_eof: called once, after standard input has ended and all of it is published.
     """
 
     def __init__(
@@ -46,23 +46,23 @@ class Sources:
         self._loop = loop
 
     def listen(self, listener: socket.socket | None = None, file: tuple[int, int] | None = None) -> None:
-        """Take feeders at the Unix socket.
+        """Listen on the Unix socket.
 
         Args:
-            listener: one that somebody else has opened; None for one at the setting's path.
-            file: what its file is known by where it is ours to remove.
+            listener: a listener that another process opened; None opens one at the path in the settings.
+            file: identity of the socket file (`unix_listener.identity`), if this process is to remove the file.
 
         Raises:
-            ConfigError: the path, its group or a user cannot be used.
+            ConfigError: the path, its group or a user is not usable.
         """
         self.unix = UnixSource(self._config, self._hub, self._metrics, self._loop)
         _logger.info("feeders at unix:%s", self.unix.open(listener, file))
 
     def follow(self) -> None:
-        """Follow another server's event stream, if the settings name one, from the position that the file has.
+        """Follow another server's event stream, if the settings name one, from the stored position.
 
         Raises:
-            ConfigError: httpx is not installed, or the address is none.
+            ConfigError: httpx is not installed, or the address is malformed.
         """
         config = self._config
         if is_event_stream(config.upstream):
@@ -84,7 +84,7 @@ class Sources:
             self.upstream.start()
 
     def drain(self) -> None:
-        """Read no more; publish what has been read."""
+        """Stop reading, and publish the input read so far."""
         if self.upstream is not None:
             self.upstream.close()
         self.stdin.drain()
@@ -92,7 +92,7 @@ class Sources:
             self.unix.close()
 
     def close(self) -> None:
-        """Close whatever is open."""
+        """Close all sources at once."""
         if self.upstream is not None:
             self.upstream.close()
         self.stdin.close()

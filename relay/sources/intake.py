@@ -1,16 +1,15 @@
-"""The intake: what one feeder sent, published in order, and the answers to it.
+"""The intake: publishes the input of one feeder in order, and writes the answers.
 
-Theory of operation. A splitter turns bytes into items: lines, or whole events where the input is an event
-stream. The intake holds the items of one read and publishes them in order, at most `TURN_LINES` a turn, so
-that one fast feeder does not starve the rest. It stops in front of an item that must wait: for a topic that
-is held, or for room for its answer. Whoever owns the descriptor reads no further until the intake is idle; so
-one read and one unfinished line are all that is ever kept of a feeder, and a feeder that is too fast feels
-it.
+Theory of operation. A splitter turns bytes into items: lines, or events where the input is an event stream. The intake
+buffers the items of one read and publishes them in order, at most `TURN_LINES` per turn, so that one fast feeder does
+not starve the others. It stops before an item whose topic is held or whose answer has no room. The owner of the
+descriptor does not read again until the intake is idle. So the intake buffers at most one read and one unfinished line,
+and a feeder that sends too fast is slowed down.
 
-An item that asks for an answer (`ack`) waits for room; a bad one that does not is answered only where there
-is room. So a feeder that never reads its answers, and asked for none, is never held up.
+An item with an `ack` waits until its answer has room. A bad item without an `ack` is answered only if there is room. So
+a feeder that never asks for answers and never reads them is not blocked.
 
-Owns the order, the waiting and the answers; sans-IO, and never tells the time.
+Owns the order, the waiting and the answers; sans-IO. Never reads a clock.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from relay.event_json import BAD_JSON, json_error
 from relay.sources.lines import NO_ACK, Line
 
 TURN_LINES = 512
-"""Items published in one turn: 2 ms at the 4 µs that an event costs from the line to the log."""
+"""Items published in one turn: 2 ms, at 4 µs per event from the line to the log."""
 
 ANSWER_BYTES_MAX = 64 * 1024
-"""Answers that may wait for a feeder to read them, but for the last one."""
+"""Limit of unsent answers, in bytes. The last answer may exceed it."""
 
 ACK_BYTES_MAX = 1024
-"""Longest `ack`, as JSON: enough for any number or identifier."""
+"""Longest `ack`, as JSON. Any number or identifier fits."""
 
 _REASON_CHARACTERS_MAX = 200
 
@@ -47,13 +46,13 @@ Item = TypeVar("Item")
 
 
 class Splitter(Protocol[Item]):
-    """Turns bytes into items. None stands for one that was refused because it is longer than the limit."""
+    """Turns bytes into items. None stands for an item that exceeds the size limit and was discarded."""
 
     limit: str
 
     @property
     def unfinished(self) -> bool:
-        """Whether an item has begun and its end has not come."""
+        """Whether the input so far ends within an item."""
 
     def feed(self, data: bytes) -> list[Item | None]: ...
 
@@ -61,30 +60,30 @@ class Splitter(Protocol[Item]):
 
 
 class State(Enum):
-    """What an intake can do next."""
+    """The state of an intake after a turn."""
 
     IDLE = auto()
-    """Everything is published: read on."""
+    """Everything is published; read again."""
     BUSY = auto()
-    """The turn is over; call again, after the others."""
+    """The turn has ended and items are left; call again on the next turn of the loop."""
     HELD = auto()
-    """The next item's topic is held; call again on release."""
+    """The topic of the next item is held; call again when the hub releases it."""
     FULL = auto()
-    """The next item's answer has no room; call again when the answers are sent."""
+    """The answer to the next item has no room; call again when the answers are sent."""
 
 
 class Intake(Generic[Item]):
-    """What one feeder sent and is not published yet.
+    """Buffers and publishes the input of one feeder.
 
     Args:
-        splitter: turns its bytes into items.
-        parse: turns an item into an event; raises EventError or one of `BAD_JSON`.
-        hub: takes the events.
-        topic: of events that name none.
-        complain: called for each item that is not published: kind (`line`, `json`, `event`, `unpublished`), number,
-            and a printable reason.
-        answering: whether there is anyone to answer; may be set to False at any time.
-        foreign: the events are another server's, which chose their ids and may be a relay itself.
+        splitter: turns bytes into items.
+        parse: turns an item into an event; raises EventError or an error of `BAD_JSON`.
+        hub: publishes the events.
+        topic: topic of events that name none.
+        report: called for each item that is not published, with its kind (`line`, `json`, `event`, `unpublished`),
+            its number and a printable reason.
+        answering: whether to write answers; may be set to False at any time.
+        foreign: whether the events come from another server, which chose their ids and may itself be a relay.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class Intake(Generic[Item]):
         parse: Callable[[Item], Line],
         hub: Hub,
         topic: str,
-        complain: Callable[[str, int, str], None],
+        report: Callable[[str, int, str], None],
         answering: bool,
         *,
         foreign: bool = False,
@@ -104,51 +103,51 @@ class Intake(Generic[Item]):
         self._parse = parse
         self._hub = hub
         self._topic = topic
-        self._complain = complain
+        self._report = report
         self._items: list[Item | None] = []
-        self._done = 0  # of the items
-        self._number = 0  # of the last item that was done, from the first byte on
-        self._begins = True  # the next item is the first one of a writer
+        self._done = 0  # items that are done
+        self._number = 0  # number of the last item done, counted from the first byte
+        self._begins = True  # the next item is the first of a writer
         self._answers: list[bytes] = []
         self._answer_bytes = 0
 
     def pack(self) -> tuple[int, list[Item | None]]:
-        """Return the number of the last item that was done, and those that were not."""
+        """Return the number of the last item done, and the items that are left."""
         return self._number, self._items[self._done :]
 
     def adopt(self, number: int, items: list[Item | None]) -> None:
-        """Go on where another intake stopped."""
+        """Continue with the state of another intake."""
         self._number, self._items = number, items
         self._begins = number == 0 and not items
 
     def receive(self, data: bytes) -> None:
-        """Take the bytes of one read. Only to be called when idle."""
+        """Add the bytes of one read. Call only when the intake is idle."""
         self._items += self.splitter.feed(data)
         self._skip_mark()
 
     def receive_end(self) -> None:
-        """Take note of the end of input, or of a FIFO's writer; the last line needs no LF."""
+        """Add the end of input, or of one writer of a FIFO. The last line needs no LF."""
         self._items += self.splitter.end()
         self._skip_mark()
         self._begins = True
 
     def abandon(self) -> None:
-        """Report what has been read and will not be published, since its source is closed."""
+        """Report the input that was read but will not be published because its source is closed."""
         waiting = len(self._items) - self._done
         for place in range(waiting):
-            self._complain("unpublished", self._number + place + 1, "was read, but its source closed before its turn")
+            self._report("unpublished", self._number + place + 1, "not published: its source closed first")
         if self.splitter.unfinished:
-            self._complain("unpublished", self._number + waiting + 1, "was not complete when its source closed")
+            self._report("unpublished", self._number + waiting + 1, "not published: incomplete when its source closed")
 
     def _skip_mark(self) -> None:
-        """Skip a byte order mark before a writer's first line; the decoder of event streams does so by itself."""
+        """Remove a byte order mark from the first line of a writer. The decoder of event streams removes its own."""
         if self._begins and self._items:
             self._begins = False
             if isinstance(first := self._items[0], bytes):
                 self._items[0] = cast(Item, first.removeprefix(BOM_UTF8))
 
     def take_answers(self) -> bytes:
-        """Return the answers since the last call, in order, each one line of JSON."""
+        """Return the answers written since the last call, in order, each as one line of JSON."""
         answers = b"".join(self._answers)
         self._answers.clear()
         self._answer_bytes = 0
@@ -158,8 +157,8 @@ class Intake(Generic[Item]):
         """Publish the next items, at most `TURN_LINES`.
 
         Args:
-            now_s: the time, as the hub has it.
-            answer_bytes_max: room for answers; 0 when the feeder has not read the last ones.
+            now_s: time on the hub's clock.
+            answer_bytes_max: free space for answers; 0 while earlier answers are unsent.
         """
         parse, held, publish = self._parse, self._hub.held, self._publish
         state = None
@@ -175,7 +174,7 @@ class Intake(Generic[Item]):
                 topic = line.topic
                 if topic is None:
                     topic = self._topic
-                    # Nobody else has this event yet; a copy would cost twice as much.
+                    # Only this function refers to the event, so it may be changed; a copy would cost twice as much.
                     force_setattr(line, "topic", topic)
                 if held(topic):
                     state = State.HELD
@@ -203,7 +202,7 @@ class Intake(Generic[Item]):
         return State.IDLE
 
     def _refuse(self, item: Item | None, error: Exception, number: int, has_room: bool) -> bool:
-        """Complain of a bad item and answer it; return False, having done nothing, where that has no room."""
+        """Report a bad item and answer it. Return False, with no effect, if its answer has no room."""
         ack = NO_ACK
         if isinstance(item, bytes):
             if not item.strip():
@@ -212,7 +211,7 @@ class Intake(Generic[Item]):
         if ack is not NO_ACK and self.answering and not has_room:
             return False
         kind, reason = self._explain(error, item)
-        self._complain(kind, number, reason)
+        self._report(kind, number, reason)
         if self.answering and has_room:
             answer: dict[str, object] = {"error": reason, "line": number}
             if ack is not NO_ACK:
@@ -235,7 +234,7 @@ class Intake(Generic[Item]):
 
 
 class _Ack(msgspec.Struct):
-    """What is read of a line that is refused."""
+    """The part of a rejected line that is parsed."""
 
     ack: msgspec.Raw = NO_ACK
 
@@ -244,11 +243,11 @@ _parse_ack = msgspec.json.Decoder(_Ack).decode
 
 
 class _TooLongError(Exception):
-    """The item is longer than the limit, and so was not kept."""
+    """The item exceeds the size limit and was discarded."""
 
 
 def _check_ack(ack: msgspec.Raw) -> None:
-    """Refuse an `ack` that cannot be given back: the decoder only skipped over it."""
+    """Reject an `ack` that cannot be returned. The decoder has not checked it."""
     text = bytes(ack)
     if len(text) > ACK_BYTES_MAX:
         raise EventError("ack", f"longer than {ACK_BYTES_MAX} bytes")
@@ -259,7 +258,7 @@ def _check_ack(ack: msgspec.Raw) -> None:
 
 
 def _readable_ack(line: bytes) -> msgspec.Raw:
-    """Return the `ack` of a line that is refused, or `NO_ACK` where it cannot be read or given back."""
+    """Return the `ack` of a rejected line, or `NO_ACK` if it cannot be parsed or returned."""
     try:
         ack = _parse_ack(line).ack
         _check_ack(ack)
@@ -269,7 +268,7 @@ def _readable_ack(line: bytes) -> msgspec.Raw:
 
 
 def _printable(text: str) -> str:
-    """Make text that may quote a feeder's fit for one line of the log."""
+    """Shorten text that may quote input, and replace unprintable characters, for one line of the log."""
     return "".join(
         c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:_REASON_CHARACTERS_MAX]
     )

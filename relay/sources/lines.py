@@ -1,7 +1,7 @@
-"""Lines: a feeder's bytes cut into lines or events, and a line turned into an event.
+"""Lines: split the bytes of a feeder into lines or events, and parse a line into an event.
 
-Owns the splitters, which hold back at most one unfinished item of bounded size, and the forms of a line.
-Sans-IO; never publishes or answers.
+Owns the splitters, which buffer at most one unfinished item of bounded size, and the parsers of a line. Sans-IO. Never
+publishes or answers.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ NO_ACK = msgspec.Raw()
 
 
 class Line(Event, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One line of a feeder: an event, and what its answer is to carry.
+    """One line of a feeder: an event, and the value to return in its answer.
 
     Args:
-        ack: any JSON value, given back as it was written; `NO_ACK` asks for no answer.
+        ack: any JSON value, returned as it was written; `NO_ACK` if the line asks for no answer.
     """
 
     ack: msgspec.Raw = NO_ACK
 
 
 HEARTBEAT = "relay.heartbeat"
-"""Type of the events with which a relay keeps its streams open; they are not passed on."""
+"""Type of the events that keep a relay's streams open. They are not published."""
 
 UNFINISHED = Line()
-"""Stands for an event that the end of a stream has cut."""
+"""Stands for an event that the end of the stream cut off."""
 
 
 class LineSplitter:
-    """Cuts bytes into lines at LF; a CR before it goes with it, nothing else does.
+    """Splits bytes into lines at LF. One CR before the LF is removed too.
 
     Args:
-        line_bytes_max: longest line, without its end. A longer one is refused as soon as that is known, and
-            its bytes are thrown away up to the next LF.
+        line_bytes_max: longest line, without its line end. A longer line is rejected as soon as it exceeds the
+            limit, and its bytes are discarded up to the next LF.
     """
 
     def __init__(self, line_bytes_max: int) -> None:
@@ -52,7 +52,7 @@ class LineSplitter:
         self._refusing = False
 
     def feed(self, data: bytes) -> list[bytes | None]:
-        """Take the next bytes; return the lines that they finish, None for one that is refused."""
+        """Add bytes and return the lines that are now complete. None stands for a rejected line."""
         lines = data.split(b"\n")
         rest = lines.pop()
         finished: list[bytes | None] = []
@@ -72,20 +72,20 @@ class LineSplitter:
         return finished
 
     def pack(self) -> tuple[bytes, bool]:
-        """Return the line that is not finished, and whether one is being refused."""
+        """Return the unfinished line, and whether a line that is too long is being discarded."""
         return bytes(self._unfinished), self._refusing
 
     def adopt(self, unfinished: bytes, refusing: bool) -> None:
-        """Go on where another splitter stopped."""
+        """Continue with the state of another splitter."""
         self._unfinished[:], self._refusing = unfinished, refusing
 
     @property
     def unfinished(self) -> bool:
-        """Whether a line has begun and its end has not come; one that is refused does not count."""
+        """Whether the input ends within a line. A line that is being discarded does not count."""
         return bool(self._unfinished)
 
     def end(self) -> list[bytes | None]:
-        """Return the last line, where it has no LF."""
+        """Return the last line, if it has no LF."""
         last = bytes(self._unfinished)
         self._unfinished.clear()
         self._refusing = False
@@ -98,7 +98,7 @@ class LineSplitter:
         return line if len(line) <= self._bytes_max else None
 
     def _keep(self, rest: bytes) -> bool:
-        """Keep the beginning of a line, unless it is too long already. A CR may turn out to be its end's."""
+        """Buffer the start of a line unless it is too long. A CR at its end may belong to the line end."""
         excess = len(self._unfinished) + len(rest) - self._bytes_max
         if excess > 1 or (excess == 1 and not rest.endswith(b"\r")):
             self._unfinished.clear()
@@ -109,11 +109,11 @@ class LineSplitter:
 
 
 class StreamSplitter:
-    """Cuts an event stream into events, each with its own `id`, `event` and `retry`, all on one topic.
+    """Splits an event stream into events with their `id`, `event` and `retry`, all on one topic.
 
     Args:
-        topic: where they go.
-        event_bytes_max: largest event; a larger one is refused.
+        topic: topic of the events.
+        event_bytes_max: largest event; a larger event is rejected.
     """
 
     def __init__(self, topic: str, event_bytes_max: int) -> None:
@@ -123,24 +123,24 @@ class StreamSplitter:
         self._decoder = Decoder(bytes_max=event_bytes_max)
 
     def feed(self, data: bytes) -> list[Line | None]:
-        """Take the next bytes; return the events that they finish, None for one that is refused."""
+        """Add bytes and return the events that are now complete. None stands for a rejected event."""
         before = self._decoder.refused
         try:
             events = self._decoder.feed(data)
         except EventError:
-            events = self._decoder.feed(b"")  # those that were not too long
+            events = self._decoder.feed(b"")  # the events that are not too long
         refused = [None] * (self._decoder.refused - before)
         return [*(self._line(event) for event in events if event.event != HEARTBEAT), *refused]
 
     @property
     def unfinished(self) -> bool:
-        """Whether an event has begun and its empty line has not come."""
+        """Whether the input ends within an event, before its empty line."""
         return self._decoder.unfinished
 
     def end(self) -> list[Line | None]:
-        """Return `UNFINISHED` where the stream ends within an event, which is discarded (WHATWG HTML 9.2.6).
+        """Return `UNFINISHED` if the stream ends within an event. That event is discarded (WHATWG HTML 9.2.6).
 
-        What comes next is another stream.
+        Bytes added after this call begin a new stream.
         """
         unfinished = self._decoder.unfinished
         self._decoder = Decoder(bytes_max=self._event_bytes_max)
@@ -151,7 +151,7 @@ class StreamSplitter:
 
 
 class _WrittenLine(Line, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A line as JSON has it: `data` is text until `take_data` is called."""
+    """A line as decoded from JSON: `data` is raw JSON until `parse_line` converts it."""
 
     data: msgspec.Raw = msgspec.Raw()
 
@@ -162,17 +162,17 @@ _decode: Callable[[bytes], Line] = msgspec.json.Decoder(_WrittenLine).decode
 def parse_line(line: bytes) -> Line:
     """Parse one line of NDJSON. Raises EventError, or what `relay.event_json.BAD_JSON` lists."""
     parsed = _decode(line)
-    force_setattr(parsed, "data", json_data(parsed.data, DEPTH_MAX))  # as `take_data`, with one call fewer an event
+    force_setattr(parsed, "data", json_data(parsed.data, DEPTH_MAX))  # as `take_data`, with one call less per event
     return parsed
 
 
 def parse_text(line: bytes) -> Line:
-    """Make a line of text an event's data."""
+    """Return an event whose data is the line of text."""
     return Line(data=decode_text(line))
 
 
 def pass_event(event: Line) -> Line:
-    """Return the event: what comes from an event stream is parsed already. Raises EventError for `UNFINISHED`."""
+    """Return the event, which `StreamSplitter` has already parsed. Raises EventError for `UNFINISHED`."""
     if event is UNFINISHED:
         raise EventError("event", "the stream ended before its empty line")
     return event

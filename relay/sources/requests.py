@@ -1,7 +1,8 @@
-"""Publishing on request: all events or none, once their topics are free, and answered once that is confirmed.
+"""Publishing on request: publishes all events of a request or none, and calls back once they are confirmed.
 
-Owns the wait for a `block` stream and for the disk, and its end. What asks (a request over HTTP, an edge over its link)
-is called back exactly once, at once or later, unless it cancels. Never parses, never answers itself.
+Owns the wait for a `block` stream and for the disk, and its time limit. The caller (an HTTP request, or an edge over
+its link) is called back exactly once, unless it cancels. The call may come before `publish` returns. Never parses and
+never writes a response.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from relay.errors import RETRY_LATER, RETRY_SOON, RelayError, RequestError
 from relay.event import Event
 
 HOLD_GRACE_S = 5.0
-"""What a request waits beyond the time that one `block` stream may hold it up."""
+"""Time that a request waits, in addition to the time that one `block` stream may hold its topics."""
 
 Done = Callable[[list[str] | RelayError], None]
 Cancel = Callable[[], None]
@@ -25,20 +26,20 @@ _logger = logging.getLogger("relay.publishing")
 
 
 class BatchPublisher(Protocol):
-    """Publishes batches of events: into the hub of this process, or over a link into another one."""
+    """Publishes batches of events to the hub of this process, or over a link to the hub of another."""
 
     def publish(self, events: list[Event], done: Done) -> Cancel:
-        """Publish all events or none, and call back once; the result cancels."""
+        """Publish all events or none, and call `done` once. Return a function that cancels."""
 
 
 class Publishing:
-    """Publishes into the hub of this process.
+    """Publishes to the hub of this process.
 
     Args:
-        hub: takes the events.
-        hold_timeout_s: how long a request waits for its topics.
-        loop: calls back after that.
-        clock: gives the hub's `now_s`.
+        hub: publishes the events.
+        hold_timeout_s: time that a request waits for held topics, in seconds.
+        loop: runs the timers.
+        clock: returns the hub's `now_s`.
     """
 
     def __init__(
@@ -50,14 +51,14 @@ class Publishing:
         self.clock = clock
 
     def publish(self, events: Sequence[Event], done: Done) -> Cancel:
-        """Publish events, as soon as none of their topics is held.
+        """Publish events as soon as none of their topics is held.
 
         Args:
             events: each with a topic.
-            done: called with their ids, or with why none of them is published; maybe within this call.
+            done: called once, with the ids or with the error for which none is published; maybe before this returns.
 
         Returns:
-            what to call when nobody waits any more; what is not published by then never is.
+            A function that cancels the request. Events not published by then are never published.
         """
         request = _Request(self, events, done)
         request.look()
@@ -65,7 +66,7 @@ class Publishing:
 
 
 class _Request:
-    """Events that are to be published."""
+    """The events of one request, until they are published or the request fails."""
 
     __slots__ = ("_done", "_events", "_failure", "_over", "_owner", "_timer")
 
@@ -75,10 +76,10 @@ class _Request:
         self._done = done
         self._over = False
         self._timer: TimerHandle | None = None
-        self._failure: RequestError  # of what it waits for
+        self._failure: RequestError  # the error if the current wait times out
 
     def look(self) -> None:
-        """Publish, or wait until the hub releases some topic."""
+        """Publish, or wait until the hub releases a topic."""
         owner = self._owner
         if self._over:
             return
@@ -101,14 +102,14 @@ class _Request:
             self._wait(RequestError(503, "not on the disk in time; it may be published yet", RETRY_SOON))
 
     def _wait(self, failure: RequestError) -> None:
-        """Give up after a time, unless that is over already."""
+        """Start the time limit, and set the error that it reports. Do nothing if the request is over."""
         if not self._over:
             self._failure = failure
             if self._timer is None:
                 self._timer = self._owner.loop.call_later(self._owner.hold_timeout_s + HOLD_GRACE_S, self._give_up)
 
     def cancel(self) -> None:
-        """Publish nothing any more."""
+        """Stop: publish nothing and call nobody."""
         self._over = True
         self._events = ()
         if self._timer is not None:
@@ -116,7 +117,7 @@ class _Request:
             self._timer = None
 
     def _released(self) -> None:
-        # The hub is in the midst of its own work: publishing has to wait for the next turn.
+        # The hub calls this while it works; do not publish before it has finished.
         self._owner.loop.call_soon(self.look)
 
     def _give_up(self) -> None:
@@ -129,4 +130,4 @@ class _Request:
 
 
 def nothing() -> None:
-    """Cancel what is over already."""
+    """Cancel nothing: the request is already over."""

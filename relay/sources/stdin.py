@@ -1,17 +1,16 @@
 """Standard input: NDJSON, lines of text or an event stream, from a pipe, a file or a terminal.
 
-The descriptor may be shared with a shell and with our own standard error, so its flags are left alone; libuv
-would make it non-blocking. An epoll descriptor of ours stands in front of it: that one is watched, and a read
-after it fires does not block. What epoll refuses (EPERM: regular files, /dev/null) is always readable, and
-read a chunk a turn.
+The descriptor may be shared with a shell and with this process's standard error, so its flags must not change. libuv
+would make it non-blocking. The loop watches an epoll descriptor that contains it instead, and a read after an epoll
+event does not block. Files that epoll rejects (EPERM: regular files, /dev/null) are always readable. They are read one
+chunk per turn.
 
-A FIFO with a name serves one writer after another: when the last writer has closed it, its unfinished line is taken as
-it is, and reading goes on with the next writer. With `exit_on_eof` the input ends there, as that of a pipe does. A FIFO
-is read through a descriptor of our own, which does not block, because a writer may open it and write nothing. While it
-has no writer, epoll is edge-triggered: it would report the hang-up for ever.
+A named FIFO serves one writer after another. When the last writer closes it, an unfinished line counts as complete, and
+reading continues with the next writer. With `exit_on_eof` the input ends there, as with a pipe. A FIFO is read through
+a second, non-blocking descriptor, because a writer may open the FIFO and write nothing. While it has no writer, epoll
+is edge-triggered; level-triggered epoll would report the hang-up continuously.
 
-Owns the reading and the choice of form; never parses or publishes. Nothing is answered: an `ack` is passed
-over.
+Owns reading and the choice of the input format. Never parses or publishes. Never answers; an `ack` is ignored.
 """
 
 from __future__ import annotations
@@ -37,35 +36,35 @@ _logger = logging.getLogger("relay.sources.stdin")
 
 
 def stdin_fd() -> int | None:
-    """Return the descriptor of standard input, or None where the process was started without one."""
-    # When it was closed at the start, its number may be that of anything by now; Python took note.
+    """Return the descriptor of standard input, or None if the process started without one."""
+    # If descriptor 0 was closed at the start, it may now be any other file. Python then sets sys.__stdin__ to None.
     return None if sys.__stdin__ is None else 0
 
 
 def choose_form(setting: str, fd: int | None) -> str:
-    """Return `ndjson`, `lines`, `sse` or `off`: what `--stdin` means here; `auto` is off on a terminal."""
+    """Return the input format: `ndjson`, `lines`, `sse` or `off`. `auto` is `off` on a terminal, else `ndjson`."""
     if setting != "auto":
         return setting
     return "off" if fd is None or os.isatty(fd) else "ndjson"
 
 
 def is_fifo(fd: int) -> bool:
-    """Tell whether a descriptor is a FIFO with a name, which other writers can open later; an anonymous pipe is not."""
+    """Return whether a descriptor is a named FIFO, which other writers can open later. A pipe is not."""
     return stat.S_ISFIFO(os.fstat(fd).st_mode) and not os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:")
 
 
 class StdinSource(Feeder):
-    """The one feeder on standard input.
+    """The feeder on standard input.
 
     Args:
         config: `stdin`, `topic`, `line_bytes_max`, `event_bytes_max`.
-        hub: takes the events.
+        hub: publishes the events.
         metrics: counts bad input as `stdin`.
         loop: the event loop.
-        on_eof: called once, when the input is over and all of it published, or reading had to be given up;
-            not when it is off, nor after `close()`.
-        fd: where to read, `stdin_fd()` as a rule; None ends at once. It is not closed.
-        clock: returns the time as the hub has it.
+        on_eof: called once, after all input is published or after an internal error; never if the format is `off`,
+            and never after `close()`.
+        fd: descriptor to read, usually `stdin_fd()`; None is an empty input. It is not closed.
+        clock: returns the hub's `now_s`.
     """
 
     def __init__(
@@ -80,17 +79,17 @@ class StdinSource(Feeder):
     ) -> None:
         self.form = choose_form(config.stdin, fd)
         self._errors = InputErrors("stdin", metrics, loop, _logger)
-        super().__init__("stdin", _intake(self.form, config, hub, self._complain), hub, loop, clock)
+        super().__init__("stdin", _intake(self.form, config, hub, self._report), hub, loop, clock)
         self._on_eof = on_eof
         self._stdin = fd
         self._epoll: select.epoll | None = None
         self._reading = False
         self._exit_on_eof = config.exit_on_eof
-        self._fifo: int | None = None  # our own descriptor of a FIFO
+        self._fifo: int | None = None  # non-blocking descriptor of a FIFO, opened here
         self._without_writer = False
 
     def start(self) -> None:
-        """Begin to read, unless it is off."""
+        """Begin to read, unless the format is `off`."""
         if self.form == "off":
             return
         self._open()
@@ -111,18 +110,18 @@ class StdinSource(Feeder):
         try:
             self._fifo = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            _logger.warning("stdin: the FIFO serves its present writers only; it cannot be opened: %s", error.strerror)
+            _logger.warning("stdin: cannot reopen the FIFO; later writers are not read: %s", error.strerror)
 
     @property
     def _fd(self) -> int | None:
         return self._stdin if self._fifo is None else self._fifo
 
     def pack(self) -> PackedFeeder:
-        """Describe what has been read and is not published, for another process that has the same standard input."""
+        """Return the state, for another process that has the same standard input."""
         return self._packed(b"")
 
     def adopt(self, packed: PackedFeeder) -> None:
-        """Begin where another process stopped."""
+        """Continue with the state of another process."""
         if self.form != "off":
             self._open()
             self._go_on(packed)
@@ -133,13 +132,13 @@ class StdinSource(Feeder):
             return b""
         try:
             if self._without_writer and self._epoll is not None:
-                self._epoll.poll(0)  # Takes the edge; what is written after this call makes another one.
+                self._epoll.poll(0)  # Consumes the edge; a write after this call makes another one.
             data = os.read(fd, READ_BYTES)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError as error:
-            # A folder (EISDIR), a terminal that is gone (EIO): there is nothing more to come.
-            self._errors.report("read", "stdin: cannot be read: %s", error.strerror)
+            # A directory (EISDIR) or a terminal that hung up (EIO) has no more input.
+            self._errors.report("read", "stdin: cannot read: %s", error.strerror)
             return b""
         if self._without_writer:
             if not data:
@@ -188,18 +187,18 @@ class StdinSource(Feeder):
         super()._fail()
         self._on_eof()
 
-    def _complain(self, kind: str, number: int, reason: str) -> None:
+    def _report(self, kind: str, number: int, reason: str) -> None:
         unit = "event" if self.form == "sse" else "line"
         self._errors.report(kind, "stdin, %s %d: %s", unit, number, reason)
 
 
 def _intake(
-    form: str, config: Config, hub: Hub, complain: Callable[[str, int, str], None]
+    form: str, config: Config, hub: Hub, report: Callable[[str, int, str], None]
 ) -> Intake[Any]:
     topic = config.topic
     if form == "sse":
         events = StreamSplitter(topic, config.event_bytes_max)
-        return Intake(events, pass_event, hub, topic, complain, answering=False, foreign=True)
+        return Intake(events, pass_event, hub, topic, report, answering=False, foreign=True)
     lines = LineSplitter(config.line_bytes_max)
     parse = parse_text if form == "lines" else parse_line
-    return Intake(lines, parse, hub, topic, complain, answering=False)
+    return Intake(lines, parse, hub, topic, report, answering=False)

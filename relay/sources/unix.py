@@ -1,10 +1,10 @@
-"""The Unix socket: any number of feeders write lines of JSON, each an event, and may ask for answers.
+"""The Unix socket: feeders write events as lines of JSON, and may ask for acknowledgements.
 
-A feeder's connection is read and written by hand and not through a transport: when a feeder is gone without
-having read its answers, a failed write must not cost what it wrote before, and a transport would close both
-ways. It also leaves the budget of a turn to us, where libuv reads up to 32 times in a row.
+Connections are read and written directly, without a transport. When a feeder leaves without reading its answers, a
+write to it fails, and a transport would then close the connection and lose the input that the feeder wrote before.
+Direct reads also limit each turn to one read, where libuv reads up to 32 times in a row.
 
-Owns the connections and their answers, and the end of the socket file; never parses or publishes.
+Owns the connections, their answers and the removal of the socket file. Never parses or publishes.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from relay.sources.unix_listener import bind_unix, identity, parse_users
 from relay.telemetry.input_errors import Counter, InputErrors
 
 ACCEPTS_A_TURN = 16
-"""Feeders accepted in a row."""
+"""Connections accepted in one turn."""
 
 ACCEPT_PAUSE_S = 1.0
-"""Pause after a failed accept: without descriptors it would fail again at once."""
+"""Pause after a failed accept. Without free descriptors, the next accept would fail at once."""
 
 _logger = logging.getLogger("relay.sources.unix")
 
 
 class UnixFeeder(Feeder):
-    """One connection.
+    """One connection of a feeder.
 
     Args:
-        connection: its socket; it is the feeder's from now on.
-        on_close: called once, when it is closed.
-        Others as for `Feeder`.
+        connection: the socket, which the feeder owns and closes.
+        on_close: called once, when the feeder is closed.
+        The other arguments are those of `Feeder`.
     """
 
     def __init__(
@@ -64,27 +64,26 @@ class UnixFeeder(Feeder):
         self._has_answered = False
 
     def pack(self) -> tuple[int, PackedFeeder]:
-        """Describe the feeder for another process, with its descriptor."""
+        """Return the descriptor and the state, for another process."""
         return self._fd, self._packed(self._unsent)
 
     def adopt(self, packed: PackedFeeder) -> None:
-        """Go on with a feeder of another process."""
+        """Continue with the state of a feeder of another process."""
         self._has_answered = True
         self._answer(packed.unsent)
         self._go_on(packed)
 
     def _read(self) -> bytes | None:
         if self._has_answered:
-            # A feeder that goes with answers unread leaves an error on the connection; libuv then calls once
-            # more and never again, though there may be much to read. Watched anew, it calls anew.
+            # A feeder that leaves with unread answers leaves an error on the connection. libuv then calls only once
+            # more, though there may be much to read. Adding the reader again makes libuv call again.
             self._watch(False)
         try:
             return self._connection.recv(READ_BYTES)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
-            # Gone without having read its answers (ECONNRESET); the kernel has handed over all that it wrote
-            # before.
+            # The feeder left without reading its answers (ECONNRESET). All that it wrote has been read by now.
             return b""
 
     def _watch(self, reading: bool) -> None:
@@ -114,13 +113,13 @@ class UnixFeeder(Feeder):
             self._answered()
 
     def _send(self) -> bool:
-        """Send what the connection takes; return whether that was all of it."""
+        """Send as much as the socket accepts. Return whether everything is sent."""
         try:
             self._unsent = self._unsent[self._connection.send(self._unsent) :]
         except (BlockingIOError, InterruptedError):
             pass
         except OSError:
-            # Nobody reads answers any more, but what was written is still to be published.
+            # The feeder no longer reads answers, but its input is still to be published.
             self._intake.answering = False
             self._unsent = b""
         return not self._unsent
@@ -140,10 +139,10 @@ class UnixSource:
 
     Args:
         config: `unix`, `unix_mode`, `unix_group`, `unix_user`, `topic`, `line_bytes_max`.
-        hub: takes the events.
+        hub: publishes the events.
         metrics: counts bad input as `unix`.
         loop: the event loop.
-        clock: returns the time as the hub has it.
+        clock: returns the hub's `now_s`.
     """
 
     def __init__(
@@ -167,17 +166,17 @@ class UnixSource:
         self._count = 0
 
     def open(self, listener: socket.socket | None = None, file: tuple[int, int] | None = None) -> str:
-        """Listen, and take feeders from now on.
+        """Listen and accept feeders.
 
         Args:
-            listener: one that somebody else has opened; None for one at `unix`.
-            file: what its file is known by where it is ours to remove (`identity`).
+            listener: a listener that another process opened; None opens one at `unix`.
+            file: identity of the socket file (`identity`), if this process is to remove the file.
 
         Returns:
-            the path.
+            The path.
 
         Raises:
-            ConfigError: the path or a user cannot be used, or the path not with this group.
+            ConfigError: the path, its group or a user is not usable.
         """
         config = self._config
         self._users = parse_users(config.unix_user)
@@ -191,7 +190,7 @@ class UnixSource:
         return self._path
 
     def close(self) -> None:
-        """Stop listening, remove the socket file if it is still ours, and drain the feeders."""
+        """Stop listening, remove the socket file unless another process replaced it, and drain the feeders."""
         if self._listener is None:
             return
         self._loop.remove_reader(self._listener.fileno())
@@ -205,7 +204,7 @@ class UnixSource:
         self._errors.close()
 
     def cut(self) -> None:
-        """Close the feeders that still wait for an answer after `close()`."""
+        """Close the feeders that still wait for answers after `close()`."""
         for feeder in list(self.feeders):
             feeder.close()
 
@@ -244,12 +243,12 @@ class UnixSource:
         feeder.start()
 
     def pack(self) -> tuple[int, tuple[int, int] | None]:
-        """Return the listener's descriptor for another process, and what the file is known by, if it is ours."""
+        """Return the listener's descriptor, and the identity of the socket file if this process is to remove it."""
         assert self._listener is not None
         return self._listener.fileno(), self._file
 
     def adopt(self, connection: socket.socket, packed: PackedFeeder) -> None:
-        """Go on with a feeder of another process, which has been let in there."""
+        """Continue with a feeder that another process accepted and authorized."""
         self._count += 1
         feeder = self._feeder(f"unix feeder {self._count} (pid {_peer(connection)[0]})", connection)
         self.feeders.add(feeder)
@@ -258,18 +257,18 @@ class UnixSource:
     def _feeder(self, name: str, connection: socket.socket) -> UnixFeeder:
         errors = self._errors
 
-        def complain(kind: str, number: int, reason: str) -> None:
+        def report(kind: str, number: int, reason: str) -> None:
             errors.report(kind, "%s, line %d: %s", name, number, reason)
 
         splitter = LineSplitter(self._config.line_bytes_max)
-        intake = Intake(splitter, parse_line, self._hub, self._config.topic, complain, answering=True)
+        intake = Intake(splitter, parse_line, self._hub, self._config.topic, report, answering=True)
         return UnixFeeder(
             name, connection, intake, self._hub, self._loop, self._clock, self.feeders.discard
         )
 
 
 def _peer(connection: socket.socket) -> tuple[int, int]:
-    """Return the process and the user at the other end, as they were when it connected (unix(7), SO_PEERCRED)."""
+    """Return the process id and user id of the peer at the time of connect (unix(7), SO_PEERCRED)."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
     process, user, _ = struct.unpack("iII", credentials)
     return process, user

@@ -1,6 +1,6 @@
-"""The Unix listener: the socket file, made with its mode and group, never over anything that is still of use.
+"""The Unix listener: creates the socket file with its mode and group, and never replaces a file that is in use.
 
-Owns the file's beginning and the check that it is still ours; accepts nothing.
+Owns the creation of the file and the check that it is still the same file. Never accepts connections.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ PATH_BYTES_MAX = 107
 def bind_unix(path: str, mode: int, gid: int, backlog: int) -> socket.socket:
     """Listen on a Unix socket.
 
-    A socket file that nobody listens on is replaced. The file is made for its owner alone and then opened up,
-    so that there is no moment at which others may connect.
+    A socket file without a listener is replaced. The file is created with access for its owner only; group and mode are
+    set afterwards. So no other user can connect before that.
 
     Args:
-        path: where; at most `PATH_BYTES_MAX` bytes.
-        mode: its permissions.
-        gid: its group; -1 for the process's own.
-        backlog: connections that may wait for accept.
+        path: path of the socket file, at most `PATH_BYTES_MAX` bytes.
+        mode: permissions of the file.
+        gid: group id of the file; -1 for the group of the process.
+        backlog: most connections that wait for accept.
 
     Raises:
-        ConfigError: one line that names the path and what is wrong.
+        ConfigError: the path is not usable; one line names the path and the reason.
     """
     if not path or "\0" in path or len(os.fsencode(path)) > PATH_BYTES_MAX:
         raise ConfigError(f"unix socket {path!r}: the path must have 1 to {PATH_BYTES_MAX} bytes")
@@ -63,7 +63,7 @@ def bind_unix(path: str, mode: int, gid: int, backlog: int) -> socket.socket:
 
 
 def parse_users(users: Iterable[str]) -> frozenset[int]:
-    """Return the numbers of users, which are given by name or number.
+    """Return the ids of users that are given by name or id.
 
     Raises:
         ConfigError: there is no such user.
@@ -81,7 +81,7 @@ def _parse_user(text: str) -> int:
 
 
 def identity(path: str) -> tuple[int, int] | None:
-    """Return the device and number of the file at a path, or None: whether it is still the same one."""
+    """Return the device and inode number of the file at a path, or None if there is no file."""
     try:
         status = os.lstat(path)
     except OSError:
@@ -90,18 +90,18 @@ def identity(path: str) -> tuple[int, int] | None:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket file that nobody listens on; raise ConfigError for whatever else is in the way."""
+    """Remove a socket file without a listener; raise ConfigError for any other file at the path."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(status.st_mode):
-        raise ConfigError(f"unix socket {path}: there is a file that is not a socket")
+        raise ConfigError(f"unix socket {path}: the path exists and is not a socket; remove it or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         failure = probe.connect_ex(path)
     if failure not in (errno.ECONNREFUSED, errno.ENOENT):
-        # EAGAIN is a full backlog, EPROTOTYPE a datagram socket, EACCES one that is not ours to probe.
+        # EAGAIN: the backlog is full. EPROTOTYPE: a datagram socket. EACCES: no permission to connect.
         reason = os.strerror(failure) if failure == errno.EACCES else "in use by a running process"
         raise ConfigError(f"unix socket {path}: {reason}")
     with contextlib.suppress(FileNotFoundError):

@@ -1,20 +1,19 @@
 """The upstream: another server's event stream, followed and published event by event.
 
 Theory of operation. Each event keeps its type and data. It keeps its id too, if every client can send that id back;
-otherwise its id is a digest of the upstream's, so that the event has the same id after a restart. The position to
-resume from at the upstream is the upstream's own last event id. It is stored with the events (`relay.store.journal`),
-so that a restart neither skips nor repeats.
+otherwise its id becomes a digest of the upstream's id, so that the event has the same id after a restart. The position
+to resume from is the last event id of the upstream. It is stored with the events (`relay.store.journal`), so that a
+restart neither skips nor repeats events.
 
-Some servers begin further back than they were asked to. After each resume, events that repeat what came before, in the
-same order and with the same ids and content, are left out until the first event that is new. An event without an id of
-its own counts as repeated only between such events, since a server without ids may well send the same text twice.
+Some servers resume at an earlier event than requested. After each resume, events that repeat earlier events, in the
+same order and with the same ids and content, are dropped until the first new event. An event without an id counts as
+repeated only if it follows a repeated event, since a server without ids may send the same text twice.
 
-An event that cannot be published, and events that may have been missed because there is no id to resume from, are
-published as a `relay.gap` event in their place.
+A `relay.gap` event replaces an event that cannot be published. It also reports that events may have been missed
+because the upstream gave no id to resume from.
 
-Owns what an event becomes here, and which events have come already. Connecting, waiting and resuming belong to the
-client (`relay.client.subscribe`). Reading continues only while publishing may, so that a stream that is too fast waits
-in its server's buffers.
+Owns the conversion of events and the detection of repeats. The client (`relay.client.subscribe`) connects, waits and
+resumes. Never reads while its topic is held, so that a stream that is too fast waits in its server's buffers.
 """
 
 from __future__ import annotations
@@ -46,17 +45,17 @@ from relay.sse import Decoder
 from relay.telemetry.input_errors import Counter, InputErrors
 
 TURN_EVENTS = 256
-"""Events published in a row before other tasks run: a millisecond or two."""
+"""Events published before other tasks run: 1 to 2 ms."""
 
 KNOWN_MAX = 10_000
-"""Newest events that are recognised when they come again; 400 KB."""
+"""Newest events that are recognised as repeats; 400 KB."""
 
 BACKOFF_LEAST_S = 1.0
 BACKOFF_MOST_S = 30.0
-"""Upper ends of the random waits between attempts; the server's own `retry` comes on top."""
+"""Limits of the random waits between attempts. The server's `retry` is added."""
 
 UPSTREAM_END = "upstream.end"
-"""Type of an upstream's `relay.end` here, where all of its topics are one, which does not end with one of them."""
+"""Type that an upstream's `relay.end` gets here. It ends one topic of the upstream, not the topic that is fed here."""
 
 _logger = logging.getLogger("relay.sources.upstream")
 
@@ -66,14 +65,14 @@ class UpstreamSource:
 
     Args:
         config: `upstream`, `upstream_timeout_s`, `link_token`, `topic`, `event_bytes_max`.
-        hub: takes the events.
+        hub: publishes the events.
         metrics: counts bad input as `upstream`.
         loop: the event loop.
-        clock: returns the time as the hub has it.
-        may_keep: says whether an event may keep the id that it came with.
-        retained: own id, if any, and frame of the events on the topic, the newest first.
-        position: where to resume at the upstream; None if it was not followed before.
-        note: called with each new position, in the same turn of the loop as the event before it is published.
+        clock: returns the hub's `now_s`.
+        may_keep: returns whether an event may keep an id of the upstream.
+        retained: id (or None) and frame of each event retained on the topic, newest first.
+        position: last event id to resume from; None if the upstream was never followed before.
+        note: called with each new position, in the same turn of the loop in which the event before it is published.
 
     Raises:
         RelayError: httpx is not installed, or the address is malformed.
@@ -95,10 +94,10 @@ class UpstreamSource:
         self.linked = False
         self.breaks = 0
         self.events = 0
-        self.repeats = 0  # events left out, since they had come already
+        self.repeats = 0  # events dropped as repeats
         self.refused = 0  # events that could not be published
         self.error = ""  # why the last attempt failed; empty while linked
-        self.ended = ""  # why it is over for good
+        self.ended = ""  # why it is not followed any more; empty while it is
         self._config = config
         self._hub = hub
         self._loop = loop
@@ -109,7 +108,7 @@ class UpstreamSource:
         self._position = Position(position or "")
         self._followed = position is not None
         self._noted = position
-        self._gap_at = -1  # `events` when the last gap for want of a position was published
+        self._gap_at = -1  # `events` when the last gap was published because there was no position
         self._repeats = _Repeats(retained)
         self._address = endpoint(config.upstream, "/events")
         self._task: asyncio.Task[None] | None = None
@@ -119,7 +118,7 @@ class UpstreamSource:
         self._task = self._loop.create_task(self._follow())
 
     def close(self) -> None:
-        """Stop following. What was read and not published is not lost: its server still has it."""
+        """Stop following. Events that were read but not published can be read from the server again."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -157,17 +156,17 @@ class UpstreamSource:
                     count += 1
                     if item is Progress.READ or count % TURN_EVENTS == 0:
                         await asyncio.sleep(0)
-            self.ended = "its server has ended it for good (204)"
+            self.ended = "the server ended the stream (204)"
         except RelayError as error:
             self.ended = str(error)
         except Exception:
-            _logger.exception("upstream: ended by an error in relay")
-            self.ended = "an error in relay"
+            _logger.exception("upstream: stopped after an internal error")
+            self.ended = "internal error"
         self.linked = False
-        _logger.error("upstream: %s is not followed any longer: %s", shown(self._address), self.ended)
+        _logger.error("upstream: stopped following %s: %s", shown(self._address), self.ended)
 
     async def _take(self, item: Item) -> None:
-        """Do what one item of the stream asks for."""
+        """Handle one item of the stream."""
         if isinstance(item, Event):
             if item.event != HEARTBEAT:
                 await self._publish(self._adapt(item))
@@ -181,12 +180,12 @@ class UpstreamSource:
         self._note_position()
 
     async def _begin(self) -> None:
-        """Begin to read a connection."""
+        """Handle the start of a connection."""
         self.linked, self.error = True, ""
-        _logger.info("upstream: linked")
+        _logger.info("upstream: connected")
         self._repeats.resume()
         if self._followed and not self._position.resume_id and self.events != self._gap_at:
-            _logger.warning("upstream: gave no id to resume from; events may have been missed")
+            _logger.warning("upstream: no id to resume from; events may have been missed")
             await self._publish(gap_event("unknown", None, topic=self._config.topic))
             self._gap_at = self.events
         self._followed = True
@@ -197,7 +196,7 @@ class UpstreamSource:
             self._note(self._noted)
 
     def _adapt(self, event: Event) -> Event:
-        """Return an event as it is published here: without `retry`, which is meant for relay."""
+        """Return the event to publish: without `retry`, which is meant for relay itself."""
         id = event.id
         if id is not None and not self._may_keep(id):
             id = "sha256:" + hashlib.sha256(id.encode()).hexdigest()[:32]
@@ -205,8 +204,8 @@ class UpstreamSource:
         return replace(event, id=id, event=kind, retry=None, topic=self._config.topic)
 
     async def _publish(self, event: Event) -> None:
-        """Publish one event as soon as its topic is free, unless it has come already."""
-        if self._repeats.has_come(event):
+        """Publish one event once its topic is not held, unless the event is a repeat."""
+        if self._repeats.is_repeat(event):
             self.repeats += 1
             return
         await self._wait()
@@ -218,22 +217,22 @@ class UpstreamSource:
             self.events += 1
 
     async def _refuse(self, error: EventError) -> None:
-        """Report an event that cannot be published, here and to the subscribers of the topic."""
+        """Report an event that cannot be published, in the log and to the subscribers of the topic."""
         self.refused += 1
         after = self._position.last_event_id[:100]
-        self._errors.report("event", "upstream: refused an event (last event id %r): %s", after, error)
+        self._errors.report("event", "upstream: rejected an event (last event id %r): %s", after, error)
         gap = gap_event("refused", 1, topic=self._config.topic)
-        if self._repeats.has_come(gap):
+        if self._repeats.is_repeat(gap):
             return
         await self._wait()
         try:
             self._hub.publish_one(gap, self._clock(), foreign=True)
         except EventError as failure:
-            # The topic has ended: its subscribers were told that nothing follows.
-            self._errors.report("gap", "upstream: the gap cannot be published either: %s", failure)
+            # The topic has ended, so no subscriber expects more events.
+            self._errors.report("gap", "upstream: cannot publish the gap: %s", failure)
 
     async def _wait(self) -> None:
-        """Wait until the topic is free."""
+        """Wait until the topic is not held."""
         while self._hub.held(self._config.topic):
             released = asyncio.Event()
             self._hub.on_release(released.set)
@@ -241,27 +240,27 @@ class UpstreamSource:
 
 
 class _Repeats:
-    """Which events have come already, so that a server that begins further back than it was asked to doubles none.
+    """Detects events that a server repeats because it resumes at an earlier event than requested.
 
     Args:
-        retained: own id, if any, and frame of events that came before, the newest first.
+        retained: id (or None) and frame of each earlier event, newest first.
     """
 
     def __init__(self, retained: Iterable[tuple[str | None, bytes]]) -> None:
         self._known: deque[int] = deque(maxlen=KNOWN_MAX)
         self._last_id: str | None = None
-        self._ahead: list[int] = []  # what may still be repeated on this connection, in order
+        self._ahead: list[int] = []  # events that may still be repeated on this connection, in order
         self._place = 0
         for id, frame in reversed(list(islice(retained, KNOWN_MAX))):
             for event in Decoder(len(frame)).feed(frame):
                 self._known.append(self._hash(replace(event, id=id)))
 
     def resume(self) -> None:
-        """Begin a connection: from here on, events may be repeats until the first one that is new."""
+        """Begin a connection: events may be repeats until the first new event."""
         self._ahead, self._place, self._last_id = list(self._known), 0, None
 
-    def has_come(self, event: Event) -> bool:
-        """Say whether an event is a repeat; if not, remember it."""
+    def is_repeat(self, event: Event) -> bool:
+        """Return whether an event is a repeat; if it is not, record it."""
         key = self._hash(event)
         if event.id is not None or self._place:
             try:
@@ -274,6 +273,6 @@ class _Repeats:
         return False
 
     def _hash(self, event: Event) -> int:
-        """Return what stands for an event: its type and data, and the last id as of this event."""
+        """Return a hash of the event's type, its data and the last id as of this event."""
         self._last_id = event.id or self._last_id
         return hash((self._last_id, event.event, event.data))

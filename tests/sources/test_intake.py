@@ -16,17 +16,17 @@ from tests.sources.fakes import FakeHub, value
 
 
 class Feed:
-    """An intake with a fake hub, and what it complained of."""
+    """An intake with a fake hub, and the errors that it reported."""
 
     def __init__(self, answering: bool = True, parse: Any = parse_line, line_bytes_max: int = 10_000) -> None:
         self.hub = FakeHub()
-        self.complaints: list[tuple[str, int, str]] = []
+        self.reports: list[tuple[str, int, str]] = []
         self.intake = Intake(
             LineSplitter(line_bytes_max),
             parse,
             cast(Hub, self.hub),
             "default",
-            lambda *complaint: self.complaints.append(complaint),
+            lambda *report: self.reports.append(report),
             answering,
         )
 
@@ -106,7 +106,7 @@ def test_a_bad_line_is_answered_counted_and_harms_nothing_else(line: bytes, kind
     feed = Feed()
     answers = feed.send(b'{"data":1}\n\n' + line + b'\n{"data":2}\n')
     assert answers == [{"error": reason, "line": 3}]
-    assert feed.complaints == [(kind, 3, reason)]
+    assert feed.reports == [(kind, 3, reason)]
     assert feed.hub.data == [1, 2]
 
 
@@ -150,7 +150,7 @@ def test_empty_lines_of_text_are_events() -> None:
     feed = Feed(answering=False, parse=parse_text)
     assert feed.send(b"a\n\n b \n\xff\n") == []
     assert feed.hub.data == ["a", "", " b ", "\N{REPLACEMENT CHARACTER}"]
-    assert feed.complaints == []
+    assert feed.reports == []
 
 
 def test_nothing_is_answered_where_nobody_listens() -> None:
@@ -194,9 +194,9 @@ def test_a_bad_line_that_wants_an_answer_waits_for_room() -> None:
     feed = Feed()
     feed.intake.receive(b'{"topic":"bad","ack":1}\n')
     assert feed.intake.work(0.0, 0) is State.FULL
-    assert feed.complaints == []
+    assert feed.reports == []
     assert feed.intake.work(0.0, 1) is State.IDLE
-    assert feed.complaints == [("event", 1, "topic: is bad")]
+    assert feed.reports == [("event", 1, "topic: is bad")]
     assert feed.answers() == [{"error": "topic: is bad", "line": 1, "ack": 1}]
 
 
@@ -205,7 +205,7 @@ def test_a_bad_line_that_wants_none_is_not_answered_without_room() -> None:
     feed.intake.receive(b'{\n{"data":1}\n')
     assert feed.intake.work(0.0, 0) is State.IDLE
     assert feed.hub.data == [1]
-    assert len(feed.complaints) == 1
+    assert len(feed.reports) == 1
     assert feed.answers() == []
 
 
@@ -262,8 +262,8 @@ def test_no_input_raises_and_every_line_is_accounted_for(
             state = feed.intake.work(0.0, max(room, 1))
         answers += feed.answers()
     lines = [line for line in text.split(b"\n") if line.strip()]
-    assert len(feed.hub.events) + len(feed.complaints) == len(lines)
-    numbers = [number for _, number, _ in feed.complaints]
+    assert len(feed.hub.events) + len(feed.reports) == len(lines)
+    numbers = [number for _, number, _ in feed.reports]
     assert numbers == sorted(set(numbers))
     assert len(answers) <= len(lines)
     assert answering or not answers

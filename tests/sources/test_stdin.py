@@ -295,7 +295,7 @@ async def test_a_descriptor_that_cannot_be_read_is_said_and_is_the_end(
     try:
         with Relay(fd, "ndjson") as relay:
             await relay.ended.wait()
-            assert "stdin: cannot be read: Is a directory" in caplog.messages
+            assert "stdin: cannot read: Is a directory" in caplog.messages
             assert relay.metrics.errors == [("stdin", "read")]
     finally:
         os.close(fd)
@@ -316,7 +316,7 @@ async def test_an_error_in_relay_ends_the_input(caplog: pytest.LogCaptureFixture
     with pipe() as (reading, writing), Relay(reading, "ndjson") as relay:
         os.write(writing, b'{"topic":"broken"}\n')
         await relay.ended.wait()
-        assert "stdin: closed after an error in relay" in caplog.messages
+        assert "stdin: closed after an internal error" in caplog.messages
         assert relay.source.closed
 
 
@@ -340,9 +340,9 @@ async def test_what_a_drain_leaves_unpublished_is_counted_and_logged(caplog: pyt
         assert relay.hub.data == [1]
         assert relay.metrics.errors == [("stdin", "unpublished")] * 3
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-        "stdin, line 2: was read, but its source closed before its turn",
-        "stdin, line 3: was read, but its source closed before its turn",
-        "stdin, line 4: was not complete when its source closed",
+        "stdin, line 2: not published: its source closed first",
+        "stdin, line 3: not published: its source closed first",
+        "stdin, line 4: not published: incomplete when its source closed",
     ]
 
 

@@ -257,7 +257,7 @@ async def test_an_error_in_relay_closes_that_feeder_only(
         other_reader, other = await relay.connect()
         writer.write(b'{"topic":"broken"}\n')
         assert await reader.read() == b""
-        assert "closed after an error in relay" in caplog.text
+        assert "closed after an internal error" in caplog.text
         other.write(b'{"data":1,"ack":1}\n')
         assert await read_answers(other_reader, 1) == [{"ack": 1, "id": "e-1"}]
         for each in (writer, other):

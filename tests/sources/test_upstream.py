@@ -158,7 +158,7 @@ async def test_an_event_that_is_too_large_is_a_gap_in_its_place_and_the_rest_com
                     assert [event.event for event in stream.take(2)] == ["relay.gap", None]
                 assert server.stats()["input_errors"] == 1
                 assert server.metric("relay_upstream_refused_total") == 1
-                [line] = server.messages("upstream: refused an event")
+                [line] = server.messages("upstream: rejected an event")
                 assert "larger than 1000 bytes" in line
 
         await in_thread(follow)
