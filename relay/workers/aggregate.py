@@ -1,8 +1,7 @@
-"""The total: /stats and /metrics of a hub and its workers in one.
+"""Combines the /stats and /metrics of a hub and its workers.
 
-Owns how the answers of several processes become one: in the stats what can be added is added, in the metrics each
-process has a label `worker`, so that the sums are right. A worker that does not answer in time is left out, and shown
-as such. Never counts anything itself.
+Owns the rules for combining them. Counts in /stats are added. Samples in /metrics get a label `worker`, so that queries
+can sum them. A worker that does not answer in time is omitted and marked as unanswered. Never counts anything itself.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from relay.workers.hub_end import Downlink
 from relay.workers.messages import Report
 
 ANSWER_S = 1.0
-"""How long the workers have for their part."""
+"""Time limit for the answers of the workers."""
 
 _ADDED = (
     *("streams", "lagging", "encodes", "deliveries", "bytes", "writes", "short_writes", "input_errors", "gc_objects"),
@@ -36,7 +35,7 @@ Family = tuple[str, str, str, list[Sample]]
 
 
 def families(registry: CollectorRegistry) -> list[Family]:
-    """List a process's metrics as values: name, help, type and samples."""
+    """Return the metric families of a process as tuples of name, help, type and samples."""
     return [
         (each.name, each.documentation, each.type, [(s.name, dict(s.labels), s.value) for s in each.samples])
         for each in registry.collect()
@@ -50,13 +49,13 @@ def gather(
     loop: asyncio.AbstractEventLoop,
     done: Callable[[bytes], None],
 ) -> None:
-    """Ask the workers for their part, and give the total, at last after `ANSWER_S`.
+    """Request the workers' parts and combine them, after `ANSWER_S` at the latest.
 
     Args:
-        what: `stats` or `metrics`.
-        own: the hub's part.
-        workers: the links of the workers that are there.
-        loop: tells when the time is over.
+        report: `stats` or `metrics`.
+        hub_part: the hub's part.
+        workers: links of the running workers.
+        loop: runs the timer.
         done: called once with the body.
     """
     parts: dict[int, bytes] = {}
@@ -83,7 +82,7 @@ def gather(
 
 
 def stats(hub_part: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Downlink]) -> bytes:
-    """Make one /stats of the hub's and its workers'."""
+    """Combine the /stats of the hub and its workers."""
     total: dict[str, Any] = orjson.loads(hub_part)
     each = {number: orjson.loads(part) for number, part in sorted(parts.items())}
     for name in _ADDED:
@@ -119,18 +118,18 @@ def stats(hub_part: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Dow
 
 
 class _Families(Collector):
-    """Families of several processes, each sample with the label `worker`."""
+    """Metric families whose samples have the label `worker`."""
 
     def __init__(self, found: Mapping[str, Metric]) -> None:
         self._found = found
 
     def collect(self) -> Iterator[Metric]:
-        """Yield them."""
+        """Yield the families."""
         yield from self._found.values()
 
 
 def metrics(hub_part: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Downlink]) -> bytes:
-    """Make one /metrics of the hub's and its workers'."""
+    """Combine the /metrics of the hub and its workers, in the text format of Prometheus."""
     found: dict[str, Metric] = {}
     for worker, part in (("hub", hub_part), *((str(number), part) for number, part in sorted(parts.items()))):
         for name, help, kind, samples in msgspec.json.decode(part, type=list[Family]):

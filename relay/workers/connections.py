@@ -1,7 +1,7 @@
-"""The links' connections: those of a hub's edges, and an edge's own to its hub.
+"""The connections of links: from a hub to its edges, and from an edge to its hub.
 
-Owns the listener for edges, the timers and the reconnecting. Never speaks (`relay.workers.hub_end`,
-`relay.workers.edge_end`).
+Owns the listener for edges, the timers and the reconnects. Never encodes or decodes messages (`relay.workers.hub_end`
+and `relay.workers.edge_end` do).
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from relay.workers.messages import LinkError
 
 BEAT_S = 1.0
 SILENT_S = 10.0
-"""After this time without a word from the other end it is taken for gone: ten beats."""
+"""A link without input for this time, ten beats, is considered dead."""
 
 RECONNECT_MIN_S = 0.1
 RECONNECT_MAX_S = 5.0
-"""Pause before an edge connects again: doubled each time, and drawn, so that edges do not come all at once."""
+"""Limits of the pause before an edge reconnects; it doubles, with jitter, so that edges do not reconnect together."""
 
 STRANGERS_MAX = 64
-"""Connections to the link's listener that have not said Hello."""
+"""Connections at the link listener that have not sent a valid Hello; above this limit new ones are closed."""
 
 STRANGER_S = 10.0
-"""How long they may take."""
+"""Time limit for the Hello of a new connection."""
 
 _logger = logging.getLogger("relay.links")
 
 
 class DownlinkProtocol(asyncio.Protocol):
-    """The connection of one edge."""
+    """The hub's connection to one edge."""
 
     def __init__(self, links: Links, token: str | None, *, worker: int = 0) -> None:
         self.worker = worker
@@ -51,24 +51,24 @@ class DownlinkProtocol(asyncio.Protocol):
         self._ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the edge in."""
+        """Register the connection."""
         self._transport = cast(asyncio.Transport, transport)
-        # What waits here is one segment: the next is asked for when it has left.
+        # At most one segment is buffered; `pump` takes the next one after it is sent.
         self._transport.set_write_buffer_limits(0, 0)
         self._links.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """Hear the edge."""
+        """Process bytes from the edge."""
         assert self._transport is not None
         linked = self.down.linked
         try:
             self.down.receive(data)
         except LinkError as error:
-            _logger.warning("link of %s: %s", self.down.name, error)
+            _logger.warning("closing the link of %s: %s", self.down.name, error)
             self.cut()
             return
         if self.down.linked and not linked and not self.worker:
-            _logger.info("%s has linked from %s", self.down.name, self._transport.get_extra_info("peername"))
+            _logger.info("linked %s from %s", self.down.name, self._transport.get_extra_info("peername"))
         if self.down.full:
             self._transport.pause_reading()
         if self.worker:
@@ -76,24 +76,24 @@ class DownlinkProtocol(asyncio.Protocol):
         self.pump()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the edge."""
+        """Unregister the connection."""
         if self.down.linked and not self.worker and not self.down.closing:
-            _logger.warning("%s has gone", self.down.name)
+            _logger.warning("lost the link of %s", self.down.name)
         self.over = True
         self.down.lost()
         self._links.discard(self)
 
     def pause_writing(self) -> None:
-        """Wait until the edge has taken what was written."""
+        """Stop writing until the transport's buffer is empty."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """Go on, in a turn of its own, outside of the write."""
+        """Resume writing in the next iteration of the event loop, not within `transport.write`."""
         self._paused = False
         self._links.loop.call_soon(self.pump)
 
     def pump(self) -> None:
-        """Write what is due, as long as the edge takes it."""
+        """Write output until the transport pauses writing or no output is left."""
         transport = self._transport
         if transport is None or transport.is_closing() or self._ended:
             return
@@ -108,8 +108,9 @@ class DownlinkProtocol(asyncio.Protocol):
     def _end(self, transport: asyncio.Transport) -> None:
         """Close the connection once the edge has read everything.
 
-        The edge closes its end after ours. If we closed first, the next word of the edge would be answered by a reset,
-        which discards what the edge has not read. TLS has no half-closed state; its close is an exchange.
+        The hub closes only its sending side; the edge then closes the connection. If the hub closed both sides, the
+        next bytes from the edge would cause a reset, which discards the bytes that the edge has not read. TLS has no
+        half-closed state; its close is an exchange of alerts.
         """
         self._ended = True
         if transport.can_write_eof():
@@ -119,20 +120,20 @@ class DownlinkProtocol(asyncio.Protocol):
             transport.close()
 
     def cut(self) -> None:
-        """Cut the connection."""
+        """Close the connection at once; unsent bytes are lost."""
         if self._transport is not None:
             self._transport.abort()
 
 
 class Links:
-    """The edges of a hub.
+    """The links from a hub to its edges.
 
     Args:
         config: the settings.
-        hub: whose log they follow.
-        handler: answers what they ask.
+        hub: the hub whose log the edges follow.
+        handler: handles the edges' requests.
         loop: the event loop.
-        clock: the hub's time.
+        clock: returns the hub's time.
     """
 
     def __init__(
@@ -145,22 +146,22 @@ class Links:
     ) -> None:
         self.loop = loop
         self.all: set[DownlinkProtocol] = set()
-        self.leaving = False  # the edges' readiness shall fail
+        self.leaving = False  # Beats tell the edges to report that they are not ready
         self._config = config
-        self.on_heard: Callable[[], None] = lambda: None  # called when a worker has said something
+        self.on_heard: Callable[[], None] = lambda: None  # called after each input from a worker
         self._hub = hub
         self._handler = handler
         self._clock = clock
         self._chunks = Chunks(hub.log)
         self._pump_due = False
         self._draining = False
-        self._gone = asyncio.Event()  # set whenever a link has gone
+        self._gone = asyncio.Event()  # set whenever a link is lost
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         hub.on_entry = self._on_entry
 
     def downlink(self, token: str | None, wake: Callable[[], None]) -> Downlink:
-        """Make the state of one link."""
+        """Create the state of one link."""
         return Downlink(
             self._hub,
             self._chunks,
@@ -175,7 +176,7 @@ class Links:
         self.loop.call_soon(callback)
 
     async def open(self, listener: socket.socket | None) -> None:
-        """Begin to beat, and take edges over TCP if there is a listener for them."""
+        """Start to send beats, and accept edges at `listener` if there is one."""
         self._beat()
         if listener is not None:
             token = self._config.link_token
@@ -188,7 +189,7 @@ class Links:
             _logger.info("edges at %s://%s:%d", scheme, *listener.getsockname()[:2])
 
     def add(self, link: DownlinkProtocol) -> None:
-        """Take a connection in; a stranger has to say Hello soon."""
+        """Register a connection and close it if it sends no valid Hello within `STRANGER_S`."""
         self.all.add(link)
         if self._draining:
             link.down.drain()
@@ -202,7 +203,7 @@ class Links:
         return [link for link in self.all if link.down.linked and not link.worker]
 
     def discard(self, link: DownlinkProtocol) -> None:
-        """Forget a connection."""
+        """Unregister a connection."""
         self.all.discard(link)
         self._gone.set()
 
@@ -222,13 +223,13 @@ class Links:
         for link in list(self.all):
             link.down.beat(SILENT_S, leaving=self.leaving)
             if not link.worker and link.down.linked and now_s - link.down.heard_s > SILENT_S:
-                _logger.warning("%s is silent: its link is cut", link.down.name)
+                _logger.warning("closing the link of %s: no input for %.0f s", link.down.name, SILENT_S)
                 link.cut()
             else:
                 link.pump()
 
     def drain(self) -> None:
-        """Take no more edges; let the workers drain, and the other edges have what is in the log."""
+        """Stop accepting edges; send each edge the rest of the log, then drain workers and close other links."""
         self._draining = True
         if self._server is not None:
             self._server.close()
@@ -236,7 +237,7 @@ class Links:
             link.down.drain()
 
     async def drained(self, timeout_s: float) -> None:
-        """Wait until all edges but workers have the whole log and have closed their links, for this time at most."""
+        """Wait until all edges except workers have received the log and closed their links, at most `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 while self._edges():
@@ -244,10 +245,10 @@ class Links:
                     await self._gone.wait()
         except TimeoutError:
             late = [link.down.name for link in self._edges()]
-            _logger.warning("edges that did not take the rest of the log in time: %s", ", ".join(late))
+            _logger.warning("drain: edges did not receive the rest of the log in time: %s", ", ".join(late))
 
     def close(self) -> None:
-        """Cut all links."""
+        """Stop beating and listening, and close all links at once."""
         if self._timer is not None:
             self._timer.cancel()
         if self._server is not None:
@@ -258,7 +259,7 @@ class Links:
 
 
 class UplinkProtocol(asyncio.Protocol):
-    """An edge's connection to its hub."""
+    """The edge's connection to its hub."""
 
     def __init__(self, uplink: Uplink, loop: asyncio.AbstractEventLoop) -> None:
         self.lost: asyncio.Future[None] = loop.create_future()
@@ -266,26 +267,26 @@ class UplinkProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Say Hello."""
+        """Send Hello."""
         self._transport = cast(asyncio.Transport, transport)
         self._uplink.connected(self._send)
 
     def data_received(self, data: bytes) -> None:
-        """Hear the hub."""
+        """Process bytes from the hub."""
         try:
             self._uplink.receive(data)
         except LinkError as error:
-            _logger.error("link to the hub: %s", error)
+            _logger.error("closing the link to the hub: %s", error)
             self.cut()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let the owner of the link know."""
+        """Fail pending requests and complete `lost`."""
         self._uplink.lost()
         if not self.lost.done():
             self.lost.set_result(None)
 
     def cut(self) -> None:
-        """Cut the connection."""
+        """Close the connection at once; unsent bytes are lost."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -298,13 +299,13 @@ class UplinkProtocol(asyncio.Protocol):
 
 
 class Upstream:
-    """Keeps the link of an edge to its hub.
+    """Maintains an edge's link to its hub.
 
     Args:
-        uplink: what speaks.
+        uplink: the edge's end of the link.
         loop: the event loop.
-        clock: the edge's time.
-        on_gone: called when a worker's hub is gone; a link over TCP is made again instead.
+        clock: returns the edge's time.
+        on_gone: called when a worker loses its hub; a link over TCP reconnects instead.
     """
 
     def __init__(
@@ -321,10 +322,14 @@ class Upstream:
         self._protocol: UplinkProtocol | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._patient = False  # a worker's hub that is silent is only slow: it cannot be gone without the link's end
+        self._patient = False  # a worker's link ends if its hub dies, so a silent hub is only slow
 
     def open(self, where: str | socket.socket) -> None:
-        """Begin: with `relay://HOST:PORT`, `relays://` over TLS, or with a connected socket."""
+        """Start the link.
+
+        Args:
+            where: `relay://HOST:PORT`, `relays://HOST:PORT` for TLS, or a connected socket.
+        """
         if isinstance(where, str):
             self._task = self._loop.create_task(self._keep(where))
         else:
@@ -333,7 +338,7 @@ class Upstream:
         self._tick()
 
     def close(self) -> None:
-        """Leave the hub."""
+        """Close the link and do not reconnect."""
         for each in (self._task, self._timer):
             if each is not None:
                 each.cancel()
@@ -359,7 +364,7 @@ class Upstream:
                 transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 began_s = self._clock()
                 await protocol.lost
-                _logger.warning("the link to %s is gone", where)
+                _logger.warning("lost the link to %s", where)
                 if self._clock() - began_s > RECONNECT_MAX_S:
                     backoff.reset()
             await asyncio.sleep(backoff.next_s())

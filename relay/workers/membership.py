@@ -1,6 +1,7 @@
-"""What makes a server a hub with workers, or an edge of another: its links, and the answers that need them.
+"""The membership of a server in a cluster: as a hub with workers and edges, as an edge, or as both.
 
-Owns the links of this process, up and down, and its workers. Never opens a listener for clients, and serves no stream.
+Owns the links of this process to its hub and to its edges, and its workers. Never opens a listener for clients and
+never serves a stream.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from relay.workers.messages import Report
 from relay.workers.processes import Workers
 
 SETTLE_STEP_S = 0.01
-"""How often a draining edge looks whether its log has reached its hub's."""
+"""Interval at which a draining edge compares its log with its hub's."""
 
 FoundDone = Callable[[int | RelayError | None], None]
 
 
 class Cluster:
-    """The links of one process; it is also the office that answers the edges below it.
+    """The links of one process, and the handler of its edges' requests.
 
     Args:
         config: the settings.
-        hub: this process's own.
-        stats: this process's own.
-        metrics: this process's own.
+        hub: the hub of this process.
+        stats: the stats of this process.
+        metrics: the metrics of this process.
         publisher: publishes into this process's hub.
         loop: the event loop.
-        clock: the hub's time.
+        clock: returns the hub's time.
     """
 
     def __init__(
@@ -69,19 +70,19 @@ class Cluster:
         self._links: Links | None = None
         self._event_stream: Callable[[], Mapping[str, Any]] | None = None
 
-    # Upwards
+    # As an edge
 
     async def follow(
         self, where: str | socket.socket, name: str, token: str, stop: asyncio.Event, on_gone: Callable[[], None]
     ) -> None:
-        """Become an edge, and wait until the snapshot is in, or `stop` is set.
+        """Become an edge; wait until the snapshot is complete or `stop` is set.
 
         Args:
-            where: relay://HOST:PORT, relays:// over TLS, or a socket connected to the hub.
-            name: what the hub calls this edge.
+            where: `relay://HOST:PORT`, `relays://HOST:PORT` for TLS, or a socket connected to the hub.
+            name: name of this edge at the hub.
             token: the link's token.
-            stop: set when the server has to end.
-            on_gone: called when the hub wants this process to drain, or a worker's hub is gone.
+            stop: set when the server stops.
+            on_gone: called when the hub asks this process to drain, or when a worker loses its hub.
         """
         begun = asyncio.Event()
         self.publisher = self.uplink = uplink = Uplink(
@@ -102,9 +103,9 @@ class Cluster:
             each.cancel()
 
     async def settle(self) -> None:
-        """Wait until the log of an edge has all that its hub had acknowledged when this was called.
+        """Wait until the edge's log has every event that its hub had acknowledged at the time of the call.
 
-        A link that is down, or goes down meanwhile, is not waited for.
+        Returns early if the link is down or breaks.
         """
         answered: asyncio.Future[int | RelayError] = self._loop.create_future()
         cancel = self.head(lambda result: None if answered.done() else answered.set_result(result))
@@ -119,7 +120,7 @@ class Cluster:
     def _is_linked(self) -> bool:
         return self.uplink is not None and self.uplink.linked
 
-    # Downwards
+    # As a hub
 
     async def lead(
         self,
@@ -128,7 +129,7 @@ class Cluster:
         own_token: str,
         stop: asyncio.Event,
     ) -> None:
-        """Take edges: those that come to the listener, and workers, one for each set of listeners."""
+        """Accept edges at `link_listener`, and start one worker for each set of listeners."""
         self._links = Links(self._config, self._hub, self, self._loop, self._clock)
         await self._links.open(link_listener)
         if listeners:
@@ -136,17 +137,17 @@ class Cluster:
             await self.workers.open(stop)
 
     def leave(self) -> None:
-        """Let the workers' readiness fail; they go on serving."""
+        """Make the workers report that they are not ready; they continue to serve."""
         if self._links is not None:
             self._links.leaving = True
 
     def stop_starting(self) -> None:
-        """Start no worker any more."""
+        """Stop starting workers."""
         if self.workers is not None:
             self.workers.stop_starting()
 
     async def drain(self) -> None:
-        """Let the edges have the whole log, and the workers drain and leave."""
+        """Send the rest of the log to all edges, and wait until the workers have drained and exited."""
         if self._links is not None:
             self._links.drain()
             ends = [self._links.drained(self._config.drain_timeout_s)]
@@ -155,7 +156,7 @@ class Cluster:
             await asyncio.gather(*ends)
 
     def close(self) -> None:
-        """Cut all links, and kill the workers that are left."""
+        """Kill the remaining workers and close all links at once."""
         if self.workers is not None:
             self.workers.close()
         if self._links is not None:
@@ -163,14 +164,14 @@ class Cluster:
         if self._upstream is not None:
             self._upstream.close()
 
-    # The office
+    # Requests
 
     def publish(self, events: list[Event], done: Done) -> Cancel:
-        """Publish here, or where this process's own log comes from."""
+        """Publish in this process, or at the hub if this process is an edge."""
         return self.publisher.publish(events, done)
 
     def find(self, terms: tuple[str, ...], ids: tuple[str, ...], done: FoundDone) -> Cancel:
-        """Find the sequence of a last id of a subscription here, or where the log comes from."""
+        """Find the sequence of a subscription's last id in this process, then at the hub if this process is an edge."""
         sequence = self._hub.find(terms, ids)
         if sequence is None and self.uplink is not None:
             return self.uplink.find(terms, ids, done)
@@ -178,18 +179,18 @@ class Cluster:
         return nothing
 
     def head(self, done: Callable[[int | RelayError], None]) -> Cancel:
-        """Give the sequence that the next event will get, here or where the log comes from."""
+        """Get the sequence of the next event, from the hub if this process is an edge."""
         if self.uplink is not None:
             return self.uplink.head(done)
         done(self._hub.head)
         return nothing
 
     def ask(self, report: Report, done: Callable[[bytes], None]) -> None:
-        """Give /stats or /metrics of this process and its workers."""
+        """Build /stats or /metrics of this process and its workers."""
         aggregate.gather(report, self.local_report(report), self._workers(), self._loop, done)
 
     def local_report(self, report: Report) -> bytes:
-        """Give /stats or /metrics of this process alone, to be put together with others."""
+        """Return /stats or /metrics of this process alone, in the form that `aggregate` combines."""
         if report == "stats":
             return orjson.dumps(self.stats(self._clock()))
         return msgspec.json.encode(aggregate.families(self._metrics.registry))
@@ -198,7 +199,7 @@ class Cluster:
         return {} if self.workers is None else self.workers.links
 
     def upstream(self) -> Mapping[str, Any] | None:
-        """Say how it goes with what is followed, if anything is: another's log, or an event stream."""
+        """Return the state of the link to the hub or of the followed event stream; None without either."""
         if self.uplink is not None:
             return {"linked": self._hub.linked, "breaks": self.uplink.breaks}
         return None if self._event_stream is None else self._event_stream()
@@ -208,7 +209,7 @@ class Cluster:
         self._event_stream = state
 
     def stats(self, now_s: float) -> dict[str, Any]:
-        """Return what /stats says of this process and its links."""
+        """Return the /stats of this process, with its links."""
         result = self._stats.collect(now_s)
         upstream = self.upstream()
         if upstream is not None:

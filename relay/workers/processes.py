@@ -1,18 +1,19 @@
-"""The workers: processes that hold the streams, started, watched and started again by the hub's process.
+"""The worker processes, which serve the streams: the hub starts, watches and restarts them.
 
-Theory of operation. The hub opens the listeners, one for each worker with SO_REUSEPORT, and keeps them: so connections
-to a worker that died wait in its backlog until it is there again, a fraction of a second later, instead of being reset.
-A worker is started by itself (never forked: the hub's loop, log and threads are not for it), inherits its listeners and
-one end of a socket pair, is told over it what it is, and begins to accept when its snapshot of the log is in.
+Theory of operation. The hub opens one listener per worker and address with SO_REUSEPORT, and keeps them open. So
+connections to a dead worker wait in the backlog until the worker restarts, a fraction of a second later, and are not
+reset. A worker is a new process, never a fork: it must not share the hub's loop, log and threads. It inherits its
+listeners and one end of a socket pair, receives its Setup over that link, and accepts connections once it has the
+snapshot of the log.
 
-A worker that ends is started again: at once if it lived for long, else after a pause that doubles. This holds from the
-first moment on, because the workers that are ready already serve. Only if a worker ends `STARTS_MAX` times without
-having been ready once, while relay starts, relay ends with an error: its settings or its installation are wrong.
+A worker that exits is restarted: at once if it ran for long, otherwise after a pause that doubles. This also holds
+while relay starts, because the workers that are ready already serve. If a worker exits `STARTS_MAX` times during the
+start and was never ready, relay exits with an error, because its settings or its installation are wrong.
 
-A worker whose hub is gone drains and leaves: the ids are those of the hub's log, which is gone with it, and the next
-hub opens listeners of its own. So its end of the link is all that it has to watch.
+A worker that loses its hub drains and exits. The ids belong to the log of that hub, and the next hub opens its own
+listeners. So a worker watches only its end of the link.
 
-Owns the worker processes. Never serves a stream, never speaks over a link.
+Owns the worker processes. Never serves a stream and never encodes messages of a link.
 """
 
 from __future__ import annotations
@@ -37,34 +38,34 @@ from relay.workers.messages import Setup
 
 RESTART_MIN_S = 0.1
 RESTART_MAX_S = 5.0
-"""Pause before a worker that died soon after its start is started again: none, then doubled each time."""
+"""Limits of the pause before a worker that exited soon is restarted again. The first restart has no pause."""
 
 STARTS_MAX = 5
-"""How often a worker may end at its start before relay gives up; with the pauses between them that takes seconds."""
+"""Failed starts of one worker after which relay exits; with the pauses this takes seconds."""
 
 STEADY_S = 10.0
-"""A worker that lived that long did not die of its start."""
+"""A worker that ran for this time started successfully; its next restart has no pause."""
 
 SILENT_S = 30.0
-"""A worker that has said nothing for so long is killed: its share of the new connections gets no answer."""
+"""A worker without output for this time is killed, because its share of the new connections gets no answer."""
 
 WATCH_S = 5.0
 
 LEAVE_S = 3.0
-"""What a worker has for its exit beyond the drain."""
+"""Time that a worker has to exit after its drain timeout."""
 
 _logger = logging.getLogger("relay.workers")
 
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What a worker has from its hub.
+    """The sockets and the identity that a worker inherits from its hub.
 
     Args:
-        number: of the worker, from 1 on.
-        link: its end of the link.
-        listeners: bound to the addresses to serve.
-        own_token: the run's own token for publishing.
+        number: number of the worker, from 1.
+        link: the worker's end of the link.
+        listeners: sockets bound to the addresses to serve.
+        own_token: the publish token that this run generated.
     """
 
     number: int
@@ -78,9 +79,9 @@ class Workers:
 
     Args:
         config: the hub's settings.
-        links: where their links are.
-        listeners: for each worker its own.
-        own_token: the run's own token for publishing.
+        links: the hub's links; the workers' links are added to them.
+        listeners: one list for each worker.
+        own_token: the publish token that this run generated.
         loop: the event loop.
     """
 
@@ -101,8 +102,8 @@ class Workers:
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._heard = asyncio.Event()
-        self._failures: Counter[int] = Counter()  # of each worker: starts that failed since it was ready
-        self._reloading: set[int] = set()  # workers that are to read their credentials again
+        self._failures: Counter[int] = Counter()  # failed starts of each worker since it was last ready
+        self._reloading: set[int] = set()  # workers that must reload their credentials
         self._ending = asyncio.Event()
         self._drain_s = config.drain_timeout_s + LEAVE_S
         count = len(listeners)
@@ -123,10 +124,10 @@ class Workers:
         links.on_heard = self._on_heard
 
     async def open(self, stop: asyncio.Event) -> None:
-        """Start the workers, and wait until all of them are ready, or `stop` is set.
+        """Start the workers and wait until all are ready or `stop` is set.
 
         Raises:
-            ConfigError: one ended `STARTS_MAX` times and was never ready.
+            ConfigError: a worker exited `STARTS_MAX` times and was never ready.
         """
         self._tasks = [self._loop.create_task(self._keep(1 + place)) for place in range(len(self._listeners))]
         stopped = self._loop.create_task(stop.wait())
@@ -135,7 +136,7 @@ class Workers:
             while not stop.is_set() and not self.ready:
                 for number, count in self._failures.items():
                     if count >= STARTS_MAX:
-                        raise ConfigError(f"workers: worker {number} ended {count} times at its start; see the log")
+                        raise ConfigError(f"workers: worker {number} failed to start {count} times; see the log")
                 self._heard.clear()
                 await self._heard.wait()
         finally:
@@ -152,15 +153,15 @@ class Workers:
         return [process.pid for process in self._processes.values()]
 
     async def _keep(self, number: int) -> None:
-        """Have this worker, as long as the hub serves."""
+        """Run this worker and restart it until the hub stops."""
         backoff, pause_s = Backoff(RESTART_MIN_S, RESTART_MAX_S), 0.0
         while not self._ending.is_set():
             began_s = self._loop.time()
             try:
-                how = f"ended by {await self._run(number)}"
+                outcome = f"ended by {await self._run(number)}"
             except OSError as error:
                 self._failures[number] += 1
-                how = f"cannot be started: {error.strerror or error}"
+                outcome = f"cannot be started: {error.strerror or error}"
             if self._ending.is_set():
                 return
             self.restarts += 1
@@ -168,27 +169,27 @@ class Workers:
             if self._loop.time() - began_s > STEADY_S:
                 backoff.reset()
                 pause_s = 0.0
-            _logger.error("worker %d %s; it is started again in %.1f s", number, how, pause_s)
+            _logger.error("worker %d %s; restarting it in %.1f s", number, outcome, pause_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), pause_s)
             pause_s = backoff.next_s()
 
     async def _run(self, number: int) -> str:
-        """Run this worker to its end; return the signal or the code that it ended with.
+        """Run this worker until it exits; return its exit code or signal as text.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: the process cannot be started.
         """
         ours, theirs = socket.socketpair()
         listeners = [each.fileno() for each in self._listeners[number - 1]]
         with ours, theirs:
             ours.setblocking(False)
             process = await asyncio.create_subprocess_exec(
-                # -P: modules of the current directory are not relay's.
+                # -P keeps modules of the current directory from replacing relay's.
                 *(sys.executable, "-P", "-m", "relay.server.worker", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno(), *listeners],
-                start_new_session=True,  # the terminal's interrupt is the hub's alone
+                start_new_session=True,  # only the hub receives the terminal's interrupt
             )
             self._processes[number] = process
             theirs.close()
@@ -208,19 +209,19 @@ class Workers:
         return f"code {code}" if code >= 0 else _signal_name(-code)
 
     async def _watch(self, number: int, process: asyncio.subprocess.Process, down: Downlink) -> int:
-        """Wait for a worker's end; kill it where it does not answer any more."""
+        """Wait until a worker exits; kill it if it stops responding."""
         heard_s = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
                 return await asyncio.wait_for(process.wait(), WATCH_S)
-            # Nothing since the last look either, so that it was not this process which slept.
+            # No input since the previous check either, so the hub itself was not suspended in the meantime.
             if self._loop.time() - down.heard_s > SILENT_S and down.heard_s == heard_s:
-                _logger.error("worker %d (pid %d) says nothing: it is killed", number, process.pid)
+                _logger.error("killing worker %d (pid %d): it does not respond", number, process.pid)
                 _kill(process)
             heard_s = down.heard_s
 
     def reload(self) -> None:
-        """Let each worker read its credentials again; one that is starting does so once it has linked."""
+        """Make each worker reload its credentials; a worker that is starting reloads after it has linked."""
         self._reloading.update(self._processes)
         self._reload_linked()
 
@@ -229,31 +230,34 @@ class Workers:
         self._reload_linked()
 
     def _reload_linked(self) -> None:
-        # A process that has just been started does not hold SIGHUP back yet, and would end by it.
+        # A new process does not handle SIGHUP yet, and the signal would terminate it.
         for number in [each for each in self._reloading if each in self.links and self.links[each].linked]:
             self._reloading.discard(number)
             with contextlib.suppress(ProcessLookupError):
                 self._processes[number].send_signal(signal.SIGHUP)
 
     def stop_starting(self) -> None:
-        """Start no worker any more; those that run go on."""
+        """Stop starting workers; running ones continue."""
         self._ending.set()
 
     async def drain(self) -> None:
-        """Wait until the workers, told over their links, have drained and left; what stays is killed."""
+        """Wait until the workers have drained and exited; kill those that have not exited in time.
+
+        `Links.drain` tells the workers to drain.
+        """
         self.stop_starting()
         for number, process in self._processes.items():
             if number not in self.links or not self.links[number].linked:
-                _kill(process)  # It is starting, and has no stream.
+                _kill(process)  # It is starting and has no streams.
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=self._drain_s)
             if late:
-                _logger.warning("%d workers did not leave in time: they are killed", len(late))
+                _logger.warning("killing %d workers that did not exit in time", len(late))
             self.close()
             await asyncio.wait(self._tasks)
 
     def close(self) -> None:
-        """Kill what is left."""
+        """Kill the remaining workers."""
         self.stop_starting()
         for process in self._processes.values():
             _kill(process)
@@ -272,12 +276,12 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 
 def share(listen: Callable[[str], socket.socket], addresses: Sequence[str], count: int) -> list[list[socket.socket]]:
-    """Open the listeners of all workers: for each worker one at each address.
+    """Open the listeners of all workers: one for each worker at each address.
 
     Args:
-        listen: opens one that may share its address.
-        addresses: HOST:PORT; a port of 0 is chosen once for all.
-        count: workers.
+        listen: opens a listener that can share its address.
+        addresses: HOST:PORT; for port 0, one free port is chosen for all workers.
+        count: number of workers.
     """
     first = [listen(address) for address in addresses]
     shared = [first]

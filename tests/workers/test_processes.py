@@ -1,4 +1,7 @@
-"""Real servers of several processes, whole and with one of them dead, stuck or gone."""
+"""Tests of real servers with several processes, some of which are killed, stopped or disconnected.
+
+They cover relay.workers.processes, connections, membership, aggregate, hub_end and edge_end.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ TOKEN = ("--link-token", "a-link-token")
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Wait until something is so."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
@@ -38,7 +41,7 @@ def workers(server: Relay) -> list[int]:
 
 
 def started_instead(server: Relay, dead: int, other: int) -> int:
-    """Wait for the worker that is started in place of a dead one."""
+    """Wait for the worker that replaces a dead one."""
     wait_for(lambda: set(workers(server)) - {dead, other} != set(), "a new worker")
     [started] = set(workers(server)) - {dead, other}
     return started
@@ -49,7 +52,7 @@ Spread = Callable[..., list[Stream]]
 
 @pytest.fixture
 def spread() -> Iterator[Spread]:
-    """Open streams until each worker has some; the kernel spreads them. They are closed with the test."""
+    """Open streams until each worker has one; the kernel distributes them. They are closed after the test."""
     with contextlib.ExitStack() as stack:
 
         def streams_at_each(server: Relay, count: int = 12) -> list[Stream]:
@@ -71,7 +74,7 @@ def server(tmp_path: Path) -> Iterator[Relay]:
 
 @pytest.fixture
 def unix(tmp_path: Path) -> Path:
-    """Where its feeders connect."""
+    """Path of the Unix socket for feeders."""
     return tmp_path / "u"
 
 
@@ -152,7 +155,7 @@ def test_what_a_publisher_did_wrong_is_answered_at_a_worker_as_without_workers(s
 def test_a_body_that_grows_on_the_way_to_the_hub_is_refused_and_cuts_no_link(
     server: Relay, size: int, status: int
 ) -> None:
-    """JSON needs six bytes for a control character, so that 7 MB of text are 42 MB."""
+    """JSON needs six bytes for a control character, so 7 MB of text become 42 MB."""
     before = workers(server)
     headers = {"Authorization": "Bearer a-token-for-tests", "Content-Type": "text/plain"}
     assert server.request("POST", "/publish", b"\x01" * size, headers)[0] == status
@@ -189,18 +192,18 @@ def test_a_killed_worker_is_started_again_and_its_clients_resume_without_a_gap(s
 
 
 class Follower:
-    """A client that comes back with its last id, in a thread of its own, and is held to the promise.
+    """A client in its own thread that reconnects with its last id; an oracle checks its events.
 
     Args:
-        port: of the server.
-        published: what is published while it follows.
+        port: port of the server.
+        published: the events published in the meantime.
     """
 
     def __init__(self, port: int, published: Published) -> None:
         self.resumes = 0
         self._oracle = Oracle(published, ("a",))
         self._port = port
-        self._events: list[Event | None] = []  # None for each time that it came back
+        self._events: list[Event | None] = []  # None for each reconnect
         self._wanted: str | None = None
         self._stream = Stream(port, "topic=a")
         self._stream.read_until(b"\nid: ")
@@ -238,7 +241,7 @@ class Follower:
         self._events.append(None)
 
     def finish(self, last: str) -> None:
-        """Wait until it has seen the last event, and hold what it saw to the promise."""
+        """Wait for the last event and check all received events."""
         self._thread.join(TIMEOUT_S)
         assert self._failure is None, self._failure
         assert not self._thread.is_alive(), "the last event has not come"
@@ -390,7 +393,7 @@ def test_a_tree_of_three_levels_over_tls_gives_an_id_that_resumes_at_each(tmp_pa
 
 
 def upstream_of(server: Relay) -> str:
-    """Return where a relay's edges link to."""
+    """Return the address for the edges of a relay."""
     [message] = [record["message"] for record in server.log if record["message"].startswith("edges at ")]
     return str(message).removeprefix("edges at ")
 

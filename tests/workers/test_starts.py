@@ -1,4 +1,4 @@
-"""Workers that die, hang or are stopped while relay starts: relay starts them again, or ends with a clear error."""
+"""Tests of relay.workers.processes: relay restarts workers that die at their start, or exits with a clear error."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ if "relay.server.worker" in sys.orig_argv:
     if fate == "wait":
         open(here / "gate").read()
 """
-"""Runs in each Python process as it begins; gives each start of a worker its fate by its number."""
+"""Runs at the start of each Python process; selects the fate of the n-th started worker."""
 
 
 class Fates:
-    """What becomes of each worker that is started.
+    """Assigns a fate to each started worker.
 
     Args:
-        folder: an empty one.
+        folder: an empty folder.
         fates: `kill`, `exit`, `crash`, `wait` (until `let_go`) or `live`, of the first workers.
-        rest: of all others.
+        rest: the fate of all other workers.
     """
 
     def __init__(self, folder: Path, *fates: str, rest: str = "live") -> None:
@@ -64,7 +64,7 @@ class Fates:
         return [int(text) for text in texts if text]
 
     def let_go(self) -> None:
-        """Let a worker that waits go on."""
+        """Release a waiting worker."""
         with open(self._folder / "gate", "w"):
             pass
 
@@ -81,7 +81,7 @@ def start(*arguments: str, environ: dict[str, str]) -> subprocess.Popen[str]:
 
 
 def publish_at_a_ready_worker(port: int) -> None:
-    """Publish over many connections, and wait for one answer: those to a worker that is starting have to wait."""
+    """Publish over many connections and wait for one answer; a worker that is starting does not answer yet."""
     body = f"Authorization: Bearer {TOKEN}\r\nContent-Type: text/plain\r\nContent-Length: 1\r\n\r\nx"
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(20)]
@@ -93,7 +93,7 @@ def publish_at_a_ready_worker(port: int) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Say whether a process exists and is no zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -138,8 +138,8 @@ def test_where_every_worker_dies_at_its_start_relay_ends_and_says_why(fate: str,
         _, log = process.communicate(timeout=TIMEOUT_S)
     how = "SIGKILL" if fate == "kill" else "code 3"
     assert process.returncode == 2, log
-    assert log.count(f"ended by {how}; it is started again") >= 5
-    assert "ended 5 times at its start" in log.splitlines()[-1]
+    assert log.count(f"ended by {how}; restarting it") >= 5
+    assert "failed to start 5 times" in log.splitlines()[-1]
     assert "Traceback" not in log
     assert not any(map(is_running, fates.started()))
 
@@ -183,7 +183,7 @@ def test_a_signal_while_workers_start_ends_relay_at_once(fate: str, number: sign
     assert process.returncode == 0, log
     assert "Traceback" not in log
     assert "serving at" not in log
-    assert "did not leave in time" not in log
+    assert "did not exit in time" not in log
     eventually(lambda: not any(map(is_running, fates.started())), "all workers are gone")
 
 
