@@ -1,7 +1,7 @@
-"""The command line: `relay` is `relay serve`; every setting is a flag, a variable and a TOML key.
+"""The command line. `relay` is `relay serve`. Every setting is a flag, an environment variable and a TOML key.
 
-Owns the flags, the reading of the environment, and what becomes of an error: one line and an exit code.
-Never holds a name, a default or a reason of a setting: those are in `relay.config.model`.
+Owns the flags, the reading of the environment, and the conversion of an error into one line and an exit code.
+Never defines the name, default or help text of a setting: those are in `relay.config.model`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _OWN_FLAGS = frozenset({"--help", "-h", "--version"})
 
 
 class RelayGroup(click.Group):
-    """The group of commands; without a command's name it is `serve`."""
+    """The group of commands. The default command is `serve`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put `serve` in front where no command is named."""
+        """Insert `serve` if the arguments name no command."""
         if not args or (args[0].startswith("-") and args[0] not in _OWN_FLAGS):
             args = ["serve", *args]
         return super().parse_args(ctx, args)
@@ -50,13 +50,13 @@ class RelayGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or name the one that was meant."""
+        """Find the command. For an unknown name, suggest a similar one."""
         if args[0] not in self.commands:
             raise click.UsageError(f"no such command: {args[0]}{load.hint(args[0], self.commands)}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; if nobody reads its output any more, end as other Unix filters do: by SIGPIPE."""
+        """Run the command. If its output has no reader any more, end by SIGPIPE, as other Unix filters do."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -67,10 +67,10 @@ class RelayGroup(click.Group):
 
 
 class ServeCommand(click.Command):
-    """The command with one flag for each setting, which its help shows in groups."""
+    """The command that has a flag for each setting. Its help shows them in groups."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the flags: those that are no settings first, then group by group."""
+        """Write the flags that are not settings, then the settings by group."""
         records = {each.name: each.get_help_record(ctx) for each in self.get_params(ctx)}
         groups = {
             group: [record for name in names if (record := records.pop(SETTINGS[name].name, None)) is not None]
@@ -83,14 +83,14 @@ class ServeCommand(click.Command):
 
 
 def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command one flag for each setting."""
+    """Add a flag for each setting to a command."""
     for name, each in reversed(SETTINGS.items()):
         command = _option(name, each)(command)
     return command
 
 
 def _option(name: str, each: Field[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make one setting's flag; it stays None, or empty, where it is not given."""
+    """Build the flag of one setting. Its value is None, or an empty tuple, if the flag is not given."""
     kind = each.metadata["kind"]
     repeatable = isinstance(each.default, tuple)
     default = load.show(kind, each.default)
@@ -104,9 +104,9 @@ def _option(name: str, each: Field[Any]) -> Callable[[Callable[..., Any]], Calla
 
 
 def show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    """Print the version and the engine, and leave."""
+    """Print the version and the engine, and exit."""
     if wanted:
-        from relay.speedups import ENGINE  # Only here, so that other commands work without it.
+        from relay.speedups import ENGINE  # Imported here, so that other commands run without an engine.
 
         click.echo(f"relay {__version__} (engine {ENGINE})")
         ctx.exit()
@@ -127,28 +127,29 @@ def show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 )
 @click.pass_context
 def relay(ctx: click.Context) -> None:
-    """Relay streams of events: in by pipe, Unix socket or HTTP, out as Server-Sent Events."""
+    """Relay event streams: input from a pipe, a Unix socket or HTTP, output as Server-Sent Events."""
     if ctx.invoked_subcommand != "serve":
-        startup.release_signals()  # The server does so once it handles them.
+        startup.release_signals()  # The server releases them itself, once it handles them.
 
 
 @relay.command(
     cls=ServeCommand,
-    epilog="Each setting is also a variable (--history-age: RELAY_HISTORY_AGE; commas part repeated values) "
-    "and a key of the TOML file (history-age). A flag is stronger than a variable, a variable than the file. "
+    epilog="Each setting is also an environment variable (--history-age: RELAY_HISTORY_AGE; commas separate "
+    "repeated values) and a key of the TOML file (history-age). Flags override variables, and variables "
+    "override the file. "
     "Sizes: 1048576, 64KiB, 64M. Times: 15s, 500ms, 2m, 1h; a bare number is seconds."
 )
 @click.option("--config", metavar="FILE", help="TOML file of settings.  [variable: RELAY_CONFIG]")
-@click.option("--print-config", is_flag=True, help="Print the settings in force as TOML, and leave.")
+@click.option("--print-config", is_flag=True, help="Print the effective settings as TOML, and exit.")
 @setting_options
 def serve(config: str | None, print_config: bool, **flags: Any) -> int:
-    """Serve streams; what `relay` does without a command."""
+    """Serve streams. This is the default command."""
     loaded = load_config(config, flags)
     if print_config:
         click.echo(load.to_toml(loaded), nl=False)
         return EXIT_OK
     logs.set_up(loaded.log_level, loaded.log_format)
-    from relay.server import server  # Only here: it takes uvloop and the engine with it.
+    from relay.server import server  # Imported here, because it imports uvloop and the engine.
     from relay.upgrade.messages import VARIABLE, Channel
 
     end = os.environ.pop(VARIABLE, None)
@@ -158,14 +159,14 @@ def serve(config: str | None, print_config: bool, **flags: Any) -> int:
 
 
 def load_config(path: str | None, flags: dict[str, Any]) -> Config:
-    """Build the settings from the flags, this process's environment and the TOML file.
+    """Build the settings from the flags, the environment of the process and the TOML file.
 
     Args:
-        path: the TOML file; where None, the one that RELAY_CONFIG names, if any.
-        flags: values by field of `Config`; None and an empty tuple stand for flags that were not given.
+        path: path of the TOML file; None reads the file that RELAY_CONFIG names, if any.
+        flags: values by field of `Config`. None and an empty tuple mean that the flag was not given.
 
     Raises:
-        ConfigError: the file cannot be read, or a setting is wrong.
+        ConfigError: the file cannot be read, or a setting is invalid.
     """
     path = path or os.environ.get("RELAY_CONFIG") or None
     values = {name: flags[each.name] for name, each in SETTINGS.items() if each.name in flags}
@@ -177,7 +178,7 @@ def read_toml(path: str) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        ConfigError: it cannot be read, or is not TOML.
+        ConfigError: the file cannot be read, or is not TOML.
     """
     try:
         with open(path, "rb") as file:
@@ -196,13 +197,13 @@ relay.add_command(demo)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; an error becomes one line on standard error.
+    """Run one command. Print an error as one line on standard error.
 
     Args:
-        arguments: the command line without the program's name; this process's own if None.
+        arguments: command line without the program's name; None uses that of the process.
 
     Returns:
-        The exit code: 0, 1 where a command failed, 2 where it could not begin, 130 where it was interrupted.
+        The exit code: 0, 1 if the command failed, 2 if it could not start, 130 if it was interrupted.
     """
     try:
         code = relay.main(args=arguments, prog_name="relay", standalone_mode=False)
@@ -221,11 +222,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    """Say what is wrong, in one line."""
+    """Print an error as one line and return the exit code."""
     logs.say("relay: " + " ".join(message.split()))
     return code
 
 
 def main() -> NoReturn:
-    """Run the command of this process, and leave with its exit code."""
+    """Run the command of this process, and exit with its exit code."""
     sys.exit(run())

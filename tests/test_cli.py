@@ -106,7 +106,7 @@ def test_help_names_every_command(option: str, capsys: pytest.CaptureFixture[str
         (["--listen", "8080"], "listen: '8080' is not HOST:PORT"),
         (["--config", "/none/relay.toml"], "config: cannot read /none/relay.toml: No such file"),
         (["--config", "/"], "config: cannot read /: Is a directory"),
-        (["subscribe", "--header", "x"], "--header is like NAME:VALUE"),
+        (["subscribe", "--header", "x"], "--header must have the form NAME:VALUE"),
         (["publish", "a", "b", "--id", "1"], "--id needs exactly one DATA"),
         (["demo", "--listen", "127.0.0.1"], "listen:"),
     ],

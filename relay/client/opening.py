@@ -1,9 +1,9 @@
-"""Opening another server's event stream over HTTP: redirects, content codings and refusals.
+"""Opens an event stream of another server over HTTP: redirects, content codings and error responses.
 
-Trusts the server with nothing: each wait, each redirect and each expansion has a limit named here. What is refused is
-an error that says why; its text never contains the query of an address, which may carry a token.
+The server is not trusted. Waits, redirects and decompression have limits, which are named here. The text of an error
+never contains the query of an address, which may carry a token.
 
-Owns what an answer must be to be read as an event stream. Never waits before a new attempt and never parses events.
+Owns the check that a response is an event stream. Never waits before a new attempt and never parses events.
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ if TYPE_CHECKING:
     import httpx
 
 RETRY_AFTER_S_MAX = 300.0
-"""Longest reconnection time that a server can ask for, by `retry` or by `Retry-After`."""
+"""Longest reconnection time that a server can request, by `retry` or by `Retry-After`."""
 
 REDIRECTS_MAX = 10
 """Redirects followed for one attempt; browsers follow 20."""
 
 INFLATED_PIECE_BYTES = 64 * 1024
-"""Bytes that are decompressed at once."""
+"""Most bytes that are decompressed at once."""
 
 INFLATED_FREE_BYTES = 1024 * 1024
 INFLATED_RATIO_MAX = 250
-"""After the first MiB, a compressed stream may expand this many times. Event streams reach about 50, a bomb 1,000."""
+"""Largest expansion of a compressed stream after the first MiB. Event streams reach about 50, a bomb 1,000."""
 
 
 REASON_BYTES_MAX = 4096
-"""Bytes read of an answer that says why a request was refused."""
+"""Most bytes read of an error response."""
 REASON_CHARACTERS_MAX = 400
-"""Characters shown of it: an HTML page is not quoted whole."""
+"""Most characters shown of an error response, which may be an HTML page."""
 
 
 def no_cookies() -> CookieJar:
-    """Return a cookie jar that stays empty, so that a server cannot fill the memory or later requests."""
+    """Return a cookie jar that stays empty, so that a server cannot fill memory or later requests with cookies."""
     return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 async def listen(
     client: httpx.AsyncClient, request: httpx.Request, private: Collection[str], open_s_max: float
 ) -> AsyncGenerator[bytes, None]:
-    """Open one event stream and yield its bytes, first an empty piece; return only if the server answers 204.
+    """Open one event stream and yield its bytes, after an empty first piece. Return only if the server answers 204.
 
     Args:
         client: sends the request.
         request: the first request.
-        private: headers that another origin must not get, after a redirect.
-        open_s_max: time for all redirects and the head of the answer, and for the text of a refusal.
+        private: names of headers that are removed when a redirect leads to another origin.
+        open_s_max: time limit for all redirects, the head of the response and the text of an error response.
 
     Raises:
         LostError: a new attempt may succeed.
-        RelayError: the server refuses, or answers with something else than an event stream.
+        RelayError: the server rejects the request, or the response is not an event stream.
     """
     import httpx
 
@@ -89,18 +89,18 @@ async def listen(
 
 
 def shown(url: httpx.URL) -> str:
-    """Return an address as messages may show it: without user and query."""
+    """Return an address for messages: without user, password, query and fragment."""
     return str(url.copy_with(query=None, userinfo=b"", fragment=None))
 
 
 async def _open(client: httpx.AsyncClient, request: httpx.Request, private: Collection[str]) -> httpx.Response:
-    """Send a request, follow redirects, and return an answer that is an event stream or 204."""
+    """Send a request, follow redirects, and return a response that is an event stream or 204."""
     for _ in range(REDIRECTS_MAX + 1):
         response = await client.send(request, stream=True, follow_redirects=False)
         try:
             following = response.next_request
             if following is None:
-                await _judge(response)
+                await _check(response)
                 return response
         except BaseException:
             await response.aclose()
@@ -111,7 +111,7 @@ async def _open(client: httpx.AsyncClient, request: httpx.Request, private: Coll
 
 
 def _redirected(request: httpx.Request, following: httpx.Request, private: Collection[str]) -> httpx.Request:
-    """Check where a redirect leads. httpx has removed `Authorization` and cookies for another origin."""
+    """Check the target of a redirect. For another origin, remove all headers that are private to the first."""
     here, there = request.url, following.url
     if there.scheme not in ("http", "https"):
         raise RelayError(f"{shown(here)} redirects to an address that is not http or https: {shown(there)}")
@@ -120,13 +120,13 @@ def _redirected(request: httpx.Request, following: httpx.Request, private: Colle
     if (here.scheme, here.host, here.port) != (there.scheme, there.host, there.port):
         for name in (*private, "Authorization", "Cookie"):
             following.headers.pop(name, None)
-        # What the address of the first server carries as user and password stays there too.
+        # httpx copies the user and password of the first address.
         following.url = there.copy_with(userinfo=b"")
     return following
 
 
-async def _judge(response: httpx.Response) -> None:
-    """Accept an event stream or 204; raise for anything else, so that a refusal for now differs from one for good."""
+async def _check(response: httpx.Response) -> None:
+    """Accept an event stream or 204. Raise LostError for a temporary failure and RelayError for a permanent one."""
     status = response.status_code
     if status in (408, 429) or status >= 500:
         raise LostError(str(await refusal(response)), _retry_after_s(response))
@@ -140,8 +140,8 @@ async def _judge(response: httpx.Response) -> None:
         raise RelayError(f"{shown(response.url)} does not answer with an event stream: {given}")
     coding = _coding(response)
     if coding not in ("", "gzip"):
-        asked = "relay asked for an answer without one, and reads only gzip"
-        raise RelayError(f"{shown(response.url)} answers with the content coding {coding[:100]!r}: {asked}")
+        supported = "relay requested identity, and supports only gzip"
+        raise RelayError(f"{shown(response.url)} answers with the content coding {coding[:100]!r}: {supported}")
 
 
 def _coding(response: httpx.Response) -> str:
@@ -150,7 +150,7 @@ def _coding(response: httpx.Response) -> str:
 
 
 def _retry_after_s(response: httpx.Response) -> float:
-    """Read Retry-After (RFC 9110 section 10.2.3): seconds, or a date relative to the answer's own Date."""
+    """Read Retry-After (RFC 9110 section 10.2.3): seconds, or a date relative to the response's Date."""
     text = response.headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
         return min(float(text), RETRY_AFTER_S_MAX)
@@ -163,7 +163,7 @@ def _retry_after_s(response: httpx.Response) -> float:
 
 
 class _Inflater:
-    """Decompresses gzip in pieces of bounded size (RFC 1952); refuses what expands beyond any event stream."""
+    """Decompresses gzip (RFC 1952) in pieces of bounded size, and limits the expansion."""
 
     def __init__(self) -> None:
         self._member = zlib.decompressobj(wbits=31)
@@ -174,7 +174,7 @@ class _Inflater:
         """Decompress the next bytes.
 
         Raises:
-            LostError: they are not gzip, or expand too much.
+            LostError: the data is not gzip, or expands too much.
         """
         self._bytes_in += len(data)
         piece = b""
@@ -184,7 +184,7 @@ class _Inflater:
             try:
                 piece = self._member.decompress(data, INFLATED_PIECE_BYTES)
             except zlib.error as error:
-                raise LostError(f"the stream is not gzip, as its Content-Encoding says: {error}") from None
+                raise LostError(f"the stream has Content-Encoding gzip, but is not gzip: {error}") from None
             data = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
             self._bytes_out += len(piece)
             if self._bytes_out > max(INFLATED_FREE_BYTES, INFLATED_RATIO_MAX * self._bytes_in):
@@ -193,9 +193,9 @@ class _Inflater:
 
 
 async def refusal(response: httpx.Response) -> RelayError:
-    """Make an error of an answer that refuses: an EventError if it names a field, else a RequestError."""
+    """Convert an error response into an error: an EventError if it names a field, else a RequestError."""
     text = b""
-    # A compressed answer of a stranger could expand without end.
+    # A compressed body of an untrusted server could expand without limit.
     if response.is_closed or "Content-Encoding" not in response.headers:
         async for data in response.aiter_bytes():
             text += data
@@ -214,6 +214,6 @@ async def refusal(response: httpx.Response) -> RelayError:
 
 
 def _line(text: str) -> str:
-    """Make the text of an answer fit for one line of a log."""
+    """Shorten the text of a response, and replace unprintable characters, for one line of a log."""
     line = " ".join(text.split())[:REASON_CHARACTERS_MAX]
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)

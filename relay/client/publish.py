@@ -1,7 +1,7 @@
-"""Publishing from Python: events over a Unix socket, acknowledged one by one, or over HTTP, all or nothing.
+"""Publishes from Python: over a Unix socket, with one acknowledgement per event, or over HTTP, all events or none.
 
-Owns what a target is, and which event an acknowledgement is for. Never reads events from anywhere. The Unix
-socket needs nothing beyond relay itself; HTTP needs httpx, which the extra `client` installs.
+Owns the parsing of targets and the matching of acknowledgements to events. Never reads events from an input. The Unix
+socket needs only relay itself. HTTP needs httpx, which the extra `client` installs.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ if TYPE_CHECKING:
     import httpx
 
 PUBLISH_TIMEOUT_S = 30.0
-"""Above the time that a `block` stream may hold up a publisher, 10 s by default."""
+"""Time limit of an HTTP request. It exceeds the time that a `block` stream may hold a publisher, 10 s by default."""
 IN_FLIGHT_MAX = 1024
-"""Events of one `Publisher` that may wait for their acknowledgement."""
+"""Most events of one `Publisher` that wait for their acknowledgement."""
 ANSWER_LINE_BYTES_MAX = 1024 * 1024
-"""Longest line that a relay answers."""
+"""Longest line that is read from the Unix socket."""
 _FIELDS = frozenset(Event.__struct_fields__)
 
 
 def tls_context(ca: str | None) -> ssl.SSLContext:
-    """Return what servers are trusted with: the authorities of this system, or of a PEM file in their place.
+    """Return the TLS context for https: it trusts the authorities of a PEM file, or else those of the system.
 
     Raises:
-        OSError: the file cannot be read, or is none.
+        OSError: the file cannot be read, or contains no certificate.
     """
     try:
         return ssl.create_default_context(cafile=ca)
     except ssl.SSLError:
-        raise OSError(0, "there is no PEM certificate in it", ca) from None
+        raise OSError(0, "the file contains no PEM certificate", ca) from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, ca) from None
 
 
 def endpoint(url: str, path: str) -> httpx.URL:
-    """Read an address; one without a path gets `path`.
+    """Parse an address. If it has no path, add `path`.
 
     Raises:
-        RelayError: it is no http or https address.
+        RelayError: httpx is not installed, or this is not an http or https address.
     """
     need_httpx("client")
     import httpx
@@ -58,16 +58,16 @@ def endpoint(url: str, path: str) -> httpx.URL:
     try:
         address = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise RelayError(f"{url!r} is no address: {error}") from None
+        raise RelayError(f"{url!r} is not an address: {error}") from None
     if address.scheme not in ("http", "https") or not address.host:
-        raise RelayError(f"{url!r} is no address like http://127.0.0.1:8080")
+        raise RelayError(f"{url!r} is not an address like http://127.0.0.1:8080")
     if address.path in ("", "/"):
         address = address.copy_with(path=path)
     return address
 
 
 def unix_path(target: str) -> str | None:
-    """Return the path of a Unix socket if the target is one: `unix:/path`, `/path` or `./path`."""
+    """Return the path if the target is a Unix socket (`unix:/path`, `/path` or `./path`), else None."""
     if target.startswith("unix:"):
         path = target.removeprefix("unix:")
         return path.removeprefix("//") if path.startswith("///") else path
@@ -82,21 +82,21 @@ async def publish(
     ca: str | None = None,
     client: httpx.AsyncClient | None = None,
 ) -> list[str]:
-    """Publish events and wait until all of them are in the log.
+    """Publish events and wait until the relay has acknowledged all of them.
 
     Args:
-        target: `unix:/path` or `/path` of a relay's Unix socket, or the `http://` address of the server.
-        events: one event or several; over HTTP all are published or none, over a Unix socket one by one.
+        target: a relay's Unix socket as `unix:/path` or `/path`, or the `http://` address of the server.
+        events: one event or several. HTTP publishes all or none; a Unix socket publishes each by itself.
         token: bearer token for HTTP.
-        ca: PEM file of the authorities to trust with https; those of the system if None.
-        client: HTTP client to use, left open; one of its own if None.
+        ca: PEM file of the authorities to trust for https; None trusts those of the system.
+        client: HTTP client to use, which stays open; None uses a new one.
 
     Returns:
-        Their ids, in order.
+        The ids of the events, in order.
 
     Raises:
-        EventError: the relay does not take one of the events, or it cannot be written as JSON.
-        RequestError: the server refused the request.
+        EventError: the relay rejected an event, or an event cannot be encoded as JSON.
+        RequestError: the server rejected the request.
         RelayError: the relay cannot be reached, or did not acknowledge.
     """
     events = [events] if isinstance(events, Event) else list(events)
@@ -139,20 +139,20 @@ async def _publish_http(
                 f"{url}: {type(error).__name__}: {error}".removesuffix(": ")
             ) from error
         except (msgspec.DecodeError, ValueError, RecursionError):
-            raise RelayError(f"{url}: the answer is not that of a relay") from None
+            raise RelayError(f"{url}: the response is not that of a relay") from None
 
 
 class _Acknowledgement(msgspec.Struct):
-    """What a relay answers to a publish request."""
+    """The body of a successful response to a publish request."""
 
     ids: list[str]
 
 
 def _ids(text: bytes, count: int) -> list[str]:
-    """Read the ids of published events.
+    """Parse the ids of published events.
 
     Raises:
-        DecodeError, ValueError, RecursionError: the answer does not acknowledge this many events.
+        DecodeError, ValueError, RecursionError: the response does not acknowledge `count` events.
     """
     ids = msgspec.json.decode(text, type=_Acknowledgement).ids
     if len(ids) != count:
@@ -161,25 +161,25 @@ def _ids(text: bytes, count: int) -> list[str]:
 
 
 def encode(event: Event) -> bytes:
-    """Write an event as one line of JSON, without its end.
+    """Encode an event as one line of JSON, without the line end.
 
     Raises:
-        EventError: its data is no JSON value, or text in it is not Unicode.
+        EventError: the data is not a JSON value, or text in it is not Unicode.
     """
     try:
         return msgspec.json.encode(event)
     except (TypeError, ValueError, RecursionError) as error:
-        raise EventError("data", f"cannot be written as JSON: {error}") from None
+        raise EventError("data", f"cannot be encoded as JSON: {error}") from None
 
 
 class Publisher:
-    """A connection to a relay's Unix socket; each event is acknowledged once it is in the log.
+    """A connection to a relay's Unix socket. The relay acknowledges each event.
 
-    Use it as an asynchronous context manager; leaving it waits for the acknowledgements that are due.
+    Use it as an asynchronous context manager. Leaving it waits for the missing acknowledgements.
 
     Args:
         target: `unix:/path` or `/path`.
-        in_flight_max: events that may wait for their acknowledgement; above it `send` waits.
+        in_flight_max: most events that wait for their acknowledgement; `send` waits while there are so many.
     """
 
     def __init__(self, target: str, *, in_flight_max: int = IN_FLIGHT_MAX) -> None:
@@ -195,7 +195,7 @@ class Publisher:
         """Connect.
 
         Raises:
-            RelayError: there is no relay.
+            LostError: the socket does not accept the connection.
         """
         try:
             self._reader, self._writer = await asyncio.open_unix_connection(self._path, limit=ANSWER_LINE_BYTES_MAX)
@@ -207,7 +207,7 @@ class Publisher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for what is due unless something went wrong, and close."""
+        """Wait for the missing acknowledgements, unless an error was raised, and close."""
         try:
             if kind is None:
                 await self.flush()
@@ -224,19 +224,19 @@ class Publisher:
         """Publish one event and return its id.
 
         Raises:
-            EventError: the relay does not take it.
-            RelayError: the connection is lost, and whether it was published is not known.
+            EventError: the relay rejected the event.
+            RelayError: the connection is lost. The event may or may not be published.
         """
         return await (await self.send(event))
 
     async def send(self, event: Event) -> asyncio.Future[str]:
-        """Send one event, waiting only for room.
+        """Send one event, without waiting for its acknowledgement.
 
         Returns:
-            What will be its id, or the error that `publish` would raise.
+            A future of the id, or of the error that `publish` would raise.
 
         Raises:
-            EventError: it cannot be written as JSON.
+            EventError: the event cannot be encoded as JSON.
             RelayError: the connection is lost.
         """
         line = encode(event)
@@ -251,13 +251,13 @@ class Publisher:
         self._idle.clear()
         rest = line[1:] if line == b"{}" else b"," + line[1:]
         self._writer.write(b'{"ack":%d' % number + rest + b"\n")
-        # A lost connection is the listener's to find: it then fails all that wait.
+        # `_listen` detects a lost connection, and fails all waiting events.
         with contextlib.suppress(OSError):
             await self._writer.drain()
         return future
 
     async def flush(self) -> None:
-        """Wait until each event that was sent is acknowledged or refused.
+        """Wait until each event that was sent is acknowledged or rejected.
 
         Raises:
             RelayError: the connection is lost.
@@ -267,7 +267,7 @@ class Publisher:
             raise self._lost
 
     async def _listen(self) -> None:
-        """Take the answers in until the connection ends."""
+        """Read answers until the connection ends."""
         kind: type[RelayError] = LostError
         reason = "the relay closed the connection"
         try:
@@ -280,7 +280,7 @@ class Publisher:
         self._lose(kind(f"{self._path}: {reason}"))
 
     def _take(self, answer: dict[str, Any]) -> None:
-        """Settle the event that an answer is for; each event's acknowledgement is the number of its line."""
+        """Complete the future of the event that an answer is for. The `ack` of an event is its line number."""
         number = answer.get("ack", answer.get("line"))
         if number not in self._waiting:
             return
@@ -298,18 +298,18 @@ class Publisher:
             future.set_result(id)
 
     def _lose(self, error: RelayError) -> None:
-        """Fail everything that waits."""
+        """Fail all waiting events."""
         self._lost = self._lost or error
         for future in self._waiting.values():
             self._room.release()
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # Marked as seen: `flush` raises the same.
+                future.exception()  # Marks the exception as retrieved; `flush` raises the same one.
         self._waiting.clear()
         self._idle.set()
 
 
 def _refused(text: str) -> EventError:
-    """Turn a relay's answer to a bad line into the error that it was."""
+    """Convert the text of a relay's answer to a bad line into an EventError."""
     field, colon, reason = text.partition(": ")
     return EventError(field, reason) if colon and field in _FIELDS else EventError("event", text)

@@ -1,7 +1,7 @@
-"""Subscribing from Python: open an event stream and stay subscribed.
+"""Subscribes from Python: opens an event stream, reconnects and resumes.
 
-Owns reconnection: when, how long to wait, where to resume, and which answers are final. Never parses the stream
-(`relay.sse`), never judges an answer (`relay.client.opening`) and never prints. HTTP needs httpx.
+Owns reconnection: the wait before an attempt, the position to resume from, and the errors that are final. Never parses
+the stream (`relay.sse`), never checks a response (`relay.client.opening`) and never prints. HTTP needs httpx.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
     from relay.sse import Decoder
 
 EVENT_BYTES_MAX = 8 * 1024 * 1024
-"""Largest event that is taken; the server's own limit is 1 MiB by default."""
+"""Largest event that is accepted. The default limit of a relay is 1 MiB."""
 READ_TIMEOUT_S = 45.0
-"""A stream that says nothing for so long is dead: three heartbeats of the default 15 s."""
+"""Silence after which a stream counts as lost: three heartbeats of the default 15 s."""
 CONNECT_TIMEOUT_S = 10.0
 
 RETRY_S_MIN = 0.1
-"""Shortest reconnection time that a server can ask for by `retry`; a random wait comes on top."""
+"""Shortest reconnection time that a server can request by `retry`. A random wait is added."""
 
 SERVED_S = 10.0
-"""A stream that was open for this long, or brought a new last event id, was served: the back-off starts again from its
-first wait. A server that repeats an event, or sends one without an id, and closes at once does not reset it."""
+"""A stream that was open for this long, or that changed the last event id, resets the back-off. A server that repeats
+an event, or sends one without an id, and closes at once does not reset it."""
 
 RESUME_ID_BYTES_MAX = 7 * 1024
-"""Longest id to resume from. Most servers and proxies refuse a header line of more than 8 KiB."""
+"""Longest id to resume from. Most servers and proxies reject a header line of more than 8 KiB."""
 
 PIECE_BYTES = 16 * 1024
 """Bytes decoded before other tasks run: at most 5 ms, even if each byte is a line."""
 
-# What RFC 9110 section 5.5 lets a header's value be; any other last id travels in the query.
+# A header value according to RFC 9110 section 5.5. Any other last event id is sent in the query.
 _HEADER_VALUE = re.compile(r"[^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?")
 
 _logger = logging.getLogger("relay.client")
 
 
 class Position:
-    """Where in the stream the subscriber is, over all connections.
+    """The position of the subscriber in the stream, over all connections.
 
     Args:
         last_event_id: the last event id so far; empty for none.
@@ -63,11 +63,11 @@ class Position:
 
     def __init__(self, last_event_id: str) -> None:
         self.last_event_id = last_event_id
-        self.resume_id = last_event_id  # the newest one that fits into a request
+        self.resume_id = last_event_id  # the newest id that fits into a request
         self.retry_s = 0.0
 
     def read(self, decoder: Decoder, data: bytes) -> Iterator[Event | EventError]:
-        """Decode line by line, so that the last event id is that of the very event."""
+        """Decode line by line, so that the last event id is that of the event just yielded."""
         for line in data.splitlines(keepends=True):
             items: Sequence[Event | EventError]
             try:
@@ -84,16 +84,16 @@ class Position:
 
 
 class Progress(Enum):
-    """What `follow` reports besides events."""
+    """The progress that `follow` reports besides events and errors."""
 
     OPENED = auto()
-    """A connection serves the stream; its events follow."""
+    """A connection is open; its events follow."""
     READ = auto()
-    """The bytes at hand are processed. The position may have moved without an event."""
+    """The received bytes are processed. The position may have changed without an event."""
 
 
 Item = Event | EventError | LostError | Progress
-"""An event as it came, an event that is too large, the end of a connection, or progress."""
+"""An event, an error for an event that is too large, the loss of a connection, or progress."""
 
 
 async def subscribe(
@@ -114,24 +114,24 @@ async def subscribe(
 ) -> AsyncGenerator[Event, None]:
     """Subscribe, and reconnect and resume for as long as the caller reads.
 
-    A stream that is lost or silent, 408, 429 and 5xx are tried again. 204 ends the iteration; any other answer is
-    an error. An event named `relay.gap` reports missed events. To leave early, close the generator
-    (`contextlib.aclosing`), which closes the connection.
+    After a lost or silent stream, 408, 429 or 5xx it reconnects. 204 ends the iteration. Any other response is an
+    error. An event named `relay.gap` reports missed events. To stop early, close the generator (`contextlib.aclosing`),
+    which closes the connection.
 
     Args:
-        url: address of the server, or of its `/events`, which is the default path.
-        topics: topics and patterns, added to those in the address.
+        url: address of the server. The default path is `/events`.
+        topics: topics and patterns, in addition to those in the address.
         last_event_id: resume after this event.
-        since: where to begin without one: `earliest`, `latest`, a time like `10m`, a date-time, or a known id.
-        headers: sent with each request, but not to another origin after a redirect.
-        read_timeout_s: silence after which the stream counts as lost; above the server's heartbeat.
-        backoff_least_s: upper end of the first random wait; the server's `retry` comes on top.
-        backoff_most_s: upper end of all random waits.
+        since: start without `last_event_id`: `earliest`, `latest`, a time like `10m`, a date-time, or a known id.
+        headers: sent with each request, except to another origin after a redirect.
+        read_timeout_s: silence after which the stream counts as lost; longer than the server's heartbeat.
+        backoff_least_s: limit of the first random wait. The server's `retry` is added.
+        backoff_most_s: limit of all random waits.
         event_bytes_max: largest event that is accepted.
-        ca: PEM file of the authorities to trust with https; those of the system if None.
-        client: HTTP client to use, left open; one of its own if None.
-        sleep: waits that many seconds.
-        draw: gives random numbers from 0 to 1.
+        ca: PEM file of the authorities to trust for https; None trusts those of the system.
+        client: HTTP client to use, which stays open; None uses a new one.
+        sleep: waits for a number of seconds.
+        draw: returns random numbers from 0 to 1.
 
     Yields:
         Each event; its `id` is the last event id as of that event; its topic None.
@@ -180,27 +180,27 @@ async def follow(
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     patient: bool = False,
 ) -> AsyncGenerator[Item, None]:
-    """Follow a stream over all connections, and yield what happens; return only after 204.
+    """Follow a stream over all connections and yield items. Return only after 204.
 
     Args:
-        address: of the stream.
-        position: where to begin; moves with each event before that event is yielded.
-        since: where to begin without a position.
+        address: address of the stream.
+        position: where to begin. It is updated before each event is yielded.
+        since: where to begin if the position is empty.
         headers: as for `subscribe`.
         read_timeout_s: as for `subscribe`.
-        backoff: random wait between attempts; the time that the server asked for comes on top.
+        backoff: random wait between attempts. The time that the server requests is added.
         event_bytes_max: largest event that is accepted.
         ca: as for `subscribe`.
         client: as for `subscribe`.
-        sleep: waits that many seconds.
-        patient: try again after any answer but 204, also after those that are final for `subscribe`.
+        sleep: waits for a number of seconds.
+        patient: reconnect after any response except 204, even one that is final for `subscribe`.
 
     Raises:
-        RelayError: the server refused for good, and not `patient`.
+        RelayError: the server rejected the request permanently, and `patient` is false.
     """
     import httpx
 
-    from relay.sse import Decoder  # Only here, so that a command that needs no codec runs without one.
+    from relay.sse import Decoder  # Imported here, so that commands that do not need the codec run without it.
 
     timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=read_timeout_s)
     loop = asyncio.get_running_loop()
@@ -246,7 +246,7 @@ def _request(
     headers: Mapping[str, str],
     timeout: httpx.Timeout,
 ) -> httpx.Request:
-    """Build the request that begins where the subscriber is."""
+    """Build the request that resumes at the position of the subscriber."""
     fields = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store"}
     fields.update(headers)
     if last_event_id and _HEADER_VALUE.fullmatch(last_event_id):

@@ -1,1 +1,1 @@
-"""The commands beside `serve`: clients of a relay, and the demo. Each owns one; none serves streams."""
+"""The commands other than `serve`: clients of a relay, and the demo. One module per command. None serves streams."""

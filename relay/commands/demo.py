@@ -1,7 +1,7 @@
 """`relay demo`: run a server with a live sample feed, and print the address of the page that shows it.
 
-Owns the sample events, and the life of the server that it starts. The server keeps its history in a file. It is started
-again when a signal kills it, so that `kill -9` shows a resume without loss. The feed uses the server's Unix socket,
+Owns the sample events, and starts and stops the server. The server stores its history in a file. The demo restarts the
+server when a signal kills it, so that `kill -9` shows a resume without loss. The feed uses the server's Unix socket,
 like any other feeder.
 """
 
@@ -30,22 +30,22 @@ from relay.process.listeners import listen as open_listener
 
 LISTEN = "127.0.0.1:8080"
 LOOPBACK = {"localhost": "localhost", "127.0.0.1": "127.0.0.1", "::1": "[::1]"}
-"""Hosts to listen at that only this machine reaches, and their names in a request."""
+"""Hosts that only this machine can reach, and their names in a request."""
 PORTS_TRIED = 10
-"""Ports that are tried, one after another, where the user names no address."""
+"""Ports tried, one after another, if the user gives no address."""
 TOPICS = ("prices.*", "chat.lobby", "metrics.load")
 START_TIMEOUT_S = 10.0
 POLL_S = 0.05
 """Time between two attempts to connect to the server while it starts."""
 STOP_TIMEOUT_S = 3.0
-"""Time that the server may take to drain; its `drain-timeout` is one second."""
+"""Longest wait until the server exits. Its `drain-timeout` is 1 s."""
 HISTORY_EVENTS = 100_000
-"""Events that the demo's server retains: more than the fastest feed publishes while a page reconnects."""
+"""Events that the server retains: more than the fastest feed publishes while a page reconnects."""
 BATCH_MAX = 1000
-"""Events that are published at once, when the feed is behind its rate."""
+"""Most events published at once when the feed is behind its rate."""
 
 _SETTINGS = frozenset(map(variable, SETTINGS)) | {"RELAY_CONFIG"}
-"""Variables that are removed from the environment of the demo's server."""
+"""Variables that are removed from the environment of the server."""
 
 _PRICES = {"ACME": 120.0, "GLOBEX": 48.5, "INITECH": 9.75, "UMBRELLA": 310.0}
 _NAMES = ("Ada", "Grace", "Linus", "Margaret", "Ken")
@@ -60,11 +60,11 @@ _LINES = (
 
 
 def sample_events(seed: int | None, clock_s: Iterator[float]) -> Iterator[Event]:
-    """Generate sample events without end: prices, a chat, a load.
+    """Generate an endless sequence of sample events: prices, a chat, a load.
 
     Args:
-        seed: the same seed gives the same events; None gives different events each time.
-        clock_s: the time of each event, in seconds since 1970; the data has it as `t`, in ms.
+        seed: seed of the random events; None gives different events each time.
+        clock_s: time of each event, in seconds since 1970. The data contains it as `t`, in ms.
     """
     draw = random.Random(seed)  # noqa: S311
     prices = dict(_PRICES)
@@ -111,7 +111,7 @@ def demo(listen: str | None, rate: float, seconds: float | None, data: str | Non
 
 
 def choose_address(listen: str | None) -> tuple[str, int]:
-    """Return the host and the port to serve: those that the user named, else the first free port from the default on.
+    """Return the host and port to serve: those that the user gave, else the first free port from the default on.
 
     Raises:
         ConfigError: the address is malformed, not one of this machine, or in use.
@@ -170,13 +170,13 @@ async def _run(host: str, port: int, rate: float, seconds: float | None, data: s
 
 
 class _Server:
-    """The demo's server: a process that is started again each time a signal kills it.
+    """The server of the demo: a process that is restarted each time a signal kills it.
 
     Args:
-        host: to listen at; empty for all addresses.
-        port: to listen at.
-        path: of the Unix socket for the feed.
-        data: file of the history.
+        host: host to listen on; empty for all addresses.
+        port: port to listen on.
+        path: path of the Unix socket for the feed.
+        data: path of the file of the history.
     """
 
     def __init__(self, host: str, port: int, path: str, data: str) -> None:
@@ -188,7 +188,7 @@ class _Server:
         self._command: tuple[str, ...] = (
             "serve", "--listen", f"{shown}:{port}", "--unix", path, "--stdin", "ndjson", "--exit-on-eof",
             "--data", data, "--durable", "--history-events", str(HISTORY_EVENTS),
-            # Pages of every origin may read: the events are made up. Nobody can publish over HTTP: see `_start`.
+            # Pages of every origin may read, because the events are invented. Publishing needs a secret: see `_start`.
             "--cors-origin", "*",
             "--drain-timeout", "1s", "--log-level", "warning",
         )  # fmt: skip
@@ -197,7 +197,7 @@ class _Server:
             self._command += tuple(f"--allowed-host={name}" for name in LOOPBACK.values())
 
     async def keep(self) -> int:
-        """Run the server, again each time a signal has killed it; return its exit code once it exits by itself."""
+        """Run the server and restart it each time a signal kills it. Return its exit code once it exits by itself."""
         while True:
             process = await self._start()
             if self.pid:
@@ -211,22 +211,22 @@ class _Server:
                 return code
 
     async def _start(self) -> asyncio.subprocess.Process:
-        """Start the process. It reads standard input from this one, so that it ends when this one is killed."""
+        """Start the process. Its standard input is a pipe from this process, so that it exits if this one is killed."""
         return await asyncio.create_subprocess_exec(
             sys.executable,
-            "-P",  # Modules of the current directory are not relay's.
+            "-P",  # Do not import modules from the current directory.
             "-m",
             "relay",
             *self._command,
             stdin=asyncio.subprocess.PIPE,
-            process_group=0,  # Ctrl-C goes to the demo, which then ends the server.
+            process_group=0,  # Ctrl-C reaches only the demo, which then stops the server.
             env={name: text for name, text in os.environ.items() if name not in _SETTINGS}
-            | {variable("publish-token"): secrets.token_urlsafe(24)},  # which nobody else knows
+            | {variable("publish-token"): secrets.token_urlsafe(24)},  # a secret that is not printed
         )
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    """End a process: let it drain, and kill it if that takes too long."""
+    """Stop a process: terminate it, and kill it if it does not exit in time."""
     if process.returncode is not None:
         return
     process.terminate()
@@ -241,15 +241,16 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 async def _feed(server: _Server, rate: float, kept: bool) -> None:
     """Publish the sample events at a steady rate.
 
-    Events that were not acknowledged when the server died are sent again. Each has a `dedup`, so none is doubled.
+    Events that were not acknowledged when the server was killed are sent again. Each has a `dedup` key, so none is
+    published twice.
 
     Args:
-        server: which may be killed and started again at any time.
+        server: the server, which may be restarted at any time.
         rate: events per second.
-        kept: whether the file of the history stays when the demo ends.
+        kept: whether the file of the history is kept when the demo ends.
 
     Raises:
-        RelayError: the server does not start, or refuses an event.
+        RelayError: the server does not start, or rejects an event.
     """
     run = secrets.token_hex(4)
     numbered = enumerate(sample_events(None, iter(time.time, None)))
@@ -272,14 +273,14 @@ async def _feed(server: _Server, rate: float, kept: bool) -> None:
         except EventError:
             raise
         except RelayError:
-            await _wait_for(server.path)  # it was killed; the batch is sent again
+            await _wait_for(server.path)  # The server was killed. The batch is sent again.
 
 
 async def _wait_for(path: str) -> None:
     """Wait until the server accepts feeders.
 
     Raises:
-        RelayError: it does not start in time.
+        RelayError: the server does not start in time.
     """
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
@@ -294,7 +295,7 @@ async def _wait_for(path: str) -> None:
 
 
 def _greet(server: _Server, kept: bool) -> None:
-    """Print where to look, and what to try."""
+    """Print the address of the page, and commands to try."""
     query = "&".join(f"topic={topic}" for topic in TOPICS)
     print(f"relay demo: open {server.address}/?{query}", flush=True)
     print(f"       or run: curl -N '{server.address}/events?{query}'", flush=True)

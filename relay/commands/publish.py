@@ -1,12 +1,11 @@
-"""`relay publish`: events from arguments, or from lines on standard input, into a running relay.
+"""`relay publish`: publishes events from arguments or standard input to a running relay.
 
-Theory of operation. What one read of standard input brings is published as one batch, and the next read waits for it,
-so that only one batch is ever in memory. Each event has a `dedup` key. When the connection is lost, the events of the
-batch that were not acknowledged are sent again under the same keys, in order: relay publishes each of them once, as
-long as this happens within its `dedup-window` (10 minutes by default).
+Theory of operation. The events of one read of standard input are one batch. The next read waits until the batch is
+published, so that only one batch is in memory. Each event has a `dedup` key. After a lost connection, the events that
+were not acknowledged are sent again with the same keys, in order. Relay publishes each of them once, if they arrive
+within its `dedup-window` (10 minutes by default).
 
-Owns where the events of the command line come from, what is sent again, and what is printed. `relay.client.publish`
-delivers.
+Owns the input, the repeated sending and the output. `relay.client.publish` delivers the events.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from relay.event import Event
 
 STDIN = 0
 READ_BYTES = 64 * 1024
-"""Bytes of standard input that are read, and published, at once."""
+"""Largest read of standard input. The events of one read are published together."""
 LINE_BYTES_MAX = 8 * 1024 * 1024
 
 EVENTS_MAX = 10_000
-"""Events of the first request; fewer once the server answers 413. It is relay's default `batch-events-max`."""
+"""Most events of a request, fewer after a 413: the default of relay's `batch-events-max`."""
 
 TOO_LARGE = 413
 
 GIVE_UP_S = 300.0
-"""How long events are sent again: half of relay's default `dedup-window`, after which they could be published twice."""
+"""Time for which events are sent again: half of relay's default `dedup-window`, so that none is published twice."""
 BACKOFF_LEAST_S = 0.5
 BACKOFF_MOST_S = 10.0
 
@@ -56,10 +55,10 @@ Numbered = tuple[int, Event]
     "target",
     default="http://127.0.0.1:8080",
     show_default=True,
-    help="Where to: unix:/path, or the server's address.",
+    help="Target: unix:/path, or the address of the server.",
 )
-@click.option("--token", envvar="RELAY_PUBLISH_TOKEN", help="Bearer token for HTTP; else RELAY_PUBLISH_TOKEN.")
-@click.option("--topic", help="Topic of events that name none; else the server's own default.")
+@click.option("--token", envvar="RELAY_PUBLISH_TOKEN", help="Bearer token for HTTP.  [default: RELAY_PUBLISH_TOKEN]")
+@click.option("--topic", help="Topic of events that name none.  [default: that of the server]")
 @click.option("--event", help="Event type of events that name none.")
 @click.option("--id", help="Id of the event; only with one DATA.")
 @click.option("--key", help="Key of events that name none.")
@@ -73,7 +72,7 @@ Numbered = tuple[int, Event]
     help="How to read standard input: a JSON object per line, or each line as data. `auto` reads NDJSON if the first "
     "line begins with `{`, otherwise lines.",
 )
-@click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust with https; else the system's.")
+@click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust for https.  [default: the system's]")
 @click.option("--quiet", "-q", is_flag=True, help="Do not print ids.")
 def publish(
     data: tuple[str, ...],
@@ -88,17 +87,17 @@ def publish(
     ca: str | None,
     quiet: bool,
 ) -> int:
-    """Publish each DATA as one event and print its id; with no DATA or `-`, the lines of standard input.
+    """Publish each DATA as one event and print its id. Without DATA, or with `-`, publish the lines of standard input.
 
-    A line of NDJSON is {"data": …, "topic": …, "event": …, "id": …, "key": …, "retry": …, "dedup": …}. A line that is
-    refused is reported with its number, and the others are published. When the server goes away, events that were not
-    acknowledged are sent again for up to 5 minutes; none is published twice. The exit code is 0 if all were published.
+    A line of NDJSON is {"data": …, "topic": …, "event": …, "id": …, "key": …, "retry": …, "dedup": …}. A rejected line
+    is reported with its number, and the others are published. If the connection is lost, events that were not
+    acknowledged are sent again for up to 5 minutes. None is published twice. The exit code is 0 if all were published.
     """
     read_input = not data or data == ("-",)
     if id is not None and (read_input or len(data) != 1):
-        raise click.UsageError("--id needs exactly one DATA, since an id belongs to one event")
+        raise click.UsageError("--id needs exactly one DATA, because an id belongs to one event")
     if not data and os.isatty(STDIN):
-        raise click.UsageError("nothing to publish: give DATA, or `-` to type lines")
+        raise click.UsageError("nothing to publish; give DATA, or `-` to read lines from the terminal")
     defaults = Event(topic=topic, event=event, id=id, key=key, retry=retry)
     sender = _Sender(target, token, ca, _Report("line" if read_input else "argument", quiet))
     if read_input:
@@ -110,10 +109,10 @@ def publish(
 
 
 class _Report:
-    """What is printed.
+    """Prints ids and errors.
 
     Args:
-        noun: what an event came as: `line` or `argument`.
+        noun: the unit of input: `line` or `argument`.
         quiet: print no ids.
     """
 
@@ -123,30 +122,30 @@ class _Report:
         self._quiet = quiet
 
     def show(self, id: str) -> None:
-        """Print one id at once, so that a pipe sees it."""
+        """Print one id and flush, so that a pipe gets it at once."""
         if not self._quiet:
             print(id, flush=True)
 
     def refuse(self, number: int, error: EventError | str) -> None:
-        """Report that one event was not published."""
+        """Print that one event was rejected."""
         self.failed = True
         print(f"relay: {self._noun} {number}: {error}", file=sys.stderr)
 
     def give_up(self, waiting: Sequence[Numbered], error: RelayError) -> NoReturn:
-        """Raise the error that ends the command, with the events that were not acknowledged."""
+        """Raise the error that ends the command. It names the events that were not acknowledged."""
         first, last = waiting[0][0], waiting[-1][0]
         numbers = f"{self._noun} {first}" if first == last else f"{self._noun}s {first} to {last}"
         raise RelayError(f"{error}; not acknowledged: {numbers}") from error
 
 
 class _Sender:
-    """Publishes batches, over connections that may be lost.
+    """Publishes batches, and sends events again after a lost connection.
 
     Args:
-        target: `unix:/path`, or the server's address.
+        target: `unix:/path`, or the address of the server.
         token: bearer token for HTTP.
-        ca: authorities to trust with https.
-        report: prints what becomes of each event.
+        ca: PEM file of the authorities to trust for https.
+        report: prints the result of each event.
     """
 
     def __init__(self, target: str, token: str | None, ca: str | None, report: _Report) -> None:
@@ -159,21 +158,21 @@ class _Sender:
         self._is_unix = unix_path(target) is not None
         self._publisher: Publisher | None = None
         self._backoff = Backoff(BACKOFF_LEAST_S, BACKOFF_MOST_S, random.random)
-        self._run = secrets.token_hex(8)  # no other run has it, so neither has a key of this one
-        self._at_once = EVENTS_MAX
-        self._reached = False  # a server has answered: a wrong address fails at once
+        self._run = secrets.token_hex(8)  # unique for this run, and so are its keys
+        self._request_events = EVENTS_MAX
+        self._reached = False  # a server has answered before; until then an error is final, as of a wrong address
 
     async def close(self) -> None:
-        """Close the connection; all that was sent is acknowledged, refused or given up."""
+        """Close the connection. Do not wait for acknowledgements."""
         if self._publisher is not None:
             publisher, self._publisher = self._publisher, None
             await publisher.__aexit__(LostError, None, None)
 
     async def publish(self, batch: Sequence[Numbered]) -> None:
-        """Publish events in order; return when each is acknowledged or refused.
+        """Publish events in order. Return when each is acknowledged or rejected.
 
         Raises:
-            RelayError: the server cannot be reached, or refuses the request, or has been away for `GIVE_UP_S`.
+            RelayError: the server rejects the request, cannot be reached, or was unreachable for `GIVE_UP_S`.
         """
         waiting = [(number, self._with_dedup(number, event)) for number, event in batch]
         loop = asyncio.get_running_loop()
@@ -204,7 +203,7 @@ class _Sender:
         return isinstance(error, LostError) and self._reached
 
     async def _try_unix(self, waiting: list[Numbered]) -> None:
-        """Send events over the Unix socket; remove those that are acknowledged or refused."""
+        """Send events over the Unix socket. Remove those that are acknowledged or rejected."""
         from relay.client.publish import Publisher
 
         try:
@@ -236,16 +235,16 @@ class _Sender:
             raise
 
     async def _try_http(self, waiting: list[Numbered]) -> None:
-        """Send events in requests as large as the server takes; remove those that are acknowledged or refused."""
+        """Send events in requests as large as the server accepts. Remove those that are acknowledged or rejected."""
         from relay.client.publish import publish
 
         while waiting:
-            some = waiting[: self._at_once]
+            some = waiting[: self._request_events]
             try:
                 ids = await publish(self._target, [event for _, event in some], self._token, ca=self._ca)
             except EventError as error:
                 self._reached = True
-                if len(some) > 1:  # Nothing of the request was published: send each event by itself.
+                if len(some) > 1:  # No event of the request was published. Send each by itself.
                     for single in some:
                         await self._try_http([single])
                         del waiting[0]
@@ -256,7 +255,7 @@ class _Sender:
                     raise
                 self._reached = True
                 if len(some) > 1:
-                    self._at_once = len(some) // 2
+                    self._request_events = len(some) // 2
                     continue
                 self.report.refuse(some[0][0], str(error))
             else:
@@ -274,7 +273,7 @@ async def _publish_arguments(sender: _Sender, batch: Sequence[Numbered]) -> None
 
 
 async def _publish_input(sender: _Sender, form: str, defaults: Event) -> None:
-    """Publish the lines of standard input as they come."""
+    """Publish the lines of standard input as they arrive."""
     try:
         async for batch in _read_events(sender.report, form, defaults):
             await sender.publish(batch)
@@ -283,8 +282,8 @@ async def _publish_input(sender: _Sender, form: str, defaults: Event) -> None:
 
 
 async def _read_events(report: _Report, form: str, defaults: Event) -> AsyncIterator[list[Numbered]]:
-    """Read standard input and yield the events of each read, with the numbers of their lines."""
-    # Only here: they take the engine with them.
+    """Read standard input. Yield the events of each read, with their line numbers."""
+    # Imported here, because they import the engine.
     from relay.event_json import parse_event
     from relay.sources.lines import LineSplitter, parse_text
 
@@ -314,7 +313,7 @@ async def _read_events(report: _Report, form: str, defaults: Event) -> AsyncIter
 
 
 def _fill(event: Event, defaults: Event) -> Event:
-    """Return an event with the defaults for the fields that it does not name."""
+    """Return the event with the defaults for its missing fields."""
     names = ("data", "event", "id", "retry", "key", "topic", "dedup")
     values = {name: getattr(event, name) for name in names}
     for name in ("topic", "event", "key", "retry"):
@@ -324,12 +323,12 @@ def _fill(event: Event, defaults: Event) -> Event:
 
 
 async def _read_some(fd: int) -> bytes:
-    """Read what is there; wait for it on the loop, so that an interrupt is handled. A file is always ready."""
+    """Read available bytes. Wait on the loop, so that an interrupt is handled. A file is always ready."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     try:
         loop.add_reader(fd, ready.set)
-    except PermissionError:  # epoll does not take files.
+    except PermissionError:  # epoll rejects files.
         return os.read(fd, READ_BYTES)
     try:
         await ready.wait()

@@ -1,6 +1,6 @@
-"""`relay subscribe`: a stream on standard output, over reconnections.
+"""`relay subscribe`: prints a stream on standard output.
 
-Owns what is printed; `relay.client.subscribe` stays subscribed.
+Owns the output. `relay.client.subscribe` reconnects and resumes.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _encode = msgspec.json.Encoder().encode
     type=click.Choice(["json", "data"]),
     default="json",
     show_default=True,
-    help="A JSON object a line, or the data alone.",
+    help="One JSON object per line, or only the data.",
 )
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Leave after so many events.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Exit after N events.")
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="Header to send. Repeatable.")
-@click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust with https; else the system's.")
+@click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust for https.  [default: the system's]")
 def subscribe(
     url: str,
     topics: tuple[str, ...],
@@ -53,13 +53,13 @@ def subscribe(
     headers: tuple[str, ...],
     ca: str | None,
 ) -> int:
-    """Print the events of URL, the server's address or that of its /events; reconnect and resume for ever.
+    """Print the events of URL, the address of a server or of its /events. Reconnect and resume after a failure.
 
-    A gap is an event named relay.gap; with `--output data` it is reported on standard error.
+    A gap is an event named relay.gap. With `--output data`, gaps are reported on standard error.
     """
     pairs = [header.partition(":") for header in headers]
     if any(not colon or not name.strip() for name, colon, _ in pairs):
-        raise click.UsageError("--header is like NAME:VALUE")
+        raise click.UsageError("--header must have the form NAME:VALUE")
     fields = {name.strip(): value.strip() for name, _, value in pairs}
     logs.set_up("warning", "text", sys.stderr)
     asyncio.run(_print_events(url, topics, since, last_event_id, output, count, fields, ca))
@@ -76,11 +76,11 @@ async def _print_events(
     headers: dict[str, str],
     ca: str | None,
 ) -> None:
-    """Print what comes, each event at once."""
+    """Print each event as soon as it arrives."""
     from relay import client
 
     printed = 0
-    with _watched(STDOUT):
+    with _broken_pipe_raised(STDOUT):
         stream = client.subscribe(url, topics, since=since, last_event_id=last_event_id, headers=headers, ca=ca)
         async with contextlib.aclosing(stream) as events:
             async for event in events:
@@ -90,10 +90,10 @@ async def _print_events(
 
 
 @contextlib.contextmanager
-def _watched(fd: int) -> Iterator[None]:
-    """Raise BrokenPipeError in this task as soon as nobody reads a descriptor any more, as GNU tail does.
+def _broken_pipe_raised(fd: int) -> Iterator[None]:
+    """Raise BrokenPipeError in this task as soon as a descriptor has no reader any more, as GNU tail does.
 
-    Otherwise `relay subscribe | head -1` would end only with the next event.
+    Otherwise `relay subscribe | head -1` would exit only at the next event.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
@@ -106,7 +106,7 @@ def _watched(fd: int) -> Iterator[None]:
         task.cancel()
 
     with select.epoll() as poller:
-        # epoll does not take files, which need no reader; errors and hang-ups are reported without being asked for.
+        # epoll rejects files, which need no reader. It reports errors and hang-ups even for an empty event mask.
         with contextlib.suppress(PermissionError):
             poller.register(fd, 0)
         loop.add_reader(poller.fileno(), leave)
@@ -121,7 +121,7 @@ def _watched(fd: int) -> Iterator[None]:
 
 
 def _show(event: Event, output: str) -> int:
-    """Print one event, and return how many that were: a heartbeat is none."""
+    """Print one event. Return 1 if it was printed to standard output, else 0."""
     if event.event == "relay.heartbeat":
         return 0
     if output == "json":
@@ -137,7 +137,7 @@ def _show(event: Event, output: str) -> int:
 
 
 def _gap(data: str) -> str:
-    """Say what a gap event tells, in words."""
+    """Return the data of a gap event in words."""
     try:
         gap = json.loads(data)
         missed = "an unknown number of" if gap["missed"] is None else gap["missed"]
