@@ -29,10 +29,10 @@ RECONNECT_MIN_S = 0.1
 RECONNECT_MAX_S = 5.0
 """Limits of the pause before an edge reconnects; it doubles, with jitter, so that edges do not reconnect together."""
 
-STRANGERS_MAX = 64
+UNVERIFIED_MAX = 64
 """Connections at the link listener that have not sent a valid Hello; above this limit new ones are closed."""
 
-STRANGER_S = 10.0
+HELLO_TIMEOUT_S = 10.0
 """Time limit for the Hello of a new connection."""
 
 _logger = logging.getLogger("relay.links")
@@ -189,15 +189,15 @@ class Links:
             _logger.info("edges at %s://%s:%d", scheme, *listener.getsockname()[:2])
 
     def add(self, link: DownlinkProtocol) -> None:
-        """Register a connection and close it if it sends no valid Hello within `STRANGER_S`."""
+        """Register a connection and close it if it sends no valid Hello within `HELLO_TIMEOUT_S`."""
         self.all.add(link)
         if self._draining:
             link.down.drain()
         if link.worker:
             return
-        if sum(not each.down.linked for each in self.all) > STRANGERS_MAX:
+        if sum(not each.down.linked for each in self.all) > UNVERIFIED_MAX:
             link.cut()
-        self.loop.call_later(STRANGER_S, lambda: None if link.down.linked or link.over else link.cut())
+        self.loop.call_later(HELLO_TIMEOUT_S, lambda: None if link.down.linked or link.over else link.cut())
 
     def _edges(self) -> list[DownlinkProtocol]:
         return [link for link in self.all if link.down.linked and not link.worker]

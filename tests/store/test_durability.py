@@ -164,7 +164,7 @@ def test_a_stop_with_a_full_disk_says_what_is_lost(data: str, tmp_path: Path) ->
 
 
 def test_a_durable_acknowledgement_comes_from_the_disk(data: str, tmp_path: Path) -> None:
-    """Every event that was acknowledged before a kill is in the file, by whichever way it came."""
+    """Every event acknowledged before a kill is in the file, from each kind of publisher."""
     path = tmp_path / "relay.sock"
     arguments = ("--data", data, "--durable", "--workers", "2", "--unix", str(path))
     acknowledged: list[str] = []

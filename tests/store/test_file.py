@@ -44,7 +44,7 @@ def filled(path: str) -> Store:
 
 
 def crash(path: str) -> str:
-    """Return a copy as a crash leaves it: the log not written to its place."""
+    """Return a copy in the state after a crash: the write-ahead log is not checkpointed."""
     copied = path + ".copy"
     for part in ("", "-wal"):
         shutil.copy(path + part, copied + part)
@@ -137,7 +137,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_what_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Store(str(tmp_path / "relay.db")).close()
     for locked in (tmp_path, tmp_path / "relay.db"):
-        # Root may write everywhere, so the answer of the system is replaced.
+        # Root can write everywhere, so the test replaces the system's answer.
         monkeypatch.setattr(os, "access", lambda path, mode, locked=locked: str(path) != str(locked))
         with pytest.raises(ConfigError, match=rf"^data: .*: user \d+, .* cannot write to {re.escape(str(locked))}; "):
             Store(str(tmp_path / "relay.db"))

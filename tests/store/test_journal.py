@@ -118,20 +118,20 @@ async def test_one_batch_is_written_while_the_next_gathers_and_the_log_has_them_
 
 
 async def test_a_confirmation_waits_for_all_that_was_put_before_it_and_no_longer() -> None:
-    world, told = World(), list[str]()
-    world.journal.confirm(lambda: told.append("nothing"))
-    assert told == ["nothing"]
+    world, confirmed = World(), list[str]()
+    world.journal.confirm(lambda: confirmed.append("nothing"))
+    assert confirmed == ["nothing"]
     world.store.free.clear()
     world.put()
-    world.journal.confirm(lambda: told.append(f"one at {world.log.head}"))
+    world.journal.confirm(lambda: confirmed.append(f"one at {world.log.head}"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     world.put()
-    world.journal.confirm(lambda: told.append(f"two at {world.log.head}"))
-    assert len(told) == 1
+    world.journal.confirm(lambda: confirmed.append(f"two at {world.log.head}"))
+    assert len(confirmed) == 1
     world.store.free.set()
-    await world.until(lambda: len(told) == 3)
-    assert told == ["nothing", "one at 2", "two at 3"]
+    await world.until(lambda: len(confirmed) == 3)
+    assert confirmed == ["nothing", "one at 2", "two at 3"]
     world.journal.close()
 
 
@@ -222,10 +222,10 @@ async def test_the_file_is_let_go_of_whole_and_taken_back(tmp_path: Path) -> Non
     path = str(tmp_path / "relay.db")
     world = World(Store(path), time.monotonic())
     world.put(3)
-    told = list[int]()
-    world.journal.confirm(lambda: told.append(world.log.head))
+    confirmed = list[int]()
+    world.journal.confirm(lambda: confirmed.append(world.log.head))
     world.journal.release_file()
-    assert (world.log.head, told) == (4, [4])
+    assert (world.log.head, confirmed) == (4, [4])
     other = Store(path)
     assert [len(row) for _, row in other.entries()] == [3]
     other.close()

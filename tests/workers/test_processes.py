@@ -26,11 +26,11 @@ from tests.running import ASIDE_BYTES, TIMEOUT_S, Feeder, Relay, Stream, command
 TOKEN = ("--link-token", "a-link-token")
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
+def wait_for(condition: Callable[[], bool], description: str) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + TIMEOUT_S
     while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        assert time.monotonic() < deadline, f"timed out waiting for {description}"
         time.sleep(0.02)
 
 
@@ -270,7 +270,7 @@ def test_a_stopped_worker_holds_up_neither_the_hub_nor_the_other_and_costs_no_me
             with Feeder(tmp_path / "u") as feeder:
                 for number in range(200):
                     last = feeder.publish(topic="a", data="x" * 100_000 + str(number))
-            # The hub acknowledged 20 MB, and retains 4 of them. The running worker's streams have all of it.
+            # The hub acknowledged 20 MB and retains 4 MB. The streams of the running worker receive all of it.
             assert server_memory(server) - before < 16 * 1024 * 1024 + ASIDE_BYTES
             running = [stream for stream in streams if has_all(stream, last)]
             assert running
@@ -278,13 +278,13 @@ def test_a_stopped_worker_holds_up_neither_the_hub_nor_the_other_and_costs_no_me
             os.kill(stopped, signal.SIGCONT)
         for stream in streams:
             if stream not in running:
-                # Lapped: closed in order, to come back and be told.
+                # These streams were lapped. They are closed, and a reconnect receives a gap event.
                 stream.rest()
-                wait_for(lambda: told_of_a_gap(server, stream.last_event_id), "a gap")  # noqa: B023
+                wait_for(lambda: receives_gap(server, stream.last_event_id), "a gap")  # noqa: B023
 
 
-def told_of_a_gap(server: Relay, last_id: str) -> bool:
-    """Come back with an id; say whether that was answered with a gap, and not at a worker that is yet to be lapped."""
+def receives_gap(server: Relay, last_id: str) -> bool:
+    """Reconnect with an id; return whether the first event is a gap, which it is not at a worker that still lags."""
     with Stream(server.port, "topic=a", {"Last-Event-ID": last_id}) as stream:
         try:
             return stream.next().event == "relay.gap"
@@ -299,7 +299,7 @@ def server_memory(server: Relay) -> int:
 
 
 def has_all(stream: Stream, last: str) -> bool:
-    """Read what comes; say whether the last event was there before nothing came for a while."""
+    """Read events; return whether the last one arrived before the stream was silent for 2 s."""
     stream.socket.settimeout(2.0)
     try:
         while stream.next().id != last:
