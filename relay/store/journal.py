@@ -96,7 +96,7 @@ class Journal:
         self._began_s = 0.0
         self._stored: deque[Entry] = deque()  # on the disk, not yet in the log
         self._bytes = 0  # of the frames of all pending entries
-        self._held = False
+        self._held = False  # publishers may be waiting
         self._confirms: deque[tuple[int, Callable[[], None]]] = deque()
         self._due = False  # a write is scheduled, in progress, or to be retried
         self._closed = False
@@ -116,8 +116,7 @@ class Journal:
     @property
     def full(self) -> bool:
         """Whether publishers have to wait."""
-        self._held = bool(self.refusal) or self.pending >= PENDING_ENTRIES_MAX or self._bytes >= PENDING_BYTES_MAX
-        return self._held
+        return bool(self.refusal) or self.pending >= PENDING_ENTRIES_MAX or self._bytes >= PENDING_BYTES_MAX
 
     def put(self, entries: Sequence[Entry], keys: Sequence[Key]) -> None:
         """Accept the entries of one publish request.
@@ -213,6 +212,7 @@ class Journal:
     def _hand_over(self) -> None:
         """Move stored entries into the log; then confirm them and release publishers."""
         stored = self._stored
+        self._held = self._held or self.full
         for _ in range(min(TURN_ENTRIES, len(stored))):
             entry = stored.popleft()
             self._bytes -= len(entry.frame)
@@ -221,6 +221,7 @@ class Journal:
         while self._confirms and self._confirms[0][0] <= head:
             self._confirms.popleft()[1]()
         if self._held and not self.full:
+            self._held = False
             self._released()
         if stored:
             self._loop.call_soon(self._hand_over)
@@ -229,6 +230,7 @@ class Journal:
 
     def _fail(self, error: BaseException) -> None:
         self.failures += 1
+        self._held = True
         if not self.refusal:
             _logger.error("data: cannot store %d events, publishing is refused: %s", self.pending, error)
         self.refusal = f"cannot store events: {error}"
