@@ -20,6 +20,7 @@ from typing import cast
 
 from relay.core import notice
 from relay.core.audience import Audience, Subscription
+from relay.core.holds import Holds
 from relay.core.log import SEGMENT_BYTES, Batch, Index, Log
 from relay.core.measures import Observer
 from relay.core.policy import Lag, Limits, Policy, Rule
@@ -75,35 +76,40 @@ class CatchUp:
     Args:
         log: what they read.
         engine: what writes.
+        holds: receives the audiences whose publishers have to wait.
         block_timeout_s: how long one stream may hold up publishers.
         caught_up: called with the handle of a stream that has all there is.
         lag_s: histogram of the lag of the streams that are behind, at each tick.
     """
 
     def __init__(
-        self, log: Log, engine: Engine, block_timeout_s: float, caught_up: Callable[[int], None], lag_s: Observer
+        self,
+        log: Log,
+        engine: Engine,
+        holds: Holds,
+        block_timeout_s: float,
+        caught_up: Callable[[int], None],
+        lag_s: Observer,
     ) -> None:
         self.actions: Counter[str] = Counter()
         self.streams: dict[int, Lagging] = {}
-        self.held: set[Audience] = set()
-        self.on_held: Callable[[], None] = lambda: None  # called when `held` is another
         self.floor: int | None = None  # the oldest entry that a `block` stream needs
         self._log = log
         self._engine = engine
+        self._holds = holds
         self._block_timeout_s = block_timeout_s
         self._caught_up = caught_up
         self._lag_s = lag_s
         self._ready: deque[int] = deque()
         self._blocking: set[int] = set()
         self._closing: dict[int, float] = {}
-        self._on_release: list[Callable[[], None]] = []
         self._chunks: OrderedDict[object, Chunk] = OrderedDict()
         self._chunks_bytes = 0
 
     @property
     def busy(self) -> bool:
         """Whether the clock has something to look at soon."""
-        return bool(self.streams or self._closing or self.held)
+        return bool(self.streams or self._closing or self._holds.audiences)
 
     def begin(self) -> None:
         """Forget the chunks: the log goes on from another sequence."""
@@ -405,7 +411,7 @@ class CatchUp:
 
     def watch(self, now_s: float) -> None:
         """Find the `block` streams that are in arrears: their topics are held, their entries stay."""
-        if not self._blocking and not self.held:
+        if not self._blocking and not self._holds.audiences:
             return
         held: set[Audience] = set()
         floor: int | None = None
@@ -429,21 +435,7 @@ class CatchUp:
             if state.over_since_s is not None:
                 held.update(subscription.audiences)
         self.floor = floor
-        before, self.held = self.held, held
-        if before != held:
-            self.on_held()
-        if before - held:
-            self.release()
-
-    def release(self) -> None:
-        """Let those look again who wait for a topic that was held."""
-        waiting, self._on_release = self._on_release, []
-        for callback in waiting:
-            callback()
-
-    def on_release(self, callback: Callable[[], None]) -> None:
-        """Call back once, when some topic is held no longer."""
-        self._on_release.append(callback)
+        self._holds.hold_audiences(held)
 
     def slowest(self, count: int, now_s: float) -> list[tuple[int, Lag]]:
         """Return the handles and lags of the streams that are furthest behind."""

@@ -88,7 +88,8 @@ class Hub:
         )
         self.audiences = Audiences(self.log)
         self.replays = Replays(self.log, self.audiences, clock)
-        self.catchup = CatchUp(self.log, engine, config.block_timeout_s, self._caught_up, measures.lag_s)
+        self.holds = Holds(self.audiences)
+        self.catchup = CatchUp(self.log, engine, self.holds, config.block_timeout_s, self._caught_up, measures.lag_s)
         self.draining = False
         self._input_ended = False
         self.fed = False  # the log is another hub's: entries come over a link, and nothing is published here
@@ -105,7 +106,6 @@ class Hub:
         self._draw = draw
         self._heartbeat = notice.heartbeat(config.heartbeat_as)
         self._heartbeat_place = 0  # where the engine goes on; 0 when a round is done
-        self.holds = Holds(self.audiences, self.catchup)
         self.leases = Leases()
         self.admission = Admission(config, streams_max, self.audiences, self.leases)
         self._closes_told: Counter[str] = Counter()
@@ -137,7 +137,7 @@ class Hub:
     def end_input(self) -> None:
         """Take no more events: what has been taken by now is all that a drain has to deliver."""
         self._input_ended = True
-        self.catchup.release()  # Requests that wait for a topic are refused.
+        self.holds.release()  # Requests that wait for a topic are refused.
 
     @property
     def head(self) -> int:
@@ -174,9 +174,33 @@ class Hub:
 
     def on_release(self, callback: Callable[[], None]) -> None:
         """Call back once, when some topic is held no longer."""
-        self.catchup.on_release(callback)
+        self.holds.on_release(callback)
 
     # Being fed
+
+    def feed(self, on_hold_change: Callable[[], None]) -> None:
+        """Declare that another hub feeds this one: the log is unreadable until a snapshot is complete.
+
+        Args:
+            on_hold_change: called each time the topics that streams of this process hold change.
+        """
+        self.fed, self.begun, self.linked = True, False, False
+        self.holds.on_change(on_hold_change)
+
+    def set_linked(self, linked: bool) -> None:
+        """Record whether the hub that feeds this one is connected and stays."""
+        self.linked = linked
+
+    def continue_from(self, head: int) -> None:
+        """Keep the log; the feeding hub sends what is missing up to its head."""
+        self.snapshot = head
+
+    def end_snapshot(self) -> bool:
+        """Make the log readable if the snapshot is complete; return whether it is."""
+        complete = self.log.head >= self.snapshot
+        if complete:
+            self.begun = True
+        return complete
 
     def begin(self, epoch: str, sequence: int, head: int, evicted_s: float, now_s: float) -> None:
         """Go on as the log of another hub's epoch, from a sequence on.
@@ -195,6 +219,7 @@ class Hub:
             self.catchup.close(handle, "lapped", now_s, notice.come_back(self.draw_retry_ms()))
         self._settle(now_s)
         self.ended.topics.clear()
+        self.begun = not self.fed
         self.snapshot = head
         self._flush.begin(sequence)
         self.log.begin(epoch, sequence, evicted_s, self.audiences.indexes())
@@ -468,7 +493,7 @@ class Hub:
             floor = None
         if self._flush.due:
             floor = self._flush.flushed if floor is None else min(floor, self._flush.flushed)
-        self.log.floor = floor
+        self.log.keep_from(floor)
 
     def _fall_behind(self, handle: int, cursor: int) -> None:
         """Leave a live stream to catching up."""

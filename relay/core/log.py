@@ -313,6 +313,10 @@ class Log:
             self.retain(now_s)
         return sequence
 
+    def keep_from(self, sequence: int | None) -> None:
+        """Exempt entries from this sequence on from retention; None ends the exemption."""
+        self.floor = sequence
+
     def retain(self, now_s: float) -> None:
         """Evict what is over the limits, oldest first, but nothing from `floor` on."""
         stop = self.head if self.floor is None else min(self.floor, self.head)

@@ -93,6 +93,10 @@ class Writer:
         self._on_end = on_end
         self._event_bytes_max = min(config.event_bytes_max, config.history_bytes)
 
+    def use_journal(self, journal: WriteAhead) -> None:
+        """Store each entry in this journal before the log gets it."""
+        self.journal = journal
+
     @property
     def refusal(self) -> str:
         """Why nothing can be published now; empty when it can."""

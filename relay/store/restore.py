@@ -52,17 +52,18 @@ def open_journal(
     else:
         took_s = time.monotonic() - began_s
         _logger.info("data: restored %d events and %d dedup keys in %.2f s", len(hub.log), len(hub.writer.seen), took_s)
-    hub.writer.journal = journal = Journal(
+    journal = Journal(
         store,
         hub.log,
         hub.writer.seen,
         take=hub.take,
-        released=hub.catchup.release,
+        released=hub.holds.release,
         write_s=write_s,
         loop=loop,
         clock=time.monotonic,
         wall=time.time,
     )
+    hub.writer.use_journal(journal)
     return journal
 
 

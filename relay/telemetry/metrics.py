@@ -128,7 +128,7 @@ class Metrics(Collector):
         yield _gauge("relay_streams_lagging", "Open streams that lag or replay.", len(hub.catchup.streams))
         yield _gauge("relay_topics", "Topics that have retained events or streams.", len(log.topics))
         yield _gauge("relay_topics_ended", "Ended topics that are remembered.", len(hub.ended.topics))
-        yield _gauge("relay_topics_held", "Terms that a `block` stream holds.", len(hub.catchup.held))
+        yield _gauge("relay_topics_held", "Terms that a `block` stream holds.", len(hub.holds.audiences))
         yield _gauge("relay_log_events", "Retained events.", len(log))
         yield _gauge("relay_log_bytes", "Bytes of retained events.", log.bytes)
         yield _gauge("relay_log_bytes_max", "Largest number of bytes of retained events.", log.bytes_max)

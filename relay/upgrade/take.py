@@ -128,7 +128,7 @@ def take(
 
 def _begin(hub: Hub, start: messages.Start, now_s: float) -> None:
     hub.begin(start.epoch, start.sequence, start.sequence, start.evicted_s, now_s)
-    hub.log.floor = start.sequence  # retention waits until the streams are there, so that what they miss is counted
+    hub.log.keep_from(start.sequence)  # retention waits until the streams are there, so that what they miss is counted
 
 
 def _sockets(fds: list[int]) -> list[socket.socket]:

@@ -102,8 +102,7 @@ class Uplink:
         self._requests: dict[int, tuple[float, OnAnswer]] = {}
         self._hub_offset_s = 0.0  # this process's time minus the hub's time
         self._newest_s = 0.0
-        hub.fed, hub.begun, hub.linked = True, False, False
-        hub.catchup.on_held = self.send_status
+        hub.feed(self.send_status)
 
     # Connection
 
@@ -123,7 +122,8 @@ class Uplink:
     def lost(self) -> None:
         """Record the loss of the connection and fail all unanswered requests."""
         self.breaks += self.linked
-        self._send, self.linked, self._hub.linked = None, False, False
+        self._send, self.linked = None, False
+        self._hub.set_linked(False)
         requests, self._requests = self._requests, {}
         broken = RequestError(
             502, "the link broke before the hub answered; the request may have been carried out", RETRY_SOON
@@ -180,8 +180,7 @@ class Uplink:
             self._check_snapshot(now_s)
 
     def _check_snapshot(self, now_s: float) -> None:
-        if self._hub.log.head >= self._hub.snapshot:
-            self._hub.begun = True
+        if self._hub.end_snapshot():
             self._on_begun()
             self.send_status()
 
@@ -206,18 +205,19 @@ class Uplink:
         elif isinstance(message, Refuse):
             raise LinkError(f"the hub rejects the link: {message.reason}")
         elif isinstance(message, Beat):
-            self._hub.linked = not message.leaving
+            self._hub.set_linked(not message.leaving)
         else:
             raise LinkError(f"an edge must not receive {type(message).__name__}")
 
     def _begin(self, begin: Begin, now_s: float) -> None:
         hub = self._hub
-        self.linked = hub.linked = True
+        self.linked = True
+        hub.set_linked(True)
         self._hub_offset_s = now_s - begin.now_s
-        hub.snapshot = begin.head
         if (begin.epoch, begin.sequence) != (hub.log.epoch, hub.log.head):
-            hub.begun = False
             hub.begin(begin.epoch, begin.sequence, begin.head, begin.evicted_s + self._hub_offset_s, now_s)
+        else:
+            hub.continue_from(begin.head)
         self._check_snapshot(now_s)
 
     def _answered(self, message: Published | Found | Answer | Refused) -> None:
