@@ -20,6 +20,7 @@ from typing import cast
 
 from relay.core import notice
 from relay.core.audience import Audience, Subscription
+from relay.core.close_reason import CloseReason
 from relay.core.holds import Holds
 from relay.core.log import SEGMENT_BYTES, Batch, Index, Log
 from relay.core.measures import Observer
@@ -165,7 +166,7 @@ class CatchUp:
 
     def close(self, handle: int, reason: str, now_s: float, last: bytes = b"") -> None:
         """Close a stream between frames; one that does not read the rest of a frame in time is cut."""
-        self._engine.close(handle, reason, last)
+        self._engine.close(handle, str(reason), last)  # the C engine accepts only an exact str
         self.drop(handle)
         self._closing[handle] = now_s + CLOSE_GRACE_S
 
@@ -192,7 +193,7 @@ class CatchUp:
             return self._serve(handle, now_s)
         except Exception:
             _logger.exception("a stream could not be served")
-            self._engine.abort(handle, "error")
+            self._engine.abort(handle, CloseReason.ERROR.value)
             return False
 
     def _serve(self, handle: int, now_s: float) -> bool:
@@ -326,7 +327,7 @@ class CatchUp:
 
     def _disconnect(self, handle: int, rule: Rule, now_s: float) -> None:
         self.actions[rule.policy.value] += 1
-        self.close(handle, "slow", now_s)
+        self.close(handle, CloseReason.SLOW, now_s)
 
     def _skip(
         self, handle: int, state: Lagging, subscription: Subscription, cursor: int, missed: int | None = None
@@ -406,7 +407,7 @@ class CatchUp:
         for handle, stop_s in list(self._closing.items()):
             if now_s >= stop_s:
                 del self._closing[handle]
-                self._engine.abort(handle, "slow")
+                self._engine.abort(handle, CloseReason.SLOW.value)
         self.watch(now_s)
 
     def watch(self, now_s: float) -> None:
@@ -426,7 +427,7 @@ class CatchUp:
                 state.over_since_s = now_s
                 self.actions[Policy.BLOCK.value] += 1
             elif now_s - state.over_since_s >= self._block_timeout_s:
-                self.close(handle, "blocked", now_s)
+                self.close(handle, CloseReason.BLOCKED, now_s)
                 continue
             for index in subscription.indexes:
                 first = index.first(cursor)

@@ -23,6 +23,7 @@ from relay.core import notice
 from relay.core.admission import Admission
 from relay.core.audience import Audiences, Subscription
 from relay.core.catchup import CatchUp
+from relay.core.close_reason import CloseReason
 from relay.core.ended import Ended, is_end
 from relay.core.flush import SLICE_S, Flush
 from relay.core.grant import Grant
@@ -216,7 +217,7 @@ class Hub:
             now_s: the time.
         """
         for handle in self.engine.handles():
-            self.catchup.close(handle, "lapped", now_s, notice.come_back(self.draw_retry_ms()))
+            self.catchup.close(handle, CloseReason.LAPPED, now_s, notice.come_back(self.draw_retry_ms()))
         self._settle(now_s)
         self.ended.topics.clear()
         self.begun = not self.fed
@@ -507,9 +508,9 @@ class Hub:
         self.catchup.drop(handle)
         if self.draining:
             after_ms = round(1000 * (self._config.retry_min_s + self._config.drain_spread_s * self._draw()))
-            self.catchup.close(handle, "drain", self._clock(), notice.come_back(after_ms))
+            self.catchup.close(handle, CloseReason.DRAIN, self._clock(), notice.come_back(after_ms))
         elif self.ended.all(cast(Subscription, self.engine.subscription(handle)).terms):
-            self.catchup.close(handle, "ended", self._clock())
+            self.catchup.close(handle, CloseReason.ENDED, self._clock())
         else:
             # A stream may have come from another edge, which had more of the log already.
             self.engine.live(handle, max(self.engine.cursor(handle), self.log.head))
@@ -523,7 +524,7 @@ class Hub:
         """End the streams whose grant is valid no more; return how many."""
         ended = self.leases.invalid(valid)
         for handle in ended:
-            self._end(handle, "revoked", now_s)
+            self._end(handle, CloseReason.REVOKED, now_s)
         self._settle(now_s)
         return len(ended)
 
@@ -549,7 +550,7 @@ class Hub:
     def abort(self, now_s: float) -> None:
         """Close what is still open, without waiting."""
         for handle in self.engine.handles():
-            self.engine.abort(handle, "shutdown")
+            self.engine.abort(handle, CloseReason.SHUTDOWN.value)
         self._settle(now_s)
         self._tell_closes()
 
@@ -582,7 +583,7 @@ class Hub:
     def _tell_closes(self) -> None:
         """Log how many streams were closed for what since the last time; those that left by themselves are no news."""
         closed = self.closes - self._closes_told
-        del closed["client"]
+        del closed[CloseReason.CLIENT]
         if closed:
             _logger.info("streams closed: %s", ", ".join(f"{count} {reason}" for reason, count in closed.items()))
         self._closes_told = self.closes.copy()

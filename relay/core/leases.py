@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
+from relay.core.close_reason import CloseReason
 from relay.core.grant import Grant
 
 COMPACT_MIN = 1024
@@ -64,11 +65,11 @@ class Leases:
             now_s: the time.
             draw: a random number in [0, 1).
         """
-        reason = "expired"
+        reason = CloseReason.EXPIRED
         if age_s_max:
             of_age_s = now_s + age_s_max * (1 - MAX_AGE_SPREAD * draw())
             if of_age_s < ends_s:
-                ends_s, reason = of_age_s, "age"
+                ends_s, reason = of_age_s, CloseReason.AGE
         self.add(handle, ends_s, reason, grant)
 
     def drop(self, handle: int) -> None:
