@@ -1,0 +1,3 @@
+module example.org/relay-subscribe
+
+go 1.21

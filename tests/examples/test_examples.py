@@ -1,0 +1,215 @@
+"""Each example runs against a real relay, and does what examples/README.md says of it.
+
+An example whose program is not installed (Node, Go, a proxy) is skipped with the program's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+from tests.browser import Browser
+from tests.running import TIMEOUT_S, Relay, Stream, environment, eventually, free_port, relay
+
+EXAMPLES = ROOT / "examples"
+END = '{"event": "relay.end", "data": "bye"}'
+
+
+def program(name: str) -> str:
+    """Return the path of a program, or skip the test."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+@contextlib.contextmanager
+def running(*arguments: str, cwd: Path = EXAMPLES, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program in a session of its own, and end the session."""
+    process = subprocess.Popen(
+        arguments,
+        cwd=cwd,
+        env=environment(PYTHONPATH=str(ROOT), **variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def output(process: subprocess.Popen[bytes], *texts: str) -> str:
+    """Read a program's output until it has all of these texts."""
+    assert process.stdout is not None
+    deadline_s, read = time.monotonic() + 2 * TIMEOUT_S, ""
+    while not all(text in read for text in texts):
+        ready = select.select([process.stdout], [], [], max(0.0, deadline_s - time.monotonic()))[0]
+        data = os.read(process.stdout.fileno(), 65536) if ready else b""
+        assert data, f"{texts} did not come: {read}"
+        read += data.decode()
+    return read
+
+
+def path_with_relay(folder: Path) -> str:
+    """Return a PATH on which `relay` is this checkout's."""
+    launcher = folder / "relay"
+    launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m relay "$@"\n')
+    launcher.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Relay]:
+    """A relay to which the examples connect, with one event in its history."""
+    with relay("--cors-origin", "*", "--unix", str(tmp_path / "relay.sock")) as running_relay:
+        running_relay.publish("first", "news")
+        yield running_relay
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [("python", (sys.executable, "subscribe.py")), ("node", ("node", "subscribe.mjs")), ("go", ("go", "run", "."))],
+    ids=["python", "node", "go"],
+)
+def test_a_subscriber_reconnects_and_ends_with_its_topic(folder: str, command: tuple[str, ...], tmp_path: Path) -> None:
+    program(command[0])
+    port, data = free_port(), str(tmp_path / "data")
+    flags = ("--data", data, "--retry-min", "0.05s", "--retry-max", "0.1s", "--listen", f"127.0.0.1:{port}")
+    variables = {"RELAY_URL": f"http://127.0.0.1:{port}"}
+    with relay(*flags) as first:
+        ids = first.publish("one", "news")
+        with running(*command, "news", cwd=EXAMPLES / folder, **variables) as process:
+            output(process, ids[0])
+            first.stop(signal.SIGKILL)
+            with relay(*flags) as second:
+                ids = second.publish("two", "news") + second.publish(END, "news", "application/json")
+                read = output(process, *ids, "two", "bye")
+                assert "relay.gap" not in read
+                assert "missed" not in read
+                assert process.wait(TIMEOUT_S) == 0
+
+
+def test_the_page_shows_events_and_the_end(browser: Browser, server: Relay) -> None:
+    browser.open(f"file://{EXAMPLES / 'browser' / 'index.html'}?relay={server.url}&topic=news")
+    browser.wait("document.querySelector('#events').textContent === 'first'")
+    server.publish("<b>second</b>", "news")
+    browser.wait("document.querySelector('#events').lastChild.textContent === '<b>second</b>'")
+    server.publish(END, "news", "application/json")
+    browser.wait("document.querySelector('#state').textContent === 'ended'")
+
+
+def test_the_output_of_a_command_is_served(tmp_path: Path) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    variables = {"PATH": path_with_relay(tmp_path), "RELAY_LISTEN": listen}
+    with running(str(EXAMPLES / "shell" / "pipe.sh"), "seq", "3", cwd=tmp_path, **variables) as process:
+        output(process, "serving at")
+        with urllib.request.urlopen(f"http://{listen}/events?since=earliest", timeout=TIMEOUT_S) as stream:
+            lines = iter(stream.readline, b"data: 3\n")
+            assert [line for line in lines if line.startswith(b"data:")] == [b"data: 1\n", b"data: 2\n"]
+
+
+def test_the_shell_feeder_publishes_measurements(server: Relay, tmp_path: Path) -> None:
+    variables = {"PATH": path_with_relay(tmp_path), "RELAY_SOCKET": str(server.unix_path), "PAUSE_S": "0.01"}
+    with running(str(EXAMPLES / "shell" / "feed.sh"), "3", cwd=tmp_path, **variables) as process:
+        assert process.wait(TIMEOUT_S) == 0
+    with Stream(server.port, "topic=temperature&since=earliest") as stream:
+        assert [json.loads(event.data)["number"] for event in stream.take(3)] == [1, 2, 3]
+
+
+def test_the_fastapi_application_publishes(server: Relay) -> None:
+    port = free_port()
+    command = (sys.executable, "-m", "uvicorn", "app:app", "--port", str(port))
+    variables = {"RELAY_SOCKET": str(server.unix_path)}
+    with (
+        running(*command, cwd=EXAMPLES / "fastapi", **variables) as process,
+        Stream(server.port, "topic=orders.*") as stream,
+    ):
+        output(process, "Uvicorn running on")
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/orders", b'{"region": "eu", "amount": 3}', {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            assert answer.status == 201
+            id = json.load(answer)["event"]
+        [event] = stream.take(1)
+        assert (event.id, event.event, json.loads(event.data)) == (id, "created", {"region": "eu", "amount": 3})
+
+
+def test_every_viewer_receives_all_tokens(server: Relay) -> None:
+    command = (sys.executable, "generate.py", "one", "What is a relay?")
+    variables = {"RELAY_SOCKET": str(server.unix_path)}
+    with Stream(server.port, "topic=answers.one") as early:
+        with running(*command, cwd=EXAMPLES / "tokens", **variables) as process:
+            assert process.wait(TIMEOUT_S) == 0
+        with Stream(server.port, "topic=answers.one&since=earliest") as late:
+            answers = [[event.data for event in stream.rest()] for stream in (early, late)]
+    assert answers[0] == answers[1]
+    assert "".join(map(json.loads, answers[0][:-1])).startswith("You asked: What is a relay? ")
+
+
+@pytest.mark.parametrize(
+    ("name", "configuration", "command"),
+    [
+        (
+            "nginx",
+            "nginx.conf",
+            ("nginx", "-p", "{folder}", "-e", "stderr", "-g", "daemon off; pid nginx.pid;", "-c", "{file}"),
+        ),
+        ("haproxy", "haproxy.cfg", ("haproxy", "-db", "-f", "{file}")),
+        ("caddy", "Caddyfile", ("caddy", "run", "--adapter", "caddyfile", "--config", "{file}")),
+    ],
+    ids=["nginx", "haproxy", "caddy"],
+)
+def test_events_pass_a_proxy_at_once(
+    name: str, configuration: str, command: tuple[str, ...], server: Relay, tmp_path: Path
+) -> None:
+    program(name)
+    port, file = free_port(), tmp_path / configuration
+    text = (EXAMPLES / "proxies" / configuration).read_text().replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+    file.write_text(text.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}"))
+    arguments = [part.format(folder=tmp_path, file=file) for part in command]
+    with running(*arguments, cwd=tmp_path, HOME=str(tmp_path)) as process:
+        eventually(lambda: process.poll() is not None or answers(port, "/readyz") == 200, f"{name} reaches relay")
+        assert process.poll() is None, process.communicate()[0].decode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/events?topic=news&since=earliest", timeout=10) as stream:
+            for data in (b"data: first\n", b"data: second\n"):
+                assert data in iter(stream.readline, b""), "the stream ended"
+                server.publish("second", "news")
+        assert (answers(port, "/stats"), answers(port, "/metrics")) == (403, 403)
+
+
+def answers(port: int, path: str) -> int:
+    """Return the status of a request, 0 where there is no answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=TIMEOUT_S) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def test_the_table_names_every_example() -> None:
+    named = set(re.findall(r"^\| \[([^\]]+)\]", (EXAMPLES / "README.md").read_text(), re.MULTILINE))
+    folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
+    assert {name.partition("/")[0] for name in named} == folders
+    assert all((EXAMPLES / name).exists() for name in named)
