@@ -1,4 +1,7 @@
-"""`relay` is `relay serve`; what is wrong is said in one line, with exit code 2."""
+"""`relay` is `relay serve`; what is wrong is said in one line, with exit code 2.
+
+Covers `relay.__main__`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Events from JSON: data stays as it was written, and what is not JSON is refused with its place."""
+"""Events from JSON: data stays as it was written, and what is not JSON is refused with its place.
+
+Covers `relay._native.jsontext`.
+"""
 
 from __future__ import annotations
 

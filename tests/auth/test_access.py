@@ -1,4 +1,7 @@
-"""Who may read and write, at a real server: tokens, tickets, rates, and the end of a stream's time."""
+"""Who may read and write, at a real server: tokens, tickets, rates, and the end of a stream's time.
+
+Covers `relay.auth.credentials` and `relay.core.leases`.
+"""
 
 from __future__ import annotations
 

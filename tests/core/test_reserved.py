@@ -1,4 +1,7 @@
-"""Event types that begin with `relay.` come from relay alone, so that subscribers can believe them."""
+"""Event types that begin with `relay.` come from relay alone, so that subscribers can believe them.
+
+Covers `relay.core.writer`.
+"""
 
 from __future__ import annotations
 

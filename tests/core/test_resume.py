@@ -1,4 +1,7 @@
-"""Resume at a real server: ids as clients send them back, where a stream begins, and what gaps count."""
+"""Resume at a real server: ids as clients send them back, where a stream begins, and what gaps count.
+
+Covers `relay.core.notice`.
+"""
 
 from __future__ import annotations
 

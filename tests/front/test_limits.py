@@ -1,4 +1,7 @@
-"""Every limit acts, is counted under its setting's name, and leaves a server that answers."""
+"""Every limit acts, is counted under its setting's name, and leaves a server that answers.
+
+Covers `relay.core.admission` and `relay.front.acceptor`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Routes: what each request asks for."""
+"""Routes: what each request asks for.
+
+Covers `relay.front.query`.
+"""
 
 from __future__ import annotations
 

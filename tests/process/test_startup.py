@@ -1,4 +1,7 @@
-"""relay starts, serves and ends in whatever surroundings it is started."""
+"""relay starts, serves and ends in whatever surroundings it is started.
+
+Covers `relay.process.orphans`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A real server process with real clients."""
+"""A real server process with real clients.
+
+Covers `relay.server.pulse`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Standard input is published to its end, whatever stands behind it, and its descriptor is left as it was."""
+"""Standard input is published to its end, whatever stands behind it, and its descriptor is left as it was.
+
+Covers `relay.sources.feeder` and `relay.sources.group`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What /metrics shows is what the documentation says, and says nothing of who follows what."""
+"""What /metrics shows is what the documentation says, and says nothing of who follows what.
+
+Covers `relay.core.measures`.
+"""
 
 from __future__ import annotations
 

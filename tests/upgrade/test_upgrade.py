@@ -1,4 +1,7 @@
-"""A running relay is replaced by another process: nobody is disconnected, and nothing is lost or doubled."""
+"""A running relay is replaced by another process: nobody is disconnected, and nothing is lost or doubled.
+
+Covers `relay.commands.upgrade`.
+"""
 
 from __future__ import annotations
 

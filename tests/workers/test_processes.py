@@ -1,6 +1,8 @@
 """Tests of real servers with several processes, some of which are killed, stopped or disconnected.
 
 They cover relay.workers.processes, connections, membership, aggregate, hub_end and edge_end.
+
+Covers `relay.workers.connections` and `relay.workers.membership`.
 """
 
 from __future__ import annotations

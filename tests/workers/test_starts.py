@@ -1,4 +1,7 @@
-"""Tests of relay.workers.processes: relay restarts workers that die at their start, or exits with a clear error."""
+"""Tests of relay.workers.processes: relay restarts workers that die at their start, or exits with a clear error.
+
+Covers `relay.server.worker`.
+"""
 
 from __future__ import annotations
 
