@@ -54,7 +54,7 @@ docs: $(INSTALLED_TEST)  ## Build the documentation in build/site; a broken link
 	$(BIN)/zensical build --strict --clean
 
 reference: $(INSTALLED_TEST)  ## Write the pages of docs/reference that are generated from the code.
-	$(BIN)/python -m tools.reference
+	$(BIN)/python -m tests.reference
 
 browser:  ## Install Chromium (Debian, as root; 90 MB), which the tests of the page need.
 	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || \

@@ -10,7 +10,7 @@ import yaml
 
 from relay.config.model import SETTINGS
 from relay.core.close_reason import CloseReason
-from tools import reference
+from tests import reference
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "reference"
