@@ -5,6 +5,8 @@ Owns the exception types; never logs and never formats a response.
 
 from __future__ import annotations
 
+from relay.limits import Limit
+
 RETRY_SOON = (("Retry-After", "2"),)
 """Headers of a refusal that is over in a moment: a drain, a held topic."""
 
@@ -69,10 +71,12 @@ class RequestError(RelayError):
         status: HTTP status code, 400 to 599; 204 where there will never be anything again.
         reason: one line for the response's body.
         headers: extra response headers (`Allow`, `Retry-After`).
-        limit: the limit that it is over, by the name of its setting; empty where it is none.
+        limit: the limit that the request exceeds; None if the reason is another.
     """
 
-    def __init__(self, status: int, reason: str, headers: tuple[tuple[str, str], ...] = (), *, limit: str = "") -> None:
+    def __init__(
+        self, status: int, reason: str, headers: tuple[tuple[str, str], ...] = (), *, limit: Limit | None = None
+    ) -> None:
         super().__init__(status, reason)
         self.limit = limit
         self.status = status

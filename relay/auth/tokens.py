@@ -20,6 +20,7 @@ from relay.config.model import Config
 from relay.core.grant import ANYBODY, EVERYTHING, Grant, challenge
 from relay.errors import RETRY_SOON, EventError, RequestError
 from relay.http.request import Request
+from relay.limits import Limit
 from relay.topic import check_term
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Auth:
         grant, now_s = self.subscriber(request), self.wall()
         self.purge()
         if len(self.tickets) >= TICKETS_MAX:
-            raise RequestError(503, "too many tickets are out", (("Retry-After", "1"),), limit="tickets")
+            raise RequestError(503, "too many tickets are out", (("Retry-After", "1"),), limit=Limit.TICKETS)
         name = secrets.token_urlsafe(24)
         self.tickets[name] = (now_s + self._config.ticket_s, grant)
         return name

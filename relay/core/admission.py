@@ -13,6 +13,7 @@ from relay.core.audience import Audiences
 from relay.core.grant import Grant
 from relay.core.leases import Leases
 from relay.errors import RETRY_LATER, RequestError
+from relay.limits import Limit
 
 
 class Admission:
@@ -46,16 +47,16 @@ class Admission:
         """
         config = self._config
         if streams >= self.streams_max:
-            raise _full(503, f"all {self.streams_max} streams are taken", "streams-max")
+            raise _full(503, f"all {self.streams_max} streams are taken", Limit.STREAMS_MAX)
         most = config.streams_per_address_max
         if most and self._addresses[address] >= most:
-            raise _full(429, f"this address has {most} streams already", "streams-per-address-max")
+            raise _full(429, f"this address has {most} streams already", Limit.STREAMS_PER_ADDRESS_MAX)
         most = config.streams_per_subject_max
         if most and self._leases.subjects[grant.subject] >= most:
-            raise _full(429, f"this subject has {most} streams already", "streams-per-subject-max")
+            raise _full(429, f"this subject has {most} streams already", Limit.STREAMS_PER_SUBJECT_MAX)
         most = config.streams_per_topic_max
         if most and any(self._audiences.streams(term) >= most for term in terms):
-            raise _full(503, f"a topic has {most} streams already", "streams-per-topic-max")
+            raise _full(503, f"a topic has {most} streams already", Limit.STREAMS_PER_TOPIC_MAX)
 
     def enter(self, address: str) -> None:
         """Count one more stream of an address."""
@@ -68,5 +69,5 @@ class Admission:
             del self._addresses[address]
 
 
-def _full(status: int, reason: str, limit: str) -> RequestError:
+def _full(status: int, reason: str, limit: Limit) -> RequestError:
     return RequestError(status, reason, RETRY_LATER, limit=limit)

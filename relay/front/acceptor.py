@@ -25,6 +25,7 @@ from relay.front.front import Front
 from relay.front.rate import Rates
 from relay.front.tls import DESCRIPTORS_A_STREAM, Tls
 from relay.http.forwarded import BINARY_BYTES_MAX, read_header, trusted
+from relay.limits import Limit
 from relay.telemetry.input_errors import InputErrors
 
 ACCEPTS_A_TURN = 16
@@ -111,7 +112,7 @@ class Acceptor:
         for each in self._listeners:
             self._loop.remove_reader(each.fileno())
 
-    def _pause(self, limit: str, pause_s: float) -> None:
+    def _pause(self, limit: Limit, pause_s: float) -> None:
         self._front.metrics.limited(limit)
         self._look_away()
         self._resume = self._loop.call_later(pause_s, self._watch)
@@ -128,7 +129,7 @@ class Acceptor:
                 if error.errno in _EXHAUSTED:
                     self._errors.report("descriptors", "nothing can be accepted: %s", error.strerror)
                     self._cut_one()
-                    self._pause("descriptors", PAUSE_S)
+                    self._pause(Limit.DESCRIPTORS, PAUSE_S)
                     return
                 continue  # the client is gone already
             connection.setblocking(False)
@@ -141,16 +142,16 @@ class Acceptor:
         front = self._front
         waiting = front.deadlines.count(Waiting.HEAD) + len(front.arriving)
         if front.config.half_open_max and waiting >= front.config.half_open_max:
-            return self._make_room("half-open-max", HALF_OPEN_PATIENCE_S, resting=False)
+            return self._make_room(Limit.HALF_OPEN_MAX, HALF_OPEN_PATIENCE_S, resting=False)
         used = self._cost * (self._streams() + len(front.connections)) + len(front.arriving)
         if used + self._cost + 1 > self._room:  # a hand-over has one descriptor more
-            return self._make_room("descriptors", PATIENCE_S, resting=True)
+            return self._make_room(Limit.DESCRIPTORS, PATIENCE_S, resting=True)
         wait_s = self._rates.take("", 1, front.clock())
         if wait_s:
-            self._pause("accept-rate", wait_s)
+            self._pause(Limit.ACCEPT_RATE, wait_s)
         return not wait_s
 
-    def _make_room(self, limit: str, patience_s: float, *, resting: bool) -> bool:
+    def _make_room(self, limit: Limit, patience_s: float, *, resting: bool) -> bool:
         """Cut one, which makes room for the loop's next turn; else for a while there is none."""
         if self._cut_one(patience_s, resting=resting):
             self._front.metrics.limited(limit)
@@ -187,11 +188,11 @@ class Acceptor:
             self._errors.report("proxy", "refused a connection of %s: %s", address, error.reason)
             connection.close()
         except TimeoutError:
-            front.metrics.limited("head-timeout")
+            front.metrics.limited(Limit.HEAD_TIMEOUT)
             connection.close()
         except OSError as error:
             if error.errno in _EXHAUSTED:
-                front.metrics.limited("descriptors")
+                front.metrics.limited(Limit.DESCRIPTORS)
             # The text of a TLS error names what is wrong with the handshake; nothing was decrypted yet.
             self._errors.report("tls", "no connection with %s: %s", address, error.strerror or error)
             connection.close()

@@ -49,6 +49,7 @@ from relay.front.routes import Options, PublishBody, Resource, Route, StreamHead
 from relay.http.forwarded import client_address
 from relay.http.request import Request, RequestParser
 from relay.http.response import JSON, Headers, json_body, respond
+from relay.limits import Limit
 from relay.sources.body import parse_body
 from relay.sources.requests import Cancel
 from relay.sse import comment
@@ -58,7 +59,7 @@ REQUESTS_A_TURN = 8
 WRITE_BUFFER_HIGH = 64 * 1024
 """Unsent answers above which a connection is not served on; below a quarter of it it is."""
 
-_LIMITS = {Waiting.HEAD: "head-timeout", Waiting.BODY: "body-time", Waiting.FLUSH: "answer-time"}
+_LIMITS = {Waiting.HEAD: Limit.HEAD_TIMEOUT, Waiting.BODY: Limit.BODY_TIME, Waiting.FLUSH: Limit.ANSWER_TIME}
 """Whose time is over, as metrics name it."""
 _FOR_NOW = (429, 503)
 _TEXT = (("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), ("Cache-Control", "no-store"))
@@ -331,7 +332,7 @@ class FrontProtocol(asyncio.Protocol):
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            raise RequestError(503, "the server is out of descriptors", RETRY_SOON, limit="descriptors") from None
+            raise RequestError(503, "the server is out of descriptors", RETRY_SOON, limit=Limit.DESCRIPTORS) from None
         try:
             front.hub.subscribe(fd, subscribe, self._address(), front.clock())
         except (RequestError, OSError):
@@ -350,7 +351,7 @@ class FrontProtocol(asyncio.Protocol):
             return
         events_max = self._front.config.batch_events_max
         if len(events) > events_max:
-            raise RequestError(413, f"a request publishes at most {events_max} events", limit="batch-events-max")
+            raise RequestError(413, f"a request publishes at most {events_max} events", limit=Limit.BATCH_EVENTS_MAX)
         self._allow(events)
         self._await(lambda done: self._front.publisher.publish(events, done), self._published)
 
@@ -362,7 +363,7 @@ class FrontProtocol(asyncio.Protocol):
         if wait_s:
             headers = (("Retry-After", str(math.ceil(wait_s))),)
             reason = f"at most {front.config.publish_rate} events a second"
-            raise RequestError(429, reason, headers, limit="publish-rate")
+            raise RequestError(429, reason, headers, limit=Limit.PUBLISH_RATE)
 
     def _published(self, ids: list[str]) -> None:
         self._respond(200, *json_body({"ids": ids}))

@@ -21,6 +21,7 @@ from relay.front.query import Names, check_names, read_since
 from relay.http.request import Request
 from relay.http.response import Headers, cors_headers, stream_head
 from relay.ids import LAST_ID_NAMES, query_readings, readings
+from relay.limits import Limit
 from relay.topic import check_term, check_topic, is_pattern
 
 _STREAM_NAMES = Names(("topic", "since", "policy", "padding", "evs_preamble", "ticket", *LAST_ID_NAMES))
@@ -201,10 +202,10 @@ class Router:
             raise RequestError(400, str(error)) from None
         if len(terms) > self._config.topics_per_stream_max:
             reason = f"a stream has at most {self._config.topics_per_stream_max} topics"
-            raise RequestError(400, reason, limit="topics-per-stream-max")
+            raise RequestError(400, reason, limit=Limit.TOPICS_PER_STREAM_MAX)
         if sum(map(is_pattern, terms)) > self._config.patterns_per_stream_max:
             reason = f"a stream has at most {self._config.patterns_per_stream_max} patterns"
-            raise RequestError(400, reason, limit="patterns-per-stream-max")
+            raise RequestError(400, reason, limit=Limit.PATTERNS_PER_STREAM_MAX)
         return terms or (self._config.topic,)
 
     def _policy(self, policy: str | None) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from relay.errors import RequestError
+from relay.limits import Limit
 
 CHUNK_LINE_BYTES_MAX = 1024
 """Longest line that holds the size of a chunk or a trailer. Clients do not send chunk extensions in practice."""
@@ -24,7 +25,7 @@ def too_large(bytes_max: int) -> RequestError:
     """Return the error for a body of more than `bytes_max` bytes; 0 means that the path takes no body."""
     if not bytes_max:
         return RequestError(413, "this path takes no request body")
-    return RequestError(413, f"the body is larger than {bytes_max} bytes", limit="body-bytes-max")
+    return RequestError(413, f"the body is larger than {bytes_max} bytes", limit=Limit.BODY_BYTES_MAX)
 
 
 class ChunkedBody:

@@ -32,6 +32,7 @@ import httptools
 
 from relay.errors import RequestError
 from relay.http.chunks import BARE_LF, ChunkedBody, too_large
+from relay.limits import Limit
 
 LONG_BYTES = 2048
 """Up to here a request for a stream is quick: a hundred topics take half a millisecond."""
@@ -215,9 +216,11 @@ class RequestParser:
         """Tell what is too large: RFC 9112 section 3 for the parts of the request line, RFC 6585 section 5."""
         line = bytes(self._buffer[: self._head_bytes_max]).partition(b"\r\n")
         if line[1]:
-            return RequestError(431, f"the request head is over {self._head_bytes_max} bytes", limit="head-bytes-max")
+            reason = f"the request head is over {self._head_bytes_max} bytes"
+            return RequestError(431, reason, limit=Limit.HEAD_BYTES_MAX)
         if b" " in line[0]:
-            return RequestError(414, f"the request target is over {self._head_bytes_max} bytes", limit="head-bytes-max")
+            reason = f"the request target is over {self._head_bytes_max} bytes"
+            return RequestError(414, reason, limit=Limit.HEAD_BYTES_MAX)
         return RequestError(501, "unknown method")
 
     def _take_body(self, bytes_max: int) -> bytes | None:

@@ -14,17 +14,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from relay.core.hub import Hub
+from relay.limits import Limit
 from relay.telemetry import logs
 
 FLUSH_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 LAG_BUCKETS_S = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
-
-LIMITS = (
-    *("accept-rate", "half-open-max", "descriptors", "head-bytes-max", "head-timeout", "body-bytes-max", "body-time"),
-    *("answer-time", "batch-events-max", "publish-rate", "tickets", "streams-max", "streams-per-address-max"),
-    *("streams-per-subject-max", "streams-per-topic-max", "topics-per-stream-max", "patterns-per-stream-max"),
-)
-"""What `relay_limited_total` counts, each from the start, so that a first time is seen as a rise."""
 
 
 class Histograms:
@@ -88,7 +82,7 @@ class Metrics(Collector):
         self._limited = Counter(
             "relay_limited", "Times that a limit was applied, by limit.", ("limit",), registry=registry
         )
-        for limit in LIMITS:
+        for limit in Limit:  # Each starts at 0, so that a rate sees the first time.
             self._limited.labels(limit)
         registry.register(self)
         ProcessCollector(registry=registry)
@@ -106,8 +100,8 @@ class Metrics(Collector):
         """
         self._input_errors.labels(source, kind).inc()
 
-    def limited(self, limit: str) -> None:
-        """Count that a limit acted; `limit` is one of `LIMITS`."""
+    def limited(self, limit: Limit) -> None:
+        """Count that a limit was applied."""
         self._limited.labels(limit).inc()
 
     def input_errors(self) -> int:

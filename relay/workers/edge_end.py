@@ -16,6 +16,7 @@ from relay.core.hub import Hub
 from relay.core.log import Entry
 from relay.errors import RETRY_SOON, EndedError, EventError, RelayError, RequestError
 from relay.event import Event
+from relay.limits import Limit
 from relay.sources.requests import HOLD_GRACE_S, Cancel, Done, nothing
 from relay.workers.messages import (
     OVERHEAD_BYTES_MAX,
@@ -248,7 +249,7 @@ class Uplink:
         bytes_max = min(self._bytes_max, UNSENT_BYTES_MAX)
         if len(data) > bytes_max:
             reason = f"the events need {len(data)} bytes as JSON on the link to the hub; the limit is {bytes_max}"
-            done(RequestError(413, reason, limit="body-bytes-max"))
+            done(RequestError(413, reason, limit=Limit.BODY_BYTES_MAX))
             return nothing
         return self._request(data, done)
 

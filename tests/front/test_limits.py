@@ -18,7 +18,7 @@ import pytest
 
 from relay.config.load import show
 from relay.config.model import SETTINGS
-from relay.telemetry.metrics import LIMITS
+from relay.limits import Limit
 from tests import ROOT
 from tests.running import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, eventually, relay
 
@@ -33,7 +33,7 @@ def limited(server: Relay) -> dict[str, int]:
     """Return how often each limit acted, without those that did not."""
     text = server.request("GET", "/metrics")[2].decode()
     found = re.findall(r'^relay_limited_total{limit="(\S+)"} (\S+)$', text, re.MULTILINE)
-    assert [name for name, _ in found] == list(LIMITS)
+    assert [name for name, _ in found] == list(Limit)
     return {name: int(float(count)) for name, count in found if float(count)}
 
 
@@ -190,7 +190,7 @@ def test_operators_are_answered_when_every_descriptor_is_taken(tmp_path: Path) -
 def test_the_page_of_limits_lists_every_one_with_its_default() -> None:
     section = PAGE.read_text().partition("\n## ")[0]
     listed = dict(re.findall(r"^\| `([a-z-]+)` \| (.*?) \|", section, re.MULTILINE))
-    assert sorted(listed) == sorted(LIMITS)
+    assert sorted(listed) == sorted(Limit)
     for name, default in listed.items():
         if name in SETTINGS:
             assert default == show(SETTINGS[name].metadata["kind"], SETTINGS[name].default)
