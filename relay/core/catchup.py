@@ -1,10 +1,12 @@
-"""Catching up: what is sent to streams that lag or replay, and what their policy does to them.
+"""Catching up: serves the streams that lag or replay, and applies the policy of each.
 
-Owns what is known of each stream that is behind (a live one costs nothing here), the round in which they are served,
-the chunks that neighbours share, and which topics a `block` stream holds up. Never marks an audience, opens or parses.
+Owns the state of each stream that is behind, the order in which these streams are served, and the chunks that
+streams with nearby cursors share. A live stream has no state here. Never marks an audience, opens or parses.
 
-A stream is judged when it is about to be written to: a stalled one needs nothing, since it holds no memory but the
-frame that is half sent. Only `disconnect`, `block` and soft limits are looked at by the clock as well.
+The policy of a stream is applied when the stream is about to be written to. A stalled stream needs no check, because
+it holds no memory except the half-sent frame. Each tick checks only `disconnect`, `block` and soft limits.
+
+The module is longer than 400 lines because serving a stream and applying its policy share the state `Lagging`.
 """
 
 from __future__ import annotations
@@ -31,20 +33,20 @@ from relay.speedups import Chunk, Engine
 _logger = logging.getLogger("relay.catchup")
 
 SERVED_A_TURN = 32
-"""Streams that one turn writes to: 32 writes of 64 KiB take about a millisecond."""
+"""Maximum number of streams that one turn writes to: 32 writes of 64 KiB take about a millisecond."""
 
 CHUNK_CACHE_BYTES = 16 * 1024 * 1024
-"""Joined bytes kept for streams that read the same part of the log at about the same time."""
+"""Maximum size of the cached chunks, which streams share that read the same part of the log at the same time."""
 
 LAGS_A_TICK = 100
-"""Streams behind whose lag a tick puts into the histogram."""
+"""Maximum number of streams whose lag one tick adds to the histogram."""
 
 CLOSE_GRACE_S = 5.0
-"""How long a stream that is closed may take to read the rest of a frame that is half sent."""
+"""Time in which a closing stream must read the rest of a half-sent frame."""
 
 
 class Lagging:
-    """What is known of one stream while it is behind."""
+    """The state of one stream that is behind."""
 
     __slots__ = (
         "ceiling",
@@ -59,28 +61,28 @@ class Lagging:
     )
 
     def __init__(self, seen: int, replaying: bool, refused: bool) -> None:
-        self.seen = seen  # ordinal of its cursor when it was last written to
-        self.replaying = replaying  # it came with a cursor further back, and has not been live yet
-        self.refused = refused  # the kernel did not take all that it was offered: it is the stream that is slow
+        self.seen = seen  # ordinal of the cursor at the last write
+        self.replaying = replaying  # it began before the head and has not been live yet
+        self.refused = refused  # the kernel did not accept a whole chunk, so the client is slow
         self.queued = False
         self.soft_since_s: float | None = None
-        self.over_since_s: float | None = None  # `block`: since when it holds up its publishers
-        self.ceiling: int | None = None  # `drop-newest`: where its backlog ends
+        self.over_since_s: float | None = None  # `block`: time since which it has held up its publishers
+        self.ceiling: int | None = None  # `drop-newest`: the end of its backlog
         self.conflating = False
-        # `conflate`: superseded events that a gap has told of and the cursor has not passed; of one read at most.
+        # `conflate`: superseded events that a gap has reported and the cursor has not passed, from one read at most.
         self.told = array("Q")
 
 
 class CatchUp:
-    """Serves the streams that are behind, round robin, a chunk each.
+    """Serves the streams that are behind, round robin, one chunk at a time.
 
     Args:
-        log: what they read.
-        engine: what writes.
+        log: the log that the streams read.
+        engine: the engine that holds the streams.
         holds: receives the audiences whose publishers have to wait.
-        block_timeout_s: how long one stream may hold up publishers.
-        caught_up: called with the handle of a stream that has all there is.
-        lag_s: histogram of the lag of the streams that are behind, at each tick.
+        block_timeout_s: maximum time for which one stream may hold up publishers.
+        caught_up: called with the handle of a stream that has received the whole log.
+        lag_s: histogram of the lag of these streams; each tick observes some.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class CatchUp:
     ) -> None:
         self.actions: Counter[str] = Counter()
         self.streams: dict[int, Lagging] = {}
-        self.floor: int | None = None  # the oldest entry that a `block` stream needs
+        self.floor: int | None = None  # sequence of the oldest entry that a `block` stream needs
         self._log = log
         self._engine = engine
         self._holds = holds
@@ -109,18 +111,24 @@ class CatchUp:
 
     @property
     def busy(self) -> bool:
-        """Whether the clock has something to look at soon."""
+        """Whether frequent ticks are needed."""
         return bool(self.streams or self._closing or self._holds.audiences)
 
     def begin(self) -> None:
-        """Forget the chunks: the log goes on from another sequence."""
+        """Drop the cached chunks, because the log continues from another sequence."""
         self._chunks.clear()
         self._chunks_bytes = 0
 
-    # Coming and going
+    # Adding and removing streams
 
     def add(self, handle: int, *, replaying: bool = False, refused: bool = False) -> None:
-        """Take a stream that is behind: it has just come, or was refused by the kernel, or a flush was too large."""
+        """Add a stream that is behind.
+
+        Args:
+            handle: the stream.
+            replaying: it is new and begins before the head.
+            refused: the kernel did not accept a whole chunk.
+        """
         subscription = self._subscription(handle)
         seen = subscription.ordinal(self._engine.cursor(handle))
         self.streams[handle] = Lagging(seen, replaying, refused)
@@ -142,7 +150,7 @@ class CatchUp:
         )
 
     def adopt(self, handle: int, packed: PackedLag) -> None:
-        """Take a stream that was behind in another process, whose log has the same head."""
+        """Add a stream that was behind in another process; the logs of both processes have the same head."""
         self.add(handle, replaying=packed.replaying, refused=packed.refused)
         state = self.streams[handle]
         state.seen = self._subscription(handle).ordinal(self._log.head) - packed.owed
@@ -152,20 +160,20 @@ class CatchUp:
         self.ready(handle)
 
     def ready(self, handle: int) -> None:
-        """Serve a stream in one of the next turns: it is writable, as far as is known."""
+        """Queue a stream for one of the next turns, because it is probably writable."""
         state = self.streams.get(handle)
         if state is not None and not state.queued:
             state.queued = True
             self._ready.append(handle)
 
     def drop(self, handle: int) -> None:
-        """Forget a stream that is live, or no more."""
+        """Remove a stream that is live or closed."""
         self.streams.pop(handle, None)
         self._closing.pop(handle, None)
         self._blocking.discard(handle)
 
     def close(self, handle: int, reason: str, now_s: float, last: bytes = b"") -> None:
-        """Close a stream between frames; one that does not read the rest of a frame in time is cut."""
+        """Close a stream after the current frame; abort it if it does not read the rest within `CLOSE_GRACE_S`."""
         self._engine.close(handle, str(reason), last)  # the C engine accepts only an exact str
         self.drop(handle)
         self._closing[handle] = now_s + CLOSE_GRACE_S
@@ -173,7 +181,7 @@ class CatchUp:
     # Serving
 
     def turn(self, now_s: float) -> bool:
-        """Serve some of the streams that are ready; return whether more are."""
+        """Serve some of the queued streams; return whether others are left."""
         for _ in range(min(SERVED_A_TURN, len(self._ready))):
             handle = self._ready.popleft()
             state = self.streams.get(handle)
@@ -185,14 +193,14 @@ class CatchUp:
         return bool(self._ready)
 
     def serve(self, handle: int, now_s: float) -> bool:
-        """Write one chunk to a stream; return whether it has been taken whole and there is more.
+        """Write one chunk to a stream; return whether the kernel accepted all of it and more is due.
 
-        What goes wrong with one stream ends that stream alone.
+        An exception closes only this stream.
         """
         try:
             return self._serve(handle, now_s)
         except Exception:
-            _logger.exception("a stream could not be served")
+            _logger.exception("cannot serve a stream")
             self._engine.abort(handle, CloseReason.ERROR.value)
             return False
 
@@ -226,7 +234,7 @@ class CatchUp:
         return cast(Subscription, self._engine.subscription(handle))
 
     def _chunk(self, subscription: Subscription, cursor: int) -> Chunk | None:
-        """Return what follows the cursor, shared with the streams that are near."""
+        """Return the chunk that follows the cursor; streams with nearby cursors share it."""
         log = self._log
         if len(subscription.indexes) > 1:
             key: object = (subscription, cursor, log.head)
@@ -239,10 +247,10 @@ class CatchUp:
         number = index.segment(max(cursor, log.tail))
         if number is None:
             return None
-        # A segment gets older rows when the index is completed further back.
+        # A backfill adds older rows to a segment.
         key = (index, number, index.since)
         chunk = self._chunks.get(key)
-        # The last segment grows. With an older part of it, of many streams under a steady feed few would ever be live.
+        # The last segment grows. If streams got an old part of it, few of them would ever be live under a steady feed.
         if chunk is None or chunk.cursor <= cursor or index.segment(chunk.cursor) == number:
             sequences, finished = index.rows(number, log.tail)
             chunk = Chunk(log.pick(sequences), sequences, sequences[-1] + 1 if finished else log.head)
@@ -266,7 +274,7 @@ class CatchUp:
     def _conflated(
         self, handle: int, state: Lagging, subscription: Subscription, cursor: int
     ) -> tuple[Batch | None, Chunk | None]:
-        """Read only what is newest of its key, and tell of the rest, each event once."""
+        """Read only the newest event of each key, and report each superseded event once."""
         log = self._log
         batch = log.merge(subscription.indexes, cursor, log.head, SEGMENT_BYTES, conflate=True)
         untold = [] if batch is None else sorted(set(batch.superseded).difference(state.told))
@@ -276,10 +284,10 @@ class CatchUp:
             state.told = array("Q", sorted((*state.told, *untold)))
         return batch, self._join(batch)
 
-    # Judging
+    # Policies
 
     def lag(self, subscription: Subscription, cursor: int, now_s: float) -> Lag:
-        """Return how far behind the head a cursor is, for a subscription."""
+        """Return the lag of a subscription from a cursor to the head."""
         if cursor >= self._log.head:
             return Lag(0, 0, 0.0)
         events, size, first = subscription.indexes[0].lag(cursor)
@@ -292,9 +300,9 @@ class CatchUp:
         return Lag(events, size, 0.0 if first is None else now_s - self._log.time_s(max(first, self._log.tail)))
 
     def _broken(self, state: Lagging, rule: Rule, lag: Lag, now_s: float) -> bool:
-        """Say whether a limit is passed for long enough.
+        """Return whether the lag exceeds a limit for long enough.
 
-        The lag with which a stream came is not its fault, nor is that of a burst that it was not yet offered.
+        The initial lag of a replay does not count, nor does a burst that has not been offered to the stream yet.
         """
         if not rule.soft.passed(lag):
             state.soft_since_s = None
@@ -303,7 +311,7 @@ class CatchUp:
         return state.refused and not state.replaying and rule.broken(lag, state.soft_since_s, now_s)
 
     def _judge(self, handle: int, state: Lagging, subscription: Subscription, now_s: float) -> bool:
-        """Let the policy act, if it has to; return whether the stream goes on."""
+        """Apply the policy if a limit is exceeded; return whether the stream stays open."""
         log, rule, cursor = self._log, subscription.rule, self._engine.cursor(handle)
         missed = subscription.ordinal(log.tail) - state.seen if cursor < log.tail else 0
         lag = self.lag(subscription, max(cursor, log.tail), now_s)
@@ -332,7 +340,7 @@ class CatchUp:
     def _skip(
         self, handle: int, state: Lagging, subscription: Subscription, cursor: int, missed: int | None = None
     ) -> None:
-        """Move a cursor forward and tell of what is missed."""
+        """Move a cursor forward and report the missed events."""
         before = self._engine.cursor(handle)
         if missed is None:
             missed = subscription.ordinal(cursor) - subscription.ordinal(before)
@@ -349,7 +357,7 @@ class CatchUp:
     def _ends(self, subscription: Subscription, before: int, cursor: int) -> tuple[str, str]:
         """Return the ids of the first and the last event that a stream misses when it skips from `before` to `cursor`.
 
-        Where they are evicted, default ids stand for the ends of the range: they name no event of another topic.
+        If these events are evicted, return default ids for the ends of the range; they name no event of another topic.
         """
         log, indexes = self._log, subscription.indexes
         if cursor == log.tail:
@@ -359,13 +367,13 @@ class CatchUp:
         return log.id(first), log.id(last)
 
     def _fit(self, subscription: Subscription, cursor: int, now_s: float) -> int:
-        """Return the first cursor from which the lag is within the limits."""
+        """Return the first cursor whose lag is within the limits."""
         rule, places = subscription.rule, range(cursor, self._log.head)
         fits = bisect_left(places, True, key=lambda place: rule.fits(self.lag(subscription, place, now_s)))
         return cursor + fits
 
     def _limit(self, handle: int, state: Lagging, subscription: Subscription, broken: bool) -> None:
-        """`drop-newest`: end the backlog where the limit was passed; at its end, tell of what came since."""
+        """`drop-newest`: end the backlog where the limit was exceeded; at its end, report the events dropped since."""
         log, rule, cursor = self._log, subscription.rule, self._engine.cursor(handle)
         if state.ceiling is None and broken:
             whole = self.lag(subscription, cursor, 0.0)
@@ -384,12 +392,12 @@ class CatchUp:
             self._engine.skip(handle, max(cursor, ceiling), b"")
             self._skip(handle, state, subscription, log.head)
 
-    # By the clock
+    # Ticks
 
     def tick(self, now_s: float) -> None:
-        """Disconnect what cannot even be written to, and cut the closing streams that do not read what is half sent."""
+        """Apply `disconnect` to stalled streams, and abort closing streams that do not read a half-sent frame."""
         if not self.streams:
-            # Chunks outlive retention; while nobody reads them they would hold what the log has let go of.
+            # Cached chunks would keep evicted frames in memory while no stream reads them.
             self._chunks.clear()
             self._chunks_bytes = 0
         for handle in islice(self.streams, LAGS_A_TICK):
@@ -411,7 +419,7 @@ class CatchUp:
         self.watch(now_s)
 
     def watch(self, now_s: float) -> None:
-        """Find the `block` streams that are in arrears: their topics are held, their entries stay."""
+        """Find the `block` streams that exceed their limits; hold their topics and retain their entries."""
         if not self._blocking and not self._holds.audiences:
             return
         held: set[Audience] = set()
@@ -439,7 +447,7 @@ class CatchUp:
         self._holds.hold_audiences(held)
 
     def slowest(self, count: int, now_s: float) -> list[tuple[int, Lag]]:
-        """Return the handles and lags of the streams that are furthest behind."""
+        """Return the handles and lags of the streams with the oldest cursors."""
         cursors = {handle: self._engine.cursor(handle) for handle in self.streams}
         furthest = heapq.nsmallest(count, cursors, key=cursors.__getitem__)
         return [(handle, self.lag(self._subscription(handle), cursors[handle], now_s)) for handle in furthest]

@@ -1,11 +1,11 @@
-"""The flush: one round of writing what is due to the live streams.
+"""The flush: one round of writing new entries to the live streams.
 
-What is due is joined once for each audience, and once for each combination of audiences that some stream is in; the
-engine gets one buffer for all of their streams. A flush may be cut into slices, between which others publish, come and
-go: it sends what was there when it began (`until`), and each stream only what is at or after its own cursor. What does
-not fit into one segment is left to catching up, where a policy can act.
+The flush joins the new entries once per audience, and once per combination of audiences that a stream has. The engine
+gets one buffer for all streams of an audience. A flush may run in slices; between slices, publishers and streams go
+on. It sends the entries that existed when it began (`until`), and to each stream only those from the stream's cursor
+on. If the entries do not fit into one segment, the streams catch up instead, and a policy can act.
 
-Owns which audiences are due, and up to where live streams have been sent everything. Never judges a stream.
+Owns the due audiences and the position up to which live streams have received everything. Never applies a policy.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from relay.core.measures import Observer
 from relay.speedups import Chunk, Engine, Members
 
 SLICE_S = 0.002
-"""How long a slice may send before the loop's other work has its turn."""
+"""Maximum duration of a slice, after which other work of the event loop runs."""
 
 MEMBERS_A_SLICE = 512
-"""Streams of small audiences that one slice sends to; the clock is looked at within an audience only."""
+"""Maximum number of streams of small audiences in one slice; the clock is read only within an audience."""
 
 MEMBERS_A_JOIN = 4
-"""What joining an audience's chunk counts as, in streams sent to."""
+"""Cost of joining the chunk of an audience, in streams."""
 
 
 @dataclass(slots=True)
 class _Round:
-    """A flush under way: what is sent to whom, and how far it has come."""
+    """The tasks and the progress of the current flush."""
 
     tasks: list[tuple[tuple[Audience, ...], Members, bool]]
     since: int
@@ -46,11 +46,11 @@ class Flush:
     """The flushes of one hub.
 
     Args:
-        log: what is read.
-        engine: what sends.
-        fall_behind: called with a stream's handle and the cursor from which it has to catch up by itself.
-        flush_s: histogram of how long a flush takes.
-        written_s: histogram of the age of a flush's oldest event at its end.
+        log: the log to read.
+        engine: the engine that holds the streams.
+        fall_behind: called with the handle of a stream and the cursor from which it has to catch up.
+        flush_s: histogram of the duration of a flush.
+        written_s: histogram of the age of the oldest event of a flush when the flush ends.
         clock: the time in seconds.
     """
 
@@ -75,22 +75,22 @@ class Flush:
 
     @property
     def due(self) -> bool:
-        """Whether there is something to send."""
+        """Whether entries wait to be sent."""
         return bool(self._due) or self._round is not None
 
     @property
     def flushed(self) -> int:
-        """The sequence before which live streams have been sent everything."""
+        """The sequence before which live streams have received everything."""
         return self._since if self.due else self._log.head
 
     def begin(self, sequence: int) -> None:
-        """Forget what was due: the log goes on from another sequence, and no stream is live."""
+        """Clear all marks, because the log continues from another sequence and no stream is live."""
         for audience in self._due:
             audience.due = False
         self._due, self._round, self._since = [], None, sequence
 
     def mark(self, audiences: Iterable[Audience], sequence: int) -> bool:
-        """Note that an entry was appended for these audiences; return whether it is the first that is due."""
+        """Mark audiences as due from an appended entry; return whether no audience was due before."""
         first = False
         for audience in audiences:
             if not audience.due:
@@ -101,7 +101,7 @@ class Flush:
         return first
 
     def turn(self, now_s: float) -> bool:
-        """Send a slice; return whether the flush has more to send."""
+        """Run one slice; return whether the flush is unfinished."""
         if self._round is None:
             if not self._due:
                 return False
@@ -129,12 +129,12 @@ class Flush:
         return False
 
     def compact(self, audience: Audience) -> None:
-        """Drop an audience's stale members once they are the most; never within a flush, which counts places."""
+        """Drop the stale members of an audience if they are the majority; never during a flush."""
         if self._round is None and len(audience.members) > 2 * audience.streams + 64:
             self._engine.compact(audience.members)
 
     def _begin(self) -> _Round:
-        """Find what is due: each audience, and each combination of audiences that some stream has."""
+        """List the due audiences and each combination of them that a stream has."""
         log, since = self._log, self._since
         due, self._due = [audience for audience in self._due if audience.streams], []
         shared = [audience for audience in due if audience.shared]
@@ -149,7 +149,7 @@ class Flush:
         return _Round(tasks, since, log.head, self._clock(), log.time_s(max(since, log.tail)))
 
     def _join(self, audiences: tuple[Audience, ...], members: Members, flush: _Round) -> Chunk | None:
-        """Join what is due to these members; None where it is too much, and they are left to catching up."""
+        """Join the entries for these members; if they are too large, make the members catch up and return None."""
         log = self._log
         batch = log.merge([audience.index for audience in audiences], flush.since, flush.until, SEGMENT_BYTES)
         if audiences and batch is None:

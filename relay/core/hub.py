@@ -1,11 +1,12 @@
-"""The hub: takes events in, keeps the log, and lets the engine send.
+"""The hub: accepts events, keeps the log, and makes the engine send.
 
-Publishing marks, the flush writes. `publish` appends to the log and marks the audiences of the topic; `turn` does a
-slice of what is due: the flush to the live streams, then those that catch up.
+Publishing marks, the flush writes. `publish` appends to the log and marks the audiences of the topic. `turn` does one
+slice of the pending work: first the flush to the live streams, then the streams that catch up.
 
-Owns the life of a stream from the hand-over of its descriptor to its one close reason. It never parses, opens a socket
-or asks the system for the time: it is given descriptors, `now_s` and a clock, and a function to call when there is
-something to do.
+Owns the life of a stream from the moment it gets the descriptor to its one close reason. Never parses, opens a socket
+or reads the system's time: the caller passes descriptors, `now_s`, a clock and a wake-up function.
+
+The module is longer than 400 lines because opening, serving, passing on and closing streams use the same parts.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ from relay.sse import comment, priming
 from relay.topic import disjoint, is_pattern
 
 BLOCK_HISTORIES_MAX = 2
-"""How many times its bound in bytes the log may reach for what a `block` stream needs; then the stream is lapped."""
+"""Maximum size of the log, in multiples of `history-bytes`, while a `block` stream needs old entries."""
 
 ENDED_A_TICK = 200
-"""Streams whose lease is over that one tick ends: those that came together come back spread over seconds."""
+"""Maximum number of expired streams that one tick closes, so that their clients reconnect over several seconds."""
 
 ENDED_A_TURN = 1000
-"""Streams of a topic that has ended which one turn leaves to catching up."""
+"""Maximum number of streams of ended topics that one turn moves to catching up."""
 
 _logger = logging.getLogger("relay.hub")
 
@@ -59,13 +60,13 @@ class Hub:
 
     Args:
         config: the settings.
-        engine: what holds the streams.
-        epoch: what this run's ids begin with.
-        streams_max: open streams in all.
+        engine: the engine that holds the streams.
+        epoch: the prefix of default ids.
+        streams_max: maximum number of open streams.
         measures: histograms.
-        clock: what `now_s` is taken from, for what has to be timed within a call.
-        wake: called when `turn` has something to do, once until it did it.
-        draw: a random number in [0, 1) for each stream's own reconnection time.
+        clock: the clock that `now_s` comes from; measures time within a call.
+        wake: called once when `turn` has work to do.
+        draw: returns a random number in [0, 1); used for reconnection times.
     """
 
     def __init__(
@@ -93,11 +94,11 @@ class Hub:
         self.catchup = CatchUp(self.log, engine, self.holds, config.block_timeout_s, self._caught_up, measures.lag_s)
         self.draining = False
         self._input_ended = False
-        self.fed = False  # the log is another hub's: entries come over a link, and nothing is published here
-        self.begun = True  # the log can be read; that of a fed hub once the snapshot is in
-        self.snapshot = 0  # what comes before it is of the snapshot
-        self.linked = True  # who feeds this hub is there
-        self.on_entry: Callable[[], None] | None = None  # called after each entry, for the links that read the log
+        self.fed = False  # another hub sends the entries, and nothing is published here
+        self.begun = True  # the log is readable; in a fed hub, once the snapshot is complete
+        self.snapshot = 0  # entries before this sequence belong to the snapshot
+        self.linked = True  # the hub that feeds this one is connected
+        self.on_entry: Callable[[], None] | None = None  # called after each entry
         self.closes: Counter[str] = Counter()
         self.resumes: Counter[str] = Counter()
         self._config = config
@@ -106,18 +107,18 @@ class Hub:
         self._wake = wake
         self._draw = draw
         self._heartbeat = notice.heartbeat(config.heartbeat_as)
-        self._heartbeat_place = 0  # where the engine goes on; 0 when a round is done
+        self._heartbeat_place = 0  # where the next slice of the heartbeat begins; 0 when it is complete
         self.leases = Leases()
         self.admission = Admission(config, streams_max, self.audiences, self.leases)
         self._closes_told: Counter[str] = Counter()
         self._drained: Callable[[], None] | None = None
-        self._staying: deque[int] = deque()  # streams that a drain has not ended yet
+        self._staying: deque[int] = deque()  # streams that the drain has not closed yet
         self._woken = False
         self.ended = Ended()
         self._ending: deque[int] = deque()  # live streams of topics that have ended
         self._leaving: deque[Subscription] = deque()  # of closed streams, still counted in their audiences
         self.writer = Writer(config, self.log, self._append, self.ended, self.end_topic)
-        self.publish_one = self.writer.publish_one  # without a call in between, since each event passes here
+        self.publish_one = self.writer.publish_one  # an alias: each event passes here
         self._flush = Flush(self.log, engine, self._fall_behind, measures.flush_s, measures.written_s, clock)
 
     # Publishing
@@ -127,7 +128,7 @@ class Hub:
         return self.writer.publish(events, now_s)
 
     def confirm(self, callback: Callable[[], None]) -> None:
-        """Call back once, when what was published until now may be acknowledged; maybe within this call."""
+        """Call back once, when everything published so far may be acknowledged; possibly within this call."""
         self.writer.confirm(callback)
 
     @property
@@ -136,13 +137,13 @@ class Hub:
         return "the server is draining" if self._input_ended else self.writer.refusal
 
     def end_input(self) -> None:
-        """Take no more events: what has been taken by now is all that a drain has to deliver."""
+        """Accept no more events; a drain delivers the events accepted so far."""
         self._input_ended = True
-        self.holds.release()  # Requests that wait for a topic are refused.
+        self.holds.release()  # Waiting requests are rejected.
 
     @property
     def head(self) -> int:
-        """Sequence of the next event; one that is acknowledged may still be on its way to the log."""
+        """Sequence of the next event. An acknowledged event may not be in the log yet."""
         journal = self.writer.journal
         return self.log.head if journal is None else journal.head
 
@@ -159,7 +160,7 @@ class Hub:
         return sequence
 
     def end_topic(self, topic: str) -> None:
-        """Let the streams of a topic end once they have what is in the log, unless they follow others too."""
+        """Close the streams of a topic once they have received the log, unless they follow other topics too."""
         self.ended.note(topic)
         members = self.audiences.members(topic)
         if members is not None:
@@ -167,14 +168,14 @@ class Hub:
             self._wake_up()
 
     def held(self, topic: str) -> bool:
-        """Say whether publishers have to wait: a `block` stream of this topic is in arrears, or the disk is."""
+        """Return whether publishers have to wait for a `block` stream of this topic or for the disk."""
         journal = self.writer.journal
         if journal is not None and journal.full:
             return True
         return self.holds.held(topic)
 
     def on_release(self, callback: Callable[[], None]) -> None:
-        """Call back once, when some topic is held no longer."""
+        """Call back once, when a topic is released."""
         self.holds.on_release(callback)
 
     # Being fed
@@ -204,16 +205,15 @@ class Hub:
         return complete
 
     def begin(self, epoch: str, sequence: int, head: int, evicted_s: float, now_s: float) -> None:
-        """Go on as the log of another hub's epoch, from a sequence on.
+        """Drop all entries and continue as the log of another hub.
 
-        What came before is let go of, and all streams are closed: they come back with their last id, and are then told
-        what they have missed.
+        All streams are closed. Clients reconnect with their last id, and a gap then reports the missed events.
 
         Args:
-            epoch: what its ids begin with.
-            sequence: of the next entry.
-            head: the other log's; what comes before it is the snapshot.
-            evicted_s: time of the last one before it, as far as that is known.
+            epoch: the prefix of the other log's default ids.
+            sequence: sequence of the next entry.
+            head: head of the other log; entries before it belong to the snapshot.
+            evicted_s: time of the last entry before `sequence`, or `-math.inf`.
             now_s: the time.
         """
         for handle in self.engine.handles():
@@ -228,7 +228,7 @@ class Hub:
         self.catchup.begin()
 
     def take(self, entry: Entry, now_s: float) -> None:
-        """Append an entry as it is: encoded already, its sequence the next one; of another hub, or from the disk.
+        """Append an encoded entry from another hub or from the disk; its sequence must be the next one.
 
         Raises:
             EventError: its topic is none.
@@ -239,14 +239,14 @@ class Hub:
 
     @property
     def ready(self) -> bool:
-        """Whether new streams are well served here."""
+        """Whether this hub can serve new streams."""
         return self.begun and self.linked and not self.draining
 
     def find(self, terms: tuple[str, ...], ids: Sequence[str]) -> int | None:
-        """Return the sequence of the last id of a subscription; None where this log does not know it.
+        """Return the sequence of the last id of a subscription; None if this log does not know the id.
 
         Args:
-            terms: of the subscription, checked.
+            terms: checked terms of the subscription.
             ids: the readings of the last id.
         """
         return self.log.find(ids, disjoint(terms))
@@ -256,7 +256,7 @@ class Hub:
     def pack(self, now_s: float) -> tuple[list[tuple[tuple[str, ...], Rule]], list[tuple[int, PackedStream]]]:
         """Describe all streams, with their descriptors, and the subscriptions that they refer to.
 
-        All live ones are left to catching up, which goes on as soon as a turn is run.
+        All live streams begin to catch up, which continues with the next turn.
         """
         self._settle(now_s)
         for handle in self.engine.handles():
@@ -304,24 +304,24 @@ class Hub:
         return handle
 
     def go_on(self, closing: Iterable[tuple[int, str]], now_s: float) -> None:
-        """Begin to serve the streams that were adopted; those that were closing, with these reasons, close."""
+        """Begin to serve the adopted streams, and close those that were closing, with these reasons."""
         for handle, reason in closing:
             self.catchup.close(handle, reason, now_s)
         self._settle(now_s)
         self._wake_up()
 
-    # Streams come
+    # Opening streams
 
     def prepare(self, request: Subscribe, now_s: float, done: Done) -> Callable[[], None]:
-        """Complete what a replay of patterns reads, in slices; `subscribe` would do it within one turn.
+        """Complete the indexes that a replay of patterns reads, in slices; `subscribe` would do it in one turn.
 
         Args:
-            request: what the client wants, with a last id or a time.
+            request: the request, with a last id or a time.
             now_s: the time.
-            done: called back once, maybe within this call.
+            done: called once, possibly within this call.
 
         Returns:
-            what cancels it.
+            a function that cancels the work.
         """
         if not any(map(is_pattern, request.terms)):
             done(None)
@@ -338,14 +338,14 @@ class Hub:
         """Open a stream.
 
         Args:
-            fd: a connected, non-blocking socket; the engine's when this returns, the caller's if it raises.
-            request: what the client wants.
+            fd: a connected, non-blocking socket. The engine owns it when this returns; if this raises, the caller does.
+            request: the request.
             address: the peer's address.
             now_s: the time.
 
         Raises:
-            RequestError: as `relay.core.admission.Admission.check`, 503 in a drain, 204 after the end of all it
-            follows. OSError: the descriptor is not one of a socket.
+            RequestError: as `relay.core.admission.Admission.check`, 503 during a drain, 204 if all its topics
+            have ended. OSError: the descriptor is not a socket.
         """
         if self.draining:
             raise RequestError(503, "the server is draining", RETRY_SOON)
@@ -354,11 +354,11 @@ class Hub:
         subscription = self.audiences.get(terms, self._rules.choose(request.terms, request.policy))
         try:
             cursor, gap = self._start(request, subscription, now_s)
-            told = gap if self._config.prime else b""  # without an id behind it, a gap would be told for ever
+            told = gap if self._config.prime else b""  # without a priming id, each reconnect would report the gap again
             if self.begun and self.ended.all(terms) and not told and not subscription.has(cursor):
                 raise RequestError(204, "its topics have ended for good")
             pending = [request.head, comment(" " * notice.PADDING_BYTES) if request.padding else comment("")]
-            # The gap goes before the id behind it: a client cut between the two is told again.
+            # The gap precedes the priming id. A client that is cut off between the two receives the gap again.
             pending.append(gap)
             if self._config.prime:
                 pending.append(priming(self.draw_retry_ms(), f"{self.log.epoch}-{cursor - 1}"))
@@ -382,7 +382,7 @@ class Hub:
             self._flush.compact(audience)
 
     def _start(self, request: Subscribe, subscription: Subscription, now_s: float) -> tuple[int, bytes]:
-        """Return the cursor at which a stream begins, and what it has to be told of a gap before it."""
+        """Return the first cursor of a stream, and the gap event to send before it (empty without a gap)."""
         log, gap, sequence = self.log, b"", self._sequence(request, subscription.terms)
         cursor, evicted = self._reach(request, sequence, now_s)
         if cursor < log.head or evicted:
@@ -403,17 +403,17 @@ class Hub:
         return cursor, gap
 
     def _sequence(self, request: Subscribe, terms: tuple[str, ...]) -> int | None:
-        """Return the sequence of the event that a client has seen last; None where that is not known."""
+        """Return the sequence of the last event that a client received; None if unknown."""
         if request.last_ids and request.after is None:
             return self.log.find(request.last_ids, terms)
         return request.after
 
     def _reach(self, request: Subscribe, sequence: int | None, now_s: float) -> tuple[int, bool]:
-        """Return where a stream begins, maybe before the tail, and whether it matters what was evicted from there on.
+        """Return the first cursor, possibly before the tail, and whether evictions after it matter.
 
         Args:
-            request: what the client wants.
-            sequence: of the event that it has seen last, if that is known.
+            request: the request.
+            sequence: sequence of the last event that the client received, if known.
             now_s: the time.
         """
         log = self.log
@@ -424,17 +424,17 @@ class Hub:
         if request.since_s is not None:
             cursor = log.since(now_s - request.since_s)
             return cursor, cursor == log.tail and not math.isinf(request.since_s)
-        return max(log.head, self.snapshot), False  # what a snapshot is still to bring is not new
+        return max(log.head, self.snapshot), False  # the rest of a snapshot is not new
 
     def draw_retry_ms(self) -> int:
-        """Draw the time after which one client shall come back."""
+        """Draw the reconnection time of one client."""
         low, high = self._config.retry_min_s, self._config.retry_max_s
         return round(1000 * (low + (high - low) * self._draw()))
 
-    # Streams are served
+    # Serving streams
 
     def turn(self, now_s: float) -> bool:
-        """Do a slice of what is due; return whether there is more to do at once."""
+        """Do one slice of the pending work; return whether more is pending."""
         self._woken = True
         self._flush.turn(now_s)
         for _ in range(min(len(self._ending), ENDED_A_TURN)):
@@ -447,7 +447,7 @@ class Hub:
         return more
 
     def poll(self, now_s: float) -> None:
-        """Take what the engine's descriptor has to tell."""
+        """Process the readiness events of the engine's descriptor."""
         more = True
         while more:
             writable, more = self.engine.poll()
@@ -457,7 +457,7 @@ class Hub:
         self._settle(now_s)
 
     def tick(self, now_s: float) -> None:
-        """Do what goes by the clock alone; a few times a second while streams are behind, else once."""
+        """Do the timed work; called a few times per second while streams are behind, else once per second."""
         self.log.retain(now_s)
         self.writer.seen.expire(now_s)
         self.catchup.tick(now_s)
@@ -467,7 +467,7 @@ class Hub:
         self._tell_closes()
 
     def heartbeat(self, now_s: float) -> bool:
-        """Write to the streams that were idle for too long; return whether a slice is left to do."""
+        """Send heartbeats to idle streams for one slice; return whether more streams are left."""
         self._heartbeat_place = self.engine.heartbeat(
             self._heartbeat, self._heartbeat_place, self._config.heartbeat_s, now_s, SLICE_S
         )
@@ -488,7 +488,7 @@ class Hub:
         self._sweep()
 
     def _set_floor(self) -> None:
-        """Keep what the flush has yet to send, and what a `block` stream needs."""
+        """Retain the entries that the flush has yet to send or a `block` stream needs."""
         floor = self.catchup.floor
         if self.log.bytes > BLOCK_HISTORIES_MAX * self.log.bytes_max:
             floor = None
@@ -497,12 +497,12 @@ class Hub:
         self.log.keep_from(floor)
 
     def _fall_behind(self, handle: int, cursor: int) -> None:
-        """Leave a live stream to catching up."""
+        """Make a live stream catch up from a cursor."""
         if self.engine.fall_behind(handle, cursor):
             self.catchup.add(handle)
             self.catchup.ready(handle)
 
-    # Streams go
+    # Closing streams
 
     def _caught_up(self, handle: int) -> None:
         self.catchup.drop(handle)
@@ -512,16 +512,16 @@ class Hub:
         elif self.ended.all(cast(Subscription, self.engine.subscription(handle)).terms):
             self.catchup.close(handle, CloseReason.ENDED, self._clock())
         else:
-            # A stream may have come from another edge, which had more of the log already.
+            # A client may have reconnected from another edge whose log was further ahead.
             self.engine.live(handle, max(self.engine.cursor(handle), self.log.head))
 
     def _end(self, handle: int, reason: str, now_s: float) -> None:
-        """Close a stream at the end of the frame that it is in; what it has not got yet, it may come back for."""
+        """Close a stream after the current frame; its client can reconnect and resume."""
         self.engine.fall_behind(handle, self._flush.flushed)
         self.catchup.close(handle, reason, now_s, notice.come_back(self.draw_retry_ms()))
 
     def revoke(self, valid: Callable[[Grant], bool], now_s: float) -> int:
-        """End the streams whose grant is valid no more; return how many."""
+        """Close the streams whose grant is no longer valid; return their number."""
         ended = self.leases.invalid(valid)
         for handle in ended:
             self._end(handle, CloseReason.REVOKED, now_s)
@@ -529,11 +529,11 @@ class Hub:
         return len(ended)
 
     def drain(self, now_s: float, drained: Callable[[], None]) -> None:
-        """Stop taking streams; those that are open end once they have what is in the log and `end_some` came to them.
+        """Stop accepting streams; `end_some` closes the open streams once they have received the log.
 
         Args:
             now_s: the time.
-            drained: called once, when no stream is left.
+            drained: called once, when all streams are closed.
         """
         self.draining = True
         self._drained = drained
@@ -541,14 +541,14 @@ class Hub:
         self._settle(now_s)
 
     def end_some(self, count: int) -> bool:
-        """Let a drain end `count` more streams; return whether others are left."""
+        """Close `count` more streams of a drain; return whether others are left."""
         for _ in range(min(count, len(self._staying))):
             self._fall_behind(self._staying.popleft(), self._flush.flushed)
         self._wake_up()
         return bool(self._staying)
 
     def abort(self, now_s: float) -> None:
-        """Close what is still open, without waiting."""
+        """Close all open streams at once."""
         for handle in self.engine.handles():
             self.engine.abort(handle, CloseReason.SHUTDOWN.value)
         self._settle(now_s)
@@ -562,7 +562,7 @@ class Hub:
             self.admission.leave(cast(str, address))
             self.closes[reason] += 1
             if _logger.isEnabledFor(logging.DEBUG):
-                # Entries of all topics: how many of them are its own would cost a search for each stream.
+                # This counts entries of all topics; counting only those of the stream would cost a search per stream.
                 extra = {"address": address, "reason": reason, "entries_behind": self.log.head - cursor}
                 _logger.debug("stream closed: %s", reason, extra=extra)
         if self._leaving:
@@ -572,7 +572,7 @@ class Hub:
             drained()
 
     def _leave(self) -> None:
-        """Take closed streams out of their audiences for one slice: each may have a thousand, which go with it."""
+        """Remove closed streams from their audiences for one slice; each may have a thousand audiences."""
         stop_s = self._clock() + SLICE_S
         while self._leaving:
             self.audiences.leave(self._leaving.popleft())
@@ -581,7 +581,7 @@ class Hub:
                 return
 
     def _tell_closes(self) -> None:
-        """Log how many streams were closed for what since the last time; those that left by themselves are no news."""
+        """Log the number of closed streams per reason since the last call, without `client`."""
         closed = self.closes - self._closes_told
         del closed[CloseReason.CLIENT]
         if closed:

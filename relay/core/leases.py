@@ -1,7 +1,7 @@
-"""Leases: how long each stream may stay, and for whom it was opened.
+"""Leases: the time limit and the grant of each stream.
 
-Owns which streams end by the clock, and the count of each subject's streams. One that may stay for ever, for nobody
-in particular, costs nothing here. Never ends a stream itself: the hub does.
+Owns the end times of streams and the number of streams per subject. A stream without a time limit and without a
+subject has no lease. Never closes a stream; the hub does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from relay.core.grant import Grant
 COMPACT_MIN = 1024
 
 MAX_AGE_SPREAD = 0.2
-"""Streams end at the last fifth of their greatest age, each at a time of its own, so that they come back one by one."""
+"""Each stream ends at a random time in the last fifth of `max-age`, so that clients do not reconnect all at once."""
 
 
 class Leases:
@@ -32,13 +32,13 @@ class Leases:
         return len(self._held)
 
     def add(self, handle: int, ends_s: float, reason: str, grant: Grant) -> None:
-        """Note a stream.
+        """Add the lease of a stream.
 
         Args:
             handle: the stream.
-            ends_s: when it has to end, in the hub's time; `math.inf` for never.
-            reason: the close reason it then gets.
-            grant: for whom it was opened.
+            ends_s: time at which it must end, in the hub's time; `math.inf` for no limit.
+            reason: the close reason to use then.
+            grant: the grant under which it was opened.
         """
         if math.isinf(ends_s) and not grant.subject and not grant.id:
             return
@@ -49,19 +49,19 @@ class Leases:
             heapq.heappush(self._ends, (ends_s, handle))
 
     def pack(self, handle: int) -> tuple[float, str, Grant] | None:
-        """Return a stream's lease (when it ends, the close reason, and for whom it is), if it has one."""
+        """Return the lease of a stream (end time, close reason, grant), or None."""
         return self._held.get(handle)
 
     def begin(
         self, handle: int, grant: Grant, ends_s: float, age_s_max: float, now_s: float, draw: Callable[[], float]
     ) -> None:
-        """Note a new stream: it ends with its grant, or of age.
+        """Add the lease of a new stream, which ends with its grant or at its maximum age.
 
         Args:
             handle: the stream.
-            grant: for whom it was opened.
-            ends_s: when the grant ends, in the hub's time.
-            age_s_max: greatest age; 0 for any.
+            grant: the grant under which it was opened.
+            ends_s: end of the grant, in the hub's time.
+            age_s_max: maximum age; 0 for no limit.
             now_s: the time.
             draw: a random number in [0, 1).
         """
@@ -73,7 +73,7 @@ class Leases:
         self.add(handle, ends_s, reason, grant)
 
     def drop(self, handle: int) -> None:
-        """Forget a stream that is closed."""
+        """Remove the lease of a closed stream."""
         lease = self._held.pop(handle, None)
         if lease is None:
             return
@@ -87,7 +87,7 @@ class Leases:
             heapq.heapify(self._ends)
 
     def ended(self, now_s: float, count_max: int) -> list[tuple[int, str]]:
-        """Take the streams whose time is over, at most `count_max`, with the reason for each."""
+        """Remove and return expired streams, at most `count_max`, each with its close reason."""
         over: list[tuple[int, str]] = []
         while self._ends and self._ends[0][0] <= now_s and len(over) < count_max:
             handle = heapq.heappop(self._ends)[1]
@@ -96,5 +96,5 @@ class Leases:
         return over
 
     def invalid(self, valid: Callable[[Grant], bool]) -> list[int]:
-        """Return the streams whose grant is not valid any more."""
+        """Return the streams whose grant is no longer valid."""
         return [handle for handle, (_, _, grant) in self._held.items() if not valid(grant)]

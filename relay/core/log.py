@@ -1,15 +1,17 @@
-"""The log: every retained entry in one global order, with an index for each subscription term.
+"""The log: all retained entries in one global order, with an index for each subscription term.
 
-Theory of operation. An entry is a row across parallel columns (frame, topic, id, key, time, superseded), found by its
-sequence minus `_base`; columns instead of objects, so that half a million entries give the garbage collector nothing to
-walk. Sequences go up by one for ever. `tail` is the oldest retained sequence, `head` the next to be given. Retention
-moves `tail` at once and lets go of the frame at once; the columns' dead rows are cut off when they are an eighth.
+Theory of operation. An entry is a row across parallel columns (frame, topic, id, key, time, superseded); its position
+is its sequence minus `_base`. Columns instead of objects spare the garbage collector half a million objects. Sequences
+increase by one and never wrap. `tail` is the oldest retained sequence, `head` the next sequence. Retention moves `tail`
+and drops the frame at once; it removes dead rows from the columns when they are an eighth of the rows.
 
-An `Index` lists the sequences of one term, with the running total of their bytes beside them, so that reading from a
-cursor, and the lag in events and in bytes, are binary searches. A topic has an index of its own; a pattern's index is
-attached to every topic that it matches.
+An `Index` lists the sequences of one term and the running total of their bytes. Reads from a cursor and the lag in
+events and bytes are binary searches. Each topic has its own index; the index of a pattern is attached to every topic
+that matches.
 
-Owns retention, ids and indexes; never knows who reads, encodes nothing, opens nothing and has no clock.
+Owns retention, ids and indexes. Never knows the readers, encodes, opens a file or reads a clock.
+
+The module is longer than 400 lines because appending, evicting and reading share the columns.
 """
 
 from __future__ import annotations
@@ -25,21 +27,21 @@ from relay.core.evicted import NOTHING, Mark, Marks
 from relay.core.own_ids import OwnIds
 
 SEGMENT_BYTES = 64 * 1024
-"""Reads of one index are cut at multiples of this in its running total, so that streams with neighbouring cursors are
-given the same bytes."""
+"""Reads of one index end at multiples of this in its running total, so that streams with nearby cursors get the same
+bytes."""
 
 READ_ENTRIES_MAX = 1024
-"""Entries that one merging read looks at."""
+"""Maximum number of entries that one merging read examines."""
 
 _DEAD_ROWS_MIN = 1024
 
-# The rows of every empty index, which are never changed: one client may follow a thousand topics without an event.
+# Shared by all empty indexes and never changed: one client may follow a thousand topics without an event.
 _NO_SEQUENCES = array("Q")
 _NO_ENDS = array("q")
 
 
 class Batch(NamedTuple):
-    """What a read found: sequences in log order, those left out as superseded, and the cursor after all of them."""
+    """The result of a read: sequences in log order, omitted superseded sequences, and the next cursor."""
 
     sequences: list[int]
     superseded: list[int]
@@ -195,17 +197,17 @@ class Topic(Index):
 
 
 def _without_patterns(topic: Topic) -> None:
-    """Do nothing: of a log whose patterns nobody follows, each topic has its own index alone."""
+    """Do nothing: without patterns, each topic has only its own index."""
 
 
 class Log:
     """The retained entries.
 
     Args:
-        epoch: what default ids begin with; unlike that of every other run.
-        bytes_max: bytes of frames retained.
-        events_max: entries retained; 0 for no limit of their number.
-        age_s_max: age of the oldest entry in seconds; 0 for no limit.
+        epoch: the prefix of default ids; different in every run.
+        bytes_max: maximum bytes of retained frames.
+        events_max: maximum number of retained entries; 0 for no limit.
+        age_s_max: maximum age of an entry in seconds; 0 for no limit.
     """
 
     def __init__(
@@ -223,10 +225,10 @@ class Log:
         self.head = 1
         self.tail = 1
         self.bytes = 0
-        self.floor: int | None = None  # entries from here on stay, whatever retention says
+        self.floor: int | None = None  # entries from this sequence on are exempt from retention
         self.topics: dict[str, Topic] = {}
-        self.generation = 0  # of the patterns that somebody follows
-        # Gives a topic of another generation the indexes of the patterns that match it.
+        self.generation = 0  # increases when a pattern is added or removed
+        # Updates the pattern indexes of a topic of an older generation.
         self.resolve: Callable[[Topic], None] = _without_patterns
         self.marks = Marks()
         self._base = 1
@@ -243,19 +245,19 @@ class Log:
 
     @property
     def evicted_s(self) -> float:
-        """Time up to which entries may have been evicted; that of the oldest retained one is no less."""
+        """Time up to which entries may have been evicted; the oldest retained entry is not older."""
         return self.time_s(self.tail) if 1 < self.tail < self.head else -inf
 
     # Writing
 
     def begin(self, epoch: str, sequence: int, evicted_s: float, indexes: Iterable[Index] = ()) -> None:
-        """Let go of every entry; go on as the log of an epoch, from a sequence on.
+        """Drop all entries and continue as the log of another epoch.
 
         Args:
-            epoch: what default ids begin with from now on.
-            sequence: the next to be given.
-            evicted_s: time of the last entry before it, as far as that is known.
-            indexes: all that somebody reads, patterns' too; no cursor of a reader means anything any more.
+            epoch: the new prefix of default ids.
+            sequence: the next sequence.
+            evicted_s: time of the last entry before it, or `-math.inf`.
+            indexes: all indexes that have readers, patterns' too. The cursors of readers become invalid.
         """
         while self.tail < self.head:
             self._evict(self.tail)
@@ -268,7 +270,7 @@ class Log:
             index.begin(sequence, evicted_s)
 
     def topic(self, name: str) -> Topic:
-        """Return the topic of that name, made when it is new."""
+        """Return the topic of this name; create it if missing."""
         topic = self.topics.get(name)
         if topic is None:
             topic = self.topics[name] = Topic(name, self.head, *self.marks.take(name))
@@ -279,10 +281,10 @@ class Log:
 
         Args:
             topic: one of `self.topics`.
-            frame: the event as it is sent; at most `bytes_max` bytes.
-            id: the publisher's own id, or None for the default id.
-            key: what `conflate` keeps the newest of; None stands for the topic.
-            now_s: time of the entry in seconds; never less than that of the entry before.
+            frame: the encoded event; at most `bytes_max` bytes.
+            id: the id that the publisher chose, or None for the default id.
+            key: the key for `conflate`; None stands for the topic.
+            now_s: time of the entry in seconds; never less than the time of the previous entry.
 
         Returns:
             the entry's sequence.
@@ -318,7 +320,7 @@ class Log:
         self.floor = sequence
 
     def retain(self, now_s: float) -> None:
-        """Evict what is over the limits, oldest first, but nothing from `floor` on."""
+        """Evict entries over the limits, oldest first, but none from `floor` on."""
         stop = self.head if self.floor is None else min(self.floor, self.head)
         stop_events = self.head - self.events_max if self.events_max else 0
         oldest_s = now_s - self.age_s_max if self.age_s_max else float("-inf")
@@ -335,7 +337,7 @@ class Log:
             self._base = sequence
 
     def evict_before(self, sequence: int) -> None:
-        """Evict what comes before a sequence, as another log with the same entries has done."""
+        """Evict the entries before a sequence, as another log with the same entries did."""
         while self.tail < min(sequence, self.head):
             self._evict(self.tail)
 
@@ -363,7 +365,7 @@ class Log:
             self.forget(topic)
 
     def forget(self, topic: Topic) -> None:
-        """Drop a topic that has neither entries nor readers; nothing happens to another."""
+        """Drop a topic if it has neither entries nor readers."""
         if not topic.retained and not topic.pinned:
             self.marks.put(topic.name, Mark(topic.evicted, topic.evicted_s))
             self.topics.pop(topic.name, None)
@@ -380,14 +382,14 @@ class Log:
         ids: Iterable[tuple[str, str]],
         rest: tuple[int, float] | None = None,
     ) -> None:
-        """Take what another log with the same entries knows of evicted ones, before it is asked for.
+        """Import the marks of evicted entries of another log with the same entries.
 
         Topics that are not in this log stay out of it.
 
         Args:
             topics: as `evicted` returns them.
             ids: as `OwnIds.evicted` returns them.
-            rest: the mark of all topics that were not named; None where others are still to be named.
+            rest: the mark of all topics that were not named; None while other topics follow.
         """
         for name, sequence, time_s in topics:
             topic = self.topics.get(name)
@@ -447,14 +449,14 @@ class Log:
         """Read several indexes in log order.
 
         Args:
-            indexes: of the terms wanted, which are disjoint: no entry is in two of them.
-            cursor: first sequence wanted; what is below `tail` is passed over.
+            indexes: indexes of disjoint terms: no entry is in two of them.
+            cursor: first sequence to read; sequences below `tail` are skipped.
             until: sequence to stop before.
-            bytes_max: bytes of frames; one entry is always given. At most `READ_ENTRIES_MAX` entries are looked at.
-            conflate: leave out what a later entry of the same topic and key supersedes.
+            bytes_max: maximum bytes of frames; one entry is always returned. Reads at most `READ_ENTRIES_MAX` entries.
+            conflate: omit entries that a later entry of the same topic and key supersedes.
 
         Returns:
-            a batch, which under `conflate` may have no sequences while its cursor moves; None when nothing is there.
+            a batch, or None without entries. With `conflate` a batch may be empty although its cursor moves.
         """
         cursor, cut = max(cursor, self.tail), until
         if cursor >= until:
@@ -467,7 +469,7 @@ class Log:
                 cut = min(cut, part[-1] + 1)
         if not wanted:
             return None
-        wanted.sort()  # runs that are in order already, which it merges
+        wanted.sort()  # the runs are sorted; timsort merges them
         base, flags, size = self._base, self._superseded, 0
         sequences: list[int] = []
         superseded: list[int] = []
@@ -489,7 +491,7 @@ class Log:
     # Ids
 
     def id(self, sequence: int) -> str:
-        """Return the id of an entry; the default id when the entry is not retained or has no other."""
+        """Return the id of an entry; the default id if the entry is not retained or has no own id."""
         if self.tail <= sequence < self.head:
             own = self._ids[sequence - self._base]
             if own is not None:
@@ -505,9 +507,9 @@ class Log:
             yield self._ids[sequence - self._base], self.frame(sequence)
 
     def find(self, ids: Sequence[str], terms: tuple[str, ...]) -> int | None:
-        """Return the sequence of the event that a subscriber has seen last; None where that is not known.
+        """Return the sequence of the last event that a subscriber received; None if unknown.
 
-        A default id of this epoch is found even when its entry is evicted, so that a gap can say what is missed.
+        A default id of this epoch is found even if its entry is evicted, so that a gap can report the missed events.
 
         Args:
             ids: the readings of the subscriber's last id.

@@ -1,10 +1,10 @@
 """The writer: turns events into entries, each with a frame, a sequence and an id.
 
-Theory of operation. A batch is checked and encoded whole before anything changes, so that it is published all or none.
-An event whose `dedup` was seen within the window is not published again: it is answered with its first id. With a file
-the entries go by way of the journal, and are in the log once they are on the disk.
+Theory of operation. The writer checks and encodes a whole batch before it changes anything, so a batch is published
+all or none. An event whose `dedup` key was seen within the window is not published again; its publisher gets the first
+id. With a file, entries go through the journal and enter the log once they are on the disk.
 
-Owns what an event must be to be published, and the dedup keys. Never waits.
+Owns the rules for publishable events, and the dedup keys. Never waits.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ RESERVED = "relay."
 """Prefix of the event types that only relay sends, so that subscribers can believe them; publishers may send `END`."""
 
 Append = Callable[[str, bytes, str | None, str | None, float], int]
-"""Puts into the log: topic, frame, id, key, time; gives the sequence."""
+"""Appends (topic, frame, id, key, time) to the log and returns the sequence."""
 
 
 class WriteAhead(Protocol):
-    """What stands between publishing and the log where there is a file; see `relay.store.journal`."""
+    """A journal that stores entries before the log gets them; see `relay.store.journal`."""
 
     @property
     def head(self) -> int:
@@ -43,18 +43,18 @@ class WriteAhead(Protocol):
 
     @property
     def pending(self) -> int:
-        """How many entries wait for the disk."""
+        """Number of entries that wait for the disk."""
 
     @property
     def upstream_position(self) -> str | None:
-        """Where to resume at the upstream; None if none was followed."""
+        """Position at which to resume the upstream; None if none was followed."""
 
     def note_upstream(self, position: str) -> None:
-        """Note where to resume at the upstream, together with what was put in this turn of the loop."""
+        """Store the upstream position together with the entries put in this turn of the loop."""
 
     @property
     def failures(self) -> int:
-        """How many writes have failed."""
+        """Number of failed writes."""
 
     @property
     def full(self) -> bool:
@@ -65,19 +65,19 @@ class WriteAhead(Protocol):
         """Why nothing can be published now; empty when it can."""
 
     def put(self, entries: Sequence[Entry], keys: Sequence[tuple[str, str]]) -> None:
-        """Take what was published at once, and the dedup keys of it with their ids."""
+        """Add the entries of one batch, and their dedup keys with ids."""
 
     def confirm(self, callback: Callable[[], None]) -> None:
-        """Call back once, when all that was put until now is on the disk."""
+        """Call back once, when everything put so far is on the disk."""
 
 
 class Writer:
-    """What publishing does before the log has the entry.
+    """Checks and encodes events, and passes the entries to the log or the journal.
 
     Args:
         config: the settings.
-        log: what the entries are for.
-        append: puts one entry into it.
+        log: the log that gets the entries.
+        append: appends one entry to it.
         ended: the topics that have ended.
         on_end: called with a topic whose last event is in the log.
     """
@@ -85,7 +85,7 @@ class Writer:
     def __init__(self, config: Config, log: Log, append: Append, ended: Ended, on_end: Callable[[str], None]) -> None:
         self.encodes = 0
         self.seen = Seen(config.dedup_window_s, config.dedup_max)
-        self.journal: WriteAhead | None = None  # on the way to the disk; None without a file
+        self.journal: WriteAhead | None = None  # None without a file
         self._durable = config.durable
         self._ended = ended
         self._log = log
@@ -103,20 +103,20 @@ class Writer:
         return "" if self.journal is None else self.journal.refusal
 
     def confirm(self, callback: Callable[[], None]) -> None:
-        """Call back when what was published until now may be acknowledged: at once, unless that waits for the disk."""
+        """Call back when everything published so far may be acknowledged: at once, unless `durable` is set."""
         if self.journal is None or not self._durable:
             callback()
         else:
             self.journal.confirm(callback)
 
     def publish_one(self, event: Event, now_s: float, *, foreign: bool = False) -> str:
-        """Publish an event and return its id; the rest as for `publish`.
+        """Publish an event and return its id; raises as `publish` does.
 
         Args:
-            event: has a topic.
+            event: an event with a topic.
             now_s: the time.
-            foreign: it comes from another server, which chose its id: one that may not be kept becomes a default id.
-                Reserved types pass, since the other server may be a relay.
+            foreign: the event and its id come from another server. An id that cannot be kept is replaced by a default
+                id. Reserved types are allowed, because the other server may be a relay.
         """
         journal = self.journal
         if event.dedup is not None or (journal is not None and journal.refusal):
@@ -151,14 +151,14 @@ class Writer:
         """Publish events, all or none.
 
         Args:
-            events: each with a topic.
+            events: events with topics.
             now_s: the time.
 
         Returns:
-            their ids; of one that was published before, its first id.
+            the ids; for an event that was published before, its first id.
 
         Raises:
-            EventError: one is refused; nothing has changed.
+            EventError: an event is rejected; nothing was published.
             RequestError: 503, nothing can be stored now.
         """
         if self.refusal:
@@ -225,7 +225,7 @@ def _reserved() -> EventError:
 
 
 def _dedup_key(event: Event) -> str:
-    """Return what stands for the event: two topics never share a key, as LF is in no topic."""
+    """Return the dedup key of an event. Topics never share a key, because no topic contains LF."""
     dedup = str(event.dedup)
     if not 0 < len(dedup) <= DEDUP_CHARACTERS_MAX:
         raise EventError("dedup", f"has {len(dedup)} characters; 1 to {DEDUP_CHARACTERS_MAX} are allowed")
@@ -234,7 +234,7 @@ def _dedup_key(event: Event) -> str:
 
 
 def _check_text(field: str, text: str) -> None:
-    """Refuse what no file and no link can carry."""
+    """Reject text that UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -65,7 +65,7 @@ def test_a_stream_that_cannot_be_served_ends_alone(
     with caplog.at_level(logging.ERROR):
         world.step()
     monkeypatch.setattr(CatchUp, "_serve", real)
-    assert "could not be served" in caplog.text
+    assert "cannot serve a stream" in caplog.text
     caplog.records[0].exc_info = None  # its frames hold the world, and so the engine's descriptor
     assert world.hub.closes == {"error": 1}
     world.publish("b", 10)
