@@ -1,4 +1,4 @@
-"""`relay` is `relay serve`; what is wrong is said in one line, with exit code 2.
+"""`relay.cli`: `relay` is `relay serve`, and an error is one line with an exit code.
 
 Covers `relay.__main__`.
 """
@@ -42,12 +42,12 @@ def test_relay_is_relay_serve(served: list[Config], arguments: list[str]) -> Non
     assert served == [Config(stdin="lines", listen=(":1", ":2"), prime=False)]
 
 
-def test_without_anything_the_defaults_are_served(served: list[Config]) -> None:
+def test_without_arguments_the_defaults_are_served(served: list[Config]) -> None:
     assert cli.run([]) == 0
     assert served == [Config()]
 
 
-def test_a_flag_is_stronger_than_a_variable_than_the_file(
+def test_flags_override_variables_and_variables_override_the_file(
     served: list[Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "relay.toml"
@@ -62,7 +62,7 @@ def test_a_flag_is_stronger_than_a_variable_than_the_file(
     assert served[1] == Config(history_age_s=2, heartbeat_s=2, retry_max_s=3)
 
 
-def test_the_printed_settings_are_those_in_force(served: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_settings_are_the_effective_ones(served: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--print-config", "--history-bytes", "32M", "--publish-token", "sesame"]) == 0
     text = capsys.readouterr().out
     assert served == []
@@ -114,7 +114,7 @@ def test_help_names_every_command(option: str, capsys: pytest.CaptureFixture[str
         (["demo", "--listen", "127.0.0.1"], "listen:"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(
+def test_a_usage_error_is_one_line(
     served: list[Config], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run(arguments) == 2
@@ -127,7 +127,7 @@ def test_what_is_wrong_is_said_in_one_line(
 
 
 @pytest.mark.parametrize("text", [b"listen = ", b"\xff", b'history-age = "1s"\nhistory-age = "2s"'])
-def test_a_file_that_is_no_toml_is_said(
+def test_a_file_that_is_not_toml_is_an_error(
     served: list[Config], text: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "relay.toml").write_bytes(text)
@@ -168,13 +168,13 @@ def test_the_version_names_the_engine() -> None:
     assert done.stdout.endswith(f"(engine {ENGINE})\n")
 
 
-def test_a_process_refuses_an_unknown_variable() -> None:
+def test_an_unknown_variable_is_an_error() -> None:
     done = run(RELAY_HISTRY_AGE="1s")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "relay: unknown environment variable RELAY_HISTRY_AGE; did you mean RELAY_HISTORY_AGE?\n"
 
 
-def test_an_unknown_engine_is_said_in_one_line() -> None:
+def test_an_unknown_engine_is_one_line() -> None:
     done = run("--version", RELAY_ENGINE="steam")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -210,6 +210,6 @@ def test_a_live_unix_socket_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert str(running.unix_path) in done.stderr
 
 
-def test_an_end_of_input_ends_it_if_that_is_wanted() -> None:
+def test_with_exit_on_eof_the_end_of_input_ends_the_server() -> None:
     done = run("--listen", "127.0.0.1:0", "--stdin", "lines", "--exit-on-eof", input="a\nb\n")
     assert done.returncode == 0

@@ -1,4 +1,4 @@
-"""An answer is read as an event stream only if it is one, and within limits that no server can exceed."""
+"""`relay.client.opening`: only an event stream is read, and within limits that no server can exceed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRIVATE = {"X-Api-Key": "s3cret"}
 
 
 async def read(url: str, open_s_max: float = 5.0, transport: httpx.AsyncBaseTransport | None = None) -> bytes:
-    """Read one stream to its end, and return its bytes."""
+    """Read one stream to its end and return its bytes."""
     found: list[bytes] = []
     async with httpx.AsyncClient(trust_env=False, cookies=no_cookies(), transport=transport) as client:
         request = client.build_request("GET", url, headers=PRIVATE | {"Authorization": "Bearer t"}, timeout=open_s_max)
@@ -35,7 +35,7 @@ async def read(url: str, open_s_max: float = 5.0, transport: httpx.AsyncBaseTran
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "compress", "deflate", "gzip, gzip", "gzip, br", "x" * 500])
-async def test_a_coding_that_cannot_be_read_is_refused_and_named(coding: str) -> None:
+async def test_an_unsupported_content_coding_is_rejected_and_named(coding: str) -> None:
     async with scripted([answer(200, f"{STREAM}Content-Encoding: {coding}\r\n", b"\x8b\x02\n\n")]) as server:
         with pytest.raises(RelayError, match=f"content coding '{coding[:100]}'"):
             await read(server.url)
@@ -43,7 +43,7 @@ async def test_a_coding_that_cannot_be_read_is_refused_and_named(coding: str) ->
 
 @pytest.mark.parametrize("coding", ["gzip", "X-Gzip"])
 @pytest.mark.parametrize("size", [1, 7, 1000])
-async def test_gzip_is_read_however_it_is_cut_and_in_any_number_of_members(coding: str, size: int) -> None:
+async def test_gzip_is_read_at_every_split_and_in_any_number_of_members(coding: str, size: int) -> None:
     text = b"".join(b"id: %d\ndata: %d\n\n" % (number, number * number) for number in range(20_000))
     packed = gzip.compress(text[:1000]) + gzip.compress(text[1000:])
     parts = [packed[place : place + size] for place in range(0, 3000, size)] + [packed[-(-3000 // size) * size :]]
@@ -51,20 +51,20 @@ async def test_gzip_is_read_however_it_is_cut_and_in_any_number_of_members(codin
         assert await read(server.url) == text
 
 
-async def test_a_compressed_bomb_is_refused() -> None:
+async def test_a_decompression_bomb_is_rejected() -> None:
     bomb = zlib.compress(bytes(1 << 26), level=9, wbits=31)
     async with scripted([answer(200, f"{STREAM}Content-Encoding: gzip\r\n", bomb)]) as server:
         with pytest.raises(LostError, match="expands more than"):
             await read(server.url)
 
 
-async def test_what_is_not_gzip_is_refused() -> None:
+async def test_data_that_is_not_gzip_is_rejected() -> None:
     async with scripted([answer(200, f"{STREAM}Content-Encoding: gzip\r\n", b"data: a\n\n")]) as server:
         with pytest.raises(LostError, match="is not gzip"):
             await read(server.url)
 
 
-async def test_a_compressed_refusal_is_not_expanded() -> None:
+async def test_a_compressed_error_response_is_not_decompressed() -> None:
     bomb = zlib.compress(b" " * (1 << 26), level=9, wbits=31)
     async with scripted([answer(403, "Content-Encoding: gzip\r\n", bomb)]) as server:
         with pytest.raises(RelayError, match="403: Reason"):
@@ -83,7 +83,7 @@ async def test_a_compressed_refusal_is_not_expanded() -> None:
         pytest.param(answer(300, ""), id="no location"),
     ],
 )
-async def test_an_answer_that_is_no_event_stream_is_refused(reply: bytes) -> None:
+async def test_a_response_that_is_not_an_event_stream_is_rejected(reply: bytes) -> None:
     async with scripted([reply]) as server:
         with pytest.raises(RelayError, match="does not answer with an event stream") as raised:
             await read(f"{server.url}/events?token=s3cret")
@@ -141,13 +141,13 @@ async def test_a_redirect_is_followed_and_another_origin_gets_no_credentials() -
         ("http://[::1", "Invalid URL"),
     ],
 )
-async def test_a_redirect_that_leads_elsewhere_is_refused(location: str, reason: str) -> None:
+async def test_a_redirect_to_a_forbidden_address_is_rejected(location: str, reason: str) -> None:
     transport = httpx.MockTransport(lambda request: httpx.Response(302, headers={"Location": location}))
     with pytest.raises(RelayError, match=reason):
         await read("https://a.example/events", transport=transport)
 
 
-async def test_endless_redirects_are_refused() -> None:
+async def test_endless_redirects_are_rejected() -> None:
     asked = []
 
     def move(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""A publisher learns of each event whether it is in the log: its id, or why not."""
+"""`relay.client.publish`: a publisher gets the id of each event, or the error for which it was rejected."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.asynccontextmanager
 async def feeder_socket(path: Path, reply: Answer) -> AsyncIterator[list[dict[str, Any]]]:
-    """Take lines, and answer each as the test says; None hangs up."""
+    """Read lines and answer each with `reply`; None closes the connection."""
     lines: list[dict[str, Any]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -68,7 +68,7 @@ async def test_events_go_out_as_lines_and_come_back_as_ids(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("named", ["ack", "line"])
-async def test_a_refused_event_is_an_error_and_the_rest_is_published(tmp_path: Path, named: str) -> None:
+async def test_a_rejected_event_is_an_error_and_the_rest_is_published(tmp_path: Path, named: str) -> None:
     def reply(line: dict[str, Any], number: int) -> dict[str, Any]:
         if line["data"] == "bad":
             return {"error": "topic: has an empty level", "line": number} | (
@@ -87,7 +87,7 @@ async def test_a_refused_event_is_an_error_and_the_rest_is_published(tmp_path: P
             await publish(str(tmp_path / "s"), [Event(data="a"), Event(data="bad")])
 
 
-async def test_only_so_many_events_are_in_flight(tmp_path: Path) -> None:
+async def test_the_number_of_events_in_flight_is_limited(tmp_path: Path) -> None:
     waiting: list[dict[str, Any]] = []
     writers: list[asyncio.StreamWriter] = []
     arrived = asyncio.Semaphore(0)
@@ -112,7 +112,7 @@ async def test_only_so_many_events_are_in_flight(tmp_path: Path) -> None:
                 await arrived.acquire()
 
 
-async def test_a_lost_connection_fails_what_waits_and_what_comes(tmp_path: Path) -> None:
+async def test_a_lost_connection_fails_waiting_and_later_events(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     async with feeder_socket(tmp_path / "s", lambda line, number: None):
         with pytest.raises(RelayError, match="closed the connection"):
@@ -128,13 +128,13 @@ async def test_a_lost_connection_fails_what_waits_and_what_comes(tmp_path: Path)
 @pytest.mark.parametrize(
     "said", [b"hello\n", b"[]\n", b'{"ack": 1}\n', b'{"ack": []}\n', b'{"a":' + b"[" * 4096 + b"\n"]
 )
-async def test_what_is_no_answer_of_a_relay_is_an_error(tmp_path: Path, said: bytes) -> None:
+async def test_a_malformed_answer_is_an_error(tmp_path: Path, said: bytes) -> None:
     async with feeder_socket(tmp_path / "s", lambda line, number: said):
         with pytest.raises(RelayError, match="not that of a relay"):
             await publish(str(tmp_path / "s"), Event(data="a"))
 
 
-async def test_answers_to_lines_of_nobody_are_passed_over(tmp_path: Path) -> None:
+async def test_answers_to_unknown_lines_are_ignored(tmp_path: Path) -> None:
     strange = (
         b'{"ack": 99, "id": "x"}\n{"error": "data: no", "line": 98}\n{"note": 1}\n{"ack": 1, "id": "e-1"}\n'
     )
@@ -142,13 +142,13 @@ async def test_answers_to_lines_of_nobody_are_passed_over(tmp_path: Path) -> Non
         assert await publish(str(tmp_path / "s"), Event(data="a")) == ["e-1"]
 
 
-async def test_without_a_relay_it_cannot_connect(tmp_path: Path) -> None:
+async def test_without_a_relay_connecting_fails(tmp_path: Path) -> None:
     with pytest.raises(RelayError, match=r"cannot connect to .*: No such file"):
         await publish(f"unix:{tmp_path}/none", Event(data="a"))
 
 
 @pytest.mark.parametrize("data", [object(), "\ud800", {1: {2}.__iter__()}])
-async def test_data_that_is_no_json_is_refused_before_it_is_sent(tmp_path: Path, data: object) -> None:
+async def test_data_that_is_not_json_is_rejected_before_it_is_sent(tmp_path: Path, data: object) -> None:
     async with feeder_socket(tmp_path / "s", accept) as lines:
         with pytest.raises(EventError) as raised:
             await publish(str(tmp_path / "s"), Event(data=data))
@@ -156,7 +156,7 @@ async def test_data_that_is_no_json_is_refused_before_it_is_sent(tmp_path: Path,
     assert lines == []
 
 
-async def test_leaving_by_an_error_does_not_wait(tmp_path: Path) -> None:
+async def test_leaving_with_an_error_does_not_wait(tmp_path: Path) -> None:
     async with feeder_socket(tmp_path / "s", lambda line, number: b""):
         publisher = await Publisher(str(tmp_path / "s")).__aenter__()
         future = await publisher.send(Event(data="a"))
@@ -204,7 +204,7 @@ async def test_no_events_make_no_request() -> None:
         (b"", LostError, "RemoteProtocolError"),
     ],
 )
-async def test_over_http_a_refusal_is_the_error_it_tells(script: bytes, error: type, message: str) -> None:
+async def test_over_http_an_error_response_raises_the_matching_error(script: bytes, error: type, message: str) -> None:
     async with scripted([script]) as server:
         with pytest.raises(RelayError) as raised:
             await publish(server.url, Event(data="a"))

@@ -1,4 +1,4 @@
-"""A subscriber stays subscribed: it reconnects, resumes where it was, and stops only at what is final."""
+"""`relay.client.subscribe`: a subscriber reconnects, resumes at its position, and stops only at a final response."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Waits(list[float]):
-    """Takes the place of sleep, and remembers."""
+    """Replaces sleep and records the waits."""
 
     async def __call__(self, seconds: float) -> None:
         self.append(seconds)
 
 
 class EnoughError(Exception):
-    """Ends a test that would otherwise be tried for ever."""
+    """Ends a test that would otherwise reconnect forever."""
 
 
 async def collect(
     url: str, topics: tuple[str, ...] = (), waits: Waits | None = None, **options: Any
 ) -> list[Event]:
-    """Read the stream until it is over for good; chance is 0.5."""
+    """Read the stream until it ends. The random numbers are 0.5."""
     stream = subscribe(
         url, topics, sleep=waits if waits is not None else Waits(), draw=lambda: 0.5, **options
     )
@@ -50,7 +50,7 @@ async def collect(
         return [event async for event in stream]
 
 
-async def test_events_come_with_the_last_id_as_of_each() -> None:
+async def test_each_event_has_the_last_id_as_of_that_event() -> None:
     gap = b'event: relay.gap\ndata: {"reason":"epoch"}\n\n'
     body = (
         PRIMING
@@ -107,7 +107,7 @@ async def test_the_retry_of_a_drained_stream_counts_though_its_block_is_torn() -
     assert waits == [9.5]
 
 
-async def test_one_that_was_given_an_id_begins_there() -> None:
+async def test_a_subscriber_with_a_last_event_id_begins_there() -> None:
     async with scripted() as server:
         await collect(server.url, last_event_id="é-7", since="earliest")
     assert server.header(0, "Last-Event-ID") == "é-7"
@@ -115,7 +115,7 @@ async def test_one_that_was_given_an_id_begins_there() -> None:
 
 
 @pytest.mark.parametrize("id", [" 7", "7 ", "a\x01b"])
-async def test_an_id_that_no_header_can_carry_travels_in_the_query(id: str) -> None:
+async def test_an_id_that_is_no_valid_header_value_is_sent_in_the_query(id: str) -> None:
     async with scripted() as server:
         await collect(server.url, last_event_id=id)
     assert server.header(0, "Last-Event-ID") is None
@@ -131,7 +131,7 @@ async def test_no_content_is_the_end() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410])
-async def test_a_refusal_is_final(status: int) -> None:
+async def test_a_permanent_error_response_is_final(status: int) -> None:
     body = b'{"error": "a pattern has `**` last"}'
     async with scripted([answer(status, "Content-Type: application/json\r\n", body)]) as server:
         with pytest.raises(RequestError, match="a pattern has") as raised:
@@ -140,7 +140,7 @@ async def test_a_refusal_is_final(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
-async def test_a_refusal_for_now_is_tried_again(status: int) -> None:
+async def test_after_a_temporary_error_response_it_reconnects(status: int) -> None:
     waits = Waits()
     async with scripted([answer(status, "Retry-After: 7\r\n")], [answer(body=b"data: a\n\n")]) as server:
         events = await collect(server.url, waits=waits)
@@ -175,7 +175,7 @@ async def test_the_streams_own_retry_is_bounded_too(retry: int, asked_s: float) 
 
 
 @pytest.mark.parametrize("body", [b"", b": hello\n", b"retry: 2000\n\n", b"data: hello\n\n", b"id: 7\ndata: a\n\n"])
-async def test_waits_grow_while_a_server_closes_at_once_and_begin_anew_with_a_new_id(body: bytes) -> None:
+async def test_waits_grow_while_a_server_closes_immediately_and_are_reset_by_a_new_id(body: bytes) -> None:
     waits = Waits()
     first = answer(body=b"id: 7\ndata: a\n\n")
     scripts = [[answer(body=body)]] * 3 + [[answer(body=body + b"id: 8\ndata: b\n\n")], [answer(body=b"")]]
@@ -185,7 +185,7 @@ async def test_waits_grow_while_a_server_closes_at_once_and_begin_anew_with_a_ne
     assert waits == [0.5] + [asked + wait_s for asked, wait_s in zip(asked_s, (1, 2, 4, 0.5, 1), strict=True)]
 
 
-async def test_an_event_that_is_too_large_does_not_make_the_waits_short_again() -> None:
+async def test_an_event_that_is_too_large_does_not_reset_the_back_off() -> None:
     waits = Waits()
     scripts = [[answer(body=b"data: " + b"x" * 2000 + b"\n\n")]] * 3
     async with scripted(*scripts) as server:
@@ -256,7 +256,7 @@ async def test_the_wait_that_the_server_asks_for_is_added_to_the_random_wait() -
     assert waits == [4, 5]
 
 
-async def test_a_stream_that_says_nothing_is_taken_for_dead() -> None:
+async def test_a_silent_stream_counts_as_lost() -> None:
     async with scripted([answer(body=b"id: 1\ndata: a\n\n"), HOLD]) as server:
         events = await collect(server.url, read_timeout_s=0.05)
         await server.hung_up.wait()
@@ -265,7 +265,7 @@ async def test_a_stream_that_says_nothing_is_taken_for_dead() -> None:
 
 
 @pytest.mark.parametrize("headers", ["Content-Type: text/html\r\n", ""])
-async def test_an_answer_that_is_no_event_stream_is_final(headers: str) -> None:
+async def test_a_response_that_is_not_an_event_stream_is_final(headers: str) -> None:
     async with scripted([answer(200, headers, b"<p>data: a\n\n")]) as server:
         with pytest.raises(RelayError, match="does not answer with an event stream"):
             await collect(server.url)
@@ -302,7 +302,7 @@ async def test_a_client_of_the_callers_is_used_and_left_open() -> None:
         assert not client.is_closed
 
 
-async def test_events_are_the_same_however_their_bytes_are_cut() -> None:
+async def test_events_are_the_same_at_every_split() -> None:
     body = "id: e-1\r\ndata: ä\r\n\r\nid: e-2\r\rdata: b\r\rdata: c\n\n".encode()
     for size in (1, 2, 3, 5):
         parts = [body[place : place + size] for place in range(0, len(body), size)]
@@ -312,18 +312,18 @@ async def test_events_are_the_same_however_their_bytes_are_cut() -> None:
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8080", "ftp://a", "/run/relay.sock", "http://", "http://[::1"])
-async def test_what_is_no_address_is_an_error(url: str) -> None:
+async def test_a_malformed_address_is_an_error(url: str) -> None:
     with pytest.raises(RelayError, match="not an address"):
         await collect(url)
 
 
-async def test_without_httpx_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_httpx_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RelayError, match=r"pip install '\.\[client\]'"):
         await collect("http://127.0.0.1:1")
 
 
-async def test_a_cancelled_subscriber_is_gone_at_once() -> None:
+async def test_a_cancelled_subscriber_closes_its_connection() -> None:
     async with scripted([answer(body=b"data: a\n\n"), HOLD]) as server:
         task = asyncio.create_task(collect(server.url))
         while not server.requests:

@@ -1,4 +1,4 @@
-"""The commands work against a real server: what is published is what is subscribed to."""
+"""`relay publish`, `relay subscribe` and `relay demo` against a real server (`relay.commands.subscribe`, `.demo`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
 
 @pytest.fixture
 def topic(request: pytest.FixtureRequest) -> str:
-    """A topic of the test's own."""
+    """A topic that only this test uses."""
     return f"{request.node.originalname}.{random.getrandbits(32):x}"
 
 
@@ -61,7 +61,7 @@ def test_arguments_are_published_and_their_ids_printed(server: Relay, topic: str
 
 
 @pytest.mark.parametrize("way", ["unix", "http"])
-def test_lines_are_published_and_a_bad_one_harms_no_other(server: Relay, topic: str, way: str) -> None:
+def test_a_bad_line_is_reported_and_the_others_are_published(server: Relay, topic: str, way: str) -> None:
     target = f"unix:{server.unix_path}" if way == "unix" else server.url
     lines = [
         '{"data": {"n": 1}}',
@@ -118,13 +118,13 @@ def test_without_the_token_nothing_is_published_over_http(server: Relay, topic: 
     assert done.stderr.startswith("relay: 401: ")
 
 
-def test_what_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
+def test_a_server_that_cannot_be_reached_is_reported_in_one_line(tmp_path: Path) -> None:
     done = run("publish", "--to", str(tmp_path / "none"), "x")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "cannot connect to" in done.stderr
 
 
-def test_data_alone_can_be_printed_and_gaps_are_told_beside_it(server: Relay, topic: str) -> None:
+def test_output_data_prints_only_data_and_reports_gaps_on_standard_error(server: Relay, topic: str) -> None:
     run("publish", "--to", str(server.unix_path), "--topic", topic, "one", "two\nlines")
     options = ("--topic", topic, "--output", "data", "--count", "2", "--last-event-id", "other-7")
     done = run("subscribe", server.url, *options)
@@ -140,7 +140,7 @@ def test_a_subscriber_resumes_after_an_id(server: Relay, topic: str) -> None:
     assert done.stdout == "b\nc\n"
 
 
-def test_a_refused_subscriber_says_why(server: Relay) -> None:
+def test_a_rejected_subscriber_prints_the_reason(server: Relay) -> None:
     done = run("subscribe", server.url, "--topic", "a..b")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("relay: 400: ")
@@ -149,10 +149,10 @@ def test_a_refused_subscriber_says_why(server: Relay) -> None:
 
 @pytest.mark.parametrize("writes", [True, False])
 @pytest.mark.parametrize("output", [os.pipe, lambda: [end.detach() for end in socket.socketpair()], os.openpty])
-def test_a_subscriber_whose_reader_leaves_ends_as_a_filter_does(
+def test_a_subscriber_whose_reader_exits_ends_by_sigpipe(
     server: Relay, topic: str, output: Callable[[], tuple[int, int]], writes: bool
 ) -> None:
-    """It ends with the next event that it prints, and on a quiet topic at once."""
+    """It ends at the next event that it prints, and immediately on a quiet topic."""
     run("publish", "--to", str(server.unix_path), "--topic", topic, *map(str, range(3)))
     reading, writing = output()
     with subprocess.Popen(
@@ -192,7 +192,7 @@ def test_an_interrupt_ends_it_without_a_traceback(server: Relay, topic: str, nam
         assert process.stderr.read().strip() == b""
 
 
-async def test_heartbeats_are_no_output() -> None:
+async def test_heartbeats_are_not_printed() -> None:
     body = b"".join(encode(event, None, 1000) for event in (Event(event="relay.heartbeat", data=""), Event(data="a")))
     async with scripted([answer(body=body)]) as scripted_server:
         from relay.commands.subscribe import _print_events
@@ -216,7 +216,7 @@ class _Stdout:
         """Do nothing."""
 
 
-def test_the_sample_feed_is_good_and_always_the_same_for_a_seed() -> None:
+def test_the_sample_feed_is_valid_and_the_same_for_a_seed() -> None:
     events = list(islice(demo.sample_events(7, map(float, count())), 500))
     assert events == list(islice(demo.sample_events(7, map(float, count())), 500))
     for number, event in enumerate(events):
@@ -230,7 +230,7 @@ def test_the_sample_feed_is_good_and_always_the_same_for_a_seed() -> None:
 
 @contextlib.contextmanager
 def running_demo(*arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """Run a demo at a free port; give its process, its address and the lines that it greets with."""
+    """Run a demo on a free port. Yield its process, its address and the lines that it prints at the start."""
     with subprocess.Popen(
         command("demo", "--listen", "127.0.0.1:0", *arguments),
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""`relay publish` publishes each line once, whatever happens to the server, and names the lines that it could not."""
+"""`relay.commands.publish`: each line is published once, whatever happens to the server, or is reported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def numbered(*data: str) -> list[tuple[int, Event]]:
 
 @pytest.mark.parametrize("way", ["unix", "http"])
 def test_lines_are_published_once_over_a_server_that_is_killed_and_started_again(tmp_path: Path, way: str) -> None:
-    """The lines come while the server is killed three times; a write that it has not acknowledged is sent again."""
+    """The server is killed three times while lines arrive. Lines that were not acknowledged are sent again."""
     port, path, count = free_port(), tmp_path / "s", 3000
     flags = ("--listen", f"127.0.0.1:{port}", "--unix", str(path), "--data", str(tmp_path / "d"), "--durable")
     target = str(path) if way == "unix" else f"http://127.0.0.1:{port}"
@@ -73,7 +73,7 @@ def test_lines_are_published_once_over_a_server_that_is_killed_and_started_again
 async def test_what_was_not_acknowledged_is_sent_again_in_order_with_the_same_key(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The server hangs up on each connection after some acknowledgements."""
+    """The server closes each connection after some acknowledgements."""
     path = tmp_path / "s"
     async with feeder_socket(path, lambda line, number: accept(line, number) if number <= 2 else None) as lines:
         sender = _Sender(str(path), None, None, _Report("line", quiet=False))
@@ -91,7 +91,7 @@ async def test_what_was_not_acknowledged_is_sent_again_in_order_with_the_same_ke
     assert "closed the connection; sending again in" in output.err
 
 
-async def test_a_server_that_is_busy_is_asked_again(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_after_a_busy_response_the_request_is_sent_again(capsys: pytest.CaptureFixture[str]) -> None:
     busy = answer(503, JSON, b'{"error": "draining"}')
     scripts = [busy], [answer(429, "")], [b""], [answer(200, JSON, b'{"ids": ["e-1"]}')]
     async with scripted(*scripts) as server:
@@ -114,7 +114,7 @@ def test_a_read_of_more_lines_than_a_request_may_publish_takes_several_requests(
     assert done.stdout.split() == [event.id for event in events]
 
 
-def test_a_line_that_is_larger_than_a_request_may_be_is_refused_and_the_others_are_published() -> None:
+def test_a_line_larger_than_the_request_limit_is_rejected_and_the_others_are_published() -> None:
     lines = ["a", "b" * 20_000, *"cd"]
     with relay("--body-bytes-max", "10KiB") as server:
         done = run("publish", "--to", server.url, "--token", TOKEN, input="\n".join(lines))
@@ -146,7 +146,7 @@ async def test_a_server_that_stays_away_ends_the_command_and_the_lines_are_named
         ('{"data": 1}\n', "lines", ['{"data": 1}']),
     ],
 )
-def test_plain_lines_are_data_and_the_first_line_says_what_they_are(text: str, form: str, data: list[str]) -> None:
+def test_plain_lines_are_data_and_the_first_line_decides_the_format(text: str, form: str, data: list[str]) -> None:
     with relay() as server:
         done = run("publish", "--to", server.url, "--token", TOKEN, "--input", form, input=text)
         assert (done.returncode, done.stderr) == (0, "")
@@ -155,7 +155,7 @@ def test_plain_lines_are_data_and_the_first_line_says_what_they_are(text: str, f
 
 
 @pytest.mark.parametrize("way", ["unix", "http"])
-def test_lines_that_are_refused_are_named_and_the_others_published(tmp_path: Path, way: str) -> None:
+def test_rejected_lines_are_named_and_the_others_are_published(tmp_path: Path, way: str) -> None:
     large = '{"data": "' + "x" * 9_000_000 + '"}'
     lines = ['{"data": 1}', "text", '{"data": 2, "topic": "a..b"}', large, '{"data": 3}']
     with relay("--unix", str(tmp_path / "s")) as server:

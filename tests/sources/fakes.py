@@ -1,4 +1,4 @@
-"""What the tests of the sources have in common: a hub that only remembers, and a way to run on uvloop."""
+"""Shared by the tests of the sources: a fake hub that records events, and a decorator that runs a test on uvloop."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from relay.event import Event
 
 
 def value(data: object) -> object:
-    """Return an event's data as a value: what came as JSON is kept as text."""
+    """Return the data of an event as a value. The event keeps JSON data as text."""
     return msgspec.json.decode(data) if isinstance(data, msgspec.Raw) else data
 
 
 class FakeHub:
-    """Takes every event, but on a topic named `bad`; holds topics on request."""
+    """Records every event except on the topics `bad` and `broken`. Holds topics on request."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []

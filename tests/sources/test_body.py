@@ -1,4 +1,4 @@
-"""Bodies of publish requests: each content type becomes events, or an error that says where."""
+"""`relay.sources.body`: a body of each content type becomes events, or an error that names the place."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_a_json_array_is_several_events_in_order() -> None:
 
 
 @pytest.mark.parametrize("media", ["application/x-ndjson", "application/ndjson"])
-def test_ndjson_is_one_event_a_line_and_empty_lines_are_passed_over(media: str) -> None:
+def test_ndjson_is_one_event_a_line_and_empty_lines_are_skipped(media: str) -> None:
     body = b'{"data": 1}\r\n\n  \n{"data": 2}'
     assert [value(event.data) for event in parse_body(media, body, "t")] == [1, 2]
 
 
-def test_text_is_the_data_of_one_event_as_it_is() -> None:
+def test_text_is_the_data_of_one_event_unchanged() -> None:
     events = parse_body("text/plain", "a\r\nö\n".encode(), "t", event="e", id="i", key="k")
     assert events == [Event(data="a\r\nö\n", event="e", id="i", key="k", topic="t")]
     assert parse_body("text/csv;charset=UTF-8", b"", "t") == [Event(data="", topic="t")]
@@ -59,7 +59,7 @@ def test_a_byte_order_mark_before_json_is_skipped(media: str) -> None:
         'application/json; charset="utf-16"',
     ],
 )
-def test_other_content_types_are_refused(content_type: str) -> None:
+def test_other_content_types_are_rejected(content_type: str) -> None:
     with pytest.raises(RequestError) as caught:
         parse_body(content_type, b"{}", "t")
     assert caught.value.status == 415
@@ -81,7 +81,7 @@ def test_other_content_types_are_refused(content_type: str) -> None:
         ("application/x-ndjson", b'{"data": 1}\n{"data"', "event", "line 2"),
     ],
 )
-def test_a_malformed_event_is_refused_with_its_field_and_place(media: str, body: bytes, field: str, where: str) -> None:
+def test_a_malformed_event_is_an_error_with_field_and_place(media: str, body: bytes, field: str, where: str) -> None:
     with pytest.raises(EventError) as caught:
         parse_body(media, body, "t")
     assert where in str(caught.value)

@@ -1,4 +1,4 @@
-"""Each line is published or refused once, in order, and answered when it asks, whatever the others are."""
+"""`relay.sources.intake`: each line is published or rejected once, in order, and is answered if it asks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_line_is_published_on_its_topic_or_the_default_one() -> None:
     ]
 
 
-def test_a_byte_order_mark_before_the_first_line_is_skipped_however_it_is_cut() -> None:
+def test_a_byte_order_mark_before_the_first_line_is_skipped_at_every_split() -> None:
     for cut in range(6):
         feed = Feed()
         text = b'\xef\xbb\xbf{"data":1}\n{"data":2}\n'
@@ -74,7 +74,7 @@ def test_a_byte_order_mark_is_skipped_before_the_first_line_of_each_writer_of_a_
 @pytest.mark.parametrize(
     "ack", ["7", "null", '"ä"', "false", '{"a": [1, 2.50]}', "123456789012345678901234567890"]
 )
-def test_an_ack_is_given_back_as_it_was_with_the_id(ack: str) -> None:
+def test_an_answer_returns_the_ack_unchanged_with_the_id(ack: str) -> None:
     feed = Feed()
     feed.intake.receive(b'{"data":1}\n{"data":2,"ack":%s}\n' % ack.encode())
     assert feed.intake.work(0.0, ANSWER_BYTES_MAX) is State.IDLE
@@ -102,7 +102,7 @@ def test_an_ack_is_given_back_as_it_was_with_the_id(ack: str) -> None:
         (b"x" * 10_001, "line", "line: longer than 10000 bytes"),
     ],
 )
-def test_a_bad_line_is_answered_counted_and_harms_nothing_else(line: bytes, kind: str, reason: str) -> None:
+def test_a_bad_line_is_answered_and_reported_and_the_others_are_published(line: bytes, kind: str, reason: str) -> None:
     feed = Feed()
     answers = feed.send(b'{"data":1}\n\n' + line + b'\n{"data":2}\n')
     assert answers == [{"error": reason, "line": 3}]
@@ -110,7 +110,7 @@ def test_a_bad_line_is_answered_counted_and_harms_nothing_else(line: bytes, kind
     assert feed.hub.data == [1, 2]
 
 
-def test_the_answer_to_a_bad_line_carries_its_ack_where_that_can_be_read() -> None:
+def test_the_answer_to_a_bad_line_contains_its_ack_if_it_can_be_parsed() -> None:
     feed = Feed()
     answers = feed.send(b'{"ack":5,"x":1}\n{"ack":6,"topic":"bad"}\n{"ack":7,"data":\n{"ack":"\xff"}\n')
     assert [answer.get("ack") for answer in answers] == [5, 6, None, None]
@@ -118,14 +118,14 @@ def test_the_answer_to_a_bad_line_carries_its_ack_where_that_can_be_read() -> No
     assert answers[3]["error"] == "ack: invalid UTF-8"
 
 
-def test_a_long_ack_is_refused() -> None:
+def test_a_long_ack_is_rejected() -> None:
     feed = Feed()
     (answer,) = feed.send(b'{"ack":"%s","data":1}\n' % (b"x" * ACK_BYTES_MAX))
     assert answer == {"error": f"ack: longer than {ACK_BYTES_MAX} bytes", "line": 1}
     assert feed.hub.events == []
 
 
-def test_what_an_error_quotes_is_printable_and_short() -> None:
+def test_the_text_that_an_error_quotes_is_printable_and_short() -> None:
     feed = Feed()
     name = "\\n\\u001b[31m" + "x" * 5000
     (answer,) = feed.send(f'{{"{name}":1}}\n'.encode())
@@ -153,13 +153,13 @@ def test_empty_lines_of_text_are_events() -> None:
     assert feed.reports == []
 
 
-def test_nothing_is_answered_where_nobody_listens() -> None:
+def test_without_answering_no_answer_is_written() -> None:
     feed = Feed(answering=False)
     assert feed.send(b'{"data":1,"ack":1}\n{\n') == []
     assert feed.hub.data == [1]
 
 
-def test_a_turn_ends_after_so_many_lines() -> None:
+def test_a_turn_ends_after_turn_lines_items() -> None:
     feed = Feed()
     feed.intake.receive(b'{"data":1}\n' * (2 * TURN_LINES + 1))
     states = [feed.intake.work(0.0, 0) for _ in range(3)]
@@ -167,7 +167,7 @@ def test_a_turn_ends_after_so_many_lines() -> None:
     assert len(feed.hub.events) == 2 * TURN_LINES + 1
 
 
-def test_a_held_topic_keeps_its_line_and_those_behind_it_in_order() -> None:
+def test_a_held_topic_delays_its_line_and_the_lines_after_it() -> None:
     feed = Feed()
     feed.hub.holding.add("h")
     feed.intake.receive(b'{"data":1}\n{"topic":"h","data":2,"ack":2}\n{"data":3}\n{\n')
@@ -181,7 +181,7 @@ def test_a_held_topic_keeps_its_line_and_those_behind_it_in_order() -> None:
     assert [answer.get("line", answer.get("ack")) for answer in feed.answers()] == [2, 4]
 
 
-def test_a_line_that_wants_an_answer_waits_for_room() -> None:
+def test_a_line_with_an_ack_waits_for_room() -> None:
     feed = Feed()
     feed.intake.receive(b'{"data":1}\n{"data":2,"ack":2}\n')
     assert feed.intake.work(0.0, 0) is State.FULL
@@ -190,7 +190,7 @@ def test_a_line_that_wants_an_answer_waits_for_room() -> None:
     assert feed.answers() == [{"ack": 2, "id": "e-2"}]
 
 
-def test_a_bad_line_that_wants_an_answer_waits_for_room() -> None:
+def test_a_bad_line_with_an_ack_waits_for_room() -> None:
     feed = Feed()
     feed.intake.receive(b'{"topic":"bad","ack":1}\n')
     assert feed.intake.work(0.0, 0) is State.FULL
@@ -200,7 +200,7 @@ def test_a_bad_line_that_wants_an_answer_waits_for_room() -> None:
     assert feed.answers() == [{"error": "topic: is bad", "line": 1, "ack": 1}]
 
 
-def test_a_bad_line_that_wants_none_is_not_answered_without_room() -> None:
+def test_a_bad_line_without_an_ack_is_not_answered_without_room() -> None:
     feed = Feed()
     feed.intake.receive(b'{\n{"data":1}\n')
     assert feed.intake.work(0.0, 0) is State.IDLE
@@ -218,7 +218,7 @@ def test_the_answers_of_a_turn_are_bounded() -> None:
     assert len(feed.answers()) == 3
 
 
-def test_an_error_of_the_hub_is_not_taken_for_the_feeders() -> None:
+def test_an_internal_error_is_not_reported_as_bad_input() -> None:
     with pytest.raises(ZeroDivisionError):
         Feed().send(b'{"topic":"broken"}\n')
 
@@ -245,7 +245,7 @@ FRAGMENTS = st.sampled_from(
 
 
 @given(st.lists(st.one_of(FRAGMENTS, st.binary(max_size=20))), st.integers(0, 100), st.booleans())
-def test_no_input_raises_and_every_line_is_accounted_for(
+def test_no_input_raises_and_every_line_is_published_or_reported(
     chunks: list[bytes], room: int, answering: bool
 ) -> None:
     feed = Feed(answering, line_bytes_max=40)

@@ -1,4 +1,4 @@
-"""Lines come out whole, in order and bounded, wherever the reads happened to cut them."""
+"""`relay.sources.lines`: the splitters return complete items, in order and within the limit, at every split."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_cr_before_the_end_of_input_stays() -> None:
     assert split([b"a\r"]) == [b"a\r"]
 
 
-def test_no_input_is_no_line() -> None:
+def test_an_empty_input_has_no_line() -> None:
     assert split([]) == split([b""]) == []
 
 
@@ -72,7 +72,7 @@ def test_the_limit_counts_the_line_without_its_end(end: bytes, size: int) -> Non
         assert split([text[i : i + size] for i in range(0, len(text), size)], limit) == lines
 
 
-def test_a_line_that_is_too_long_is_refused_once_and_at_once() -> None:
+def test_a_line_that_is_too_long_is_rejected_once_and_immediately() -> None:
     splitter = LineSplitter(10)
     assert splitter.feed(b"ok\n" + b"x" * 11) == [b"ok", None]
     assert splitter.feed(b"x" * 1000) == []
@@ -81,7 +81,7 @@ def test_a_line_that_is_too_long_is_refused_once_and_at_once() -> None:
     assert splitter.end() == []
 
 
-def test_a_refused_line_is_not_kept() -> None:
+def test_a_rejected_line_is_not_buffered() -> None:
     splitter = LineSplitter(1000)
     chunk = b"x" * 100_000
     tracemalloc.start()
@@ -103,7 +103,7 @@ def test_a_line_in_single_bytes_costs_its_bytes() -> None:
     assert splitter.feed(b"\n") == [b"x" * 50_000]
 
 
-def test_a_line_is_an_event_and_what_its_answer_carries() -> None:
+def test_a_line_is_an_event_with_an_ack() -> None:
     line = parse_line(
         b'{"topic":"t","event":"e","id":"1","data":{"a":[1]},"retry":5,"key":"k","ack": [1, "x"]}'
     )
@@ -116,12 +116,12 @@ def test_an_ack_of_null_is_an_ack() -> None:
     assert parse_line(b'{"data":"x"}').ack is NO_ACK
 
 
-def test_an_unknown_field_is_refused() -> None:
+def test_an_unknown_field_is_rejected() -> None:
     with pytest.raises(msgspec.ValidationError):
         parse_line(b'{"data":"x","tpoic":"t"}')
 
 
-def test_text_is_data_as_it_is() -> None:
+def test_a_line_of_text_is_the_data_unchanged() -> None:
     assert parse_text(" ä\t{} ".encode()).data == " ä\t{} "
     assert parse_text(b"").data == ""
 
@@ -145,7 +145,7 @@ def test_an_event_stream_keeps_each_events_own_fields(cut: int) -> None:
     ]
 
 
-def test_an_event_that_is_too_long_is_refused_and_harms_no_other() -> None:
+def test_an_event_that_is_too_long_is_rejected_and_the_others_are_returned() -> None:
     splitter = StreamSplitter("t", 20)
     lines = splitter.feed(b"data: a\n\ndata: " + b"x" * 30 + b"\n\ndata: b\n\n")
     assert [line and line.data for line in lines] == ["a", "b", None]

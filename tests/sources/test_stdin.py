@@ -1,4 +1,4 @@
-"""Standard input is published to its end, whatever stands behind it, and its descriptor is left as it was.
+"""`relay.sources.stdin`: standard input of every kind is published to its end, and its descriptor stays unchanged.
 
 Covers `relay.sources.feeder` and `relay.sources.group`.
 """
@@ -26,7 +26,7 @@ from tests.sources.fakes import FakeHub, FakeMetrics, on_uvloop, value
 
 
 class Relay:
-    """A source on some descriptor, its hub and its metrics."""
+    """A source that reads a descriptor, its hub and its metrics."""
 
     def __init__(self, fd: int | None, form: str, **settings: Any) -> None:
         self.hub = FakeHub()
@@ -80,7 +80,7 @@ async def test_each_line_of_text_is_an_event_with_nothing_stripped() -> None:
 
 
 @on_uvloop
-async def test_an_event_stream_is_relayed_as_it_is() -> None:
+async def test_an_event_stream_is_published_unchanged() -> None:
     with pipe() as (reading, writing), Relay(reading, "sse", topic="t", event_bytes_max=100) as relay:
         os.write(writing, b": hello\n\nid: 7\nevent: e\nretry: 5\ndata: a\ndata: b\n\n")
         os.write(writing, b"data: " + b"x" * 200 + b"\n\ndata: c\n\ndata: torn")
@@ -94,7 +94,7 @@ async def test_an_event_stream_is_relayed_as_it_is() -> None:
 
 
 @on_uvloop
-async def test_bad_lines_are_counted_and_logged_and_the_rest_goes_on(
+async def test_bad_lines_are_counted_and_logged_and_the_others_are_published(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with pipe() as (reading, writing), Relay(reading, "ndjson", line_bytes_max=20) as relay:
@@ -122,7 +122,7 @@ async def test_bytes_of_a_text_that_are_not_utf8_are_replaced() -> None:
 
 @on_uvloop
 @pytest.mark.parametrize("torn", [b"data: c\n", b"data: c", b"id: 9\ndata: c\n", b"da"])
-async def test_an_event_that_the_end_of_the_stream_cuts_is_counted(torn: bytes) -> None:
+async def test_an_event_cut_off_by_the_end_of_the_stream_is_counted(torn: bytes) -> None:
     with pipe() as (reading, writing), Relay(reading, "sse") as relay:
         os.write(writing, b"data: a\n\n" + torn)
         os.close(writing)
@@ -212,7 +212,7 @@ async def test_a_terminal_is_read_line_by_line_to_its_end_and_stays_blocking() -
 
 
 @on_uvloop
-async def test_a_terminal_that_goes_is_the_end() -> None:
+async def test_a_terminal_that_hangs_up_is_the_end_of_input() -> None:
     main, terminal = pty.openpty()
     tty.setraw(terminal)
     try:
@@ -269,7 +269,7 @@ async def test_a_fifo_serves_one_writer_after_another(tmp_path: Path) -> None:
 
 
 @on_uvloop
-async def test_a_socket_will_do() -> None:
+async def test_a_socket_is_read_to_its_end() -> None:
     near, far = socket.socketpair()
     with near, far, Relay(near.fileno(), "lines") as relay:
         far.sendall(b"a\nb")
@@ -279,7 +279,7 @@ async def test_a_socket_will_do() -> None:
 
 
 @on_uvloop
-async def test_no_input_at_all_is_the_end_at_once() -> None:
+async def test_without_standard_input_the_end_comes_immediately() -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     try:
         for fd in (null, None):
@@ -291,7 +291,7 @@ async def test_no_input_at_all_is_the_end_at_once() -> None:
 
 
 @on_uvloop
-async def test_a_descriptor_that_cannot_be_read_is_said_and_is_the_end(
+async def test_a_descriptor_that_cannot_be_read_is_logged_and_is_the_end_of_input(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
@@ -315,7 +315,7 @@ async def test_off_reads_nothing_and_never_ends() -> None:
 
 
 @on_uvloop
-async def test_an_error_in_relay_ends_the_input(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_internal_error_ends_the_input(caplog: pytest.LogCaptureFixture) -> None:
     with pipe() as (reading, writing), Relay(reading, "ndjson") as relay:
         os.write(writing, b'{"topic":"broken"}\n')
         await relay.ended.wait()
@@ -334,7 +334,7 @@ async def test_draining_publishes_what_has_been_read() -> None:
 
 
 @on_uvloop
-async def test_what_a_drain_leaves_unpublished_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_input_that_a_drain_leaves_unpublished_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     with pipe() as (reading, writing), Relay(reading, "ndjson") as relay:
         relay.hub.holding.add("held")
         os.write(writing, b'{"data":1}\n{"topic":"held","data":2}\n{"data":3}\n{"data')

@@ -1,4 +1,7 @@
-"""Feeders on a real Unix socket: what they write is published, however they come, behave and go."""
+"""`relay.sources.unix` and `relay.sources.feeder`: the input of feeders on a real Unix socket is published.
+
+That holds however the feeders connect, behave and disconnect.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +103,7 @@ async def test_a_half_closed_feeder_gets_its_answers_and_then_the_end(tmp_path: 
 
 
 @on_uvloop
-async def test_a_feeder_that_is_gone_loses_nothing_that_it_wrote(tmp_path: Path) -> None:
+async def test_all_input_of_a_feeder_that_closed_is_published(tmp_path: Path) -> None:
     with Relay(tmp_path) as relay:
         feeder = socket.socket(socket.AF_UNIX)
         feeder.connect(relay.path)
@@ -113,7 +116,7 @@ async def test_a_feeder_that_is_gone_loses_nothing_that_it_wrote(tmp_path: Path)
 
 
 @on_uvloop
-async def test_a_feeder_that_resets_loses_nothing_that_it_wrote(tmp_path: Path) -> None:
+async def test_all_input_of_a_feeder_that_reset_is_published(tmp_path: Path) -> None:
     with Relay(tmp_path) as relay:
         feeder = socket.socket(socket.AF_UNIX)
         feeder.setblocking(False)
@@ -147,7 +150,7 @@ async def test_one_fast_feeder_does_not_starve_another(tmp_path: Path) -> None:
 
 
 @on_uvloop
-async def test_a_held_topic_lets_the_feeder_feel_it_and_goes_on_in_order(tmp_path: Path) -> None:
+async def test_a_held_topic_blocks_the_feeder_and_then_continues_in_order(tmp_path: Path) -> None:
     with Relay(tmp_path) as relay:
         relay.hub.holding.add("h")
         feeder = socket.socket(socket.AF_UNIX)
@@ -180,7 +183,7 @@ async def test_a_held_topic_lets_the_feeder_feel_it_and_goes_on_in_order(tmp_pat
 
 
 @on_uvloop
-async def test_a_hold_that_comes_back_is_waited_for_again(tmp_path: Path) -> None:
+async def test_a_second_hold_is_waited_for_too(tmp_path: Path) -> None:
     with Relay(tmp_path) as relay:
         relay.hub.holding |= {"h", "i"}
         _, writer = await relay.connect()
@@ -224,7 +227,7 @@ async def test_a_feeder_that_reads_no_answers_stops_being_read(tmp_path: Path) -
 
 
 @on_uvloop
-async def test_a_feeder_that_wants_no_answers_need_not_read_the_errors(tmp_path: Path) -> None:
+async def test_a_feeder_without_acks_need_not_read_the_errors(tmp_path: Path) -> None:
     with Relay(tmp_path) as relay:
         reader, writer = await relay.connect()
         writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -236,7 +239,7 @@ async def test_a_feeder_that_wants_no_answers_need_not_read_the_errors(tmp_path:
 
 
 @on_uvloop
-async def test_an_over_long_line_is_refused_once_and_reading_goes_on(tmp_path: Path) -> None:
+async def test_a_line_that_is_too_long_is_rejected_once_and_reading_continues(tmp_path: Path) -> None:
     with Relay(tmp_path, line_bytes_max=1000) as relay:
         reader, writer = await relay.connect()
         writer.write(b'{"data":1}\n' + b"x" * 300_000)
@@ -249,7 +252,7 @@ async def test_an_over_long_line_is_refused_once_and_reading_goes_on(tmp_path: P
 
 
 @on_uvloop
-async def test_an_error_in_relay_closes_that_feeder_only(
+async def test_an_internal_error_closes_that_feeder_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Relay(tmp_path) as relay:
@@ -280,7 +283,7 @@ async def test_closing_publishes_what_has_been_read(tmp_path: Path) -> None:
 
 
 @on_uvloop
-async def test_hundreds_of_feeders_come_and_go_without_a_trace(tmp_path: Path) -> None:
+async def test_hundreds_of_feeders_connect_and_close_without_a_leak(tmp_path: Path) -> None:
     with Relay(tmp_path) as relay:
         before = 0
         for turn in range(4):
@@ -325,7 +328,7 @@ async def test_an_accept_that_fails_is_tried_again_later(
 
 
 @on_uvloop
-async def test_closing_leaves_a_file_that_is_another_process_now(tmp_path: Path) -> None:
+async def test_closing_does_not_remove_the_socket_file_of_another_process(tmp_path: Path) -> None:
     relay = Relay(tmp_path)
     relay.source.open()
     os.unlink(relay.path)

@@ -1,4 +1,4 @@
-"""The socket file is made as it was asked for, and never over anything that is still of use."""
+"""`relay.sources.unix_listener`: the socket file has its mode and group, and never replaces a file in use."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def listening(path: str, mode: int = 0o660, gid: int = -1) -> Iterator[socket.so
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
 @pytest.mark.parametrize("mode", [0o660, 0o600, 0o777])
-def test_the_mode_is_as_set_whatever_the_umask(path: str, mode: int, umask: int) -> None:
+def test_the_mode_does_not_depend_on_the_umask(path: str, mode: int, umask: int) -> None:
     before = os.umask(umask)
     try:
         with listening(path, mode):
@@ -94,19 +94,19 @@ def test_a_file_that_is_not_a_socket_is_an_error_and_is_left_alone(path: str) ->
         ("nul\0", "the path must have 1 to 107 bytes"),
     ],
 )
-def test_a_path_that_cannot_be_is_an_error(tmp_path: Path, name: str, reason: str) -> None:
+def test_an_invalid_path_is_an_error(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         bind_unix(f"{tmp_path}/{name}", 0o660, -1, 8)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigError, match="Permission denied"):
         bind_unix(str(tmp_path / "relay.sock"), 0o660, -1, 8)
 
 
-def test_a_file_that_cannot_be_opened_up_is_not_left_behind(
+def test_a_file_whose_mode_cannot_be_set_is_removed(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: object) -> None:

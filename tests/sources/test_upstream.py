@@ -1,4 +1,7 @@
-"""An event stream that is followed is relayed whole, in order and once; what its server cannot give again is told."""
+"""`relay.sources.upstream` and `relay.sources.group`: a followed stream is published complete, in order and once.
+
+A gap event reports events that the upstream cannot send again.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,8 @@ async def in_thread(function: Callable[[], None]) -> None:
     await asyncio.to_thread(function)
 
 
-async def test_what_a_server_says_is_published_with_its_ids_types_and_data() -> None:
-    """Cut in the middle of an event, with every end of line, a comment, a heartbeat and a block without data."""
+async def test_events_are_published_with_their_ids_types_and_data() -> None:
+    """The stream is cut within an event and has every line end, a comment, a heartbeat and a block without data."""
     first = answer(
         body=b"retry: 1\n: hello\n\nid: 1\nevent: price\ndata: a\ndata: b\n\nid: 2\r\ndata: c\r\n\r\n"
         b"event: relay.heartbeat\ndata:\n\nid: 3\rdata: d\r\rdata: torn"
@@ -61,8 +64,8 @@ async def test_what_a_server_says_is_published_with_its_ids_types_and_data() -> 
     assert upstream.header(0, "Authorization") == "Bearer " + "s" * 20
 
 
-async def test_what_comes_twice_after_a_resume_is_left_out_by_its_id_also_over_a_restart(tmp_path: Path) -> None:
-    """A server that begins anew at each connection; later an id of it means something else, which is new."""
+async def test_events_repeated_after_a_resume_are_dropped_by_id_also_after_a_restart(tmp_path: Path) -> None:
+    """The server starts from the beginning at each connection. Later it reuses an id for a new event."""
     again = b"id: 1\ndata: a\n\nid: 2\ndata: b\n\n"
     first, second = answer(body=b"retry: 1\n\n" + again), answer(body=again + b"id: 3\ndata: c\n\nid: 3\ndata: c\n\n")
     third = answer(body=again + b"id: 3\ndata: c\n\nid: 1\ndata: new\n\nid: 4\ndata: d\n\n")
@@ -84,7 +87,7 @@ async def test_what_comes_twice_after_a_resume_is_left_out_by_its_id_also_over_a
     assert upstream.header(2, "Last-Event-ID") == "3"
 
 
-async def test_events_without_an_id_get_one_of_their_own_so_that_a_client_resumes_between_them() -> None:
+async def test_events_without_an_id_get_one_so_that_a_client_can_resume_between_them() -> None:
     body = b"id: 7\ndata: a\n\ndata: b\n\nid\ndata: c\n\ndata: d\n\n"
     async with scripted([answer(body=body), HOLD]) as upstream:
 
@@ -101,7 +104,7 @@ async def test_events_without_an_id_get_one_of_their_own_so_that_a_client_resume
         await in_thread(follow)
 
 
-async def test_a_stream_that_has_moved_is_followed_and_its_new_server_not_given_the_token() -> None:
+async def test_a_redirected_stream_is_followed_and_its_new_server_does_not_get_the_token() -> None:
     async with scripted([answer(body=b"id: 1\ndata: a\n\n"), HOLD]) as there:
         moved = answer(307, f"Location: {there.url}/new\r\nContent-Length: 0\r\n")
         async with scripted([moved]) as here:
@@ -118,7 +121,7 @@ async def test_a_stream_that_has_moved_is_followed_and_its_new_server_not_given_
     assert (there.path(0), there.header(0, "Authorization")) == ("/new", None)
 
 
-def test_a_topic_that_ends_upstream_does_not_end_the_one_here() -> None:
+def test_the_end_of_an_upstream_topic_does_not_end_the_local_topic() -> None:
     with relay() as source, relay("--upstream", f"{source.url}/events?topic=**") as server:
         eventually(linked(server), "linked")
         with Stream(server.port) as stream:
@@ -128,7 +131,7 @@ def test_a_topic_that_ends_upstream_does_not_end_the_one_here() -> None:
         assert (end.event, end.data, event.data) == ("upstream.end", "3:1", "goes on")
 
 
-async def test_204_is_the_end_and_serving_goes_on() -> None:
+async def test_204_stops_following_and_serving_continues() -> None:
     async with scripted([answer(204, "")]) as upstream:
 
         def follow() -> None:
@@ -144,7 +147,7 @@ async def test_204_is_the_end_and_serving_goes_on() -> None:
     assert len(upstream.requests) == 1
 
 
-async def test_an_event_that_is_too_large_is_a_gap_in_its_place_and_the_rest_comes() -> None:
+async def test_a_gap_replaces_an_event_that_is_too_large_and_the_rest_is_published() -> None:
     body = b"id: 1\ndata: a\n\nid: 2\ndata: " + b"x" * 5000 + b"\n\nid: 3\ndata: c\n\n"
     async with scripted([answer(body=body), HOLD]) as upstream:
 
@@ -165,10 +168,10 @@ async def test_an_event_that_is_too_large_is_a_gap_in_its_place_and_the_rest_com
     assert len(upstream.requests) == 1
 
 
-async def test_events_whose_ids_cannot_be_kept_come_once_also_over_a_crash_and_from_a_server_that_repeats(
+async def test_events_whose_ids_are_replaced_are_published_once_also_after_a_crash_and_repeats(
     tmp_path: Path,
 ) -> None:
-    """The second process resumes from the whole id, and recognises what comes again."""
+    """The second process resumes from the original id and recognizes repeated events."""
     long = "[" + "x" * 2000 + "%d]"
     events = b"".join(f"id: {long % number}\ndata: {number}\n\n".encode() for number in range(1, 4))
     alone = f"id: {long % 9}\n\n".encode()
@@ -193,7 +196,7 @@ async def test_events_whose_ids_cannot_be_kept_come_once_also_over_a_crash_and_f
     assert upstream.header(1, "Last-Event-ID") == long % 9
 
 
-async def test_a_silent_server_is_taken_for_dead() -> None:
+async def test_a_silent_server_counts_as_lost() -> None:
     async with scripted([answer(body=b"id: 7\ndata: a\n\n"), HOLD], [answer(body=b"data: b\n\n"), HOLD]) as upstream:
 
         def follow() -> None:
@@ -236,7 +239,7 @@ def test_following_a_relay_that_is_killed_and_comes_back_with_its_file_loses_not
         server.stop()
 
 
-def test_a_relay_that_is_killed_goes_on_after_the_last_event_that_its_file_has(tmp_path: Path) -> None:
+def test_a_killed_relay_continues_after_the_last_event_in_its_file(tmp_path: Path) -> None:
     data = str(tmp_path / "relay.db")
     published = Published()
     with relay() as source:
@@ -258,7 +261,7 @@ def test_a_relay_that_is_killed_goes_on_after_the_last_event_that_its_file_has(t
             oracle.finish()
 
 
-def test_what_the_upstream_has_lost_is_told_to_the_subscribers_here() -> None:
+def test_events_lost_at_the_upstream_are_reported_to_local_subscribers() -> None:
     port = free_port()
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(relay("--listen", f"127.0.0.1:{port}", *QUICK))
@@ -277,7 +280,7 @@ def test_what_the_upstream_has_lost_is_told_to_the_subscribers_here() -> None:
 
 
 def test_a_held_topic_stops_the_reading_and_nothing_is_lost(tmp_path: Path) -> None:
-    """The upstream waits in its server's own buffers while a `block` stream here is in arrears."""
+    """The stream waits in the buffers of its server while a local `block` stream lags."""
     count, size = 3000, 1000
     with (
         relay("--history-bytes", "64MiB") as source,
@@ -295,7 +298,7 @@ def test_a_held_topic_stops_the_reading_and_nothing_is_lost(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("address", ["https://", "http:///events", "ftp://a.example/events"])
-def test_an_address_that_is_none_stops_the_start(address: str) -> None:
+def test_a_malformed_address_fails_the_start(address: str) -> None:
     process = run("serve", "--listen", "127.0.0.1:0", "--stdin", "off", "--upstream", address)
     assert process.returncode == 2
     assert "upstream: " in process.stderr

@@ -1,4 +1,4 @@
-"""Whatever an upstream answers, relay says what is wrong, waits longer each time, and follows it once it serves."""
+"""`relay.sources.upstream`: relay reports each failed attempt, waits longer each time, and resumes when it succeeds."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def following(server: Scripted, **settings: Any) -> AsyncIterator[Followed
         (b"", "RemoteProtocolError"),
     ],
 )
-async def test_a_refusal_is_said_and_the_stream_followed_as_soon_as_it_is_served(
+async def test_an_error_response_is_logged_and_the_stream_is_followed_once_it_is_served(
     reply: bytes, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
@@ -111,7 +111,7 @@ async def test_a_refusal_is_said_and_the_stream_followed_as_soon_as_it_is_served
     assert "s3cret" not in caplog.text
 
 
-async def test_why_it_is_not_linked_is_in_the_stats() -> None:
+async def test_the_stats_show_the_error_of_the_last_attempt() -> None:
     async with scripted(*[[answer(404, "")]] * 50) as server, following(server) as followed:
         async with asyncio.timeout(10):
             while not followed.source.error:
@@ -120,7 +120,7 @@ async def test_why_it_is_not_linked_is_in_the_stats() -> None:
         assert not followed.source.stats()["linked"]
 
 
-async def test_only_no_content_is_the_end() -> None:
+async def test_only_204_stops_following() -> None:
     async with scripted([answer(204, "")]) as server, following(server) as followed:
         async with asyncio.timeout(10):
             while not followed.source.ended:
@@ -131,7 +131,7 @@ async def test_only_no_content_is_the_end() -> None:
 @pytest.mark.parametrize(
     "id", ["é-1", "a\tb", "1 ", "\u3042", "x" * 1025, "0badcafe-5", "x" * 6000, "\ufffd"], ids=lambda id: ascii(id)[:12]
 )
-async def test_an_id_that_cannot_be_kept_becomes_one_that_can_and_the_position_is_whole(id: str) -> None:
+async def test_an_id_that_cannot_be_kept_is_replaced_but_the_position_keeps_it(id: str) -> None:
     event = f"id: {id}\ndata: a\n\n".encode()
     async with (
         scripted([answer(body=event)], [answer(body=event + b"id: 2\ndata: b\n\n"), HOLD]) as server,
@@ -147,7 +147,7 @@ async def test_an_id_that_cannot_be_kept_becomes_one_that_can_and_the_position_i
         assert followed.positions == ["", id, "2"]
 
 
-async def test_an_id_that_no_request_can_carry_is_passed_over_at_resume_and_nothing_is_doubled() -> None:
+async def test_an_id_too_long_for_a_request_is_skipped_at_resume_and_no_event_is_published_twice() -> None:
     large = "x" * (RESUME_ID_BYTES_MAX + 1)
     events = f"id: 2\ndata: b\n\nid: {large}\ndata: c\n\n".encode()
     async with (
@@ -160,7 +160,7 @@ async def test_an_id_that_no_request_can_carry_is_passed_over_at_resume_and_noth
     assert server.header(1, "Last-Event-ID") == "2"
 
 
-async def test_an_upstream_without_ids_is_a_gap_at_each_break_that_may_have_lost_something() -> None:
+async def test_an_upstream_without_ids_causes_a_gap_at_each_lost_connection_after_events() -> None:
     event = b"data: a\n\n"
     async with (
         scripted([answer(body=event)], [answer(body=b"")], [answer(body=b"")], [answer(body=event), HOLD]) as server,
@@ -196,8 +196,8 @@ async def test_fields_before_the_first_event_do_not_hide_a_repeat(head: bytes) -
         assert followed.source.repeats == 3
 
 
-async def test_what_only_looks_like_a_repeat_is_published() -> None:
-    """The order, the ids or the content differ, or there was no id to tell."""
+async def test_events_that_only_resemble_repeats_are_published() -> None:
+    """The order, the ids or the content differ, or there is no id to compare."""
     first = b"id: 1\ndata: a\n\ndata: tick\n\nid: 2\ndata: b\n\n"
     second = b"data: tick\n\nid: 2\ndata: b\n\nid: 1\ndata: a\n\nid: 2\ndata: b\n\n"
     async with scripted([answer(body=first)], [answer(body=second), HOLD]) as server, following(server) as followed:
@@ -209,7 +209,7 @@ async def test_what_only_looks_like_a_repeat_is_published() -> None:
 @pytest.mark.parametrize(
     "large", [b"id: 2\ndata: %b\n\n", b"data: %b\nid: 2\n\n", b"id: 2\n" + b"data: x\n" * 200 + b"%b\n\n"]
 )
-async def test_what_is_refused_is_a_gap_once_and_not_asked_for_again(large: bytes) -> None:
+async def test_a_rejected_event_is_one_gap_and_is_not_requested_again(large: bytes) -> None:
     body = b"id: 1\ndata: a\n\n" + large % (b"x" * 5000)
     async with (
         scripted([answer(body=body)], [answer(body=b"id: 3\ndata: c\n\n"), HOLD]) as server,
@@ -231,7 +231,7 @@ async def test_a_line_without_end_is_a_gap_as_soon_as_it_is_too_long() -> None:
         assert followed.seen == [("1", "a"), (None, "refused")]
 
 
-async def test_what_the_hub_refuses_is_a_gap_if_that_can_be_published(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_event_that_the_hub_rejects_is_a_gap_if_possible(caplog: pytest.LogCaptureFixture) -> None:
     async with (
         scripted([answer(body=b"id: 1\ndata: a\n\n"), HOLD]) as server,
         following(server, topic="bad") as followed,
@@ -243,7 +243,7 @@ async def test_what_the_hub_refuses_is_a_gap_if_that_can_be_published(caplog: py
     assert "topic: is bad" in caplog.text
 
 
-async def test_reserved_events_of_a_relay_pass_and_its_heartbeats_do_not() -> None:
+async def test_events_of_relay_itself_are_published_except_heartbeats() -> None:
     body = b"event: relay.heartbeat\ndata:\n\nevent: relay.gap\ndata: {}\n\nevent: relay.end\ndata: x\n\n"
     async with scripted([answer(body=body), HOLD]) as server, following(server) as followed:
         await followed.until_events(2)
