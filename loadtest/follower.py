@@ -1,6 +1,6 @@
-"""One real stream, read with urllib3 and relay's own decoder, which resumes where it broke off.
+"""One stream that is read with urllib3 and relay's decoder, and that resumes after a disconnect.
 
-Owns one connection at a time and the last id; never judges what it reads.
+Owns one connection at a time and the last id. Never judges an event.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Follower:
     Args:
         host: the server's address, as `http://127.0.0.1:8080`.
         terms: topics and patterns.
-        receive_buffer: SO_RCVBUF, bytes; 0 leaves the system's.
+        receive_buffer: SO_RCVBUF, bytes; 0 keeps the system's.
     """
 
     def __init__(self, host: str, terms: Sequence[str], *, receive_buffer: int = 0) -> None:
@@ -49,15 +49,15 @@ class Follower:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a connection to read from."""
+        """Return whether a connection is open."""
         return self._response is not None
 
     def open(self) -> None:
-        """Connect, from the last id on if there is one.
+        """Connect, and resume from the last id if there is one.
 
         Raises:
-            FollowError: the server refuses the stream.
-            OSError, urllib3.exceptions.HTTPError: there is no connection.
+            FollowError: the server rejects the stream.
+            OSError, urllib3.exceptions.HTTPError: the connection failed.
         """
         self.close()
         headers = {"Accept": "text/event-stream"}
@@ -77,7 +77,7 @@ class Follower:
         self._decoder = Decoder(EVENT_BYTES_MAX)
 
     def read(self, bytes_max: int = READ_BYTES) -> list[Event] | None:
-        """Wait for some bytes and return the events that end in them; None when the stream has ended."""
+        """Wait for bytes; return the events that they complete, or None at the end of the stream."""
         assert self._response is not None
         try:
             data = self._response.read1(bytes_max)
@@ -91,7 +91,7 @@ class Follower:
         return events
 
     def drop(self) -> None:
-        """Break the connection off, from another greenlet than the one that reads."""
+        """Shut the connection down, from a greenlet other than the reader's."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)

@@ -1,6 +1,6 @@
-"""Hands measurements to locust: one by one, or a histogram at once.
+"""Report measurements to locust, one at a time or as a histogram.
 
-Owns how locust's statistics are written to; what is written so reaches a master like all else that a worker counts.
+Owns every write to locust's statistics. A worker sends these to its master with its other counts.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from locust.env import Environment
 from locust.stats import bucket_response_time
 
 ERRORS_MAX = 1000
-"""Failures of one kind that one call writes; more of them tell nobody more."""
+"""Maximum number of failures of one kind that one call writes."""
 
 
 def one(
     environment: Environment, kind: str, name: str, seconds: float, size: int = 0, fault: str | None = None
 ) -> None:
-    """Hand over one measurement, in seconds, and its fault if it has one."""
+    """Report one measurement, in seconds, with its fault if there is one."""
     environment.events.request.fire(  # type: ignore[no-untyped-call]
         request_type=kind,
         name=name,
@@ -30,11 +30,11 @@ def one(
 
 
 def many(environment: Environment, kind: str, name: str, histogram: Iterable[tuple[int, int]]) -> None:
-    """Hand over a histogram of times: upper ends of buckets in µs, and counts."""
+    """Report a histogram of times: upper ends of buckets in µs, and counts."""
     stats = environment.stats
     for top_us, count in histogram:
         time_ms = top_us / 1000
-        # The first of a bucket goes the ordinary way, the others are like it.
+        # Locust records the first time of a bucket; the others are added to the same counters.
         stats.log_request(kind, name, time_ms, 0)  # type: ignore[arg-type]  # it takes fractions
         more, now_s, bucket = count - 1, int(time.time()), bucket_response_time(time_ms)
         for entry in (stats.get(name, kind), stats.total):
@@ -45,6 +45,6 @@ def many(environment: Environment, kind: str, name: str, histogram: Iterable[tup
 
 
 def faults(environment: Environment, kind: str, name: str, fault: str, count: int) -> None:
-    """Hand over failures of one kind."""
+    """Report failures of one kind."""
     for _ in range(min(count, ERRORS_MAX)):
         environment.stats.log_error(kind, name, fault)

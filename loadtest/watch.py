@@ -1,6 +1,6 @@
-"""Watches the server under load: memory, descriptors and lag, sampled beside the run.
+"""Sample the memory, the descriptors and the lag of the server during a run.
 
-Owns one thread; never opens a stream and never judges a figure.
+Owns one thread. Never opens a stream and never judges a figure.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Sample:
 
     Args:
         time_s: CLOCK_MONOTONIC.
-        pss_bytes: its memory; tcp_bytes: the kernel's for all TCP sockets of this machine, both ends.
+        pss_bytes: memory of the server; tcp_bytes: kernel memory of all TCP sockets of this machine, both ends.
         descriptors: open ones.
-        streams, lagging: as /stats has them.
+        streams, lagging: the values in /stats.
     """
 
     time_s: float
@@ -39,7 +39,7 @@ class Sample:
 
 
 def sample(server: MeasuredServer) -> Sample:
-    """Look at the server now."""
+    """Take one sample of the server."""
     stats = server.stats()
     pids = tree(server.pid)
     return Sample(
@@ -53,7 +53,7 @@ def sample(server: MeasuredServer) -> Sample:
 
 
 def sample_when(server: MeasuredServer, ready: Callable[[Sample], bool], timeout_s: float = IDLE_S) -> Sample:
-    """Wait for a state of the server, and return the first sample in it; the last one when the time is over."""
+    """Wait for a state of the server; return the first sample in that state, or the last one after the timeout."""
     deadline_s = time.monotonic() + timeout_s
     while not ready(found := sample(server)) and time.monotonic() < deadline_s:
         time.sleep(EVERY_S / 5)
@@ -61,7 +61,7 @@ def sample_when(server: MeasuredServer, ready: Callable[[Sample], bool], timeout
 
 
 class Watch:
-    """Samples while it is entered."""
+    """Samples the server while the context is entered."""
 
     def __init__(self, server: MeasuredServer) -> None:
         self.samples: list[Sample] = []
@@ -71,7 +71,7 @@ class Watch:
 
     def _run(self) -> None:
         while not self._over.wait(EVERY_S):
-            # A server that is too busy to answer in time is looked at again.
+            # If the server is too busy to answer, the next round tries again.
             with contextlib.suppress(OSError, http.client.HTTPException, KeyError):
                 self.samples.append(sample(self._server))
 

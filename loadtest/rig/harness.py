@@ -1,6 +1,6 @@
-"""Servers under measurement: started, awaited, read through /proc, ended.
+"""Start a server under measurement, wait until it is ready, read its figures from /proc, and end it.
 
-Owns the server processes and what the kernel says about them; never judges a figure.
+Owns the server processes and the kernel's figures for them. Never judges a figure.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ HERE = Path(__file__).parent
 START_S = 20.0
 CLOSE_S = 10.0
 POLL_S = 0.02
-# The kernel's answer about a process that has ended: ENOENT or ESRCH of its files, EINVAL of its clock.
+# The kernel reports a process that has ended by ENOENT or ESRCH for its files and by EINVAL for its clock.
 GONE = OSError
 T = TypeVar("T", int, float)
 
 
 class MeasureError(Exception):
-    """A server did not start, or what was measured is not what was meant."""
+    """A server did not start, or the run did not measure what it was set up to measure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """Which cores the server and the load may use; empty sets leave it to the kernel."""
+    """The cores that the server and the load may use; an empty set lets the kernel choose."""
 
     server: frozenset[int] = frozenset()
     load: frozenset[int] = frozenset()
 
 
 def pinned() -> Cores:
-    """The server alone on the first core, the load on the others; on one core there is nothing to pin."""
+    """Return the first core for the server and the others for the load; on a single core, pin neither."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         return Cores()
@@ -54,17 +54,17 @@ def pinned() -> Cores:
 
 
 class MeasuredServer:
-    """One running server, from start to ready to end.
+    """One running server, from its start to its end.
 
-    It has a session of its own, all of which is ended with it.
+    The server runs in its own session. Ending it kills every process of that session.
 
     Args:
-        target: which server.
-        cpus: the cores it may use; all when empty.
+        target: the server.
+        cpus: the cores that the server may use; all if empty.
         extra: more arguments for relay.
 
     Raises:
-        MeasureError: it did not become ready; the end of what it wrote is in the message.
+        MeasureError: the server did not become ready; the message ends with its last output.
     """
 
     def __init__(self, target: Target, *, cpus: Collection[int] = (), extra: tuple[str, ...] = ()) -> None:
@@ -103,7 +103,7 @@ class MeasuredServer:
 
     @property
     def pid(self) -> int:
-        """The server's process id."""
+        """Return the server's process id."""
         return self._process.pid
 
     def publisher(
@@ -117,7 +117,7 @@ class MeasuredServer:
         topics: int = 0,
         cpus: Collection[int] = (),
     ) -> PublisherProgram:
-        """Begin to publish, the way this server is published to; the arguments are those of `PublisherProgram`."""
+        """Start a publisher that suits this server; the arguments are those of `PublisherProgram`."""
         http = self.target.http
         entrance = msgspec.structs.replace(http, port=self._place.publish_port) if http else self.unix
         return PublisherProgram(
@@ -125,7 +125,7 @@ class MeasuredServer:
         )
 
     def get(self, path: str) -> tuple[int, bytes]:
-        """Answer of one GET request: status and body."""
+        """Send one GET request; return the status and the body."""
         with self._answer(path, "*/*") as response:
             return response.status, response.read()
 
@@ -139,7 +139,7 @@ class MeasuredServer:
             connection.close()
 
     def stats(self) -> dict[str, Any]:
-        """What the server says of itself on /stats; nothing from one that has no such page."""
+        """Return the server's /stats; empty for a server other than relay."""
         if self.target.name != "relay":
             return {}
         status, body = self.get("/stats")
@@ -147,11 +147,11 @@ class MeasuredServer:
         return stats
 
     def cpu_s(self) -> float:
-        """CPU seconds, user and system, of the server's process and all its children so far, ended ones too."""
+        """Return the CPU seconds, user and system, of the server and all its children, including ended ones."""
         return sum(_of_each(lambda pid: cpu_s(pid) + reaped_s(pid), tree(self.pid)))
 
     def pss_bytes(self) -> int:
-        """Memory of the server's process and its children; what is shared is divided among its sharers."""
+        """Return the memory of the server and its children; processes that share a page divide its size."""
         return sum(_of_each(pss_bytes, tree(self.pid)))
 
     def _wait_ready(self) -> None:
@@ -166,7 +166,7 @@ class MeasuredServer:
         raise MeasureError(f"{self.target.name} did not become ready: {tail}")
 
     def _is_ready(self) -> bool:
-        """Whether it takes events, and says that it is ready or else opens a stream."""
+        """Return whether the server accepts events and answers its readiness page, or opens a stream if it has none."""
         if self.target.http:
             socket.create_connection(("127.0.0.1", self._place.publish_port), timeout=5).close()
         elif not self.unix.exists():
@@ -182,35 +182,35 @@ class MeasuredServer:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(CLOSE_S / 10)
                 break
-        # Whoever of its session is left, it or its children.
+        # Kill the processes of the session that are left: the server or its children.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
 
 
 def _is_neutral(name: str) -> bool:
-    """Settings from the environment must not decide a measurement; which engine runs may."""
+    """Return whether a variable may reach the server: settings of relay may not, except the choice of the engine."""
     return not name.startswith("RELAY_") or name == "RELAY_ENGINE"
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
+    """Return free ports, all different."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [probe.getsockname()[1] for probe in probes]
 
 
 def raise_descriptor_limit() -> None:
-    """Let this process, and so its children, have as many descriptors as the system allows."""
+    """Raise the descriptor limit of this process and its children to the system's maximum."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-# What the kernel says
+# The kernel's figures
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all that descend from it."""
+    """Return a process and all its descendants."""
     found = [pid]
     for parent in found:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
@@ -220,7 +220,7 @@ def tree(pid: int) -> list[int]:
 
 
 def _of_each(figure: Callable[[int], T], pids: Sequence[int]) -> Iterator[T]:
-    """A figure of each process; of the first for sure, of the others unless they have just ended."""
+    """Yield a figure of each process; skip processes after the first that have just ended."""
     yield figure(pids[0])
     for pid in pids[1:]:
         with contextlib.suppress(GONE):
@@ -228,22 +228,22 @@ def _of_each(figure: Callable[[int], T], pids: Sequence[int]) -> Iterator[T]:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds of one process so far, all threads, to the nanosecond.
+    """Return the CPU seconds of one process, all threads, to the nanosecond.
 
-    The process's CPU clock (clock_getcpuclockid(3)): the same sum as utime and stime in /proc/PID/stat, which
-    has only hundredths of a second.
+    This reads the process's CPU clock (clock_getcpuclockid(3)). It equals the sum of utime and stime in
+    /proc/PID/stat, which counts hundredths of a second.
     """
     return time.clock_gettime((~pid << 3) | 2)
 
 
 def reaped_s(pid: int) -> float:
-    """CPU seconds of one process's children that have ended and been waited for, in hundredths."""
+    """Return the CPU seconds, to a hundredth, of one process's children that ended and were waited for."""
     after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, after_name[13:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def pss_bytes(pid: int) -> int:
-    """Proportional set size of one process."""
+    """Return the proportional set size of one process, in bytes."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
@@ -251,7 +251,7 @@ def pss_bytes(pid: int) -> int:
 
 
 def tcp_memory_bytes() -> int:
-    """Memory of all TCP sockets of this machine, both ends of loopback connections, in whole pages."""
+    """Return the memory of all TCP sockets of this machine, in bytes; both ends of loopback connections count."""
     for line in Path("/proc/net/sockstat").read_text().splitlines():
         if line.startswith("TCP:"):
             words = line.split()
@@ -260,8 +260,8 @@ def tcp_memory_bytes() -> int:
 
 
 def busy_s() -> float:
-    """Seconds that all cores together were busy since the machine started."""
+    """Return the busy seconds of all cores together since the machine started."""
     words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     idle, iowait = int(words[3]), int(words[4])
-    # The guest columns repeat what is in user and nice.
+    # The columns user and nice already include the guest columns.
     return (sum(map(int, words[:8])) - idle - iowait) / float(os.sysconf("SC_CLK_TCK"))

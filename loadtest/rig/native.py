@@ -1,6 +1,6 @@
-"""The C programs: built when their source is newer, started, and spoken to in lines of JSON.
+"""Compile the C programs, start them, and exchange lines with them.
 
-Owns the compiler's command line and one child process per `Program`; never knows what a program measures.
+Owns the compiler's command line and one child process per `Program`. Never interprets a measurement.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ CLOSE_S = 5.0
 
 
 class ProgramError(Exception):
-    """A program could not be built, said nothing in time, or ended too soon."""
+    """A program could not be built, did not report in time, or ended too soon."""
 
 
 def build(source: Path) -> Path:
-    """Compile one C file into `bin/` beside it, unless what is there is newer than the source.
+    """Compile one C file into `bin/` beside it, unless the program there is newer than its sources.
 
     Args:
-        source: the file with `main`; it may include headers of its own folder.
+        source: the file with `main`; it may include headers from its own folder.
 
     Returns:
         The program's path.
 
     Raises:
-        ProgramError: there is no C compiler, or it refuses the source.
+        ProgramError: there is no C compiler, or the source does not compile.
     """
     binary = source.parent / "bin" / source.stem
     newest = max(path.stat().st_mtime_ns for path in (source, *source.parent.glob("*.h")))
@@ -48,7 +48,7 @@ def build(source: Path) -> Path:
     if compiler is None:
         raise ProgramError("no C compiler found (cc); set CC")
     binary.parent.mkdir(exist_ok=True)
-    # Under a name of its own first: two builds at once, and a program that runs, must not meet.
+    # Build under a unique name: another build or a running program may use the final name.
     fresh = binary.with_name(f"{binary.name}.{os.getpid()}")
     made = subprocess.run(
         [*compiler.split(), *FLAGS, str(source), "-o", str(fresh)],
@@ -63,11 +63,11 @@ def build(source: Path) -> Path:
 
 
 class Program:
-    """A running program that prints reports, one JSON object a line, each with its name under `report`.
+    """A running program that prints one JSON object per line; the key `report` holds the report's name.
 
     Args:
         command: the program and its arguments.
-        cpus: the cores it may use; all when empty.
+        cpus: the cores that the program may use; all if empty.
     """
 
     def __init__(self, command: Sequence[str], *, cpus: Collection[int] = ()) -> None:
@@ -87,24 +87,24 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """The child's process id."""
+        """Return the child's process id."""
         return self._process.pid
 
     def say(self, line: str) -> None:
-        """Hand the program one line; one that has ended takes none, and its next report says so."""
+        """Send the program one line. If the program has ended, the next `report` raises the error."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
 
     def report(self, name: str, timeout_s: float) -> bytes:
-        """Wait for the next report of that name and pass over others.
+        """Wait for the next report of that name; discard others.
 
         Returns:
-            The line, as JSON.
+            The line, a JSON object.
 
         Raises:
-            ProgramError: it did not come within `timeout_s` seconds, or the program ended without it.
+            ProgramError: the report did not arrive within `timeout_s` seconds, or the program ended first.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -115,7 +115,7 @@ class Program:
                 return line
 
     def _line(self, deadline: float) -> bytes | None:
-        """The next line, or None at the end of output or when the time is over."""
+        """Return the next line, or None at the end of the output or at the deadline."""
         assert self._process.stdout is not None
         fd = self._process.stdout.fileno()
         while b"\n" not in self._pending:
@@ -130,7 +130,7 @@ class Program:
         return line
 
     def close(self) -> None:
-        """End the program, at once if it does not end by itself, and free the pipes."""
+        """Terminate the program, kill it if it does not end in time, and close the pipes."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):

@@ -19,15 +19,15 @@ CLOSE_S = 35.0
 
 
 class HttpEntrance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where and how events are published by POST requests; `{topic}` and `{data}` stand for the event's.
+    """How events are published by POST requests; `{topic}` and `{data}` stand for those of the event.
 
     Args:
         port: the server's port on loopback.
         target: request target.
-        body: what is sent.
-        escape: how the data is put into the body: as it is, as the inside of a JSON string, or percent-encoded.
-        headers: more lines of the request's head.
-        depth: requests sent before the first of them is answered, at most; their order is kept.
+        body: the request body.
+        escape: encoding of the data in the body: none, as inside a JSON string, or percent-encoded.
+        headers: more header lines of the request.
+        depth: maximum number of unanswered requests; their order is kept.
     """
 
     port: int = 0
@@ -38,24 +38,24 @@ class HttpEntrance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     depth: int = 1
 
     def flags(self) -> list[str]:
-        """The program's arguments for it."""
+        """Return the program's arguments for these requests."""
         flags = ["--http", str(self.port), "--target", self.target, "--body", self.body, "--escape", self.escape]
         flags += [text for header in self.headers for text in ("--header", header)]
         return [*flags, "--depth", str(self.depth)]
 
 
 class PublisherReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was published.
+    """The figures of one publishing run.
 
     Args:
         sent: events written; last: number of the last one.
         write_s: time to write them.
-        taken_s: time until the server had read them all and closed its side, or over HTTP answered them all;
-            taken: whether it did, and refused none.
+        taken_s: time until the server had read all events and closed its side, or had answered all requests;
+            taken: whether it did so and refused none.
         in_writes_s: time spent in writes, most of it waiting for the server when that is the slower one.
-        behind_max_ms: how late the latest event was.
+        behind_max_ms: largest delay of an event behind its due time.
         answered: answers over HTTP; refused: of these with a status that is not 2xx; first_refusal: the first such.
-        answered_bytes: what the server said of what it refused.
+        answered_bytes: bytes of the server's lines over the socket; over HTTP, of the answers that refuse an event.
         cpu_s: the publisher's own.
     """
 
@@ -74,18 +74,18 @@ class PublisherReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PublisherProgram:
-    """A feeder.
+    """A C program that publishes numbered events at a fixed rate.
 
     Args:
-        entrance: the server's Unix socket, or how it is published to over HTTP.
-        rate: events a second; 0 is as fast as the server takes them.
+        entrance: path of the server's Unix socket, or the HTTP requests to send.
+        rate: events per second; 0 publishes as fast as the server reads.
         count: how many events.
-        seconds: it ends after this time even if fewer are sent.
+        seconds: the program ends after this time even if it has sent fewer events.
         size: bytes of each event's data.
         first: number of the first event.
         topics: event n goes to topic `t.<n mod topics>`; 0 is one topic for all, which is the server's own over the
             socket and `default` over HTTP.
-        cpus: the cores it may use; all when empty.
+        cpus: the cores that the program may use; all if empty.
     """
 
     def __init__(
@@ -125,13 +125,13 @@ class PublisherProgram:
         return self._program.pid
 
     def done(self) -> PublisherReport:
-        """Wait until everything is published and taken."""
+        """Wait until the server has taken every event; return the report."""
         line = self._program.report("done", self._seconds + CLOSE_S)
         return msgspec.json.decode(line, type=PublisherReport)
 
 
 def main() -> None:
-    """Become the C program, with this command's arguments."""
+    """Replace this process by the C program, with the same arguments."""
     program = str(build(HERE / "publisher.c"))
     os.execv(program, [program, *sys.argv[1:]])
 

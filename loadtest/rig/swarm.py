@@ -19,10 +19,10 @@ POLL_S = 0.05
 
 
 class SwarmReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What the swarm has seen since it began; times in the units that the names say, counts over all streams.
+    """The figures of the swarm since its start; names give the units, and counts are over all streams.
 
     Args:
-        time_ns: when it was written, CLOCK_MONOTONIC.
+        time_ns: time of the report, CLOCK_MONOTONIC.
         opened, failed, refused, closed: streams opened; not connected; answered by another status than 200;
             ended by the server. dropped: ended by the swarm, whose streams come back. A stream that comes back is
             counted again.
@@ -30,7 +30,7 @@ class SwarmReport(msgspec.Struct, frozen=True, kw_only=True):
         reopen_s, recover_s: after a storm, until all streams were open again, and until each had had an event.
         open: streams open.
         healthy_open: streams open that read all they can.
-        reached: of these, how many have seen the event waited for.
+        reached: of these, the number that have seen the awaited event.
         deliveries: events received; bytes: of streams' bodies; reads: calls that brought some.
         gaps, missed: places where the numbers jumped, and how many events were jumped over; untold: of these,
             how many the stream was not told of.
@@ -80,7 +80,7 @@ class SwarmReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def faults(self) -> int:
-        """Everything that must not happen to a healthy stream and that it was not told of."""
+        """Return the number of events missing without a gap event, repeated, out of order, torn or foreign."""
         return self.untold + self.duplicates + self.wrong_order + self.torn + self.foreign
 
 
@@ -89,7 +89,7 @@ Histogram = list[tuple[int, int]]
 
 
 class SwarmHistograms(msgspec.Struct, frozen=True, kw_only=True):
-    """Times since the last ones were asked for.
+    """Times since the previous request for histograms.
 
     Args:
         delivery: from publish to read, healthy streams only.
@@ -111,15 +111,15 @@ class Swarm:
         topics: stream i has topic i mod so many, and expects the events whose number has the same rest, which is
             what a publisher with as many topics sends there; 0 is one topic for all.
         concurrency: connections being opened at one time.
-        seconds: it ends by itself after this time.
-        first: number of the first event each stream must see; 0 takes any.
-        reconnect: streams that are closed come back with their last id.
+        seconds: the swarm ends after this time.
+        first: number of the first event that each stream must see; 0 accepts any.
+        reconnect: closed streams reconnect with their last id.
         life_s: streams last half to one and a half times as long, and new ones take their place; 0 for no end.
-        stalled: how many of the streams stop reading after the response head.
-        slow: how many read only `slow_bytes` every 100 ms.
-        rcvbuf: SO_RCVBUF of each stream, bytes; 0 leaves the system's.
-        source: first source address; every 10,000 streams take the next one. `any` leaves it to the kernel.
-        cpus: the cores it may use; all when empty.
+        stalled: number of streams that stop reading after the response head.
+        slow: number of streams that read only `slow_bytes` every 100 ms.
+        rcvbuf: SO_RCVBUF of each stream, bytes; 0 keeps the system's.
+        source: first source address; every 10,000 streams use the next one. `any` lets the kernel choose.
+        cpus: the cores that the swarm may use; all if empty.
     """
 
     def __init__(
@@ -183,29 +183,29 @@ class Swarm:
         return self._report("ready", timeout_s)
 
     def mark(self) -> SwarmReport:
-        """What has been seen so far."""
+        """Return the figures so far."""
         self._program.say("mark")
         return self._report("mark", REPORT_S)
 
     def reset(self) -> None:
-        """Forget the latencies so far; the counts go on."""
+        """Discard the latencies so far; the counts continue."""
         self._program.say("reset")
 
     def histograms(self) -> SwarmHistograms:
-        """Tell the times so far, and forget them; the counts go on."""
+        """Return and discard the times so far; the counts continue."""
         self._program.say("histograms")
         return msgspec.json.decode(self._program.report("histograms", REPORT_S), type=SwarmHistograms)
 
     def storm(self, timeout_s: float = REPORT_S) -> SwarmReport:
-        """Drop all streams at once, and wait until each is back and has had an event."""
+        """Drop all streams at once, and wait until each has reconnected and received an event."""
         self._program.say("storm")
         return self._report("recovered", timeout_s)
 
     def wait_for(self, number: int, timeout_s: float = REPORT_S) -> SwarmReport:
-        """Wait until every healthy stream has seen that event, and let the swarm go on.
+        """Wait until every healthy stream has seen that event; the swarm continues.
 
         Returns:
-            The last report; its `last_min` is below `number` if the time was over first.
+            The last report; its `last_min` is below `number` if the time ran out.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -215,7 +215,7 @@ class Swarm:
             time.sleep(POLL_S)
 
     def finish(self, number: int, timeout_s: float = REPORT_S) -> SwarmReport:
-        """End the swarm once every healthy stream has seen that event; for lack of it, at the time's end.
+        """End the swarm once every healthy stream has seen that event, or when the time runs out.
 
         Returns:
             The final report; its `reached` is below `healthy_open` if some have not seen it.
@@ -236,7 +236,7 @@ class Swarm:
 
 
 def main() -> None:
-    """Become the C program, with this command's arguments."""
+    """Replace this process by the C program, with the same arguments."""
     program = str(build(HERE / "swarm.c"))
     os.execv(program, [program, *sys.argv[1:]])
 

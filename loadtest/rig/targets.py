@@ -1,6 +1,6 @@
-"""A server that can be measured, as a value, and relay as one.
+"""The description of a server under test, and the one for relay.
 
-Owns how a server is started, subscribed to and published to. Never starts one.
+Owns the command line and the request targets of a server. Never starts a server.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ CONCURRENCY = 1000
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a server is to listen and to keep its files.
+    """The ports and the folder of a server.
 
     Args:
         port: TCP port of the streams.
-        publish_port: TCP port for what is published over HTTP.
-        folder: for its state; removed after its end.
+        publish_port: TCP port for events that are published over HTTP.
+        folder: for the server's state; removed after the server ends.
     """
 
     port: int
@@ -33,7 +33,7 @@ class Place:
 
     @property
     def unix(self) -> Path:
-        """The feeder's socket, for a server that is fed by one."""
+        """Return the path of the Unix socket, for a server that reads events from one."""
         return self.folder / "feed.sock"
 
 
@@ -42,16 +42,16 @@ class Target:
     """A server that can be measured.
 
     Args:
-        name: how results and the command line call it.
-        command: makes its command line from a place and extra arguments.
+        name: name in results and on the command line.
+        command: makes the command line from a place and extra arguments.
         path: request target of a stream; `{topic}` stands for its topic.
-        title: its name for people; empty where `name` will do.
-        version: of what is installed.
-        ready: request target that is answered by 200 once it is ready; empty for that of a stream.
-        replay_path: request target of a stream that first gets all that is retained; empty where there is none.
-        concurrency: streams that may be in opening at one time; more would be refused.
-        http: how it is published to over HTTP; None for NDJSON lines into the Unix socket.
-        notes: what differs from what it ships, and what else to know of its figures.
+        title: name for readers; empty to use `name`.
+        version: version of the installed server.
+        ready: request target that is answered by 200 once the server is ready; empty to use that of a stream.
+        replay_path: request target of a stream that first receives all retained events; empty if there is none.
+        concurrency: maximum number of streams that may be opening at one time; the server refuses more.
+        http: how events are published over HTTP; None for NDJSON lines into the Unix socket.
+        notes: settings that differ from the server's defaults, and remarks about its figures.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Target:
 
     @property
     def fed_by(self) -> str:
-        """What events come by: `socket` or `http`."""
+        """Return how events reach the server: `socket` or `http`."""
         return "http" if self.http else "socket"
 
 
