@@ -5,15 +5,18 @@ Owns the form of these pages. `tests/test_reference.py` checks that the committe
 
 from __future__ import annotations
 
+import json
 from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
 from relay.config.load import show, variable
 from relay.config.model import NUMBER_MAX, SETTINGS, group_settings
+from relay.telemetry import stats_schema as stats
 
 ROOT = Path(__file__).parents[1]
 SETTINGS_PAGE = ROOT / "docs" / "reference" / "settings.md"
+STATS_SCHEMA = ROOT / "docs" / "reference" / "stats.schema.json"
 
 _KINDS = {
     "text": "text",
@@ -92,9 +95,15 @@ def _bounds(kind: str, each: Field[Any]) -> list[str]:
     return bounds
 
 
+def stats_schema() -> str:
+    """Return the JSON Schema of /stats."""
+    return json.dumps(stats.schema(), indent=2) + "\n"
+
+
 def main() -> None:
     """Write the pages."""
     SETTINGS_PAGE.write_text(settings_page())
+    STATS_SCHEMA.write_text(stats_schema())
 
 
 if __name__ == "__main__":

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import pytest
 import yaml
 
 from relay.config.model import SETTINGS
 from relay.core.close_reason import CloseReason
 from tests import reference
+from tests.running import Stream, relay
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "reference"
@@ -27,6 +31,28 @@ def names(page: str, section: str = "") -> set[str]:
 def test_the_page_of_settings_is_what_the_program_writes() -> None:
     assert reference.SETTINGS_PAGE.read_text() == reference.settings_page(), "run `make reference`"
     assert set(re.findall(r"^### (\S+)$", reference.settings_page(), re.MULTILINE)) == set(SETTINGS)
+
+
+def test_the_schema_of_stats_is_what_the_program_writes() -> None:
+    assert reference.STATS_SCHEMA.read_text() == reference.stats_schema(), "run `make reference`"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("--workers", "2"), ("--upstream", "http://127.0.0.1:9/events"), ("--data", "relay.db")],
+    ids=["alone", "workers", "upstream", "data"],
+)
+def test_the_stats_of_a_server_match_the_schema(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    arguments = tuple(str(tmp_path / each) if each.endswith(".db") else each for each in arguments)
+    schema = json.loads(reference.STATS_SCHEMA.read_text())
+    with relay(*arguments) as server, Stream(server.port, "topic=a") as stream:
+        server.publish("x", "a")
+        stream.next()
+        stats = server.stats()
+    jsonschema.validate(stats, schema)
+    known = set(schema["$defs"]["ServerStats"]["properties"])
+    assert set(stats) <= known
+    assert known - set(stats) <= OPTIONAL_STATS
 
 
 def test_settings_that_the_documents_name_exist() -> None:

@@ -418,7 +418,7 @@ class FrontProtocol(asyncio.Protocol):
         elif resource is Resource.METRICS:
             self._respond(200, _TEXT, front.metrics.render())
         else:
-            self._respond(200, *json_body(front.stats(front.clock())))
+            self._respond(200, JSON, front.stats(front.clock()))
 
     def _ask(self, ask: Ask, resource: Resource) -> None:
         """Answer for the whole, of which this process is a part."""

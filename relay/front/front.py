@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import msgspec
 
@@ -58,7 +58,7 @@ class Front:
         hub: where events go in and streams are opened.
         config: the settings.
         metrics: counters, and what /metrics shows.
-        stats: gives what /stats shows, at the hub's `now_s`.
+        stats: returns the body of /stats at the hub's `now_s`.
         page: the document at `/`.
         auth: who may do what.
         loop: the running loop.
@@ -71,7 +71,7 @@ class Front:
     hub: Hub
     config: Config
     metrics: Metrics
-    stats: Callable[[float], dict[str, Any]]
+    stats: Callable[[float], bytes]
     page: bytes
     auth: Auth
     loop: asyncio.AbstractEventLoop

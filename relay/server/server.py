@@ -21,7 +21,6 @@ import sys
 import time
 from functools import partial
 from importlib import metadata
-from typing import Any
 
 import uvloop
 from prometheus_client import CollectorRegistry
@@ -46,6 +45,7 @@ from relay.store.restore import open_journal
 from relay.telemetry import logs
 from relay.telemetry.metrics import Histograms, Metrics
 from relay.telemetry.stats import Stats
+from relay.telemetry.stats_schema import to_json
 from relay.upgrade import take
 from relay.upgrade.give import Possessions, upgrade
 from relay.upgrade.messages import Channel, Start
@@ -329,8 +329,8 @@ class Server:
             # What is not a terminal is a log, which is kept and shipped: no secret goes there.
             _logger.warning("no publish-token is set, so that nobody can publish over HTTP")
 
-    def _statistics(self, now_s: float) -> dict[str, Any]:
-        return self._cluster.stats(now_s)
+    def _statistics(self, now_s: float) -> bytes:
+        return to_json(self._cluster.stats(now_s))
 
     # Upgrades
 

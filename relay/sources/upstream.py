@@ -24,9 +24,8 @@ import hashlib
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -43,6 +42,7 @@ from relay.event import Event
 from relay.sources.lines import HEARTBEAT
 from relay.sse import Decoder
 from relay.telemetry.input_errors import Counter, InputErrors
+from relay.telemetry.stats_schema import UpstreamStats
 
 TURN_EVENTS = 256
 """Events published before other tasks run: 1 to 2 ms."""
@@ -124,17 +124,17 @@ class UpstreamSource:
             self._task = None
         self._errors.close()
 
-    def stats(self) -> Mapping[str, Any]:
+    def stats(self) -> UpstreamStats:
         """Return the upstream's part of /stats."""
-        return {
-            "linked": self.linked,
-            "breaks": self.breaks,
-            "events": self.events,
-            "repeats": self.repeats,
-            "refused": self.refused,
-            "error": self.error,
-            "ended": self.ended,
-        }
+        return UpstreamStats(
+            linked=self.linked,
+            breaks=self.breaks,
+            events=self.events,
+            repeats=self.repeats,
+            refused=self.refused,
+            error=self.error,
+            ended=self.ended,
+        )
 
     async def _follow(self) -> None:
         config = self._config

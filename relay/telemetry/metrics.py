@@ -7,8 +7,8 @@ is on the data path but one observation a flush. No metric has a topic as its la
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
+from msgspec import UNSET
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from relay.core.hub import Hub
 from relay.limits import Limit
 from relay.telemetry import logs
+from relay.telemetry.stats_schema import UpstreamStats
 
 FLUSH_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 LAG_BUCKETS_S = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
@@ -70,7 +71,7 @@ class Metrics(Collector):
     """
 
     def __init__(self, hub: Hub, registry: CollectorRegistry) -> None:
-        self._upstream: Callable[[], Mapping[str, Any] | None] = lambda: None
+        self._upstream: Callable[[], UpstreamStats | None] = lambda: None
         self._hub = hub
         self.registry = registry
         self._input_errors = Counter(
@@ -87,7 +88,7 @@ class Metrics(Collector):
         registry.register(self)
         ProcessCollector(registry=registry)
 
-    def report_upstream(self, state: Callable[[], Mapping[str, Any] | None]) -> None:
+    def report_upstream(self, state: Callable[[], UpstreamStats | None]) -> None:
         """Add the upstream's metrics to each collection; `state` returns None while this server has no upstream."""
         self._upstream = state
 
@@ -143,12 +144,12 @@ class Metrics(Collector):
         yield _counter("relay_log_dropped", "Log lines dropped, because the reader of the log stalled.", logs.dropped())
         upstream = self._upstream()
         if upstream is not None:
-            yield _gauge("relay_upstream_linked", "1 while connected to the upstream.", float(upstream["linked"]))
-            yield _counter("relay_upstream_breaks", "Upstream connections that were lost.", upstream["breaks"])
-        if upstream is not None and "events" in upstream:
-            yield _counter("relay_upstream_events", "Upstream events that were published.", upstream["events"])
-            yield _counter("relay_upstream_repeats", "Upstream events left out as repeats.", upstream["repeats"])
-            yield _counter("relay_upstream_refused", "Upstream events that were refused.", upstream["refused"])
+            yield _gauge("relay_upstream_linked", "1 while connected to the upstream.", float(upstream.linked))
+            yield _counter("relay_upstream_breaks", "Upstream connections that were lost.", upstream.breaks)
+        if upstream is not None and upstream.events is not UNSET:
+            yield _counter("relay_upstream_events", "Upstream events that were published.", upstream.events)
+            yield _counter("relay_upstream_repeats", "Upstream events left out as repeats.", upstream.repeats or 0)
+            yield _counter("relay_upstream_refused", "Upstream events that were refused.", upstream.refused or 0)
         yield _labelled("relay_policy_actions", "Actions of policies on slow streams, by policy.", "policy", actions)
         yield _labelled("relay_closes", "Streams closed, by reason.", "reason", hub.closes)
         yield _labelled("relay_resumes", "Streams opened with a last id, by result.", "result", hub.resumes)

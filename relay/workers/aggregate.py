@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import msgspec
-import orjson
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from relay.errors import RelayError
 from relay.telemetry.stats import SLOWEST_MAX, TOPICS_MAX
+from relay.telemetry.stats_schema import ServerStats, WorkerStats, to_json
 from relay.workers.hub_end import Downlink
 from relay.workers.messages import Report
 
@@ -83,38 +82,36 @@ def gather(
 
 def stats(hub_part: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Downlink]) -> bytes:
     """Combine the /stats of the hub and its workers."""
-    total: dict[str, Any] = orjson.loads(hub_part)
-    each = {number: orjson.loads(part) for number, part in sorted(parts.items())}
+    total = msgspec.json.decode(hub_part, type=ServerStats)
+    each = {number: msgspec.json.decode(part, type=ServerStats) for number, part in sorted(parts.items())}
     for name in _ADDED:
-        total[name] += sum(part[name] for part in each.values())
+        setattr(total, name, getattr(total, name) + sum(getattr(part, name) for part in each.values()))
     for name in _COUNTED:
+        counts: dict[str, int] = getattr(total, name)
         for part in each.values():
-            for key, count in part[name].items():
-                total[name][key] = total[name].get(key, 0) + count
-    subscribers: dict[str, dict[str, Any]] = {topic["topic"]: topic for topic in total["topics"]}
+            for key, count in getattr(part, name).items():
+                counts[key] = counts.get(key, 0) + count
+    topics = {topic.topic: topic for topic in total.topics}
     for part in each.values():
-        for topic in part["topics"]:
-            known = subscribers.get(topic["topic"])
-            if known is None:
-                subscribers[topic["topic"]] = topic
-            else:
-                known["subscribers"] += topic["subscribers"]
-                known["retained"] = max(known["retained"], topic["retained"])
-    topics = sorted(subscribers.values(), key=lambda topic: (-topic["subscribers"], topic["topic"]))
-    total["topics"] = topics[:TOPICS_MAX]
-    slowest = [stream for part in (total, *each.values()) for stream in part["slowest"]]
-    total["slowest"] = sorted(slowest, key=lambda stream: -stream["lag_events"])[:SLOWEST_MAX]
-    total["workers"] = [
-        {
-            "worker": number,
-            "ready": link.status.ready,
-            "answered": number in each,
-            "link_lag_events": link.lag_events,
-            **{name: each[number][name] for name in _OF_A_WORKER if number in each},
-        }
+        for topic in part.topics:
+            known = topics.setdefault(topic.topic, topic)
+            if known is not topic:
+                known.subscribers += topic.subscribers
+                known.retained = max(known.retained, topic.retained)
+    total.topics = sorted(topics.values(), key=lambda topic: (-topic.subscribers, topic.topic))[:TOPICS_MAX]
+    slowest = [stream for part in (total, *each.values()) for stream in part.slowest]
+    total.slowest = sorted(slowest, key=lambda stream: -stream.lag_events)[:SLOWEST_MAX]
+    total.workers = [
+        WorkerStats(
+            number,
+            link.status.ready,
+            number in each,
+            link.lag_events,
+            **{name: getattr(each[number], name) for name in _OF_A_WORKER if number in each},
+        )
         for number, link in sorted(workers.items())
     ]
-    return orjson.dumps(total, option=orjson.OPT_APPEND_NEWLINE)
+    return to_json(total)
 
 
 class _Families(Collector):

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
-import orjson
 
 from relay.config.model import Config
 from relay.core.hub import Hub
@@ -21,6 +19,7 @@ from relay.event import Event
 from relay.sources.requests import BatchPublisher, Cancel, Done, nothing
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.stats import Stats
+from relay.telemetry.stats_schema import EdgeStats, ServerStats, UpstreamStats, to_json
 from relay.workers import aggregate
 from relay.workers.connections import Links, Upstream
 from relay.workers.edge_end import Uplink
@@ -68,7 +67,7 @@ class Cluster:
         self._clock = clock
         self._upstream: Upstream | None = None
         self._links: Links | None = None
-        self._event_stream: Callable[[], Mapping[str, Any]] | None = None
+        self._event_stream: Callable[[], UpstreamStats] | None = None
 
     # As an edge
 
@@ -192,34 +191,34 @@ class Cluster:
     def local_report(self, report: Report) -> bytes:
         """Return /stats or /metrics of this process alone, in the form that `aggregate` combines."""
         if report == "stats":
-            return orjson.dumps(self.stats(self._clock()))
+            return to_json(self.stats(self._clock()))
         return msgspec.json.encode(aggregate.families(self._metrics.registry))
 
     def _workers(self) -> dict[int, Downlink]:
         return {} if self.workers is None else self.workers.links
 
-    def upstream(self) -> Mapping[str, Any] | None:
+    def upstream(self) -> UpstreamStats | None:
         """Return the state of the link to the hub or of the followed event stream; None without either."""
         if self.uplink is not None:
-            return {"linked": self._hub.linked, "breaks": self.uplink.breaks}
+            return UpstreamStats(self._hub.linked, self.uplink.breaks)
         return None if self._event_stream is None else self._event_stream()
 
-    def report_event_stream(self, state: Callable[[], Mapping[str, Any]]) -> None:
+    def report_event_stream(self, state: Callable[[], UpstreamStats]) -> None:
         """Report the state of an event stream as this process's upstream."""
         self._event_stream = state
 
-    def stats(self, now_s: float) -> dict[str, Any]:
+    def stats(self, now_s: float) -> ServerStats:
         """Return the /stats of this process, with its links."""
         result = self._stats.collect(now_s)
         upstream = self.upstream()
         if upstream is not None:
-            result["upstream"] = upstream
+            result.upstream = upstream
         if self._links is not None:
-            result["edges"] = [
-                {"name": each.down.name, "lag_events": each.down.lag_events, "lapped": each.down.lapped}
+            result.edges = [
+                EdgeStats(each.down.name, each.down.lag_events, each.down.lapped)
                 for each in self._links.all
                 if each.down.linked and not each.worker
             ]
         if self.workers is not None:
-            result["worker_restarts"] = self.workers.restarts
+            result.worker_restarts = self.workers.restarts
         return result

@@ -13,6 +13,7 @@ from relay.core.flush import SLICE_S
 from relay.errors import EventError
 from relay.event import Event
 from relay.telemetry.stats import Stats
+from relay.telemetry.stats_schema import TopicStats
 from tests.sim.conftest import native_engine
 from tests.sim.world import Client, World
 
@@ -106,11 +107,11 @@ def test_what_is_costly_of_the_stats_is_found_out_once_a_second_at_most() -> Non
     world = World(Config())
     stats = Stats(world.hub, lambda: 0, world.now_s)
     world.publish("a", 10)
-    listed = stats.collect(world.now_s)["topics"]
-    assert listed == [{"topic": "a", "subscribers": 0, "retained": 1}]
+    listed = stats.collect(world.now_s).topics
+    assert listed == [TopicStats("a", 0, 1)]
     world.publish("b", 10)
-    assert stats.collect(world.now_s + 0.9)["topics"] is listed
-    assert len(stats.collect(world.now_s + 1.0)["topics"]) == 2
+    assert stats.collect(world.now_s + 0.9).topics is listed
+    assert len(stats.collect(world.now_s + 1.0).topics) == 2
 
 
 def test_a_time_that_reaches_behind_what_is_retained_is_told_as_a_gap() -> None:

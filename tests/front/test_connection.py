@@ -7,6 +7,7 @@ import errno
 import functools
 import inspect
 import itertools
+import json
 import logging
 import os
 import re
@@ -105,8 +106,8 @@ class FakeHub:
     def draw_retry_ms(self) -> int:
         return 1234
 
-    def stats(self, now_s: float) -> dict[str, Any]:
-        return {"streams": len(self.streams), "now_s": now_s}
+    def stats(self, now_s: float) -> bytes:
+        return json.dumps({"streams": len(self.streams), "now_s": now_s}).encode()
 
 
 class FakeMetrics:

@@ -104,8 +104,8 @@ async def test_an_error_response_is_logged_and_the_stream_is_followed_once_it_is
         following(server) as followed,
     ):
         await followed.until_events(1)
-        assert followed.source.stats()["linked"]
-        assert followed.source.stats()["error"] == ""
+        assert followed.source.stats().linked
+        assert followed.source.stats().error == ""
     warnings = [record.getMessage() for record in caplog.records if record.name == "relay.client"]
     assert [reason in line and "reconnecting in" in line and len(line) < 600 for line in warnings] == [True] * 2
     assert "s3cret" not in caplog.text
@@ -116,8 +116,8 @@ async def test_the_stats_show_the_error_of_the_last_attempt() -> None:
         async with asyncio.timeout(10):
             while not followed.source.error:
                 await asyncio.sleep(0.001)
-        assert followed.source.stats()["error"].startswith("404")
-        assert not followed.source.stats()["linked"]
+        assert str(followed.source.stats().error).startswith("404")
+        assert not followed.source.stats().linked
 
 
 async def test_only_204_stops_following() -> None:
