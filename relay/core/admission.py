@@ -1,6 +1,6 @@
-"""Admission: whether one more stream may be opened, by how many there are already.
+"""Admission: limits the number of streams in total and per address, subject and topic.
 
-Owns the limits of streams and the count of each address's. Never opens or closes a stream.
+Owns these limits and the number of streams per address. Never opens or closes a stream.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Admission:
 
     Args:
         config: the limits.
-        streams_max: open streams in all.
-        audiences: know how many streams a term has.
-        leases: know how many a subject has.
+        streams_max: maximum number of open streams.
+        audiences: count the streams per term.
+        leases: count the streams per subject.
     """
 
     def __init__(self, config: Config, streams_max: int, audiences: Audiences, leases: Leases) -> None:
@@ -34,16 +34,16 @@ class Admission:
         self._addresses: Counter[str] = Counter()
 
     def check(self, streams: int, address: str, grant: Grant, terms: Iterable[str]) -> None:
-        """Let one more stream in.
+        """Check that one more stream may be opened.
 
         Args:
-            streams: that are open.
-            address: of its client.
-            grant: for whom it is.
-            terms: what it follows.
+            streams: number of open streams.
+            address: address of the client.
+            grant: grant of the client.
+            terms: terms of the stream.
 
         Raises:
-            RequestError: 503 where the server or a topic is full, 429 for too many streams of one address or subject.
+            RequestError: 503 if the server or a topic is full, 429 if the address or subject has too many streams.
         """
         config = self._config
         if streams >= self.streams_max:
@@ -63,7 +63,7 @@ class Admission:
         self._addresses[address] += 1
 
     def leave(self, address: str) -> None:
-        """Count one stream less."""
+        """Count one stream of an address less."""
         self._addresses[address] -= 1
         if not self._addresses[address]:
             del self._addresses[address]

@@ -1,12 +1,12 @@
-"""Who listens to what: audiences, and the subscriptions that streams share.
+"""Audiences and subscriptions: map topics to streams.
 
-Owns the way from a topic to the audiences that its events mark, and from a stream's terms to the indexes that it reads.
-Never sends, never reads an entry, has no clock.
+Owns the map from a topic to the audiences that its events mark, and from the terms of a stream to its indexes.
+Never sends, reads an entry or reads a clock.
 
-Theory of operation. All patterns that somebody follows are in one tree, and carry a generation that goes up when one
-comes or goes. A topic remembers its audiences and the generation for which they were found. They are found anew when
-the topic's next event is appended or evicted under another generation. So a pattern comes and goes without a look at
-the topics, and an event of a topic costs one comparison while no pattern changes.
+Theory of operation. One tree holds all subscribed patterns. Its generation increases when a pattern is added or
+removed. A topic stores its audiences and their generation. When the next event of the topic is appended or evicted
+under another generation, its audiences are looked up again. Adding or removing a pattern therefore examines no topics,
+and an event costs one comparison while no pattern changes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from relay.speedups import Members
 from relay.topic import TermTree, check_topic, is_pattern
 
 RESOLVED_MAX = 1000
-"""Topics whose audiences one listing finds anew: about 2 ms."""
+"""Maximum number of topics whose audiences one listing looks up again, in about 2 ms."""
 
 
 class Audience:
@@ -34,14 +34,14 @@ class Audience:
         self.term = term
         self.index = index
         self.members = Members()
-        self.subscriptions = 0  # those that it is part of
-        self.streams = 0  # open ones
-        self.shared = 0  # those of them that are in other audiences too
-        self.due = False  # something of its index waits for the flush
+        self.subscriptions = 0  # number of subscriptions with this term
+        self.streams = 0  # number of open streams
+        self.shared = 0  # number of streams that are in other audiences too
+        self.due = False  # new entries wait for the flush
 
 
 class Subscription:
-    """What some streams have in common: their terms, and the rule for when they are slow."""
+    """The terms and the rule that some streams share."""
 
     __slots__ = ("audiences", "indexes", "rule", "streams", "terms", "waiting")
 
@@ -51,21 +51,21 @@ class Subscription:
         self.indexes = tuple(audience.index for audience in audiences)
         self.rule = rule
         self.streams = 0
-        self.waiting = 0  # streams to come, for which its indexes are being completed
+        self.waiting = 0  # replays that wait for the indexes
 
     def ordinal(self, cursor: int) -> int:
-        """Count the events before `cursor`, from an arbitrary origin: only differences mean something."""
+        """Count the events before `cursor` from an arbitrary origin; only differences are meaningful."""
         if len(self.indexes) == 1:
             return self.indexes[0].ordinal(cursor)
         return sum(index.ordinal(cursor) for index in self.indexes)
 
     @property
     def evicted(self) -> int:
-        """The last sequence of an event that may have been evicted; -1 where none was."""
+        """The last sequence of an event that may have been evicted; -1 if none was."""
         return max(index.evicted for index in self.indexes)
 
     def has(self, cursor: int) -> bool:
-        """Say whether there is an event at `cursor` or behind it."""
+        """Return whether there is an event at or after `cursor`."""
         return any(index.first(cursor) is not None for index in self.indexes)
 
 
@@ -80,26 +80,26 @@ class Audiences:
         log.resolve = self._resolve
 
     def indexes(self) -> list[Index]:
-        """Return the indexes that subscriptions read."""
+        """Return the indexes of all audiences."""
         return [audience.index for audience in self._audiences.values()]
 
     def of_topic(self, name: str) -> Sequence[Audience]:
-        """Return the audiences that an event of this topic marks; none for a topic that the log does not know."""
+        """Return the audiences that an event of this topic marks; none if the log does not know the topic."""
         topic = self._log.topics.get(name)
         return () if topic is None else self._of(topic)
 
     def add_topic(self, name: str) -> Topic:
-        """Make a topic known.
+        """Add a topic to the log.
 
         Raises:
-            EventError: the name is not one of a topic.
+            EventError: the name is not a valid topic.
         """
         return self._log.topic(check_topic(name))
 
     def get(self, terms: tuple[str, ...], rule: Rule) -> Subscription:
-        """Return the subscription of these checked and disjoint terms, made when it is new.
+        """Return the subscription of these checked and disjoint terms; create it if missing.
 
-        It stays until its last stream leaves, or until `release` where no stream has entered.
+        It exists until its last stream leaves, or until `release` if no stream entered.
         """
         subscription = self._subscriptions.get((terms, rule))
         if subscription is None:
@@ -119,7 +119,7 @@ class Audiences:
             audience.shared += shared
 
     def leave(self, subscription: Subscription) -> None:
-        """Count one stream less; what nobody is subscribed to any more is dropped."""
+        """Count one stream of a subscription less; drop the subscription with its last stream."""
         subscription.streams -= 1
         shared = len(subscription.audiences) > 1
         for audience in subscription.audiences:
@@ -128,7 +128,7 @@ class Audiences:
         self.release(subscription)
 
     def release(self, subscription: Subscription) -> None:
-        """Drop a subscription that no stream has or waits for, and its audiences that no other subscription is in."""
+        """Drop a subscription without streams and waiting replays, and its audiences without other subscriptions."""
         if subscription.streams or subscription.waiting:
             return
         if not self._subscriptions.pop((subscription.terms, subscription.rule), None):
@@ -139,25 +139,25 @@ class Audiences:
                 self._drop(audience)
 
     def streams(self, term: str) -> int:
-        """Return how many open streams a term has."""
+        """Return the number of open streams of a term."""
         audience = self._audiences.get(term)
         return 0 if audience is None else audience.streams
 
     def members(self, term: str) -> Members | None:
-        """Return the streams of a term; None where nobody is subscribed to it."""
+        """Return the streams of a term; None without a subscription."""
         audience = self._audiences.get(term)
         return None if audience is None else audience.members
 
     def wanted(self, subscription: Subscription, cursor: int, *, evicted: bool) -> list[Wanted]:
-        """Return what a subscription's indexes lack for a replay.
+        """Return the incomplete indexes of a subscription for a replay.
 
         Args:
-            subscription: the stream's.
-            cursor: where the replay begins.
-            evicted: whether it matters which entries were evicted at or after the cursor.
+            subscription: the subscription of the stream.
+            cursor: first sequence of the replay.
+            evicted: whether evictions at or after the cursor matter.
         """
         cursor = max(cursor, self._log.tail)
-        # A topic's own index has been complete since the topic was made.
+        # The own index of a topic is always complete.
         return [
             Wanted(audience.term, audience.index)
             for audience in subscription.audiences

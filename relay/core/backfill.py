@@ -1,9 +1,9 @@
-"""Completing the indexes of patterns for a replay, in slices.
+"""Backfill: completes the indexes of patterns for a replay, in slices.
 
-The index of a new pattern lists only what is published from then on. A stream that resumes on the pattern needs the
-entries before that too. They are found by one pass over the log, which serves all who wait for one.
+The index of a new pattern lists only entries published after the pattern was added. A stream that resumes on the
+pattern needs older entries too. One pass over the log adds them to all incomplete indexes.
 
-Owns the streams that wait for a pass. Never opens a stream: it calls back when the indexes are complete.
+Owns this pass. Never opens a stream; `relay.core.replays` runs the pass and calls back.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from relay.topic import TermTree
 
 STEP_TOPICS = 256
 STEP_ROWS = 1024
-"""Topics or entries that one step looks at: a fraction of a millisecond."""
+"""Maximum number of topics or entries that one step examines, in a fraction of a millisecond."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wanted:
-    """A pattern, or several that are joined, whose index is to be completed."""
+    """A pattern, or several joined patterns, with an incomplete index."""
 
     term: str
     index: Index
 
 
 def backfill(log: Log, wanted: Sequence[Wanted], cursor: int, *, evicted: bool) -> Iterator[None]:
-    """Complete indexes from a cursor on, as far as the log retains entries; yield after each step.
+    """Complete indexes from a cursor on with the retained entries; yield after each step.
 
     Entries may be appended and evicted between two steps.
 
     Args:
         log: the log.
-        wanted: the patterns, which somebody follows already.
-        cursor: first sequence that the indexes have to list.
-        evicted: find out, too, which entries of the patterns were evicted before somebody followed them.
+        wanted: patterns that already have subscriptions.
+        cursor: first sequence that the indexes must list.
+        evicted: also find the last entries of the patterns that were evicted before the patterns were added.
     """
     if not wanted:
         return
@@ -50,7 +50,7 @@ def backfill(log: Log, wanted: Sequence[Wanted], cursor: int, *, evicted: bool) 
         yield from _find_evicted(log, wanted, tree)
     found = {each: _Found(each.index) for each in wanted}
     of_topic: dict[Topic, tuple[_Found, ...]] = {}
-    # From the newest to the oldest: the running totals of an index are known at its newest row.
+    # The pass goes from the newest to the oldest entry, because the running total is known at the newest row.
     place = max(each.index.since for each in wanted)
     while place > max(cursor, log.tail):
         step = max(cursor, log.tail, place - STEP_ROWS)
@@ -76,7 +76,7 @@ def backfill(log: Log, wanted: Sequence[Wanted], cursor: int, *, evicted: bool) 
 
 
 class _Found:
-    """What was found of one index, the newest first."""
+    """The rows found for one index, newest first."""
 
     __slots__ = ("end", "ends", "index", "sequences", "since")
 
@@ -89,8 +89,8 @@ class _Found:
 
 
 def _find_evicted(log: Log, wanted: Sequence[Wanted], tree: TermTree[Wanted]) -> Iterator[None]:
-    """Give the indexes the newest mark of the topics that they match, whether the log knows those or has forgotten."""
-    # What is evicted from here on is noted by the indexes themselves.
+    """Set each index to the newest mark of its matching topics, known and forgotten ones."""
+    # The indexes record later evictions themselves.
     topics, forgotten = list(log.topics.values()), list(log.marks.items())
     found = dict.fromkeys(wanted, log.marks.rest)
     marks = chain(((topic.name, Mark(topic.evicted, topic.evicted_s)) for topic in topics), forgotten)

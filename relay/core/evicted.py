@@ -1,11 +1,11 @@
-"""Marks of evicted entries: up to which entry a topic may have lost some, for topics that the log has forgotten.
+"""Marks of evicted entries, for topics that the log has forgotten.
 
-Theory of operation. A topic's index keeps its own mark: sequence and time of the last evicted entry. When the log
-forgets the topic, the mark goes into a table, and comes back from it when the topic is used again. So a short-lived
-topic does not inherit the evictions of others, which would report gaps that are none. The table is bounded. The marks
-that overflow it, oldest first, are merged into one, from which all topics start that the table does not name.
+Theory of operation. The index of a topic keeps a mark: sequence and time of the last evicted entry. When the log
+forgets the topic, this table stores the mark until the topic is used again. Without it, a short-lived topic would
+inherit the evictions of other topics and report false gaps. The table is bounded: marks that overflow it, oldest first,
+are merged into one mark, which applies to all topics that the table does not contain.
 
-Owns this table. Never knows an entry.
+Owns this table. Never accesses an entry.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from math import inf
 from typing import NamedTuple
 
 MARKS_MAX = 4096
-"""Forgotten topics with a mark of their own."""
+"""Maximum number of forgotten topics with their own mark."""
 
 
 class Mark(NamedTuple):
@@ -26,23 +26,23 @@ class Mark(NamedTuple):
 
 
 NOTHING = Mark(-1, -inf)
-"""The mark where nothing has been evicted."""
+"""The mark of a topic without evicted entries."""
 
 
 class Marks:
     """The marks of forgotten topics."""
 
     def __init__(self) -> None:
-        self.rest = NOTHING  # of every topic that has no mark of its own
+        self.rest = NOTHING  # the mark of every topic that is not in the table
         self._topics: dict[str, Mark] = {}
 
     def begin(self, rest: Mark) -> None:
-        """Drop all marks; any topic may have lost what comes up to `rest`."""
+        """Drop all marks; any topic may have evicted entries up to `rest`."""
         self.rest = rest
         self._topics.clear()
 
     def put(self, name: str, mark: Mark) -> None:
-        """Keep the mark of a topic that is being forgotten."""
+        """Store the mark of a topic that the log forgets."""
         topics = self._topics
         if mark != self.rest:
             topics[name] = mark
@@ -50,7 +50,7 @@ class Marks:
             self.rest = max(self.rest, topics.pop(next(iter(topics))))
 
     def take(self, name: str) -> Mark:
-        """Return the mark of a topic that is being used again, which keeps it from now on."""
+        """Remove and return the mark of a topic that is used again."""
         return self._topics.pop(name, self.rest)
 
     def items(self) -> Iterable[tuple[str, Mark]]:
@@ -58,5 +58,5 @@ class Marks:
         return self._topics.items()
 
     def know(self, name: str, mark: Mark) -> None:
-        """Keep a mark that another log knows, even beyond the bound: its topic may be used again at once."""
+        """Store a mark of another log, even beyond the maximum, because its topic may be used again at once."""
         self._topics[name] = mark

@@ -1,6 +1,6 @@
-"""Grants: what somebody may do, and how long.
+"""Grants: the topics that a client may read and write, and until when.
 
-Owns the rule that a request must lie wholly within its grant. Never reads a token: `relay.auth.tokens` does.
+Owns the rule that a grant must cover the whole request. Never reads a token; `relay.auth.tokens` does.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _REALM = 'Bearer realm="relay"'
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What somebody may do.
+    """The rights of a client.
 
     Args:
-        subject: who it is, empty for nobody in particular; limits and revocation go by it.
-        id: the token's own id (`jti`), empty when it has none.
+        subject: the subject, which limits and revocation use; empty for an anonymous client.
+        id: the id of the token (`jti`); empty if it has none.
         subscribe: topics and patterns that may be read.
         publish: topics and patterns that may be written.
-        ends_s: the time from which on it is void.
+        ends_s: time at which the grant expires.
     """
 
     subject: str = ""
@@ -35,16 +35,16 @@ class Grant:
     ends_s: float = math.inf
 
     def check_subscribe(self, terms: tuple[str, ...]) -> None:
-        """Raise RequestError 403 unless each term lies wholly within what may be read."""
+        """Raise RequestError 403 unless the grant covers each term for reading."""
         _check(self.subscribe, terms, "read")
 
     def check_publish(self, topics: set[str]) -> None:
-        """Raise RequestError 403 unless all topics may be written."""
+        """Raise RequestError 403 unless the grant covers all topics for writing."""
         _check(self.publish, sorted(topics), "publish on")
 
 
 ANYBODY = Grant(subscribe=EVERYTHING)
-"""What everybody has where reading is open."""
+"""The grant of every client if subscribing needs no token."""
 
 
 def _check(granted: tuple[str, ...], terms: Iterable[str], doing: str) -> None:
@@ -59,5 +59,5 @@ def _check(granted: tuple[str, ...], terms: Iterable[str], doing: str) -> None:
 
 
 def challenge(error: str = "") -> tuple[tuple[str, str], ...]:
-    """Return the header of a refusal; with no error code where no token was sent (RFC 6750 section 3)."""
+    """Return the challenge header; without an error code if no token was sent (RFC 6750 section 3)."""
     return (("WWW-Authenticate", f'{_REALM}, error="{error}"' if error else _REALM),)

@@ -49,7 +49,7 @@ class Batch(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A retained entry, as a link carries it."""
+    """A retained entry, in the form that links transfer."""
 
     sequence: int
     time_s: float
@@ -66,7 +66,7 @@ class Index:
         since: the index is complete from this sequence on.
         evicted: sequence of the last entry of this term that may have been evicted; -1 when none was.
         evicted_s: time of that entry.
-        evicted_known: whether the two are exact; those of a new pattern's index know only of later evictions.
+        evicted_known: whether both are exact. The index of a new pattern knows only later evictions.
     """
 
     __slots__ = ("_base", "_dead", "_ends", "_origin", "evicted", "evicted_known", "evicted_s", "sequences", "since")
@@ -74,7 +74,7 @@ class Index:
     def __init__(self, since: int, evicted: int, evicted_s: float = -inf, *, evicted_known: bool = True) -> None:
         self.sequences = _NO_SEQUENCES
         self._ends = _NO_ENDS
-        self._base = 0  # ordinal of sequences[0]; below zero when older entries were filled in
+        self._base = 0  # ordinal of sequences[0]; negative after a backfill
         self._origin = 0  # the running total before sequences[0]
         self._dead = 0  # rows at the front whose entries are evicted
         self.since = since
@@ -92,7 +92,7 @@ class Index:
             self.sequences, self._ends = array("Q", (sequence,)), array("q", (self._origin + size,))
 
     def evict(self, sequence: int) -> None:
-        """Note that the oldest entry is gone; its row goes when half of the rows are dead."""
+        """Mark the oldest row as dead; remove dead rows when they are half of the rows."""
         self.evicted = sequence
         if sequence < self.since:
             return
@@ -109,13 +109,13 @@ class Index:
         return self._origin
 
     def fill(self, sequences: array[int], ends: array[int], origin: int, since: int) -> None:
-        """Put older entries in front, so that the index is complete from `since`. Ordinals of the others stay.
+        """Insert older entries in front, so that the index is complete from `since`. Existing ordinals do not change.
 
         Args:
-            sequences: of the entries; the index's from now on, as `ends`.
-            ends: the running totals after each of them; the last is the index's `origin`.
-            origin: the running total before the first of them.
-            since: what comes before it is left out.
+            sequences: sequences of the entries; the index takes over this array and `ends`.
+            ends: running total after each entry; the last one equals `origin` of the index.
+            origin: running total before the first entry.
+            since: entries before this sequence are omitted.
         """
         gone = bisect_left(sequences, since)
         self._origin = ends[gone - 1] if gone else origin
@@ -126,7 +126,7 @@ class Index:
         self.sequences, self._ends, self.since = sequences, ends, since
 
     def begin(self, sequence: int, evicted_s: float) -> None:
-        """Forget all rows; the index is complete from `sequence` on, and knows nothing of what was before."""
+        """Drop all rows; the index is complete from `sequence` on."""
         self._origin = self._ends[-1] if self._ends else self._origin
         self._base += len(self.sequences)
         del self.sequences[:], self._ends[:]
@@ -135,11 +135,11 @@ class Index:
         self.evicted_known = True
 
     def ordinal(self, cursor: int) -> int:
-        """Count the entries before `cursor`, from a fixed but arbitrary origin: only differences mean something."""
+        """Count the entries before `cursor` from an arbitrary origin; only differences are meaningful."""
         return self._base + bisect_left(self.sequences, cursor)
 
     def lag(self, cursor: int) -> tuple[int, int, int | None]:
-        """Return the events and the bytes from `cursor` on, and the first sequence of them."""
+        """Return the number of events and bytes from `cursor` on, and the first sequence."""
         row = bisect_left(self.sequences, cursor)
         events = len(self.sequences) - row
         if not events:
@@ -168,7 +168,7 @@ class Index:
         return None if row == len(self.sequences) else (self._ends[row] - 1) // SEGMENT_BYTES
 
     def rows(self, number: int, tail: int) -> tuple[array[int], bool]:
-        """Return the sequences of a segment from `tail` on, and whether it is finished: no entry can join it."""
+        """Return the sequences of a segment from `tail` on, and whether the segment is complete."""
         start = bisect_right(self._ends, number * SEGMENT_BYTES)
         stop = bisect_right(self._ends, (number + 1) * SEGMENT_BYTES)
         start = max(start, bisect_left(self.sequences, tail))
@@ -178,9 +178,9 @@ class Index:
 class Topic(Index):
     """One topic of the log, which is its own index.
 
-    It is forgotten with its last entry, unless it is `pinned` because somebody reads its index. `patterns` has the
-    indexes of the patterns that match it, as of a generation of the patterns; so has `audiences`, at which the log
-    does not look. See `Log.resolve`.
+    The log forgets a topic with its last entry, unless it is `pinned` because its index has readers. `patterns` has the
+    indexes of the matching patterns, as of `generation`. `audiences` has the matching audiences, which the log does
+    not use. See `Log.resolve`.
     """
 
     __slots__ = ("audiences", "generation", "name", "newest", "patterns", "pinned", "retained")

@@ -1,14 +1,14 @@
-"""The publishers' own ids: which entry a last id stands for, among the topics of one subscription.
+"""The publishers' own ids: finds the entry of a last id among the topics of one subscription.
 
-Theory of operation. A publisher may use an id again, in another topic or in the same one. So an id is looked up only
-among the topics that a subscription has, where it stands for its oldest retained use: nothing after that is skipped.
-When the oldest use in a topic is evicted, the id no longer tells which of its events a client has seen. Therefore later
-uses in that topic are not found either. For this, the table remembers evicted pairs of topic and id, in two
-generations: when the younger one is full, the older one is dropped.
+Theory of operation. A publisher may reuse an id in another topic or in the same topic. An id is therefore looked up
+only among the topics of the subscription, and stands for its oldest retained use, so that no later event is skipped.
+Once the oldest use in a topic is evicted, the id is ambiguous, and its later uses in that topic are not found either.
+For this, the table remembers evicted pairs of topic and id in two generations. When the younger generation is full, the
+older one is dropped.
 
 Most ids are used once. Such an id costs one row in a dictionary. Ids that several topics share have a row for each.
 
-Owns the table of retained uses and the memory of evicted ones. Never knows an entry, only its sequence.
+Owns the tables of retained uses and of evicted pairs. Never accesses an entry, only its sequence.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from relay.topic import TermTree, is_pattern
 
 EVICTED_PAIRS_MAX = 65_536
 EVICTED_CHARACTERS_MAX = 4 * 1024 * 1024
-"""Bounds of one generation of evicted pairs: at most 15 MB each."""
+"""Limits of one generation of evicted pairs; each needs at most 15 MB."""
 
 SHARING_TOPICS_MAX = 64
-"""Topics that use one id, beyond which a stream with a pattern does not resume by it: each is matched."""
+"""Maximum number of topics with the same id; a stream with a pattern cannot resume from an id of more topics."""
 
 
 class OwnIds:
     """The own ids of one log.
 
     Args:
-        topic_of: gives the topic of a retained sequence.
+        topic_of: returns the topic of a retained sequence.
     """
 
     def __init__(self, topic_of: Callable[[int], str]) -> None:
@@ -44,15 +44,15 @@ class OwnIds:
         return len(self._one) + sum(map(len, self._many.values()))
 
     def begin(self) -> None:
-        """Forget everything."""
+        """Clear all tables."""
         for each in (self._one, self._many, self._evicted, self._evicted_before):
             each.clear()
         self._pairs = self._characters = 0
 
     def add(self, id: str, topic: str, sequence: int) -> None:
-        """Register the newest entry; it is not found by an id that the topic has used before."""
+        """Add the newest entry, unless its topic has evicted an entry of this id."""
         if (id in self._evicted or id in self._evicted_before) and self._has_evicted(id, (topic,)):
-            self.evict(id, topic)  # remembered anew, since this use may outlive the memory of the older ones
+            self.evict(id, topic)  # renews the pair, because this use may outlive the remembered one
             return
         uses = self._many.get(id) if self._many else None
         if uses is not None:
@@ -64,7 +64,7 @@ class OwnIds:
             self._many[id] = {other: older, topic: sequence}
 
     def evict(self, id: str, topic: str) -> None:
-        """Note that a topic has evicted an event of this id, here or in another log with the same entries."""
+        """Record that a topic evicted an event of this id, here or in another log with the same entries."""
         one = self._one.get(id)
         if one is not None:
             if self._topic_of(one) == topic:
@@ -90,19 +90,19 @@ class OwnIds:
             self._pairs = self._characters = 0
 
     def evicted(self) -> Iterator[tuple[str, str]]:
-        """Return the remembered pairs of id and topic, older ones first, as of now."""
+        """Return a snapshot of the evicted pairs of id and topic, older pairs first."""
         return _pairs(self._evicted_before.copy(), self._evicted.copy())
 
     def find(self, ids: Iterable[str], terms: tuple[str, ...]) -> int | None:
-        """Return the sequence of the event that a client with one of these ids has seen last.
+        """Return the sequence of the last event that a client with this last id received.
 
         Args:
             ids: the readings of one last id.
-            terms: of the subscription, disjoint.
+            terms: disjoint terms of the subscription.
 
         Returns:
-            None where no topic of the subscription retains the id, where one of them has evicted it, or where two
-            readings stand for different events.
+            None if no topic of the subscription retains the id, if one of them has evicted it, or if two readings
+            stand for different events.
         """
         found: set[int] = set()
         for id in ids:

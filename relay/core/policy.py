@@ -1,9 +1,9 @@
-"""The policies: what happens to a stream whose lag passes its limit.
+"""The policies: relay's actions when the lag of a stream exceeds a limit.
 
-Small pure values: a lag and a time in, a judgement out. They hold no state of others, and carry nothing out: that is
-for `relay.core.catchup`.
+Owns the limits and the choice of a stream's rule. All values are pure. Never acts on a stream; `relay.core.catchup`
+does.
 
-Of a limit: 0 is off. One event alone never passes any limit, however large or old it is, since no policy can help.
+The limit 0 is off. A single event never exceeds a limit, however large or old it is, because no policy can help.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from relay.topic import TermTree
 
 
 class Policy(StrEnum):
-    """What a slow stream gets."""
+    """The policy for a slow stream."""
 
     DROP_OLDEST = "drop-oldest"
     DROP_NEWEST = "drop-newest"
@@ -29,7 +29,7 @@ class Policy(StrEnum):
 
 
 class Lag(NamedTuple):
-    """How far a stream is behind the head of its terms."""
+    """The distance of a stream from the head: number, bytes and age of the events that it has not received."""
 
     events: int
     bytes: int
@@ -38,14 +38,14 @@ class Lag(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest lag that is let be; 0 for no limit of that kind."""
+    """The maximum lag; 0 for no limit."""
 
     events: int = 0
     bytes: int = 0
     age_s: float = 0.0
 
     def passed(self, lag: Lag) -> bool:
-        """Say whether the lag is over one of the limits."""
+        """Return whether the lag exceeds one of the limits."""
         return lag.events > 1 and (
             0 < self.bytes < lag.bytes or 0 < self.events < lag.events or 0 < self.age_s < lag.age_s
         )
@@ -53,7 +53,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A policy with its limits: `hard` acts at once, `soft` when it has been passed for `soft_for_s` seconds."""
+    """A policy and its limits. `hard` acts at once, `soft` after the lag exceeded it for `soft_for_s` seconds."""
 
     policy: Policy
     hard: Limits
@@ -61,19 +61,19 @@ class Rule:
     soft_for_s: float
 
     def fits(self, lag: Lag) -> bool:
-        """Say whether the lag is within both limits."""
+        """Return whether the lag is within both limits."""
         return not self.hard.passed(lag) and not self.soft.passed(lag)
 
     def broken(self, lag: Lag, soft_since_s: float | None, now_s: float) -> bool:
-        """Say whether the policy has to act; `soft_since_s` is when the soft limit was passed, if it is."""
+        """Return whether the policy must act; `soft_since_s` is the time since which the lag exceeds the soft limit."""
         return self.hard.passed(lag) or (soft_since_s is not None and now_s - soft_since_s >= self.soft_for_s)
 
 
 class Rules:
     """Chooses the rule of a stream: the first `policy-for` that matches one of its terms, else the server's policy.
 
-    A stream that asked for a policy is held only against those `policy-for` that have it. So it has the limits that the
-    settings give that policy for its topics, and asking for the policy that one has anyway changes nothing.
+    For a stream that requested a policy, only `policy-for` settings with this policy count. The stream then has the
+    limits that the settings give this policy for its topics. Requesting the default policy changes nothing.
     """
 
     def __init__(self, config: Config) -> None:

@@ -1,9 +1,9 @@
-"""Replays that wait: streams whose patterns have no complete index yet.
+"""Waiting replays: streams whose patterns have no complete index yet.
 
-A pass over the log completes the indexes (`relay.core.backfill`). It runs in slices between the loop's other work, and
-one pass serves all streams that waited when it began. A subscription stays while somebody waits for it.
+A pass over the log completes the indexes (`relay.core.backfill`). It runs in slices between other work of the event
+loop. One pass serves all streams that waited when it began. A subscription exists while a replay waits for it.
 
-Owns who waits. Never opens a stream: it calls back.
+Owns the waiting replays. Never opens a stream: it calls back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Done = Callable[[None], None]
 
 
 class _Replay:
-    """One stream that waits; `done` is None once nobody is to be called back."""
+    """One waiting stream; `done` is None after the callback or a cancellation."""
 
     __slots__ = ("cursor", "done", "evicted", "subscription")
 
@@ -35,8 +35,8 @@ class Replays:
     """The waiting replays of one hub.
 
     Args:
-        log: what is replayed.
-        audiences: know what the indexes of a subscription lack.
+        log: the log to replay.
+        audiences: list the incomplete indexes of a subscription.
         clock: the time in seconds.
     """
 
@@ -45,28 +45,28 @@ class Replays:
         self._audiences = audiences
         self._clock = clock
         self._waiting: list[_Replay] = []
-        self._served: list[_Replay] = []  # by the pass under way
+        self._served: list[_Replay] = []  # by the current pass
         self._pass: Iterator[None] | None = None
         self._ready: deque[_Replay] = deque()
 
     @property
     def due(self) -> bool:
-        """Whether a turn has something to do."""
+        """Whether `turn` has work to do."""
         return bool(self._pass or self._ready or self._waiting)
 
     def prepare(
         self, subscription: Subscription, cursor: int, done: Done, *, evicted: bool
     ) -> Callable[[], None]:
-        """Complete a subscription's indexes, and call back once; within this call if it takes only one slice.
+        """Complete the indexes of a subscription and call back once; within this call if one slice is enough.
 
         Args:
-            subscription: the stream's.
-            cursor: where the replay begins.
-            done: called back, unless it is cancelled before.
+            subscription: the subscription of the stream.
+            cursor: first sequence of the replay.
+            done: called once, unless cancelled.
             evicted: as for `Audiences.wanted`.
 
         Returns:
-            what cancels it.
+            a function that cancels the replay.
         """
         replay = _Replay(subscription, cursor, done, evicted=evicted)
         subscription.waiting += 1
@@ -77,13 +77,13 @@ class Replays:
         return lambda: self._end(replay)
 
     def begin(self) -> None:
-        """Give up the pass under way: the log goes on from another sequence, and indexes are complete."""
+        """End the current pass, because the log continues from another sequence and the indexes are complete."""
         self._pass = None
         self._ready.extend(self._served)
         self._served = []
 
     def turn(self) -> bool:
-        """Work for one slice; return whether there is more to do."""
+        """Run one slice; return whether more work is pending."""
         stop_s = self._clock() + SLICE_S
         while self.due:
             if self._ready:

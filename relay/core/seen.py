@@ -1,11 +1,11 @@
-"""What was seen: the dedup keys of the last minutes, each with the id that its event was published under.
+"""Seen dedup keys: the keys of the last minutes, each with the id of its event.
 
-Theory of operation. Keys are kept in the order in which they came. Those whose window has ended are deleted oldest
-first, a bounded number at each lookup and at each tick, so that many of them that end together delay nobody. A key that
-is still to be deleted is not known any more, and may come again.
+Theory of operation. Keys are kept in order of arrival. Each lookup and each tick deletes a bounded number of expired
+keys, oldest first, so that many keys that expire together delay nobody. An expired key that is not deleted yet is
+treated as unknown.
 
-Owns the window and the bound on the number of keys; has no clock. A key that the bound pushes out before its time is
-counted, since a resent event would then be published again.
+Owns the window and the maximum number of keys. Never reads a clock. A key that the maximum removes early is counted,
+because its event would be published again if it were resent.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from collections import deque
 from collections.abc import Iterator
 
 EXPIRED_A_LOOKUP = 2
-"""Keys that one lookup deletes: more than it adds, so that they leave faster than they come."""
+"""Maximum number of keys that one lookup deletes; more than it adds, so that expired keys cannot accumulate."""
 
 EXPIRED_A_TICK = 5_000
-"""Keys that one tick deletes, in about 1.5 ms; a million leave in a few minutes."""
+"""Maximum number of keys that one tick deletes, in about 1.5 ms; a million keys take a few minutes."""
 
 
 class Seen:
     """The dedup keys of the window.
 
     Args:
-        window_s: how long a key is known.
-        keys_max: how many are known at most, the newest.
+        window_s: lifetime of a key.
+        keys_max: maximum number of keys; the oldest is removed first.
     """
 
     def __init__(self, window_s: float, keys_max: int) -> None:
@@ -40,13 +40,13 @@ class Seen:
         return len(self._known)
 
     def find(self, key: str, now_s: float) -> str | None:
-        """Return the id that a key's event was published under; None for a new one."""
+        """Return the id of the event with this key; None if the key is unknown."""
         self.expire(now_s, EXPIRED_A_LOOKUP)
         known = self._known.get(key)
         return None if known is None or known[2] < now_s - self.window_s else known[1]
 
     def add(self, key: str, id: str, time_s: float) -> None:
-        """Take a new key in; times never go back."""
+        """Add a new key; `time_s` must not decrease."""
         self._known[key] = entry = (key, id, time_s)
         self._order.append(entry)
         if len(self._order) > self._keys_max:
@@ -54,11 +54,11 @@ class Seen:
             self._delete_oldest()
 
     def keys(self) -> Iterator[tuple[str, str, float]]:
-        """Yield key, id and time of each, oldest first."""
+        """Yield the key, id and time of each key, oldest first."""
         return iter(self._order)
 
     def expire(self, now_s: float, count_max: int = EXPIRED_A_TICK) -> None:
-        """Delete keys whose window has ended, at most so many."""
+        """Delete expired keys, at most `count_max`."""
         order, since_s = self._order, now_s - self.window_s
         while count_max and order and order[0][2] < since_s:
             self._delete_oldest()
@@ -66,5 +66,5 @@ class Seen:
 
     def _delete_oldest(self) -> None:
         oldest = self._order.popleft()
-        if self._known[oldest[0]] is oldest:  # else the key has come again
+        if self._known[oldest[0]] is oldest:  # otherwise the key was added again
             del self._known[oldest[0]]

@@ -1,6 +1,6 @@
-"""A stream as a value: the request that opens it, and its state when it passes to another process.
+"""A stream as a value: the request that opens it, and its state when another process takes it over.
 
-Owns these forms. Never opens, reads or writes a stream.
+Owns these structures. Never opens, reads or writes a stream.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from relay.core.grant import ANYBODY, Grant
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """What a client wants to follow.
+    """A request to open a stream.
 
     Args:
         terms: checked topics and patterns, each once, at least one.
-        last_ids: the readings of the last id that the client saw; empty without one.
-        since_s: replay what is at most that old; `math.inf` for all that is retained; None for only what comes.
-        policy: the policy it chose, allowed by the settings; None leaves it to them.
-        padding: it wants a comment of 2 KiB first, which makes old browsers begin.
-        head: the response head, to be sent before anything else.
-        grant: for whom it is opened.
-        ends_s: when the grant ends, in the hub's time.
-        after: sequence of the last id, where whoever feeds this hub had to be asked for it.
-        must_know: the last id is one that `since` names; an unknown one begins at `since_s`, or is refused without it.
+        last_ids: the possible readings of the client's last id; empty without one.
+        since_s: replay events of at most this age; `math.inf` for all retained events; None for new events only.
+        policy: the policy that the client chose, which the settings allow; None for the configured policy.
+        padding: begin with a comment of 2 KiB, which makes old browsers read the stream.
+        head: the response head, which is sent first.
+        grant: the grant of the client.
+        ends_s: end of the grant, in the hub's time.
+        after: sequence of the last id, if the hub that feeds this one had to look it up.
+        must_know: the last id comes from `since`. If it is unknown, begin at `since_s`; without that, reject.
     """
 
     terms: tuple[str, ...]
@@ -45,13 +45,12 @@ class Subscribe:
 class PackedLag(msgspec.Struct, array_like=True, frozen=True):
     """The state of a stream that lags or replays, for another process: `Lagging`, with `seen` as a count.
 
-    An ordinal of one log has no meaning in another, and an evicted entry has none. The head is the same in both, so
-    `owed` counts from there.
+    An ordinal is valid in one log only. The head is the same in both logs, so `owed` counts back from the head.
     """
 
     replaying: bool
     refused: bool
-    owed: int  # events of the subscription from `seen` to the head, evicted ones included
+    owed: int  # number of events of the subscription from `seen` to the head, with evicted ones
     soft_since_s: float | None
     over_since_s: float | None
     ceiling: int | None
@@ -62,7 +61,7 @@ class PackedLag(msgspec.Struct, array_like=True, frozen=True):
 class PackedStream(msgspec.Struct, frozen=True, array_like=True):
     """One open stream, for another process.
 
-    `reason` is set for a stream that is closing, `behind` for another one.
+    A stream that is closing has a `reason`; any other stream has `behind`.
     """
 
     subscription: int
