@@ -1,12 +1,13 @@
-"""The acceptor: connections from the listeners to the front, as many and as fast as there is room for.
+"""The acceptor accepts connections from the listeners and passes them to the front, within the limits.
 
-Owns when a connection is accepted, what stands before its first request (a PROXY header, TLS), and which one is cut
-where all room is taken. Never serves a request and never opens a listener.
+Owns the time at which a connection is accepted, the steps before its first request (PROXY header, TLS), and the choice
+of the connection to close when no descriptor is free. Never serves a request and never opens a listener.
 
-Theory of operation. What is not accepted waits in the listener's backlog: so whenever a limit is reached, the acceptor
-looks away from its listeners for a moment, and neither spins nor refuses. Room is counted, not found out by failing:
-the descriptors that streams may not take are left to ordinary requests, so that /healthz and /metrics are answered when
-all streams are taken. Where connections that say nothing take all of it, those that have waited for longest are cut.
+Theory of operation. Connections that are not accepted wait in the backlog of the listener. So when a limit is reached,
+the acceptor stops watching its listeners for a short time; it neither spins nor rejects. It counts descriptors and
+does not wait for EMFILE. Streams may not use the last descriptors. They serve ordinary requests, so /healthz and
+/metrics respond even if no more streams fit. If silent connections hold all descriptors, the acceptor closes the
+connection that has waited longest.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from relay.limits import Limit
 from relay.telemetry.input_errors import InputErrors
 
 ACCEPTS_A_TURN = 16
-"""Connections of one listener that are accepted before the loop does its other work. With 64 as many handshakes were
-under way at once, which cost 0.3 MB for good and a sixth of the rate (`python -m bench memory-10000 accept-10000`)."""
+"""Connections accepted from one listener per turn of the event loop. With 64, as many handshakes ran at the same time.
+This cost 0.3 MB permanently and a sixth of the rate (`python -m bench memory-10000 accept-10000`)."""
 BURST_S = 0.1
-"""What `accept-rate` may be ahead of itself."""
+"""Burst of `accept-rate`, in seconds of the rate."""
 PATIENCE_S = 0.5
-"""How long a connection may say nothing before it is cut for another, where all descriptors are taken."""
+"""When no descriptor is free: minimum silence of a connection before the acceptor closes it to accept another."""
 HALF_OPEN_PATIENCE_S = 5.0
-"""The same at `half-open-max`: long enough for a herd whose machines are busy with coming back."""
+"""The same at `half-open-max`: long enough for busy clients that all reconnect at the same time."""
 PAUSE_S = 0.05
-"""How long nothing is accepted where there is no room."""
+"""Pause of the acceptor when a limit is reached."""
 SPARE = 32
-"""Descriptors beyond those at the start that are neither connections nor streams: feeders, files, links."""
+"""Descriptors reserved for uses that begin after the start: feeders, files, links."""
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -48,13 +49,13 @@ _logger = logging.getLogger("relay.acceptor")
 
 
 class Acceptor:
-    """Accepts for one front.
+    """Accepts the connections of one front.
 
     Args:
-        front: takes the connections.
-        tls: what encrypts them, if anything.
-        descriptors: how many this process may have open.
-        streams: tells how many streams are open.
+        front: receives the connections.
+        tls: encrypts the connections; None for plain HTTP.
+        descriptors: limit of open descriptors in this process.
+        streams: returns the number of open streams.
         loop: the event loop.
     """
 
@@ -78,27 +79,27 @@ class Acceptor:
         self._errors = InputErrors("accept", front.metrics, loop, _logger)
 
     def open(self, listeners: Sequence[socket.socket]) -> None:
-        """Begin to accept."""
+        """Listen, and start to accept connections."""
         self._listeners = listeners
         for each in listeners:
             each.listen(self._front.config.backlog)
         self._watch()
 
     def close(self) -> None:
-        """Accept no more; the listeners are left open, and connections live on."""
+        """Stop accepting. The listeners and the accepted connections stay open."""
         self._look_away()
         self._listeners = ()
         self._errors.close()
 
     def abort(self) -> None:
-        """Cut what is not the front's yet, and what stands between it and its clients."""
+        """Abort the connections that have not reached the front, and all TLS connections."""
         self.close()
         for task in self._front.arriving:
             task.cancel()
         if self._tls is not None:
             self._tls.abort()
 
-    # When
+    # When to accept.
 
     def _watch(self) -> None:
         self._resume = None
@@ -127,24 +128,24 @@ class Acceptor:
                 return
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    self._errors.report("descriptors", "nothing can be accepted: %s", error.strerror)
+                    self._errors.report("descriptors", "cannot accept connections: %s", error.strerror)
                     self._cut_one()
                     self._pause(Limit.DESCRIPTORS, PAUSE_S)
                     return
-                continue  # the client is gone already
+                continue  # The client has disconnected.
             connection.setblocking(False)
             task = self._loop.create_task(self._open(connection, address[0]))
             self._front.arriving[task] = self._loop.time()
             task.add_done_callback(self._front.arriving.__delitem__)
 
     def _has_room(self) -> bool:
-        """Tell whether one more may be accepted; where not, see to it that there is room soon."""
+        """Return whether one more connection may be accepted. If not, close a connection or pause."""
         front = self._front
         waiting = front.deadlines.count(Waiting.HEAD) + len(front.arriving)
         if front.config.half_open_max and waiting >= front.config.half_open_max:
             return self._make_room(Limit.HALF_OPEN_MAX, HALF_OPEN_PATIENCE_S, resting=False)
         used = self._cost * (self._streams() + len(front.connections)) + len(front.arriving)
-        if used + self._cost + 1 > self._room:  # a hand-over has one descriptor more
+        if used + self._cost + 1 > self._room:  # a hand-over duplicates a descriptor
             return self._make_room(Limit.DESCRIPTORS, PATIENCE_S, resting=True)
         wait_s = self._rates.take("", 1, front.clock())
         if wait_s:
@@ -152,7 +153,7 @@ class Acceptor:
         return not wait_s
 
     def _make_room(self, limit: Limit, patience_s: float, *, resting: bool) -> bool:
-        """Cut one, which makes room for the loop's next turn; else for a while there is none."""
+        """Close a connection, so that the next turn can accept one; pause if none can be closed. Return False."""
         if self._cut_one(patience_s, resting=resting):
             self._front.metrics.limited(limit)
         else:
@@ -160,7 +161,7 @@ class Acceptor:
         return False
 
     def _cut_one(self, patience_s: float = PATIENCE_S, *, resting: bool = True) -> bool:
-        """Close the connection that can best be done without; false where all of them are new or at work."""
+        """Close the least useful connection. Return False if every connection is new or active."""
         if resting and (
             self._front.cut_oldest(Waiting.REST, 0.0) or self._front.cut_oldest(Waiting.LINGER, patience_s)
         ):
@@ -171,10 +172,10 @@ class Acceptor:
             return task.cancel()
         return self._front.cut_oldest(Waiting.HEAD, patience_s)
 
-    # What stands before the first request
+    # Steps before the first request.
 
     async def _open(self, connection: socket.socket, address: str) -> None:
-        """Bring a connection to the front."""
+        """Read the PROXY header, start TLS, and pass the connection to the front."""
         front = self._front
         try:
             if front.config.proxy_protocol and trusted(address, front.proxies):
@@ -185,7 +186,7 @@ class Acceptor:
                 return
             await self._loop.connect_accepted_socket(lambda: FrontProtocol(front, address), connection)
         except RequestError as error:
-            self._errors.report("proxy", "refused a connection of %s: %s", address, error.reason)
+            self._errors.report("proxy", "rejected a connection from %s: %s", address, error.reason)
             connection.close()
         except TimeoutError:
             front.metrics.limited(Limit.HEAD_TIMEOUT)
@@ -193,28 +194,28 @@ class Acceptor:
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 front.metrics.limited(Limit.DESCRIPTORS)
-            # The text of a TLS error names what is wrong with the handshake; nothing was decrypted yet.
-            self._errors.report("tls", "no connection with %s: %s", address, error.strerror or error)
+            # The text of a TLS error describes the handshake; it contains no decrypted data.
+            self._errors.report("tls", "failed to open a connection from %s: %s", address, error.strerror or error)
             connection.close()
         except asyncio.CancelledError:
             connection.close()
 
     async def _read_proxy_header(self, connection: socket.socket) -> str | None:
-        """Read the PROXY header and not a byte more, since what follows is TLS's, or the front's; return the address.
+        """Read exactly the PROXY header, because TLS or the front reads the bytes after it; return the address.
 
         Raises:
-            RequestError: it is none.
+            RequestError: the header is malformed or incomplete.
         """
         head = b""
         while True:
             await _readable(connection, self._loop)
             more = connection.recv(BINARY_BYTES_MAX, socket.MSG_PEEK)
             if not more:
-                raise RequestError(400, "the PROXY header is cut short")
+                raise RequestError(400, "the PROXY header is incomplete")
             try:
                 found = read_header(head + more)
             except RequestError:
-                connection.recv(len(more))  # what is unread at the close makes of it a reset
+                connection.recv(len(more))  # unread bytes turn the close into a reset
                 raise
             taken = connection.recv(len(more) if found is None else found[1] - len(head))
             head += taken
@@ -223,7 +224,7 @@ class Acceptor:
 
 
 async def _readable(connection: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-    """Wait until there is something to read."""
+    """Wait until the connection is readable."""
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(connection.fileno(), _set, ready)
     try:

@@ -1,11 +1,11 @@
-"""Deadlines: time limits of many connections, with one timer for all of them.
+"""Deadlines of many connections, with one timer for all of them.
 
-Owns which connection must have moved on by when. Never decides what happens to one that has not.
+Owns the deadline of each connection. Never decides how a connection reacts to a missed deadline.
 
-Theory of operation. All limits of one kind are equally long, so a dict in order of insertion is in order of
-deadline too. Setting and clearing one is a dict's insertion and deletion; the one timer looks only at the
-front of each dict, and does not run while they are empty. (A timer a connection would cost more than the rest
-of its handshake's bookkeeping, and almost none of them would ever fire.)
+Theory of operation. All limits of one kind have the same length, so a dict in order of insertion is also in order of
+deadline. Setting and clearing a deadline are an insertion and a deletion. The timer reads only the first entries of
+each dict, and does not run while all dicts are empty. (One timer per connection would cost more than all other
+bookkeeping of its handshake, and almost none of these timers would fire.)
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from enum import Enum
 from typing import Protocol
 
 SWEEP_INTERVAL_MIN_S = 0.1
-"""Shortest time between two sweeps: how late a connection may be told."""
+"""Shortest time between two sweeps, and so the longest delay of a deadline."""
 
 
 class Waiting(Enum):
-    """What a connection is waited for."""
+    """The next step that a connection must take before its deadline."""
 
     HEAD = "a request head"
     BODY = "a body"
@@ -33,18 +33,18 @@ class Guarded(Hashable, Protocol):
     """A connection with a deadline."""
 
     waiting: Waiting | None
-    """Set by `Deadlines` alone."""
+    """Set only by `Deadlines`."""
 
     def deadline_passed(self, waiting: Waiting) -> None:
-        """React to the deadline, which is cleared already."""
+        """React to the missed deadline, which is already cleared."""
 
 
 class Deadlines:
     """The deadlines of all connections.
 
     Args:
-        loop: for its clock and the timer.
-        limits_s: how long each kind may take.
+        loop: provides the clock and the timer.
+        limits_s: the length of each kind of deadline, in seconds.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limits_s: Mapping[Waiting, float]) -> None:
@@ -58,17 +58,17 @@ class Deadlines:
         return sum(map(len, self._queues.values()))
 
     def count(self, waiting: Waiting) -> int:
-        """Return how many connections are waited for so."""
+        """Return the number of connections with a deadline of this kind."""
         return len(self._queues[waiting])
 
     def oldest(self, waiting: Waiting) -> tuple[Guarded, float] | None:
-        """Return the connection that is waited for longest, and for how many seconds."""
+        """Return the connection that has waited longest, and for how many seconds."""
         for connection, deadline in self._queues[waiting].items():
             return connection, self._loop.time() - deadline + self._limits_s[waiting]
         return None
 
     def set(self, connection: Guarded, waiting: Waiting) -> None:
-        """Give a connection a deadline, in place of the one it has."""
+        """Set the deadline of a connection; it replaces the current one."""
         if connection.waiting is not None:
             del self._queues[connection.waiting][connection]
         connection.waiting = waiting
@@ -78,13 +78,13 @@ class Deadlines:
             self._wake_at(deadline)
 
     def clear(self, connection: Guarded) -> None:
-        """Take a connection's deadline away, if it has one."""
+        """Clear the deadline of a connection, if it has one."""
         if connection.waiting is not None:
             del self._queues[connection.waiting][connection]
             connection.waiting = None
 
     def close(self) -> None:
-        """Stop the timer; no deadline passes any more."""
+        """Stop the timer and clear all deadlines."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -100,9 +100,9 @@ class Deadlines:
         self._timer = self._loop.call_at(time_s, self._sweep)
 
     def _sweep(self) -> None:
-        """Tell those whose deadline has passed, and sleep until the next."""
+        """Notify the connections whose deadline has passed, and set the timer for the next one."""
         self._timer = None
-        # uvloop's timers count whole milliseconds, and may be early by a part of one.
+        # uvloop's timers have a resolution of 1 ms, and may fire up to 1 ms early.
         now_s = self._loop.time() + 0.001
         late: list[tuple[Guarded, Waiting]] = []
         for waiting, queue in self._queues.items():

@@ -1,6 +1,6 @@
-"""The front: what all its connections share.
+"""The front: the state that all its connections share.
 
-Owns the set of connections, their time limits, and the count of what was refused. Never serves a request
+Owns the set of connections, their deadlines, and the report of rejected requests. Never serves a request
 (`relay.front.connection`) and never opens a listener.
 """
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from relay.front.connection import FrontProtocol
 
 BODY_BYTES_PER_S_MIN = 64 * 1024
-"""Slowest body: the largest must be whole within the head's time plus its size at this rate."""
+"""Slowest rate of a body. The limit is `head-timeout` plus the time of the largest body at this rate."""
 LINGER_S = 2.0
-"""How long a client may take to close after its last answer."""
+"""Time for a client to close the connection after its last response."""
 
 Find = Callable[[tuple[str, ...], tuple[str, ...], Callable[[int | RelayError | None], None]], Cancel]
 Ask = Callable[[Literal["stats", "metrics"], Callable[[bytes | RelayError], None]], Cancel]
@@ -44,7 +44,7 @@ _logger = logging.getLogger("relay.front")
 
 
 class PackedConnection(msgspec.Struct, frozen=True, array_like=True):
-    """A connection between two requests, for another process: its peer and the bytes that are not parsed yet."""
+    """An idle connection on its way to another process: the address of its peer and the unparsed bytes."""
 
     peer: str
     unread: bytes
@@ -52,17 +52,17 @@ class PackedConnection(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(slots=True, eq=False)
 class Front:
-    """What all connections of the front share.
+    """The state that all connections of the front share.
 
     Args:
-        hub: where events go in and streams are opened.
+        hub: receives events and opens streams.
         config: the settings.
-        metrics: counters, and what /metrics shows.
+        metrics: the counters, and the body of /metrics.
         stats: returns the body of /stats at the hub's `now_s`.
         page: the document at `/`.
-        auth: who may do what.
-        loop: the running loop.
-        clock: gives the hub's `now_s`.
+        auth: checks tokens.
+        loop: the running event loop.
+        clock: returns the hub's `now_s`.
 
     At an edge, `become_edge` sets `publisher`, `find` and `ask`. `ready` is part of the answer to /readyz: whether this
     process accepts new streams. `arriving` holds accepted sockets that have no connection yet, with the time of each.
@@ -123,29 +123,29 @@ class Front:
         self.publisher, self.find, self.ask = publisher, find, ask
 
     def until_s(self, grant: Grant) -> float:
-        """Tell when a grant ends, in the hub's time; a later step of the wall's clock does not change it."""
+        """Return the end of a grant in the hub's time; later steps of the wall clock do not change it."""
         return self.clock() + (grant.ends_s - self.auth.wall())
 
     def cut_oldest(self, waiting: Waiting, age_s: float) -> bool:
-        """Close the connection that is waited for longest, if that is at least so long; tell whether there was one."""
+        """Close the connection that has waited longest, if for at least `age_s`; return whether there was one."""
         found = self.deadlines.oldest(waiting)
         if found is None or found[1] < age_s:
             return False
         connection = cast("FrontProtocol", found[0])
         if waiting is Waiting.REST:
             connection.close_idle()
-            self.deadlines.set(found[0], Waiting.LINGER)  # its last answer may be unsent
+            self.deadlines.set(found[0], Waiting.LINGER)  # its last response may be unsent
         else:
             connection.abort()
         return True
 
     def close_idle(self) -> None:
-        """Close the connections that rest; while draining, the others close with their answer."""
+        """Close the idle connections. While the hub drains, other connections close after their response."""
         for connection in list(self.connections):
             connection.close_idle()
 
     def abort(self) -> None:
-        """Cut all connections, and stop the timers."""
+        """Abort all connections and stop the timers."""
         for connection in list(self.connections):
             connection.abort()
         self.deadlines.close()

@@ -1,9 +1,9 @@
-"""The pace of the front: large requests that arrive together are served over several turns of the event loop.
+"""The pace of the front: it spreads large requests that arrive together over several turns of the event loop.
 
-Each request is served whole, and a large one takes milliseconds. Between two turns the loop writes to the streams and
-serves small requests. So a crowd of large requests delays others by one slice, and not by all of its work.
+Serving one request is not interruptible, and a large request takes milliseconds. Between two turns, the loop writes to
+the streams and serves small requests. So many large requests delay other work by one slice only.
 
-Owns the steps that wait for their turn, in order. Never knows what a step does.
+Owns the queue of waiting steps. Never interprets a step.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections import deque
 from collections.abc import Callable
 
 SLICE_S = 0.002
-"""How long one turn serves large requests; the last of them may exceed it."""
+"""Time per turn for large requests; the last request of a turn may exceed it."""
 
 
 class Pace:
-    """The front's share of each turn.
+    """Limits the time for large requests in each turn.
 
     Args:
-        next_turn: has the loop call a function in its next turn.
-        clock: the time in seconds.
+        next_turn: schedules a function for the next turn of the event loop.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, next_turn: Callable[[Callable[[], None]], object], clock: Callable[[], float]) -> None:
@@ -31,7 +31,7 @@ class Pace:
         self._waiting: deque[Callable[[], None]] = deque()
 
     def add(self, step: Callable[[], None]) -> None:
-        """Run a step, which must not raise: now, or in a later turn where the share of this one is spent."""
+        """Run a step now, or in a later turn if the time of this turn is used up. The step must not raise."""
         if self._over:
             self._waiting.append(step)
         else:

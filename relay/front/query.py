@@ -1,6 +1,6 @@
-"""Query arguments: where a stream begins, and names that are misspelt.
+"""Query arguments: the values of `since`, and misspelt names.
 
-Owns the forms of `since`, and which unknown names are taken for a known one. Pure; knows no path.
+Owns the forms of `since`, and the rules that detect a misspelt name. Pure. Never depends on a path.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from relay.ids import query_readings
 
 _UNIX = re.compile(r"[0-9]{9,14}(?:\.[0-9]{1,9})?")
 _SECONDS_DIGITS_MAX = 11
-# RFC 3339 section 5.6. An offset's `+` may have become a space.
+# RFC 3339 section 5.6. The `+` of an offset may have been decoded to a space.
 _DATE_TIME = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt_ ]([0-9]{2}:[0-9]{2}:)([0-9]{2})(\.[0-9]+)?([Zz]|[-+ ][0-9]{2}:[0-9]{2})"
 )
-_MICROSECONDS_DIGITS = 7  # and the point
+_MICROSECONDS_DIGITS = 7  # including the decimal point
 _LEAP_SECOND = "60"
 _NAME_CHARACTERS_MAX = 32
 _EDITED_CHARACTERS_MIN = 5
-"""Shorter names are too near to others for one wrong letter to tell them apart."""
+"""Shorter names differ from other names by one letter too often for a hint."""
 
 
 def read_since(value: str, wall_s: float) -> tuple[float | None, tuple[str, ...]]:
-    """Read where a stream begins.
+    """Parse the position at which a stream begins.
 
     Args:
-        value: of `since`, as sent, not empty.
-        wall_s: the time of day, in Unix seconds.
+        value: the value of `since`, as sent; not empty.
+        wall_s: the Unix time in seconds.
 
     Returns:
-        how many seconds ago, `math.inf` for all that is retained, None for only new events; and the readings of an
-        id. A number may be both: then an id that is known goes first.
+        The age in seconds (`math.inf` for all retained events, None for new events only), and the readings of an id.
+        A number can be both; then a known id takes precedence.
     """
     ids = query_readings(value)
     text = ids[-1]
@@ -52,11 +52,11 @@ def read_since(value: str, wall_s: float) -> tuple[float | None, tuple[str, ...]
     date = _DATE_TIME.fullmatch(text)
     if date is not None and (date_s := _unix_s(date)) is not None:
         return max(0.0, wall_s - date_s), ()
-    if text[-1:].isalpha():  # a bare number is an id
+    if text[-1:].isalpha():  # a number without a unit is an id
         try:
             return parse_duration(text), ()
         except ValueError:
-            pass  # then it is an id, or nothing
+            pass  # The value is not a duration; treat it as an id.
     return None, ids
 
 
@@ -76,7 +76,7 @@ class Names:
     """The query names of one path.
 
     Args:
-        names: as they are spelt; the first of several with the same letters is the one that a hint shows.
+        names: the exact names. If several have the same letters, a hint shows the first of them.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -91,9 +91,9 @@ class Names:
                     self._near.setdefault(shorter, name)
 
     def meant(self, name: str) -> str | None:
-        """Return the name that another was meant to be: the same letters, one more, one fewer, or two swapped.
+        """Return the name that a misspelt name stands for: same letters, one more, one fewer, or two swapped.
 
-        With another letter in place of one it is ignored, like any foreign name: `ticker` is not `ticket`.
+        A name with one replaced letter is treated as a foreign name: `ticker` does not mean `ticket`.
         """
         if len(name) > _NAME_CHARACTERS_MAX:
             return None
@@ -107,10 +107,10 @@ class Names:
 
 
 def check_names(request: Request, names: Names) -> None:
-    """Refuse a misspelt query name; an unknown one is ignored.
+    """Reject a misspelt query name; ignore other unknown names.
 
     Raises:
-        RequestError: 400, with the name that was meant.
+        RequestError: 400, with the correct name.
     """
     for name, _ in request.query:
         if name not in names.names and (meant := names.meant(name)) is not None:

@@ -1,6 +1,6 @@
-"""Rates: how much each of many may do a second (a token bucket each, RFC 2697's committed part).
+"""Rate limits, with one token bucket per name (the committed part of RFC 2697).
 
-Owns the buckets. Never waits: it says no.
+Owns the buckets. Never waits: it returns the time after which to try again.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections import OrderedDict
 
 BURST_S = 10
-"""A bucket holds so many seconds' worth, where nothing else is said."""
+"""Default capacity of a bucket, in seconds of the rate."""
 BUCKETS_MAX = 10_000
-"""Buckets kept; the one that was not used for longest goes first, and is full again when it comes back."""
+"""Maximum number of buckets. The least recently used one is evicted; a new bucket is full."""
 
 
 class Rates:
     """The buckets of one limit.
 
     Args:
-        per_s: what each may do a second; 0 is no limit.
-        burst_s: a bucket holds so many seconds' worth.
+        per_s: tokens per second and name; 0 disables the limit.
+        burst_s: capacity of a bucket, in seconds of the rate.
     """
 
     def __init__(self, per_s: float, burst_s: float = BURST_S) -> None:
@@ -27,15 +27,15 @@ class Rates:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, name: str, count: float, now_s: float) -> float:
-        """Take something from somebody's bucket.
+        """Take tokens from a bucket.
 
         Args:
-            name: whose.
-            count: how much; what is more than a full bucket goes as a full one, and leaves a debt.
-            now_s: the time.
+            name: the name of the bucket.
+            count: number of tokens. More than the capacity requires a full bucket, and leaves it negative.
+            now_s: the time in seconds.
 
         Returns:
-            0 when it was there, and is taken; else after how many seconds it will be.
+            0 if the tokens were taken; else the seconds until the bucket has enough, and nothing was taken.
         """
         if not self._per_s:
             return 0.0

@@ -1,7 +1,7 @@
-"""The routes: what a request asks for.
+"""The routes map a request head to a route.
 
-Owns the paths, their query names and which methods they take. Pure: a request in, one small value out. Never
-reads a body, publishes or opens a stream.
+Owns the paths, their query names and their methods. Pure: a request in, one small value out. Never reads a body,
+publishes or opens a stream.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from relay.topic import check_term, check_topic, is_pattern
 _STREAM_NAMES = Names(("topic", "since", "policy", "padding", "evs_preamble", "ticket", *LAST_ID_NAMES))
 _PUBLISH_NAMES = Names(("topic", "event", "id", "key"))
 ORIGINS_CACHED = 1024
-"""Origins whose headers are kept, as a wildcard matches any number of them."""
+"""Size of the cache of headers per origin; a wildcard can match any number of origins."""
 
 _READ = ("GET", "HEAD", "OPTIONS")
 _WRITE = ("POST", "OPTIONS")
@@ -38,7 +38,7 @@ _ALLOW_ORIGIN = "Access-Control-Allow-Origin"
 
 @dataclass(frozen=True, slots=True)
 class StreamHead:
-    """Answer a HEAD of a stream with the head that it would have, and close."""
+    """Respond to HEAD with the response head of the stream, and close."""
 
     terms: tuple[str, ...]
 
@@ -48,10 +48,10 @@ class PublishBody:
     """Publish the body.
 
     Args:
-        topic: where events go that name no topic.
-        event: event type of a text's event.
-        id: id of a text's event.
-        key: key of a text's event.
+        topic: topic of events that do not name one.
+        event: event type, if the body is text.
+        id: event id, if the body is text.
+        key: event key, if the body is text.
     """
 
     topic: str
@@ -62,18 +62,18 @@ class PublishBody:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Give a ticket for a stream."""
+    """Issue a ticket for a stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Answer 204 with these headers: a preflight, or what a path takes."""
+    """Respond 204 with these headers: to a preflight request, or with the methods of the path."""
 
     headers: Headers
 
 
 class Resource(Enum):
-    """A document that is there to be read."""
+    """A document that GET returns."""
 
     PAGE = "/"
     HEALTH = "/healthz"
@@ -92,7 +92,7 @@ class Router:
 
     Args:
         config: topic, limits, policies and origins.
-        wall: the time of day, in Unix seconds.
+        wall: returns the Unix time in seconds.
     """
 
     def __init__(self, config: Config, wall: Callable[[], float] = time.time) -> None:
@@ -101,38 +101,38 @@ class Router:
         self._hosts = Allowed(config.allowed_host) if config.allowed_host else None
         self._origins = Allowed(config.cors_origin)
         self._cors = lru_cache(ORIGINS_CACHED)(partial(cors_headers, self._origins))
-        # Streams share one head for each origin that is listed, and one for all others.
+        # Streams share one head per listed origin, and one for all other origins.
         self._heads = lru_cache(ORIGINS_CACHED)(lambda origin: stream_head(self._cors(origin)))
 
     def cors(self, request: Request | None) -> Headers:
-        """Give the CORS headers of a response to the request; None stands for one that could not be read."""
+        """Return the CORS headers of the response; `request` is None if the request could not be parsed."""
         cors = self._cors(None if request is None else self._origin(request))
         allows = any(name == _ALLOW_ORIGIN for name, _ in cors)
         return (*cors, ("Access-Control-Expose-Headers", "Retry-After")) if allows else cors
 
     def _origin(self, request: Request) -> str | None:
-        """Give the origin of a request, if it is listed."""
+        """Return the origin of a request, if it is listed."""
         origin = request.headers.get("origin")
         return origin if origin is not None and self._origins.lists(origin) else None
 
     def _head(self, request: Request) -> bytes:
-        """Give the head of a stream."""
+        """Return the response head of a stream."""
         return self._heads(self._origin(request))
 
     def closing_head(self, request: Request) -> bytes:
-        """Give the head of a stream that ends at once."""
+        """Return the response head of a stream that ends at once."""
         return self._head(request).replace(b"Connection: keep-alive\r\n", b"Connection: close\r\n")
 
     def route(self, request: Request) -> Route:
-        """Tell what a request asks for.
+        """Return the route of a request.
 
         Raises:
-            RequestError: 400 a bad argument, 403 a policy that only the settings may choose, 404, 405, 421 a host that
-                is not allowed.
+            RequestError: 400 malformed argument, 403 policy not allowed in requests, 404 unknown path, 405 wrong
+                method, 421 host not allowed.
         """
         if self._hosts is not None and not self._hosts.lists(request.host.removesuffix(".")):
             # RFC 9110 section 15.5.20
-            raise RequestError(421, f"{request.host!r} is not a name of this server; allowed-host lists its names")
+            raise RequestError(421, f"{request.host!r} is not a name of this server; add it to allowed-host")
         path = request.path
         if path == "/events" or path.startswith("/events/"):
             _check_method(request, _READ)
@@ -152,10 +152,10 @@ class Router:
             return self._options(request, _READ) if request.method == "OPTIONS" else resource
         if path == "*" and request.method == "OPTIONS":
             return self._options(request, ("GET", "HEAD", "POST", "OPTIONS"))
-        raise RequestError(404, "there is nothing here")
+        raise RequestError(404, "no such path")
 
     def _options(self, request: Request, methods: tuple[str, ...]) -> Options:
-        """Answer OPTIONS: a preflight of an allowed origin, else just the methods."""
+        """Return the response to OPTIONS: to a preflight request of an allowed origin, else the methods only."""
         headers = (("Allow", ", ".join(methods)),)
         if "access-control-request-method" not in request.headers or not self._allows(request):
             return Options(headers)
@@ -172,7 +172,7 @@ class Router:
         return any(name == _ALLOW_ORIGIN for name, _ in self.cors(request))
 
     def _subscribe(self, request: Request) -> Subscribe:
-        """Read the arguments of a stream."""
+        """Parse the arguments of a stream."""
         check_names(request, _STREAM_NAMES)
         last_ids, since_s, must_know = _last_ids(request), None, False
         since = _only("since", request.raw_values("since"))
@@ -190,7 +190,7 @@ class Router:
         )
 
     def _terms(self, request: Request) -> tuple[str, ...]:
-        """Collect the topics and patterns: the path's, then the query's, each once."""
+        """Return the topics and patterns without duplicates: from the path, then from the query."""
         wanted = request.values("topic")
         if request.path != "/events":
             if request.raw_path.count("/") != 2 or request.path == "/events/":
@@ -209,15 +209,15 @@ class Router:
         return terms or (self._config.topic,)
 
     def _policy(self, policy: str | None) -> str | None:
-        """Check that a request may choose this policy."""
+        """Return the policy if a request may choose it; else raise RequestError."""
         if policy is None or policy in self._config.policy_request:
             return policy
         allowed = ", ".join(self._config.policy_request) or "none"
         status = 403 if policy in _POLICIES else 400
-        raise RequestError(status, f"policy: not one that a request may choose; allowed: {allowed}")
+        raise RequestError(status, f"policy: requests may not choose this policy; allowed: {allowed}")
 
     def _publish(self, request: Request) -> PublishBody:
-        """Read the arguments of a publish request."""
+        """Parse the arguments of a publish request."""
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestError(415, "the body must not be compressed")
         check_names(request, _PUBLISH_NAMES)
@@ -231,30 +231,30 @@ class Router:
 
 def _check_method(request: Request, methods: tuple[str, ...]) -> None:
     if request.method not in methods:
-        raise RequestError(405, f"{request.method} is not for this path", (("Allow", ", ".join(methods)),))
+        raise RequestError(405, f"{request.method} is not allowed for this path", (("Allow", ", ".join(methods)),))
 
 
 def _one(request: Request, name: str) -> str | None:
-    """Return the only value of a query name, decoded; None if it is not there."""
+    """Return the only value of a query name, decoded; None if it is absent."""
     return _only(name, request.values(name))
 
 
 def _only(name: str, values: list[str]) -> str | None:
     if len(values) > 1:
-        raise RequestError(400, f"{name} may come once")
+        raise RequestError(400, f"query: {name} is repeated; give it once")
     return values[0] if values else None
 
 
 def _last_ids(request: Request) -> tuple[str, ...]:
-    """Give the readings of the last id: the header's, else those of the first query name that has one; empty is none.
+    """Return the readings of the last id: from the header, else from the first query name with a value; else none.
 
-    The header wins, since a reconnecting browser repeats its address as it was at first (WHATWG HTML 9.2.3).
+    The header takes precedence, because a browser reconnects with its original URL (WHATWG HTML 9.2.3).
     """
     if header := request.headers.get("last-event-id"):
         return readings(header.encode("latin-1"))
     for name in LAST_ID_NAMES:
         values = [value for value in request.raw_values(name) if value]
         if values:
-            # Several of them stand for no id, and no id contains LF.
+            # Several values are not an id. No id contains LF, so joining them with LF matches none.
             return query_readings("\n".join(dict.fromkeys(values)))
     return ()

@@ -1,18 +1,18 @@
 """TLS in the process: the certificate, and a pump for each connection.
 
-Owns the certificate in force, and what is on its way between a client and the front. Never sees a request.
+Owns the current certificate, and the bytes in transit between a client and the front. Never parses a request.
 
-Theory of operation. What is decrypted goes into one end of a pair of sockets, whose other end is a connection of the
-front like any other: its descriptor is handed over to the engine, which sends to it as to a socket of a client. So
-there is one way to deliver, and one way to be slow: each side of the pump stops reading when the other's buffer is
-full, so that a client that does not read fills, one after the other, its socket, the pump, and the pair; then the
-engine's send comes up short.
+Theory of operation. The pump writes decrypted bytes to one end of a socket pair. The other end is an ordinary
+connection of the front. Its descriptor is handed over to the engine, which sends to it as to the socket of a client.
+So streams with TLS use the same delivery and the same slow-client handling as plain ones. Each side of the pump stops
+reading when the buffer of the other side is full. A client that does not read fills its socket, then the pump, then
+the pair; then the send of the engine is short.
 
     client ── TCP, TLS ── outer ══ pump ══ inner ── pair of sockets ── the front, later the engine
 
-The front ends a connection by shutting down its end of the pair; the client is then sent what is left and TLS's own
-farewell, and only when it has closed, or `CLOSE_GRACE_S` is over, the pair is closed too. A client that closes ends
-both ways at once.
+The front ends a connection by shutting down its end of the pair. The pump then sends the remaining bytes and TLS's
+close_notify to the client. It closes the pair when the client has closed, or after `CLOSE_GRACE_S`. When the client
+closes, both directions end at once.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from relay.errors import ConfigError
 from relay.process.certificate import read_context
 
 DESCRIPTORS_A_STREAM = 3
-"""The client's socket, and both ends of the pair."""
+"""The socket of the client, and both ends of the pair."""
 BUFFER_BYTES = 64 * 1024
-"""Unsent bytes of one side above which nothing more is read from the other."""
+"""Unsent bytes of one side above which the pump stops reading from the other."""
 
 _logger = logging.getLogger("relay.tls")
 
@@ -40,10 +40,10 @@ class Tls:
     """Encrypts the connections of one front.
 
     Args:
-        config: names the certificate and its key.
+        config: the settings, with the paths of the certificate and its key.
 
     Raises:
-        ConfigError: one of them cannot be read, or they do not belong together.
+        ConfigError: a file cannot be read, or the key does not match the certificate.
     """
 
     def __init__(self, config: Config) -> None:
@@ -52,26 +52,26 @@ class Tls:
         self.pumps: set[Pump] = set()
 
     def reload(self) -> None:
-        """Read the certificate and the key again, for new connections; what cannot be used changes nothing."""
+        """Reload the certificate and the key for new connections. On an error, keep the current ones."""
         try:
             self._context = read_context(self._config.tls_cert, self._config.tls_key)
         except ConfigError as error:
-            _logger.error("the certificate stays as it was: %s", error)
+            _logger.error("kept the current certificate: %s", error)
         else:
-            _logger.info("read the certificate again")
+            _logger.info("reloaded the certificate")
 
     async def open(
         self, connection: socket.socket, front: Callable[[], asyncio.Protocol], loop: asyncio.AbstractEventLoop
     ) -> None:
-        """Shake hands with a client, and connect it to the front.
+        """Perform the handshake with a client, and connect the client to the front.
 
         Args:
-            connection: of the client; it is the pump's from now on.
-            front: makes the front's side.
+            connection: the socket of the client; the pump owns it from now on.
+            front: creates the protocol of the front's side.
             loop: the event loop.
 
         Raises:
-            OSError: there is no TLS with this client, in time, or no descriptor is left.
+            OSError: the handshake failed or timed out, or no descriptor is free.
         """
         pump = Pump(self.pumps)
         try:
@@ -94,16 +94,16 @@ class Tls:
             raise
 
     def abort(self) -> None:
-        """Cut all connections."""
+        """Abort all connections."""
         for pump in list(self.pumps):
             pump.abort()
 
 
 class Pump:
-    """One connection's way from TLS to the front and back.
+    """Copies the bytes of one connection between TLS and the front.
 
     Args:
-        pumps: where it is as long as it is open.
+        pumps: the open pumps; this one adds and removes itself.
     """
 
     def __init__(self, pumps: set[Pump]) -> None:
@@ -114,21 +114,21 @@ class Pump:
         pumps.add(self)
 
     def start(self) -> None:
-        """Let the client's side read; until now there was nowhere to put it."""
+        """Start to read from the client, now that the side of the front is connected."""
         if self.outer.transport is None or self.outer.transport.is_closing():
             self.abort()
         else:
             self.outer.transport.resume_reading()
 
     def ended(self, side: _Side) -> None:
-        """End the other side as well, with all that it has still to send."""
+        """Close the other side after it has sent its remaining bytes."""
         if side.other.transport is not None:
             side.other.transport.close()
         if side is self.outer:
             self._pumps.discard(self)
 
     def abort(self) -> None:
-        """Cut both sides."""
+        """Abort both sides."""
         for side in (self.outer, self.inner):
             if side.transport is not None:
                 side.transport.abort()
@@ -146,35 +146,35 @@ class _Side(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Bound the buffer; nothing is read of the client until the front's side is there."""
+        """Limit the buffer. Do not read from the client until the side of the front is connected."""
         self.transport = typing.cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(BUFFER_BYTES, BUFFER_BYTES // 4)
         if self is self._pump.outer:
             self.transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
-        """Hand on."""
+        """Write the data to the other side."""
         target = self.other.transport
         if target is not None and not target.is_closing():
             target.write(data)
 
     def pause_writing(self) -> None:
-        """Read no more from the other side."""
+        """Stop reading from the other side."""
         source = self.other.transport
         if source is not None and not source.is_closing():
             source.pause_reading()
 
     def resume_writing(self) -> None:
-        """Read from the other side again."""
+        """Resume reading from the other side."""
         source = self.other.transport
         if source is not None and not source.is_closing():
             source.resume_reading()
 
     def eof_received(self) -> bool:
-        """End the other side; the front's own stays until the client has everything."""
+        """Close the other side. The side of the front stays open until the client has received everything."""
         self._pump.ended(self)
         return self is self._pump.inner
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the other side."""
+        """Close the other side."""
         self._pump.ended(self)

@@ -1,7 +1,7 @@
-"""Where a connection comes from, when a proxy stands between: `X-Forwarded-For`, and the PROXY protocol.
+"""The address of a client behind a proxy: `X-Forwarded-For` and the PROXY protocol, sans-IO.
 
-Owns both formats, and from whom they are believed. Sans-IO. What anybody but a trusted proxy says is not looked at:
-whoever could choose an address of his own would have no limit.
+Owns both formats and the check that the sender is a trusted proxy. Never reads an address from any other sender: a
+client that can choose its address evades every limit per address.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from relay.config.networks import Network
 from relay.errors import RequestError
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
-"""Begins a header of version 2 (PROXY protocol, section 2.2)."""
+"""First bytes of a header of version 2 (PROXY protocol, section 2.2)."""
 LINE_BYTES_MAX = 107
-"""Longest header of version 1, its CRLF included (section 2.1)."""
+"""Longest header of version 1, including its CRLF (section 2.1)."""
 BINARY_BYTES_MAX = 16 + 16 * 1024
-"""Longest header of version 2 that is taken: addresses have 36 bytes. The rest are extensions, such as the client's
-certificate, and are not read."""
+"""Longest accepted header of version 2. Addresses take at most 36 bytes. The rest are extensions, such as the client's
+certificate; relay skips them."""
 
 _LINE = re.compile(
     rb"PROXY (?:UNKNOWN(?: [ -~]*)?|TCP([46]) ([0-9A-Fa-f.:]+) ([0-9A-Fa-f.:]+) ([0-9]{1,5}) ([0-9]{1,5}))"
 )
-# A port may be obfuscated (RFC 7239 section 6.3) or empty (RFC 3986 section 3.2.3); nobody reads it. In a bare IPv6
-# address, colons tell no port.
+# A port may be obfuscated (RFC 7239 section 6.3) or empty (RFC 3986 section 3.2.3); relay ignores it. A bare IPv6
+# address has no port.
 _ITEM = re.compile(
     r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<ipv4>[0-9.]+))(?::[0-9A-Za-z._-]*)?|(?P<bare>[0-9A-Fa-f:.]+(?:%\S+)?)"
 )
@@ -34,7 +34,7 @@ _TCP4, _TCP6 = 0x11, 0x21
 
 
 def trusted(address: str, networks: tuple[Network, ...]) -> bool:
-    """Tell whether an address is one of a trusted proxy; what is no address is not."""
+    """Return whether an address belongs to a trusted proxy; False if the text is not an address."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -45,17 +45,17 @@ def trusted(address: str, networks: tuple[Network, ...]) -> bool:
 
 
 def client_address(peer: str, header: str, networks: tuple[Network, ...]) -> str:
-    """Return the address of a request's client.
+    """Return the address of the client that sent a request.
 
-    Each proxy appends the address of its own client. So the header is read from the right, and only as far as trusted
-    proxies wrote it: the first address that is not a trusted proxy's is the client's. An item that cannot be read
-    (`unknown`, an obfuscated identifier, an empty one) ends the search at the last known proxy. It is never passed
-    over: what stands left of it comes from whoever it hides, and a client could choose its own address there.
+    Each proxy appends the address of its own client. So the search starts at the right, and continues while the
+    address belongs to a trusted proxy. The first other address is the client's. A malformed item (`unknown`, an
+    obfuscated identifier, an empty item) ends the search at the last known proxy. The search never skips such an
+    item, because a client could have written the items to its left.
 
     Args:
         peer: the address at the other end of the connection.
-        header: value of X-Forwarded-For; what was sent in several lines joined by commas. Items may have a port,
-            brackets, quotes and an IPv6 zone.
+        header: value of X-Forwarded-For; several fields are joined by commas. Items may have a port, brackets, quotes
+            and an IPv6 zone.
         networks: the trusted proxies.
     """
     address = peer
@@ -70,7 +70,7 @@ def client_address(peer: str, header: str, networks: tuple[Network, ...]) -> str
 
 
 def _read_item(item: str) -> str | None:
-    """Return the address in one item of X-Forwarded-For; None where there is none."""
+    """Return the address in one item of X-Forwarded-For; None if the item is malformed."""
     text = item.strip()
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1].strip()
@@ -84,7 +84,7 @@ def _read_item(item: str) -> str | None:
 
 
 def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """Write an address; an IPv4 address that is mapped to IPv6 is the same client's, and is written as IPv4."""
+    """Format an address; an IPv4-mapped IPv6 address is formatted as IPv4, because the client is the same."""
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address)
 
@@ -93,33 +93,33 @@ def read_header(data: bytes) -> tuple[str | None, int] | None:
     """Read a header of the PROXY protocol, version 1 or 2, from the first bytes of a connection.
 
     Args:
-        data: what has come so far.
+        data: the bytes received so far.
 
     Returns:
-        The client's address and the header's length; no address where the proxy speaks for itself (a health check) or
-        does not know; None while the header is not whole.
+        The address of the client and the length of the header; None if the header is incomplete. The address is None
+        if the proxy connects for itself (a health check) or does not know the client.
 
     Raises:
-        RequestError: 400, it is none.
+        RequestError: 400 if the data is not a valid header.
     """
     if data.startswith(SIGNATURE[: len(data)]):
         return _read_binary(data)
     if not data.startswith(b"PROXY "[: len(data)]):
-        raise RequestError(400, "a header of the PROXY protocol is missing")
+        raise RequestError(400, "the PROXY header is missing")
     end = data.find(b"\r\n", 0, LINE_BYTES_MAX)
     if end < 0:
         if len(data) >= LINE_BYTES_MAX:
-            raise RequestError(400, "the PROXY header has no end")
+            raise RequestError(400, f"the PROXY header has no CRLF within {LINE_BYTES_MAX} bytes")
         return None
     found = _LINE.fullmatch(data[:end])
     if found is None:
-        raise RequestError(400, "the PROXY header cannot be read")
+        raise RequestError(400, "the PROXY header is malformed")
     family, source, destination, *ports = found.groups()
     if family is None:
         return None, end + 2
     addresses = [_address(text.decode(), int(family)) for text in (source, destination)]
     if any(int(port) > 65535 for port in ports):
-        raise RequestError(400, "the PROXY header has a port that there is not")
+        raise RequestError(400, "the PROXY header has a port above 65535")
     return addresses[0], end + 2
 
 
@@ -127,9 +127,9 @@ def _address(text: str, version: int) -> str:
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
-        raise RequestError(400, "the PROXY header has an address that there is not") from None
+        raise RequestError(400, "the PROXY header has a malformed address") from None
     if address.version != version:
-        raise RequestError(400, "the PROXY header has an address of another family")
+        raise RequestError(400, "the PROXY header has an address that does not match its family")
     return _plain(address)
 
 
@@ -138,7 +138,7 @@ def _read_binary(data: bytes) -> tuple[str | None, int] | None:
         return None
     command, family, length = struct.unpack_from("!BBH", data, 12)
     if command not in (_LOCAL, _PROXY):
-        raise RequestError(400, "the PROXY header is of another version, or another command")
+        raise RequestError(400, "the PROXY header has an unknown version or command")
     if 16 + length > BINARY_BYTES_MAX:
         raise RequestError(400, f"the PROXY header is longer than {BINARY_BYTES_MAX} bytes")
     if len(data) < 16 + length:

@@ -3,22 +3,22 @@
 Owns the grammar of requests. Never touches a socket or a clock, and never knows what a path means
 (`relay.front.routes`) or what is answered (`relay.http.response`).
 
-Theory of operation. The caller pulls: `feed()` only stores, `head()` gives the next request as soon as its
-head is whole, `body()` gives that request's body, and nothing behind it is looked at before. So whatever
-follows a request for a stream is never parsed, and requests that arrive together are served one after the
-other.
+Theory of operation. The caller pulls. `feed()` only stores bytes. `head()` returns the next request once its
+head is complete. `body()` returns the body of that request. The parser reads nothing beyond this body before the
+next call of `head()`. So bytes that follow a request for a stream are never parsed, and pipelined requests are
+served one after the other.
 
-    state    call      what is there         next state
-    HEAD     head()    a head without body   HEAD       (`body()` gives b"" at once)
+    state    call      input                 next state
+    HEAD     head()    a head without body   HEAD       (`body()` returns b"" at once)
     HEAD     head()    a head with body      BODY
-    BODY     body()    the whole body        HEAD
-    any      any       not HTTP, too large   FAILED     (nothing after it can be told apart)
+    BODY     body()    the complete body     HEAD
+    any      any       not HTTP, too large   FAILED     (the start of the next request is unknown)
 
-llhttp in its strict mode judges the field lines (bare CR and LF, folded lines, white space before the colon,
-control characters, Content-Length twice, malformed or beside Transfer-Encoding). What it lets through is
-refused here: other protocols and versions, a loose request line, several Hosts or none, Transfer-Encoding in
-HTTP/1.0 or other than `chunked`. `relay.http.chunks` decodes chunks, since llhttp does not report where in the
-input a message ends.
+llhttp in its strict mode validates the field lines (bare CR and LF, folded lines, white space before the colon,
+control characters, Content-Length that is repeated, malformed or combined with Transfer-Encoding). This module
+rejects the errors that llhttp accepts: other protocols and versions, a loose request line, a missing or repeated
+Host, Transfer-Encoding in HTTP/1.0 or other than `chunked`. `relay.http.chunks` decodes chunks, since llhttp does not
+report where in the input a message ends.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from relay.http.chunks import BARE_LF, ChunkedBody, too_large
 from relay.limits import Limit
 
 LONG_BYTES = 2048
-"""Up to here a request for a stream is quick: a hundred topics take half a millisecond."""
+"""Requests for a stream up to this size are parsed quickly: a hundred topics take half a millisecond."""
 
 _TOKEN_BYTES = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])")
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _NAME = r"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})"
 _IP_LITERAL = r"\[[A-Za-z0-9._~!$&'()*+,;=:-]+\]"
-# RFC 9110 section 4.2: in a target a host is not empty, and no user stands before it.
+# RFC 9110 section 4.2: the host of a target is not empty and has no user information.
 _ABSOLUTE = re.compile(rf"https?://({_IP_LITERAL}|{_NAME}+)(?::[0-9]*)?(?=[/?#]|$)", re.IGNORECASE)
 _HOST = re.compile(rf"({_IP_LITERAL}|{_NAME}*)(?::[0-9]*)?")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _LAST_ID = re.compile(rb"(\r\nlast-event-id:)([^\r\n]*)(?=\r\n)", re.IGNORECASE)
-# Fields whose meaning changes when two of them are joined to one list.
+# Repeated fields of these names are rejected: joining their values would change the meaning.
 _SINGLE = frozenset(("host", "authorization", "content-type", "origin", "content-encoding"))
 
 
@@ -57,15 +57,15 @@ class Request:
 
     Args:
         method: as sent; a method that llhttp knows.
-        raw_path: the path as sent, escapes and all; `*` for the whole server.
+        raw_path: the path as sent, with its escapes; `*` for the server as a whole.
         path: the path with its escapes decoded.
-        query: the query's pairs, in order: names decoded, values as sent.
+        query: the pairs of the query in order; names are decoded, values are as sent.
         headers: names in lower case; values in Latin-1; repeated fields joined by a comma, cookies by a semicolon.
-        version: `1.0`, or `1.1` for that and every later minor version.
-        keep_alive: the client wants to go on after the response.
-        expects_continue: the client waits for a 100 before it sends the body.
-        body_length: bytes of the body; None when it comes in chunks.
-        host: the target's host, or else the Host field's, in lower case and without the port.
+        version: `1.0`, or `1.1` for 1.1 and every later minor version.
+        keep_alive: the client keeps the connection open after the response.
+        expects_continue: the client waits for status 100 before it sends the body.
+        body_length: bytes of the body; None if it is chunked.
+        host: the host of the target, else of the Host field; in lower case, without the port.
     """
 
     method: str
@@ -82,10 +82,10 @@ class Request:
     def values(self, name: str) -> list[str]:
         """Return all values of a query name, decoded, in order.
 
-        Only values that are asked for are decoded: links from elsewhere carry names of others, with any value.
+        Other values are not decoded, because links may carry foreign names with malformed values.
 
         Raises:
-            RequestError: 400, one is malformed.
+            RequestError: 400 if a value is malformed.
         """
         return [_unescape(value.replace("+", " "), name) for value in self.raw_values(name)]
 
@@ -101,10 +101,10 @@ class _Reading(Enum):
 
 
 class RequestParser:
-    """Parser of one connection's requests.
+    """Parses the requests of one connection.
 
     Args:
-        head_bytes_max: largest request head, request line and empty line included.
+        head_bytes_max: largest request head, including the request line and the empty line.
     """
 
     __slots__ = ("_buffer", "_chunks", "_head_bytes_max", "_length", "_scanned", "_state")
@@ -119,36 +119,37 @@ class RequestParser:
 
     @property
     def intact(self) -> bool:
-        """Whether the next request can be read: nothing failed, and no body is outstanding."""
+        """Whether `head()` may be called: no error has occurred and no body is pending."""
         return self._state is _Reading.HEAD
 
     @property
     def partial(self) -> bool:
-        """Whether there is a beginning of something: unread bytes, or a body that is not whole."""
+        """Whether a request is incomplete: there are unread bytes, or its body has not arrived."""
         return bool(self._buffer) or self._state is _Reading.BODY
 
     @property
     def long_get(self) -> bool:
-        """Whether what is unread begins with a GET and is long, as the request for a stream of many topics is."""
+        """Whether the unread bytes begin with GET and are long, such as a request for a stream of many topics."""
         return len(self._buffer) > LONG_BYTES and self._buffer.startswith(b"GET ")
 
     @property
     def unread(self) -> bytes:
-        """What came in and is not used; another parser that is fed it goes on from there, if this one is intact."""
+        """The bytes that are not parsed yet. If this parser is intact, another parser can continue with them."""
         return bytes(self._buffer)
 
     def feed(self, data: bytes) -> None:
-        """Store what came in. Bounded by the caller, who pulls what is whole before it feeds again."""
+        """Store received bytes. The caller bounds the buffer: it reads complete requests before it feeds more."""
         self._buffer += data
 
     def head(self) -> Request | None:
-        """Give the next request, or None when its head is not whole yet.
+        """Return the next request, or None if its head is incomplete.
 
         Raises:
-            RequestError: 400 not HTTP, 414 or 431 too large, 417, 501 unknown method or coding, 505 version.
+            RequestError: 400 not HTTP, 414 or 431 too large, 417 unknown expectation, 501 unknown method or coding,
+                505 unsupported version.
         """
         if self._state is not _Reading.HEAD:
-            raise RuntimeError("head() before the last body was read")
+            raise RuntimeError("head() called before the previous body was read, or after an error")
         try:
             head = self._take_head()
             if head is None:
@@ -164,10 +165,10 @@ class RequestParser:
         return request
 
     def body(self, bytes_max: int) -> bytes | None:
-        """Give the body of the request that `head()` gave last, or None when it is not whole yet.
+        """Return the body of the request that `head()` returned last, or None if the body is incomplete.
 
         Args:
-            bytes_max: largest body; a Content-Length above it is refused before the body is read.
+            bytes_max: largest body; a larger Content-Length is rejected before the body is read.
 
         Raises:
             RequestError: 413 too large, 400 malformed chunks.
@@ -175,7 +176,7 @@ class RequestParser:
         if self._state is _Reading.HEAD:
             return b""
         if self._state is _Reading.FAILED:
-            raise RuntimeError("body() after a failure")
+            raise RuntimeError("body() called after an error")
         try:
             body = self._take_body(bytes_max)
         except RequestError:
@@ -187,10 +188,10 @@ class RequestParser:
         return body
 
     def _take_head(self) -> bytes | None:
-        """Cut the head off the buffer, once it is whole."""
+        """Remove the head from the buffer and return it; None if it is incomplete."""
         buffer = self._buffer
         if self._scanned == 0 and (empty := _EMPTY_LINES.match(buffer)):
-            # RFC 9112 section 2.2: empty lines before a request line are passed over.
+            # RFC 9112 section 2.2: ignore empty lines before a request line.
             del buffer[: empty.end()]
         if not buffer or buffer == b"\r":
             return None
@@ -213,18 +214,18 @@ class RequestParser:
         return head
 
     def _oversize(self) -> RequestError:
-        """Tell what is too large: RFC 9112 section 3 for the parts of the request line, RFC 6585 section 5."""
+        """Return the error for the part that is too large (RFC 9112 section 3, RFC 6585 section 5)."""
         line = bytes(self._buffer[: self._head_bytes_max]).partition(b"\r\n")
         if line[1]:
-            reason = f"the request head is over {self._head_bytes_max} bytes"
+            reason = f"the request head is larger than {self._head_bytes_max} bytes"
             return RequestError(431, reason, limit=Limit.HEAD_BYTES_MAX)
         if b" " in line[0]:
-            reason = f"the request target is over {self._head_bytes_max} bytes"
+            reason = f"the request target is larger than {self._head_bytes_max} bytes"
             return RequestError(414, reason, limit=Limit.HEAD_BYTES_MAX)
         return RequestError(501, "unknown method")
 
     def _take_body(self, bytes_max: int) -> bytes | None:
-        """Cut the body off the buffer, once it is whole."""
+        """Remove the body from the buffer and return it; None if it is incomplete."""
         if self._chunks is not None:
             return bytes(self._chunks.body) if self._chunks.take(self._buffer, bytes_max) else None
         length = self._length or 0
@@ -239,7 +240,7 @@ class RequestParser:
 
 
 class _Fields:
-    """Receives the field lines from httptools."""
+    """Collects the field lines that httptools parses."""
 
     __slots__ = ("lines",)
 
@@ -247,12 +248,12 @@ class _Fields:
         self.lines: list[tuple[bytes, bytes]] = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Store one line as llhttp read it."""
+        """Store one field line."""
         self.lines.append((name, value))
 
 
 def parse_head(head: bytes) -> Request:
-    """Parse one whole request head.
+    """Parse one complete request head.
 
     Args:
         head: from the first byte of the request line to the empty line that ends it.
@@ -264,10 +265,10 @@ def parse_head(head: bytes) -> Request:
     if line is None:
         raise RequestError(400, "malformed request line")
     if line[3] != b"1":
-        raise RequestError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+        raise RequestError(505, "unsupported version; use HTTP/1.0 or HTTP/1.1")
     if line[1] == b"CONNECT":
-        raise RequestError(501, "this is no proxy")
-    # RFC 9110 section 2.5: a later minor version is served as 1.1, which is all that llhttp takes.
+        raise RequestError(501, "CONNECT is not supported; relay is not a proxy")
+    # RFC 9110 section 2.5: serve a later minor version as 1.1, because llhttp accepts no other.
     version = "1.0" if line[4] == b"0" else "1.1"
     last_ids, fields_head = _cut_last_ids(head[line.end(4) :])
     fields = _Fields()
@@ -281,7 +282,7 @@ def parse_head(head: bytes) -> Request:
         raise RequestError(400, f"malformed request: {error}") from None
     headers = _join(fields.lines)
     if last_ids:
-        # Several of them stand for no id, and no id contains LF.
+        # Several values are not an id. No id contains LF, so joining them with LF matches none.
         headers["last-event-id"] = "\n".join(value.strip(b" \t").decode("latin-1") for value in last_ids)
     host = _HOST.fullmatch(headers.get("host", "" if version == "1.0" else " "))
     if host is None:
@@ -290,7 +291,7 @@ def parse_head(head: bytes) -> Request:
     connection = {option.strip() for option in headers.get("connection", "").lower().split(",")}
     expect = headers.get("expect", "").lower()
     if expect not in ("", "100-continue"):
-        raise RequestError(417, "only 100-continue can be expected")
+        raise RequestError(417, "unknown expectation; only 100-continue is supported")
     return Request(
         method=line[1].decode("ascii"),
         raw_path=raw_path,
@@ -301,15 +302,15 @@ def parse_head(head: bytes) -> Request:
         keep_alive="close" not in connection and (version == "1.1" or "keep-alive" in connection),
         expects_continue=expect != "" and version == "1.1",
         body_length=_body_length(headers, version),
-        host=(authority or host[1]).lower(),  # RFC 9112 section 3.2.2: the target's host replaces the field's.
+        host=(authority or host[1]).lower(),  # RFC 9112 section 3.2.2: the target's host wins.
     )
 
 
 def _cut_last_ids(fields: bytes) -> tuple[list[bytes], bytes]:
-    """Take the values of Last-Event-ID out of the field lines, before they are judged.
+    """Remove the values of Last-Event-ID from the field lines before llhttp validates them.
 
-    An id of any bytes is answered, since an EventSource gives up after a 400. What changes where a line ends is left
-    to be refused: a bare CR, and a folded line.
+    An id may contain any bytes, because an EventSource does not reconnect after status 400. A bare CR and a folded
+    line change where the field ends; they stay in place, and llhttp rejects them.
     """
     if b"\r\nlast-event-id:" not in fields.lower():
         return [], fields
@@ -317,29 +318,29 @@ def _cut_last_ids(fields: bytes) -> tuple[list[bytes], bytes]:
 
 
 def _join(lines: list[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Turn field lines into one value a name."""
+    """Join the field lines into one value per name."""
     headers: dict[str, str] = {}
     for raw_name, raw_value in lines:
         name = raw_name.decode("ascii").lower()
         value = raw_value.strip(b" \t").decode("latin-1")
         if name in headers:
             if name in _SINGLE:
-                raise RequestError(400, f"the field {name} comes twice")
-            # RFC 9113 section 8.2.3: what was split of a Cookie field is joined as cookies are.
+                raise RequestError(400, f"the field {name} is repeated")
+            # RFC 9113 section 8.2.3: the parts of a Cookie field are joined with a semicolon.
             value = f"{headers[name]}{'; ' if name == 'cookie' else ', '}{value}"
         headers[name] = value
     return headers
 
 
 def _body_length(headers: dict[str, str], version: str) -> int | None:
-    """Tell the body's length from the fields (RFC 9112 section 6.3); llhttp has checked the number."""
+    """Return the length of the body (RFC 9112 section 6.3), None if chunked; llhttp has validated the number."""
     coding = headers.get("transfer-encoding")
     if coding is None:
         return int(headers.get("content-length", "0"))
     if version == "1.0":
-        raise RequestError(400, "HTTP/1.0 has no Transfer-Encoding")
+        raise RequestError(400, "Transfer-Encoding is not allowed in HTTP/1.0")
     if coding.lower() != "chunked":
-        raise RequestError(501, "the only transfer coding is chunked")
+        raise RequestError(501, "unknown transfer coding; only chunked is supported")
     return None
 
 
@@ -347,7 +348,7 @@ def _parse_target(target: str, *, asterisk: bool) -> tuple[str, str, str, tuple[
     """Split a request target: origin form, absolute form or, for OPTIONS, `*` (RFC 9112 section 3.2).
 
     Returns:
-        the host, empty in the other forms, the path as sent, the path decoded, and the query's pairs.
+        The host (empty unless the form is absolute), the path as sent, the decoded path and the pairs of the query.
     """
     host = ""
     if not target.startswith("/") and (absolute := _ABSOLUTE.match(target)):
@@ -356,7 +357,7 @@ def _parse_target(target: str, *, asterisk: bool) -> tuple[str, str, str, tuple[
     if not target.startswith("/") and not (asterisk and target == "*"):
         raise RequestError(400, "malformed request target")
     if "#" in target:
-        raise RequestError(400, "a request target has no fragment")
+        raise RequestError(400, "the request target contains a fragment (#)")
     raw_path, _, raw_query = target.partition("?")
     pairs = []
     for pair in raw_query.split("&") if raw_query else ():
@@ -364,7 +365,7 @@ def _parse_target(target: str, *, asterisk: bool) -> tuple[str, str, str, tuple[
         try:
             pairs.append((_unescape(name.replace("+", " "), "query"), value))
         except RequestError:
-            continue  # what cannot be decoded is no name of ours
+            continue  # relay has no name that contains a malformed escape
     path = _unescape(raw_path, "path")
     if "\0" in path:
         raise RequestError(400, "the path contains NUL")
@@ -372,7 +373,7 @@ def _parse_target(target: str, *, asterisk: bool) -> tuple[str, str, str, tuple[
 
 
 def _unescape(text: str, where: str) -> str:
-    """Decode percent escapes to strict UTF-8; `where` is the part of the target, for errors."""
+    """Decode percent escapes to strict UTF-8; `where` names the part of the target in errors."""
     if "%" not in text:
         return text
     if _BAD_ESCAPE.search(text):

@@ -1,6 +1,6 @@
 """HTTP responses: values in, bytes out.
 
-Owns the form of responses and which headers go with what. Never decides what is answered.
+Owns the format of responses and their standard headers. Never chooses a status or a body.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def respond(
     keep_alive: bool = True,
     head_only: bool = False,
 ) -> bytes:
-    """Build a whole response.
+    """Build a complete response.
 
     Args:
         status: status code; 204 has no body and no length.
-        headers: besides Content-Length and Connection; of checked content.
-        body: sent unless `head_only`, which a HEAD request gets.
-        keep_alive: what the Connection field says.
-        head_only: leave the body out, and keep its length.
+        headers: all but Content-Length and Connection; the caller has validated them.
+        body: the body; omitted if `head_only` is set.
+        keep_alive: send `Connection: keep-alive` instead of `close`.
+        head_only: omit the body and keep its Content-Length, as for a HEAD request.
     """
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
     lines += [f"{name}: {value}" for name, value in headers]
@@ -47,26 +47,26 @@ def respond(
 
 
 def json_body(value: object) -> tuple[Headers, bytes]:
-    """Give the headers and the bytes of a JSON body."""
+    """Return the headers and the bytes of a JSON body."""
     return JSON, orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def cors_headers(allowed: Allowed, origin: str | None) -> Headers:
-    """Give the CORS headers of a response.
+    """Return the CORS headers of a response.
 
     Args:
-        allowed: who may read.
+        allowed: the origins that may read.
         origin: the request's Origin, None if it had none.
     """
     vary = () if not allowed.listing else (("Vary", "Origin"),)
     if origin is not None and allowed.lists(origin):
-        # Fetch section 3.2.5: credentials go only to an origin that is named, never to `*`.
+        # Fetch section 3.2.5: credentials require a named origin; `*` does not allow them.
         return (("Access-Control-Allow-Origin", origin), ("Access-Control-Allow-Credentials", "true"), *vary)
     return (("Access-Control-Allow-Origin", "*"), *vary) if allowed.any else vary
 
 
 def stream_head(cors: Headers = ()) -> bytes:
-    """Build the response head of a stream, whose body ends with the connection, in HTTP/1.0 as in 1.1."""
+    """Build the response head of a stream. In HTTP/1.0 and 1.1, its body ends when the connection closes."""
     lines = [
         "HTTP/1.1 200 OK",
         "Content-Type: text/event-stream",
@@ -79,10 +79,10 @@ def stream_head(cors: Headers = ()) -> bytes:
 
 
 class Dates:
-    """The Date field, which every answer has (RFC 9110 section 6.6.1), formatted once a second.
+    """The Date field of every response (RFC 9110 section 6.6.1), formatted once per second.
 
     Args:
-        wall: gives the time in seconds since 1970.
+        wall: returns the Unix time in seconds.
     """
 
     def __init__(self, wall: Callable[[], float]) -> None:
@@ -92,14 +92,14 @@ class Dates:
         self._heads: dict[bytes, bytes] = {}
 
     def now(self) -> str:
-        """Return the field's value."""
+        """Return the value of the field."""
         second = int(self._wall())
         if second != self._second:
             self._second, self._text, self._heads = second, formatdate(second, usegmt=True), {}
         return self._text
 
     def head(self, head: bytes) -> bytes:
-        """Return a response head with Date; the streams of one second share it."""
+        """Return a response head with Date added; streams that open in the same second share the result."""
         date = self.now()
         dated = self._heads.get(head)
         if dated is None:
@@ -108,7 +108,7 @@ class Dates:
 
 
 def page_headers(page: bytes) -> Headers:
-    """Give the headers of the page: it may run its own scripts and styles, and talk to this server only."""
+    """Return the headers of the page. They allow only its own scripts and styles, and requests to this server."""
     allowed = {}
     for kind in (b"script", b"style"):
         blocks = re.findall(rb"<%b(?:\s[^>]*)?>(.*?)</%b>" % (kind, kind), page, re.DOTALL)

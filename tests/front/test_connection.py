@@ -428,7 +428,7 @@ async def test_the_documents_are_served_on_one_connection(site: Site) -> None:
     assert (await client.ask(get("/metrics"))).body == b"relay_streams 0\n"
     assert (await client.ask(get("/stats"))).json == {"streams": 0, "now_s": 7.0}
     assert (await client.ask(get("/", method="HEAD"), bodyless=True)).headers["Content-Length"] == str(len(PAGE))
-    assert (await client.ask(get("/nothing"))).json == {"error": "there is nothing here"}
+    assert (await client.ask(get("/nothing"))).json == {"error": "no such path"}
     wrong = await client.ask(get("/events", method="DELETE"))
     assert (wrong.status, wrong.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
     assert (await client.ask(get("/publish", method="OPTIONS"))).status == 204

@@ -98,12 +98,12 @@ def test_a_new_certificate_is_used_after_sighup_and_a_bad_one_is_not(tmp_path: P
         other = make_certificate(tmp_path / "other", "other")
         used.cert.write_bytes(other.cert.read_bytes())  # and not its key
         server.process.send_signal(signal.SIGHUP)
-        told = "the certificate stays as it was: tls-key: the key in"
+        told = "kept the current certificate: tls-key: the key in"
         eventually(lambda: any(told in record["message"] for record in server.log), "the refusal")
         assert server.request("GET", "/healthz")[0] == 200
         used.key.write_bytes(other.key.read_bytes())
         server.process.send_signal(signal.SIGHUP)
-        message = "read the certificate again"
+        message = "reloaded the certificate"
         eventually(lambda: any(record["message"] == message for record in server.log), "the reload")
         with pytest.raises(ssl.SSLCertVerificationError):
             server.request("GET", "/healthz")
