@@ -1,7 +1,7 @@
-"""Credentials: tokens, keys and revocations, read from where the settings say, and read again when they change.
+"""Credentials: tokens, keys and revocations from the files and the URL in the settings.
 
-Owns when the files and the JWKS are read. Never judges a request (`relay.auth.tokens`). What cannot be read at the
-start is an error; later it is logged, and what was read last stays in force.
+Owns the times at which the files and the JWKS are read. Never checks a request (`relay.auth.tokens`). At the start, a
+source that cannot be read is an error. Later, relay logs the error and keeps the current credentials.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from relay.config.model import Config
 from relay.errors import ConfigError
 
 SKIPPED_SHOWN = 10
-"""Skipped lines and keys that one line of the log names; the others are counted."""
+"""Maximum number of skipped lines or keys that one log line lists; the others are counted."""
 _OLD_NAMES = {"jwt-key": "jwt-secret", "jwt-key-file": "jwt-public-key-file"}
 
 _logger = logging.getLogger("relay.credentials")
@@ -29,12 +29,12 @@ class Credentials:
 
     Args:
         config: the settings.
-        own_token: a token of this run, used where the settings name none.
-        wall: the time of day in seconds.
-        changed: called when what was valid may be so no more.
+        own_token: the generated publish token, used if the settings contain none.
+        wall: returns the Unix time in seconds.
+        changed: called after a reload, because grants may have become invalid.
 
     Raises:
-        ConfigError: a file cannot be read, or a key cannot be used.
+        ConfigError: a file cannot be read, or a key is unusable.
     """
 
     def __init__(
@@ -51,39 +51,39 @@ class Credentials:
         self.auth = Auth(config, tokens, keys, revoked, wall=wall, unknown_key=unknown_key)
 
     def warn_of_old_names(self) -> None:
-        """Log which settings have a newer name."""
+        """Log a warning for each deprecated setting in use."""
         given = {"jwt-key": self._config.jwt_key, "jwt-key-file": self._config.jwt_key_file}
         for old, new in _OLD_NAMES.items():
             if given[old]:
-                _logger.warning("%s is an older spelling of %s, and will be removed", old, new)
+                _logger.warning("%s is deprecated and will be removed; use %s", old, new)
 
     def start(self, loop: AbstractEventLoop) -> None:
-        """Begin to fetch the JWKS, if the settings name one; until it has come, JWTs are answered 503."""
+        """Start to fetch the JWKS, if it is set. Until it has arrived, requests with JWTs receive 503."""
         if self._jwks is not None:
             self._jwks.start(loop)
 
     def close(self) -> None:
-        """Fetch no more."""
+        """Stop fetching."""
         if self._jwks is not None:
             self._jwks.close()
 
     def reload(self) -> None:
-        """Read the files again, each by itself, and fetch the JWKS; what cannot be read changes nothing."""
+        """Reload each file and fetch the JWKS. If a file cannot be read, keep its current content."""
         try:
             self.auth.tokens = self._tokens()
         except ConfigError as error:
-            _logger.error("the tokens stay as they were: %s", error)
+            _logger.error("kept the current tokens: %s", error)
         try:
             self.auth.revoked = self._revoked()
         except ConfigError as error:
-            _logger.error("the revocations stay as they were: %s", error)
+            _logger.error("kept the current revocations: %s", error)
         try:
             self.auth.keys = self._keys() or self.auth.keys
         except ConfigError as error:
-            _logger.error("the keys stay as they were: %s", error)
+            _logger.error("kept the current keys: %s", error)
         if self._jwks is not None:
             self._jwks.refresh()
-        _logger.info("credentials: %d tokens, %d revoked", len(self.auth.tokens), len(self.auth.revoked))
+        _logger.info("reloaded the credentials: %d tokens, %d revoked", len(self.auth.tokens), len(self.auth.revoked))
         self._changed()
 
     def _tokens(self) -> frozenset[str]:
@@ -117,16 +117,16 @@ class Credentials:
         return keys
 
     def _take(self, keys: Keys) -> None:
-        """Use keys that were fetched."""
+        """Use fetched keys."""
         if self.auth.keys is None:
             _logger.info("fetched the JWKS: %d keys", len(keys))
         self.auth.keys = keys
         self._note("jwt-jwks-url", "keys", keys.skipped)
 
-    def _note(self, setting: str, what: str, skipped: tuple[object, ...]) -> None:
-        """Log what is skipped, where that is not what was skipped before."""
+    def _note(self, setting: str, items: str, skipped: tuple[object, ...]) -> None:
+        """Log the skipped lines or keys, if they differ from the last ones."""
         if skipped and skipped != self._skipped.get(setting):
             shown = "; ".join(map(str, skipped[:SKIPPED_SHOWN]))
             more = f"; and {len(skipped) - SKIPPED_SHOWN} more" if len(skipped) > SKIPPED_SHOWN else ""
-            _logger.warning("%s: skipped %d %s that cannot be used: %s%s", setting, len(skipped), what, shown, more)
+            _logger.warning("%s: skipped %d unusable %s: %s%s", setting, len(skipped), items, shown, more)
         self._skipped[setting] = skipped

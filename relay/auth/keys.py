@@ -1,8 +1,8 @@
-"""The keys that JWTs are checked with: text in, keys out.
+"""The keys that verify JWTs: text in, keys out.
 
-Owns which texts are keys and which algorithm goes with each: a key has exactly one, so a token cannot choose (RFC 8725
-section 3.1). The setting states what a text contains, and nothing is guessed: a secret is never read from key material
-of another kind, and a JWKS never yields a secret. Never checks a token (`relay.auth.tokens`), logs or fetches.
+Owns the formats of keys and the algorithm of each key. A key has exactly one algorithm, so a token cannot choose it
+(RFC 8725 section 3.1). The setting defines the kind of key; relay does not guess. A secret is never read from other key
+material, and a JWKS never yields a secret. Never checks a token (`relay.auth.tokens`), logs or fetches.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from jwt import PyJWK
 
 SECRET_BYTES_MIN = 32
-"""Shortest secret of HS256: as long as the hash (RFC 7518 section 3.2)."""
+"""Shortest secret for HS256: the length of the hash (RFC 7518 section 3.2)."""
 RSA_BITS_MIN = 2048
 """Shortest RSA key (RFC 7518 section 3.3)."""
 RSA_BITS_MAX = 16 * 1024
-"""Longest RSA key: OpenSSL checks no signature with a longer one."""
+"""Longest RSA key: OpenSSL rejects signatures of longer keys."""
 FILE_BYTES_MAX = 1024 * 1024
 KEYS_MAX = 100
-"""Keys of one set that are used; a token without a key id is tried with each of its algorithm."""
+"""Maximum number of keys in a set. A token without a key id is tried with every key of its algorithm."""
 
-_EXTRA = f"it needs PyJWT with cryptography, which is not installed; {missing_extra('auth')}"
+_EXTRA = f"requires PyJWT with cryptography, which is not installed; {missing_extra('auth')}"
 _TAKES_PUBLIC = "jwt-public-key-file takes public keys: PEM, a JWK or a JWKS"
 _ALGORITHMS = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
-"""The algorithm of each type and curve of public keys."""
+"""The algorithm for each key type and curve."""
 _PEM = re.compile(r"-----BEGIN ((?:RSA )?PUBLIC KEY)-----[A-Za-z0-9+/=\s]*-----END \1-----")
 _HEX = re.compile(r"(?:[0-9A-Fa-f]{2})+")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{32,}={0,2}")
@@ -43,12 +43,12 @@ _DER = re.compile(rb"0(?:[\x00-\x7f]|\x81.|\x82..|\x83...)[0\x02]", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A kind of text that is mistaken for a key.
+    """A kind of text that users confuse with a key.
 
     Args:
-        pattern: what such a text contains.
-        name: what it is.
-        hint: what to do where a public key is expected.
+        pattern: matches such a text.
+        name: the name of the kind, for errors.
+        hint: the remedy if a public key is expected.
     """
 
     pattern: re.Pattern[str]
@@ -78,7 +78,7 @@ _PAGE = _Kind(
     "a page of HTML or XML",
     _TAKES_PUBLIC,
 )
-_ADDRESS = _Kind(re.compile(r"\A[a-z]+://", re.IGNORECASE), "an address", "jwt-jwks-url takes the address of a JWKS")
+_ADDRESS = _Kind(re.compile(r"\A[a-z]+://", re.IGNORECASE), "an address", "give the address of a JWKS to jwt-jwks-url")
 _BLOCK = _Kind(re.compile(r"-----BEGIN"), "a PEM block", _TAKES_PUBLIC)
 _JSON = _Kind(re.compile(r'"(?:kty|keys)"\s*:'), "JSON, as a JWK or a JWKS is", _TAKES_PUBLIC)
 _ENCODED = _Kind(
@@ -92,9 +92,9 @@ class Keys:
     """Keys by id.
 
     Args:
-        by_id: the keys of each id; more than one where they differ in type (RFC 7517 section 4.5).
+        by_id: the keys of each id; several if they differ in type (RFC 7517 section 4.5).
         nameless: the keys without an id.
-        skipped: the reason for each key of a set that is not used.
+        skipped: the reason for each skipped key of a set.
     """
 
     by_id: dict[str, tuple[PyJWK, ...]]
@@ -105,25 +105,25 @@ class Keys:
         return len(self.nameless) + sum(map(len, self.by_id.values()))
 
     def candidates(self, id: str | None) -> tuple[PyJWK, ...]:
-        """Return the keys that a token may have been signed with: those without an id fit any token."""
+        """Return the keys that may have signed a token with this key id. Keys without an id match every token."""
         if id is None:
             return (*self.nameless, *(key for keys in self.by_id.values() for key in keys))
         return self.by_id.get(id, self.nameless)
 
 
 class _UnusableError(Exception):
-    """One key of a set cannot be used; the text says why and does not show it."""
+    """One key of a set is unusable. The text states the reason and never shows the key."""
 
 
 def read_secret(text: str, where: str) -> Keys:
     """Read a shared secret of HS256: one line of printable characters, at least 32 bytes.
 
     Args:
-        text: as it stands in the file or setting; white space around it is removed.
+        text: the content of the file or setting; surrounding white space is removed.
         where: the setting, for errors.
 
     Raises:
-        ConfigError: it is too short, or looks like key material of another kind; the error never shows it.
+        ConfigError: the secret is too short, or looks like other key material. The error never shows the text.
     """
     text = text.strip()
     found = _recognise(text, (_PAGE, _ADDRESS, _BLOCK, _JSON)) or (_JSON if _is_json(text) else None)
@@ -151,11 +151,11 @@ def read_public(text: str, where: str) -> Keys:
     """Read public keys: one or more PEM blocks, a JWK or a JWKS (RFC 7517).
 
     Args:
-        text: as it stands in the file; white space around it is removed.
+        text: the content of the file; surrounding white space is removed.
         where: the setting, for errors.
 
     Raises:
-        ConfigError: it is something else, or no key of it can be used; the error never shows it.
+        ConfigError: the text has another format, or no usable key. The error never shows the text.
     """
     text = text.strip()
     if not text:
@@ -169,14 +169,14 @@ def read_public(text: str, where: str) -> Keys:
 
 
 def read_jwks(text: str, where: str) -> Keys:
-    """Read a JWKS, and nothing else (RFC 7517 section 5); symmetric keys are never taken from it.
+    """Read a JWKS and no other format (RFC 7517 section 5); symmetric keys are skipped.
 
     Args:
-        text: the body of an answer.
+        text: the body of a response.
         where: the setting, for errors.
 
     Raises:
-        ConfigError: it is not a JWKS, or no key of it can be used.
+        ConfigError: the text is not a JWKS, or has no usable key.
     """
     text = text.strip()
     if not text.startswith("{") and (found := _recognise(text, (_PAGE,))) is not None:
@@ -188,7 +188,7 @@ def read_jwks(text: str, where: str) -> Keys:
 
 
 def _recognise(text: str, kinds: tuple[_Kind, ...]) -> _Kind | None:
-    """Return the kind of text that this is, if it is one that is mistaken for a key; it may be encoded."""
+    """Return the kind of a text that users confuse with a key, also if it is encoded; None for other texts."""
     if text.startswith("\ufeff"):
         inner = _recognise(text.lstrip("\ufeff"), kinds)
         return _MARK if inner is None else replace(inner, name=f"{inner.name}, after a byte order mark")
@@ -199,7 +199,7 @@ def _recognise(text: str, kinds: tuple[_Kind, ...]) -> _Kind | None:
 
 
 def _is_json(text: str) -> bool:
-    """Tell whether a text is a JSON object, list or string."""
+    """Return whether a text is a JSON object, list or string."""
     if not text.startswith(("{", "[", '"')):
         return False
     try:
@@ -212,7 +212,7 @@ def _is_json(text: str) -> bool:
 
 
 def _decodings(text: str) -> list[bytes]:
-    """Return what a text in base64 or hexadecimal encodes; nothing where it is neither."""
+    """Return the possible decodings of a text as base64 and hexadecimal; empty if it is neither."""
     packed = "".join(text.split())
     if not _BASE64.fullmatch(packed):
         return []
@@ -222,7 +222,7 @@ def _decodings(text: str) -> list[bytes]:
 
 
 def _is_key(data: bytes) -> bool:
-    """Tell whether bytes are a key or certificate in DER, a key of OpenSSH, PEM or a JWK; random bytes are not."""
+    """Return whether bytes are a key or certificate in DER, an OpenSSH key, PEM or a JWK; random bytes are not."""
     if _DER.match(data):
         size = data[1] if data[1] < 0x80 else int.from_bytes(data[2 : 2 + (data[1] & 0x7F)])
         head = 2 if data[1] < 0x80 else 2 + (data[1] & 0x7F)
@@ -234,7 +234,7 @@ def _is_key(data: bytes) -> bool:
 def _read_pem(text: str, where: str) -> Keys:
     if "-----BEGIN" not in text:
         raise ConfigError(
-            f"{where}: there is no public key in it; {_TAKES_PUBLIC}; a shared secret belongs in jwt-secret-file"
+            f"{where}: no public key found; {_TAKES_PUBLIC}; a shared secret belongs in jwt-secret-file"
         )
     outside = _PEM.sub(lambda block: "\n" * block[0].count("\n"), text)
     for number, line in enumerate(outside.split("\n"), 1):
@@ -245,7 +245,7 @@ def _read_pem(text: str, where: str) -> Keys:
             )
     blocks = [block[0] for block in _PEM.finditer(text)]
     if len(blocks) > KEYS_MAX:
-        raise ConfigError(f"{where}: it has more than {KEYS_MAX} keys")
+        raise ConfigError(f"{where}: there are more than {KEYS_MAX} keys")
     return Keys({}, tuple(_read_block(block, where) for block in blocks))
 
 
@@ -258,7 +258,7 @@ def _read_block(block: str, where: str) -> PyJWK:
     try:
         key = load_pem_public_key(block.encode())
     except (ValueError, UnsupportedAlgorithm):
-        raise ConfigError(f"{where}: a PEM public key of it cannot be read; it may be cut short") from None
+        raise ConfigError(f"{where}: a PEM public key cannot be decoded; it may be truncated") from None
     algorithms = jwt.algorithms
     if isinstance(key, rsa.RSAPublicKey):
         entry = algorithms.RSAAlgorithm.to_jwk(key, as_dict=True)
@@ -267,7 +267,7 @@ def _read_block(block: str, where: str) -> PyJWK:
     elif isinstance(key, ed25519.Ed25519PublicKey):
         entry = algorithms.OKPAlgorithm.to_jwk(key, as_dict=True)
     else:
-        raise ConfigError(f"{where}: the key is none of RSA, EC P-256 and Ed25519")
+        raise ConfigError(f"{where}: unsupported key type; use RSA, EC P-256 or Ed25519")
     try:
         return _read_entry(entry, where)
     except _UnusableError as error:
@@ -277,8 +277,8 @@ def _read_block(block: str, where: str) -> PyJWK:
 def _decode(text: str, where: str) -> dict[str, Any]:
     """Decode the JSON of a JWK or a JWKS.
 
-    The standard library takes lone surrogates, and integers of any length as floats: in one entry they must not void
-    the others.
+    The decoder of the standard library accepts lone surrogates, and integers of any length as floats. So they make one
+    entry unusable, but not the others.
     """
     try:
         document = json.loads(text, parse_int=float)
@@ -287,15 +287,15 @@ def _decode(text: str, where: str) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"{where}: the JSON is nested too deeply") from None
     if not isinstance(document, dict):
-        raise ConfigError(f"{where}: this is JSON, but neither a JWK nor a JWKS: it is no object")
+        raise ConfigError(f"{where}: this is JSON, but neither a JWK nor a JWKS: it is not an object")
     return document
 
 
 def _read_set(document: dict[str, Any], where: str) -> Keys:
-    """Read a JWK or a JWKS; keys that are unknown or cannot be used are skipped (RFC 7517 section 5)."""
+    """Read a JWK or a JWKS; skip unknown and unusable keys (RFC 7517 section 5)."""
     entries = document.get("keys", [document])
     if not isinstance(entries, list):
-        raise ConfigError(f"{where}: this is JSON, but not a JWKS: `keys` is no list")
+        raise ConfigError(f"{where}: this is JSON, but not a JWKS: `keys` is not a list")
     by_id: dict[str, tuple[PyJWK, ...]] = {}
     nameless: list[PyJWK] = []
     skipped: list[str] = []
@@ -313,22 +313,22 @@ def _read_set(document: dict[str, Any], where: str) -> Keys:
     if len(entries) > KEYS_MAX:
         skipped.append(f"{len(entries) - KEYS_MAX} keys: only the first {KEYS_MAX} are used")
     if not by_id and not nameless:
-        reasons = "; ".join(skipped[:3]) or "it has no keys"
-        raise ConfigError(f"{where}: no key of it can be used: {reasons}")
+        reasons = "; ".join(skipped[:3]) or "the set is empty"
+        raise ConfigError(f"{where}: no usable key: {reasons}")
     return Keys(by_id, tuple(nameless), tuple(skipped))
 
 
 def _read_entry(entry: object, where: str) -> PyJWK:
-    """Read one JWK; raise _UnusableError for one that cannot check signatures here."""
+    """Read one JWK; raise _UnusableError if it cannot verify signatures."""
     if not isinstance(entry, dict):
-        raise _UnusableError("it is no JSON object")
-    entry = {name: value for name, value in entry.items() if value is not None}  # some write null for what is absent
+        raise _UnusableError("it is not a JSON object")
+    entry = {name: value for name, value in entry.items() if value is not None}  # null means absent
     kind, operations = entry.get("kty"), entry.get("key_ops", ["verify"])
     curve = None if kind == "RSA" else entry.get("crv")
     if kind == "oct":
         raise _UnusableError("it is a symmetric key (`oct`), and only jwt-secret and jwt-secret-file take a secret")
     if not isinstance(entry.get("kid", ""), str):
-        raise _UnusableError("its `kid` is no text")
+        raise _UnusableError("its `kid` is not a string")
     if entry.get("use", "sig") != "sig":
         raise _UnusableError(f"its `use` is {entry['use']!r:.20}, and not 'sig'")
     if not isinstance(operations, list) or "verify" not in operations:
@@ -337,26 +337,27 @@ def _read_entry(entry: object, where: str) -> PyJWK:
         raise _UnusableError("it is a private key, which must not be here")
     algorithm = next((name for each, name in _ALGORITHMS.items() if [kind, curve] == list(each)), None)
     if algorithm is None:
-        raise _UnusableError(f"type {kind!r:.20}, curve {curve!r:.20}: none of RSA, EC P-256 and OKP Ed25519")
+        reason = f"unsupported type {kind!r:.20}, curve {curve!r:.20}; use RSA, EC P-256 or OKP Ed25519"
+        raise _UnusableError(reason)
     if entry.get("alg", algorithm) != algorithm:
-        raise _UnusableError(f"its `alg` is {entry['alg']!r:.20}, and such a key is used here with {algorithm} only")
+        raise _UnusableError(f"its `alg` is {entry['alg']!r:.20}, but this type of key requires {algorithm}")
     try:
         key: PyJWK = _jwt(where).PyJWK(entry, algorithm=algorithm)
         bits = key.key.key_size if algorithm == "RS256" else RSA_BITS_MIN
     except ConfigError:
         raise
-    except Exception as error:  # noqa: BLE001  whatever the library makes of a foreign key, the others are used
-        raise _UnusableError(f"it cannot be read ({type(error).__name__})") from None
+    except Exception as error:  # noqa: BLE001  one malformed key must not affect the others
+        raise _UnusableError(f"it cannot be decoded ({type(error).__name__})") from None
     if not RSA_BITS_MIN <= bits <= RSA_BITS_MAX:
         raise _UnusableError(f"an RSA key needs {RSA_BITS_MIN} to {RSA_BITS_MAX} bits, and this has {bits}")
     return key
 
 
 def read_file(path: str, setting: str) -> str:
-    """Return a small text file's content.
+    """Return the content of a small text file.
 
     Raises:
-        ConfigError: it cannot be read, is too large or is not UTF-8; its content is never shown.
+        ConfigError: the file cannot be read, is too large or is not UTF-8. The error never shows the content.
     """
     try:
         return read_bytes(path, setting).decode()
@@ -365,10 +366,10 @@ def read_file(path: str, setting: str) -> str:
 
 
 def read_bytes(path: str, setting: str) -> bytes:
-    """Return a small file's content.
+    """Return the content of a small file.
 
     Raises:
-        ConfigError: it cannot be read, or is too large.
+        ConfigError: the file cannot be read, or is too large.
     """
     try:
         with Path(path).open("rb") as file:
@@ -381,7 +382,7 @@ def read_bytes(path: str, setting: str) -> bytes:
 
 
 def _jwt(where: str) -> Any:
-    """Return the library; only those who use JWTs need it."""
+    """Import and return PyJWT, which is an optional dependency."""
     try:
         import jwt
         import jwt.algorithms

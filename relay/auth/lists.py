@@ -1,7 +1,8 @@
-"""The files that list tokens and revocations, one a line.
+"""The files of tokens and of revocations, with one entry per line.
 
-Owns how a line is read. One bad line does not void a file: otherwise a typing error would keep every later change of
-the file, a revocation for example, from taking effect. Lines are skipped by number, and their text is never shown.
+Owns the format of a line. An unusable line is skipped and does not make the file unusable: otherwise a typing error
+would prevent every later change, such as a revocation, from taking effect. Never shows the text of a skipped line, only
+its number.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ _VISIBLE = re.compile(r"[!-~]+")
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """What a file lists.
+    """The content of a file.
 
     Args:
         items: the tokens, or the revoked subjects and token ids.
-        skipped: the numbers of the lines that cannot be used.
+        skipped: the numbers of the unusable lines.
     """
 
     items: frozenset[str]
@@ -35,10 +36,10 @@ class Listed:
 
 
 def read_tokens(path: str, setting: str) -> Listed:
-    """Read a file of bearer tokens: one a line, in visible ASCII; after white space, `#` begins a comment.
+    """Read a file of bearer tokens, one per line, in visible ASCII; after white space, `#` begins a comment.
 
     Raises:
-        ConfigError: it cannot be read, is too large, or none of its lines can be used.
+        ConfigError: the file cannot be read, is too large, or has no usable line.
     """
     items, skipped = set(), []
     for number, line in _lines(path, setting):
@@ -48,17 +49,17 @@ def read_tokens(path: str, setting: str) -> Listed:
         else:
             skipped.append(number)
     if skipped and not items:
-        raise ConfigError(f"{setting}: no line of {path} is a token: visible ASCII characters, without spaces")
+        raise ConfigError(f"{setting}: no line of {path} is a token; a token is visible ASCII without spaces")
     return Listed(frozenset(items), tuple(skipped))
 
 
 def read_revoked(path: str, setting: str) -> Listed:
-    """Read a file of revoked subjects and token ids, one a line.
+    """Read a file of revoked subjects and token ids, one per line.
 
-    A subject may contain ` #`. So a line with it stands for two: the whole line, and its part before the comment.
+    A subject may contain ` #`. So such a line revokes both the whole line and the part before ` #`.
 
     Raises:
-        ConfigError: it cannot be read, or is too large.
+        ConfigError: the file cannot be read, or is too large.
     """
     items: set[str] = set()
     skipped = []
@@ -75,7 +76,7 @@ def _without_comment(line: str | None) -> str | None:
 
 
 def _lines(path: str, setting: str) -> Iterator[tuple[int, str | None]]:
-    """Give the number and the text of each line that is neither empty nor a comment; None where it is not UTF-8."""
+    """Yield the number and text of each line that is not empty or a comment; the text is None if not UTF-8."""
     lines = _LINE_END.split(read_bytes(path, setting).removeprefix(BOM_UTF8))
     if len(lines) > LINES_MAX + 1:
         raise ConfigError(f"{setting}: {path} has more than {LINES_MAX} lines")

@@ -1,7 +1,7 @@
-"""Who may do what: a request's token in, a grant out.
+"""Authorisation: a request's token in, a grant out.
 
-Owns the tokens in force, what a JWT must say, and the tickets that are out. Never reads a file, asks the network or
-looks at a clock: it is handed tokens, keys and the time. No token is ever logged or repeated in an answer.
+Owns the current tokens, the checks of a JWT, and the issued tickets. Never reads a file, the network or a clock: its
+caller supplies tokens, keys and the time. Never logs a token or repeats it in a response.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ if TYPE_CHECKING:
     from jwt import PyJWK
 
 TOKEN_BYTES_MAX = 8 * 1024
-"""Longest token that is looked at; a JWT of a hundred patterns has some 4 KiB."""
+"""Longest accepted token; a JWT with a hundred patterns has about 4 KiB."""
 PATTERNS_MAX = 1000
-"""Topics and patterns of one claim."""
+"""Maximum number of topics and patterns in one claim."""
 TICKETS_MAX = 100_000
 COOKIES_MAX = 4
-"""Cookies of the name in `jwt-cookie` that are tried: those of several paths and domains come side by side."""
+"""Maximum number of cookies tried. A browser sends all cookies of the name, from several paths and domains."""
 LEEWAY_S = 30
-"""How far in the future `nbf` and `iat` may lie, as the issuer's clock may be ahead (RFC 7519 section 4.1.5). `exp` has
-no leeway: a token, and each stream opened with it, ends at that time by this machine's clock."""
+"""How far in the future `nbf` and `iat` may lie, because the issuer's clock may be ahead (RFC 7519 section 4.1.5).
+`exp` has no leeway: a token, and each stream opened with it, ends at that time by the clock of this machine."""
 
-_NOT_VALID = "the token is not a valid one"
+_NOT_VALID = "the token is not valid"
 _logger = logging.getLogger("relay.auth")
 
 
 class Auth:
-    """Judges requests.
+    """Checks the tokens of requests.
 
     Args:
         config: the settings.
-        tokens: bearer tokens that may publish everywhere.
-        keys: what JWTs are checked with; None where none are taken.
-        revoked: subjects and token ids that are void.
-        wall: the time of day in seconds, which tokens go by.
-        unknown_key: called when a token names an unknown key; returns whether the keys are being fetched anew.
+        tokens: bearer tokens that may publish to every topic.
+        keys: the keys that verify JWTs; None if there are none.
+        revoked: revoked subjects and token ids.
+        wall: returns the Unix time in seconds, for the times in tokens.
+        unknown_key: called when a token names an unknown key; returns whether the keys are being fetched.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class Auth:
         self.tickets: dict[str, tuple[float, Grant]] = {}
 
     def subscriber(self, request: Request) -> Grant:
-        """Return what a request may read.
+        """Return the grant of a subscriber.
 
-        A token comes as a ticket in the query, in `Authorization`, or in the cookie of the setting `jwt-cookie`. Of
-        several cookies of that name, the first one with a valid token counts: a browser sends one for each path and
-        domain, and stale ones among them.
+        The token is a ticket in the query, a bearer token in `Authorization`, or the value of the cookie that
+        `jwt-cookie` names. Of several cookies, the first one with a valid token is used: a browser sends one for each
+        path and domain, including stale ones.
 
         Raises:
-            RequestError: 401 where there is no valid one and the settings ask for it.
+            RequestError: 401 if a token is required and none is valid; 503 while the keys are being fetched.
         """
         if self._config.subscribe == "open":
             return ANYBODY
@@ -87,26 +87,26 @@ class Auth:
         if tickets:
             return self._redeem(tickets[0])
         token = _bearer(request)
-        refused = RequestError(401, "reading needs a token", challenge())
+        refused = RequestError(401, "subscribing requires a token", challenge())
         for number, each in enumerate([token] if token else _cookies(request, self._config.jwt_cookie)):
             try:
                 return self._verify(each)
             except RequestError as error:
-                # A 503 goes first: the browser comes back, and a key may be there that one of the cookies needs.
+                # A 503 takes precedence: the browser reconnects, and by then the key of a cookie may be present.
                 refused = error if number == 0 or error.status == 503 else refused
         raise refused
 
     def publisher(self, request: Request) -> Grant:
-        """Return where a request may publish. A cookie does not do: a foreign page could send it along.
+        """Return the grant of a publisher. Cookies are not accepted, because a foreign page could send them.
 
         Raises:
-            RequestError: 401 where there is no valid token.
+            RequestError: 401 if there is no valid token.
         """
         token = _bearer(request)
         if not token:
-            raise RequestError(401, "publishing needs a token", challenge())
+            raise RequestError(401, "publishing requires a token", challenge())
         given = token.encode("latin-1", "replace")
-        # Every token is compared, so that the time does not tell which one was nearly right.
+        # Compare every token, so that the response time does not depend on the tokens.
         if sum(hmac.compare_digest(given, known.encode()) for known in self.tokens):
             return Grant(subject=f"token {hashlib.sha256(given).hexdigest()[:8]}", publish=EVERYTHING)
         if self.keys is None:
@@ -114,23 +114,23 @@ class Auth:
         return self._verify(token)
 
     def valid(self, grant: Grant) -> bool:
-        """Say whether a grant still holds: it has not ended and is not revoked."""
+        """Return whether a grant is valid: it has not expired and is not revoked."""
         return self.wall() < grant.ends_s and not ({grant.subject, grant.id} & self.revoked)
 
-    # Tickets: for a browser's EventSource, which cannot set headers
+    # Tickets, for a browser's EventSource, which cannot set headers.
 
     def ticket(self, request: Request) -> str:
-        """Give out a ticket for what the request's token may read; it opens one stream, soon.
+        """Issue a ticket with the grant of the request's token. It opens one stream, within `ticket_s` seconds.
 
         Raises:
-            RequestError: as for `subscriber`; 503 when too many are out.
+            RequestError: as for `subscriber`; 400 if the request has a ticket; 503 if too many tickets are unused.
         """
         if request.values("ticket"):
-            raise RequestError(400, "a ticket gives no further ticket")
+            raise RequestError(400, "a ticket cannot be exchanged for another ticket")
         grant, now_s = self.subscriber(request), self.wall()
         self.purge()
         if len(self.tickets) >= TICKETS_MAX:
-            raise RequestError(503, "too many tickets are out", (("Retry-After", "1"),), limit=Limit.TICKETS)
+            raise RequestError(503, "too many unused tickets", (("Retry-After", "1"),), limit=Limit.TICKETS)
         name = secrets.token_urlsafe(24)
         self.tickets[name] = (now_s + self._config.ticket_s, grant)
         return name
@@ -138,11 +138,11 @@ class Auth:
     def _redeem(self, name: str) -> Grant:
         ends_s, grant = self.tickets.pop(name, (-math.inf, Grant()))
         if self.wall() >= ends_s or not self.valid(grant):
-            raise RequestError(401, "the ticket is unknown, used or too old", challenge("invalid_token"))
+            raise RequestError(401, "the ticket is unknown, used or expired", challenge("invalid_token"))
         return grant
 
     def purge(self) -> None:
-        """Forget the tickets whose time is over; they are in the order in which they end."""
+        """Remove expired tickets. The dict is in order of expiry."""
         now_s = self.wall()
         while self.tickets:
             name = next(iter(self.tickets))
@@ -150,29 +150,29 @@ class Auth:
                 return
             del self.tickets[name]
 
-    # JWTs
+    # JWTs.
 
     def _verify(self, token: str) -> Grant:
-        """Check a JWT (RFC 7519, RFC 8725), and read what it grants."""
+        """Verify a JWT (RFC 7519, RFC 8725) and return its grant."""
         if len(token) > TOKEN_BYTES_MAX:
             raise _refusal(_NOT_VALID)
         header = _header(token)
         if self.keys is None:
-            raise RequestError(503, "the keys are not there yet", RETRY_SOON)
+            raise RequestError(503, "the keys have not been fetched yet", RETRY_SOON)
         for key in self.keys.candidates(header.id):
-            # A key has one algorithm, and no other is tried with it: neither `none` nor HS256 with a public key.
+            # A key has one algorithm. No other is accepted: neither `none` nor HS256 with a public key.
             if key.algorithm_name != header.algorithm:
                 continue
             claims = self._claims(token, key)
             if claims is not None:
                 return self._grant(claims)
         if header.id is not None and header.id not in self.keys.by_id and self._unknown_key():
-            # A 401 would end an EventSource for good; this one comes back, and the key may be there.
+            # After a 401, an EventSource does not reconnect. After a 503 it does, and the key may be present then.
             raise RequestError(503, "the keys are being fetched", RETRY_SOON)
         raise _refusal(_NOT_VALID)
 
     def _claims(self, token: str, key: PyJWK) -> dict[str, Any] | None:
-        """Return what a token claims; None where this key did not sign it."""
+        """Return the claims of a token; None if this key did not sign it."""
         import jwt
 
         config = self._config
@@ -183,7 +183,7 @@ class Auth:
                 algorithms=[key.algorithm_name],
                 audience=config.jwt_audience or None,
                 issuer=config.jwt_issuer or None,
-                # Times are checked here: by one clock, and as numbers only.
+                # `_grant` checks the times: with one clock, and as numbers only.
                 options={
                     "require": ["exp"],
                     "verify_exp": False,
@@ -194,16 +194,16 @@ class Auth:
             )
         except jwt.InvalidSignatureError:
             return None
-        except Exception as error:  # noqa: BLE001  whatever the library makes of a foreign token, it is not valid
-            _logger.debug("a token cannot be decoded: %s", type(error).__name__)
+        except Exception as error:  # noqa: BLE001  any error of the library means an invalid token
+            _logger.debug("cannot decode a token: %s", type(error).__name__)
             raise _refusal(_NOT_VALID) from None
         return claims
 
     def _grant(self, claims: dict[str, Any]) -> Grant:
-        """Read the claims of a token whose signature is right.
+        """Return the grant in the claims of a token with a valid signature.
 
         Raises:
-            RequestError: 401 where they are malformed, over or revoked.
+            RequestError: 401 if the claims are malformed, expired, not valid yet or revoked.
         """
         try:
             own = claims.get(self._config.jwt_claim, {})
@@ -230,24 +230,24 @@ class Auth:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What a token says of itself: the name of its key, and its algorithm."""
+    """The unverified header of a token: the id of its key, and its algorithm."""
 
     id: str | None
     algorithm: object
 
 
 def _header(token: str) -> _Header:
-    """Read the header of a JWT, which nothing vouches for.
+    """Return the header of a JWT. It is not verified.
 
     Raises:
-        RequestError: 401, it cannot be read.
+        RequestError: 401 if it is malformed.
     """
     import jwt
 
     try:
         header = jwt.get_unverified_header(token)
-    except Exception as error:  # noqa: BLE001  whatever the library makes of a foreign token, it is not valid
-        _logger.debug("a token's header cannot be read: %s", type(error).__name__)
+    except Exception as error:  # noqa: BLE001  any error of the library means an invalid token
+        _logger.debug("cannot decode the header of a token: %s", type(error).__name__)
         raise _refusal(_NOT_VALID) from None
     id = header.get("kid")
     if id is not None and not isinstance(id, str):
@@ -260,7 +260,7 @@ def _refusal(reason: str) -> RequestError:
 
 
 def _time(value: object) -> float:
-    """Read a NumericDate (RFC 7519 section 2); ValueError for what is no finite number."""
+    """Return the value of a NumericDate (RFC 7519 section 2); raise ValueError unless it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError
     try:
@@ -293,10 +293,10 @@ def _bearer(request: Request) -> str:
 
 
 def _cookies(request: Request, name: str) -> list[str]:
-    """Return the values of the cookies of one name, the first few.
+    """Return the values of the first `COOKIES_MAX` cookies with this name.
 
-    Nothing else about the header matters: cookies of others may have any name, any value, and no `=`. RFC 6265 section
-    5.4 says how browsers write it; section 4.1.1 allows quotes around a value.
+    Other cookies may be malformed; they are ignored. RFC 6265 section 5.4 defines the header that browsers send.
+    Section 4.1.1 allows quotes around a value.
     """
     if not name:
         return []

@@ -1,27 +1,28 @@
-"""The front's connections: from the first byte of a request to its answer or its descriptor's hand-over.
+"""A connection of the front: from the first byte of a request to its response or the hand-over of its descriptor.
 
-Owns a connection's life, publishing over HTTP and the small documents. Never parses (`relay.http.request`,
-`relay.front.routes`), never decides a policy, and never writes to a stream; that is the hub's business.
+Owns the life of a connection, publishing over HTTP and the small documents. Never parses (`relay.http.request`,
+`relay.front.routes`), never chooses a policy, and never writes to a stream (`relay.core.hub`). The module is longer
+than 400 lines because its steps share the state of one state machine.
 
 Theory of operation. A connection is in one phase:
 
-    phase      what happens                              next
-    READING    an answer is sent, and more may come      READING
-    READING    an answer has to come from elsewhere      WAITING   a held topic; the hub, at an edge
-    READING    a stream, and an answer is unsent         FLUSHING
-    READING    a stream, and all is sent                 OVER      descriptor duplicated, transport aborted
-    READING    the last answer is sent                   LINGERING sending is shut down
-    WAITING    it has come                               READING   then as from there
-    FLUSHING   all is sent                               OVER      as above
-    LINGERING  the client closes, or out of time         OVER
+    phase      event                                     next
+    READING    a response is sent, keep-alive            READING
+    READING    the response depends on another part      WAITING   a held topic; at an edge, the hub
+    READING    a stream, with unsent responses           FLUSHING
+    READING    a stream, with no unsent response         OVER      descriptor duplicated, transport aborted
+    READING    the last response is sent                 LINGERING sending is shut down
+    WAITING    the result arrives                        READING   continues as above
+    FLUSHING   all responses are sent                    OVER      as above
+    LINGERING  the client closes, or the time limit      OVER
     any        the connection is lost                    OVER
 
-LINGERING reads and drops what the client still sends: to close at once would reset the connection, and the
-reset can overtake the answer (RFC 9112 section 9.6). In WAITING, in FLUSHING and while answers pile up
-unread, nothing is read.
+LINGERING reads and drops the remaining input. An immediate close would reset the connection, and the reset can
+overtake the response (RFC 9112 section 9.6). The connection stops reading in WAITING, in FLUSHING, and while too many
+responses are unsent.
 
-A long GET, which is one for a stream of many topics, may have to wait for its turn (`relay.front.pace`) before it is
-parsed. Nothing more is read meanwhile.
+A long GET requests a stream of many topics. It may have to wait for its turn (`relay.front.pace`) before it is parsed.
+The connection reads nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ from relay.sources.requests import Cancel
 from relay.sse import comment
 
 REQUESTS_A_TURN = 8
-"""Requests of one connection that are answered before others get their turn."""
+"""Requests of one connection that are served per turn of the event loop."""
 WRITE_BUFFER_HIGH = 64 * 1024
-"""Unsent answers above which a connection is not served on; below a quarter of it it is."""
+"""Unsent bytes above which the connection serves no more requests. It resumes below a quarter of this."""
 
 _LIMITS = {Waiting.HEAD: Limit.HEAD_TIMEOUT, Waiting.BODY: Limit.BODY_TIME, Waiting.FLUSH: Limit.ANSWER_TIME}
-"""Whose time is over, as metrics name it."""
+"""The name of each time limit in the metrics."""
 _FOR_NOW = (429, 503)
 _TEXT = (("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), ("Cache-Control", "no-store"))
 
@@ -68,7 +69,7 @@ _logger = logging.getLogger("relay.protocol")
 
 
 class Phase(Enum):
-    """Where a connection is in its life."""
+    """The phase of a connection; see the table at the top."""
 
     READING = 1
     WAITING = 2
@@ -81,8 +82,8 @@ class FrontProtocol(asyncio.Protocol):
     """One connection of the front.
 
     Args:
-        front: what it shares with the others.
-        address: the client's; the transport's peer where it is not given.
+        front: the state that all connections share.
+        address: the address of the client; by default, the peer of the transport.
     """
 
     __slots__ = (
@@ -114,10 +115,10 @@ class FrontProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport
         self.waiting: Waiting | None = None
 
-    # What the transport calls.
+    # Called by the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to wait for a request head."""
+        """Start to wait for a request head."""
         self._transport = typing.cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(WRITE_BUFFER_HIGH, WRITE_BUFFER_HIGH // 4)
         if not self._peer:
@@ -126,12 +127,12 @@ class FrontProtocol(asyncio.Protocol):
         self._front.deadlines.set(self, Waiting.HEAD)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Release everything that the connection holds."""
         self._end()
         self._front.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came in, and serve what is whole."""
+        """Feed the parser, and serve the complete requests."""
         if self._phase in (Phase.LINGERING, Phase.OVER):
             return
         self._parser.feed(data)
@@ -140,49 +141,49 @@ class FrontProtocol(asyncio.Protocol):
         self._guarded(self._serve)
 
     def eof_received(self) -> bool:
-        """Close: all that came whole has been answered, since nothing is read before that."""
+        """Close. All complete requests have been served, because the connection reads nothing before that."""
         if self._phase is Phase.READING and self._parser.partial:
-            self._guarded(lambda: self._refuse(RequestError(400, "the request is cut short")))
+            self._guarded(lambda: self._refuse(RequestError(400, "the request is incomplete")))
         return False
 
     def pause_writing(self) -> None:
-        """Serve no more requests while the client does not read the answers."""
+        """Stop serving requests until the client reads the responses."""
         self._paused = True
         if self._phase in (Phase.READING, Phase.FLUSHING):
             self._transport.pause_reading()
             self._front.deadlines.set(self, Waiting.FLUSH)
 
     def resume_writing(self) -> None:
-        """Go on where the client's not reading stopped it; in a turn of its own, outside of the write."""
+        """Resume serving in a new turn, because this call happens within a write."""
         self._paused = False
         self._front.loop.call_soon(self._guarded, self._continue)
 
     def deadline_passed(self, waiting: Waiting) -> None:
-        """Close what took too long, with a 408 where a request has begun."""
+        """Close the connection after a missed deadline; respond 408 if a request has begun."""
         if waiting in _LIMITS:
             self._front.metrics.limited(_LIMITS[waiting])
         begun = self._parser.partial
         if self._phase is Phase.READING and begun and waiting in (Waiting.HEAD, Waiting.BODY):
-            self._guarded(lambda: self._refuse(RequestError(408, f"waited too long for {waiting.value}")))
+            self._guarded(lambda: self._refuse(RequestError(408, f"timed out waiting for {waiting.value}")))
         elif waiting in (Waiting.FLUSH, Waiting.LINGER):
             self._transport.abort()
         else:
             self._transport.close()
 
-    # What the front calls.
+    # Called by the front.
 
     def close_idle(self) -> None:
-        """Close the connection if it rests between requests."""
+        """Close the connection if it is idle between two requests."""
         if self._phase is Phase.READING and self._request is None and not self._parser.partial:
             self._transport.close()
 
     def abort(self) -> None:
-        """Cut the connection."""
+        """Abort the connection."""
         self._end()
         self._transport.abort()
 
     def pack(self) -> tuple[int, PackedConnection] | None:
-        """Describe the connection for another process, with its descriptor; None where something is under way."""
+        """Return the descriptor and the state for another process; None unless the connection is idle."""
         transport = self._transport
         begun = self._phase is not Phase.READING or self._request is not None or not self._parser.intact
         if begun or self._paused or transport.is_closing() or transport.get_write_buffer_size():
@@ -191,7 +192,7 @@ class FrontProtocol(asyncio.Protocol):
         return fd, PackedConnection(self._peer, self._parser.unread)
 
     def adopt(self, connection: PackedConnection) -> None:
-        """Go on with a connection of another process."""
+        """Continue a connection from another process."""
         self._peer = connection.peer
         if connection.unread:
             self.data_received(connection.unread)
@@ -201,22 +202,22 @@ class FrontProtocol(asyncio.Protocol):
     # The life of a request.
 
     def _guarded(self, step: Callable[[], None]) -> None:
-        """Run a step as the outermost callback: whatever is wrong with it ends this connection alone."""
+        """Run a step as the outermost callback. An unexpected error is logged and aborts only this connection."""
         try:
             step()
         except Exception:
-            _logger.exception("a connection of the front failed")
+            _logger.exception("failed to serve a connection")
             self.abort()
 
     def _take_turn(self) -> None:
-        """Serve the long request for which this is the turn; the time limit of its head still runs."""
+        """Serve the long request in its turn. The deadline of its head still applies."""
         if self._phase is Phase.READING and not self._transport.is_closing():
             self._in_turn = True
             self._transport.resume_reading()
             self._serve()
 
     def _continue(self) -> None:
-        """Take up the work again after a pause."""
+        """Resume serving after a pause."""
         if self._paused or self._transport.is_closing():
             return
         if self._phase is Phase.FLUSHING:
@@ -228,7 +229,7 @@ class FrontProtocol(asyncio.Protocol):
             self._serve()
 
     def _serve(self) -> None:
-        """Serve what is whole, in order, for one turn."""
+        """Serve the complete requests in order, for one turn."""
         for _ in range(REQUESTS_A_TURN):
             if self._phase is not Phase.READING or self._paused or self._transport.is_closing():
                 return
@@ -241,7 +242,7 @@ class FrontProtocol(asyncio.Protocol):
         self._front.loop.call_soon(self._guarded, self._continue)
 
     def _serve_one(self) -> bool:
-        """Serve one request; false while it is not whole."""
+        """Serve one request; return False if it is incomplete."""
         front = self._front
         if self._route is None:
             if self._parser.long_get and not self._in_turn:
@@ -277,10 +278,10 @@ class FrontProtocol(asyncio.Protocol):
         return True
 
     def _admit(self, request: Request) -> Route:
-        """Judge a request by its head, before its body is read.
+        """Return the route of a request, after checking its head and its token. The body is not read yet.
 
         Raises:
-            RequestError: also for a body where none is taken, a missing token, and a drain.
+            RequestError: the head is invalid, the token is missing or invalid, or the server is draining.
         """
         route = self._front.router.route(request)
         if isinstance(route, PublishBody | Subscribe) and self._front.hub.draining:
@@ -299,7 +300,7 @@ class FrontProtocol(asyncio.Protocol):
         return route
 
     def _subscribe(self, subscribe: Subscribe) -> None:
-        """Hand over, once it is known where to begin: the last id may be one that an edge has not got yet."""
+        """Open a stream at its position. At an edge, the hub may have to look up the last id."""
         find, terms, ids = self._front.find, subscribe.terms, subscribe.last_ids
         if find is None or not ids or self._front.hub.find(terms, ids) is not None:
             self._prepare(subscribe)
@@ -310,7 +311,7 @@ class FrontProtocol(asyncio.Protocol):
             )
 
     def _prepare(self, subscribe: Subscribe) -> None:
-        """Hand over, once what the stream replays can be read: the entries of a pattern may have to be found first."""
+        """Hand over after the hub has prepared the replay; the entries of a pattern may have to be found first."""
         front = self._front
         if subscribe.last_ids or subscribe.since_s is not None:
             self._await(
@@ -320,11 +321,11 @@ class FrontProtocol(asyncio.Protocol):
             self._hand_over(subscribe)
 
     def _hand_over(self, subscribe: Subscribe) -> None:
-        """Give the connection's descriptor to the hub, once all earlier answers have left."""
+        """Hand the descriptor over to the hub after all earlier responses are sent."""
         transport, front = self._transport, self._front
         if transport.get_write_buffer_size():
             self._phase = Phase.FLUSHING
-            # Calls pause_writing at once, and resume_writing when all is sent.
+            # This calls pause_writing at once, and resume_writing when the buffer is empty.
             transport.set_write_buffer_limits(0, 0)
             return
         try:
@@ -332,7 +333,7 @@ class FrontProtocol(asyncio.Protocol):
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            raise RequestError(503, "the server is out of descriptors", RETRY_SOON, limit=Limit.DESCRIPTORS) from None
+            raise RequestError(503, "the server has no free descriptor", RETRY_SOON, limit=Limit.DESCRIPTORS) from None
         try:
             front.hub.subscribe(fd, subscribe, self._address(), front.clock())
         except (RequestError, OSError):
@@ -341,7 +342,7 @@ class FrontProtocol(asyncio.Protocol):
         self.abort()
 
     def _publish(self, route: PublishBody, body: bytes) -> None:
-        """Publish a body, once its topics are free."""
+        """Publish the events of a body as soon as none of their topics is held."""
         assert self._request is not None
         content_type = self._request.headers.get("content-type", "")
         try:
@@ -351,29 +352,29 @@ class FrontProtocol(asyncio.Protocol):
             return
         events_max = self._front.config.batch_events_max
         if len(events) > events_max:
-            raise RequestError(413, f"a request publishes at most {events_max} events", limit=Limit.BATCH_EVENTS_MAX)
+            raise RequestError(413, f"a request has at most {events_max} events", limit=Limit.BATCH_EVENTS_MAX)
         self._allow(events)
         self._await(lambda done: self._front.publisher.publish(events, done), self._published)
 
     def _allow(self, events: list[Event]) -> None:
-        """Raise RequestError 403 for a topic that is not granted, 429 for more events than the rate allows."""
+        """Raise RequestError 403 if a topic is not granted, 429 if the publisher exceeds its rate."""
         front, grant = self._front, self._grant
         grant.check_publish({str(event.topic) for event in events})
         wait_s = front.rates.take(grant.subject, len(events), front.clock())
         if wait_s:
             headers = (("Retry-After", str(math.ceil(wait_s))),)
-            reason = f"at most {front.config.publish_rate} events a second"
+            reason = f"rate limit exceeded: at most {front.config.publish_rate} events per second"
             raise RequestError(429, reason, headers, limit=Limit.PUBLISH_RATE)
 
     def _published(self, ids: list[str]) -> None:
         self._respond(200, *json_body({"ids": ids}))
 
     def _await(self, start: Callable[[Callable[[Any], None]], Cancel], then: Callable[[Any], None]) -> None:
-        """Wait for what comes from elsewhere, maybe at once; nothing is read meanwhile.
+        """Wait for the result of another part. The connection reads nothing meanwhile.
 
         Args:
-            start: asks for it, and gives what cancels that.
-            then: takes it, unless it is an error, which is answered.
+            start: begins the operation, and returns a function that cancels it. The result may arrive within the call.
+            then: receives the result. An error is sent to the client instead.
         """
         self._phase, self._cancel = Phase.WAITING, None
         cancel = start(lambda result: self._guarded(lambda: self._arrived(result, then)))
@@ -402,7 +403,7 @@ class FrontProtocol(asyncio.Protocol):
             self._front.loop.call_soon(self._guarded, self._continue)
 
     def _document(self, resource: Resource) -> None:
-        """Answer with a document."""
+        """Respond with a document."""
         front = self._front
         if resource is Resource.PAGE:
             self._respond(200, front.page_headers, front.page)
@@ -421,14 +422,14 @@ class FrontProtocol(asyncio.Protocol):
             self._respond(200, JSON, front.stats(front.clock()))
 
     def _ask(self, ask: Ask, resource: Resource) -> None:
-        """Answer for the whole, of which this process is a part."""
+        """Respond with the statistics or metrics of all processes."""
         if resource is Resource.METRICS:
             self._await(lambda done: ask("metrics", done), lambda body: self._respond(200, _TEXT, body))
         else:
             self._await(lambda done: ask("stats", done), lambda body: self._respond(200, JSON, body))
 
     def _respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
-        """Answer the current request; go on with the connection if both sides can."""
+        """Respond to the current request; keep the connection open if both sides allow it."""
         request, front = self._request, self._front
         keep = request is not None and request.keep_alive and self._parser.intact and not front.hub.draining
         headers = (("Date", front.dates.now()), *headers, *front.router.cors(request))
@@ -436,14 +437,14 @@ class FrontProtocol(asyncio.Protocol):
         self._answer(respond(status, headers, body, keep_alive=keep, head_only=head_only), keep=keep)
 
     def _refuse(self, error: RequestError) -> None:
-        """Answer a request that cannot be served."""
+        """Respond to a request with an error."""
         if error.limit:
             self._front.metrics.limited(error.limit)
         if error.status in (400, 401, 403, 408, 413, 414, 415, 417, 421, 429, 431, 501, 505):
             kind = "token" if error.status == 401 else "request"
-            self._front.errors.report(kind, "refused a request of %s: %s", self._address(), error.reason)
-        if error.status in _FOR_NOW and self._asks_for_events():
-            self._send_away(error)
+            self._front.errors.report(kind, "rejected a request from %s: %s", self._address(), error.reason)
+        if error.status in _FOR_NOW and self._wants_retry_stream():
+            self._send_retry_stream(error)
             return
         if error.status == HTTPStatus.NO_CONTENT:
             self._respond(error.status, error.headers)
@@ -451,8 +452,8 @@ class FrontProtocol(asyncio.Protocol):
         headers, body = json_body({"error": error.reason})
         self._respond(error.status, (*headers, *error.headers), body)
 
-    def _asks_for_events(self) -> bool:
-        """Whether the request is a browser's for a stream, and the settings want it told by a stream to come back."""
+    def _wants_retry_stream(self) -> bool:
+        """Whether the request is a browser's for a stream, and `refuse-streams` is `retry`."""
         request = self._request
         return (
             self._front.config.refuse_streams == "retry"
@@ -462,8 +463,8 @@ class FrontProtocol(asyncio.Protocol):
             and "text/event-stream" in request.headers.get("accept", "").lower()
         )
 
-    def _send_away(self, error: RequestError) -> None:
-        """Answer by a stream that says when to come back, and ends: an EventSource fails for good on a status."""
+    def _send_retry_stream(self, error: RequestError) -> None:
+        """Respond with a short stream that sets the reconnection time: after an error status, EventSource gives up."""
         assert self._request is not None
         after_ms = 1000 * int(dict(error.headers).get("Retry-After", "0"))
         head = self._front.dates.head(self._front.router.closing_head(self._request))
@@ -471,12 +472,12 @@ class FrontProtocol(asyncio.Protocol):
         self._answer(head + text, keep=False)
 
     def _refuse_event(self, error: EventError) -> None:
-        """Answer a publish request whose events cannot be taken."""
-        self._front.errors.report("event", "refused an event of %s: %s", self._address(), error)
+        """Respond to a publish request with an invalid event."""
+        self._front.errors.report("event", "rejected an event from %s: %s", self._address(), error)
         self._respond(error.status, *json_body({"error": str(error), "field": error.field}))
 
     def _answer(self, data: bytes, *, keep: bool) -> None:
-        """Send an answer, and wait for the next request or for the client to close."""
+        """Send a response, and wait for the next request or for the client to close."""
         self._request = self._route = None
         if self._transport.is_closing():
             return
@@ -491,7 +492,7 @@ class FrontProtocol(asyncio.Protocol):
         self._front.deadlines.set(self, Waiting.FLUSH if unsent else Waiting.LINGER)
 
     def _wait_for_more(self) -> None:
-        """Set the time limit of what must come next."""
+        """Set the deadline of the next step."""
         if self._request is not None:
             waiting = Waiting.BODY
         else:
@@ -501,14 +502,14 @@ class FrontProtocol(asyncio.Protocol):
         self._front.deadlines.set(self, waiting)
 
     def _address(self) -> str:
-        """Give the client's address, without the port; as much of it as limits go by."""
+        """Return the address of the client, without the port."""
         forwarded = self._request.headers.get("x-forwarded-for") if self._request else None
         if not forwarded or not self._front.proxies:
             return self._peer
         return client_address(self._peer, forwarded, self._front.proxies)
 
     def _end(self) -> None:
-        """Give up what the connection holds."""
+        """Enter OVER, clear the deadline and cancel the pending operation."""
         self._phase = Phase.OVER
         self._front.deadlines.clear(self)
         if self._cancel is not None:

@@ -1,7 +1,7 @@
 """HTTP/1.1, sans-IO: bytes in, requests out.
 
-Owns the grammar of requests. Never touches a socket or a clock, and never knows what a path means
-(`relay.front.routes`) or what is answered (`relay.http.response`).
+Owns the grammar of requests. Never touches a socket or a clock, and never interprets a path
+(`relay.front.routes`) or builds a response (`relay.http.response`).
 
 Theory of operation. The caller pulls. `feed()` only stores bytes. `head()` returns the next request once its
 head is complete. `body()` returns the body of that request. The parser reads nothing beyond this body before the

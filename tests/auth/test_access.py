@@ -134,7 +134,7 @@ def test_what_is_revoked_ends_at_once_when_the_file_is_read_again(tmp_path: Path
         assert ann.next().data == "yes"
         tokens.unlink()
         server.process.send_signal(signal.SIGHUP)
-        logged(server, "the tokens stay as they were: publish-token-file")
+        logged(server, "kept the current tokens: publish-token-file")
         assert server.request("POST", "/publish?topic=orders.eu", b"still", bearer("second") | text)[0] == 200
         revoked.write_text("bob\nann # no file of tokens, but this one holds\n")
         server.process.send_signal(signal.SIGHUP)
@@ -264,11 +264,11 @@ def test_keys_from_files_are_read_again_and_what_cannot_be_used_changes_nothing(
             return asked_once(server, bearer(token(pairs[name], "ES256", {"kid": name})))
 
         assert (status("old"), status("new")) == (200, 401)
-        logged(server, "jwt-key-file: skipped 1 keys that cannot be used: key 1: it is a symmetric key")
-        logged(server, "jwt-key-file is an older spelling of jwt-public-key-file")
+        logged(server, "jwt-key-file: skipped 1 unusable keys: key 1: it is a symmetric key")
+        logged(server, "jwt-key-file is deprecated and will be removed; use jwt-public-key-file")
         path.write_text("<html><title>Back soon</title></html>")
         server.process.send_signal(signal.SIGHUP)
-        logged(server, "the keys stay as they were: jwt-key-file: this is a page of HTML")
+        logged(server, "kept the current keys: jwt-key-file: this is a page of HTML")
         assert status("old") == 200
         path.write_bytes(document({"new": pairs["new"]}))
         server.process.send_signal(signal.SIGHUP)
@@ -279,7 +279,7 @@ def test_keys_from_files_are_read_again_and_what_cannot_be_used_changes_nothing(
 def test_until_keys_are_there_tokens_are_answered_with_a_503() -> None:
     with key_server([b""]) as url, relay("--subscribe", "jwt", "--jwt-jwks-url", url) as server:
         assert asked(server, "/events?topic=orders.eu", bearer(token())) == 503
-        logged(server, "the JWKS cannot be fetched")
+        logged(server, "cannot fetch the JWKS")
         assert asked(server, "/events?topic=orders.eu", bearer("no token")) == 401
 
 

@@ -155,7 +155,7 @@ def test_a_file_may_hold_several_pem_keys() -> None:
         (PEM + "\nend of key", "line 11 is not part"),
         (PEM.replace("END PUBLIC KEY", "END PUBLIC"), "not part"),
         (PEM[:200], "not part"),
-        (PEM.replace("MIIB", "MIIC"), "cannot be read"),
+        (PEM.replace("MIIB", "MIIC"), "cannot be decoded"),
         (SSH, "ssh-keygen"),
         (SSH2, "ssh-keygen"),
         (private(RSA), "openssl pkey"),
@@ -166,15 +166,15 @@ def test_a_file_may_hold_several_pem_keys() -> None:
         (SECRET, "jwt-secret-file"),
         (json.dumps({"kty": "oct", "k": "A" * 64}), r"symmetric key .*jwt-secret"),
         (jwks({"kty": "oct", "k": "A" * 64}), r"symmetric key .*jwt-secret"),
-        (jwks(), "it has no keys"),
-        (jwks({"kty": "what"}), "none of RSA"),
-        ('{"keys": 7}', "`keys` is no list"),
+        (jwks(), "the set is empty"),
+        (jwks({"kty": "what"}), "unsupported"),
+        ('{"keys": 7}', "`keys` is not a list"),
         ("{", "not JSON"),
         ("[" * 100_000, "nested"),
-        ("[]", "no object"),
+        ("[]", "not an object"),
         (written(rsa.generate_private_key(65537, 1024)), "needs 2048 to"),
-        (written(ec.generate_private_key(ec.SECP384R1())), "none of RSA"),
-        (written(ed448.Ed448PrivateKey.generate()), "none of RSA"),
+        (written(ec.generate_private_key(ec.SECP384R1())), "unsupported"),
+        (written(ed448.Ed448PrivateKey.generate()), "unsupported"),
     ],
 )
 def test_what_holds_no_public_key_is_refused_with_its_reason(text: str, reason: str) -> None:
@@ -227,7 +227,7 @@ def test_a_key_that_cannot_be_used_does_not_void_its_set(entry: Any) -> None:
         assert list(keys.by_id) == ["good"]
         assert len(keys) == len(keys.skipped) == 1
         assert keys.skipped[0].startswith("key ")
-    with pytest.raises(ConfigError, match="no key of it can be used"):
+    with pytest.raises(ConfigError, match="no usable key"):
         read_jwks(jwks(entry), "jwt-jwks-url")
 
 
@@ -262,11 +262,11 @@ LONG = ("sk-", "ecdsa-sha2-", "ssh-a ", "-----BEGIN ", "<a", '{"keys"', " ", "A"
         ("Service Unavailable, and more text that is long enough", "not JSON"),
         (PEM, "not JSON"),
         (json.dumps(jwk()), "no `keys`"),
-        (json.dumps([jwk()]), "no object"),
+        (json.dumps([jwk()]), "not an object"),
         ("\ufeff" + jwks(jwk()), "byte order mark"),
         (jwks(jwk())[:-1], "not JSON"),
         ('{"keys": [' + "[" * 100_000, "nested"),
-        ('{"keys": ["\ud800"]}', "no key of it"),
+        ('{"keys": ["\ud800"]}', "no usable key"),
         (SECRET, "not JSON"),
         *((word * (FILE_BYTES_MAX // len(word)), "JSON|JWKS") for word in LONG),
     ],

@@ -70,7 +70,7 @@ def refused(judge: Auth, asked: Request) -> str:
 def test_reading_is_open_unless_the_settings_ask_for_a_token() -> None:
     judge = Auth(Config(), frozenset({"sesame"}), wall=lambda: NOW_S)
     assert judge.subscriber(request()) == ANYBODY
-    assert refused(auth(), request()) == "reading needs a token"
+    assert refused(auth(), request()) == "subscribing requires a token"
 
 
 @pytest.mark.parametrize("algorithm", list(PRIVATE))
@@ -91,36 +91,36 @@ def test_a_secret_grants_too_and_publishers_may_use_the_same_tokens() -> None:
     ("made", "reason"),
     [
         ({"exp": NOW_S - 0.01}, "expired"),
-        ({"exp": True}, "not a valid one"),
-        ({"exp": str(NOW_S + 3600)}, "not a valid one"),
-        ({"exp": [NOW_S + 3600]}, "not a valid one"),
-        ({"exp": math.nan}, "not a valid one"),
-        ({"exp": math.inf}, "not a valid one"),
-        ({"exp": 10**400}, "not a valid one"),
-        ({"exp": -math.inf}, "not a valid one"),
-        ({"nbf": math.nan}, "not a valid one"),
-        ({"nbf": math.inf}, "not a valid one"),
-        ({"nbf": {}}, "not a valid one"),
+        ({"exp": True}, "the token is not valid"),
+        ({"exp": str(NOW_S + 3600)}, "the token is not valid"),
+        ({"exp": [NOW_S + 3600]}, "the token is not valid"),
+        ({"exp": math.nan}, "the token is not valid"),
+        ({"exp": math.inf}, "the token is not valid"),
+        ({"exp": 10**400}, "the token is not valid"),
+        ({"exp": -math.inf}, "the token is not valid"),
+        ({"nbf": math.nan}, "the token is not valid"),
+        ({"nbf": math.inf}, "the token is not valid"),
+        ({"nbf": {}}, "the token is not valid"),
         ({"nbf": NOW_S + LEEWAY_S + 1}, "not valid yet"),
         ({"iat": NOW_S + LEEWAY_S + 1}, "not valid yet"),
-        ({"iat": "x"}, "not a valid one"),
-        ({"iat": True}, "not a valid one"),
-        ({"exp": None}, "not a valid one"),
-        ({"exp": "soon"}, "not a valid one"),
+        ({"iat": "x"}, "the token is not valid"),
+        ({"iat": True}, "the token is not valid"),
+        ({"exp": None}, "the token is not valid"),
+        ({"exp": "soon"}, "the token is not valid"),
         ({"nbf": NOW_S + 3600}, "not valid yet"),
-        ({"key": "t" * 32}, "not a valid one"),
-        ({"algorithm": "HS512"}, "not a valid one"),
-        ({"relay": ["orders.*"]}, "not a valid one"),
-        ({"relay": {"subscribe": "orders.*"}}, "not a valid one"),
-        ({"relay": {"subscribe": ["a..b"]}}, "not a valid one"),
-        ({"relay": {"subscribe": [7]}}, "not a valid one"),
-        ({"relay": {"subscribe": ["a"] * 1001}}, "not a valid one"),
-        ({"sub": 7}, "not a valid one"),
-        ({"jti": "a" * 9000}, "not a valid one"),
-        ({"sub": None, "relay": None, "jti": ["x"]}, "not a valid one"),
-        ({"sub": {}}, "not a valid one"),
-        ({"headers": {"crit": ["x"], "x": 1}}, "not a valid one"),
-        ({"headers": {"crit": []}}, "not a valid one"),
+        ({"key": "t" * 32}, "the token is not valid"),
+        ({"algorithm": "HS512"}, "the token is not valid"),
+        ({"relay": ["orders.*"]}, "the token is not valid"),
+        ({"relay": {"subscribe": "orders.*"}}, "the token is not valid"),
+        ({"relay": {"subscribe": ["a..b"]}}, "the token is not valid"),
+        ({"relay": {"subscribe": [7]}}, "the token is not valid"),
+        ({"relay": {"subscribe": ["a"] * 1001}}, "the token is not valid"),
+        ({"sub": 7}, "the token is not valid"),
+        ({"jti": "a" * 9000}, "the token is not valid"),
+        ({"sub": None, "relay": None, "jti": ["x"]}, "the token is not valid"),
+        ({"sub": {}}, "the token is not valid"),
+        ({"headers": {"crit": ["x"], "x": 1}}, "the token is not valid"),
+        ({"headers": {"crit": []}}, "the token is not valid"),
     ],
 )
 def test_a_wrong_token_is_refused(made: dict[str, Any], reason: str) -> None:
@@ -335,7 +335,7 @@ def test_of_several_cookies_of_the_name_the_first_valid_one_counts() -> None:
     judge, stale = auth(jwt_cookie="s"), token(exp=NOW_S - 60)
     assert judge.subscriber(request(cookie=f"s={stale}; s=x; s={token()}; s={token(sub='bob')}")).subject == "ann"
     assert "expired" in refused(judge, request(cookie=f"s={stale}; s=x"))
-    assert "not a valid one" in refused(judge, request(cookie=f"{'s=x; ' * COOKIES_MAX}s={token()}"))
+    assert "the token is not valid" in refused(judge, request(cookie=f"{'s=x; ' * COOKIES_MAX}s={token()}"))
     refused(judge, request(cookie=f"s={token()}", authorization="Bearer x"))
     assert judge.subscriber(request(cookie=f"s={token()}", authorization="Basic dXNlcjpwYXNz")).subject == "ann"
 
@@ -352,7 +352,7 @@ def test_tickets_are_forgotten_when_their_time_is_over() -> None:
     judge.ticket(bearer(token()))
     assert len(judge.tickets) == 1
     judge.tickets.update((str(number), (now_s[0] + 30, ANYBODY)) for number in range(TICKETS_MAX))
-    with pytest.raises(RequestError, match="too many tickets"):
+    with pytest.raises(RequestError, match="too many unused tickets"):
         judge.ticket(bearer(token()))
     now_s[0] += 30
     assert judge.ticket(bearer(token()))
@@ -368,7 +368,7 @@ def test_a_ticket_opens_one_stream_and_soon() -> None:
     now_s[0] += 31
     refused(judge, request((("ticket", second),)))
     refused(judge, request((("ticket", "made up"),)))
-    with pytest.raises(RequestError, match="no further ticket"):
+    with pytest.raises(RequestError, match="another ticket"):
         judge.ticket(request((("ticket", second),)))
 
 

@@ -170,7 +170,7 @@ def test_the_page_asks_for_a_token_and_keeps_it_out_of_sight(browser: Browser) -
     with serving(*JWT) as server:
         browser.open(f"{server.url}/?topic=news")
         browser.wait("document.querySelector('#state').textContent === 'a token is needed'")
-        assert "reading needs a token" in browser.text("#ask")
+        assert "subscribing requires a token" in browser.text("#ask")
         browser.type("#token", "not-a-token")
         browser.wait("document.querySelector('#ask').hidden === false && token === 'not-a-token'")
         secret = token(relay={"subscribe": ["news"]})
