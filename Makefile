@@ -23,7 +23,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # the binary that is given: CENTRIFUGO=PATH, or on the path.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo run test test-all docs reference browser lint storm fuzz sanitize bench bench-fanout bench-micro bench-restart bench-gate bench-instructions \
+.PHONY: help demo run test test-all docs reference release browser lint storm fuzz sanitize bench bench-fanout bench-micro bench-restart bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## Say what there is to make.
@@ -55,6 +55,20 @@ docs: $(INSTALLED_TEST)  ## Build the documentation in build/site; a broken link
 
 reference: $(INSTALLED_TEST)  ## Write the pages of docs/reference that are generated from the code.
 	$(BIN)/python -m tests.reference
+
+# Both wheels are built from the source distribution. The pure one is for machines without a compiler.
+RELEASE_VENV := build/release
+release:  ## Build the source distribution and the wheels in dist/, and check them.
+	rm -rf dist $(RELEASE_VENV) && $(PYTHON) -m venv $(RELEASE_VENV)/tools
+	$(RELEASE_VENV)/tools/bin/python -m pip install --quiet build twine
+	RELAY_BUILD=release $(RELEASE_VENV)/tools/bin/python -m build --outdir dist .
+	RELAY_BUILD=pure $(RELEASE_VENV)/tools/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist dist/*.tar.gz
+	$(RELEASE_VENV)/tools/bin/twine check --strict dist/*
+	for wheel in dist/*.whl; do \
+		rm -rf $(RELEASE_VENV)/check && $(PYTHON) -m venv $(RELEASE_VENV)/check && \
+		$(RELEASE_VENV)/check/bin/python -m pip install --quiet "$$wheel" && \
+		(cd $(RELEASE_VENV) && check/bin/relay --version) || exit 1; \
+	done
 
 browser:  ## Install Chromium (Debian, as root; 90 MB), which the tests of the page need.
 	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || \
