@@ -1,0 +1,76 @@
+"""The open parts of one server, shared by the modules that start, control and drain it.
+
+Owns nothing. Never opens or closes a part: `relay.server.server` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass, field
+
+from relay.auth.credentials import Credentials
+from relay.config.load import worker_count
+from relay.config.model import Config
+from relay.core.hub import Hub
+from relay.front.acceptor import Acceptor
+from relay.front.front import Front
+from relay.front.tls import Tls
+from relay.process.systemd import Service
+from relay.sources.group import Sources
+from relay.store.journal import Journal
+from relay.workers.membership import Cluster
+
+
+@dataclass(slots=True, eq=False)
+class Parts:
+    """The open parts of one server.
+
+    Args:
+        config: checked settings.
+        hub: the log and the streams.
+        service: the connection to the service manager.
+        loop: the running loop.
+        stop: set when the server must drain and exit.
+        own_token: the publish token of this run, used if the settings name none.
+        credentials: tokens and keys.
+        front: the clients' connections.
+        cluster: the workers and the links to other servers.
+        tls: the certificate; None without TLS.
+        is_edge: whether this process follows the log of a hub.
+        sockets: the clients' listeners.
+        journal: the writer of the data file; None without a file.
+        sources: the inputs other than HTTP; None at an edge.
+        acceptor: None until clients are accepted, and if only the workers accept them.
+    """
+
+    config: Config
+    hub: Hub
+    service: Service
+    loop: asyncio.AbstractEventLoop
+    stop: asyncio.Event
+    own_token: str
+    credentials: Credentials
+    front: Front
+    cluster: Cluster
+    tls: Tls | None
+    is_edge: bool
+    sockets: list[socket.socket] = field(default_factory=list)
+    journal: Journal | None = None
+    sources: Sources | None = None
+    acceptor: Acceptor | None = None
+
+    @property
+    def status(self) -> str:
+        """Return the status line for the service manager."""
+        return f"STATUS=serving {self.hub.engine.open} streams"
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether this server belongs to a group of processes or follows another server; it cannot be upgraded."""
+        return self.is_edge or is_linked(self.config)
+
+
+def is_linked(config: Config) -> bool:
+    """Return whether the settings ask for workers, edges or an upstream."""
+    return worker_count(config) > 1 or bool(config.link_listen) or bool(config.upstream)
