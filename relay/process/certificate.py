@@ -15,11 +15,11 @@ def read_context(certificate: str, key: str) -> ssl.SSLContext:
     """Read a certificate and its key.
 
     Args:
-        certificate: PEM file: the server's own first, then those between it and the authority's.
-        key: PEM file of its private key, without a password; empty where it is in the same file.
+        certificate: path of a PEM file: the server's certificate first, then the intermediate ones.
+        key: path of a PEM file with the unencrypted private key; empty if `certificate` contains it.
 
     Raises:
-        ConfigError: one cannot be read, or they do not belong together.
+        ConfigError: a file cannot be read, or the key does not match the certificate.
     """
     for path, setting in ((certificate, "tls-cert"), (key, "tls-key")):
         if path:

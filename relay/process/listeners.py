@@ -1,6 +1,6 @@
-"""The front's listeners: TCP sockets whose connections inherit what bounds a stream.
+"""The clients' listeners: TCP sockets whose connections inherit the limits of a stream.
 
-Owns their options; accepts nothing.
+Owns the options of the sockets. Never accepts a connection.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def listen(address: str, config: Config, *, shared: bool = False) -> socket.sock
     Args:
         address: HOST:PORT.
         config: the settings.
-        shared: whether other listeners of the same user may be there too (SO_REUSEPORT).
+        shared: whether other listeners of the same user may use the address too (SO_REUSEPORT).
 
     Raises:
         ConfigError: the address is not one of this machine, or is in use.
@@ -50,7 +50,7 @@ def listen(address: str, config: Config, *, shared: bool = False) -> socket.sock
 
 
 def tune(listener: socket.socket, config: Config) -> None:
-    """Set what its connections inherit: all that bounds a stream in the kernel."""
+    """Set the options that accepted connections inherit, and that limit a stream in the kernel."""
     tcp = socket.IPPROTO_TCP
     options = [
         (socket.SOL_SOCKET, socket.SO_SNDBUF, config.client_buffer),

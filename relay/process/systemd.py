@@ -1,7 +1,7 @@
-"""The service manager's side of the process: readiness, the watchdog, and listeners that it has opened.
+"""The connection to the service manager: readiness, the watchdog, and inherited listeners.
 
-Owns the protocols of sd_notify(3), sd_watchdog_enabled(3) and sd_listen_fds(3): datagrams, and a few variables of the
-environment. Never decides when something is told. Without a service manager nothing is told and nothing is given.
+Owns the protocols of sd_notify(3), sd_watchdog_enabled(3) and sd_listen_fds(3): datagrams and a few environment
+variables. Never decides when to send a state. Without a service manager it sends nothing and returns no listeners.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from relay.errors import ConfigError
 
 FIRST_FD = 3
-"""Where the descriptors begin that a service manager gives (SD_LISTEN_FDS_START)."""
+"""Number of the first inherited descriptor (SD_LISTEN_FDS_START)."""
 
 VARIABLES = frozenset({"LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_PID"})
-"""What is meant for one process, by its number or that of a descriptor, and not for those that it starts."""
+"""Environment variables that apply to one process only, and that its child processes must not inherit."""
 
 _logger = logging.getLogger("relay.systemd")
 
@@ -28,7 +28,7 @@ class Service:
 
     Args:
         environ: the environment.
-        pid: of this process: what is meant for another is left alone.
+        pid: the id of this process. Variables for another process are ignored.
     """
 
     def __init__(self, environ: Mapping[str, str], pid: int) -> None:
@@ -39,13 +39,13 @@ class Service:
         self.ping_s = self._interval_s()
 
     def _interval_s(self) -> float | None:
-        """Tell how often the watchdog wants to hear something; half of the time, as its manual asks; None for never."""
+        """Return half of the watchdog's interval, as sd_watchdog_enabled(3) recommends; None without a watchdog."""
         text = self._environ.get("WATCHDOG_USEC", "")
         mine = self._environ.get("WATCHDOG_PID", str(self._pid)) == str(self._pid)
         return int(text) / 2e6 if mine and text.isascii() and text.isdigit() and int(text) else None
 
     def tell(self, *states: str) -> None:
-        """Send states, such as `READY=1`; what is wrong with the manager's socket is logged, and harms nothing."""
+        """Send states, such as `READY=1`; log an error of the manager's socket and continue."""
         if not self._address:
             return
         try:
@@ -54,49 +54,49 @@ class Service:
                 channel.connect(self._address)
                 channel.send("\n".join(states).encode())
         except OSError as error:
-            _logger.warning("the service manager cannot be told %s: %s", states[0], error.strerror)
+            _logger.warning("cannot send %s to the service manager: %s", states[0], error.strerror)
 
     def inherited(self) -> dict[str, str]:
-        """Return the environment for a process that is to take the place of this one."""
+        """Return the environment for a process that replaces this one."""
         return {name: text for name, text in self._environ.items() if name not in VARIABLES}
 
     def reloading(self) -> None:
-        """Say that settings are being read again; `READY=1` ends it."""
+        """Report that a reload has started; `READY=1` ends it."""
         self.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def listeners(self) -> tuple[list[socket.socket], socket.socket | None]:
-        """Take the listeners that the manager has opened: those of TCP, and the Unix socket, if there is one.
+        """Return the listeners that the manager has opened: the TCP listeners, and the Unix socket, if there is one.
 
         Raises:
-            ConfigError: one of the descriptors is something else, or there are several Unix sockets.
+            ConfigError: a descriptor is not a listening socket, or there are several Unix sockets.
         """
         if self._environ.get("LISTEN_PID") != str(self._pid):
             return [], None
         given, names = self._environ.get("LISTEN_FDS", ""), self._environ.get("LISTEN_FDNAMES", "").split(":")
         if not given.isascii() or not given.isdigit():
-            raise ConfigError(f"LISTEN_FDS={given}: this is not a number")
+            raise ConfigError(f"LISTEN_FDS={given} is not a number")
         tcp: list[socket.socket] = []
         unix: list[socket.socket] = []
         for place in range(int(given)):
             listener = _take(FIRST_FD + place, names[place] if place < len(names) else "unknown")
             (unix if listener.family == socket.AF_UNIX else tcp).append(listener)
         if len(unix) > 1:
-            raise ConfigError("LISTEN_FDS: there are several Unix sockets, and one is all that relay has feeders at")
+            raise ConfigError("LISTEN_FDS: the service manager passed several Unix sockets, and relay accepts only one")
         return tcp, unix[0] if unix else None
 
 
 def _take(fd: int, name: str) -> socket.socket:
-    """Take a descriptor that has to be a listener of TCP or of a Unix stream."""
-    what = f"descriptor {fd} ({name}) of the service manager"
+    """Return the TCP or Unix stream listener of an inherited descriptor."""
+    origin = f"descriptor {fd} ({name}) of the service manager"
     try:
         os.set_inheritable(fd, False)
         listener = socket.socket(fileno=fd)
         listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
-        raise ConfigError(f"{what}: {error.strerror}") from None
+        raise ConfigError(f"{origin}: {error.strerror}") from None
     families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
     if listener.family not in families or listener.type != socket.SOCK_STREAM or not listens:
         listener.close()
-        raise ConfigError(f"{what}: this is no listening stream socket")
+        raise ConfigError(f"{origin} is not a listening stream socket")
     listener.setblocking(False)
     return listener

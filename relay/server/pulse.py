@@ -1,7 +1,7 @@
-"""The pulse: the hub's turns, ticks and heartbeats, as the loop has time for them.
+"""The pulse: it schedules the hub's turns, ticks and heartbeats on the event loop.
 
-Owns when they come. Whatever fails in one of them, the next comes: the loop logs it, and the other streams are still to
-be served.
+Owns their timers. If one call fails, the loop logs the error and the next call still comes, because the other streams
+must be served. Never decides what the hub does in a turn.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from relay.core.measures import Observer
 
 TICK_S = 1.0
 TICK_BEHIND_S = 0.25
-"""How often the clock's policies are looked at: without streams behind, and with some."""
+"""Intervals between two checks of the time limits: without lagging streams, and with some."""
 
 AFTER_FAILURE_S = 0.1
-"""Pause after a turn that failed, so that one that keeps failing does not take the whole core."""
+"""Pause after a failed turn, so that repeated failures do not use the whole core."""
 
 HEARTBEATS_A_PERIOD = 4
 """A heartbeat comes at most a quarter of its period late."""
@@ -28,11 +28,11 @@ class Pulse:
     """Calls one hub.
 
     Args:
-        hub: is called.
-        heartbeat_s: the heartbeats' period; 0 for none.
-        stall_s: how late the loop runs a timer.
+        hub: the hub to call.
+        heartbeat_s: the period of the heartbeats; 0 for none.
+        stall_s: observes the delay of each tick.
         loop: the event loop.
-        tick: called at each tick too, with the hub's time.
+        tick: called after the hub's tick, with the hub's time.
     """
 
     def __init__(
@@ -51,20 +51,20 @@ class Pulse:
         self._timers: dict[str, TimerHandle] = {}
 
     def start(self) -> None:
-        """Begin."""
+        """Start the ticks and heartbeats, and watch the engine's descriptor."""
         self._loop.add_reader(self._hub.engine.fileno(), lambda: self._hub.poll(time.monotonic()))
         self._tick(self._loop.time())
         if self._heartbeat_s:
             self._heartbeat()
 
     def stop(self) -> None:
-        """Call the hub no more."""
+        """Stop all calls of the hub."""
         self._loop.remove_reader(self._hub.engine.fileno())
         for timer in self._timers.values():
             timer.cancel()
 
     def turn(self) -> None:
-        """Let the hub do a slice of what is due, and the next one after whatever else the loop has to do."""
+        """Run one turn of the hub; if work is left, schedule the next turn after the loop's other work."""
         more = None
         try:
             more = self._hub.turn(time.monotonic())

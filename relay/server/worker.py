@@ -1,6 +1,7 @@
-"""A worker's process: `python -m relay.server.worker DESCRIPTOR`, started by a hub's process and by nobody else.
+"""The process of a worker: `python -m relay.server.worker DESCRIPTOR`. Only a hub starts it.
 
-Owns its beginning: it is told over its link what it is. The rest is a server like any other (`relay.server.server`).
+Owns the start: the worker reads its settings and listeners from the link. Then it runs `relay.server.server`. Never
+reads settings from flags, the environment or a file.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from relay.process import startup
 
 if __name__ == "__main__":
-    startup.prepare()  # Before the imports: a signal that arrives meanwhile must not end the process.
+    startup.prepare()  # Before the imports: a signal that arrives during them must not end the process.
 
 import os
 import socket
@@ -27,7 +28,7 @@ def read_setup(link: socket.socket) -> Setup:
     """Wait for the first message of the hub.
 
     Raises:
-        LinkError: it does not come, or is another.
+        LinkError: the message does not arrive in time, or is not a Setup.
     """
     parser = Parser(16 * HELLO_BYTES_MAX)
     link.settimeout(SETUP_S)
@@ -36,14 +37,14 @@ def read_setup(link: socket.socket) -> Setup:
             for message in parser.feed(data):
                 if isinstance(message, Setup):
                     return message
-                raise LinkError("the first message is no Setup")
+                raise LinkError("the first message of the hub is not a Setup")
     except OSError as error:
-        raise LinkError(f"the hub does not say what this worker is: {error}") from None
-    raise LinkError("the hub is gone already")
+        raise LinkError(f"cannot read the Setup of this worker: {error}") from None
+    raise LinkError("the hub closed the link before it sent a Setup")
 
 
 def main() -> int:
-    """Serve until the hub says so, or is gone; return the exit code."""
+    """Serve until the hub stops this worker or closes the link; return the exit code."""
     try:
         link = socket.socket(fileno=int(sys.argv[1]))
         setup = read_setup(link)
@@ -52,11 +53,11 @@ def main() -> int:
         listeners = [socket.socket(fileno=fd) for fd in setup.listeners]
         for each in (link, *listeners):
             each.setblocking(False)
-        # Only now: these import uvloop and the engine.
+        # Import here, because these load uvloop and the engine.
         from relay.server import server
         from relay.workers.processes import Inherited
 
-        # The service manager's business is the hub's process'.
+        # Only the hub's process talks to the service manager.
         service = Service({}, os.getpid())
         server.run(config, service, Inherited(setup.number, link, listeners, setup.own_token))
     except ConfigError as error:

@@ -1,9 +1,9 @@
-"""The upgrade: the old process's part, which starts a new one and hands everything over to it.
+"""The old process's part of an upgrade: it starts a new process and hands everything over to it.
 
-Owns the new process until it serves, and the order of the handover. Whatever goes wrong before the new process has said
-that it has everything, this one goes on: what it hands over is only described, and its descriptors are copies.
+Owns the new process until it serves, and the order of the handover. If anything fails before the new process reports
+Ready, the old process continues: it has sent only descriptions and copies of its descriptors.
 
-A signal may come to either process at any moment. No moment loses it, but for the last instant of the old process.
+A signal may arrive at either process at any moment. It is lost only in the last instant of the old process.
 
     to         when                              SIGTERM, SIGINT              SIGHUP               SIGUSR2
     the old    before it stops (Hello, the log)  the upgrade ends, it drains  both reload          ignored
@@ -11,8 +11,8 @@ A signal may come to either process at any moment. No moment loses it, but for t
     the new    before Ready                      it ends, the old goes on     reloads once serving upgrades once serving
                after Ready                       takes over, then drains      reloads once serving upgrades once serving
 
-The old process runs no loop after it has stopped, so it notes these signals and passes them on. If the upgrade fails
-then, its loop handles them. The new process is started with SIGHUP and SIGUSR2 held back (`relay.process.startup`).
+The old process runs no loop after it has stopped, so it records these signals and passes them on. If the upgrade then
+fails, its loop handles them. The new process starts with SIGHUP and SIGUSR2 held back (`relay.process.startup`).
 Before it says Ready, its loop takes over SIGTERM and SIGINT, and runs for the first time after Go.
 """
 
@@ -42,27 +42,27 @@ from relay.upgrade import messages
 from relay.upgrade.messages import FDS_MAX, VARIABLE, Channel
 
 ENTRIES_BYTES = 256 * 1024
-"""Entries sent at once, while others have their turn."""
+"""Size of one message of entries; the loop serves the streams between two messages."""
 
 KEYS = 10_000
-"""Dedup keys sent at once."""
+"""Dedup keys in one message."""
 
 REST_ENTRIES = 1000
-"""Entries that may be left for when this process has stopped; beyond that it goes on sending while it serves."""
+"""This process stops serving only when at most this many entries are unsent."""
 
 ROUNDS_MAX = 100
-"""How often it looks whether so few are left: with a feed faster than the handover, there is no end to it."""
+"""Largest number of rounds of sending, because a feed may be faster than the handover."""
 
 SETTLE_S = 1.0
-"""How long requests that are under way may take to be answered; those that take longer are cut."""
+"""Time for pending requests to finish; the connections of slower requests are closed."""
 
 SETTLE_STEP_S = 0.01
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that the new process gets if they come to the old one too late."""
+"""Signals that the old process passes on if they arrive after it has stopped."""
 
 STOPPED_S = 5.0
-"""How long one step may take while this process has stopped; it took 0.1 s with 10,000 streams."""
+"""Time limit of one step while this process has stopped; a step took 0.1 s with 10,000 streams."""
 
 _logger = logging.getLogger("relay.upgrade")
 
@@ -72,15 +72,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Possessions:
-    """All that is handed over.
+    """Everything that the old process hands over.
 
     Args:
         hub: the log and the streams.
-        front: the connections.
-        own_token: the token of this process's own.
-        listeners: the front's.
-        sources: the feeders of the Unix socket, and the one on standard input.
-        journal: the way to the file, which only one process can have.
+        front: the clients' connections.
+        own_token: the publish token of this run.
+        listeners: the clients' listeners.
+        sources: the feeders of the Unix socket and the feeder on standard input.
+        journal: the writer of the data file, which only one process can have open; None without a file.
     """
 
     hub: Hub
@@ -92,7 +92,7 @@ class Possessions:
 
     @property
     def data(self) -> str:
-        """Path of the file; empty without one."""
+        """Path of the data file; empty without a file."""
         return "" if self.journal is None else self.journal.path
 
 
@@ -106,18 +106,18 @@ async def upgrade(
     """Start a new process, hand everything over, and exit.
 
     Args:
-        possessions: what is handed over.
-        service: the service manager's side, which is told.
-        timeout_s: how long the new process may take to start, and again to take the log.
-        clock: gives the hub's `now_s`.
-        signals: those that the new process must get, because they came to this one during the upgrade.
+        possessions: everything to hand over.
+        service: the connection to the service manager.
+        timeout_s: time limit for the start of the new process, and again for the log.
+        clock: returns the hub's `now_s`.
+        signals: signals that arrived during the upgrade and that the new process must receive.
 
     Raises:
-        RelayError: it failed, and this process goes on.
+        RelayError: the upgrade failed, and this process continues.
     """
     stdin = possessions.sources.stdin
     if stdin.form == "sse" and not stdin.closed:
-        raise RelayError("an event stream on standard input cannot be handed over in the midst of an event")
+        raise RelayError("an event stream on standard input cannot be handed over: it may be in the middle of an event")
     service.reloading()
     ours, theirs = socket.socketpair()
     channel = Channel(ours)
@@ -136,7 +136,7 @@ async def upgrade(
             count = _hand_over(channel, possessions, sent, clock())
             channel.expect(messages.Ready)
             service.tell(f"MAINPID={process.pid}")
-            # Before Go: a Ctrl-C has come to the new process as well, and both count as one while they are pending.
+            # Before Go: the new process has received a Ctrl-C too, and two pending SIGINT count as one.
             _pass_on(signals, process.pid)
             channel.send(messages.Go())
         except BaseException as error:
@@ -149,7 +149,7 @@ async def upgrade(
             if isinstance(error, TimeoutError):
                 raise RelayError(f"the new process took longer than {timeout_s:g} s") from None
             if isinstance(error, OSError):
-                raise RelayError(f"the new process cannot be told: {error.strerror}") from None
+                raise RelayError(f"cannot send to the new process: {error.strerror}") from None
             raise
         finally:
             channel.close()
@@ -157,12 +157,12 @@ async def upgrade(
         _logger.info("handed over %d streams in %.0f ms to process %d", count, took_ms, process.pid)
         logging.shutdown()
         _pass_on(signals, process.pid)
-        os._exit(0)  # whatever is closed in the usual way would be closed for both
+        os._exit(0)  # An ordinary exit would close sockets for the new process too.
 
 
 @contextlib.contextmanager
 def _noted(signals: set[int]) -> Iterator[None]:
-    """Note signals that come while the loop does not run; it still handles them if it runs again."""
+    """Record signals that arrive while the loop does not run; the loop handles them too if it runs again."""
     before = {number: signal.signal(number, lambda number, _: signals.add(number)) for number in PASSED_ON}
     try:
         yield
@@ -179,20 +179,20 @@ def _pass_on(signals: set[int], pid: int) -> None:
 
 
 def _start(fd: int, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start what this process was started as; what is at that place now is the new version."""
-    startup.hold_signals()  # The new process inherits that, and so is never without it.
+    """Start the command line of this process again, which runs the new version."""
+    startup.hold_signals()  # The new process inherits the mask, so no signal can end it early.
     try:
-        return subprocess.Popen(  # noqa: S603 (it is what this process was started as)
+        return subprocess.Popen(  # noqa: S603 (this process's own command line)
             [sys.executable, *sys.orig_argv[1:]], env={**variables, VARIABLE: str(fd)}, pass_fds=[fd]
         )
     except OSError as error:
-        raise RelayError(f"a new process cannot be started: {error.strerror}") from None
+        raise RelayError(f"cannot start the new process: {error.strerror}") from None
     finally:
         startup.release_signals()
 
 
 async def _hello(channel: Channel, process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    """Wait until the new process has checked itself."""
+    """Wait until the new process has checked its settings."""
     loop, there = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(channel.socket, there.set)
     try:
@@ -207,7 +207,7 @@ async def _hello(channel: Channel, process: subprocess.Popen[bytes], timeout_s: 
         raise RelayError(f"the new process {process.pid} does not start: {error}") from None
     assert isinstance(hello, messages.UpgradeHello)
     if hello.form != messages.FORM:
-        raise RelayError(f"relay {hello.version} takes over in form {hello.form}, and this one has {messages.FORM}")
+        raise RelayError(f"relay {hello.version} uses message version {hello.form}, and this process {messages.FORM}")
     _logger.info("relay %s, pid %d, is taking over", hello.version, process.pid)
 
 
@@ -228,7 +228,7 @@ async def _send_log(channel: Channel, possessions: Possessions) -> int:
 
 
 def _next(possessions: Possessions, sent: int) -> tuple[list[messages.Message], int]:
-    """Return what to send next of the log, and where that ends; it begins anew where what was to come is evicted."""
+    """Return the next messages of the log and the sequence after them; start again at the tail after an eviction."""
     log, begin = possessions.hub.log, list[messages.Message]()
     if sent < log.tail:
         sent = log.tail
@@ -242,19 +242,19 @@ def _next(possessions: Possessions, sent: int) -> tuple[list[messages.Message], 
 
 
 async def _settle(front: Front) -> None:
-    """Wait until no request is under way, but not for ever."""
+    """Wait until no request is pending, for at most `SETTLE_S`."""
     for _ in range(round(SETTLE_S / SETTLE_STEP_S)):
-        # A timer, and not a bare turn of the loop: what was accepted before it fired is known to the front by now.
+        # A timer, not only a turn of the loop: the front then knows every connection accepted before it fired.
         await asyncio.sleep(SETTLE_STEP_S)
         if not front.arriving and all(connection.pack() is not None for connection in front.connections):
             return
 
 
 def _hand_over(channel: Channel, possessions: Possessions, sent: int, now_s: float) -> int:
-    """Hand over what there is, within one callback of the loop: nothing changes meanwhile."""
+    """Hand over everything within one callback of the loop, so that nothing changes meanwhile."""
     hub, front, sources = possessions.hub, possessions.front, possessions.sources
     if possessions.journal is not None:
-        possessions.journal.release_file()  # what was pending is in the log now, and acknowledged
+        possessions.journal.release_file()  # Its pending events are now in the log and acknowledged.
     unix, stdin = sources.unix, sources.stdin
     subscriptions, streams = hub.pack(now_s)
     while sent < hub.log.head:
@@ -283,13 +283,13 @@ def _hand_over(channel: Channel, possessions: Possessions, sent: int, now_s: flo
 
 
 def _lists(keys: Iterator[T], count: int) -> Iterator[list[T]]:
-    """Cut an iterator into lists of at most `count`."""
+    """Split an iterator into lists of at most `count` items."""
     while some := list(islice(keys, count)):
         yield some
 
 
 def _batched(described: Sequence[tuple[int, T]]) -> Iterator[tuple[list[int], list[T]]]:
-    """Cut what has descriptors into messages."""
+    """Split descriptors and their descriptions into batches for one message each."""
     for place in range(0, len(described), FDS_MAX):
         batch = described[place : place + FDS_MAX]
         yield [fd for fd, _ in batch], [each for _, each in batch]

@@ -1,22 +1,23 @@
-"""The handover: what one process tells another that takes its place, and how.
+"""The messages of an upgrade, which an old process and its replacement exchange, and the channel that carries them.
 
-Theory of operation. Both hold one end of a Unix stream socket. A message is a head (its size, and how many descriptors
-come with it), then MessagePack. Descriptors travel with the first byte of the head (SCM_RIGHTS), so that they cannot be
-read apart from their message; each message that has some is answered, so that few are ever in flight.
+Theory of operation. Each process holds one end of a Unix stream socket. A message is a head (the size of the body and
+the number of descriptors) and a MessagePack body. Descriptors travel with the first byte of the head (SCM_RIGHTS), so
+they cannot be separated from their message. The receiver answers each message that has descriptors. This bounds the
+number of descriptors in flight.
 
     old                              new
-                                     Hello        its settings are read and checked
+                                     Hello        the new process has checked its settings
     Start                            …            the log begins here
-    Entries …                        …            while the old one still serves
-    (stops) Entries, Evicted         …            what came meanwhile
+    Entries …                        …            the old process still serves
+    (stops) Entries, Evicted         …            the entries published meanwhile
     Listeners, Terms, Streams …      Got …        with descriptors
     Feeders …, Connections …         Got …        with descriptors
-    Keys …, Rest                     Ready        nothing has been read from or written to them; the file is taken
+    Keys …, Rest                     Ready        the new process has used no descriptor, but has opened the file
     Go, and exits                    serves
 
-Until Go the old process can go on as if nothing had been; where the channel ends before it, the new one ends too.
+Until Go, the old process can resume as if nothing had happened. If the channel closes before Go, the new process exits.
 
-Owns the messages and the channel; never decides what is in them.
+Owns the messages and the channel. Never decides the contents of a message.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from relay.front.front import PackedConnection
 from relay.sources.feeder import PackedFeeder
 
 FORM = 3
-"""Form of the messages; another one is refused, and the old process goes on."""
+"""Version of the messages. If the processes have different versions, the upgrade fails and the old one continues."""
 
 VARIABLE = "RELAY_TAKEOVER"
-"""Environment variable with the descriptor of the new process's end of the channel."""
+"""Environment variable that contains the descriptor of the new process's end of the channel."""
 
 FDS_MAX = 200
-"""Descriptors of one message; Linux takes 253 (SCM_MAX_FD)."""
+"""Largest number of descriptors in one message; Linux allows 253 (SCM_MAX_FD)."""
 
 MESSAGE_BYTES_MAX = 1 << 30
 
@@ -51,7 +52,7 @@ _HEAD = struct.Struct("!IH")
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """What passes."""
+    """A message of the upgrade."""
 
 
 class UpgradeHello(Message, frozen=True, tag="Hello"):
@@ -62,7 +63,7 @@ class UpgradeHello(Message, frozen=True, tag="Hello"):
 
 
 class Start(Message, frozen=True):
-    """The log begins, or begins anew since what was to come has been evicted."""
+    """The first sequence of the log; sent again if the entries that come next were evicted."""
 
     own_token: str
     data: str
@@ -78,7 +79,7 @@ class Entries(Message, frozen=True):
 
 
 class Evicted(Message, frozen=True):
-    """The log's tail, and what it knows of evicted entries, as for `Log.know_evicted`."""
+    """The log's tail and its record of evicted entries; see `Log.know_evicted`."""
 
     tail: int
     rest: tuple[int, float]
@@ -87,14 +88,14 @@ class Evicted(Message, frozen=True):
 
 
 class Listeners(Message, frozen=True):
-    """The front's listeners, then the feeders', if `unix`; `file` is what its file is known by, if it is ours."""
+    """The clients' listeners, then the Unix socket's if `unix`; `file` is its device and inode if relay created it."""
 
     unix: bool
     file: tuple[int, int] | None
 
 
 class Terms(Message, frozen=True):
-    """The subscriptions that the streams have; they refer to them by place."""
+    """The subscriptions of the streams; each stream has an index into this list."""
 
     subscriptions: list[tuple[tuple[str, ...], Rule]]
 
@@ -106,7 +107,7 @@ class Streams(Message, frozen=True):
 
 
 class DedupKeys(Message, frozen=True, tag="Keys"):
-    """The next dedup keys, oldest first: key, id, time."""
+    """The next dedup keys, oldest first, as (key, id, time)."""
 
     keys: list[tuple[str, str, float]]
 
@@ -118,13 +119,13 @@ class Feeders(Message, frozen=True):
 
 
 class Connections(Message, frozen=True):
-    """Connections of the front, each with its descriptor."""
+    """Clients' connections, each with its descriptor."""
 
     connections: list[PackedConnection]
 
 
 class Rest(Message, frozen=True):
-    """What is left: the feeder on standard input (None when its input is over), tickets that are out, ended topics."""
+    """The rest: the feeder on standard input (None after its end), the valid tickets, and the ended topics."""
 
     stdin: PackedFeeder | None
     tickets: dict[str, tuple[float, Grant]]
@@ -136,11 +137,11 @@ class Got(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """Everything has arrived, and can be served."""
+    """The new process has received everything and can serve."""
 
 
 class Go(Message, frozen=True):
-    """The old process has let go."""
+    """The old process has released everything; the new one may serve."""
 
 
 _Log = Start | Entries | Evicted
@@ -151,10 +152,10 @@ _decode = msgspec.msgpack.Decoder(_Any).decode
 
 
 class Channel:
-    """One end of a handover.
+    """One end of the channel between two processes.
 
     Args:
-        end: its socket, the channel's from now on.
+        end: the socket; the channel closes it.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -166,15 +167,19 @@ class Channel:
 
     @staticmethod
     def encode(message: Message, fds: Sequence[int] = ()) -> bytes:
-        """Return a message as it is sent."""
+        """Encode a message: head and body."""
         body = _encode(message)
         return _HEAD.pack(len(body), len(fds)) + body
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send a message, with at most `FDS_MAX` descriptors, and wait until those have arrived.
+        """Send a message; if it has descriptors, wait for the answer.
+
+        Args:
+            message: the message.
+            fds: at most `FDS_MAX` descriptors.
 
         Raises:
-            RelayError: the other end is gone, or too slow.
+            RelayError: the other process closed the channel or did not answer in time.
         """
         data = self.encode(message, fds)
         try:
@@ -183,15 +188,15 @@ class Channel:
                 data = data[_HEAD.size :]
             self.socket.sendall(data)
         except OSError as error:
-            raise RelayError(f"the other process cannot be told: {error}") from None
+            raise RelayError(f"cannot send to the other process: {error}") from None
         if fds:
             self.expect(Got)
 
     def receive(self) -> tuple[_Any, list[int]]:
-        """Wait for a message; return it with its descriptors, which are the caller's.
+        """Wait for a message; return it with its descriptors, which the caller must close.
 
         Raises:
-            RelayError: the other end is gone, or too slow, or says something else than a message.
+            RelayError: the other process closed the channel, was too slow, or sent an invalid message.
         """
         try:
             head, fds, _, _ = socket.recv_fds(self.socket, _HEAD.size, FDS_MAX)
@@ -199,28 +204,28 @@ class Channel:
                 os.set_inheritable(fd, False)
             head += self._read(_HEAD.size - len(head)) if head else b""
             if not head:
-                raise RelayError("the other process has gone")
+                raise RelayError("the other process closed the channel")
             size, count = _HEAD.unpack(head)
             if size > MESSAGE_BYTES_MAX or count != len(fds):
-                raise RelayError("the other process sent no message")
+                raise RelayError("the other process sent an invalid message")
             message = _decode(self._read(size))
         except OSError as error:
-            raise RelayError(f"the other process does not answer: {error}") from None
+            raise RelayError(f"cannot receive from the other process: {error}") from None
         except msgspec.MsgspecError as error:
-            raise RelayError(f"the other process sent no message: {error}") from None
+            raise RelayError(f"the other process sent an invalid message: {error}") from None
         if fds:
             self.send(Got())
         return message, fds
 
     def expect(self, kind: type[Message]) -> Message:
-        """Wait for a message of one kind, which has no descriptors.
+        """Wait for a message of the given class, without descriptors.
 
         Raises:
-            RelayError: as for `receive`, or it is of another kind.
+            RelayError: as for `receive`, or the message is of another class.
         """
         message, _ = self.receive()
         if not isinstance(message, kind):
-            raise RelayError(f"the other process sent {type(message).__name__} in place of {kind.__name__}")
+            raise RelayError(f"the other process sent {type(message).__name__} instead of {kind.__name__}")
         return message
 
     def _read(self, size: int) -> bytes:
@@ -229,6 +234,6 @@ class Channel:
         while place < size:
             count = self.socket.recv_into(view[place:])
             if not count:
-                raise RelayError("the other process has gone")
+                raise RelayError("the other process closed the channel")
             place += count
         return bytes(data)

@@ -1,7 +1,7 @@
 """Taking over: the new process's part of an upgrade.
 
-Owns the order in which it takes what the old process hands over, and what it keeps until it may serve. Never reads from
-or writes to what it was handed: until Go, the old process may go on with all of it.
+Owns the order in which it receives everything, and keeps what only the front and the sources need until it may serve.
+Never reads from or writes to a descriptor that it received: until Go, the old process may resume with all of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Taken:
     rest: messages.Rest = field(default_factory=lambda: messages.Rest(None, {}, []))
 
     async def go_on(self, front: Front, hub: Hub, sources: Sources) -> None:
-        """Begin to serve what was handed over."""
+        """Start to serve the streams, the connections and the feeders."""
         front.auth.tickets.update(self.rest.tickets)
         for topic in self.rest.ended:
             hub.ended.note(topic)
@@ -54,10 +54,10 @@ class Taken:
 
 
 def begin(channel: Channel, version: str) -> messages.Start:
-    """Say that this process is there; return where the log begins.
+    """Report that this process has started; return the start of the log.
 
     Raises:
-        RelayError: the old process does not go through with it.
+        RelayError: the old process has cancelled the upgrade.
     """
     channel.send(messages.UpgradeHello(messages.FORM, version))
     start = channel.expect(messages.Start)
@@ -65,21 +65,22 @@ def begin(channel: Channel, version: str) -> messages.Start:
     return start
 
 
-def take(
-    channel: Channel, start: messages.Start, hub: Hub, now_s: float, before_ready: Callable[[], None]
-) -> Taken:
-    """Take the log and the streams into a new hub, and all else; say that it is taken, and wait until it may be used.
+def take(channel: Channel, start: messages.Start, hub: Hub, now_s: float, before_ready: Callable[[], None]) -> Taken:
+    """Receive everything, put the log and the streams into a new hub, report Ready, and wait for Go.
 
     Args:
-        channel: where the old process hands over.
-        start: its first message.
-        hub: a new one.
-        now_s: the time.
-        before_ready: takes what only one process can have, as the old one has let go of it, and handles the signals
-            that would end this process, as everything depends on it from then on.
+        channel: the channel to the old process.
+        start: the first message of the old process.
+        hub: an empty hub.
+        now_s: the hub's time.
+        before_ready: called before Ready. It opens the file, which the old process has released, and installs the
+            signal handlers, because after Ready a signal must not end this process.
+
+    Returns:
+        Everything that the hub does not hold.
 
     Raises:
-        RelayError: the old process goes on.
+        RelayError: the takeover failed, and the old process continues.
     """
     taken = Taken()
     subscriptions: list[tuple[tuple[str, ...], Rule]] = []
@@ -91,10 +92,10 @@ def take(
         elif isinstance(message, messages.Entries):
             for entry in message.entries:
                 if entry.sequence != hub.log.head:
-                    raise RelayError(f"the old process sent entry {entry.sequence} in place of {hub.log.head}")
+                    raise RelayError(f"the old process sent entry {entry.sequence} instead of {hub.log.head}")
                 hub.take(entry, entry.time_s)
         elif isinstance(message, messages.Evicted):
-            hub.log.evict_before(message.tail)  # The old log has gone on evicting since it sent them.
+            hub.log.evict_before(message.tail)  # The old process has evicted more entries since it sent them.
             hub.log.know_evicted(message.topics, message.ids, message.rest)
         elif isinstance(message, messages.Listeners):
             sockets = _sockets(fds)
@@ -118,7 +119,7 @@ def take(
             taken.rest = message
             break
         else:
-            raise RelayError(f"the old process sent {type(message).__name__}")
+            raise RelayError(f"the old process sent an unexpected {type(message).__name__}")
     before_ready()
     channel.send(messages.Ready())
     channel.expect(messages.Go)
@@ -128,7 +129,8 @@ def take(
 
 def _begin(hub: Hub, start: messages.Start, now_s: float) -> None:
     hub.begin(start.epoch, start.sequence, start.sequence, start.evicted_s, now_s)
-    hub.log.keep_from(start.sequence)  # retention waits until the streams are there, so that what they miss is counted
+    # Evict nothing until the streams are here, so that they count the events they miss.
+    hub.log.keep_from(start.sequence)
 
 
 def _sockets(fds: list[int]) -> list[socket.socket]:

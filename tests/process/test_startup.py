@@ -1,6 +1,6 @@
-"""relay starts, serves and ends in whatever surroundings it is started.
+"""relay starts, serves and stops in every environment.
 
-Covers `relay.process.orphans`.
+Covers relay.process.startup and relay.process.orphans.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""relay as a service of systemd: what the manager is told, and the listeners that it gives."""
+"""relay as a systemd service: the states that it sends, and the listeners that it inherits."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_manager_that_is_gone_is_logged_and_harms_nothing(tmp_path: Path) -> N
     with relay(environ={"NOTIFY_SOCKET": str(tmp_path / "gone")}) as server:
         server.publish("served")
         assert server.stop() == 0
-    assert any("cannot be told READY=1" in record["message"] for record in server.log)
+    assert any("cannot send READY=1" in record["message"] for record in server.log)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""The promise of a drain: a live stream gets every event that was acknowledged before its connection is closed."""
+"""The promise of a drain: a live stream gets every event that was acknowledged before its connection is closed.
+
+Covers relay.server.drain.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A real server process with real clients.
 
-Covers `relay.server.pulse`.
+Covers relay.server.server, relay.server.parts, relay.server.addresses, relay.server.descriptors and relay.server.pulse.
 """
 
 from __future__ import annotations

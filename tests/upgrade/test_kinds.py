@@ -1,4 +1,4 @@
-"""Every kind of subscription and of feeder goes on after an upgrade, in whichever order they came."""
+"""Every kind of subscription and feeder continues after an upgrade, in any order of arrival."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Signals to either process at every step of an upgrade: nothing is lost, and what was asked for is done.
+"""Signals to either process at every step of an upgrade: no event and no signal is lost.
+
+Covers relay.server.signals.
 
 The new process runs `BETWEEN` as it begins, which puts a process of the test into the channel. That one passes the
 messages on, and sends a signal when the message of the test's choice comes by, before it passes it on.

@@ -1,6 +1,6 @@
-"""A running relay is replaced by another process: nobody is disconnected, and nothing is lost or doubled.
+"""Another process replaces a running relay: no client is disconnected, and no event is lost or repeated.
 
-Covers `relay.commands.upgrade`.
+Covers relay.commands.upgrade.
 """
 
 from __future__ import annotations
@@ -342,18 +342,18 @@ def test_a_message_arrives_with_its_descriptors_and_is_answered(channels: tuple[
 def test_what_is_no_message_and_who_is_gone_are_errors(channels: tuple[Channel, Channel]) -> None:
     one, other = channels
     one.send(UpgradeHello(1, "x"))
-    with pytest.raises(RelayError, match="UpgradeHello in place of Start"):
+    with pytest.raises(RelayError, match="UpgradeHello instead of Start"):
         other.expect(Start)
     one.socket.send(b"\0\0\0\1\0\0!")
-    with pytest.raises(RelayError, match="no message"):
+    with pytest.raises(RelayError, match="invalid message"):
         other.receive()
     one.socket.send(Channel.encode(Got())[:-1])
     one.close()
-    with pytest.raises(RelayError, match="gone"):
+    with pytest.raises(RelayError, match="closed the channel"):
         other.receive()
-    with pytest.raises(RelayError, match="gone"):
+    with pytest.raises(RelayError, match="closed the channel"):
         other.receive()
-    with pytest.raises(RelayError, match="cannot be told"):
+    with pytest.raises(RelayError, match="cannot send"):
         other.send(Got())
 
 
