@@ -20,7 +20,7 @@ FAULTS = ("lost", "faults")
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
+class RatioLimit:
     """What a figure of relay may be at most, or has to be at least.
 
     Args:
@@ -43,17 +43,17 @@ class Limit:
 # 0.6 to 1.3 and 0.98 to 1.07 (p99 of 1,000 and of 10,000 streams), 0.99 to 1.01 (rates) and 211 to 233 bytes; the
 # room between is for machines that are shared.
 LIMITS = (
-    Limit("cpu-1000x100", "cpu_us_per_delivery", 1.25),
-    Limit("cpu-1000x100", "p99_ms", 2.5),
-    Limit("cpu-10000x100", "cpu_us_per_delivery", 1.25),
-    Limit("cpu-10000x100", "p99_ms", 1.5),
-    Limit("rate-1000x1000", "deliveries_per_s", 0.95, at_least=True),
-    Limit("rate-10000x1000", "deliveries_per_s", 0.95, at_least=True),
-    Limit("memory-10000", "bytes_per_stream", 250, ratio=False),
+    RatioLimit("cpu-1000x100", "cpu_us_per_delivery", 1.25),
+    RatioLimit("cpu-1000x100", "p99_ms", 2.5),
+    RatioLimit("cpu-10000x100", "cpu_us_per_delivery", 1.25),
+    RatioLimit("cpu-10000x100", "p99_ms", 1.5),
+    RatioLimit("rate-1000x1000", "deliveries_per_s", 0.95, at_least=True),
+    RatioLimit("rate-10000x1000", "deliveries_per_s", 0.95, at_least=True),
+    RatioLimit("memory-10000", "bytes_per_stream", 250, ratio=False),
 )
 
 
-def check(limits: Sequence[Limit] = LIMITS) -> list[Limit]:
+def check(limits: Sequence[RatioLimit] = LIMITS) -> list[RatioLimit]:
     """Measure the limits' cases, once each, and print what came of it; a case with a bad figure once more.
 
     A shared machine has its moments: what is beyond a limit twice in a row is not one of them. Both results are
@@ -65,7 +65,7 @@ def check(limits: Sequence[Limit] = LIMITS) -> list[Limit]:
     Raises:
         MeasureError: a run failed, or relay lost or broke an event in it.
     """
-    bad: list[Limit] = []
+    bad: list[RatioLimit] = []
     for case in dict.fromkeys(limit.case for limit in limits):
         of_case = [limit for limit in limits if limit.case == case]
         beyond = _beyond(of_case, _runs(case))
@@ -88,7 +88,7 @@ def _runs(case: str) -> dict[str, list[Figures]]:
     return runs
 
 
-def _beyond(limits: Sequence[Limit], runs: Mapping[str, Sequence[Figures]]) -> list[Limit]:
+def _beyond(limits: Sequence[RatioLimit], runs: Mapping[str, Sequence[Figures]]) -> list[RatioLimit]:
     """Print the figures that limits are for; return the limits that they do not keep."""
     beyond = []
     for limit in limits:

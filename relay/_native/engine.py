@@ -1,7 +1,9 @@
 """The engine of streams in plain Python: the readable twin, and the oracle, of `_speedups/engine.pxi`.
 
-The theory of operation stands there. Owns descriptors, cursors and the frame that each stream has half sent; it never
+The theory of operation stands there. Owns descriptors, cursors and the frame that each stream has half sent. Never
 parses, encodes or decides.
+
+The module is longer than 400 lines because it is the counterpart of one compiled module, and is read beside it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import pytest
 from bench import gate, instructions, ratios
 from bench.instructions import Baseline, Count, compare, grown, parse
 from bench.limits import CASES
-from bench.ratios import LIMITS, Limit
+from bench.ratios import LIMITS, RatioLimit
 from bench.workloads import WORKLOADS
 from loadtest.rig.harness import MeasureError
 from relay.speedups import ENGINE
@@ -297,7 +297,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, *runs: Sequence[Mapping[str, float
     return made
 
 
-LIMIT = Limit("memory-10000", "value", 1.1)
+LIMIT = RatioLimit("memory-10000", "value", 1.1)
 GOOD, BAD = [{"value": 11.0}, {"value": 8.0}, {"value": 90.0}], [{"value": 11.0}, {"value": 12.0}, {"value": 90.0}]
 
 
