@@ -2,6 +2,8 @@
 
 Owns the order of strength (flag, environment, TOML file, default), how each kind of setting is read, and what
 settings must not contradict each other. Never opens a file and never looks at `os.environ`: `relay.cli` does.
+
+The module is longer than 400 lines because it has the checks of all settings that depend on one another.
 """
 
 from __future__ import annotations

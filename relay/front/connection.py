@@ -23,6 +23,8 @@ responses are unsent.
 
 A long GET requests a stream of many topics. It may have to wait for its turn (`relay.front.pace`) before it is parsed.
 The connection reads nothing else meanwhile.
+
+The module is longer than 400 lines because the phases of one connection are one state machine.
 """
 
 from __future__ import annotations
