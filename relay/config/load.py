@@ -3,6 +3,9 @@
 Owns the order of strength (flag, environment, TOML file, default), how each kind of setting is read, and what
 settings must not contradict each other. Never opens a file and never looks at `os.environ`: `relay.cli` does.
 
+The order is three loops here and not click's `auto_envvar_prefix` and `default_map`: click splits repeated values of a
+variable at spaces, ignores unknown variables and keys, and does not name the file in an error.
+
 The module is longer than 400 lines because it has the checks of all settings that depend on one another.
 """
 
