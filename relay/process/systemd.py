@@ -97,6 +97,6 @@ def _take(fd: int, name: str) -> socket.socket:
     families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
     if listener.family not in families or listener.type != socket.SOCK_STREAM or not listens:
         listener.close()
-        raise ConfigError(f"{origin} is not a listening stream socket")
+        raise ConfigError(f"{origin}: this is not a listening stream socket")
     listener.setblocking(False)
     return listener

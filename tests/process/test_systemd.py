@@ -204,6 +204,6 @@ def test_the_settings_of_the_unit_exist_and_work(tmp_path: Path) -> None:
     with relay(*flags.split(), environ=environ) as server:
         (credentials / "publish-token").write_text(f"{TOKEN}\n")
         server.process.send_signal(signal.SIGHUP)
-        eventually(lambda: bool(server.messages("credentials: ")), "the tokens are read again")
+        eventually(lambda: bool(server.messages("reloaded the credentials: ")), "the tokens are read again")
         server.publish("kept")
     assert (state / "relay.db").exists()
