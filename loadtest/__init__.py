@@ -1,1 +1,1 @@
-"""Load on relay: a swarm of streams, a paced publisher, and what they saw."""
+"""Load tests of relay: a swarm of streams, a paced publisher, and checks of every event that the streams receive."""

@@ -1,7 +1,7 @@
-"""`python -m loadtest`: run a relay of its own under locust's load, and judge the result.
+"""`python -m loadtest`: start a relay, put it under locust's load and judge the result.
 
-Writes an HTML report, CSV files and what each part of the load saw to `loadtest/results/`. Prints what the scenario
-asks for beside what was measured; the exit code is 1 if any of it is not met.
+Writes an HTML report, CSV files and the observations of each part of the load to `loadtest/results/`. Prints each
+criterion of the scenario beside the measured value. The exit code is 1 if any criterion fails.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from loadtest.run import RESULTS, LoadRun, judged
 
 
 def main() -> int:
-    """Run one scenario; return 0 if all that it asks for is met."""
+    """Run one scenario; return 0 if all its criteria pass."""
     run = parse(sys.argv[1:])
     criteria = judged(run)
     width = max(len(each.name) for each in criteria)
@@ -29,7 +29,7 @@ def main() -> int:
 
 
 def parse(arguments: list[str]) -> LoadRun:
-    """Read the command line; what is not given has the scenario's default."""
+    """Parse the command line; options that are not given keep the scenario's defaults."""
     table = "\n".join(
         f"  {name:8} {scenario.what}\n           passes: {scenario.passes}" for name, scenario in SCENARIOS.items()
     )

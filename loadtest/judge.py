@@ -1,8 +1,8 @@
-"""The judge of one subscriber: which numbers it must see, what it was told it missed, and what is a fault.
+"""Judge one subscriber: track the numbers that it must see, the events that gap events reported, and the faults.
 
-Sees numbered events as the publishers of this package make them, over all connections of one subscriber. Never touches
-a socket, and never counts for others. `tests/oracle.py` holds relay's events against what was published; this one needs
-no more than the numbers, so that it can stand at any stream of a load test.
+Receives the numbered events of this package's publishers, over all connections of one subscriber. Never touches a
+socket and never counts for other subscribers. `tests/oracle.py` compares relay's events with the published ones. The
+judge needs only the numbers, so it works on any stream of a load test.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Judge:
     """Follows one subscriber.
 
     Args:
-        wants: whether the event of that number is one of its topics.
-        first: number of the first event; None takes any as the first.
-        gaps_allowed: it may be told that it missed events; else that is a fault.
+        wants: returns whether the event with that number belongs to the subscriber's topics.
+        first: number of the first event; None accepts any number first.
+        gaps_allowed: gap events are allowed; otherwise each gap event is a fault.
     """
 
     def __init__(
@@ -32,11 +32,11 @@ class Judge:
         self.seen = 0
         self.missed: list[int] = []
         self.told = 0
-        self.order: list[int] = []  # the numbers as they came, kept where gaps are allowed: there they are few
+        self.order: list[int] = []  # in order of arrival; kept only if gaps are allowed, because such streams are few
         self._untold_for = 0
 
     def gap(self, event: Event) -> str | None:
-        """A relay.gap event arrives; return the fault, if it is one."""
+        """Take a relay.gap event; return the fault if there is one."""
         missed = orjson.loads(event.data)["missed"]
         if not self.gaps_allowed or not missed:
             return f"told of a gap: {event.data}"
@@ -44,7 +44,7 @@ class Judge:
         return None
 
     def number(self, number: int) -> str | None:
-        """The event of that number arrives; return the fault, if it is one."""
+        """Take the event with that number; return the fault if there is one."""
         self.seen += 1
         if not self.wants(number):
             return "an event of another topic"
@@ -61,25 +61,25 @@ class Judge:
         untold = len(self.missed) - self.told
         if untold <= self._untold_for:
             return None
-        self._untold_for = untold  # each missing event is a fault once
+        self._untold_for = untold  # report each missing event only once
         return "events missing that it was not told of"
 
     def whole(self, last: int) -> bool:
-        """Say whether it has seen, or passed over, all of its events up to that number."""
+        """Return whether it has seen or skipped all of its events up to that number."""
         return self.next is not None and not any(map(self.wants, range(self.next, last + 1)))
 
 
 def broken_promise(policy: str, judge: Judge, last: int, key_of: Callable[[int], int]) -> str | None:
-    """Hold what a slow stream got against the policy, event by event, once it has read everything.
+    """Check the events of a slow stream against its policy, event by event, after it has read everything.
 
     Args:
-        policy: of relay.
-        judge: of the stream.
-        last: number of the last event published.
-        key_of: key of the event of that number.
+        policy: relay's policy.
+        judge: the stream's judge.
+        last: number of the last published event.
+        key_of: returns the key of the event with that number.
 
     Returns:
-        What it should not have got, or None.
+        The way in which the policy was broken, or None.
     """
     if not judge.whole(last):
         return f"stands at {judge.next}, not at {last}"

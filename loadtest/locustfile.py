@@ -1,7 +1,7 @@
-"""What locust loads: the users, the shape, the options, and how many of each user a scenario has.
+"""The file that locust loads: users, shape, options, and the number of users of each class in a scenario.
 
-`locust -f loadtest/locustfile.py --host http://… --unix PATH --scenario NAME`, with --master and --worker where it is
-to run on more than one machine; `python -m loadtest` does this with a relay of its own.
+Run `locust -f loadtest/locustfile.py --host http://… --unix PATH --scenario NAME`. Add --master and --worker to use
+more than one machine. `python -m loadtest` does the same and also starts a relay.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["PlanShape", "PublisherUser", "SSEUser", "SlowUser", "SwarmUser"]
 
 
 def add_options(parser: LocustArgumentParser) -> None:
-    """Take the scenario and its numbers; a master hands them to its workers. The web page does not change them."""
+    """Add the scenario and its numbers. A master passes them to its workers. The web page cannot change them."""
     add = partial(parser.add_argument, include_in_web_ui=False)
     add("--scenario", choices=list(SCENARIOS), default="steady")
     add("--streams", type=int, help="streams of the swarm")
@@ -44,7 +44,7 @@ def add_options(parser: LocustArgumentParser) -> None:
 
 
 def on_init(environment: Environment, **_: Any) -> None:
-    """Begin the timeline, and set how many users of each class there are."""
+    """Start the timeline and set the number of users of each class."""
     course = TIMELINES[environment] = Timeline(environment)
     course.listen()
     if isinstance(environment.runner, WorkerRunner):
@@ -56,18 +56,18 @@ def on_init(environment: Environment, **_: Any) -> None:
 
 
 def counts(course: Timeline) -> dict[type, int]:
-    """Return how many users of each class the plan has."""
+    """Return the number of users of each class in the plan."""
     plan = course.plan
     return {SSEUser: plan.users, SlowUser: plan.slow_users, SwarmUser: len(plan.blocks), PublisherUser: 1}
 
 
 def on_test_start(environment: Environment, **_: Any) -> None:
-    """Forget what an earlier run from the web page saw."""
+    """Discard the observations of an earlier run from the web page."""
     TIMELINES[environment].begin()
 
 
 def on_quitting(environment: Environment, **_: Any) -> None:
-    """Write down what was seen."""
+    """Write the observations."""
     TIMELINES[environment].write()
 
 

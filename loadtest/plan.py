@@ -1,6 +1,7 @@
-"""What a scenario does: its phases, its streams and its feed, worked out from its name and a few numbers.
+"""Build the plan of a scenario, that is, its phases, its streams and its feed, from its name and a few numbers.
 
-Pure values: every locust process works the same plan out of the same options. Never starts anything, never judges.
+Contains pure values. Every locust process builds the same plan from the same options. Never starts a process and never
+judges a result.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from relay.topic import TermTree
 
 TOPIC = "load"
 BLOCK_STREAMS_MAX = 10_000
-"""Streams of one swarm process: as many as one source address is used for, and half of the usual descriptor limit."""
+"""Streams of one swarm process: the number that shares one source address, and half of the usual descriptor limit."""
 
 TOPICS = 10_000
 GROUPS = 100
@@ -20,12 +21,12 @@ GROUPS = 100
 
 @dataclass(frozen=True, slots=True)
 class LoadPhase:
-    """A stretch of time.
+    """A period of a run.
 
     Args:
-        name: `storm` drops all streams as it begins, `read-on` lets the slow ones read, `settle` awaits what was sent.
-        seconds: how long.
-        rate: events a second.
+        name: `storm` drops all streams at its start, `read-on` lets slow streams read, `settle` waits for all events.
+        seconds: duration.
+        rate: events per second.
     """
 
     name: str
@@ -38,10 +39,10 @@ class Block:
     """Streams that one swarm process holds.
 
     Args:
-        streams: how many.
+        streams: number of streams.
         path: request target.
-        topics, first, slow, stalled, reconnect, life_s, receive_buffer: as of `loadtest.rig.swarm.Swarm`.
-        healthy: nothing may be told as missed, and every event must have come at the end.
+        topics, first, slow, stalled, reconnect, life_s, receive_buffer: as in `loadtest.rig.swarm.Swarm`.
+        healthy: no gap event is allowed, and every event must have arrived at the end.
     """
 
     streams: int
@@ -58,16 +59,17 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """The numbers that a scenario can be given.
+    """The numbers of a scenario that can be set.
 
     Args:
-        streams: of the swarm, in all.
-        users: real streams of their own, each a locust user.
-        slow_users: real streams that read slowly or not at all, and read on at the end.
-        rate: events a second in ordinary times.
+        streams: streams of the swarm, in total.
+        users: real streams; each is a locust user.
+        slow_users: real streams that read slowly or not at all, and catch up at the end.
+        rate: events per second, outside bursts and quiet phases.
         seconds: length of the feed.
-        block: streams of one swarm process at most.
-        ramp_s: time for everybody to come; settle_s: for what was sent to arrive; read_on_s: for slow ones to read on.
+        block: maximum number of streams of one swarm process.
+        ramp_s: time to open all streams; settle_s: for the last events to arrive; read_on_s: for slow streams to
+            catch up.
     """
 
     streams: int
@@ -82,12 +84,12 @@ class LoadOptions:
 
 
 def one_topic(_number: int) -> str:
-    """Every event goes to the one topic."""
+    """Return the one topic to which every event is published."""
     return TOPIC
 
 
 def many_topics(number: int) -> str:
-    """Event n goes to `t.<n mod 100>.<n mod 10000>`."""
+    """Return the topic of event n: `t.<n mod 100>.<n mod 10000>`."""
     return f"t.{number % GROUPS}.{number % TOPICS}"
 
 
@@ -96,14 +98,14 @@ class Plan:
     """A scenario with its numbers.
 
     Args:
-        phases: one after the other.
-        blocks: of the swarm.
-        users, slow_users: real streams.
-        terms_of: what the real stream of that number subscribes to.
-        topic_of: where the event of that number goes.
-        keys: event n has key n mod so many; 0 for none.
+        phases: the phases, in order.
+        blocks: the blocks of the swarm.
+        users, slow_users: number of real streams.
+        terms_of: returns the terms of the real stream with that number.
+        topic_of: returns the topic of the event with that number.
+        keys: number of keys; event n has key n mod `keys`. 0 means no keys.
         padding: bytes of each event beside its numbers.
-        first: number of the first event that each stream must see; 0 where they come while events flow.
+        first: number of the first event that each stream must see; 0 if streams open while events are published.
     """
 
     phases: list[LoadPhase]
@@ -118,11 +120,11 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Length of all phases."""
+        """Total length of all phases."""
         return sum(phase.seconds for phase in self.phases)
 
     def phase_at(self, time_s: float) -> int | None:
-        """Return the place of the phase at a time since the beginning; None when all are over."""
+        """Return the index of the phase at a time since the start; None after the last phase."""
         for place, phase in enumerate(self.phases):
             time_s -= phase.seconds
             if time_s < 0:
@@ -131,39 +133,39 @@ class Plan:
 
 
 def blocks_of(options: LoadOptions, like: Block) -> list[Block]:
-    """Divide the streams among processes."""
+    """Divide the streams among swarm processes."""
     whole, rest = divmod(options.streams, options.block)
     sizes = [options.block] * whole + ([rest] if rest else [])
     return [replace(like, streams=size) for size in sizes]
 
 
 def _fed(options: LoadOptions, *phases: tuple[str, float, float]) -> list[LoadPhase]:
-    """Ramp, phases given as name, share of the seconds and factor of the rate, and the end."""
+    """Return the ramp, the given phases (name, share of the seconds, factor of the rate) and the settle phase."""
     fed = [LoadPhase(name, share * options.seconds, factor * options.rate) for name, share, factor in phases]
     return [LoadPhase("ramp", options.ramp_s, options.rate), *fed, LoadPhase("settle", options.settle_s, 0.0)]
 
 
 def steady(options: LoadOptions) -> Plan:
-    """Ramp to N streams, steady feed."""
+    """Ramp to N streams, then feed at a steady rate."""
     return Plan(
         phases=_fed(options, ("steady", 1.0, 1.0)), blocks=blocks_of(options, Block(streams=0)), users=options.users
     )
 
 
 def burst(options: LoadOptions) -> Plan:
-    """Quiet, ten times the rate, quiet."""
+    """Feed at the usual rate, then at ten times the rate, then at the usual rate."""
     phases = _fed(options, ("quiet", 0.4, 1.0), ("burst", 0.2, 10.0), ("quiet again", 0.4, 1.0))
     return Plan(phases=phases, blocks=blocks_of(options, Block(streams=0)), users=options.users)
 
 
 def storm(options: LoadOptions) -> Plan:
-    """All streams break off in the middle, and come back."""
+    """Disconnect all streams during the feed; they reconnect."""
     phases = _fed(options, ("steady", 0.4, 1.0), ("storm", 0.6, 1.0))
     return Plan(phases=phases, blocks=blocks_of(options, Block(streams=0)), users=options.users)
 
 
 def slow(options: LoadOptions) -> Plan:
-    """One in twenty reads slowly, one in a hundred not at all; the real ones read on in the end."""
+    """Let 5 % of the streams read slowly and 1 % not at all; the real slow streams catch up at the end."""
     odd = Block(
         streams=options.streams * 6 // 100,
         slow=options.streams * 5 // 100,
@@ -186,9 +188,9 @@ def slow(options: LoadOptions) -> Plan:
 
 
 def wanted(plan: Plan, place: int) -> Callable[[int], bool]:
-    """Return what says whether the event of a number is for the real stream of that place."""
+    """Return a function that tells whether the real stream of that place must see the event with a given number."""
     terms = plan.terms_of(place)
-    # Which topic a number has repeats itself after so many.
+    # The topics of the numbers repeat with the period TOPICS.
     tree: TermTree[str] = TermTree()
     for term in terms:
         tree.add(term, term)
@@ -199,7 +201,7 @@ def wanted(plan: Plan, place: int) -> Callable[[int], bool]:
 
 
 def mixed_terms(place: int) -> list[str]:
-    """Topics and patterns of a real stream, some of which cover each other."""
+    """Return the topics and patterns of a real stream; some of them overlap."""
     group, topic = place % GROUPS, place * 37 % TOPICS
     choices = [
         [many_topics(topic), many_topics(topic + 5000), many_topics(topic + 1)],
@@ -211,7 +213,7 @@ def mixed_terms(place: int) -> list[str]:
 
 
 def topics(options: LoadOptions) -> Plan:
-    """Ten thousand topics: streams of one each, of a pattern of a hundred, of a pattern across, and of all."""
+    """Use 10,000 topics: streams of one topic, of a pattern for a group, of a pattern across groups, and of all."""
     first = 1
     tenth = max(1, options.streams // 10)
     of_one = Block(streams=options.streams, path="/events?topic=t.{%100}.{}", topics=TOPICS, first=first)
@@ -230,13 +232,13 @@ def topics(options: LoadOptions) -> Plan:
 
 
 def churn(options: LoadOptions) -> Plan:
-    """Streams live for two seconds or so, and new ones come for them."""
+    """Close each stream after about two seconds and open a new one in its place."""
     blocks = blocks_of(options, Block(streams=0, life_s=2.0, reconnect=False))
     return Plan(phases=_fed(options, ("churn", 1.0, 1.0)), blocks=blocks, users=options.users)
 
 
 def soak(options: LoadOptions) -> Plan:
-    """Everything at once, again and again: half the streams stay, a third come and go, the rest are slow."""
+    """Repeat all kinds of phases: half the streams stay, a third come and go, the rest are slow."""
     stay = Block(streams=options.streams // 2)
     come = Block(streams=options.streams // 3, life_s=5.0, reconnect=False)
     odd_streams = options.streams - stay.streams - come.streams
@@ -260,16 +262,16 @@ def soak(options: LoadOptions) -> Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A scenario by name.
+    """A named scenario.
 
     Args:
-        what: what happens.
-        passes: what makes the exit code 0.
-        defaults: its numbers, unless others are given.
-        build: makes the plan.
+        what: description, for people.
+        passes: conditions for exit code 0, for people.
+        defaults: default numbers.
+        build: builds the plan.
         server: settings of the relay under test.
-        publish: how it is fed.
-        policies: a run for each.
+        publish: how events are published.
+        policies: policies to test, one run each.
     """
 
     what: str

@@ -1,7 +1,7 @@
-"""The publisher: a locust user that feeds numbered events at a fixed rate and awaits each acknowledgement.
+"""The publisher: a locust user that publishes numbered events at a fixed rate and awaits each acknowledgement.
 
-By Unix socket, by HTTP one at a time, by HTTP in batches, or by all three in turns. Owns the numbers; the
-acknowledgement latency of each entrance has its own name in locust's tables.
+Publishes over the Unix socket, over HTTP one event at a time, over HTTP in batches, or over all three in turn. Owns the
+numbers. Locust's tables name the acknowledgement latency of each entrance separately.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ PACE_S = 0.005
 BATCH_MAX = 50
 AGAIN_S = 1.0
 PLANT_EVERY = 50
-"""How often a planted fault comes, so that a test sees that it fails the run."""
+"""One event in so many has a planted fault, with which a test checks that the run fails."""
 
 STRAY = 6
-"""How far from its own topic a planted event goes: to one that real streams of the scenario `topics` follow as well."""
+"""Distance in event numbers to the topic of a planted event; real streams of the scenario `topics` follow it too."""
 
 
 class Entrance(Protocol):
-    """A way in."""
+    """A way to publish."""
 
     name: str
 
     def publish(self, events: list[dict[str, Any]]) -> str | None:
-        """Publish, await the acknowledgement, and return the fault if there is one."""
+        """Publish, await the acknowledgement and return the fault if there is one."""
 
     def close(self) -> None:
         """Disconnect."""
@@ -55,7 +55,7 @@ class UnixEntrance:
         self._answers = self._socket.makefile("rb")
 
     def publish(self, events: list[dict[str, Any]]) -> str | None:
-        """Write lines and read as many answers."""
+        """Write the events as lines and read one answer for each."""
         lines = [orjson.dumps({**event, "ack": event["data"]["n"]}) + b"\n" for event in events]
         self._socket.sendall(b"".join(lines))
         answers = [orjson.loads(self._answers.readline()) for _ in events]
@@ -71,7 +71,7 @@ class UnixEntrance:
 
 
 class HttpTarget:
-    """POST /publish: the events one by one, or as one array."""
+    """POST /publish, with the events one by one or as one array."""
 
     def __init__(self, host: str, token: str, *, batch: bool) -> None:
         self.name = "http batch" if batch else "http single"
@@ -82,7 +82,7 @@ class HttpTarget:
         self._session.headers["Content-Type"] = "application/json"
 
     def publish(self, events: list[dict[str, Any]]) -> str | None:
-        """Post and read the ids."""
+        """Post the events and read their ids."""
         for body, count in [(events, len(events))] if self._batch else [(event, 1) for event in events]:
             answer = self._session.post(self._url, orjson.dumps(body), timeout=TIMEOUT_S)
             if answer.status_code != 200 or len(answer.json()["ids"]) != count:
@@ -95,7 +95,7 @@ class HttpTarget:
 
 
 def entrances(mode: str, host: str, unix: str, token: str) -> list[Entrance]:
-    """Open the entrances of a mode: `unix`, `http`, `batch`, or `mixed` for all that there are."""
+    """Open the entrances of a mode: `unix`, `http`, `batch`, or `mixed` for all that are available."""
     opened: list[Entrance] = []
     if mode == "unix" or (mode == "mixed" and unix):
         opened.append(UnixEntrance(unix))
@@ -107,7 +107,7 @@ def entrances(mode: str, host: str, unix: str, token: str) -> list[Entrance]:
 
 
 def event_of(plan: Plan, number: int) -> dict[str, Any]:
-    """Make the event of a number, stamped with the time."""
+    """Make the event with that number and the current time."""
     event: dict[str, Any] = {
         "topic": plan.topic_of(number),
         "data": {"n": number, "t": time.monotonic_ns(), "p": "x" * plan.padding},
@@ -118,7 +118,7 @@ def event_of(plan: Plan, number: int) -> dict[str, Any]:
 
 
 def planted(plan: Plan, number: int, what: str) -> list[dict[str, Any]]:
-    """The events of a number, with a fault for every so manyth: none, the same twice, or one more of another topic."""
+    """Return the events for a number; plant a gap, a duplicate or a foreign event at every `PLANT_EVERY`th."""
     event = event_of(plan, number)
     if not what or number % PLANT_EVERY:
         return [event]
@@ -130,7 +130,7 @@ def planted(plan: Plan, number: int, what: str) -> list[dict[str, Any]]:
 
 
 class PublisherUser(User):
-    """One feeder at a fixed rate; it awaits what it has sent before it sends more."""
+    """One publisher at a fixed rate; it awaits the acknowledgements before it sends more."""
 
     fixed_count = 1
     wait_time = constant(0)
@@ -149,7 +149,7 @@ class PublisherUser(User):
 
     @task
     def publish(self) -> None:
-        """Publish what is due, and wait for its acknowledgement."""
+        """Publish the events that are due and wait for their acknowledgements."""
         gevent.sleep(PACE_S)
         now_s, rate = time.monotonic(), self.course.phase.rate
         if rate == 0:
@@ -161,7 +161,7 @@ class PublisherUser(User):
         count = min(BATCH_MAX, int((now_s - self.due_s) * rate))
         if count == 0:
             return
-        # What could not be sent in time, since relay held it up, is not made up for.
+        # Events that relay delayed beyond one batch are skipped and not sent later.
         self.due_s = now_s if count == BATCH_MAX else self.due_s + count / rate
         self._publish(count)
 

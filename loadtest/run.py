@@ -1,6 +1,6 @@
-"""Runs a scenario: a relay of its own, locust against it, and what came of it.
+"""Run a scenario: start a relay, run locust against it and collect the results.
 
-Owns the relay and the locust processes; the verdict is `loadtest.verdict`'s.
+Owns the relay and the locust processes. `loadtest.verdict` judges the results.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ WARM_UP_SHARE = 0.4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRun:
-    """A scenario that is to be run.
+    """A scenario and the options of its run.
 
     Args:
-        name: of the scenario.
+        name: name of the scenario.
         options: its numbers.
-        publish: how it is fed; the scenario's way if empty.
-        workers: locust processes beside the master; 0 is one process for all.
-        ui: locust's web page begins and ends the run.
-        policies: of the scenario `slow`, which are run; all if empty.
-        pairs: of the scenario `slow`, how often at most a run whose latency is too high is made again.
-        results: where reports go.
+        publish: how events are published; the scenario's default if empty.
+        workers: locust processes beside the master; 0 means one process for everything.
+        ui: start and stop the run from locust's web page.
+        policies: policies to run in the scenario `slow`; all if empty.
+        pairs: maximum number of runs of one policy in the scenario `slow`, if its latency is too high.
+        results: folder for the reports.
     """
 
     name: str
@@ -58,23 +58,23 @@ class LoadRun:
 
     @property
     def scenario(self) -> Scenario:
-        """What is run."""
+        """The scenario with this name."""
         return SCENARIOS[self.name]
 
     def server(self, *extra: str) -> MeasuredServer:
-        """Start a relay for it."""
+        """Return a relay for the scenario, to be used as a context manager."""
         raise_descriptor_limit()
         return MeasuredServer(RELAY, extra=("--publish-token", self.token, *self.scenario.server, *extra))
 
 
 def load(run: LoadRun, server: MeasuredServer, name: str, policy: str = "drop-oldest") -> Outcome:
-    """Put locust's load on a server; reports are written under the name.
+    """Put locust's load on a server and write the reports.
 
     Args:
-        run: what.
-        server: where.
-        name: of the reports.
-        policy: that slow streams are judged by.
+        run: the scenario and its options.
+        server: the server under test.
+        name: name of the reports.
+        policy: the policy by which slow streams are judged.
     """
     run.results.mkdir(parents=True, exist_ok=True)
     report = run.results / f"{name}.json"
@@ -93,7 +93,7 @@ def load(run: LoadRun, server: MeasuredServer, name: str, policy: str = "drop-ol
 
 
 def _locust(command: list[str], environment: dict[str, str], timeout_s: float | None) -> int:
-    """Run locust; return its exit code. Ctrl-C, which ends a run from the web page, is for locust too."""
+    """Run locust and return its exit code. Ctrl-C ends a run with the web page; locust receives it too."""
     with subprocess.Popen(command, env=environment) as process:
         try:
             return process.wait(timeout_s)
@@ -129,14 +129,14 @@ def _command(run: LoadRun, server: MeasuredServer, name: str, policy: str, repor
 
 
 def free_port() -> int:
-    """Find a port for the master that is free."""
+    """Find a free port for the master."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
 
 
 def judged(run: LoadRun) -> list[Criterion]:
-    """Run the scenario; return its criteria, each with what was measured."""
+    """Run the scenario and return its criteria with the measured values."""
     if run.name == "slow":
         return _slow(run)
     with run.server() as server:
@@ -158,7 +158,7 @@ JUDGES: dict[str, list[Callable[[Outcome], list[Criterion]]]] = {
 
 
 def _slow(run: LoadRun) -> list[Criterion]:
-    """One run without slow streams, one for each policy with them, each on a server of its own."""
+    """Run once without slow streams and once per policy with them, each time on a new server."""
     without = _without_slow(run)
     criteria = verdict.whole(without)
     for policy in run.policies or run.scenario.policies:
@@ -172,9 +172,9 @@ def _without_slow(run: LoadRun) -> Outcome:
 
 
 def _with_slow(run: LoadRun, policy: str, p99_without_ms: float) -> list[Criterion]:
-    """The run of one policy; again beside a new run without, a few times at most, if only latency speaks against it.
+    """Run one policy; if only the latency fails, repeat it with a new run without slow streams, at most `pairs` runs.
 
-    Two runs of the same kind differ by more than the limit where other processes take part in one of them.
+    Two runs of the same kind can differ by more than the limit if other processes use the machine during one of them.
     """
     history_bytes = parse_size(run.scenario.server[run.scenario.server.index("--history-bytes") + 1])
     for again in range(run.pairs):

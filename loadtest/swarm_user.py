@@ -1,6 +1,6 @@
-"""A user that is a block of streams, held by the native swarm in a process of its own.
+"""A locust user that stands for a block of streams, which a separate native swarm process holds.
 
-Owns one swarm and hands its measures to locust once a second, as histograms. Never looks at an event.
+Owns one swarm and passes its measurements to locust every `EVERY_S` seconds, as histograms. Never looks at an event.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EVERY_S = 0.5
 STORM_S = 60.0
 SPARE_S = 60.0
 UNMEASURED = ("ramp", "read-on", "settle")
-"""Phases whose latencies are not those that a scenario is about."""
+"""Phases whose latencies do not count in the verdict."""
 
 FAULTS = {
     "untold": "events missing that it was not told of",
@@ -37,7 +37,7 @@ ODD = {
     "refused": "refused",
     "failed": "not connected",
 }
-"""What is a fault only at streams that read all that comes."""
+"""Conditions that are faults only for healthy streams."""
 
 
 class SwarmUser(User):
@@ -80,7 +80,7 @@ class SwarmUser(User):
         )
 
     def _source(self, host: str) -> str:
-        """The first source address: its own for each block of each process, where the loopback has so many."""
+        """Return the first source address; on the loopback network, each block of each process has its own."""
         if not host.startswith("127."):
             return "any"
         runner = self.environment.runner
@@ -89,7 +89,7 @@ class SwarmUser(User):
 
     @task
     def watch(self) -> None:
-        """Hand on what the swarm has seen since the last time."""
+        """Report the swarm's measurements since the last call."""
         gevent.sleep(EVERY_S)
         if self.course.storms > self.storms:
             self.storms = self.course.storms
@@ -98,7 +98,7 @@ class SwarmUser(User):
         if not self.ready and self.latest is not None and self.latest.open == self.block.streams:
             self.ready = True
             self.course.ready()
-        # One look more, so that what should not come still could.
+        # Look once more before the end, so that a surplus event can still arrive and be counted.
         if self.course.last is not None and self._unfinished() is None:
             if self.seen_whole:
                 self._end(None)
@@ -122,7 +122,7 @@ class SwarmUser(User):
             self.counted[field] = count
 
     def _unfinished(self) -> str | None:
-        """What streams that stay and read still have to see."""
+        """Return why the healthy, lasting streams are not finished, or None if they are."""
         last, block, report = self.course.last, self.block, self.latest
         if report is None or last is None:
             return f"nobody knows the last event, {last}, or what was seen"
@@ -133,7 +133,7 @@ class SwarmUser(User):
         return None if report.last_min >= last else f"some stream stands at {report.last_min}, not at {last}"
 
     def _end(self, fault: str | None) -> None:
-        """Say, once, how the streams stand at the end."""
+        """Report the final state of the streams; do nothing on later calls."""
         if self.ended or self.latest is None:
             return
         self.ended = True
@@ -151,6 +151,6 @@ class SwarmUser(User):
         )
 
     def on_stop(self) -> None:
-        """Judge streams that have not come to their end; end them."""
+        """Judge the streams that have not finished, then close all."""
         self._end(self._unfinished())
         self.swarm.close()

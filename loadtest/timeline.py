@@ -1,8 +1,8 @@
-"""The course of a run, which all locust processes share: phases, what was published last, what each part saw.
+"""The timeline of a run, which all locust processes share: phases, the last event, and each part's observations.
 
-The process with the load shape tells the others of each phase; the one with the publisher tells the number of the last
-event; those with streams tell what these saw, which is written to `--report` in the end. All of it goes by locust's own
-messages, so that it is the same in one process and in many.
+The process with the load shape announces each phase. The process with the publisher announces the number of the last
+event. The processes with streams send their observations, which are written to `--report` at the end. All processes use
+locust's own messages, so one process and many processes work in the same way.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ PHASE, LAST, SAW, READY = "load-phase", "load-last", "load-saw", "load-ready"
 WANT_BLOCK, BLOCK = "load-want-block", "load-block"
 WAIT_S = 10.0
 RAMP_S_MAX = 60.0
-"""How long the ramp waits for streams that are not open."""
+"""Maximum length of a ramp that waits for streams to open."""
 
 
 def plan_of(options: Any) -> Plan:
-    """Work the plan out of locust's parsed options; what is not given has the scenario's default."""
+    """Build the plan from locust's parsed options; options that are not given keep the scenario's defaults."""
     scenario = SCENARIOS[options.scenario]
     given = {name: getattr(options, name) for name in LoadOptions.__slots__}
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -37,19 +37,19 @@ def plan_of(options: Any) -> Plan:
 
 
 class Timeline:
-    """What one process knows of the run.
+    """The state of the run, as one process knows it.
 
     Args:
-        environment: locust's.
+        environment: locust's environment.
     """
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self.on_change: set[Callable[[], None]] = set()  # called at a new phase, and when the last event is known
+        self.on_change: set[Callable[[], None]] = set()  # called at each new phase, and when the last event is known
         self.begin()
 
     def begin(self) -> None:
-        """A run begins, as the options now are: a worker has got the master's."""
+        """Start a run with the current options; by now, a worker has the master's options."""
         self.plan = plan_of(self._environment.parsed_options)
         self._blocks = itertools.count()
         self._given: gevent.queue.Queue[int] = gevent.queue.Queue()
@@ -66,7 +66,7 @@ class Timeline:
         return self._environment.runner
 
     def listen(self) -> None:
-        """Take the messages of the other processes."""
+        """Register for the messages of the other processes."""
         for name, listener in (
             (PHASE, self._on_phase),
             (LAST, self._on_last),
@@ -77,30 +77,30 @@ class Timeline:
         ):
             self.runner.register_message(name, listener)
 
-    # Said
+    # Sending
 
     def enter(self, place: int) -> None:
-        """Tell all that a phase begins."""
+        """Announce to all processes that a phase begins."""
         self.runner.send_message(PHASE, {"place": place})
 
     def published(self, last: int) -> None:
-        """Tell all that this was the last event."""
+        """Announce the number of the last event to all processes."""
         self.runner.send_message(LAST, {"last": last})
 
     def tell(self, saw: dict[str, Any]) -> None:
-        """Tell what a part of the load has seen."""
+        """Send the observations of a part of the load."""
         self.runner.send_message(SAW, saw)
 
     def ready(self) -> None:
-        """Tell that a part of the load has its streams open."""
+        """Announce that a part of the load has opened its streams."""
         self.runner.send_message(READY, {})
 
     def next_block(self) -> int:
-        """Ask which of the plan's blocks is to be held here."""
+        """Request the place of a block that no other user holds."""
         self.runner.send_message(WANT_BLOCK, {})
         return self._given.get(timeout=WAIT_S)
 
-    # Heard
+    # Receiving
 
     def _on_phase(self, msg: Any, **_: Any) -> None:
         self.phase = self.plan.phases[msg.data["place"]]
@@ -135,7 +135,7 @@ class Timeline:
         self._given.put(msg.data["place"])
 
     def write(self) -> None:
-        """Write what all parts saw, if anybody asked for it."""
+        """Write the observations of all parts if `--report` is set."""
         assert self._environment.parsed_options is not None
         path = self._environment.parsed_options.report
         if path and not isinstance(self.runner, WorkerRunner):
@@ -151,24 +151,24 @@ def timeline(environment: Environment) -> Timeline:
 
 
 class PlanShape(LoadTestShape):
-    """Everybody comes in the first phase, and stays until the last is over, or has nothing more to await."""
+    """A load shape that starts all users in the first phase and ends after the last phase or once all have reported."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.reset_time()
 
     def reset_time(self) -> None:
-        """A run begins."""
+        """Start a run."""
         super().reset_time()  # type: ignore[no-untyped-call]
         self._place: int | None = None
-        self._held_s = 0.0  # by how much the ramp was longer than planned
+        self._held_s = 0.0  # time by which the ramp exceeded its planned length
 
     def tick(self) -> tuple[int, float] | None:
-        """Say how many users there are now; tell of a phase that begins."""
+        """Return the current number of users and the spawn rate; announce each phase that begins."""
         assert self.runner is not None
         course = timeline(self.runner.environment)
         if len(course.saw) == parts_of(course.plan):
-            return None  # everybody has seen what there was
+            return None  # all parts have reported
         time_s: float = self.get_run_time()  # type: ignore[no-untyped-call]
         place = course.plan.phase_at(time_s - self._held_s)
         if place == 1 and self._place == 0 and course.parts_ready < parts_of(course.plan) and time_s < RAMP_S_MAX:
@@ -183,10 +183,10 @@ class PlanShape(LoadTestShape):
 
 
 def users_of(plan: Plan) -> int:
-    """Return how many locust users a plan has: streams, blocks of streams, and the publisher."""
+    """Return the number of locust users in a plan: streams, blocks of streams and the publisher."""
     return parts_of(plan) + 1
 
 
 def parts_of(plan: Plan) -> int:
-    """Return how many of them tell what they saw."""
+    """Return the number of users that send observations."""
     return plan.users + plan.slow_users + len(plan.blocks)

@@ -1,6 +1,6 @@
-"""Users with one real stream each: one that reads, and one that does not read fast enough.
+"""Users with one real stream each: one user reads at full speed, the other too slowly.
 
-Own a subscriber and its judge; never know how others fare.
+Each user owns a subscriber and its judge. Never uses the results of other users.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ AGAIN_S = 0.2
 SLOW_READ_BYTES = 512
 SLOW_EVERY_S = 0.1
 SLOW_RECEIVE_BUFFER = 32 * 1024
-"""Little enough that relay soon sees the stream lag; with much less, reading on takes a delayed ACK for each 4 KiB."""
+"""Small, so that the stream soon lags. A much smaller buffer costs one delayed ACK per 4 KiB during catch-up."""
 
 
 
 class StreamUser(User):
-    """What all users with a real stream share."""
+    """The base class of all users with a real stream."""
 
     abstract = True
     wait_time = constant(0)
@@ -40,7 +40,7 @@ class StreamUser(User):
     gaps_allowed = False
 
     def on_start(self) -> None:
-        """Begin without a place in the stream."""
+        """Create the follower and the judge, without a position in the stream."""
         self.course = timeline(self.environment)
         plan = self.course.plan
         self.place = next(self.places)
@@ -55,11 +55,11 @@ class StreamUser(User):
 
     @property
     def places(self) -> itertools.count[int]:
-        """Counts the users of this class in this process."""
+        """A counter of the users of this class in this process."""
         raise NotImplementedError
 
     def connect(self) -> bool:
-        """Open the stream, from where it broke off if it did; return whether it is open."""
+        """Open the stream, or resume it after a disconnect; return whether it is open."""
         self.asked_s = time.monotonic()
         name = "reconnect" if self.opened else "connect"
         try:
@@ -76,7 +76,7 @@ class StreamUser(User):
         return True
 
     def take(self, events: list[Event]) -> None:
-        """Judge what has come."""
+        """Judge the events."""
         for event in events:
             if event.event == "relay.gap":
                 self.fail("delivery", self.judge.gap(event))
@@ -100,13 +100,13 @@ class StreamUser(User):
         tally.one(self.environment, self.kind, name, seconds)
 
     def fail(self, name: str, fault: str | None) -> None:
-        """Report a fault, if it is one."""
+        """Report a fault; do nothing if it is None."""
         if fault is not None:
             self.faults[fault] += 1
             tally.one(self.environment, self.kind, name, 0.0, fault=fault)
 
     def end(self, fault: str | None) -> None:
-        """Say, once, how the stream stands at the end."""
+        """Report the final state of the stream; do nothing on later calls."""
         if self.ended:
             return
         self.ended = True
@@ -116,44 +116,44 @@ class StreamUser(User):
         self.course.tell({"part": self.kind, "faults": self.faults, **self.facts()})
 
     def facts(self) -> dict[str, Any]:
-        """What is told beside the faults."""
+        """Return the facts to report beside the faults."""
         return {"seen": self.judge.seen, "opened": self.opened}
 
     def look(self) -> None:
-        """Judge the whole of the stream as soon as it has come."""
+        """Judge the whole stream once all its events have arrived."""
         if self.course.last is not None and self.judge.whole(self.course.last):
             self.end(self.verdict(self.course.last))
 
     def verdict(self, last: int) -> str | None:
-        """Return what is wrong with a stream that has come to its last event."""
+        """Return the fault of a stream that has reached its last event, or None."""
         del last
         return None
 
     def on_stop(self) -> None:
-        """Judge a stream that has not come to its end; hang up."""
+        """Judge the stream if it has not finished, then close it."""
         self.course.on_change.discard(self.look)
         self.end(f"stands at {self.judge.next}, not at {self.course.last}")
         self.follower.close()
 
 
 class SSEUser(StreamUser):
-    """A stream that is read as fast as it comes, and that comes back with its last id when it is cut."""
+    """A stream that is read at full speed and reconnects with its last id after a disconnect."""
 
     _places = itertools.count()
     storms = 0
 
     @property
     def places(self) -> itertools.count[int]:
-        """Counts the users of this class in this process."""
+        """A counter of the users of this class in this process."""
         return self._places
 
     def on_start(self) -> None:
-        """Listen for storms as well."""
+        """Also watch for storms."""
         super().on_start()
         self.storms = self.course.storms
 
     def look(self) -> None:
-        """Break off in a storm."""
+        """Disconnect in a storm."""
         super().look()
         if self.course.storms > self.storms:
             self.storms = self.course.storms
@@ -169,7 +169,7 @@ class SSEUser(StreamUser):
 
 
 class SlowUser(StreamUser):
-    """A stream that is read slowly, or not at all, until it may read on; then it is judged by its policy."""
+    """A stream that is read slowly or not at all until the `read-on` phase; at its end it is judged by its policy."""
 
     kind = "SLOW"
     receive_buffer = SLOW_RECEIVE_BUFFER
@@ -178,17 +178,17 @@ class SlowUser(StreamUser):
 
     @property
     def places(self) -> itertools.count[int]:
-        """Counts the users of this class in this process."""
+        """A counter of the users of this class in this process."""
         return self._places
 
     @task
     def follow(self) -> None:
-        """Read as slowly as it is in this phase."""
+        """Read at the speed of the current phase."""
         if not self.follower.is_open and not self.connect():
             return
         if self.course.phase.name not in ("read-on", "settle"):
             gevent.sleep(SLOW_EVERY_S)
-            # The first read of every stream gives it a place to resume from; then each other one stops reading.
+            # The first read gives every stream an id to resume from. After it, every second stream stops reading.
             if self.judge.seen and self.place % 2:
                 return
             events = self.follower.read(SLOW_READ_BYTES)
@@ -202,10 +202,10 @@ class SlowUser(StreamUser):
         self.fail("delivery", fault)
 
     def verdict(self, last: int) -> str | None:
-        """Hold what the stream got against the policy's promise."""
+        """Check the stream's events against the promise of the policy."""
         policy = self.environment.parsed_options.policy
         return broken_promise(policy, self.judge, last, lambda number: number % self.course.plan.keys)
 
     def facts(self) -> dict[str, Any]:
-        """What is told beside the faults."""
+        """Return the facts to report beside the faults."""
         return {**super().facts(), "missed": len(self.judge.missed), "told": self.judge.told}

@@ -1,6 +1,6 @@
-"""The verdict on a run: what each scenario asks for, what was measured, and whether that passes.
+"""Judge a run: the criteria of each scenario, the measured values, and whether they pass.
 
-Pure: takes what the load and the server's watch have seen. Never runs anything.
+Contains pure functions of the observations of the load and of the server's watch. Never runs anything.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from loadtest.watch import Sample
 MIB = 1 << 20
 P99_RATIO_MAX = 1.2
 P99_NOISE_MS = 2.0
-"""Below this p99 of the run without slow streams, the ratio would be held against the kernel's noise."""
+"""Lower bound for the p99 without slow streams; below it, the ratio would measure the kernel's noise."""
 
 HISTORY_TIMES = 2
-"""Entries are kept for a `block` stream up to twice the history's bytes."""
+"""For a `block` stream, entries are retained up to twice the history's bytes."""
 
 CHUNK_CACHE_BYTES = 16 * MIB
 STREAM_BYTES_MAX = 16 * 1024
-"""A stream that reads: user and kernel memory, both ends; bench/README.md has the figures."""
+"""Limit for a stream that reads: user and kernel memory, both ends. The figures are in bench/README.md."""
 
 SLOW_STREAM_BYTES_MAX = 512 * 1024
-"""A slow one: the client-buffer of 64 KiB doubled by the kernel, with its overhead, and the client's side."""
+"""Limit for a slow stream: the client-buffer of 64 KiB, doubled by the kernel, its overhead, and the client's end."""
 
 DESCRIPTORS_MAX = 2
-"""Descriptors that may be there for a moment when they are counted: the question itself."""
+"""Tolerance for the descriptors that the counting request itself opens."""
 
 CHURN_BYTES_MAX = 4 * MIB
 SLOPE_MIB_PER_H_MAX = 8.0
 SLOPE_BYTES_MIN = 2 * MIB
-"""Growth that cannot be told from noise in a short run."""
+"""In a short run, smaller growth cannot be distinguished from noise."""
 
 FAULTS_SHOWN = 10
 SETTLED_SHARE = 0.25
-"""Of a soak: the first part, in which buffers and history fill, is no part of the slope."""
+"""The slope of a soak excludes this first share of the run, in which buffers and history fill."""
 
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """One thing that was asked for: what, the measured value, and whether it passes."""
+    """One criterion: its name, the measured value, and whether it passes."""
 
     name: str
     value: str
@@ -52,13 +52,13 @@ class Criterion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What is known of one run of locust against one server.
+    """The observations of one run of locust against one server.
 
     Args:
-        plan: what was done.
+        plan: the plan of the run.
         code: locust's exit code.
-        saw: what each part of the load told.
-        before: the server before; after: when the streams were gone; samples: meanwhile.
+        saw: observations of each part of the load.
+        before: the server before the run; after: when all streams were closed; samples: during the run.
         stats: the server's /stats at the end.
     """
 
@@ -71,11 +71,11 @@ class Outcome:
     stats: dict[str, Any]
 
     def parts(self, kind: str) -> list[dict[str, Any]]:
-        """What parts of a kind saw."""
+        """Return the observations of the parts of a kind."""
         return [part for part in self.saw if part["part"] == kind]
 
     def quantile_ms(self, quantile: float) -> float:
-        """Latency of the streams that read, without the ramp and the end, in ms."""
+        """Return the latency of the healthy streams, without the ramp and the end, in ms."""
         counts: Counter[int] = Counter()
         for part in self.parts("SWARM"):
             if part["healthy"]:
@@ -89,7 +89,7 @@ class Outcome:
 
 
 def whole(outcome: Outcome) -> list[Criterion]:
-    """Ask that every stream saw every event of its topics, in order, once."""
+    """Require that every stream saw every event of its topics, in order, once."""
     plan, saw = outcome.plan, outcome.saw
     expected = plan.users + plan.slow_users + len(plan.blocks)
     faults = sum((Counter(part["faults"]) for part in saw), Counter[str]())
@@ -113,7 +113,7 @@ def whole(outcome: Outcome) -> list[Criterion]:
 
 
 def lag_back(outcome: Outcome) -> list[Criterion]:
-    """Ask that no stream lags in the end."""
+    """Require that no stream lags at the end."""
     most = max((each.lagging for each in outcome.samples), default=0)
     open_ones = [each for each in outcome.samples if each.streams]
     left = open_ones[-1].lagging if open_ones else -1
@@ -121,7 +121,7 @@ def lag_back(outcome: Outcome) -> list[Criterion]:
 
 
 def recovered(outcome: Outcome) -> list[Criterion]:
-    """Ask that all streams came back from the storm; tell how fast."""
+    """Require that all streams reconnected after the storm; report how long it took."""
     storms = [part["storm"] for part in outcome.parts("SWARM")]
     if not storms or None in storms:
         return [Criterion("all streams came back", "some never did", False)]
@@ -138,7 +138,7 @@ def recovered(outcome: Outcome) -> list[Criterion]:
 
 
 def promise_kept(outcome: Outcome, policy: str, history_bytes: int) -> list[Criterion]:
-    """Ask that slow streams got what their policy promises, and that memory is bounded."""
+    """Require that slow streams received the events that their policy promises, and that memory is bounded."""
     slow = outcome.parts("SLOW")
     broken = sorted({fault for part in slow for fault in part["faults"]})
     missed, told = sum(part["missed"] for part in slow), sum(part["told"] for part in slow)
@@ -164,7 +164,7 @@ def promise_kept(outcome: Outcome, policy: str, history_bytes: int) -> list[Crit
 
 
 def cost_of_slow(outcome: Outcome, policy: str, p99_without_ms: float) -> Criterion:
-    """Ask that slow streams cost the others little."""
+    """Require that slow streams increase the latency of the others little."""
     p99_ms = outcome.quantile_ms(0.99)
     ratio = p99_ms / max(p99_without_ms, P99_NOISE_MS)
     return Criterion(
@@ -175,12 +175,12 @@ def cost_of_slow(outcome: Outcome, policy: str, p99_without_ms: float) -> Criter
 
 
 def memory_peak(samples: Iterable[Sample]) -> int:
-    """Return the most memory of server and kernel together, bytes."""
+    """Return the peak of the server's memory and the kernel's TCP memory together, in bytes."""
     return max((each.pss_bytes + each.tcp_bytes for each in samples), default=0)
 
 
 def back_again(outcome: Outcome) -> list[Criterion]:
-    """Ask that the server is as it was before the streams came."""
+    """Require that descriptors and memory return to their values before the streams opened."""
     before, after = outcome.before, outcome.after
     came = sum(part["report"]["opened"] for part in outcome.parts("SWARM"))
     descriptors, growth = after.descriptors - before.descriptors, after.pss_bytes - before.pss_bytes
@@ -203,7 +203,7 @@ def slope(samples: Sequence[Sample]) -> tuple[float, float]:
     """Fit a line to the memory of the server after the first part of a run.
 
     Returns:
-        Bytes a second, and the seconds that the fit spans.
+        Bytes per second, and the seconds that the fit spans.
     """
     began_s, ended_s = samples[0].time_s, samples[-1].time_s
     settled = [each for each in samples if each.time_s >= began_s + SETTLED_SHARE * (ended_s - began_s)]
@@ -216,7 +216,7 @@ def slope(samples: Sequence[Sample]) -> tuple[float, float]:
 
 
 def steady_memory(outcome: Outcome) -> list[Criterion]:
-    """Ask that memory does not grow."""
+    """Require that memory does not grow."""
     bytes_per_s, seconds = slope(outcome.samples)
     limit = max(SLOPE_MIB_PER_H_MAX * MIB / 3600, SLOPE_BYTES_MIN / max(seconds, 1.0))
     return [
