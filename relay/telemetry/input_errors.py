@@ -1,6 +1,6 @@
-"""Input errors: what a source says about bad input, counted each time and logged with a limit.
+"""Input errors: each rejected input of a source is counted, and logged up to a limit.
 
-Owns the limit; never decides what is bad.
+Owns the limit. Never decides whether input is bad.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from asyncio import AbstractEventLoop, TimerHandle
 from typing import Protocol
 
 LOGGED_PER_S = 5
-"""Bad items that one source logs in a second; the others are summed up in one line."""
+"""Bad items that one source logs per second. One line states the number of the others."""
 
 
 class Counter(Protocol):
-    """What sources need of the metrics."""
+    """The method of the metrics that sources call."""
 
     def input_error(self, source: str, kind: str) -> None: ...
 
 
 class InputErrors:
-    """The bad input of one source.
+    """Counts and logs the bad input of one source.
 
     Args:
-        source: its name in the metrics (`stdin`, `unix`).
-        metrics: counts every one.
-        loop: tells when a second is over.
-        logger: the source's own.
+        source: the source's name in the metrics (`stdin`, `unix`).
+        metrics: counts each bad item.
+        loop: runs the timer that ends each second.
+        logger: the source's logger.
     """
 
     def __init__(
@@ -36,15 +36,15 @@ class InputErrors:
         self._metrics = metrics
         self._loop = loop
         self._logger = logger
-        self._seen = 0  # since the second began
+        self._seen = 0  # bad items since the second began
         self._second: TimerHandle | None = None
 
     def report(self, kind: str, message: str, *args: object) -> None:
-        """Count one bad item, and log it unless too many were in this second.
+        """Count one bad item, and log it unless this second's limit is reached.
 
         Args:
-            kind: what is wrong, one of a few words for the metrics.
-            message: format of the log line, in the manner of `logging`, with its `args`.
+            kind: the type of error, from a small fixed set, for the metrics.
+            message: format of the log line; `logging` inserts `args`.
         """
         self._metrics.input_error(self._source, kind)
         if self._second is None:
@@ -54,7 +54,7 @@ class InputErrors:
             self._logger.warning(message, *args)
 
     def close(self) -> None:
-        """End the second: log how many more there were."""
+        """End the second, and log the number of items above the limit."""
         if self._second is not None:
             self._second.cancel()
             self._second = None

@@ -1,6 +1,6 @@
-"""The log: text for people on a terminal, else one JSON object per line.
+"""The log: text on a terminal, otherwise one JSON object per line.
 
-Owns the formats, the one handler and its thread; never decides what is logged.
+Owns the formats, the one handler and its thread. Never decides which messages are logged.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from pythonjsonlogger.json import JsonFormatter
 STANDARD_ERROR = 2
 
 QUEUED_LINES_MAX = 10_000
-"""Lines that wait for a reader that stalls."""
+"""Most lines that are queued while the reader of the log stalls."""
 
 QUEUED_BYTES_MAX = 1024 * 1024
-"""The same in bytes."""
+"""Most bytes of these lines."""
 
 FLUSH_S = 2.0
-"""How long the end of a process waits for such a reader."""
+"""Longest time that a process waits for a stalled reader before it exits."""
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class TextFormatter(logging.Formatter):
-    """`12:00:01 warning hub: message key=value`; control characters of others' text are escaped."""
+    """`12:00:01 warning hub: message key=value`. Control characters in the line are escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write one record in one line, followed by its traceback if it has one."""
+        """Format one record as one line, followed by its traceback if it has one."""
         extra = [f" {key}={value}" for key, value in vars(record).items() if key not in _STANDARD]
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         name = record.name.removeprefix("relay.")
@@ -50,13 +50,13 @@ class TextFormatter(logging.Formatter):
 
 
 class QueueingHandler(logging.Handler):
-    """Hands lines to a thread that writes them, so that a reader that stalls never stops the event loop.
+    """Passes lines to a thread that writes them, so that a stalled reader never blocks the event loop.
 
-    A bounded number of lines waits. Once that is exceeded, lines are dropped and counted until the thread has written
-    all that waits; then one line states how many were dropped.
+    The queue is bounded. When it is full, new lines are dropped and counted until the thread has written the whole
+    queue. Then one line states how many were dropped.
 
     Args:
-        fd: where the lines go. It stays in its mode: other processes may share it, such as a terminal's shell.
+        fd: receives the lines. Its mode is not changed, because other processes, such as a shell, may share it.
     """
 
     def __init__(self, fd: int) -> None:
@@ -65,25 +65,25 @@ class QueueingHandler(logging.Handler):
         self._fd = fd
         self._lines: deque[bytes] = deque()
         self._bytes = 0
-        self._told = 0  # dropped lines that the log has stated
+        self._told = 0  # dropped lines that the log has already reported
         self._dropping = False
         self._closed = False
-        self._stuck = False  # a flush was in vain
+        self._stuck = False  # the last flush timed out
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write_lines, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Let one record be written."""
+        """Queue one record."""
         try:
             line = self.format(record)
-        except Exception:  # noqa: BLE001 (as every handler of logging does)
+        except Exception:  # noqa: BLE001 (the handlers of logging do the same)
             self.handleError(record)
             return
         self.say(line)
 
     def say(self, line: str) -> None:
-        """Let one line be written, in turn with the records."""
+        """Queue one line, in order with the records."""
         data = (line + "\n").encode("utf-8", "backslashreplace")
         with self._changed:
             full = len(self._lines) >= QUEUED_LINES_MAX or self._bytes + len(data) > QUEUED_BYTES_MAX
@@ -96,13 +96,13 @@ class QueueingHandler(logging.Handler):
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until all is written, for at most `FLUSH_S` altogether if nobody reads."""
+        """Wait until the queue is written. Give up after `FLUSH_S`; after a timeout, the next call does not wait."""
         with self._changed:
             wait_s = 0.0 if self._stuck else FLUSH_S
             self._stuck = not self._changed.wait_for(lambda: not (self._lines or self._dropping), wait_s)
 
     def close(self) -> None:
-        """Write what waits, and take no more."""
+        """Write the queue, then stop the thread."""
         self.flush()
         with self._changed:
             self._closed = True
@@ -110,7 +110,7 @@ class QueueingHandler(logging.Handler):
         super().close()
 
     def _write_lines(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # They are for the main thread.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # The main thread handles signals.
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._lines or self._dropping or self._closed)
@@ -136,7 +136,7 @@ class QueueingHandler(logging.Handler):
         return (self.format(record) + "\n").encode("utf-8", "backslashreplace")
 
     def _write(self, line: bytes) -> bool:
-        """Write one line; false if nobody reads any more, or the disk is full."""
+        """Write one line. Return False if that fails, such as after the reader has closed or on a full disk."""
         left = memoryview(line)
         while left:
             try:
@@ -152,12 +152,12 @@ _queueing: QueueingHandler | None = None
 
 
 def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
-    """Send the log to one place in one form; an earlier set-up is replaced.
+    """Set the level, format and destination of the log. A later call replaces an earlier one.
 
     Args:
-        level: `debug`, `info`, `warning` or `error`, for relay's own loggers; those of libraries start at warning.
-        form: `text`, `json`, or `auto`: text on a terminal, else JSON.
-        stream: where to write, however long that takes; if None, standard error, without ever waiting for its reader.
+        level: `debug`, `info`, `warning` or `error`, for relay's own loggers. Loggers of libraries use `warning`.
+        form: `text`, `json`, or `auto` (text on a terminal, otherwise JSON).
+        stream: receives the log; writes may block. If None, the log goes to standard error and never blocks the caller.
     """
     global _queueing
     if form == "auto":
@@ -177,17 +177,17 @@ def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
 
 
 def _log_crash(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Log what ends the process, in place of printing it."""
+    """Log the exception that ends the process instead of printing it."""
     logging.getLogger("relay.logs").critical("relay failed", exc_info=(kind, error, traceback))
 
 
 def dropped() -> int:
-    """Return how many lines of this process's log were dropped."""
+    """Return the number of log lines that this process has dropped."""
     return 0 if _queueing is None else _queueing.dropped
 
 
 def say(line: str) -> None:
-    """Write a line that is not a record, such as a command's error, to standard error, in turn with the log."""
+    """Write a line that is not a record, such as a command's error, to standard error, in order with the log."""
     if _queueing is None:
         print(line, file=sys.stderr, flush=True)
     else:
@@ -195,7 +195,7 @@ def say(line: str) -> None:
 
 
 def _json_formatter() -> logging.Formatter:
-    """Build the formatter of JSON: level, logger, message, what the record brought along, time (UTC)."""
+    """Build the JSON formatter: level, logger, message, the record's extra fields and the time (UTC)."""
     return JsonFormatter(
         ["levelname", "name", "message"],
         rename_fields={"levelname": "level", "name": "logger"},

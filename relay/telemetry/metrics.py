@@ -1,7 +1,7 @@
-"""The metrics: counters and histograms in Prometheus' form.
+"""The metrics: counters, gauges and histograms in the Prometheus format.
 
-Owns their names and buckets, and reads the counts that hub and engine keep anyway when they are asked for. Nothing here
-is on the data path but one observation a flush. No metric has a topic as its label.
+Owns their names and buckets. Each collection reads the counts that the hub and the engine keep. On the data path, only
+the histograms are updated, once per flush. Never uses a topic as a label.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ LAG_BUCKETS_S = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.
 
 
 class Histograms:
-    """What the hub and the loop measure, in seconds.
+    """The times that the hub and the event loop measure, in seconds.
 
     Args:
-        registry: takes them.
+        registry: receives the histograms.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -66,8 +66,8 @@ class Metrics(Collector):
     """All metrics of one server.
 
     Args:
-        hub: its counts are read when they are asked for.
-        registry: takes the metrics, and may have others.
+        hub: each collection reads its counts.
+        registry: receives the metrics. It may contain others.
     """
 
     def __init__(self, hub: Hub, registry: CollectorRegistry) -> None:
@@ -83,7 +83,7 @@ class Metrics(Collector):
         self._limited = Counter(
             "relay_limited", "Times that a limit was applied, by limit.", ("limit",), registry=registry
         )
-        for limit in Limit:  # Each starts at 0, so that a rate sees the first time.
+        for limit in Limit:  # Each starts at 0, so that a rate includes the first increment.
             self._limited.labels(limit)
         registry.register(self)
         ProcessCollector(registry=registry)
@@ -93,20 +93,20 @@ class Metrics(Collector):
         self._upstream = state
 
     def input_error(self, source: str, kind: str) -> None:
-        """Count an input that was refused.
+        """Count a rejected input.
 
         Args:
-            source: `http`, `stdin` or `unix`.
-            kind: what was wrong; one of a few words.
+            source: the source, such as `http`, `stdin` or `unix`.
+            kind: the type of error, from a small fixed set.
         """
         self._input_errors.labels(source, kind).inc()
 
     def limited(self, limit: Limit) -> None:
-        """Count that a limit was applied."""
+        """Count one application of a limit."""
         self._limited.labels(limit).inc()
 
     def input_errors(self) -> int:
-        """Return how many inputs were refused in all."""
+        """Return the total number of rejected inputs."""
         samples = (sample for metric in self._input_errors.collect() for sample in metric.samples)
         return int(sum(sample.value for sample in samples if sample.name.endswith("_total")))
 
@@ -115,7 +115,7 @@ class Metrics(Collector):
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what hub and engine count; called by the registry."""
+        """Yield the counts of the hub and the engine. The registry calls this method."""
         hub = self._hub
         engine, log, actions = hub.engine, hub.log, hub.catchup.actions
         yield _gauge("relay_streams", "Open streams.", engine.open)

@@ -1,7 +1,7 @@
 """Collection of the statistics that /stats shows.
 
 Owns the bounds of the lists, and the age up to which costly values are reused. Never counts anything itself.
-The form is in `relay.telemetry.stats_schema`.
+`relay.telemetry.stats_schema` defines the fields.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOPICS_MAX = 1000
 SLOWEST_MAX = 10
 SLOWEST_TOPICS_MAX = 10
 COSTLY_AGE_S = 1.0
-"""Age up to which the list of topics and the count of objects are reused. 100,000 topics take milliseconds."""
+"""Age up to which the list of topics and the count of objects are reused. Listing 100,000 topics takes milliseconds."""
 
 
 class Stats:
@@ -30,8 +30,8 @@ class Stats:
 
     Args:
         hub: the source of most values.
-        input_errors: returns the number of inputs that were refused.
-        started_s: time of the start, on the hub's clock.
+        input_errors: returns the number of rejected inputs.
+        started_s: start time of the server, on the hub's clock.
     """
 
     def __init__(self, hub: Hub, input_errors: Callable[[], int], started_s: float) -> None:
@@ -43,7 +43,7 @@ class Stats:
         self._costly_s = -math.inf
 
     def collect(self, now_s: float) -> ServerStats:
-        """Return the current statistics; the lists of topics and of slowest streams are bounded."""
+        """Return the current statistics. The lists of topics and of slowest streams are bounded."""
         hub = self._hub
         log, engine, journal = hub.log, hub.engine, hub.writer.journal
         self._refresh_costly(now_s)

@@ -1,8 +1,8 @@
-"""The form of /stats.
+"""The structure of /stats.
 
-Owns the fields and their order. The server, the total of its workers and `relay top` use these structs, and
-`make reference` writes their JSON Schema to `docs/reference/stats.schema.json`. Never collects a value. A field that
-is UNSET is absent from the JSON.
+Owns the fields and their order. The server and the total of its workers use these structs; `relay top` reads the
+JSON without them. `make reference` writes the JSON Schema of the structs, with their docstrings, to
+`docs/reference/stats.schema.json`. Never collects a value. A field that is UNSET is absent from the JSON.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class ServerStats(Struct):
 
 
 def to_json(stats: ServerStats) -> bytes:
-    """Return the body of /stats, which ends with a line feed."""
+    """Encode the body of /stats as JSON, followed by a line feed."""
     return msgspec.json.encode(stats) + b"\n"
 
 
