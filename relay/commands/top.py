@@ -1,6 +1,6 @@
 """`relay top`: show the state of a server, live in the terminal.
 
-Owns the terminal while it runs, and the picture that is made of /stats. Never requests anything else.
+Owns the terminal while it runs, and the display of /stats. Never requests any other path.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TOPICS_MAX = 10
-"""Topics shown, those with most subscribers."""
+"""Most topics shown, by number of subscribers."""
 TIMEOUT_S = 5.0
 KEYS_BYTES_MAX = 1024
-"""Bytes of typed keys that are read at once."""
+"""Most bytes of keyboard input per read."""
 HEAD_LINES = 2
-"""Lines above the figures: what the server is, and what is wrong."""
+"""Lines above the figures: the server's version and state, and the current problem."""
 
 Stats = Mapping[str, Any]
 Row = tuple[object, ...]
@@ -69,7 +69,7 @@ def top(url: str, interval: float, once: bool, ca: str | None) -> int:
 
 
 async def _show(client: httpx.AsyncClient, address: httpx.URL, interval: float | None) -> int:
-    """Print one picture, or draw one after the other until `q` or a signal; without an interval, only one."""
+    """Redraw the display at each interval until `q` or a signal. Without an interval, print it once."""
     from rich.console import Console
     from rich.live import Live
 
@@ -114,7 +114,7 @@ async def _show(client: httpx.AsyncClient, address: httpx.URL, interval: float |
 
 @contextlib.contextmanager
 def _signals(handlers: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
-    """Handle signals in the event loop, so that the terminal is restored whatever ends the program."""
+    """Handle signals in the event loop, so that the terminal is restored after a signal."""
     loop = asyncio.get_running_loop()
     for number, handler in handlers.items():
         loop.add_signal_handler(number, handler)
@@ -127,7 +127,7 @@ def _signals(handlers: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[
 
 @contextlib.contextmanager
 def _keys(quit: Callable[[], None]) -> Iterator[None]:
-    """Call `quit` when `q` is typed or the terminal is gone; keys are neither shown nor kept until Enter."""
+    """Call `quit` when the user types `q` or the terminal closes. Turn off echo and line buffering meanwhile."""
     descriptor = sys.stdin.fileno() if sys.stdin is not None else -1
     if descriptor < 0 or not os.isatty(descriptor):
         yield
@@ -136,7 +136,7 @@ def _keys(quit: Callable[[], None]) -> Iterator[None]:
     def read() -> None:
         try:
             typed = os.read(descriptor, KEYS_BYTES_MAX)
-        except OSError:  # EIO: the terminal is gone
+        except OSError:  # EIO: the terminal was closed
             typed = b""
         if not typed or b"q" in typed.lower():
             loop.remove_reader(descriptor)
@@ -150,15 +150,15 @@ def _keys(quit: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         loop.remove_reader(descriptor)
-        with contextlib.suppress(termios.error):  # the terminal is gone
+        with contextlib.suppress(termios.error):  # the terminal was closed
             termios.tcsetattr(descriptor, termios.TCSADRAIN, modes)
 
 
 async def fetch(client: httpx.AsyncClient, address: httpx.URL) -> Stats:
-    """Get /stats.
+    """Request /stats.
 
     Raises:
-        RelayError: the server does not answer, or is not a relay.
+        RelayError: the server does not respond, or is not a relay.
     """
     import httpx
 
@@ -176,14 +176,14 @@ async def fetch(client: httpx.AsyncClient, address: httpx.URL) -> Stats:
 
 
 def render(stats: Stats, before: Stats | None, height: int | None = None, problem: str = "") -> RenderableType:
-    """Draw one picture.
+    """Build the display.
 
     Args:
         stats: the current statistics.
-        before: the previous ones, from which rates are computed. With None, or those of an earlier process, rates are
-            means since the start.
-        height: lines of the terminal, into which the picture is made to fit; None for no limit.
-        problem: why the statistics are old; empty if they are not.
+        before: the previous statistics, for rates. If None, or if the server has restarted since, rates are means since
+            the start.
+        height: lines of the terminal, which limit the display; None for no limit.
+        problem: the reason why the statistics are out of date; empty if they are current.
     """
     from rich.console import Group
     from rich.text import Text
@@ -204,7 +204,7 @@ def render(stats: Stats, before: Stats | None, height: int | None = None, proble
     tables += [(_TOPICS, _topics(stats)), (_SLOWEST, _slowest(stats))]
     lengths = [len(rows) for _, rows in tables]
     if height is not None:
-        # Each table has a blank line and its header above its rows.
+        # A blank line and a header precede the rows of each table.
         lengths = share(lengths, height - HEAD_LINES - figures.row_count - 2 * len(tables))
     parts: list[RenderableType] = [head, Text(_clean(problem), "red", no_wrap=True, overflow="ellipsis"), figures]
     for (columns, rows), length in zip(tables, lengths, strict=True):
@@ -213,7 +213,7 @@ def render(stats: Stats, before: Stats | None, height: int | None = None, proble
 
 
 def share(wanted: Sequence[int], room: int) -> list[int]:
-    """Share out lines, one at a time in turn, until everybody has what it wants or there is no room."""
+    """Divide `room` lines among tables, one at a time in turn. No table receives more than it wants."""
     given = [0] * len(wanted)
     while room > 0 and given != list(wanted):
         for place, most in enumerate(wanted):
@@ -224,7 +224,7 @@ def share(wanted: Sequence[int], room: int) -> list[int]:
 
 
 def _figures(stats: Stats, before: Stats) -> Table:
-    """Build the table of numbers: pairs of name and value."""
+    """Build the table of figures: pairs of name and value."""
     log = stats.get("log", {})
     share = log.get("bytes", 0) / (log.get("bytes_max") or 1)
     actions = ", ".join(
@@ -252,13 +252,13 @@ def _figures(stats: Stats, before: Stats) -> Table:
 
 
 def _topics(stats: Stats) -> list[Row]:
-    """Give a row for each topic, those with most subscribers first."""
+    """Return a row for each topic, in order of subscribers, most first."""
     topics = stats.get("topics", [])[:TOPICS_MAX]
     return [(topic["topic"], f"{topic['subscribers']:,}", f"{topic['retained']:,}") for topic in topics]
 
 
 def _workers(stats: Stats, before: Stats) -> list[Row]:
-    """Give a row for each worker; rates are since its previous statistics, or since its start."""
+    """Return a row for each worker. Rates are means since its previous statistics, or since its start."""
     known = {worker["worker"]: worker for worker in before.get("workers", [])}
     rows: list[Row] = []
     for worker in stats["workers"]:
@@ -279,7 +279,7 @@ def _workers(stats: Stats, before: Stats) -> list[Row]:
 
 
 def _slowest(stats: Stats) -> list[Row]:
-    """Give a row for each of the streams that lag most."""
+    """Return a row for each of the streams that lag most."""
     return [
         (
             stream["address"],
@@ -292,7 +292,7 @@ def _slowest(stats: Stats) -> list[Row]:
 
 
 def _table(columns: Columns, rows: Sequence[Row]) -> Table:
-    """Build a table; what does not fit into the width of the terminal is cut."""
+    """Build a table. Values that exceed the width of the terminal are truncated."""
     from rich.table import Table
     from rich.text import Text
 
@@ -305,26 +305,26 @@ def _table(columns: Columns, rows: Sequence[Row]) -> Table:
 
 
 def _clean(value: object) -> str:
-    """Return others' text without control characters."""
+    """Replace each unprintable character of a value with `?`."""
     return "".join(character if character.isprintable() else "?" for character in str(value))
 
 
 def _rate(stats: Stats, before: Stats, name: str) -> str:
-    """Return how many were counted per second since `before`."""
+    """Return the mean rate per second of a counter since `before`."""
     elapsed_s = stats.get("uptime_s", 0) - before.get("uptime_s", 0)
     rate = (stats.get(name, 0) - before.get(name, 0)) / elapsed_s if elapsed_s > 0 else 0.0
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
 
 
 def _lag(stream: Stats) -> str:
-    """Return a stream's lag in every unit."""
+    """Return a stream's lag in events, bytes and seconds."""
     if not stream.get("lag_events"):
         return "none"
     return f"{stream['lag_events']:,} events, {_size(stream['lag_bytes'])}, {stream['lag_s']:.1f} s"
 
 
 def _size(size: int) -> str:
-    """Return a number of bytes as short text: whole if it is, else with one digit."""
+    """Format a number of bytes: a whole number of its unit if exact, otherwise with one decimal."""
     exact = size_text(size)
     if not exact.isdigit() or size < 1024:
         return exact if not exact.isdigit() else f"{exact} B"
@@ -332,7 +332,7 @@ def _size(size: int) -> str:
 
 
 def _span(seconds: float) -> str:
-    """Return a time in its two largest units."""
+    """Format a time in its two largest units."""
     minutes, rest_s = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
