@@ -1,4 +1,4 @@
-"""Tests, one folder per package, and those of the whole: properties, sim, faults, clients, leaks and fuzz."""
+"""Tests: one folder per package, and the folders properties, sim, faults, clients, leaks and fuzz for the whole."""
 
 from pathlib import Path
 

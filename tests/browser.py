@@ -1,6 +1,6 @@
 """A headless Chromium for tests, driven by the DevTools protocol over two pipes.
 
-Owns the browser's process and profile. Every wait is for a condition on the page, and bounded by `TIMEOUT_S`.
+Owns the browser's process and profile. Every wait is for a condition on the page, for at most `TIMEOUT_S`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Browser:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={name: text for name, text in os.environ.items() if name != "LD_PRELOAD"},  # the sanitizers'
+            env={name: text for name, text in os.environ.items() if name != "LD_PRELOAD"},  # without the sanitizers
         )
         os.close(theirs_in)
         os.close(theirs_out)
@@ -57,7 +57,7 @@ class Browser:
         self._number = 0
         self._session = ""
         self.errors: list[str] = []
-        """Exceptions of scripts, and what the browser reports, such as a violation of the security policy."""
+        """Exceptions of scripts, and problems that the browser reports, such as violations of the security policy."""
         try:
             self._attach()
         except BaseException:
@@ -65,7 +65,7 @@ class Browser:
             raise
 
     def _attach(self) -> None:
-        """Find the browser's page, and have its events reported."""
+        """Find the browser's page and subscribe to its events."""
         deadline_s = time.monotonic() + TIMEOUT_S
         targets: list[dict[str, Any]] = []
         while not targets:
@@ -77,7 +77,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol, and return its result."""
+        """Call a method of the protocol and return its result."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -112,7 +112,7 @@ class Browser:
         self.wait("document.readyState === 'complete'")
 
     def value(self, expression: str) -> Any:
-        """Evaluate an expression in the page; a promise is awaited."""
+        """Evaluate an expression in the page. If the result is a promise, await it."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
@@ -129,7 +129,7 @@ class Browser:
         return str(self.value(f"document.querySelector({json.dumps(selector)}).innerText"))
 
     def texts(self, selector: str) -> list[str]:
-        """Return the texts of all elements that match."""
+        """Return the texts of all matching elements."""
         found = self.value(f"[...document.querySelectorAll({json.dumps(selector)})].map((each) => each.textContent)")
         return [str(text) for text in found]
 
@@ -138,14 +138,14 @@ class Browser:
         self.value(f"document.querySelector({json.dumps(selector)}).click()")
 
     def type(self, selector: str, text: str) -> None:
-        """Type text into a field, and press Enter."""
+        """Type text into a field and press Enter."""
         self.value(f"document.querySelector({json.dumps(selector)}).focus()")
         self.call("Input.insertText", text=text)
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
 
     def screenshot(self, path: Path) -> None:
-        """Write a picture of the page as PNG."""
+        """Write a screenshot of the page as PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class Browser:
         for descriptor in (self._requests, self._answers):
             os.close(descriptor)
         try:
-            self.process.wait(5)  # it ends with its pipe
+            self.process.wait(5)  # Chromium exits when its pipe closes.
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -1,4 +1,4 @@
-"""Certificates for tests: of this machine, each its own authority."""
+"""Self-signed certificates of this machine for tests."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from cryptography.x509.oid import NameOID
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate for this machine, which is its own authority, and its key."""
+    """A self-signed certificate for this machine, and its key."""
 
     cert: Path
     key: Path
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What makes a relay use it."""
+        """The flags that make relay use the certificate."""
         return ("--tls-cert", str(self.cert), "--tls-key", str(self.key))
 
     def context(self) -> ssl.SSLContext:
-        """Return what a client trusts it with, and nothing else."""
+        """Return a client context that trusts only this certificate."""
         return ssl.create_default_context(cafile=str(self.cert))
 
 

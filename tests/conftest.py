@@ -1,4 +1,4 @@
-"""Fixtures of all tests, and how hypothesis runs."""
+"""Fixtures of all tests, and the profile of hypothesis."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from relay.speedups import counters
 from tests.browser import Browser, program
 from tests.twins import NAMES, NATIVE_ONLY
 
-# A shared machine stalls now and then; that is not what is tested.
+# A shared machine stalls now and then. No test measures that.
 settings.register_profile("relay", deadline=None, print_blob=True)
 settings.load_profile("relay")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _opened_once() -> None:
-    """Open what libuv opens once a process and never closes: the pipe of its signals."""
+    """Make libuv open its signal pipe, which it opens once per process and never closes."""
     uvloop.run(asyncio.sleep(0))
 
 
 def held() -> tuple[dict[str, int], int]:
-    """Count what engines of this process hold, and its descriptors."""
+    """Count the objects that the engines of this process hold, and the descriptors of the process."""
     return counters(), len(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    """Each test leaves no stream, no half-sent frame, no chunk and no descriptor in this process."""
+    """Check that each test leaves no stream, no half-sent frame, no chunk and no descriptor in this process."""
     before = held()
     yield
     if held() != before:
@@ -46,13 +46,13 @@ def _nothing_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session", params=NAMES)
 def codec(request: pytest.FixtureRequest) -> Codec:
-    """Each twin of the codec in turn."""
+    """Return each implementation of the codec in turn."""
     return load_codec(request.param)
 
 
 @pytest.fixture(scope="session")
 def twins() -> tuple[Codec, Codec]:
-    """Both twins of the codec, to be held against each other."""
+    """Return both implementations of the codec, for comparison."""
     if NATIVE_ONLY:
         pytest.skip("only the native engine is tested: RELAY_ENGINE=native or RELAY_BUILD=pure")
     return load_codec("native"), load_codec("speedups")
@@ -60,7 +60,7 @@ def twins() -> tuple[Codec, Codec]:
 
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A browser; without one, tests that need it are skipped, but fail in CI."""
+    """Start a browser. Without Chromium, tests that need it are skipped; in CI they fail."""
     path = program()
     if path is None:
         reason = "Chromium is not installed: `make browser` installs it"
@@ -74,7 +74,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def browser(chromium: Browser) -> Iterator[Browser]:
-    """A browser's page, whose scripts run without errors."""
+    """Return the browser's page and check that its scripts ran without errors."""
     chromium.errors.clear()
     yield chromium
     chromium.open("about:blank")

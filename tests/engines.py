@@ -1,4 +1,4 @@
-"""Both twins of the engine over socket pairs, and what their tests share."""
+"""Both implementations of the engine over socket pairs, and helpers for their tests."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests import twins
 
 DISCARD_BYTES_MAX = 10_000
 SEND_BUFFER = 4608
-"""The least that Linux gives; it holds two or three writes of a few kilobytes."""
+"""The smallest buffer that Linux allows. It holds two or three writes of a few kilobytes."""
 
 FOREVER_S = 3600.0
 ROOM = b"x" * 65_536
-"""More than a send buffer takes."""
+"""More bytes than a send buffer holds."""
 
 
 @dataclass
 class Rig:
-    """One engine, its streams, and the other ends of their sockets by handle."""
+    """One engine, its streams and, by handle, the subscribers' ends of their sockets."""
 
     twin: EngineTypes
     engine: Engine = field(init=False)
@@ -37,7 +37,7 @@ class Rig:
         self.members = self.twin.members()
 
     def chunk(self, frames: list[bytes], first: int = 1, cursor: int | None = None) -> Chunk:
-        """Join frames whose sequences follow each other."""
+        """Join frames with consecutive sequences."""
         sequences = list(range(first, first + len(frames)))
         return self.twin.chunk(frames, sequences, first + len(frames) if cursor is None else cursor)
 
@@ -50,7 +50,7 @@ class Rig:
         address: object = None,
         now_s: float = 0.0,
     ) -> int:
-        """Open a stream that is behind."""
+        """Open a lagging stream."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
@@ -60,7 +60,7 @@ class Rig:
         return handle
 
     def open_live(self, cursor: int = 1, *, members: Members | None = None, now_s: float = 0.0) -> int:
-        """Open a stream, let it have its head, and make it a live member of an audience."""
+        """Open a stream, send its response head, and make it a live member of an audience."""
         handle = self.open(cursor, now_s=now_s)
         assert self.engine.write(handle, None, now_s)
         assert self.read(handle) == b"head"
@@ -69,20 +69,20 @@ class Rig:
         return handle
 
     def broadcast(self, chunk: Chunk, *, now_s: float = 0.0) -> None:
-        """Send a chunk to the whole audience, as the only one that is due."""
+        """Send a chunk to the whole audience; no other audience is due."""
         self.engine.combine([])
         assert self.engine.broadcast(self.members, 0, chunk, False, now_s, FOREVER_S) == len(self.members)
 
     def is_open(self, handle: int) -> bool:
-        """Say whether a stream is there and not closing."""
+        """Return whether a stream exists and is not closing."""
         return handle in self.engine.handles()
 
     def read(self, handle: int, size: int = 1 << 20) -> bytes:
-        """Read at most `size` bytes of what is there for a subscriber."""
+        """Read at most `size` of the bytes that have arrived at a subscriber."""
         data = b""
         while len(data) < size:
             try:
-                # Not more at once: each call allocates what it asks for, which under ASan takes most of a test's time.
+                # A larger size is slower: each call allocates it, which takes most of a test's time under ASan.
                 piece = self.peers[handle].recv(min(size - len(data), 65_536))
             except (BlockingIOError, ConnectionResetError):
                 break
@@ -92,7 +92,7 @@ class Rig:
         return data
 
     def ended(self, handle: int) -> bool:
-        """Say whether a subscriber that has read everything sees the end of its stream."""
+        """Return whether a subscriber that has read everything sees the end of its stream."""
         try:
             return self.peers[handle].recv(1) == b""
         except BlockingIOError:
@@ -101,7 +101,7 @@ class Rig:
             return True
 
     def finish(self, handle: int, chunk: Chunk | None, *, now_s: float = 0.0) -> bytes:
-        """Write what is left of a chunk to a stream, whose subscriber reads, until it has all of it."""
+        """Write the rest of a chunk to a stream while its subscriber reads, until all of it is sent."""
         data = self.read(handle)
         for _ in range(10_000):
             whole = self.engine.write(handle, chunk, now_s)
@@ -111,7 +111,7 @@ class Rig:
         raise AssertionError("the stream never gets its bytes")
 
     def stall(self, handle: int) -> None:
-        """Fill the socket of a stream that is behind, so that it takes not one byte more."""
+        """Fill the socket of a lagging stream until it accepts no further byte."""
         self.engine.skip(handle, self.engine.cursor(handle), ROOM)
         while True:
             before = self.engine.bytes
@@ -120,12 +120,12 @@ class Rig:
                 return
 
     def leave(self, handle: int) -> None:
-        """Close a subscriber's end, and let the engine hear of it."""
+        """Close the subscriber's end, and poll so that the engine notices."""
         self.peers[handle].close()
         self.engine.poll()
 
     def closes(self) -> list[tuple[int, str]]:
-        """Sweep; return the handle and the reason of each stream that was closed."""
+        """Sweep; return the handle and close reason of each closed stream."""
         return [(handle, reason) for handle, _, _, _, reason in self.engine.sweep()]
 
     def tear_down(self) -> None:
@@ -137,23 +137,23 @@ class Rig:
             peer.close()
         self.engine.sweep()
         assert self.engine.open == 0
-        del self.engine  # closes its epoll descriptor
+        del self.engine  # This closes the engine's epoll descriptor.
 
 
 @pytest.fixture(params=twins.NAMES)
 def twin(request: pytest.FixtureRequest) -> EngineTypes:
-    """Each twin of the engine in turn."""
+    """Return each implementation of the engine in turn."""
     return load_engine(request.param)
 
 
 @pytest.fixture
 def rig(twin: EngineTypes) -> Iterator[Rig]:
-    """An engine of each twin, closed at the end."""
+    """Return a rig for each implementation of the engine; tear it down at the end."""
     rig = Rig(twin)
     yield rig
     rig.tear_down()
 
 
 def frames_of(sizes: Sequence[int]) -> list[bytes]:
-    """Make frames of these sizes, no byte of which could be taken for one of another frame nearby."""
+    """Make frames of these sizes whose bytes differ from those of nearby frames."""
     return [bytes([number % 251]) * size for number, size in enumerate(sizes)]

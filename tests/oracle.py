@@ -1,7 +1,7 @@
-"""The promise, as an oracle: every event of its topics, in order, exactly once, or told what it missed.
+"""The oracle of the promise: each event of the topics in order, exactly once, or a gap event that reports it as missed.
 
-One `Oracle` follows one subscriber over all of its connections. It is told of each event that is published, of each
-connection, and of each event that arrives, and raises AssertionError with the first break of the promise.
+One `Oracle` follows one subscriber over all of its connections. The test reports each published event, each connection
+and each received event to it. The oracle raises AssertionError at the first violation of the promise.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from relay.event import Event
 
 
 def matches(term: str, topic: str) -> bool:
-    """Say whether a topic or pattern stands for a topic: by its levels, not as relay does it."""
+    """Return whether a term matches a topic. Compares levels, independently of relay's implementation."""
     wild, levels = term.split("."), topic.split(".")
     if wild[-1] == "**":
         wild[-1:] = ["*"] * max(1, len(levels) - len(wild) + 1)
@@ -22,55 +22,55 @@ def matches(term: str, topic: str) -> bool:
 
 
 def _position(id: str) -> int | None:
-    """Return the position that a default id names, as in a priming block; None for a publisher's id."""
+    """Return the sequence in a default id, as in a priming block; None for a publisher's id."""
     epoch, _, digits = id.rpartition("-")
     return int(digits) if digits.isdigit() and not epoch.startswith("own") else None
 
 
 @dataclass
 class Published:
-    """What was published, by sequence; shared by all oracles of one server."""
+    """The published events by sequence; shared by all oracles of one server."""
 
     events: dict[int, Event] = field(default_factory=dict)
     uses: dict[str, list[int]] = field(default_factory=dict)
-    """Sequences of the events of each id, which publishers may use again."""
+    """The sequences of the events with each id. Publishers may reuse an id."""
 
     def add(self, event: Event, id: str) -> None:
-        """Note an event and the id that it was acknowledged with."""
+        """Record an event and its acknowledged id."""
         sequence = len(self.events) + 1
         self.events[sequence] = event
         self.uses.setdefault(id, []).append(sequence)
 
 
 class Oracle:
-    """Watches what one subscriber sees.
+    """Checks the events that one subscriber receives.
 
     Args:
-        published: what the server was given.
-        terms: what the subscriber subscribed to.
+        published: the events that the server accepted.
+        terms: the terms of the subscription.
     """
 
     def __init__(self, published: Published, terms: tuple[str, ...]) -> None:
         self.published = published
         self.terms = terms
-        self.next: int | None = None  # the sequence that it needs next; None until it is known
-        self.skipped = 0  # events passed over in this connection
-        self.told = 0  # events that gaps told of in this connection
-        self.open_ended = False  # a gap of unknown size was told, and no event has come since
-        self.unsure = False  # such a gap was told in this connection, so that the counts need not be equal
+        self.next: int | None = None  # the next sequence that the subscriber needs; None while unknown
+        self.skipped = 0  # events that were skipped in this connection
+        self.told = 0  # missed events that gaps have reported in this connection
+        self.open_ended = False  # a gap of unknown size was received, and no event since
+        self.unsure = False  # this connection had a gap of unknown size, so the counts may differ
         self.seen = 0
         self.gaps = 0
 
     def wants(self, sequence: int) -> bool:
-        """Say whether the event of this sequence is one of its topics."""
+        """Return whether the subscription includes the event with this sequence."""
         topic = self.published.events[sequence].topic
         assert topic is not None
         return any(matches(term, topic) for term in self.terms)
 
     def connect(self, first: int | None, last_id: str = "") -> None:
-        """A connection begins; `first` is the sequence from which it has been promised events, None to go on.
+        """Begin a connection. `first` is the first sequence that the server promised; None continues from the last id.
 
-        After an id that several events of its topics have, it goes on from the oldest: some may come again.
+        If several events of the subscription have that id, the stream continues after the oldest. Some may repeat.
         """
         if first is not None:
             self.next = first
@@ -83,7 +83,7 @@ class Oracle:
         return [sequence for sequence in self.published.uses.get(id, ()) if self.wants(sequence)]
 
     def receive(self, event: Event) -> None:
-        """An event arrives."""
+        """Check one received event."""
         if event.event == "relay.gap":
             self._receive_gap(event)
         elif event.event != "relay.heartbeat":
@@ -115,14 +115,14 @@ class Oracle:
         self.seen += 1
 
     def advance(self, id: str) -> None:
-        """The subscriber's last id is now this one, whichever block it came in: it will resume from there."""
+        """Set the subscriber's last id, from any block. The subscriber will resume from it."""
         sequence = _position(id)
         if sequence is not None and self.next is not None and sequence >= self.next:
             self._pass(sequence + 1)
             self.next = sequence + 1
 
     def _pass(self, until: int) -> None:
-        """Account for what was not delivered before `until`."""
+        """Account for the events before `until` that were not delivered."""
         assert self.next is not None
         missing = sum(map(self.wants, range(self.next, until)))
         if missing and self.open_ended:
@@ -132,7 +132,7 @@ class Oracle:
         assert self.skipped <= self.told, f"{self.skipped} events missing before {until}, told of {self.told}"
 
     def finish(self) -> None:
-        """The server is idle and all that it sent has been read: everything has arrived, or been told as missed."""
+        """Check that each event was delivered or reported as missed, when the server is idle and all is read."""
         if self.next is None:
             return
         self._pass(len(self.published.events) + 1)

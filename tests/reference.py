@@ -1,6 +1,6 @@
 """Write the pages of the documentation that are generated from the code: `make reference`.
 
-Owns the form of these pages. `tests/test_reference.py` checks that the committed pages equal what this program writes.
+Owns the layout of these pages. `tests/test_reference.py` checks that the committed pages equal this program's output.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _entry(name: str, each: Field[Any]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return text in which an asterisk outside of code is no markup."""
+    """Escape the asterisks outside code, so that they are not markup."""
     parts = text.split("`")
     return "`".join(part.replace("*", "\\*") if place % 2 == 0 else part for place, part in enumerate(parts))
 

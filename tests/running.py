@@ -1,6 +1,6 @@
-"""Real processes for tests: a `relay serve` of one's own, other commands of `relay`, and small clients.
+"""Real processes for tests: a `relay serve` per test, other commands of `relay`, and small clients.
 
-Every wait is for something that can be awaited (a line, a byte, an answer, an exit) and bounded by `TIMEOUT_S`.
+Every wait is for an observable condition (a line, a byte, an answer, an exit), for at most `TIMEOUT_S`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from relay.sse import Decoder
 TIMEOUT_S = 30.0
 TOKEN = "a-token-for-tests"
 ASIDE_BYTES = 1 << 29 if "libasan" in os.environ.get("LD_PRELOAD", "") else 0
-"""What ASan, where the tests run under it, adds to a process: freed memory set aside, and its notes on the rest."""
+"""Memory that ASan adds to a process when the tests run under it: quarantined freed memory, and its metadata."""
 TCP_LISTEN = "0A"  # a state in /proc/net/tcp
 
 
 def free_port() -> int:
-    """Return a port that is free now, for a server that is started again on it.
+    """Return a free port for a server that a test restarts on the same port.
 
-    It is below the range from which the kernel takes the ports of outgoing connections, of which other tests have many.
+    The port is below the range that the kernel uses for outgoing connections. Other tests open many of those.
     """
     while True:
         port = random.randrange(20_000, 32_000)
@@ -48,7 +48,7 @@ def free_port() -> int:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Return this process's environment without settings of relay, and without proxies for this machine."""
+    """Return this process's environment without relay's settings, and without proxies for this machine."""
     ours = {variable(name) for name in SETTINGS} | {"RELAY_CONFIG"}
     kept = {name: text for name, text in os.environ.items() if name not in ours}
     return kept | {"NO_PROXY": "*", "no_proxy": "*"} | changes
@@ -60,7 +60,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def run(*arguments: str, input: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run `relay` to its end."""
+    """Run `relay` until it exits."""
     return subprocess.run(
         command(*arguments),
         input=input,
@@ -77,11 +77,11 @@ class Relay:
 
     Args:
         arguments: more settings, as flags.
-        stdin: what it reads as standard input.
-        environ: more variables.
-        before: a command that is given relay's own as arguments, and becomes it.
-        pass_fds: descriptors that it inherits.
-        context: what its clients speak TLS with, where it speaks TLS.
+        stdin: the standard input of the process.
+        environ: more environment variables.
+        before: a command that receives relay's command line as arguments and executes it.
+        pass_fds: descriptors that the process inherits.
+        context: the TLS context of the clients, if the server uses TLS.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Relay:
             env=environment(RELAY_PUBLISH_TOKEN=TOKEN, PYTHONWARNINGS="error") | dict(environ or {}),
             pass_fds=pass_fds,
         )
-        self.pid = self.process.pid  # of the process that serves: another one after an upgrade
+        self.pid = self.process.pid  # the process that serves; changes with each upgrade
         self.log: list[dict[str, Any]] = []
         self.port = 0
         self._serving = threading.Event()
@@ -113,12 +113,12 @@ class Relay:
 
     @property
     def url(self) -> str:
-        """Where it serves."""
+        """The URL of the server."""
         return f"{'https' if self.context else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def unix_path(self) -> Path:
-        """Where its feeders connect."""
+        """The path of the Unix socket."""
         [message] = [r["message"] for r in self.log if r["message"].startswith("feeders at unix:")]
         return Path(message.removeprefix("feeders at unix:"))
 
@@ -137,7 +137,7 @@ class Relay:
         self._serving.set()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and wait for the end; return the exit code."""
+        """Send a signal, wait for the exit and return the exit code."""
         if self.pid != self.process.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
@@ -146,7 +146,7 @@ class Relay:
         return self.wait()
 
     def kill_successors(self) -> None:
-        """Kill what took over from this process, however often; they hold its standard error open."""
+        """Kill all processes that replaced this one. They hold its standard error open."""
         for record in list(self.log):
             found = re.search(r"^relay .*, pid (\d+)$", record["message"])
             if found and int(found[1]) != self.process.pid:
@@ -156,24 +156,24 @@ class Relay:
                         os.kill(int(found[1]), signal.SIGKILL)
 
     def upgrade(self) -> None:
-        """Have the process replaced, and wait until the old one is gone and the new one serves."""
+        """Upgrade the process. Wait until the old process has exited and the new one serves."""
         count = len(self.messages("took over"))
         done = run("upgrade", str(self.pid))
         assert done.returncode == 0, (done.stderr, self.log)
         self.expect_successor(count + 1)
 
     def expect_successor(self, upgrades: int = 1) -> None:
-        """Wait until the process has been replaced so many times. Old and new process log that in either order."""
+        """Wait for this number of upgrades. The old and the new process log each upgrade in either order."""
         both = ("took over", "handed over")
         eventually(lambda: all(len(self.messages(each)) >= upgrades for each in both), "the new process serves")
         self.pid = int(self.messages("handed over")[-1].rpartition(" ")[2])
 
     def messages(self, beginning: str) -> list[str]:
-        """Return the messages in the log that begin so."""
+        """Return the log's messages that begin with this text."""
         return [record["message"] for record in list(self.log) if record["message"].startswith(beginning)]
 
     def wait(self) -> int:
-        """Wait for the end; return the exit code."""
+        """Wait for the exit and return the exit code."""
         code = self.process.wait(TIMEOUT_S)
         self._reader.join(TIMEOUT_S)
         if self.process.stderr is not None:
@@ -183,7 +183,7 @@ class Relay:
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        """Make one ordinary request; return status, headers (lower case) and body."""
+        """Make one ordinary request; return the status, the headers (names in lower case) and the body."""
         if self.context is None:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
         else:
@@ -196,7 +196,7 @@ class Relay:
             return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
 
     def publish(self, data: str, topic: str = "default", content_type: str = "text/plain") -> list[str]:
-        """Publish over HTTP; return the ids."""
+        """Publish over HTTP and return the ids."""
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": content_type}
         status, _, body = self.request("POST", f"/publish?topic={topic}", data.encode(), headers)
         assert status == 200, body
@@ -209,18 +209,18 @@ class Relay:
         return stats
 
     def metric(self, name: str) -> float:
-        """Return the sum of one metric's samples."""
+        """Return the sum of a metric's samples."""
         text = self.request("GET", "/metrics")[2].decode()
         values = re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
         assert values, f"no metric {name}"
         return sum(map(float, values))
 
     def open_descriptors(self) -> int:
-        """Return how many descriptors the process has open."""
+        """Return the number of open descriptors of the process."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def connections(self) -> int:
-        """Return how many TCP connections to its port the process has open."""
+        """Return the number of open TCP connections to the server's port in the process."""
         mine = set()
         for fd in os.listdir(f"/proc/{self.pid}/fd"):
             with contextlib.suppress(FileNotFoundError):
@@ -232,17 +232,17 @@ class Relay:
         )
 
     def memory_bytes(self) -> int:
-        """Return how much of the process is in memory."""
+        """Return the resident memory of the process."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
     def cpu_s(self) -> float:
-        """Return how much processor time the process has used."""
+        """Return the processor time that the process has used."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def eventually(condition: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> None:
-    """Wait for a condition that nothing tells of."""
+    """Poll until a condition holds. For conditions without a notification."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {what}"
@@ -251,7 +251,7 @@ def eventually(condition: Callable[[], bool], what: str, timeout_s: float = TIME
 
 @contextlib.contextmanager
 def relay(*arguments: str, **process: Any) -> Iterator[Relay]:
-    """Run a relay for the length of a test; arguments as for `Relay`."""
+    """Run a relay during a test. The arguments are those of `Relay`."""
     server = Relay(*arguments, **process)
     try:
         yield server
@@ -263,7 +263,7 @@ def relay(*arguments: str, **process: Any) -> Iterator[Relay]:
 
 
 def check_nothing_is_left(server: Relay) -> None:
-    """Close the test's streams; then the server holds no stream, no half-sent frame, no chunk and no connection."""
+    """Close the test's streams; check that the server then holds no stream, half-sent frame, chunk or connection."""
     for stream in list(OPEN_STREAMS):
         if stream.port == server.port:
             stream.close()
@@ -274,7 +274,7 @@ def check_nothing_is_left(server: Relay) -> None:
 
 
 def links(stats: dict[str, Any]) -> int:
-    """Return how many links over TCP a server has, up and down."""
+    """Return the number of TCP links of a server, in both directions."""
     return len(stats.get("edges", ())) + bool(stats.get("upstream", {}).get("linked"))
 
 
@@ -288,8 +288,8 @@ class Stream:
         port: of the server.
         query: after `/events?`.
         headers: more request headers.
-        receive_buffer: SO_RCVBUF, for clients that are to be slow.
-        context: what it speaks TLS with.
+        receive_buffer: SO_RCVBUF, for slow clients.
+        context: the TLS context, if the server uses TLS.
     """
 
     def __init__(
@@ -330,17 +330,17 @@ class Stream:
         self.take_bytes(rest)
 
     def take_bytes(self, data: bytes) -> None:
-        """Take what somebody else has read from the socket."""
+        """Accept bytes that other code has read from the socket."""
         self.raw += data
         self._events += self._decoder.feed(data)
 
     @property
     def last_event_id(self) -> str:
-        """What a client would come back with."""
+        """The last event id that a client would send to resume."""
         return self._decoder.last_event_id
 
     def read_until(self, mark: bytes) -> bytes:
-        """Read until these bytes have come; return all bytes so far."""
+        """Read until these bytes have arrived; return all bytes so far."""
         deadline_s = time.monotonic() + TIMEOUT_S
         while mark not in self.raw:
             data = self._receive(deadline_s, f"bytes {mark!r}")
@@ -353,7 +353,7 @@ class Stream:
         return self.take(1)[0]
 
     def take(self, count: int) -> list[Event]:
-        """Wait for some events."""
+        """Wait for `count` events."""
         deadline_s = time.monotonic() + TIMEOUT_S
         while len(self._events) < count:
             data = self._receive(deadline_s, f"{count} events, of which {len(self._events)} came: {self._events}")
@@ -377,12 +377,12 @@ class Stream:
             self.socket.settimeout(timeout_s)
 
     def events(self) -> list[Event]:
-        """Return the events that have been read."""
+        """Return the events that have been read so far."""
         events, self._events = self._events, []
         return events
 
     def rest(self) -> list[Event]:
-        """Read to the end of the connection; return the events that are left."""
+        """Read to the end of the connection; return the remaining events."""
         deadline_s = time.monotonic() + TIMEOUT_S
         while data := self._receive(deadline_s, "the end of the stream"):
             self.take_bytes(data)
@@ -413,7 +413,7 @@ class Feeder:
         self._answers = self.socket.makefile("rb")
 
     def send(self, *lines: dict[str, Any] | bytes) -> None:
-        """Write lines."""
+        """Write some lines."""
         self.socket.sendall(
             b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
         )
@@ -424,7 +424,7 @@ class Feeder:
         return line
 
     def publish(self, **fields: Any) -> str:
-        """Publish one event and wait for its acknowledgement; return the id."""
+        """Publish one event, wait for its acknowledgement and return the id."""
         self.send({**fields, "ack": 1})
         answer = self.answer()
         assert "id" in answer, answer

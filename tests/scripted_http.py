@@ -1,4 +1,4 @@
-"""A small HTTP server that answers as a test has written down, one connection after the other."""
+"""A small HTTP server that gives scripted answers, one connection at a time."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 HOLD = "hold"
-"""Instead of more bytes: keep the connection until the client closes it."""
+"""A part of a script that sends nothing and keeps the connection open until the client closes it."""
 
 Part = bytes | str
-"""Bytes are sent; `HOLD` waits."""
+"""A part of a script: bytes are sent; `HOLD` waits."""
 
 
 def answer(
     status: int = 200, headers: str = "Content-Type: text/event-stream\r\n", body: bytes = b""
 ) -> bytes:
-    """Write an answer that ends with the connection."""
+    """Build a response whose body ends when the connection closes."""
     return f"HTTP/1.1 {status} Reason\r\n{headers}Connection: close\r\n\r\n".encode() + body
 
 
 @dataclass
 class Scripted:
-    """What the server is and what it saw."""
+    """The server's address and the requests that it received."""
 
     url: str
     requests: list[str] = field(default_factory=list)
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
 
     def header(self, place: int, name: str) -> str | None:
-        """Return a header of the request at that place."""
+        """Return a header of the request with this index."""
         for line in self.requests[place].split("\r\n")[1:]:
             found, _, value = line.partition(":")
             if found.lower() == name.lower():
@@ -38,13 +38,13 @@ class Scripted:
         return None
 
     def path(self, place: int) -> str:
-        """Return the target of the request at that place."""
+        """Return the target of the request with this index."""
         return self.requests[place].split(" ")[1]
 
 
 @contextlib.asynccontextmanager
 async def scripted(*scripts: Sequence[Part]) -> AsyncIterator[Scripted]:
-    """Serve one script a connection; what comes after the last gets 204, which ends a client's tries."""
+    """Serve one script per connection. Later connections receive 204, which stops a client's retries."""
     remaining = list(scripts)
     serving: set[asyncio.Task[None] | None] = set()
 

@@ -1,4 +1,4 @@
-"""`relay.backoff`: waits double up to a limit, are multiplied by the jitter, and start again after a reset."""
+"""`relay.backoff`: delays double up to a limit, are multiplied by the jitter, and restart after a reset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`relay.cli`: `relay` is `relay serve`, and an error is one line with an exit code.
+"""`relay.cli`: `relay` means `relay serve`; an error is one line and an exit code.
 
 Covers `relay.__main__`.
 """
@@ -26,7 +26,7 @@ from tests.running import relay, run
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """What would have been served, in an environment without settings."""
+    """Collect the configurations that the command line would serve, in an environment without settings."""
     for name in list(os.environ):
         if name.startswith("RELAY_") and name != "RELAY_ENGINE":
             monkeypatch.delenv(name)

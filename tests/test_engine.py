@@ -1,4 +1,4 @@
-"""What an engine of streams writes, to whom, and how streams end."""
+"""The engine of streams: the bytes that it writes, the streams that receive them, and the ways in which streams end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_chunk_of_one_frame_is_that_frame_and_not_a_copy(twin: EngineTypes) ->
 
 
 def connected(*, receive_buffer: int) -> tuple[socket.socket, socket.socket]:
-    """Connect two sockets by TCP: a stream's, and that of a subscriber with this receive buffer."""
+    """Connect two TCP sockets: one for a stream, and one for a subscriber with this receive buffer."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         ours = socket.create_connection(listener.getsockname())
@@ -46,7 +46,7 @@ def connected(*, receive_buffer: int) -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-# Behind
+# Lagging
 
 
 def test_a_new_stream_is_open_and_behind_and_remembers_what_it_was_added_with(rig: Rig) -> None:
@@ -97,7 +97,7 @@ def test_a_short_write_keeps_the_rest_of_one_frame_and_goes_on_there(rig: Rig) -
     assert rig.engine.deliveries == cursor - 1
     first = rig.read(handle)
     assert rig.engine.bytes == len(first)
-    # Nothing but the frame that is half sent is still to come.
+    # Only the rest of the half-sent frame follows.
     assert rig.engine.write(handle, None, 0.0)
     begun = b"head" + b"".join(FRAMES[: cursor - 1])
     assert first + rig.read(handle) == begun
@@ -513,7 +513,7 @@ def test_a_close_after_some_input_is_the_clients(rig: Rig) -> None:
 
 
 def test_a_closed_stream_whose_socket_lives_on_elsewhere_is_heard_of_no_more(rig: Rig) -> None:
-    """The handshake's transport closes its own descriptor of the socket after the engine may have closed its own."""
+    """The transport of the handshake may close its duplicate of the descriptor after the engine has closed its own."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         handle = rig.engine.add(os.dup(ours.fileno()), None, None, 1, b"", 0.0)
@@ -553,7 +553,7 @@ def test_another_engine_goes_on_with_the_streams_where_this_one_stopped(rig: Rig
     assert list(packed) == [live, half, closing, ended]
     assert [rest[4] for rest in packed.values()] == [None, None, "slow", "drain"]
     assert (packed[live][1:3], packed[half][1]) == ((1, b""), cursor)
-    assert packed[half][3] == pytest.approx(7.0, abs=0.01)  # kept as a float
+    assert packed[half][3] == pytest.approx(7.0, abs=0.01)  # stored as a float
     other = rig.twin.engine(DISCARD_BYTES_MAX)
     adopted = {}
     for handle, (fd, its_cursor, pending, written_s, _) in packed.items():
@@ -589,7 +589,7 @@ def test_heartbeats_go_only_to_live_streams_that_were_idle(rig: Rig) -> None:
     assert [rig.read(handle) for handle in (idle, busy, behind)] == [b"", b"", b""]
     assert rig.engine.heartbeat(b":\n", 0, 15.0, 116.0, FOREVER_S) == 0
     assert [rig.read(handle) for handle in (idle, busy, behind)] == [b":\n", b"", b""]
-    # A heartbeat is a write too.
+    # A heartbeat also counts as a write.
     assert rig.engine.heartbeat(b":\n", 0, 15.0, 126.0, FOREVER_S) == 0
     assert [rig.read(handle) for handle in (idle, busy, behind)] == [b"", b":\n", b""]
 
@@ -741,7 +741,7 @@ def test_a_stream_closed_with_input_unread_still_gets_its_tail(rig: Rig) -> None
 
 
 def test_a_client_that_goes_on_sending_and_reads_later_still_gets_its_tail(rig: Rig) -> None:
-    """What arrives at a closed socket is answered with a reset, which takes the tail away that has not left yet."""
+    """A closed socket answers data with a reset, which discards the unsent tail."""
     ours, theirs = connected(receive_buffer=SEND_BUFFER)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
     tail = b"".join(b"%07d\n" % number for number in range(8000))

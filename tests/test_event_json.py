@@ -1,4 +1,4 @@
-"""Events from JSON: data stays as it was written, and what is not JSON is refused with its place.
+"""Events from JSON: data keeps its original text, and invalid JSON is rejected with its position.
 
 Covers `relay._native.jsontext`.
 """
@@ -26,7 +26,7 @@ NUMBERS = ["0.12345678901234567890", "12345678901234567890.5", "-0", "10.10", "1
 
 @pytest.fixture(params=NAMES)
 def compact(request: pytest.FixtureRequest) -> Callable[[bytes, int], bytes]:
-    """Return `compact_json` of each twin."""
+    """Return `compact_json` of each implementation."""
     function: Callable[[bytes, int], bytes] = load(request.param, "jsontext").compact_json
     return function
 

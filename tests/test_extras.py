@@ -1,4 +1,4 @@
-"""`relay.extras`: an optional dependency that is missing is reported with the command that installs it."""
+"""`relay.extras`: the error for a missing optional dependency names the command that installs it."""
 
 from __future__ import annotations
 

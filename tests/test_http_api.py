@@ -1,4 +1,4 @@
-"""The OpenAPI document is true: a real server answers every path, method and status it names, and has no other path."""
+"""The OpenAPI document is correct: a real server gives every documented status, and serves no other path."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OPERATIONS: list[Operation] = [
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 JSON = BEARER | {"Content-Type": "application/json"}
 ENDS: dict[str, str] = {}
-"""The id of the last event of each topic that has ended."""
+"""The id of the last event of each ended topic."""
 
 
 def token() -> Headers:
@@ -86,7 +86,7 @@ Case = Callable[[Servers], Answer]
 
 
 def ask(server: Relay, method: str, path: str, headers: Headers | None = None, body: bytes | None = None) -> Answer:
-    """Make one request, and read its body unless it is a stream that goes on."""
+    """Make one request. Read its body, except for a stream that stays open."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT_S)
     with contextlib.closing(connection):
         connection.request(method, path, body, headers or {})
@@ -105,7 +105,7 @@ def events(count: int) -> bytes:
 
 
 def ended(servers: Servers, path: str) -> Answer:
-    """Come back to a topic that has ended, after its last event."""
+    """Resume an ended topic after its last event."""
     topic = "match" if path.endswith("{topic}") else "game"
     body = json.dumps({"topic": topic, "event": "relay.end", "data": ""}).encode()
     status, _, answer = publish(servers.jwt, body)
@@ -123,7 +123,7 @@ def publish_after_the_end(servers: Servers) -> Answer:
 
 
 def too_fast(servers: Servers) -> Answer:
-    """Publish more than the rate allows: the first request may take the burst."""
+    """Publish faster than the rate allows. The first request may use the burst."""
     publish(servers.open, events(15))
     return publish(servers.open, events(15))
 
@@ -144,7 +144,7 @@ def over_the_limit(servers: Servers, path: str) -> Answer:
 
 
 def stream_cases(path: str) -> dict[Operation, Case]:
-    """Return what gives each answer of a stream's path."""
+    """Return the cases that produce each answer of a stream's path."""
     own = path.replace("{topic}", "orders.eu")
 
     def opened(servers: Servers) -> Answer:

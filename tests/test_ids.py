@@ -1,4 +1,4 @@
-"""Which ids a publisher may use."""
+"""The ids that a publisher may use."""
 
 from __future__ import annotations
 

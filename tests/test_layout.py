@@ -1,4 +1,4 @@
-"""The source tree keeps its rules: unique class names, tests for each module, bounded modules, one way of imports."""
+"""The source tree keeps its rules: unique class names, tests for each module, short modules, one import direction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests import ROOT
 
 LINES_MAX = 400
 REASON = "longer than 400 lines because"
-"""What the docstring of a longer module says, before its reason."""
+"""The phrase in the docstring of a longer module that precedes its reason."""
 
 
 def modules(*folders: str) -> list[Path]:

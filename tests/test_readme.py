@@ -1,7 +1,7 @@
-"""What README and the documentation show works as it is typed: commands, and examples in Python and JavaScript.
+"""The README and the documentation are correct: commands, and examples in Python and JavaScript, work as printed.
 
-A shell block that names something of the reader's own (another machine, a key, a process) is not run; only its settings
-are checked. Every other block either starts a server, or is run to its end beside one.
+Shell blocks that need the reader's own resources (another machine, a key, a process) are not run. For those, only the
+settings are checked. Every other block starts a server, or runs to its end beside one.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(language: str) -> list[str]:
-    """Return the blocks in one language of all documents, each once."""
+    """Return the blocks in one language from all documents, without duplicates."""
     found = [block for path in DOCUMENTS for block in _BLOCK.findall(path.read_text())]
     return list(dict.fromkeys(text for name, text in found if name == language))
 
 
 def serve_commands() -> list[str]:
-    """Return every command line that starts a server, without what is around it."""
+    """Return every command line that starts a server, without the surrounding lines."""
     found = []
     for block in blocks("sh"):
         for line in block.replace("\\\n", " ").splitlines():
@@ -54,7 +54,7 @@ def serve_commands() -> list[str]:
 
 
 def runnable(*, starts: bool) -> list[str]:
-    """Return the shell blocks that need nothing of the reader's own, and do or do not start a server."""
+    """Return the shell blocks that need none of the reader's own resources, and that do or do not start a server."""
     own = [block for block in blocks("sh") if not any(mark in block for mark in OF_THE_READER)]
     return [block for block in own if bool(_STARTS.search(block)) == starts]
 
@@ -80,7 +80,7 @@ def test_no_text_installs_the_other_relay_or_lacks_its_environment() -> None:
     # `relay` on PyPI is another project. pyproject.toml may name this project's own extras.
     folders = (ROOT / name for name in ("relay", "bench", "loadtest", "deploy", "docs", "examples"))
     paths = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".md", ".service")]
-    paths = [path for path in paths if ".installed" not in path.parts]  # the peers: programs of others
+    paths = [path for path in paths if ".installed" not in path.parts]  # peers are programs of other projects
     assert len(paths) > 50
     for path in (*paths, *ROOT.glob("*.md"), ROOT / "Makefile"):
         text = path.read_text()
@@ -98,7 +98,7 @@ def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
 
 @contextlib.contextmanager
 def shell(script: str, folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a block as it is typed, but at another port, with `relay` and `python` on the path."""
+    """Run a block as printed, but on another port, with `relay` and `python` on the path."""
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "activate").write_text("")
     for name, module in (("relay", "-m relay "), ("python", "")):
@@ -126,7 +126,7 @@ def shell(script: str, folder: Path, port: int) -> Iterator[subprocess.Popen[byt
 
 
 def read_until(process: subprocess.Popen[bytes], mark: bytes) -> bytes:
-    """Read a process's output until a text has come."""
+    """Read a process's output until a text appears."""
     assert process.stdout is not None
     deadline_s = time.monotonic() + TIMEOUT_S
     output = b""

@@ -1,4 +1,4 @@
-"""The pages of reference say what the code does: settings, close reasons, /stats."""
+"""The reference pages match the code: settings, close reasons, /stats."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPTIONAL_STATS = {"edges", "upstream", "worker_restarts", "workers"}
 
 
 def names(page: str, section: str = "") -> set[str]:
-    """Return what the first column of a page's tables names."""
+    """Return the names in the first column of a page's tables."""
     text = (PAGES / page).read_text().partition(section)[2] if section else (PAGES / page).read_text()
     rows = re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE)
     return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
@@ -76,7 +76,7 @@ def test_the_page_of_stats_lists_every_field() -> None:
 
 
 def pages(nav: list[Any]) -> list[str]:
-    """Return the pages of a navigation, with those of its sections."""
+    """Return the pages of a navigation, with the pages of its sections."""
     found: list[str] = []
     for each in nav:
         found += [each] if isinstance(each, str) else [page for part in each.values() for page in pages(part)]
@@ -84,7 +84,7 @@ def pages(nav: list[Any]) -> list[str]:
 
 
 def test_each_page_is_in_the_navigation_and_each_file_that_it_links_exists() -> None:
-    # `make docs` checks the links between pages, and not these.
+    # `make docs` checks the links between pages, but not these links.
     docs = ROOT / "docs"
     nav = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
     assert sorted(nav) == sorted(str(path.relative_to(docs)) for path in docs.rglob("*.md"))

@@ -1,4 +1,4 @@
-"""The rules of the event stream (WHATWG HTML 9.2), held against each twin of the codec."""
+"""The rules of the event stream (WHATWG HTML 9.2), checked for each implementation of the codec."""
 
 from __future__ import annotations
 
@@ -334,7 +334,7 @@ def test_a_block_that_is_refused_costs_no_other(codec: Codec, size: int) -> None
             refusals += 1
     assert refusals == 1
     assert events + decoder.feed(b"") == [Event("a", id="1"), Event("b"), Event("c")]
-    # Its last id counts, before or after what was too large: a client does not ask for it again.
+    # The last id in the rejected block counts, so that a client does not request the block again.
     assert decoder.last_event_id == "3"
 
 

@@ -1,4 +1,4 @@
-"""Topics and patterns: what they may look like, and what matches."""
+"""Topics and patterns: their syntax, and the topics that they match."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ PATTERNS = st.lists(st.sampled_from(["a", "b", "*"]), max_size=4).flatmap(
 def test_a_tree_finds_what_holding_each_pattern_against_the_topic_finds(
     terms: list[str], removed: list[str], topic: str, other: str
 ) -> None:
-    """Whatever was added and removed again; of a term that is a pattern, it finds those that match all that it does."""
+    """Terms are added and removed. For a pattern, the tree finds the terms that match every topic that it matches."""
     tree: TermTree[str] = TermTree()
     for term in terms:
         tree.add(term, term)
@@ -160,7 +160,7 @@ def test_a_value_that_several_patterns_share_is_found_until_the_last_is_removed(
 def test_terms_are_made_disjoint_without_holding_each_topic_against_each_pattern(
     patterns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The work grows with the topics, and with the square of the patterns alone."""
+    """The work grows with the number of topics, and with the square of the number of patterns only."""
     compared: list[tuple[str, str]] = []
 
     def counted(first: str, second: str) -> bool:
@@ -174,7 +174,7 @@ def test_terms_are_made_disjoint_without_holding_each_topic_against_each_pattern
 
 
 def covering(terms: Iterable[str], topic: str) -> list[str]:
-    """Return those of the terms that match a topic, by a tree of them."""
+    """Return the terms that match a topic, found by a tree of the terms."""
     tree: TermTree[str] = TermTree()
     for term in terms:
         tree.add(term, term)

@@ -1,4 +1,4 @@
-"""Which implementations are tested: the native one alone, or the compiled one too."""
+"""The implementations under test: the native one alone, or also the compiled one."""
 
 from __future__ import annotations
 
