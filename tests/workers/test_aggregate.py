@@ -9,6 +9,7 @@ import msgspec
 import orjson
 from prometheus_client import CollectorRegistry, Counter
 
+from relay.telemetry.stats_schema import DedupStats, LogStats
 from relay.workers import aggregate
 from relay.workers.hub_end import Downlink
 
@@ -24,13 +25,18 @@ COUNTS = (
     "gc_objects",
 )
 
+LOG, DEDUP = LogStats.__struct_fields__, DedupStats.__struct_fields__
+
 
 def part(count: int, lag_events: int, **topics: int) -> bytes:
     """Return the /stats of one process: each count has the same value."""
     stats: dict[str, Any] = dict.fromkeys(COUNTS, count)
+    stats |= {"version": "1", "engine": "native", "ready": True, "events": 0, "topics_total": 0, "store": None}
+    stats |= {"log": dict.fromkeys(LOG, 0), "dedup": dict.fromkeys(DEDUP, 0)}
     stats |= {"uptime_s": 1.0, "policy_actions": {"drop": count}, "closes": {}, "resumes": {}, "held": {}}
     stats["topics"] = [{"topic": name, "subscribers": n, "retained": n} for name, n in topics.items()]
-    stats["slowest"] = [{"lag_events": lag_events}]
+    slow = {"address": "127.0.0.1", "topics": ["a"], "policy": "block", "lag_bytes": 1, "lag_s": 1.0}
+    stats["slowest"] = [slow | {"lag_events": lag_events}]
     return orjson.dumps(stats)
 
 
