@@ -1,6 +1,6 @@
-"""The errors of relay: one base class, and one class for each party that can be wrong.
+"""The errors of relay: one base class, and one class for each party that can make a mistake.
 
-Owns the exception types; never logs and never formats a response.
+Owns the exception types. Never logs and never formats a response.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from relay.limits import Limit
 
 RETRY_SOON = (("Retry-After", "2"),)
-"""Headers of a refusal that is over in a moment: a drain, a held topic."""
+"""Headers of a short refusal: a drain, or a topic whose publishers wait."""
 
 RETRY_LATER = (("Retry-After", "5"),)
-"""Headers of a refusal that somebody has to go for: the server, or one address or subject, is full."""
+"""Headers of a refusal that lasts until a stream closes: the server, an address or a subject is at its limit."""
 
 
 class RelayError(Exception):
@@ -19,11 +19,11 @@ class RelayError(Exception):
 
 
 class LostError(RelayError):
-    """A server cannot be reached now, or its connection is lost; a new attempt may succeed.
+    """A server cannot be reached, or its connection is lost. A new attempt may succeed.
 
     Args:
-        reason: why.
-        asked_s: the wait that the server asked for.
+        reason: the cause, for a log line.
+        asked_s: the wait in seconds that the server asked for.
     """
 
     def __init__(self, reason: str, asked_s: float = 0.0) -> None:
@@ -36,15 +36,15 @@ class ConfigError(RelayError):
 
 
 class EventError(RelayError):
-    """A publisher's event cannot be taken; `field` names the part that is wrong.
+    """A publisher's event is rejected. `field` names the wrong part.
 
     Args:
         field: name of the field (`data`, `event`, `id`, `retry`, `key`, `topic`), or `event` for the whole.
-        reason: what is wrong with it, without the field's name.
+        reason: the fault, without the field's name.
     """
 
     status = 400
-    """What it is over HTTP."""
+    """The HTTP status of this error."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(field, reason)
@@ -65,10 +65,10 @@ class EndedError(EventError):
 
 
 class RequestError(RelayError):
-    """A client's request is refused.
+    """A client's request is rejected.
 
     Args:
-        status: HTTP status code, 400 to 599; 204 where there will never be anything again.
+        status: HTTP status code, 400 to 599; 204 if no event can follow.
         reason: one line for the response's body.
         headers: extra response headers (`Allow`, `Retry-After`).
         limit: the limit that the request exceeds; None if the reason is another.

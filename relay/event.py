@@ -1,6 +1,6 @@
-"""The event: what a publisher hands in and a decoder hands out.
+"""The event as a value, as publishers send it and decoders return it.
 
-Owns the value; never knows bytes of the stream, topics' rules or time.
+Owns this value. Never knows the bytes of a stream, the rules of topics or the time.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         data: a string, sent as it is; `msgspec.Raw`, which is JSON text and sent as it is; or any JSON value, sent as
             compact JSON; UNSET for an event without data, which dispatches nothing.
         event: the event type of WHATWG HTML 9.2.6; None for `message`.
-        id: the event's id; None lets the log give one. As decoded, None where the block had no `id` field.
+        id: the event's id; None lets the log assign one. A decoder sets None if the block had no `id` field.
         retry: reconnection time in milliseconds.
-        key: what `conflate` keeps the newest of; None stands for the topic itself.
-        topic: where it is published; None lets the source choose.
-        dedup: what tells it from the topic's other events: one seen before is not published again.
+        key: the policy `conflate` keeps the newest event of each key; None stands for the topic.
+        topic: the topic to publish on; None lets the source choose.
+        dedup: identifies the event within its topic. An event with a known key is not published again.
     """
 
     data: Any = msgspec.UNSET

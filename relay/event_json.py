@@ -1,12 +1,12 @@
 """Events from JSON: an object with the fields of `Event`, from a feeder's line or a request's body.
 
-The rule for JSON input, whatever the source: it is UTF-8, a byte order mark before it is skipped, and anything that is
-not JSON (RFC 8259) is refused with its place. That includes NaN, an escaped lone surrogate and nesting deeper than
-`DEPTH_MAX`. Data that is not a string stays as it was written, without the white space between its tokens. So numbers
-keep their digits and signs, and of two members with one name both stay. Text input (`decode_text`) is
-decoded as WHATWG Encoding says: bytes that are not UTF-8 become U+FFFD.
+All sources read JSON by the same rule. It is UTF-8, and a byte order mark at its start is skipped. Text that is not
+JSON (RFC 8259) is rejected, and the error names the place. This includes NaN, an escaped lone surrogate and nesting
+deeper than `DEPTH_MAX`. Data that is not a string is copied as it was written, without the white space between its
+tokens. So numbers keep their digits and signs, and two members with the same name are both kept. Text input
+(`decode_text`) is decoded by WHATWG Encoding: bytes that are not UTF-8 become U+FFFD.
 
-Owns this rule and the words of its errors. Never decides where an event goes.
+Owns this rule and the text of its errors. Never decides where an event is published.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from relay.event import Event
 from relay.speedups import json_data
 
 DEPTH_MAX = 512
-"""Objects and arrays that may be open at one place of an event's data."""
+"""Levels to which the objects and arrays of an event's data may be nested."""
 
 BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for text that is not JSON, or not of the type asked for."""
+"""The exceptions of msgspec for text that is not JSON, or has the wrong type."""
 
-# A pair of surrogates or an escaped character is passed over; a surrogate that is left is lone.
+# A pair of surrogates or an escaped character is skipped. Any other surrogate is lone.
 _LONE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
 )
 
 
 class _WrittenEvent(Event, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """An event as JSON has it: `data` is text until `take_data` is called."""
+    """A decoded event whose `data` is still JSON text, until `take_data` is called."""
 
     data: msgspec.Raw = msgspec.Raw()
 
@@ -48,7 +48,7 @@ def take_data(event: Event) -> None:
     """Turn an event's data from JSON text into a string, or into compact JSON.
 
     Args:
-        event: just decoded, so that nobody else has it yet.
+        event: just decoded, and not shared with other code yet.
 
     Raises:
         EventError: the data is nested too deeply.
@@ -80,7 +80,7 @@ def parse_events(text: bytes) -> list[Event]:
 
 
 def json_error(error: Exception, text: bytes) -> EventError:
-    """Say what is wrong with JSON text, and where.
+    """Return an error that describes a fault in JSON text and its place.
 
     Args:
         error: one of `BAD_JSON`.
@@ -102,7 +102,7 @@ def json_error(error: Exception, text: bytes) -> EventError:
         return EventError(path.rstrip("`").lstrip(".") or "event", reason)
     if "truncated" not in message:
         return _not_json(message.removeprefix("JSON is malformed: "))
-    # msgspec says so of a lone surrogate too.
+    # msgspec reports a lone surrogate as truncated too.
     lone = next((match for match in _LONE.finditer(text) if match["lone"]), None)
     if lone is not None and _is_whole(text):
         return _not_json(f"lone surrogate {lone['lone'].decode()} at byte {lone.start()}")
@@ -124,7 +124,7 @@ def _finished(event: _WrittenEvent) -> Event:
 
 
 def _is_whole(text: bytes) -> bool:
-    """Tell whether the JSON text is complete; the standard library takes lone surrogates."""
+    """Return whether the JSON text is complete. The standard library accepts lone surrogates."""
     try:
         json.loads(text)
     except (ValueError, RecursionError):

@@ -1,12 +1,12 @@
-"""Ids: which ones a publisher may use, and the ways in which a client may send one back.
+"""Ids: the rules for the ids of publishers, and the spellings in which clients send an id back.
 
 Theory of operation. A client sends back the last id in a header or in the query. On the way, browsers write UTF-8,
 fetch and Node write Latin-1, proxies trim white space, and forms write a space as `+`. Printable ASCII without a space
 at either end survives all of that, so only such ids are accepted. Files of earlier versions and upstreams may hold
-others. Therefore a last id is read into all texts that the bytes may stand for, and an impossible one is just unknown:
-an `EventSource` that is answered 400 never comes back.
+other ids. Therefore a last id is read into all texts that its bytes may represent. An impossible id counts as unknown
+and is not an error, because an `EventSource` that receives 400 never reconnects.
 
-Owns these rules; pure functions.
+Owns these rules, as pure functions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 from relay.errors import EventError, RequestError
 
 ID_CHARACTERS_MAX = 1024
-"""Longest id of a publisher: it has to come back in a request head, and in gaps."""
+"""Longest id of a publisher. It must fit into a request head and into gap events."""
 
 LAST_ID_NAMES = ("lastEventId", "lastEventID", "Last-Event-ID", "last_event_id", "evs_last_event_id")
 """Query names of the last id: of EventSource polyfills, of Mercure now and formerly, and of amvtek's polyfill."""
@@ -27,22 +27,22 @@ SINCE = (
     "earliest, latest, a duration (30s, 5m, 1h30m), a date-time (2026-01-31T12:00:00Z), Unix time (9 to 11 digits are "
     "seconds, 12 to 14 milliseconds), or the id of a retained event of these topics"
 )
-"""What `since` accepts, as an error says it."""
+"""The accepted values of `since`, for error messages."""
 
 _TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 _DEFAULT = re.compile(r"[0-9a-f]{8}-[0-9]+")
 
 
 def survives(id: str) -> bool:
-    """Tell whether every client can send this id back unchanged."""
+    """Return whether every client can send this id back unchanged."""
     return len(id) <= ID_CHARACTERS_MAX and _TEXT.fullmatch(id) is not None
 
 
 def check_id(id: str) -> None:
-    """Check the id that a publisher gives to its event.
+    """Check an id that a publisher chose.
 
     Raises:
-        EventError: a client could not send it back, or it has the form of a default id, of this epoch or another.
+        EventError: a client could not send it back, or it has the form of a default id, of any epoch.
     """
     if len(id) > ID_CHARACTERS_MAX:
         raise EventError("id", f"has {len(id)} characters; at most {ID_CHARACTERS_MAX} are allowed")
@@ -55,14 +55,14 @@ def check_id(id: str) -> None:
 
 
 def may_keep(id: str, epoch: str) -> bool:
-    """Tell whether an event of another server may keep its id in the log of this epoch."""
+    """Return whether an event of another server may keep its id in the log of this epoch."""
     return survives(id) and not id.startswith(f"{epoch}-")
 
 
 def readings(value: bytes) -> tuple[str, ...]:
-    """Return the ids that the bytes of a header value may stand for; none for an empty value.
+    """Return the ids that the bytes of a header value may represent; none for an empty value.
 
-    A reading that is longer than any id is cut, but stays longer than any id.
+    A text that is longer than every valid id is cut, but stays longer than every valid id.
     """
     texts = [value.decode("latin-1")]
     if not value.isascii():
@@ -72,7 +72,7 @@ def readings(value: bytes) -> tuple[str, ...]:
 
 
 def query_readings(value: str) -> tuple[str, ...]:
-    """Return the ids that a raw query value may stand for: `+` is a space in a form, and a plus elsewhere."""
+    """Return the ids that a raw query value may represent: `+` is a space in a form, and a plus elsewhere."""
     plus, space = unquote_to_bytes(value), unquote_to_bytes(value.replace("+", " "))
     return tuple(dict.fromkeys((*readings(plus), *readings(space))))
 

@@ -1,7 +1,7 @@
-"""The choice between the compiled twins (`relay._speedups`) and the Python ones (`relay._native`).
+"""The choice between the compiled implementation (`relay._speedups`) and the one in Python (`relay._native`).
 
-Owns that choice, which RELAY_ENGINE makes: `speedups`, `native`, or `auto` for the compiled ones where they
-are built. The only importer of either.
+Owns this choice. RELAY_ENGINE makes it: `speedups`, `native`, or `auto` for the compiled implementation if it is built.
+No other module imports either.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _choose(wanted: str) -> str:
 
 
 ENGINE = _choose(os.environ.get("RELAY_ENGINE") or "auto")
-"""The twin in use: `speedups` or `native`."""
+"""The implementation in use: `speedups` or `native`."""
 
 if TYPE_CHECKING or ENGINE == "speedups":
     from relay._speedups import Chunk, Decoder, Engine, Members, counters, encode_event, json_data

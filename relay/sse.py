@@ -1,7 +1,7 @@
 """The codec of the event stream: `Event` values to frames, and bytes to `Event` values (WHATWG HTML 9.2).
 
-Owns what a value becomes on the wire; sans-IO: bytes and values only, no topics, no sockets, no clock. The
-work is done by the twin that `relay.speedups` chose.
+Owns the wire format, sans-IO: bytes and values, no topics, no sockets, no clock. The implementation that
+`relay.speedups` chose does the work.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def encode(event: Event, id: str | None, bytes_max: int) -> bytes:
     """Encode one event as one frame.
 
     Args:
-        event: a string as data is sent as it is, and so is `Raw`; any other JSON value as compact JSON.
-        id: the id to give it when it has none of its own.
+        event: data that is a string or `Raw` is sent unchanged, any other JSON value as compact JSON.
+        id: the id for an event without one.
         bytes_max: largest frame, in bytes.
 
     Raises:
-        EventError: a field that the format cannot carry unchanged; `data` when the frame is too large.
+        EventError: the format cannot carry a field unchanged; the field is `data` if the frame is too large.
     """
     data = event.data
     if not isinstance(data, str):
@@ -40,7 +40,7 @@ def encode(event: Event, id: str | None, bytes_max: int) -> bytes:
 
 
 def comment(text: str) -> bytes:
-    """Encode a comment: one line, and no empty one, which some clients take for an event.
+    """Encode a comment as one line. No empty line follows, because some clients would read an empty event.
 
     Raises:
         EventError: the text has a line end, or a lone surrogate.
@@ -54,7 +54,7 @@ def comment(text: str) -> bytes:
 
 
 def priming(retry_ms: int, id: str) -> bytes:
-    """Encode the block that tells a new stream how soon to reconnect and from where; it dispatches nothing.
+    """Encode the block that gives a new stream its reconnection time and its first id. It dispatches no event.
 
     Raises:
         EventError: as for an event's `retry` and `id`.

@@ -1,11 +1,11 @@
 """Topics and the patterns that subscribe to many of them.
 
-Owns the syntax of topics and patterns, and the rule that decides whether a pattern matches a topic. Knows no log and
-no stream.
+Owns the syntax of topics and patterns, and the rule that decides whether a pattern matches a topic. Never knows a log
+or a stream.
 
-A topic is text in levels split at ".": `orders.eu.created`. A term is what a stream subscribes to, a topic or
-a pattern. In a pattern `*` stands for exactly one level, and `**`, which may only come last, for one level or
-more; so `**` alone is every topic. `*` is kept for patterns: no topic contains it.
+A topic is text in levels that are separated by ".": `orders.eu.created`. A term is a topic or a pattern that a stream
+subscribes to. In a pattern, `*` matches exactly one level. `**` matches one or more levels and must come last, so `**`
+alone matches every topic. No topic contains `*`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Generic, TypeVar
 from relay.errors import EventError
 
 JOINT = "\n"
-"""Between patterns that were joined to one; no topic contains it."""
+"""Separates patterns that are joined into one term; no topic contains it."""
 
 TOPIC_BYTES_MAX = 256
-"""Longest topic or pattern in UTF-8; it is stored once a topic, and repeated in each line of a feeder."""
+"""Longest topic or pattern in UTF-8. It is stored once per topic, and repeated in each line of a feeder."""
 
-# Nearly every topic there is; what does not match goes through the rules one by one.
+# Matches nearly every topic. Others are checked rule by rule.
 _PLAIN = re.compile(r"[0-9A-Za-z_:/@-]+(?:\.[0-9A-Za-z_:/@-]+)*")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-"""A control character, which neither a topic nor a setting contains."""
+"""A control character. Topics and settings contain none."""
 
 
 def check_topic(name: str) -> str:
@@ -49,7 +49,7 @@ def check_topic(name: str) -> str:
 
 
 def check_term(text: str) -> str:
-    """Check a topic or pattern that a stream asks for.
+    """Check a topic or pattern that a stream requests.
 
     Args:
         text: at most 256 bytes of UTF-8.
@@ -58,7 +58,7 @@ def check_term(text: str) -> str:
         The text.
 
     Raises:
-        EventError: as for a topic; or a `*` does not stand alone in its level, or a `**` does not come last.
+        EventError: as for a topic; or `*` is not alone in its level, or `**` is not the last level.
     """
     if "*" not in text:
         return check_topic(text)
@@ -72,7 +72,7 @@ def check_term(text: str) -> str:
 
 
 def is_pattern(term: str) -> bool:
-    """Tell whether a checked term is a pattern."""
+    """Return whether a checked term is a pattern."""
     return "*" in term
 
 
@@ -120,7 +120,7 @@ class TermTree(Generic[Value]):
             (node.ends_wild if wild else node.ends)[value] = None
 
     def remove(self, term: str, value: Value) -> None:
-        """Remove what was added with the same arguments, and the nodes that nothing else needs."""
+        """Undo `add` with the same arguments, and remove the nodes that are empty then."""
         for each in term.split(JOINT):
             levels = each.split(".")
             wild = levels[-1] == "**"
@@ -136,10 +136,9 @@ class TermTree(Generic[Value]):
                 del node.children[levels[len(path)]]
 
     def covering(self, term: str) -> list[Value]:
-        """Return the values of the terms that match every topic for which a checked term stands.
+        """Return the values of the terms that match every topic that a checked term matches.
 
-        A topic stands for itself, so for a topic these are the terms that match it. A value comes once for each
-        of its terms that does.
+        For a topic, these are the terms that match it. A value appears once for each of its terms that match.
         """
         found: list[Value] = []
         nodes = [self._root]
@@ -166,7 +165,7 @@ class TermTree(Generic[Value]):
 
 
 def overlap(first: str, second: str) -> bool:
-    """Tell whether some topic is matched by both of two checked patterns."""
+    """Return whether two checked patterns match a common topic."""
     a, b = first.split("."), second.split(".")
     if len(a) != len(b) and not (a[-1] == "**" and len(b) >= len(a)) and not (b[-1] == "**" and len(a) >= len(b)):
         return False
@@ -181,7 +180,7 @@ def overlap(first: str, second: str) -> bool:
 def disjoint(terms: tuple[str, ...]) -> tuple[str, ...]:
     """Turn distinct terms into terms of which at most one matches any topic, so that no event is read or counted twice.
 
-    A term that another pattern covers is left out. Patterns that overlap in part become one, joined by `JOINT`. The
+    A term that another pattern covers is dropped. Patterns that overlap in part are joined by `JOINT` into one. The
     work is linear in the topics, and quadratic only in the patterns, whose number `patterns-per-stream-max` bounds.
     """
     tree: TermTree[str] = TermTree()
@@ -208,7 +207,7 @@ def disjoint(terms: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _check_text(text: str) -> None:
-    """Check what topics and patterns have in common."""
+    """Check the rules that topics and patterns share."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
