@@ -1,8 +1,8 @@
-"""The encoder: the Cython twin beside the Python twin, and how often a payload is copied.
+"""Compare the compiled encoder with its Python counterpart, and measure how often a payload is copied.
 
-Owns these two measurements. The twins run in turns, a few milliseconds each, and what counts is the median of the
-ratios of neighbouring turns: a shared machine has slow spells of seconds, which then slow both down alike. Run one
-after the other in processes of their own, the same encoders gave ratios from 8 to 21.
+Owns these two measurements. The implementations run in turns of a few milliseconds. The result is the median of the
+ratios of neighbouring turns, because slow periods of a shared machine last seconds and slow both implementations
+alike. When they ran one after the other in separate processes, the same encoders gave ratios from 8 to 21.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Encode = Callable[..., bytes]
 
 
 def _twins() -> dict[str, Encode]:
-    """The quick one first, whichever of them this process has chosen.
+    """Return both encoders, the compiled one first, whichever this process uses.
 
     Raises:
-        MeasureError: it is not built.
+        MeasureError: the compiled implementation is not built.
     """
     try:
         from relay import _speedups
@@ -45,7 +45,7 @@ def _twins() -> dict[str, Encode]:
 
 
 def _time_ns(call: Callable[[], object], calls: int) -> float:
-    """Nanoseconds of one call."""
+    """Return the nanoseconds of one call."""
     began = time.perf_counter_ns()
     for _ in range(calls):
         call()
@@ -53,7 +53,7 @@ def _time_ns(call: Callable[[], object], calls: int) -> float:
 
 
 def _calls(call: Callable[[], object]) -> int:
-    """How many calls make a round."""
+    """Return the number of calls in a round."""
     calls = 1
     while _time_ns(call, calls) * calls < ROUND_S * 1e9:
         calls *= 2
@@ -61,7 +61,7 @@ def _calls(call: Callable[[], object]) -> int:
 
 
 def _in_turns(twins: dict[str, Encode], call: Callable[[], object]) -> dict[str, list[float]]:
-    """Nanoseconds of a call of `encode` with each twin, for each of the rounds."""
+    """Return the nanoseconds of a call of `encode` with each implementation, for each round."""
     calls: dict[str, int] = {}
     rounds: dict[str, list[float]] = {name: [] for name in twins}
     for name, twin in twins.items():
@@ -75,13 +75,13 @@ def _in_turns(twins: dict[str, Encode], call: Callable[[], object]) -> dict[str,
 
 
 def speed() -> Figures:
-    """How many times quicker the Cython twin is.
+    """Measure how many times faster the compiled implementation is.
 
     Returns:
         `ratio` for a 150-byte event and `ratio_…` for each sample, with the nanoseconds of both.
 
     Raises:
-        MeasureError: the Cython twin is not built.
+        MeasureError: the compiled implementation is not built.
     """
     twins = _twins()
     figures: Figures = {}
@@ -94,15 +94,15 @@ def speed() -> Figures:
 
 
 def copies() -> Figures:
-    """How often the Cython twin copies a large payload.
+    """Measure how often the compiled implementation copies a large payload.
 
     Returns:
-        `copies`, the memory allocated at the peak of encoding, in frames; and, as a check that no copy hides
-        in memory that is used again, `copy_time`, the time of encoding in times of one plain copy (which has
-        its own allocation; the encoder has also to look for line ends).
+        `copies`, the peak memory allocated during encoding, in frames; and `copy_time`, the time of encoding divided
+        by the time of one plain copy. `copy_time` reveals copies in reused memory. The plain copy includes its own
+        allocation; the encoder also searches for line ends.
 
     Raises:
-        MeasureError: the Cython twin is not built.
+        MeasureError: the compiled implementation is not built.
     """
     event = Event(data="x" * PAYLOAD, topic="default")
     call = partial(encode, event, ID, BYTES_MAX)

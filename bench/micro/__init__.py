@@ -1,1 +1,1 @@
-"""The parts of relay one by one, both twins, beside what others do the same job with: `python -m bench.micro`."""
+"""Micro-benchmarks of relay's parts, compiled and in Python, beside other libraries: `python -m bench.micro`."""

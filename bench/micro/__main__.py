@@ -1,6 +1,6 @@
 """`python -m bench.micro`: run the micro-benchmarks and write their table.
 
-Arguments are pytest's (`-k encode`); with any, the table is printed and not kept.
+Arguments are passed to pytest (`-k encode`). With any argument, the table is printed and not saved.
 """
 
 from __future__ import annotations

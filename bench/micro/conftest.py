@@ -1,8 +1,7 @@
-"""Fixtures of the micro-benchmarks: both twins, whichever RELAY_ENGINE is set, and one way to name what is measured.
+"""Fixtures of the micro-benchmarks: both implementations, whatever RELAY_ENGINE says, and the names of the results.
 
-Everything is measured in several turns, each of all benchmarks: a shared machine has slow spells of seconds, which a
-longer measurement does not see past, but a later one does. Each benchmark checks what its last call gave: what is not
-done must not look quick.
+All benchmarks run in several turns. Slow periods of a shared machine last seconds; a longer measurement does not avoid
+them, but a later one does. Each benchmark checks the result of its last call, so that missing work cannot look fast.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Twins:
-    """One twin of all that has two.
+    """The compiled implementation or its Python counterpart, for all parts that have both.
 
     Args:
-        label: what the table calls it.
+        label: its name in the table.
         codec: encoder and decoder.
-        engine: the engine of streams and what belongs to it.
+        engine: the engine of streams and its types.
     """
 
     label: str
@@ -58,7 +57,7 @@ class Twins:
 
 
 def load_twins(name: str) -> Twins:
-    """Return one twin, or skip the benchmark where it is not built."""
+    """Return one implementation; skip the benchmark if it is not built."""
     if name == "speedups" and find_spec("relay._speedups") is None:
         pytest.skip("relay._speedups is not built: the Cython twin is not measured")
     return Twins(LABELS[name], load_codec(name), load_engine(name))
@@ -66,14 +65,14 @@ def load_twins(name: str) -> Twins:
 
 @pytest.fixture(params=list(LABELS))
 def twins(request: pytest.FixtureRequest) -> Twins:
-    """Each twin in turn."""
+    """Return each implementation in turn."""
     return load_twins(request.param)
 
 
 @pytest.fixture
 def make_rig(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LocalHub]]:
-    """Make a hub that consists of one twin alone; settings are given by name."""
-    # Which twin runs is chosen at import, so it is put in its place wherever it was imported to.
+    """Return a function that makes a hub of one implementation only; settings are passed by name."""
+    # The implementation is chosen at import, so it is replaced in every module that imported it.
     monkeypatch.setattr("relay.sse.encode_event", twins.codec.encode_event)
     monkeypatch.setattr("relay.core.audience.Members", twins.engine.members)
     for module in ("flush", "catchup"):

@@ -91,7 +91,7 @@ def _cell(by: str, figures: dict[str, float]) -> str:
 
 
 def _slower(groups: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Name each peer that a twin is slower than, so that nobody has to look for it."""
+    """Name each peer that is faster than the compiled implementation or its Python counterpart."""
     text = ""
     for twin in (CYTHON, PYTHON):
         found = [

@@ -1,4 +1,4 @@
-"""The bytes of a request's head to what it asks for. The parser has no twin; it has llhttp, in C, do a part."""
+"""Parse the bytes of a request head. The parser has one implementation, which uses llhttp, in C, for a part."""
 
 from __future__ import annotations
 

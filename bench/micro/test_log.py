@@ -1,4 +1,4 @@
-"""The log: one entry in, one segment out, one id found. It has no twin."""
+"""The log: append one entry, read one segment, find one id. The log has one implementation."""
 
 from __future__ import annotations
 
