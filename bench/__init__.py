@@ -1,4 +1,4 @@
-"""Measurements of relay beside the bare C loop (`floor.c`): `python -m bench`."""
+"""Measure relay and compare it with the bare C loop (`floor.c`): `python -m bench`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`python -m bench`: measure, print one line of JSON a case, and keep the results."""
+"""`python -m bench`: measure, print one line of JSON per case, and save the results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loadtest.rig.native import ProgramError
 
 
 def main() -> int:
-    """Run the cases that the command line names, or all; 1 if a limit is not met, 2 if a run failed."""
+    """Run the named cases, or all; return 1 if a limit is not met, 2 if a run failed."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=main.__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE", help="all, and written to README.md, when none is named")
     parser.add_argument("--list", action="store_true", help="say which cases there are")
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for what is not a number, for which JSON has no word."""
+    """Replace infinities and NaN by None, because JSON cannot represent them."""
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list):

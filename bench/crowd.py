@@ -1,8 +1,8 @@
-"""`python -m bench.crowd`: what other streams notice while clients open and close streams of 1,000 topics and patterns.
+"""`python -m bench.crowd`: measure ordinary streams while clients open and close streams of about 1,000 terms.
 
-Owns these runs. One process publishes the time and reads it from ordinary streams; another opens a crowd of large
-streams at once and closes them at once. It prints how long events took before, while the crowd came, while it left, and
-in all; and how long one large stream takes to open.
+Owns these runs. One process publishes the time and reads it from ordinary streams. Another opens many large streams at
+once and closes them at once. Prints the latency of events before the crowd opens, while it opens, while it closes and
+over both; and the time to open one large stream.
 """
 
 from __future__ import annotations

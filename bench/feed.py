@@ -1,4 +1,4 @@
-"""One measured run: a server, its streams, a feed, and what came of it; or several servers, fed in turns.
+"""Make one measured run of a server, its streams and a feed; or of several servers, fed in turns.
 
 Owns the order of events in a run (connect, fill, feed, wait, read); never judges a figure.
 """
@@ -171,12 +171,12 @@ def run_feed(target: Target, feed: Feed, bench: Bench) -> Figures:
 
 
 def _steady(server: MeasuredServer, swarm: Swarm, feed: Feed, bench: Bench) -> Figures:
-    """All that is fed is awaited, so that the server's CPU is for just these deliveries."""
+    """Await all deliveries, so that the server's CPU time covers exactly these."""
     before = swarm.mark()
     count = round(feed.rate * feed.seconds)
     first = feed.fill + 1
     watch = Stopwatch(server, [swarm.pid])
-    # Twice the time: a feeder that is held up shall still bring everything.
+    # A delayed publisher has twice the time to send everything.
     seconds = 2 * feed.seconds
     with bench.publisher(
         server, rate=feed.rate, count=count, seconds=seconds, first=first, topics=feed.topics

@@ -1,8 +1,8 @@
-"""The gate: `python -m bench.gate instructions|ratios|baseline`; what is slower than it was does not pass.
+"""The gate: `python -m bench.gate instructions|ratios|baseline` fails if relay became slower.
 
-Owns the exit codes and what is said: 0 for passed, 1 for worse, 2 where nothing could be measured or compared. That is
-what CI does (the environment has `CI`); elsewhere a machine without valgrind, or with other versions than those of the
-baseline, skips the instructions and says so. Never measures anything itself: `bench.instructions`, `bench.ratios` do.
+Owns the messages and the exit codes: 0 for passed, 1 for worse, 2 if nothing could be measured or compared. Outside CI
+(no `CI` in the environment), a machine without valgrind, or with versions other than the baseline's, skips the
+instructions and reports it. Never measures anything itself; `bench.instructions` and `bench.ratios` do.
 """
 
 from __future__ import annotations
