@@ -1,4 +1,4 @@
-"""A network that delays, stalls and cuts: a TCP proxy whose every mischief follows from its seed."""
+"""A network that delays, stalls and cuts: a TCP proxy whose faults are determined by its seed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ STALL_SHARE = 0.2
 
 
 class BadNetwork:
-    """Hands bytes on from clients to one server, each connection until its luck runs out.
+    """Forwards bytes from clients to one server, until the fault that ends each connection.
 
     Args:
         port: of the server.
-        seed: what each connection suffers follows from it and from the connection's number.
+        seed: determines, with the connection's number, the faults of each connection.
     """
 
     def __init__(self, port: int, seed: int) -> None:
         self.port = 0
         self.cuts = self.stalls = 0
-        self.kind = False  # no more mischief
+        self.kind = False  # no more faults
         self._target = port
         self._seed = seed
         self._count = 0

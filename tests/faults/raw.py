@@ -1,4 +1,4 @@
-"""A raw HTTP client: bytes out, answers in, as they stand on the wire."""
+"""A raw HTTP client that sends bytes and reads responses unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.running import TIMEOUT_S
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One response; `body` is as far as it was read."""
+    """One response; `body` holds the part that was read."""
 
     status: int
     headers: dict[str, str]
@@ -27,18 +27,18 @@ class Answer:
 
 
 class RawClient:
-    """One connection on which any bytes may be sent."""
+    """One connection that can send any bytes."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
         self.unread = b""
 
     def send(self, data: bytes) -> None:
-        """Send bytes; a server that has answered and closed may no longer take them."""
+        """Send bytes. A server that has answered and closed may not accept them."""
         self.socket.sendall(data)
 
     def answer(self, *, bodyless: bool = False) -> Answer:
-        """Read the next response: of a stream its head alone, of one to HEAD too."""
+        """Read the next response. For a stream or a HEAD request, read only the head."""
         while b"\r\n\r\n" not in self.unread:
             self._more()
         head, _, self.unread = self.unread.partition(b"\r\n\r\n")
@@ -59,12 +59,12 @@ class RawClient:
         self.unread += data
 
     def read_until(self, mark: bytes) -> None:
-        """Read until these bytes have come."""
+        """Read until these bytes have arrived."""
         while mark not in self.unread:
             self._more()
 
     def rest(self) -> bytes:
-        """Read to the end of the connection: a close in order, no reset."""
+        """Read to the end of the connection, which must close without a reset."""
         deadline_s = time.monotonic() + TIMEOUT_S
         while data := self.socket.recv(65536):
             self.unread += data
@@ -72,13 +72,13 @@ class RawClient:
         return self.unread
 
     def ended(self) -> bool:
-        """Wait for the end, in order or by a reset; always true."""
+        """Wait for a close or a reset; always return True."""
         with contextlib.suppress(ConnectionResetError):
             self.rest()
         return True
 
     def finish(self) -> None:
-        """Send no more: close one half."""
+        """Shut down the sending half of the connection."""
         self.socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:

@@ -1,4 +1,4 @@
-"""A feeder that must not lose an event: it resends what was not acknowledged, with dedup keys."""
+"""A feeder that must not lose events: it resends unacknowledged events with dedup keys."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.running import Feeder
 
 
 class Resender(threading.Thread):
-    """A feeder that sends until all of its events are acknowledged, over as many servers as that takes."""
+    """A feeder that sends until all of its events are acknowledged, over any number of servers."""
 
     def __init__(self, path: Path, count: int) -> None:
         super().__init__(daemon=True)
         self.ids: dict[int, str] = {}
         self.sent_again = 0
         self.over = threading.Event()
-        self.stopped = threading.Event()  # set: no new connection is opened
+        self.stopped = threading.Event()  # when set, no new connection is opened
         self._path = path
         self._count = count
 
@@ -34,7 +34,7 @@ class Resender(threading.Thread):
                     answer = feeder.answer()
                     self.ids[answer["ack"]] = answer["id"]
                 sender.join()
-            self.stopped.wait(0.01)  # where nobody listens yet
+            self.stopped.wait(0.01)  # while nobody listens
         if len(self.ids) == self._count:
             self.over.set()
 
@@ -44,7 +44,7 @@ class Resender(threading.Thread):
                 feeder.send({"ack": number, "dedup": f"event {number}", "data": f"{number} " + "x" * 200})
 
     def published(self) -> Published:
-        """Return what was published, in the order of the ids that it was acknowledged with."""
+        """Return the published events in the order of their acknowledged ids."""
         published = Published()
         for number in sorted(self.ids, key=lambda number: int(self.ids[number].rpartition("-")[2])):
             published.add(Event(f"{number} " + "x" * 200, topic="default"), self.ids[number])

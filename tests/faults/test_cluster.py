@@ -1,7 +1,7 @@
-"""A hub with workers and a file, whose processes die and stall at random under load: everybody sees all once.
+"""A hub with workers and a file, whose processes die and stall at random under load. All subscribers see all events.
 
-One seed says who is killed and when; the moments are the kernel's. Every subscriber comes back with its last id, and
-the feeder resends what was not acknowledged, so that nothing is excused: no gap, no double, nothing out of order.
+One seed determines which processes are killed and when; the kernel determines the exact moments. Subscribers reconnect
+with their last id, and the feeder resends unacknowledged events. No gap, duplicate or wrong order is accepted.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ FAULTS = 8
 FOLLOWERS = 6
 STALL_S = 0.3
 MEMORY_BYTES_MAX = 3 * 90 * 1024 * 1024
-"""Of a hub and two workers: each some 60 MB at rest, the history, and what waits for a stalled worker."""
+"""For a hub and two workers: each takes about 60 MB at rest, plus the history and the data for a stalled worker."""
 
 
 class Cluster:
-    """A hub and its workers, started again whenever the hub was killed."""
+    """A hub and its workers. The hub restarts whenever it is killed."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.memory_bytes = 0
@@ -44,14 +44,14 @@ class Cluster:
         self.server = Relay(*self._arguments)
 
     def workers(self) -> list[int]:
-        """Return the process ids of the workers that are there."""
+        """Return the process ids of the running workers."""
         pid = self.server.process.pid
         with contextlib.suppress(OSError):
             return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         return []
 
     def look(self) -> None:
-        """Note how much memory all of it takes."""
+        """Record the memory of all processes."""
         total = 0
         for pid in (self.server.process.pid, *self.workers()):
             with contextlib.suppress(OSError, IndexError):
@@ -59,7 +59,7 @@ class Cluster:
         self.memory_bytes = max(self.memory_bytes, total)
 
     def kill_hub(self) -> None:
-        """Kill the hub, and start another as soon as the workers have left the port."""
+        """Kill the hub, and start another as soon as the workers have released the port."""
         self.server.stop(signal.SIGKILL)
         deadline_s = time.monotonic() + TIMEOUT_S
         while True:
@@ -71,7 +71,7 @@ class Cluster:
                 return
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the hub and its workers."""
         self.server.stop(signal.SIGKILL)
 
 
@@ -83,10 +83,10 @@ class Follower(threading.Thread):
 
     def __init__(self, port: int, draw: random.Random) -> None:
         super().__init__(daemon=True)
-        self.seen: list[Event | None] = []  # None for each connection that begins
-        self.sequence = 0  # of the last event that it has
+        self.seen: list[Event | None] = []  # None marks the start of a connection
+        self.sequence = 0  # of the last received event
         self.failure: BaseException | None = None
-        self.stopped = threading.Event()  # set: no new connection is opened
+        self.stopped = threading.Event()  # when set, no new connection is opened
         self._port = port
         self._draw = draw
         self._last = ""
@@ -101,7 +101,7 @@ class Follower(threading.Thread):
 
     def _connection(self) -> None:
         since = {"Last-Event-ID": self._last} if self._last else {}
-        patience = self._draw.randrange(200, 3000)  # after so many events it leaves by itself
+        patience = self._draw.randrange(200, 3000)  # it disconnects after this many events
         with Stream(self._port, "topic=**&since=earliest", since) as stream:
             assert stream.head.startswith(b"HTTP/1.1 200 ")
             self.seen.append(None)
@@ -151,7 +151,7 @@ def test_hub_workers_and_clients_that_die_and_stall_at_random_cost_nobody_an_eve
         check_nothing_is_left(cluster.server)
     finally:
         cluster.stop()
-        # A thread that outlived its test would open descriptors while another test counts its own.
+        # A thread that outlives its test would open descriptors while another test counts them.
         for thread in threads:
             thread.stopped.set()
             thread.join(TIMEOUT_S)

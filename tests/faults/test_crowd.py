@@ -1,4 +1,4 @@
-"""Clients with streams of a thousand topics and patterns come and go: the streams of others are served meanwhile."""
+"""Clients with a thousand topics and patterns connect and disconnect; other streams are served meanwhile."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.running import TIMEOUT_S, TOKEN, Stream, eventually, relay
 
 LARGE_STREAMS = 80
 DELAY_MAX_S = 1.0
-"""Far more than it takes, since the machine has other work; with work that grows with all topics it took seconds."""
+"""Far above the normal delay, because the machine has other work. Work that grows with all topics took seconds."""
 
 
 def request(number: int) -> bytes:
-    """Make the request for a stream within the default limits, whose topics nobody else has."""
+    """Make the request for a stream within the default limits, with topics that no other stream has."""
     terms = [f"w{number}.{each}" for each in range(960)] + [f"p{number}.{each}.*" for each in range(15)]
     query = "&".join(f"topic={term}" for term in terms)
     return f"GET /events?{query} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
@@ -30,7 +30,7 @@ def test_a_crowd_of_large_streams_comes_and_goes_without_a_delay_for_others() ->
         over = threading.Event()
 
         def watch() -> None:
-            """Publish and wait for the event, again and again."""
+            """Publish an event and wait for it, repeatedly."""
             headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "text/plain"}
             connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT_S)
             while not over.is_set():

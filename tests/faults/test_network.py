@@ -1,4 +1,4 @@
-"""A bad network, a herd that comes back at once, a feeder faster than all: the promise holds in bounded memory."""
+"""A bad network, a simultaneous reconnect of many, a fast feeder: the promise holds in bounded memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 STORM = int(os.environ.get("STORM", "1000"))
-"""Streams of the herd; `make storm` has ten thousand."""
+"""Number of streams that reconnect at once; `make storm` uses ten thousand."""
 
 
 async def follow(port: int, seed: int) -> list[Event]:
-    """Follow everything through a bad network until the event that is the last; return all that was seen."""
+    """Follow all topics through a bad network until the last event; return all received events."""
     seen: list[Event] = []
     draw = random.Random(seed)
     events = subscribe(
@@ -62,7 +62,7 @@ async def test_who_resumes_over_a_network_that_delays_stalls_and_cuts_sees_every
             await publish(server, published, "the last")
             async with asyncio.timeout(TIMEOUT_S):
                 views = await asyncio.gather(*followers)
-        # Only now: an event may be seen before its publisher knows its id.
+        # Only now: an event may arrive before its publisher knows its id.
         for seen in views:
             oracle = Oracle(published, ("**",))
             oracle.connect(1)
@@ -78,13 +78,13 @@ async def test_who_resumes_over_a_network_that_delays_stalls_and_cuts_sees_every
 
 
 async def publish(server: Relay, published: Published, data: str) -> None:
-    """Publish an event from another thread, so that the network goes on."""
+    """Publish an event from another thread, so that the network continues."""
     [id] = await asyncio.to_thread(server.publish, data, "net")
     published.add(Event(data, topic="net"), id)
 
 
 async def come(port: int, last_id: str, expected: list[str], all_here: asyncio.Barrier) -> str:
-    """Open a stream, wait for these data, and for all others; close, and return the id to come back with."""
+    """Open a stream, wait for these data and for all other streams; close, and return the last id."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     field = f"Last-Event-ID: {last_id}\r\n" if last_id else ""
     writer.write(f"GET /events?topic=storm HTTP/1.1\r\nHost: a\r\n{field}\r\n".encode())
@@ -144,7 +144,7 @@ def test_a_feeder_faster_than_everything_costs_bounded_memory(tmp_path: Path) ->
             feeder.publish(data="the last")
         published.add(Event("the last", topic="default"), f"{epoch}-{count + 1}")
         most_bytes = max(most_bytes, server.memory_bytes()) - before_bytes
-        # The history with its columns, frames that streams hold half sent, the allocator's slack.
+        # The history with its columns, half-sent frames that streams hold, and the allocator's slack.
         bound_bytes = 2 * history_bytes + stalled * MIB // 4 + 8 * MIB + ASIDE_BYTES
         print(f"{count * size} bytes fed: memory grew by {most_bytes} at most, bound {bound_bytes}")
         assert most_bytes < bound_bytes

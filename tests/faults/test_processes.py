@@ -1,4 +1,4 @@
-"""Processes that are killed and stopped, descriptors that run out: who is left goes on, and is told the truth."""
+"""Processes are killed and stopped, and descriptors run out: the remaining processes continue and report it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def child(source: str, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a program with no chance to tidy up."""
+    """Kill a program without a chance to clean up."""
     with process:
         process.kill()
 
@@ -143,7 +143,7 @@ def test_a_killed_server_has_sent_whole_events_and_its_heir_tells_of_the_gap(tmp
 
 
 def seen(stream: Stream) -> int:
-    """Return how many whole events a stream was sent; each begins and ends as it should."""
+    """Return the number of whole events that a stream received; check where each begins and ends."""
     *whole, _ = stream.raw.split(b"\n\n")
     events = [block for block in whole if b"data: " in block]
     for number, block in enumerate(events):
@@ -182,7 +182,7 @@ def test_a_stopped_server_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_no_time_of_day_is_on_the_data_path() -> None:
-    """A step of the clock changes nothing, because nobody looks at it: all times are monotonic."""
+    """A step of the clock changes nothing, because all times are monotonic."""
     root = Path(__file__).parents[2]
     for path in [path for name in ("core", "_native", "sources") for path in (root / "relay" / name).glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -209,15 +209,15 @@ def test_more_clients_than_descriptors_neither_stop_nor_spin_the_server() -> Non
                 client.sendall(request(b"/events?topic=torture"))
                 if client.recv(4096).startswith(b"HTTP/1.1 200"):
                     streams.append(client)
-        # One after the other is accepted, and cut after half a second of silence.
+        # Connections are accepted one at a time, and cut after half a second of silence.
         clients += [socket.create_connection(("127.0.0.1", server.port), timeout=2) for _ in range(8)]
         assert limit / 4 < len(streams) < limit
         began_s, used_s = time.monotonic(), server.cpu_s()
-        time.sleep(measured_s)  # what is measured is what it does while nothing happens
+        time.sleep(measured_s)  # measure the idle process
         share = (server.cpu_s() - used_s) / (time.monotonic() - began_s)
         print(f"{len(streams)} streams of {len(clients)} clients; {share:.1%} of a core while out of descriptors")
         assert share < 0.25
-        # A connection that rests may have been cut for one that came; who comes anew is answered.
+        # An idle connection may have been cut to admit another. A new connection is answered.
         publisher.close()
         publisher = RawClient(server.port)
         publisher.send(publish(b"Content-Length: 9", body=b"meanwhile"))

@@ -1,7 +1,7 @@
-"""HTTP as nobody should speak it, on raw sockets to a real server: the answer is the standard's; nobody else notices.
+"""Malformed HTTP on raw sockets to a real server: it answers as the standard requires, and no other client is affected.
 
-A healthy subscriber is open all the while. After each case it has missed nothing, nothing has reached it that no answer
-acknowledged (so no request was smuggled), and the server's descriptors are back to where they were.
+A healthy subscriber stays open. After each case, it has missed nothing, and it has received only events that an answer
+acknowledged (so no request was smuggled). The server's descriptors are back to their earlier number.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HEAD_TIMEOUT_S = 0.4
 
 @pytest.fixture(scope="module")
 def patient() -> Iterator[Relay]:
-    """A server with time for everybody, so that no answer is for being late."""
+    """A server with long time limits, so that no answer is due to a timeout."""
     with relay("--body-bytes-max", str(BODY_BYTES_MAX), "--discard-bytes-max", str(DISCARD_BYTES_MAX)) as server:
         yield server
 
@@ -50,7 +50,7 @@ def watched(patient: Relay) -> Iterator[Witness]:
 
 @pytest.fixture
 def witness(watched: Witness) -> Iterator[Witness]:
-    """The healthy subscriber, before and after."""
+    """Check the healthy subscriber before and after the test."""
     watched.publish("before")
     yield watched
     watched.check()
@@ -166,7 +166,7 @@ def bytes_after_a_stream(client: RawClient) -> None:
 def more_after_a_refusal(client: RawClient) -> None:
     client.send(publish(b"Content-Length: %d" % (BODY_BYTES_MAX + 1)))
     assert client.answer().status == 413
-    client.send(b"x" * BODY_BYTES_MAX)  # is read and dropped: a reset could overtake the answer
+    client.send(b"x" * BODY_BYTES_MAX)  # is read and discarded: a reset could overtake the answer
     assert client.rest() == b""
 
 
@@ -215,7 +215,7 @@ SLOW = [
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[Relay]:
-    """A server that waits for nobody."""
+    """A server with short time limits."""
     body_bytes = 16 * 1024  # a quarter of a second at the slowest rate
     short = f"{round(HEAD_TIMEOUT_S * 1000)}ms"
     with relay("--body-bytes-max", str(body_bytes), "--head-timeout", short, "--keepalive-timeout", short) as server:
@@ -269,7 +269,7 @@ def test_who_reads_no_answers_is_cut_off(hasty: Relay) -> None:
 
 
 def test_what_slow_and_silent_clients_hold_is_bounded() -> None:
-    """A thousand that sent most of the largest head: each holds that and no more, and all are let go."""
+    """A thousand clients send most of the largest head. Each holds no more than that, and all are closed."""
     count = 1000
     with relay("--head-timeout", "5s") as server:
         witness = Witness(server)
@@ -280,7 +280,7 @@ def test_what_slow_and_silent_clients_hold_is_bounded() -> None:
             client.send(part)
         witness.publish("meanwhile")
         grown_bytes = server.memory_bytes() - before_bytes
-        # The head, the buffer's room to grow by an eighth, uvloop's transport, the protocol.
+        # The head, the buffer's growth by an eighth, uvloop's transport and the protocol.
         bound_bytes = count * (HEAD_BYTES_MAX * 2 + 8192) + ASIDE_BYTES
         print(f"memory of {count} half heads: {grown_bytes} bytes, bound {bound_bytes}")
         assert grown_bytes < bound_bytes

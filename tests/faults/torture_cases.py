@@ -1,6 +1,6 @@
-"""Requests as the standards do not want them, and some as they just about allow them, with what they say to answer.
+"""Requests that the standards forbid or barely allow, with the answers that they require.
 
-Each case names the section of RFC 9110 or RFC 9112 that decides it; `relay` where they leave it to the server.
+Each case names the section of RFC 9110 or RFC 9112 that decides it, or `relay` where the server may choose.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ CLOSE, OPEN, STREAM = "close", "open", "stream"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is sent, what comes back.
+    """The bytes of a case and the expected result.
 
     Args:
         data: sent at once.
         statuses: of the answers, in order.
-        end: what becomes of the connection: closed by the server, open for the next request, or a stream.
+        end: the final state of the connection: closed by the server, open for the next request, or a stream.
         published: data of the events that the answers acknowledge, in order.
-        header: what the last answer must have in its head, as `name: value`.
+        header: a field that the head of the last answer must have, as `name: value`.
     """
 
     data: bytes
@@ -41,7 +41,7 @@ def case(id: str, data: bytes, *statuses: int, end: str, published: tuple[str, .
 
 
 def request(target: bytes = b"/healthz", *fields: bytes, method: bytes = b"GET", version: bytes = b"1.1") -> bytes:
-    """Make a request without a body, and with a Host in 1.1."""
+    """Make a request without a body; version 1.1 includes Host."""
     host = (b"Host: a",) if version == b"1.1" and not any(field.startswith(b"Host") for field in fields) else ()
     return b"\r\n".join((b"%b %b HTTP/%b" % (method, target, version), *host, *fields, b"", b""))
 
@@ -53,7 +53,7 @@ def publish(*fields: bytes, body: bytes = b"", token: bytes = TOKEN.encode()) ->
 
 
 def line(text: bytes) -> bytes:
-    """Make a request of a request line."""
+    """Make a request from a request line."""
     return text + b"\r\nHost: a\r\n\r\n"
 
 
@@ -63,7 +63,7 @@ def chunked(body: bytes) -> bytes:
 
 
 SMUGGLED = publish(b"Content-Length: 8", body=b"smuggled")
-"""A whole request, to be put where none may be looked for."""
+"""A whole request, for places where the server must not look for one."""
 
 REQUEST_LINES = [
     case("9112-3 two spaces", line(b"GET  /healthz HTTP/1.1"), 400, end=CLOSE),

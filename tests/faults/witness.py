@@ -1,4 +1,4 @@
-"""The witness: a healthy subscriber of every topic, open while a server is mistreated; the oracle judges it."""
+"""The witness: a healthy subscriber of all topics during the faults; the oracle checks its events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.running import Relay, Stream, eventually
 
 
 class Witness:
-    """One subscriber of `**`, and what its server is known to have published.
+    """One subscriber of `**`, and the known events of its server.
 
     Args:
         server: a server that has published nothing yet.
@@ -26,17 +26,17 @@ class Witness:
         self.descriptors = server.open_descriptors()
 
     def note(self, data: str, topic: str, id: str) -> None:
-        """Note an event that somebody else published; every end of a line arrives as LF."""
+        """Record an event of another publisher. Every line ending arrives as LF."""
         self._published.add(Event(re.sub(r"\r\n?", "\n", data), topic=topic), id)
 
     def publish(self, data: str, topic: str = "witness") -> str:
-        """Publish an event, and return its id."""
+        """Publish an event and return its id."""
         [id] = self._server.publish(data, topic)
         self.note(data, topic, id)
         return id
 
     def check(self) -> None:
-        """Check that all that was published has come, that nothing else has, and that nothing is left behind."""
+        """Check that all published events have arrived, that nothing else has, and that no resource is left."""
         last = self.publish("the last")
         seen = None
         while seen != last:

@@ -1,4 +1,4 @@
-"""The simulations run on the native engine, whichever is in use: only its kernel can be put in place of."""
+"""The simulations always use the native engine, because only its kernel calls can be replaced."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from relay.core import audience, catchup, flush
 
 @pytest.fixture(autouse=True)
 def native_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the core make the native engine's chunks and members."""
+    """Make the core create the native engine's chunks and members."""
     monkeypatch.setattr(audience, "Members", Members)
     monkeypatch.setattr(catchup, "Chunk", Chunk)
     monkeypatch.setattr(flush, "Chunk", Chunk)

@@ -1,4 +1,4 @@
-"""A world of one hub and its edges: links whose bytes come late, in pieces or not at all; clients that move about."""
+"""A world of one hub and its edges. Links deliver bytes late, in pieces or not at all; clients change edges."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.oracle import Oracle
 from tests.sim.world import Client, World
 
 SKEW_S = 5000.0
-"""What the clock of each edge is ahead of the one before it."""
+"""The clock of each edge is this far ahead of the clock of the edge before it."""
 
 
 class Office:
-    """Answers the edges as the hub's process does; publishes for them."""
+    """Answers the edges as the hub's process does, and publishes for them."""
 
     def __init__(self, root: World) -> None:
         self.root = root
@@ -50,17 +50,17 @@ class Office:
         return nothing
 
     def ask(self, report: Report, done: Callable[[bytes], None]) -> None:
-        """Tell nothing."""
+        """Report nothing."""
         done(b"")
 
 
 class Edge(World):
-    """One edge, and its link: what either end has sent and the other has not got yet.
+    """One edge and its link: the bytes that either end has sent and the other has not received.
 
     Args:
         config: the edge's settings.
         root: the hub's world.
-        chunks: of the hub.
+        chunks: the hub's chunks.
     """
 
     def __init__(self, config: Config, root: World, chunks: Chunks, skew_s: float) -> None:
@@ -104,7 +104,7 @@ class Edge(World):
         return len(self.up)
 
     def unlink(self) -> None:
-        """Cut the link; what is under way is lost."""
+        """Cut the link. Bytes in transit are lost."""
         if self.downlink is not None:
             self.downlink.lost()
             self.downlink = None
@@ -113,12 +113,12 @@ class Edge(World):
             self.uplink.lost()
 
     def pump(self) -> None:
-        """Let the hub write, if all that it wrote has been taken: so nothing but a segment ever waits."""
+        """Let the hub write if the edge has taken all earlier bytes, so that at most one segment waits."""
         if self.downlink is not None and not self.down:
             self.down += self.downlink.take()
 
     def hear(self, count: int) -> bool:
-        """Let the edge have some bytes; return whether there were any."""
+        """Deliver some bytes to the edge; return whether there were any."""
         self.pump()
         data = bytes(self.down[:count])
         del self.down[:count]
@@ -127,7 +127,7 @@ class Edge(World):
         return bool(data)
 
     def speak(self, count: int) -> bool:
-        """Let the hub have some bytes; return whether there were any."""
+        """Deliver some bytes to the hub; return whether there were any."""
         data = bytes(self.up[:count])
         del self.up[:count]
         down = self.downlink
@@ -144,17 +144,17 @@ class Edge(World):
 
 
 class LinkedWorld:
-    """One hub, its edges, and clients that follow at whichever edge.
+    """One hub, its edges, and clients that connect to any edge.
 
     Args:
         config: the settings of all.
-        edges: how many.
+        edges: the number of edges.
     """
 
     def __init__(self, config: Config, edges: int) -> None:
         self.root = World(config)
         self.clients: list[Client] = []
-        self.at: dict[int, Edge] = {}  # where a client is, or asks to be let in
+        self.at: dict[int, Edge] = {}  # the edge at which a client is connected or waits for admission
         self._asking: set[int] = set()
         self._config = config
         self._chunks = Chunks(self.root.hub.log)
@@ -162,7 +162,7 @@ class LinkedWorld:
         self.lapped = 0
 
     def _edge(self, place: int) -> Edge:
-        # Each retains more or less than the hub.
+        # Each edge retains more or less than the hub.
         events = self._config.history_events
         config = replace(self._config, history_events=events and events - 2 + 2 * place)
         return Edge(config, self.root, self._chunks, SKEW_S * place)
@@ -174,7 +174,7 @@ class LinkedWorld:
         return client
 
     def connect(self, client: Client, edge: Edge, since_s: float | None = None) -> None:
-        """Let a client come to an edge; for an id that it does not know the edge asks its hub."""
+        """Connect a client to an edge. The edge asks its hub about an id that it does not know."""
         assert client.pipe is None
         if client.name in self._asking or not edge.hub.log.epoch:
             return
@@ -203,7 +203,7 @@ class LinkedWorld:
             self.at[client.name].cut(client)
 
     def kill(self, edge: Edge) -> None:
-        """End an edge at once, and start another in its place."""
+        """Kill an edge and start another in its place."""
         edge.unlink()
         for client in self.clients:
             if self.at.get(client.name) is edge:
@@ -211,7 +211,7 @@ class LinkedWorld:
         self.edges[self.edges.index(edge)] = self._edge(self.edges.index(edge))
 
     def pass_time(self, seconds: float) -> None:
-        """Let time go by everywhere."""
+        """Advance all clocks."""
         for world in (self.root, *self.edges):
             world.pass_time(seconds)
         for edge in self.edges:
@@ -220,7 +220,7 @@ class LinkedWorld:
                 edge.downlink.beat(10.0)
 
     def settle(self) -> None:
-        """Let all links stand and everybody read until nothing moves; then hold all to the promise."""
+        """Keep all links up and let all clients read until nothing changes; then check the promise for all."""
         moved = True
         while moved:
             moved = self._move()

@@ -1,6 +1,6 @@
-"""Which simulations run, and how a seed that fails is reported.
+"""Selects the simulations that run, and reports the seed of a failure.
 
-One seed reproduces a run. `SIM_SEEDS` says how many seeds each kind of simulation gets.
+One seed reproduces a run. `SIM_SEEDS` is the number of seeds for each kind of simulation.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ SEEDS = int(os.environ.get("SIM_SEEDS", "300"))
 
 BATCH = 50
 BATCHES = range(0, SEEDS, BATCH)
-"""First seeds of the batches; each batch is one test."""
+"""First seeds of the batches. Each batch is one test."""
 
 
 def run_batch(simulate: Callable[[int], object], first: int) -> None:
-    """Run the simulations of one batch; name the seed of the first that fails."""
+    """Run the simulations of one batch; report the first seed that fails."""
     for seed in range(first, first + BATCH):
         try:
             simulate(seed)

@@ -1,6 +1,6 @@
-"""The promise over links: random cuts, stalls and pieces, edges killed and lapped, clients that change the edge.
+"""The promise over links: random cuts, stalls and pieces; edges are killed and lapped; clients change edges.
 
-A subscriber sees every event of its topics, in order, exactly once, or is told what it missed.
+A subscriber sees every event of its topics, in order, exactly once, or receives a gap event for what it missed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.sim.test_promise import POLICIES, TOPICS, config_of, draw_id, draw_te
 
 
 def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
-    """Run one simulation; every check is made on the way."""
+    """Run one simulation with all of its checks."""
     draw = random.Random(seed)
     world = LinkedWorld(config_of(draw), draw.randint(1, 3))
     seen: Counter[str] = Counter()
@@ -82,7 +82,7 @@ def test_every_subscriber_at_every_edge_sees_every_event_or_is_told_what_it_miss
 
 
 def test_the_simulations_reach_what_they_are_for() -> None:
-    """The promise is not kept by nothing ever going wrong: links break, edges are lapped and killed, clients move."""
+    """The promise is tested under real faults: links break, edges are lapped and killed, clients change edges."""
     seen: Counter[str] = Counter()
     events = 0
     for seed in range(100):
@@ -103,4 +103,4 @@ def test_an_edge_that_begins_anew_knows_what_its_hub_has_evicted() -> None:
     world.settle()
     log = world.edges[0].hub.log
     assert log.find(("own-1",), ("again",)) is None
-    assert [log.topic(name).evicted for name in ("again", "many", "never")] == [10, 16, -1]  # the edge keeps 3
+    assert [log.topic(name).evicted for name in ("again", "many", "never")] == [10, 16, -1]  # the edge retains 3

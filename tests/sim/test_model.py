@@ -1,6 +1,6 @@
-"""The promise again, as a hypothesis state machine: a failing run is shrunk to a short one.
+"""The promise as a hypothesis state machine, which shrinks a failing run to a short one.
 
-A subscriber sees every event of its topics, in order, exactly once, or is told what it missed.
+A subscriber sees every event of its topics, in order, exactly once, or receives a gap event for what it missed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CLIENTS = st.integers(0, 2)
 
 
 class Promise(RuleBasedStateMachine):
-    """Three clients, of any terms and policies, and a server whose limits are small."""
+    """Three clients with any terms and policies, and a server with small limits."""
 
     @initialize(
         policy=st.sampled_from(POLICIES[1:]),
@@ -62,18 +62,18 @@ class Promise(RuleBasedStateMachine):
 
     @rule(topic=st.sampled_from(TOPICS), size=st.integers(0, 800), key=st.sampled_from([None, "k"]), count=CLIENTS)
     def publish(self, topic: str, size: int, key: str | None, count: int) -> None:
-        """Publish one event to three."""
+        """Publish one to three events."""
         for _ in range(count + 1):
             self.world.publish(topic, size, key)
 
     @rule()
     def step(self) -> None:
-        """Let the server do a slice."""
+        """Run one slice of the server."""
         self.world.step()
 
     @rule(client=CLIENTS, count=st.integers(1, 3000))
     def read(self, client: int, count: int) -> None:
-        """Let a client read, to any byte."""
+        """Let a client read up to any byte."""
         self.world.read(self.world.clients[client], count)
 
     @rule(client=CLIENTS)
@@ -83,18 +83,18 @@ class Promise(RuleBasedStateMachine):
 
     @rule(client=CLIENTS, since_s=st.sampled_from([None, 2.0, float("inf")]))
     def connect(self, client: int, since_s: float | None) -> None:
-        """Let a client come back."""
+        """Reconnect a client."""
         if self.world.clients[client].pipe is None:
             self.world.step()
             self.world.connect(self.world.clients[client], since_s)
 
     @rule(seconds=st.sampled_from([0.01, 0.5, 3.0, 20.0]))
     def pass_time(self, seconds: float) -> None:
-        """Let time go by."""
+        """Advance the clock."""
         self.world.pass_time(seconds)
 
     def teardown(self) -> None:
-        """Let everybody read to the end, and look whether all has come or been told."""
+        """Let all clients read to the end; check that each event was delivered or reported as missed."""
         if hasattr(self, "world"):
             self.world.settle()
 

@@ -1,6 +1,6 @@
-"""The promise, under random publishes, stalls at any byte, cuts, resumes and policies, on a virtual clock.
+"""The promise under random publishes, stalls at any byte, cuts, resumes and policies, on a virtual clock.
 
-A subscriber sees every event of its topics, in order, exactly once, or is told what it missed.
+A subscriber sees every event of its topics, in order, exactly once, or receives a gap event for what it missed.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def draw_terms(draw: random.Random) -> tuple[str, ...]:
 
 
 def draw_id(draw: random.Random, number: int, topic: str) -> str | None:
-    """Draw an event's id: relay's, one of its own, or one that its topic or others use as well."""
+    """Draw an event's id: relay's default, a unique one, or one that its topic or others also use."""
     return draw.choice(
         [None] * 12 + [f"own-{number}", f"own-{topic}-{draw.randrange(9)}", f"own-again-{draw.randrange(9)}"]
     )
 
 
 def config_of(draw: random.Random) -> Config:
-    """Draw settings that make every policy and every kind of retention act often."""
+    """Draw settings under which every policy and every kind of retention acts often."""
     return Config(
         policy=draw.choice(["drop-oldest", "drop-newest", "conflate", "disconnect", "block"]),
         history_bytes=draw.choice([2_000, 20_000, 1_000_000]),
@@ -63,7 +63,7 @@ def config_of(draw: random.Random) -> Config:
 
 
 def simulate(seed: int) -> World:
-    """Run one simulation; every check is made on the way."""
+    """Run one simulation with all of its checks."""
     draw = random.Random(seed)
     world = World(config_of(draw))
     pool = [draw_terms(draw) for _ in range(draw.choice([1, 2, 6]))]
@@ -102,7 +102,7 @@ def test_every_subscriber_sees_every_event_or_is_told_what_it_missed(first: int)
 
 
 def test_the_simulations_reach_what_they_are_for() -> None:
-    """The promise is not kept by nothing ever going wrong: gaps, policies and resumes all happen."""
+    """The promise is tested under real faults: gaps, policies and resumes all happen."""
     gaps = seen = 0
     actions: set[str] = set()
     resumes: set[str] = set()

@@ -1,6 +1,6 @@
-"""The promise over upgrades: at random moments another process takes over, or fails to, and may have other settings.
+"""The promise over upgrades: at random moments another process, perhaps with other settings, takes over or fails.
 
-A subscriber sees every event of its topics, in order, exactly once, or is told what it missed: exactly how many.
+A subscriber sees every event of its topics, in order, exactly once, or receives a gap event with the exact number.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tests.sim.test_promise import POLICIES, TERMS, TOPICS, config_of
 from tests.sim.upgraded import UpgradedWorld
 
 SILENT = ("silent", "silent.deep", "orders.silent")
-"""Topics that are subscribed to and have no event."""
+"""Topics that have subscribers and no events."""
 
 MORE_TERMS = ((SILENT[0],), SILENT, ("silent.*", "orders.silent"), ("*", "silent.*"), ("*.*", "orders.**", "a"))
 
 
 def settings_of(draw: random.Random, config: Config) -> Config:
-    """Draw the settings of the process that takes over: often the same, else another retention."""
+    """Draw the settings of the new process: often the same, otherwise another retention."""
     if draw.random() < 0.5:
         return config
     events = draw.choice([0, 10, 1000])
@@ -30,7 +30,7 @@ def settings_of(draw: random.Random, config: Config) -> Config:
 
 
 def simulate(seed: int) -> UpgradedWorld:
-    """Run one simulation; every check is made on the way."""
+    """Run one simulation with all of its checks."""
     draw = random.Random(seed)
     world = UpgradedWorld(config_of(draw))
     for _ in range(draw.randint(1, 8)):
@@ -77,7 +77,7 @@ def test_every_subscriber_sees_every_event_or_is_told_what_it_missed(first: int)
 
 
 def test_the_simulations_reach_what_they_are_for() -> None:
-    """The promise is not kept by nothing ever going wrong: upgrades succeed and fail, and streams miss events."""
+    """The promise is tested under real faults: upgrades succeed and fail, and streams miss events."""
     upgrades = failures = gaps = seen = 0
     for seed in range(100):
         world = simulate(seed)

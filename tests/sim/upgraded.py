@@ -1,4 +1,4 @@
-"""A world whose server is replaced while it serves: the real messages of an upgrade, taken by a second hub."""
+"""A world whose server is upgraded while it serves: a second hub takes the real messages of an upgrade."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Received = tuple[Any, list[int]]
 
 
 class Wire(Channel):
-    """A channel in memory: every message is encoded and decoded, and nothing waits."""
+    """A channel in memory. It encodes and decodes every message, and nothing blocks."""
 
     def __init__(self) -> None:
         self.messages: deque[Received] = deque()
@@ -56,7 +56,7 @@ class UpgradedWorld(World):
         return Possessions(self.hub, cast(Any, front), "token", (), cast(Any, sources), None)
 
     def send_some(self) -> None:
-        """Send the next part of the log, while the old process serves; the first part begins an upgrade."""
+        """Send the next part of the log while the old process serves. The first part begins an upgrade."""
         if self._wire is None:
             self._wire, self._sent = Wire(), -1
         messages, self._sent = give._next(self._possessions(), self._sent)
@@ -64,7 +64,7 @@ class UpgradedWorld(World):
             self._wire.send(message)
 
     def fail(self) -> None:
-        """Hand everything over to a process that dies before it says Ready; the old one goes on."""
+        """Hand over everything to a process that dies before it sends Ready; the old process continues."""
         self.send_some()
         assert self._wire is not None
         give._hand_over(self._wire, self._possessions(), self._sent, self.now_s)
@@ -72,7 +72,7 @@ class UpgradedWorld(World):
         self.failures += 1
 
     def finish(self, config: Config) -> None:
-        """Hand everything over to a process with these settings; it serves from now on."""
+        """Hand over everything to a process with these settings, which serves from now on."""
         self.send_some()
         wire, possessions = self._wire, self._possessions()
         assert wire is not None
@@ -94,7 +94,7 @@ class UpgradedWorld(World):
         self._report_readiness()
 
     def _report_readiness(self) -> None:
-        """Tell the new engine how each socket is, as epoll does of one that is registered."""
+        """Report the readiness of each socket to the new engine, as epoll does for a newly registered socket."""
         for fd in self.engine.handles_by_fd:
             pipe = self.engine.pipes[fd]
             mask = 0 if pipe.client_open else select.EPOLLIN | select.EPOLLRDHUP

@@ -1,7 +1,7 @@
-"""A world to run the core in: a virtual clock, and sockets that take k bytes.
+"""A world in which the core runs: a virtual clock, and sockets that accept k bytes.
 
-Everything is deterministic: the same calls give the same run. `World` holds one hub and any number of clients; a client
-has a pipe that holds a bounded number of unread bytes, reads as many as it is told to, and decodes them.
+All of it is deterministic: the same calls give the same run. `World` holds one hub and any number of clients. A client
+has a pipe that holds a bounded number of unread bytes. It reads as many bytes as the test says, and decodes them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
 class Pipe:
-    """One connection: what the server has sent and the client has not read. Stands in for a socket object."""
+    """One connection: the bytes that the server has sent and the client has not read. Replaces a socket object."""
 
     def __init__(self, fd: int, room: int) -> None:
         self.fd = fd
         self.room = room
         self.unread = bytearray()
-        self.full = False  # a send was not taken whole; an edge is owed once there is room
+        self.full = False  # a send was short; report an edge once there is room
         self.client_open = True
         self.server_open = True
 
@@ -38,7 +38,7 @@ class Pipe:
         return self.fd
 
     def shutdown(self, how: int) -> None:
-        """Send the end; nothing comes after it."""
+        """Send the end of the stream."""
         assert how == socket.SHUT_WR
         self.server_open = False
 
@@ -48,7 +48,7 @@ class Pipe:
 
 
 class SimEngine(Engine):
-    """The native engine over pipes and a clock that stands still within a call."""
+    """The native engine over pipes, with a clock that stands still within a call."""
 
     def __init__(self, discard_bytes_max: int) -> None:
         super().__init__(discard_bytes_max)
@@ -59,13 +59,13 @@ class SimEngine(Engine):
         self._looks = 0
 
     def report(self, fd: int, mask: int) -> None:
-        """Have the next poll report something of a socket, unless it was not handed over from an older engine."""
+        """Make the next poll report this event of a socket, unless an older engine handed the socket over."""
         handle = self.handles_by_fd.get(fd)
         if handle is not None:
             self.edges[handle] = self.edges.get(handle, 0) | mask
 
     def _monotonic_s(self) -> float:
-        # Each look at the clock is a slice later, so that every broadcast is cut as often as can be.
+        # Each reading of the clock is one slice later, so that every broadcast is interrupted as often as possible.
         self._looks += 1
         return float(self._looks)
 
@@ -114,10 +114,10 @@ class Client:
 
 
 class _Silent:
-    """A histogram that nobody looks at."""
+    """A histogram that discards its values."""
 
     def observe(self, amount: float, /) -> None:
-        """Forget it."""
+        """Discard the value."""
 
 
 class _Measures:
@@ -155,7 +155,7 @@ class World:
         return engine, hub
 
     def publish(self, topic: str, size: int, key: str | None = None, id: str | None = None) -> bool:
-        """Publish an event whose data is its number and some padding; False when the topic is held."""
+        """Publish an event whose data is its number and some padding; return False if the topic is held."""
         if self.hub.held(topic):
             return False
         number = len(self.published.events) + 1
@@ -170,7 +170,7 @@ class World:
         return client
 
     def connect(self, client: Client, since_s: float | None = None, after: int | None = None) -> None:
-        """Open a stream; a client that has a last id resumes from it, or from behind the sequence `after`."""
+        """Open a stream. A client with a last id resumes after it, or after the sequence `after`."""
         assert client.pipe is None
         pipe = Pipe(self._next_fd, client.room)
         self._next_fd += 1
@@ -207,7 +207,7 @@ class World:
             self.cut(client)
 
     def cut(self, client: Client) -> None:
-        """Cut a client's connection; what it has not read is lost."""
+        """Cut a client's connection. Its unread bytes are lost."""
         pipe = client.pipe
         if pipe is None:
             return
@@ -216,19 +216,19 @@ class World:
         self.engine.report(pipe.fd, select.EPOLLIN | select.EPOLLRDHUP)
 
     def step(self) -> bool:
-        """Let the server do one slice of its work; return whether there is more."""
+        """Run one slice of the server's work; return whether more remains."""
         self.hub.poll(self.now_s)
         return self.hub.turn(self.now_s)
 
     def pass_time(self, seconds: float) -> None:
-        """Let time go by, with the timers that fall due."""
+        """Advance the clock, and run the timers that expire."""
         self.now_s += seconds
         self.hub.tick(self.now_s)
         while self.hub.heartbeat(self.now_s):
             pass
 
     def settle(self) -> None:
-        """Let everybody reconnect and read until nothing moves, then check that the promise is kept to the end."""
+        """Let all clients reconnect and read until nothing changes; then check the promise."""
         for client in self.clients:
             if client.pipe is None and client.last_id:
                 self.connect(client)
