@@ -1,4 +1,4 @@
-"""What is asked of relay: a limit for each figure, most of them in times of the floor's, taken in turns in one run.
+"""The limits of relay's figures; most are multiples of the floor's figure, measured in turns in the same run.
 
 Owns the cases, their limits and how repeated runs become one result; never starts a process itself. Run it by
 `python -m bench`, or `python -m bench CASE…`. Relay beside other servers is in `bench.fanout`.
@@ -187,7 +187,7 @@ CASES = {
 
 
 def measure(case: Case, bench: Bench, *, repeat: int, targets: Sequence[str], pin: bool | None) -> dict[str, object]:
-    """Run a case for each server in turns, and sum it up.
+    """Run a case for each server in turns and summarise the runs.
 
     Args:
         case: what to run.

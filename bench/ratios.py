@@ -54,10 +54,10 @@ LIMITS = (
 
 
 def check(limits: Sequence[RatioLimit] = LIMITS) -> list[RatioLimit]:
-    """Measure the limits' cases, once each, and print what came of it; a case with a bad figure once more.
+    """Measure each case once and print the results; repeat a case with a bad figure once.
 
-    A shared machine has its moments: what is beyond a limit twice in a row is not one of them. Both results are
-    printed. A lost event or a fault is never measured again.
+    A shared machine causes outliers, so a limit counts as exceeded only after two bad results in a row. Both results
+    are printed. A case with a lost event or a fault is never repeated.
 
     Returns:
         The limits that were not kept, both times.

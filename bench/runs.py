@@ -1,6 +1,6 @@
-"""What is run for one row of the table.
+"""The runs behind the rows of the table.
 
-Owns the runs of single servers and of servers in turns; never sums up and never judges.
+Owns the runs of single servers and of servers in turns. Never summarises and never judges.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ONE_EVENTS = 5
 REPLAY_RATE = 5000.0
 REPLAY_S = 60.0
 SETTLE_S = 0.25
-# A run during which others kept this much of a core busy is made again, so many times.
+# A run during which other processes used more than this share of a core is repeated, at most AGAIN_MAX times.
 OTHERS_CORES_MAX = 0.1
 AGAIN_MAX = 2
 
@@ -129,7 +129,7 @@ def idle(streams: int) -> Run:
     """CPU of a server whose streams are open and silent, between two heartbeats."""
 
     def run(target: Target, bench: Bench) -> Figures:
-        # Heartbeats stay on, so that the timer behind them is in the figure; none falls due meanwhile.
+        # Heartbeats stay on, so that the figure includes their timer; none is sent during the measurement.
         with bench.server(target, ("--heartbeat", "60s")) as server, bench.swarm(server, streams) as swarm:
             opened(swarm, streams)
             time.sleep(1.0)

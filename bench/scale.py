@@ -1,6 +1,6 @@
 """`python -m bench.scale`: many streams over several workers, one event to all of them, and a storm.
 
-Owns this one run: how many swarms it takes, and what is read when. Prints one line of JSON. Bounded in time.
+Owns this one run: the number of swarms and the order of measurements. Prints one line of JSON. Bounded in time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`python -m bench.upgrade`: a relay under load is replaced by another process several times.
 
-Owns this one run, and what is read when. Prints one line of JSON. Bounded in time.
+Owns this one run and its order of measurements. Prints one line of JSON. Bounded in time.
 """
 
 from __future__ import annotations
