@@ -1,4 +1,4 @@
-"""Who may read and write, at a real server: tokens, tickets, rates, and the end of a stream's time.
+"""Access at a real server: tokens, tickets, rates, and the time limit of a stream.
 
 Covers `relay.auth.credentials` and `relay.core.leases`.
 """
@@ -41,7 +41,7 @@ def asked(server: Relay, path: str, headers: dict[str, str] | None = None) -> in
 
 
 def logged(server: Relay, text: str) -> None:
-    """Wait until the server has said something."""
+    """Wait until the server's log contains this text."""
     eventually(lambda: any(text in record["message"] for record in server.log), f"the log has {text!r}")
 
 
@@ -184,7 +184,7 @@ def key_server(documents: list[bytes]) -> Iterator[str]:
             self.wfile.write(document)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)

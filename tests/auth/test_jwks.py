@@ -1,4 +1,4 @@
-"""Keys are fetched again whatever was answered before; unknown keys have them fetched at once, but not too often."""
+"""Keys are fetched again after any answer. An unknown key causes a fetch at once, within a rate limit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def fetching(url: str, refresh_s: float = 1000.0) -> Iterator[tuple[Jwks, asyncio.Queue[Keys]]]:
-    """Fetch until the test is over; what is fetched comes into the queue."""
+    """Fetch during the test. The fetched keys go into the queue."""
     taken: asyncio.Queue[Keys] = asyncio.Queue()
     fetched = Jwks(url, refresh_s, taken.put_nowait)
     fetched.start(asyncio.get_running_loop())

@@ -1,4 +1,4 @@
-"""Files of tokens and revocations: a line that cannot be used costs that line, and is named by its number."""
+"""Files of tokens and revocations: an unusable line is skipped, and reported by its number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No token is in the log, in /stats, in /metrics or in the settings that are shown, whatever is done with it."""
+"""No token ever appears in the log, in /stats, in /metrics or in the printed settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def readers() -> str:
 
 
 def raw(server: Relay, data: bytes) -> None:
-    """Send bytes, and read to the end of what they are answered, if they are."""
+    """Send bytes, and read any answer to its end."""
     connection: socket.socket = socket.create_connection(("127.0.0.1", server.port), 5)
     if server.context is not None:
         connection = server.context.wrap_socket(connection, server_hostname="127.0.0.1")

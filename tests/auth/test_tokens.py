@@ -1,4 +1,4 @@
-"""Who may do what: each carrier of a token, each claim, and every way in which a token can be wrong."""
+"""Permissions: each carrier of a token, each claim, and every way in which a token can be invalid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who listens to what: topics and patterns in either order, streams that come and go, and what it costs."""
+"""Audiences: topics and patterns in either order, streams that open and close, and the cost."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class World:
         return {term: (each.streams, each.shared) for term, each in self.audiences._audiences.items()}
 
     def is_empty(self) -> bool:
-        """Say whether nothing is left of any stream."""
+        """Return whether no stream has left anything behind."""
         inner = self.audiences
         return not (inner._audiences or inner._patterns or inner._subscriptions)
 
@@ -235,7 +235,7 @@ def test_ordinals_of_a_subscription_count_the_events_of_all_its_terms() -> None:
 
 
 def test_ordinals_count_an_event_once_that_two_patterns_match() -> None:
-    """They say how many events a subscriber missed."""
+    """Ordinals give the number of events that a subscriber missed."""
     world = World()
     subscription = world.enter(*disjoint(("o.*", "*.x")))
     world.publish("o.x")

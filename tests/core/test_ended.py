@@ -1,4 +1,4 @@
-"""Topics that end for good: `relay.end` is their last event, for every publisher and every stream."""
+"""Topics that end permanently: `relay.end` is their last event, for every publisher and every stream."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def subscribe(server: Relay, query: str, last_id: str = "") -> int:
 
 
 def gone(server: Relay) -> bool:
-    """Return whether a server knows of the end of topic c."""
+    """Return whether a server knows that topic c has ended."""
     return subscribe(server, "topic=c") == 204
 
 

@@ -1,4 +1,4 @@
-"""The hub in a world with a virtual clock: what one stream may do to the others, and to memory."""
+"""The hub in a world with a virtual clock: the effect of one stream on the others, and on memory."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_topic_that_was_forgotten_reports_only_its_own_losses() -> None:
 
 
 def test_closed_streams_leave_their_audiences_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each may have a thousand, which have to be dropped; the streams that are left wait for one slice at most."""
+    """Each stream may have a thousand audiences to leave. The other streams wait for one slice at most."""
     world = World(Config())
     for number in range(10):
         client = world.client(tuple(f"{number}.{each}" for each in range(10)), None, 1 << 20)

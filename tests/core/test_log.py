@@ -1,4 +1,4 @@
-"""What the log retains, in which order it is read, and how it is found."""
+"""The log: retention, the order of reads, and the search for ids."""
 
 from __future__ import annotations
 

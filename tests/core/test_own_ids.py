@@ -1,4 +1,4 @@
-"""Publishers' own ids: which event a last id stands for, in the topics of one subscription."""
+"""Publishers' own ids: the event that a last id identifies, among the topics of one subscription."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a policy acts, and which one a stream has."""
+"""The time at which a policy acts, and the choice of a stream's policy."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_terms_may_be_read_only_once() -> None:
 
 
 def test_streams_of_the_same_policy_and_limits_have_equal_rules() -> None:
-    """So they share a subscription."""
+    """Equal rules let streams share a subscription."""
     rules = Rules(CONFIG)
     assert rules.choose(["x"]) == rules.choose(["y"], "conflate")
     assert hash(rules.choose(["x"])) == hash(rules.choose(["y"], "conflate"))

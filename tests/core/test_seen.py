@@ -1,4 +1,4 @@
-"""A dedup key is known for its window, and the newest of them when there are too many."""
+"""A dedup key is retained for its window; if there are too many keys, the newest are retained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The front's connections, over real sockets on uvloop, with a hub that only takes what it is given."""
+"""The front's connections over real sockets on uvloop, with a fake hub."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class FakeHub:
             self.unconfirmed.append(callback)
 
     def release(self, *, holding: bool = False) -> None:
-        """End a hold; with `holding`, another goes on."""
+        """End a hold; with `holding`, another one continues."""
         self.holding = holding
         callbacks, self.releases = self.releases, []
         for callback in callbacks:
@@ -111,7 +111,7 @@ class FakeHub:
 
 
 class FakeMetrics:
-    """Counts refused input."""
+    """Counts rejected input."""
 
     def __init__(self) -> None:
         self.errors: list[tuple[str, str]] = []
@@ -219,7 +219,7 @@ class Site:
 
 @asynccontextmanager
 async def serve(page: bytes = PAGE, **settings: Any) -> AsyncIterator[Site]:
-    """Run a front; all it opened is closed afterwards."""
+    """Run a front, and close everything that it opened afterwards."""
     loop = asyncio.get_running_loop()
     hub, metrics = FakeHub(), FakeMetrics()
     config = Config(**settings)
@@ -790,13 +790,13 @@ async def test_a_draining_server_says_so_and_takes_nothing_new(site: Site) -> No
 
 
 def large(*lines: str) -> bytes:
-    """Make a request that takes its turn, and is refused."""
+    """Make a large request that waits for its turn and is rejected."""
     return get("/none?" + "&".join(["topic=a"] * 400), *lines)
 
 
 @on_uvloop
 async def test_large_requests_beyond_a_turns_share_are_served_in_later_turns(site: Site) -> None:
-    """Here each takes longer than its turn's share; requests in a row on one connection keep their order."""
+    """Each request takes longer than its turn's share. Requests on one connection keep their order."""
     ticks = itertools.count()
     site.front.pace = Pace(site.front.loop.call_soon, lambda: float(next(ticks)))
     clients = [await site.client() for _ in range(10)]

@@ -1,4 +1,4 @@
-"""Deadlines: each connection is told in time, in order, by one timer that rests when there is none."""
+"""Deadlines: one timer notifies each connection in time and in order, and stops when no deadline is left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from relay.front.deadlines import SWEEP_INTERVAL_MIN_S, Deadlines, Waiting
 
 
 class Loop:
-    """The clock and the timers of an event loop, moved by hand."""
+    """The clock and the timers of an event loop, advanced by the test."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -27,7 +27,7 @@ class Loop:
         return timer
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and run what is due."""
+        """Advance the clock, and run the timers that expire."""
         self.now_s += seconds
         for timer in [timer for timer in self.timers if timer.when <= self.now_s]:
             self.timers.remove(timer)
@@ -46,7 +46,7 @@ class Timer:
 
 
 class Connection:
-    """A connection that remembers what it was told."""
+    """A connection that records its notifications."""
 
     def __init__(self) -> None:
         self.waiting: Waiting | None = None

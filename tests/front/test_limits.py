@@ -30,7 +30,7 @@ PUBLISHER = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "text/plain"}
 
 
 def limited(server: Relay) -> dict[str, int]:
-    """Return how often each limit acted, without those that did not."""
+    """Return how often each limit acted, without the limits that never acted."""
     text = server.request("GET", "/metrics")[2].decode()
     found = re.findall(r'^relay_limited_total{limit="(\S+)"} (\S+)$', text, re.MULTILINE)
     assert [name for name, _ in found] == list(Limit)
@@ -39,7 +39,7 @@ def limited(server: Relay) -> dict[str, int]:
 
 @contextlib.contextmanager
 def silent(server: Relay, count: int) -> Iterator[list[socket.socket]]:
-    """Hold connections that say nothing."""
+    """Hold open connections that send nothing."""
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S)) for _ in range(count)
@@ -47,7 +47,7 @@ def silent(server: Relay, count: int) -> Iterator[list[socket.socket]]:
 
 
 def authorization(subject: str) -> dict[str, str]:
-    """Return the header of somebody who may read everything."""
+    """Return the header of a client that may read everything."""
     claims = {"sub": subject, "exp": time.time() + 600, "relay": {"subscribe": ["**"]}}
     return {"Authorization": f"Bearer {jwt.encode(claims, SECRET, 'HS256')}"}
 
@@ -152,7 +152,7 @@ def test_the_oldest_of_too_many_silent_connections_is_cut_for_a_new_one() -> Non
 
 
 def admin(server: Relay) -> None:
-    """Fetch what an operator needs, each over a connection of its own."""
+    """Fetch the pages for operators, each over a separate connection."""
     for path in ("/healthz", "/readyz", "/metrics", "/stats"):
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
         with contextlib.closing(connection):

@@ -1,4 +1,4 @@
-"""The pace of the front: what exceeds a turn's share waits for a later one, in order, and nothing is forgotten."""
+"""The pace of the front: work beyond a turn's share waits for a later turn, in order, and none is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class World:
         self.pace.add(self.step(name, seconds))
 
     def turn(self) -> list[str]:
-        """Run the loop's next turn; return what was done in it."""
+        """Run the loop's next turn; return the steps that it ran."""
         calls, self.next_turn[:], self.done = list(self.next_turn), [], []
         for call in calls:
             call()

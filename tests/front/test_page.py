@@ -1,4 +1,4 @@
-"""The page needs nothing from elsewhere, and never takes an event's text for markup."""
+"""The page loads nothing from other sites, and never treats an event's text as markup."""
 
 from __future__ import annotations
 

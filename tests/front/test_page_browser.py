@@ -44,7 +44,7 @@ def watch(browser: Browser, server: Relay, query: str = "topic=news") -> None:
 
 
 def received(browser: Browser, count: int) -> None:
-    """Wait until the page has received so many events."""
+    """Wait until the page has received this number of events."""
     browser.wait(f"{EVENTS} === '{count:,}'")
 
 

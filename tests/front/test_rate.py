@@ -1,4 +1,4 @@
-"""Token buckets: bursts are let through, averages are held, and who was refused is told how long to wait."""
+"""Token buckets: they allow bursts, limit averages, and report the wait to a rejected client."""
 
 from __future__ import annotations
 

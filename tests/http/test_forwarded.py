@@ -1,4 +1,4 @@
-"""Where a connection comes from behind a proxy, and whom that is believed from."""
+"""The client's address behind a proxy, and the proxies that are trusted to report it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Responses: the bytes that answer."""
+"""Responses: the bytes of each answer."""
 
 from __future__ import annotations
 
