@@ -67,6 +67,14 @@ def test_the_page_of_close_reasons_lists_every_one() -> None:
     assert names("close-reasons.md") == set(CloseReason)
 
 
+def test_the_engines_report_only_close_reasons() -> None:
+    """Both engines are below the core, so they write their reasons as plain strings."""
+    sources = [ROOT / "relay" / "_native" / "engine.py", *ROOT.glob("_speedups/*.pxi")]
+    text = "".join(path.read_text() for path in sources)
+    found = set(re.findall(r'(?:return|reason =|else) "(\w+)"', text))
+    assert {"client", "timeout", "error", "input"} <= found <= set(CloseReason)
+
+
 def test_the_page_of_stats_lists_every_field() -> None:
     document: dict[str, Any] = yaml.safe_load((PAGES / "openapi.yaml").read_text())
     schema = document["components"]["schemas"]["Stats"]
