@@ -24,7 +24,6 @@ import msgspec
 from loadtest.rig.publisher import PublisherProgram
 from loadtest.rig.targets import Place, Target
 
-HERE = Path(__file__).parent
 START_S = 20.0
 CLOSE_S = 10.0
 POLL_S = 0.02

@@ -41,7 +41,7 @@ async def drain(parts: Parts) -> None:
     """
     config, hub = parts.config, parts.hub
     parts.front.ready = False
-    parts.cluster.leave()
+    parts.membership.leave()
     parts.service.tell("STOPPING=1", f"STATUS=draining {hub.engine.open} streams")
     if config.drain_delay_s:
         _logger.info("not ready; draining in %g s", config.drain_delay_s)
@@ -49,7 +49,7 @@ async def drain(parts: Parts) -> None:
     _logger.info("draining %d streams", hub.engine.open)
     if parts.acceptor is not None:
         parts.acceptor.close()
-    parts.cluster.stop_starting()
+    parts.membership.stop_starting()
     if parts.sources is not None:
         parts.sources.drain()
     hub.end_input()
@@ -59,7 +59,7 @@ async def drain(parts: Parts) -> None:
     await _settle(parts)
     drained = asyncio.Event()
     hub.drain(time.monotonic(), drained.set)
-    await asyncio.gather(_end_streams(hub, config, drained), parts.cluster.drain())
+    await asyncio.gather(_end_streams(hub, config, drained), parts.membership.drain())
     if hub.engine.open:
         _logger.warning("drain timed out with %d streams open", hub.engine.open)
     hub.abort(time.monotonic())
@@ -73,7 +73,7 @@ async def _settle(parts: Parts) -> None:
             if parts.journal is not None:
                 await parts.journal.settle()
             if parts.is_edge:
-                await parts.cluster.settle()
+                await parts.membership.settle()
     except TimeoutError:
         _logger.warning("drain: not all accepted events reached the log in time")
 

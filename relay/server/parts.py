@@ -19,7 +19,7 @@ from relay.front.tls import Tls
 from relay.process.systemd import Service
 from relay.sources.group import Sources
 from relay.store.journal import Journal
-from relay.workers.membership import Cluster
+from relay.workers.membership import Membership
 
 
 @dataclass(slots=True, eq=False)
@@ -35,7 +35,7 @@ class Parts:
         own_token: the publish token of this run, used if the settings name none.
         credentials: tokens and keys.
         front: the clients' connections.
-        cluster: the workers and the links to other servers.
+        membership: the workers and the links to other servers.
         tls: the certificate; None without TLS.
         is_edge: whether this process follows the log of a hub.
         sockets: the clients' listeners.
@@ -52,7 +52,7 @@ class Parts:
     own_token: str
     credentials: Credentials
     front: Front
-    cluster: Cluster
+    membership: Membership
     tls: Tls | None
     is_edge: bool
     sockets: list[socket.socket] = field(default_factory=list)
@@ -71,6 +71,11 @@ class Parts:
         return self.is_edge or is_linked(self.config)
 
 
+def leads(config: Config) -> bool:
+    """Return whether the settings ask for workers or for edges."""
+    return worker_count(config) > 1 or bool(config.link_listen)
+
+
 def is_linked(config: Config) -> bool:
     """Return whether the settings ask for workers, edges or an upstream."""
-    return worker_count(config) > 1 or bool(config.link_listen) or bool(config.upstream)
+    return leads(config) or bool(config.upstream)

@@ -38,7 +38,7 @@ from relay.process.systemd import Service
 from relay.server.addresses import bind, log_addresses
 from relay.server.descriptors import raise_descriptor_limit, streams_available
 from relay.server.drain import drain
-from relay.server.parts import Parts, is_linked
+from relay.server.parts import Parts, is_linked, leads
 from relay.server.pulse import Pulse
 from relay.server.signals import Signals
 from relay.sources.group import Sources
@@ -51,7 +51,7 @@ from relay.telemetry.stats import Stats
 from relay.telemetry.stats_schema import to_json
 from relay.upgrade import take
 from relay.upgrade.messages import Channel
-from relay.workers.membership import Cluster
+from relay.workers.membership import Membership
 from relay.workers.processes import Inherited
 
 COLLECTIONS = (700, 10, 1000)
@@ -162,14 +162,10 @@ class Server:
             await self._start_worker(self._worker)
         elif self._is_edge:
             await self._start_edge()
-        elif self._leads:
+        elif leads(self._config):
             await self._start_hub()
         else:
             self._start_alone()
-
-    @property
-    def _leads(self) -> bool:
-        return self._worker_count > 1 or bool(self._config.link_listen)
 
     def _start_alone(self) -> None:
         """Start one process that serves all clients."""
@@ -199,11 +195,11 @@ class Server:
         shared, _ = self._bind()
         self._open_parts(secrets.token_urlsafe(24), shared)
         self._handle_signals()
-        cluster, name = self._parts.cluster, f"{socket.gethostname()} (pid {os.getpid()})"
-        await cluster.follow(config.upstream, name, config.link_token, self._stop, self._stop.set)
+        membership, name = self._parts.membership, f"{socket.gethostname()} (pid {os.getpid()})"
+        await membership.follow(config.upstream, name, config.link_token, self._stop, self._stop.set)
         _logger.info("following %s", config.upstream)
-        self._parts.front.become_edge(cluster, cluster.find)
-        if self._leads and not self._stop.is_set():
+        self._parts.front.become_edge(membership, membership.find)
+        if leads(config) and not self._stop.is_set():
             await self._lead(link_listener, shared)
         if not self._stop.is_set():
             self._accept(shared[0])
@@ -214,10 +210,10 @@ class Server:
         self._close_at_end([worker.listeners])
         self._open_parts(worker.own_token, [worker.listeners])
         self._handle_signals()
-        cluster = self._parts.cluster
-        await cluster.follow(worker.link, f"worker {worker.number}", "", self._stop, self._stop.set)
-        assert cluster.uplink is not None
-        self._parts.front.become_edge(cluster, cluster.find, cluster.uplink.ask)
+        membership = self._parts.membership
+        await membership.follow(worker.link, f"worker {worker.number}", "", self._stop, self._stop.set)
+        assert membership.uplink is not None
+        self._parts.front.become_edge(membership, membership.find, membership.uplink.ask)
         if not self._stop.is_set():
             self._accept(worker.listeners)
 
@@ -275,7 +271,7 @@ class Server:
         return journal
 
     def _open_parts(self, own_token: str, shared: list[list[socket.socket]], journal: Journal | None = None) -> None:
-        """Open the parts that every mode has: credentials, front and cluster."""
+        """Open the parts that every mode has: credentials, front and membership."""
         config, hub, loop = self._config, self._hub, self._loop
         credentials = Credentials(config, own_token, wall=time.time, changed=self._revoke)
         self._stack.callback(credentials.close)
@@ -283,9 +279,9 @@ class Server:
         page = importlib.resources.files("relay").joinpath("pages/index.html").read_bytes()
         front = Front(hub, config, self._metrics, self._collect_stats, page, credentials.auth, loop, time.monotonic)
         self._stack.callback(front.abort)
-        cluster = Cluster(config, hub, self._stats, self._metrics, front.publisher, loop, time.monotonic)
-        self._stack.callback(cluster.close)
-        self._metrics.report_upstream(cluster.upstream)
+        membership = Membership(config, hub, self._stats, self._metrics, front.publisher, loop, time.monotonic)
+        self._stack.callback(membership.close)
+        self._metrics.report_upstream(membership.upstream)
         self._parts = Parts(
             config,
             hub,
@@ -295,7 +291,7 @@ class Server:
             own_token,
             credentials,
             front,
-            cluster,
+            membership,
             self._tls,
             self._is_edge,
             sockets=[listener for listeners in shared for listener in listeners],
@@ -332,11 +328,11 @@ class Server:
         sources.stdin.start()
         sources.follow()
         if sources.upstream is not None:
-            self._parts.cluster.report_event_stream(sources.upstream.stats)
+            self._parts.membership.report_event_stream(sources.upstream.stats)
 
     async def _lead(self, link_listener: socket.socket | None, shared: list[list[socket.socket]]) -> None:
         workers = shared if self._worker_count > 1 else []
-        await self._parts.cluster.lead(link_listener, workers, self._parts.own_token, self._stop)
+        await self._parts.membership.lead(link_listener, workers, self._parts.own_token, self._stop)
 
     def _accept(self, listeners: list[socket.socket]) -> None:
         """Accept clients, unless the workers do, and log the addresses."""
@@ -369,7 +365,7 @@ class Server:
     # Callbacks
 
     def _collect_stats(self, now_s: float) -> bytes:
-        return to_json(self._parts.cluster.stats(now_s))
+        return to_json(self._parts.membership.stats(now_s))
 
     def _wake(self) -> None:
         self._loop.call_soon(self._pulse.turn)
@@ -380,7 +376,7 @@ class Server:
         if parts.journal is not None:
             parts.journal.tick(now_s)
         if self._is_process_1:
-            reap_orphans([] if parts.cluster.workers is None else parts.cluster.workers.pids)
+            reap_orphans([] if parts.membership.workers is None else parts.membership.workers.pids)
 
     def _revoke(self) -> None:
         ended = self._hub.revoke(self._parts.credentials.auth.valid, time.monotonic())

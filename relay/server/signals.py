@@ -84,8 +84,8 @@ class Signals:
         parts.credentials.reload()
         if parts.tls is not None:
             parts.tls.reload()
-        if parts.cluster.workers is not None:
-            parts.cluster.workers.reload()
+        if parts.membership.workers is not None:
+            parts.membership.workers.reload()
         parts.service.tell("READY=1", parts.status)
 
     def _on_upgrade(self) -> None:

@@ -1,4 +1,4 @@
-"""The membership of a server in a cluster: as a hub with workers and edges, as an edge, or as both.
+"""The membership of a server in a group of processes: as a hub with workers and edges, as an edge, or as both.
 
 Owns the links of this process to its hub and to its edges, and its workers. Never opens a listener for clients and
 never serves a stream.
@@ -33,7 +33,7 @@ SETTLE_STEP_S = 0.01
 FoundDone = Callable[[int | RelayError | None], None]
 
 
-class Cluster:
+class Membership:
     """The links of one process, and the handler of its edges' requests.
 
     Args:
