@@ -23,7 +23,7 @@ from relay.commands.publish import publish
 from relay.commands.subscribe import subscribe
 from relay.commands.top import top
 from relay.commands.upgrade import upgrade
-from relay.config import load
+from relay.config import load, values
 from relay.config.model import SETTINGS, Config, group_settings
 from relay.errors import ConfigError, RelayError
 from relay.process import startup
@@ -52,7 +52,7 @@ class RelayGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command. For an unknown name, suggest a similar one."""
         if args[0] not in self.commands:
-            raise click.UsageError(f"no such command: {args[0]}{load.hint(args[0], self.commands)}")
+            raise click.UsageError(f"no such command: {args[0]}{values.hint(args[0], self.commands)}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -93,7 +93,7 @@ def _option(name: str, each: Field[Any]) -> Callable[[Callable[..., Any]], Calla
     """Build the flag of one setting. Its value is None, or an empty tuple, if the flag is not given."""
     kind = each.metadata["kind"]
     repeatable = isinstance(each.default, tuple)
-    default = load.show(kind, each.default)
+    default = values.show(kind, each.default)
     help = each.metadata["help"] + (" Repeatable." if repeatable else "")
     help += f"  [default: {default}]" if default else ""
     if kind == "switch":
@@ -169,8 +169,8 @@ def load_config(path: str | None, flags: dict[str, Any]) -> Config:
         ConfigError: the file cannot be read, or a setting is invalid.
     """
     path = path or os.environ.get("RELAY_CONFIG") or None
-    values = {name: flags[each.name] for name, each in SETTINGS.items() if each.name in flags}
-    given = {name: value for name, value in values.items() if value is not None and value != ()}
+    by_setting = {name: flags[each.name] for name, each in SETTINGS.items() if each.name in flags}
+    given = {name: value for name, value in by_setting.items() if value is not None and value != ()}
     return load.load(given, os.environ, read_toml(path) if path else None, path or "TOML")
 
 

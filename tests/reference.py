@@ -10,8 +10,9 @@ from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
-from relay.config.load import show, variable
+from relay.config.load import variable
 from relay.config.model import NUMBER_MAX, SETTINGS, group_settings
+from relay.config.values import show
 from relay.telemetry import stats_schema as stats
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
-from relay.config.load import split_policy
+from relay.config.check import split_policy
 from relay.config.model import Config
 from relay.topic import TermTree
 

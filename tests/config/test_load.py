@@ -1,4 +1,7 @@
-"""Settings come by flag, variable and file, in that order of strength; a wrong one is named, with a hint."""
+"""Settings come by flag, variable and file, in that order of strength; a wrong one is named, with a hint.
+
+Covers relay.config.load, relay.config.values and relay.config.check.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from relay.config.load import check, load, to_toml, variable, worker_count
+from relay.config.check import check
+from relay.config.load import load, to_toml, variable, worker_count
 from relay.config.model import MIB, SETTINGS, Config, group_settings
 from relay.errors import ConfigError
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import jwt
 import pytest
 
-from relay.config.load import show
 from relay.config.model import SETTINGS
+from relay.config.values import show
 from relay.limits import Limit
 from tests import ROOT
 from tests.running import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, eventually, relay

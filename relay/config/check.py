@@ -1,0 +1,225 @@
+"""The checks of settings that depend on one another, or that no kind can express.
+
+Owns these rules and their errors. Never reads a value from text, except the limits inside `policy-for`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from relay.config.model import (
+    SETTINGS,
+    Config,
+    is_event_stream,
+    parse_address,
+    parse_group,
+    parse_mode,
+    parse_upstream,
+    size_text,
+)
+from relay.config.networks import parse_networks
+from relay.config.origins import check_host, check_origin
+from relay.config.values import hint, read, show
+from relay.errors import ConfigError, EventError
+from relay.topic import check_term, check_topic
+
+WORKERS_MAX = 1024
+_HARD_AND_SOFT = (("lag-bytes", "lag-soft-bytes"), ("lag-events", "lag-soft-events"), ("lag", "lag-soft"))
+_LIMITS = (*(name for pair in _HARD_AND_SOFT for name in pair), "lag-soft-for")
+_JWT_KEYS = ("jwt-secret", "jwt-secret-file", "jwt-public-key-file", "jwt-jwks-url", "jwt-key", "jwt-key-file")
+"""The settings that say what JWTs are checked with; the last two are older spellings."""
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")  # a token (RFC 6265 section 4.1.1)
+
+
+def check(config: Config) -> Config:
+    """Check what no setting can say alone.
+
+    Args:
+        config: settings, each right by itself.
+
+    Returns:
+        The same settings.
+
+    Raises:
+        ConfigError: two settings contradict each other, or one names something that there cannot be; the text
+            begins with the setting's name.
+    """
+    _check_front(config)
+    _check_sources(config)
+    _check_policies(config)
+    _check_scale(config)
+    if config.retry_min_s > config.retry_max_s:
+        raise ConfigError("retry-min: must not be above retry-max")
+    return config
+
+
+def _check_front(config: Config) -> None:
+    if not config.listen:
+        raise ConfigError("listen: at least one address is needed")
+    for place, address in enumerate(config.listen):
+        try:
+            _, port = parse_address(address)
+        except ValueError as error:
+            raise ConfigError(f"listen: {error}") from None
+        if port and address in (*config.listen[:place], config.link_listen):
+            raise ConfigError(f"listen: {address} is given twice; each address can have one listener")
+    if config.tls_key and not config.tls_cert:
+        raise ConfigError("tls-key: tls-cert must name the certificate")
+    try:
+        parse_networks(config.trusted_proxy)
+    except ValueError as error:
+        raise ConfigError(f"trusted-proxy: {error}") from None
+    if config.proxy_protocol and not config.trusted_proxy:
+        raise ConfigError("proxy-protocol: trusted-proxy must name who may send it")
+    for name, items, check_item in (
+        ("cors-origin", config.cors_origin, check_origin),
+        ("allowed-host", config.allowed_host, check_host),
+    ):
+        try:
+            for item in items:
+                check_item(item)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from None
+    for token in config.publish_token:
+        if not all("!" <= character <= "~" for character in token):
+            raise ConfigError("publish-token: only visible ASCII characters, without spaces, fit into a header")
+    keys = [name for name in _JWT_KEYS if getattr(config, SETTINGS[name].name)]
+    if len(keys) > 1:
+        raise ConfigError(f"{keys[1]}: {keys[0]} is set too; give one of {', '.join(_JWT_KEYS[:4])}")
+    if config.subscribe == "jwt" and not keys:
+        raise ConfigError(f"subscribe: `jwt` needs a key: one of {', '.join(_JWT_KEYS[:4])}")
+    if config.jwt_jwks_url:
+        _check_jwks_url(config.jwt_jwks_url)
+    if not _COOKIE.fullmatch(config.jwt_cookie):
+        raise ConfigError(f"jwt-cookie: {config.jwt_cookie!r} cannot be the name of a cookie")
+
+
+def _check_jwks_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"jwt-jwks-url: the address is malformed: {error}") from None
+    if not parts.hostname or port == 0:
+        raise ConfigError("jwt-jwks-url: the address needs a host, as in https://login.example/.well-known/jwks.json")
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+        raise ConfigError("jwt-jwks-url: keys are fetched over https, or over http from this machine (127.0.0.1)")
+
+
+def _check_sources(config: Config) -> None:
+    try:
+        check_topic(config.topic)
+    except EventError as error:
+        raise ConfigError(f"topic: {error.reason}") from None
+    try:
+        parse_mode(config.unix_mode)
+    except ValueError as error:
+        raise ConfigError(f"unix-mode: {error}") from None
+    try:
+        parse_group(config.unix_group)
+    except ValueError as error:
+        raise ConfigError(f"unix-group: {error}") from None
+    for name in ("unix-mode", "unix-group"):
+        each = SETTINGS[name]
+        if not config.unix and getattr(config, each.name) != each.default:
+            raise ConfigError(f"{name}: there is no Unix socket to apply it to; add unix (--unix PATH)")
+    if config.exit_on_eof and config.stdin == "off":
+        raise ConfigError("exit-on-eof: standard input is off, so its end is never seen")
+    if config.durable and not config.data:
+        raise ConfigError("durable: needs a file to write to; add data (--data PATH), or leave durable out")
+    if config.event_bytes_max > config.history_bytes:
+        raise ConfigError(
+            f"event-bytes-max: {size_text(config.event_bytes_max)} is more than history-bytes holds "
+            f"({size_text(config.history_bytes)}); lower the one or raise the other"
+        )
+
+
+def _check_scale(config: Config) -> None:
+    number = re.fullmatch("[0-9]{1,4}", config.workers)
+    if config.workers != "auto" and (number is None or int(config.workers) > WORKERS_MAX):
+        raise ConfigError(f"workers: {config.workers!r} is neither `auto` nor a number up to {WORKERS_MAX}")
+    follows = bool(config.upstream) and not is_event_stream(config.upstream)
+    if follows:
+        try:
+            parse_upstream(config.upstream)
+        except ValueError as error:
+            raise ConfigError(f"upstream: {error}") from None
+        if config.unix or config.stdin not in ("auto", "off"):
+            raise ConfigError("upstream: an edge has no sources of its own; feed the relay that it follows")
+        if config.data:
+            raise ConfigError("upstream: an edge keeps no history of its own; give data to the relay that it follows")
+    if config.link_listen:
+        try:
+            parse_address(config.link_listen)
+        except ValueError as error:
+            raise ConfigError(f"link-listen: {error}") from None
+    if (follows or config.link_listen) and not config.link_token:
+        raise ConfigError("link-token: upstream and link-listen need one, the same at both ends")
+
+
+def split_policy(text: str, config: Config) -> tuple[str, Config]:
+    """Read one `policy-for`: PATTERN=POLICY, and after spaces limits of its own as NAME=VALUE.
+
+    Args:
+        text: `orders.*=conflate`, `audit=disconnect lag-events=10 lag=5s`.
+        config: whose limits hold where it names none.
+
+    Returns:
+        the pattern, and the settings as they are for its streams.
+
+    Raises:
+        ConfigError: it names what is wrong.
+    """
+    policies = SETTINGS["policy"].metadata["kind"]
+    parts = re.fullmatch(rf"(.+?)=({policies})((?: +\S+)*)", text)
+    if parts is None:
+        _, equals, policy = text.partition(" ")[0].rpartition("=")
+        if not equals:
+            raise ConfigError(f"policy-for: {text!r} is not PATTERN=POLICY")
+        known = policies.split("|")
+        raise ConfigError(f"policy-for: {policy!r} is none of {', '.join(known)}{hint(policy, known)}")
+    pattern, policy, limits = parts.groups()
+    try:
+        check_term(pattern)
+    except EventError as error:
+        raise ConfigError(f"policy-for: {pattern!r}: {error.reason}") from None
+    changes: dict[str, Any] = {"policy": policy}
+    for word in limits.split():
+        name, _, value = word.partition("=")
+        if name not in _LIMITS:
+            raise ConfigError(f"policy-for: {name!r} is none of {', '.join(_LIMITS)}{hint(name, _LIMITS)}")
+        changes[SETTINGS[name].name] = read(f"policy-for: {name}", SETTINGS[name], value)
+    return pattern, replace(config, **changes)
+
+
+def _check_policies(config: Config) -> None:
+    policies = SETTINGS["policy"].metadata["kind"].split("|")
+    for policy in config.policy_request:
+        if policy not in policies:
+            raise ConfigError(f"policy-request: {policy!r} is none of {', '.join(policies)}")
+    for each in [config, *(split_policy(text, config)[1] for text in config.policy_for)]:
+        for hard, soft in _HARD_AND_SOFT:
+            most = getattr(each, SETTINGS[hard].name)
+            if 0 < most < getattr(each, SETTINGS[soft].name):
+                raise ConfigError(f"{soft}: must not be above {hard}, which acts at once")
+        if each.policy == "block" or (each is config and "block" in config.policy_request):
+            _check_block(each)
+
+
+def _check_block(config: Config) -> None:
+    """A publisher has to be held before the log laps the stream; half of the history leaves it room."""
+    pairs = (("lag-bytes", "history-bytes"), ("lag-events", "history-events"), ("lag", "history-age"))
+    for lag, history in pairs:
+        kind = SETTINGS[lag].metadata["kind"]
+        limit, held = (getattr(config, SETTINGS[name].name) for name in (lag, history))
+        if limit and held and limit > held / 2:
+            raise ConfigError(
+                f"{lag}: policy `block` needs it to be at most half of {history}: {show(kind, limit)} "
+                f"is more than half of {show(kind, held)}"
+            )
+    if not (config.lag_bytes or config.lag_events or config.lag_s):
+        raise ConfigError("policy: `block` needs a limit to act at: lag-bytes, lag-events or lag")
