@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 import re
 import shutil
 import subprocess
 
 import pytest
+
+from tests import ROOT
 
 PAGE = (importlib.resources.files("relay") / "pages" / "index.html").read_text()
 SCRIPT = "".join(re.findall(r"<script>(.*?)</script>", PAGE, re.DOTALL))
@@ -44,6 +47,17 @@ def test_it_is_for_light_and_dark_and_every_field_has_a_label() -> None:
 def test_every_element_that_the_script_looks_for_is_there() -> None:
     for name in set(re.findall(r"find\(\"([\w-]+)\"\)", SCRIPT)):
         assert f'id="{name}"' in PAGE
+
+
+def test_every_field_of_stats_that_the_script_reads_is_in_the_schema() -> None:
+    schema = json.loads((ROOT / "docs" / "reference" / "stats.schema.json").read_text())["$defs"]
+    fields = set(re.findall(r"\bstats\.(\w+)", SCRIPT))
+    assert {"version", "engine", "streams", "lagging", "topics"} <= fields <= set(schema["ServerStats"]["properties"])
+    fields_of_topics = [name for _, name in re.findall(r"\bstats\.topics\.map\(\((\w+)\) => \1\.(\w+)\)", SCRIPT)]
+    assert len(fields_of_topics) == SCRIPT.count("stats.topics")
+    assert set(fields_of_topics) <= set(schema["TopicStats"]["properties"])
+    # The script reads the statistics by these names only.
+    assert re.findall(r"\w+\(stats\)|\bstats\b(?![.\"])", SCRIPT) == ["about(stats)"]
 
 
 def test_it_listens_for_gaps_and_heartbeats() -> None:
