@@ -13,13 +13,16 @@ import sys
 import termios
 import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+import msgspec
+from msgspec import UNSET, UnsetType
 
 from relay.config.model import size_text
 from relay.errors import RelayError
 from relay.extras import missing_extra, need_httpx
+from relay.telemetry.stats_schema import ServerStats, SlowStream, UpstreamStats, WorkerStats, from_json
 
 if TYPE_CHECKING:
     import httpx
@@ -34,7 +37,6 @@ KEYS_BYTES_MAX = 1024
 HEAD_LINES = 2
 """Lines above the figures: the server's version and state, and the current problem."""
 
-Stats = Mapping[str, Any]
 Row = tuple[object, ...]
 Columns = tuple[str, ...]
 
@@ -78,7 +80,7 @@ async def _show(client: httpx.AsyncClient, address: httpx.URL, interval: float |
     if interval is None:
         console.print(render(stats, None))
         return 0
-    before: Stats | None = None
+    before: ServerStats | None = None
     problem = ""
 
     def draw() -> None:
@@ -154,7 +156,7 @@ def _keys(quit: Callable[[], None]) -> Iterator[None]:
             termios.tcsetattr(descriptor, termios.TCSADRAIN, modes)
 
 
-async def fetch(client: httpx.AsyncClient, address: httpx.URL) -> Stats:
+async def fetch(client: httpx.AsyncClient, address: httpx.URL) -> ServerStats:
     """Request /stats.
 
     Raises:
@@ -165,17 +167,19 @@ async def fetch(client: httpx.AsyncClient, address: httpx.URL) -> Stats:
     try:
         response = await client.get(address)
         response.raise_for_status()
-        stats = response.json()
+        stats = from_json(response.content)
     except httpx.HTTPError as error:
         raise RelayError(f"{address}: {error or type(error).__name__}") from None
-    except ValueError:
+    except msgspec.MsgspecError:
         raise RelayError(f"{address}: the answer is not that of a relay") from None
-    if not isinstance(stats, dict) or "streams" not in stats:
+    if not stats.version:
         raise RelayError(f"{address}: the answer is not that of a relay")
     return stats
 
 
-def render(stats: Stats, before: Stats | None, height: int | None = None, problem: str = "") -> RenderableType:
+def render(
+    stats: ServerStats, before: ServerStats | None, height: int | None = None, problem: str = ""
+) -> RenderableType:
     """Build the display.
 
     Args:
@@ -188,19 +192,19 @@ def render(stats: Stats, before: Stats | None, height: int | None = None, proble
     from rich.console import Group
     from rich.text import Text
 
-    if before is None or before.get("uptime_s", 0) >= stats.get("uptime_s", 0):
-        before = {}
+    if before is None or before.uptime_s >= stats.uptime_s:
+        before = ServerStats()
     head = Text.assemble(
         ("relay ", "bold"),
-        f"{stats.get('version', '?')}  engine {stats.get('engine', '?')}  ",
-        f"up {_span(stats.get('uptime_s', 0))}  ",
-        ("ready", "green") if stats.get("ready") else ("not ready", "bold red"),
+        f"{stats.version}  engine {stats.engine or '?'}  ",
+        f"up {_span(stats.uptime_s)}  ",
+        ("ready", "green") if stats.ready else ("not ready", "bold red"),
         "" if height is None else "  (q quits)",
         no_wrap=True,
         overflow="ellipsis",
     )
     figures = _figures(stats, before)
-    tables = [(_WORKERS, _workers(stats, before))] if stats.get("workers") else []
+    tables = [(_WORKERS, _workers(stats.workers, before))] if stats.workers else []
     tables += [(_TOPICS, _topics(stats)), (_SLOWEST, _slowest(stats))]
     lengths = [len(rows) for _, rows in tables]
     if height is not None:
@@ -223,71 +227,79 @@ def share(wanted: Sequence[int], room: int) -> list[int]:
     return given
 
 
-def _figures(stats: Stats, before: Stats) -> Table:
+def _figures(stats: ServerStats, before: ServerStats) -> Table:
     """Build the table of figures: pairs of name and value."""
-    log = stats.get("log", {})
-    share = log.get("bytes", 0) / (log.get("bytes_max") or 1)
-    actions = ", ".join(
-        f"{name} {count:,}" for name, count in stats.get("policy_actions", {}).items() if count
-    )
-    closes = ", ".join(f"{name} {count:,}" for name, count in stats.get("closes", {}).items() if count)
-    slowest = stats.get("slowest") or [{}]
+    log, elapsed_s = stats.log, stats.uptime_s - before.uptime_s
+    fill = log.bytes / (log.bytes_max or 1)
     rows = [
-        ("streams", f"{stats.get('streams', 0):,}", "events/s", _rate(stats, before, "events")),
-        ("lagging", f"{stats.get('lagging', 0):,}", "deliveries/s", _rate(stats, before, "deliveries")),
-        ("most lag", _lag(slowest[0]), "bytes/s", _rate(stats, before, "bytes")),
+        ("streams", f"{stats.streams:,}", "events/s", _rate(stats.events - before.events, elapsed_s)),
+        ("lagging", f"{stats.lagging:,}", "deliveries/s", _rate(stats.deliveries - before.deliveries, elapsed_s)),
         (
-            "log",
-            f"{log.get('events', 0):,} events",
-            "log fill",
-            f"{share:.0%} of {_size(log.get('bytes_max', 0))}",
+            "most lag",
+            _lag(stats.slowest[0]) if stats.slowest else "none",
+            "bytes/s",
+            _rate(stats.bytes - before.bytes, elapsed_s),
         ),
-        ("policies acted", actions or "never", "closed", closes or "none"),
+        ("log", f"{log.events:,} events", "log fill", f"{fill:.0%} of {_size(log.bytes_max)}"),
+        ("policies acted", _counts(stats.policy_actions) or "never", "closed", _counts(stats.closes) or "none"),
     ]
-    upstream = stats.get("upstream")
-    if upstream:
-        state = upstream.get("ended") or ("linked" if upstream.get("linked") else upstream.get("error") or "not linked")
-        rows.append(("upstream", state, "breaks", f"{upstream.get('breaks', 0):,}"))
+    if stats.upstream:
+        rows.append(("upstream", _state(stats.upstream), "breaks", f"{stats.upstream.breaks:,}"))
     return _table(("", "", "", ""), rows)
 
 
-def _topics(stats: Stats) -> list[Row]:
+def _counts(counts: Mapping[str, int]) -> str:
+    """Format the counts that are not zero."""
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
+
+
+def _state(upstream: UpstreamStats) -> str:
+    """Describe the link to the upstream."""
+    return str(upstream.ended or ("linked" if upstream.linked else upstream.error or "not linked"))
+
+
+def _topics(stats: ServerStats) -> list[Row]:
     """Return a row for each topic, in order of subscribers, most first."""
-    topics = stats.get("topics", [])[:TOPICS_MAX]
-    return [(topic["topic"], f"{topic['subscribers']:,}", f"{topic['retained']:,}") for topic in topics]
+    return [(topic.topic, f"{topic.subscribers:,}", f"{topic.retained:,}") for topic in stats.topics[:TOPICS_MAX]]
 
 
-def _workers(stats: Stats, before: Stats) -> list[Row]:
+def _workers(workers: Sequence[WorkerStats], before: ServerStats) -> list[Row]:
     """Return a row for each worker. Rates are means since its previous statistics, or since its start."""
-    known = {worker["worker"]: worker for worker in before.get("workers", [])}
+    known = {worker.worker: worker for worker in before.workers or ()}
     rows: list[Row] = []
-    for worker in stats["workers"]:
-        earlier = known.get(worker["worker"], {})
-        if earlier.get("uptime_s", 0) >= worker.get("uptime_s", 0):
-            earlier = {}
+    for worker in workers:
+        earlier = known.get(worker.worker, WorkerStats())
+        if _known(earlier.uptime_s) >= _known(worker.uptime_s):
+            earlier = WorkerStats()
+        elapsed_s = _known(worker.uptime_s) - _known(earlier.uptime_s)
         rows.append(
             (
-                worker["worker"],
-                f"{worker.get('streams', 0):,}",
-                f"{worker.get('lagging', 0):,}",
-                _rate(worker, earlier, "deliveries"),
-                f"{worker['link_lag_events']:,} events",
-                "" if worker["answered"] else "does not answer",
+                worker.worker,
+                f"{_known(worker.streams):,}",
+                f"{_known(worker.lagging):,}",
+                _rate(_known(worker.deliveries) - _known(earlier.deliveries), elapsed_s),
+                f"{worker.link_lag_events:,} events",
+                "" if worker.answered else "does not answer",
             )
         )
     return rows
 
 
-def _slowest(stats: Stats) -> list[Row]:
+def _known(number: float | UnsetType) -> float:
+    """Return a number; 0 if it is absent."""
+    return 0 if number is UNSET else number
+
+
+def _slowest(stats: ServerStats) -> list[Row]:
     """Return a row for each of the streams that lag most."""
     return [
         (
-            stream["address"],
-            ", ".join(stream["topics"][:3]) + (", …" if len(stream["topics"]) > 3 else ""),
-            stream["policy"],
+            stream.address,
+            ", ".join(stream.topics[:3]) + (", …" if len(stream.topics) > 3 else ""),
+            stream.policy,
             _lag(stream),
         )
-        for stream in stats.get("slowest", [])
+        for stream in stats.slowest
     ]
 
 
@@ -309,18 +321,17 @@ def _clean(value: object) -> str:
     return "".join(character if character.isprintable() else "?" for character in str(value))
 
 
-def _rate(stats: Stats, before: Stats, name: str) -> str:
-    """Return the mean rate per second of a counter since `before`."""
-    elapsed_s = stats.get("uptime_s", 0) - before.get("uptime_s", 0)
-    rate = (stats.get(name, 0) - before.get(name, 0)) / elapsed_s if elapsed_s > 0 else 0.0
+def _rate(count: float, elapsed_s: float) -> str:
+    """Return the mean rate per second of a count."""
+    rate = count / elapsed_s if elapsed_s > 0 else 0.0
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
 
 
-def _lag(stream: Stats) -> str:
+def _lag(stream: SlowStream) -> str:
     """Return a stream's lag in events, bytes and seconds."""
-    if not stream.get("lag_events"):
+    if not stream.lag_events:
         return "none"
-    return f"{stream['lag_events']:,} events, {_size(stream['lag_bytes'])}, {stream['lag_s']:.1f} s"
+    return f"{stream.lag_events:,} events, {_size(stream.lag_bytes)}, {stream.lag_s:.1f} s"
 
 
 def _size(size: int) -> str:

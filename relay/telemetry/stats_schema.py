@@ -1,8 +1,9 @@
 """The structure of /stats.
 
-Owns the fields and their order. The server and the total of its workers use these structs; `relay top` reads the
-JSON without them. `make reference` writes the JSON Schema of the structs, with their docstrings, to
-`docs/reference/stats.schema.json`. Never collects a value. A field that is UNSET is absent from the JSON.
+Owns the fields and their order. The server, the total of its workers and `relay top` use these structs. Each field has
+a default, so that a program of one version reads the statistics of another: it ignores fields that it does not know.
+`make reference` writes the JSON Schema of the structs, with their docstrings, to `docs/reference/stats.schema.json`.
+Never collects a value. A field that is UNSET is absent from the JSON.
 """
 
 from __future__ import annotations
@@ -13,54 +14,54 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 
-class LogStats(Struct):
+class LogStats(Struct, frozen=True):
     """The retained events. `head` is the sequence of the next event, `tail` that of the oldest retained event."""
 
-    head: int
-    tail: int
-    events: int
-    bytes: int
-    bytes_max: int
+    head: int = 0
+    tail: int = 0
+    events: int = 0
+    bytes: int = 0
+    bytes_max: int = 0
 
 
-class DedupStats(Struct):
+class DedupStats(Struct, frozen=True):
     """The remembered dedup keys, and the events that were left out as repeats."""
 
-    keys: int
-    hits: int
+    keys: int = 0
+    hits: int = 0
 
 
 class StoreStats(Struct):
     """The events that wait for the disk, and the reason why none can be published; empty if they can."""
 
-    pending: int
-    refusal: str
+    pending: int = 0
+    refusal: str = ""
 
 
 class TopicStats(Struct):
     """One topic."""
 
-    topic: str
-    subscribers: int
-    retained: int
+    topic: str = ""
+    subscribers: int = 0
+    retained: int = 0
 
 
 class SlowStream(Struct):
     """One of the streams that lag most."""
 
-    address: str
-    topics: list[str]
-    policy: str
-    lag_events: int
-    lag_bytes: int
-    lag_s: float
+    address: str = ""
+    topics: list[str] = []
+    policy: str = ""
+    lag_events: int = 0
+    lag_bytes: int = 0
+    lag_s: float = 0.0
 
 
 class UpstreamStats(Struct):
     """The upstream. Only an event stream has the fields after `breaks`."""
 
-    linked: bool
-    breaks: int
+    linked: bool = False
+    breaks: int = 0
     events: int | UnsetType = UNSET
     repeats: int | UnsetType = UNSET
     refused: int | UnsetType = UNSET
@@ -71,18 +72,18 @@ class UpstreamStats(Struct):
 class EdgeStats(Struct):
     """One edge on another machine."""
 
-    name: str
-    lag_events: int
-    lapped: int
+    name: str = ""
+    lag_events: int = 0
+    lapped: int = 0
 
 
 class WorkerStats(Struct):
     """One worker. Only a worker that answered has the fields after `link_lag_events`."""
 
-    worker: int
-    ready: bool
-    answered: bool
-    link_lag_events: int
+    worker: int = 0
+    ready: bool = False
+    answered: bool = False
+    link_lag_events: int = 0
     uptime_s: float | UnsetType = UNSET
     streams: int | UnsetType = UNSET
     lagging: int | UnsetType = UNSET
@@ -96,30 +97,30 @@ class WorkerStats(Struct):
 class ServerStats(Struct):
     """The body of /stats. The last four fields depend on the mode of the server."""
 
-    version: str
-    engine: str
-    uptime_s: float
-    input_errors: int
-    gc_objects: int
-    held: dict[str, int]
-    ready: bool
-    streams: int
-    lagging: int
-    events: int
-    encodes: int
-    deliveries: int
-    bytes: int
-    writes: int
-    short_writes: int
-    log: LogStats
-    dedup: DedupStats
-    store: StoreStats | None
-    policy_actions: dict[str, int]
-    closes: dict[str, int]
-    resumes: dict[str, int]
-    topics_total: int
-    topics: list[TopicStats]
-    slowest: list[SlowStream]
+    version: str = ""
+    engine: str = ""
+    uptime_s: float = 0.0
+    input_errors: int = 0
+    gc_objects: int = 0
+    held: dict[str, int] = {}
+    ready: bool = False
+    streams: int = 0
+    lagging: int = 0
+    events: int = 0
+    encodes: int = 0
+    deliveries: int = 0
+    bytes: int = 0
+    writes: int = 0
+    short_writes: int = 0
+    log: LogStats = LogStats()
+    dedup: DedupStats = DedupStats()
+    store: StoreStats | None = None
+    policy_actions: dict[str, int] = {}
+    closes: dict[str, int] = {}
+    resumes: dict[str, int] = {}
+    topics_total: int = 0
+    topics: list[TopicStats] = []
+    slowest: list[SlowStream] = []
     upstream: UpstreamStats | UnsetType = UNSET
     edges: list[EdgeStats] | UnsetType = UNSET
     worker_restarts: int | UnsetType = UNSET
@@ -131,6 +132,21 @@ def to_json(stats: ServerStats) -> bytes:
     return msgspec.json.encode(stats) + b"\n"
 
 
+def from_json(data: bytes) -> ServerStats:
+    """Decode the body of /stats. An unknown field is ignored, and an absent field has its default.
+
+    Raises:
+        msgspec.MsgspecError: the data is not JSON, or a field has the wrong type.
+    """
+    return msgspec.json.decode(data, type=ServerStats)
+
+
 def schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of /stats."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(ServerStats)}
+    """Return the JSON Schema (draft 2020-12) of /stats. It requires the fields that a server always sends."""
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(ServerStats)}
+    for each in document["$defs"].values():
+        # A reader's defaults are not part of the schema. The schema of a field that may be UNSET has no default.
+        each["required"] = [
+            name for name, field in each["properties"].items() if field.pop("default", UNSET) is not UNSET
+        ]
+    return document

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from relay.errors import RelayError
 from relay.telemetry.stats import SLOWEST_MAX, TOPICS_MAX
-from relay.telemetry.stats_schema import ServerStats, WorkerStats, to_json
+from relay.telemetry.stats_schema import WorkerStats, from_json, to_json
 from relay.workers.hub_end import Downlink
 from relay.workers.messages import Report
 
@@ -82,8 +82,8 @@ def gather(
 
 def stats(hub_part: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Downlink]) -> bytes:
     """Combine the /stats of the hub and its workers."""
-    total = msgspec.json.decode(hub_part, type=ServerStats)
-    each = {number: msgspec.json.decode(part, type=ServerStats) for number, part in sorted(parts.items())}
+    total = from_json(hub_part)
+    each = {number: from_json(part) for number, part in sorted(parts.items())}
     for name in _ADDED:
         setattr(total, name, getattr(total, name) + sum(getattr(part, name) for part in each.values()))
     for name in _COUNTED:
