@@ -31,7 +31,7 @@ MEMORY_BYTES_MAX = 3 * 90 * 1024 * 1024
 """For a hub and two workers: each takes about 60 MB at rest, plus the history and the data for a stalled worker."""
 
 
-class Cluster:
+class Node:
     """A hub and its workers. The hub restarts whenever it is killed."""
 
     def __init__(self, folder: Path, port: int) -> None:
@@ -96,7 +96,7 @@ class Follower(threading.Thread):
             while self.sequence < EVENTS and not self.stopped.is_set():
                 with contextlib.suppress(AssertionError, OSError):
                     self._connection()
-        except BaseException as error:  # noqa: BLE001 (told by the test's own thread)
+        except BaseException as error:  # noqa: BLE001 (the test's thread raises it)
             self.failure = error
 
     def _connection(self) -> None:
@@ -116,20 +116,20 @@ class Follower(threading.Thread):
 @pytest.mark.parametrize("seed", range(2))
 def test_hub_workers_and_clients_that_die_and_stall_at_random_cost_nobody_an_event(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
-    cluster = Cluster(tmp_path, free_port())
+    node = Node(tmp_path, free_port())
     faults = list[str]()
     feeder = Resender(tmp_path / "relay.sock", EVENTS)
-    followers = [Follower(cluster.port, random.Random(draw.random())) for _ in range(FOLLOWERS)]
+    followers = [Follower(node.port, random.Random(draw.random())) for _ in range(FOLLOWERS)]
     threads: list[Resender | Follower] = [feeder, *followers]
     try:
         for thread in threads:
             thread.start()
         while len(faults) < FAULTS:
-            workers = cluster.workers()
+            workers = node.workers()
             fault = draw.choice(("hub", "worker", "worker", "stall"))
             faults.append(fault)
             if fault == "hub":
-                cluster.kill_hub()
+                node.kill_hub()
             elif workers and fault == "worker":
                 os.kill(draw.choice(workers), signal.SIGKILL)
             elif workers:
@@ -141,16 +141,16 @@ def test_hub_workers_and_clients_that_die_and_stall_at_random_cost_nobody_an_eve
             before = max(follower.sequence for follower in followers)
             more = min(draw.randrange(100, 400), EVENTS - before)
             eventually(lambda: max(f.sequence for f in followers) >= before + more, "events go on")  # noqa: B023
-            cluster.look()
+            node.look()
         assert feeder.over.wait(TIMEOUT_S), "all is acknowledged"
         for follower in followers:
             follower.join(TIMEOUT_S)
             assert follower.failure is None, follower.failure
             assert not follower.is_alive(), f"a stream hangs after event {follower.sequence} of {EVENTS}"
-        cluster.look()
-        check_nothing_is_left(cluster.server)
+        node.look()
+        check_nothing_is_left(node.server)
     finally:
-        cluster.stop()
+        node.stop()
         # A thread that outlives its test would open descriptors while another test counts them.
         for thread in threads:
             thread.stopped.set()
@@ -168,5 +168,5 @@ def test_hub_workers_and_clients_that_die_and_stall_at_random_cost_nobody_an_eve
         oracle.finish()
         assert oracle.gaps == 0
     bound = MEMORY_BYTES_MAX + 3 * ASIDE_BYTES
-    print(f"{', '.join(faults)}; {cluster.memory_bytes / 1e6:.0f} MB seen of {bound / 1e6:.0f} MB allowed")
-    assert cluster.memory_bytes < bound
+    print(f"{', '.join(faults)}; {node.memory_bytes / 1e6:.0f} MB seen of {bound / 1e6:.0f} MB allowed")
+    assert node.memory_bytes < bound
