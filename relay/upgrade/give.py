@@ -140,12 +140,7 @@ async def upgrade(
             _pass_on(signals, process.pid)
             channel.send(messages.Go())
         except BaseException as error:
-            if process is not None:
-                process.kill()
-                code = process.wait()
-                _logger.info("the new process ended with %d", code)
-            if possessions.journal is not None:
-                possessions.journal.reopen()
+            _take_back(possessions, process)
             if isinstance(error, TimeoutError):
                 raise RelayError(f"the new process took longer than {timeout_s:g} s") from None
             if isinstance(error, OSError):
@@ -158,6 +153,16 @@ async def upgrade(
         logging.shutdown()
         _pass_on(signals, process.pid)
         os._exit(0)  # An ordinary exit would close sockets for the new process too.
+
+
+def _take_back(possessions: Possessions, process: subprocess.Popen[bytes] | None) -> None:
+    """End the new process, and open the data file again."""
+    if process is not None:
+        process.kill()
+        code = process.wait()
+        _logger.info("the new process ended with %d", code)
+    if possessions.journal is not None:
+        possessions.journal.reopen()
 
 
 @contextlib.contextmanager
