@@ -12,6 +12,7 @@ import logging
 import random
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -96,6 +97,18 @@ Item = Event | EventError | LostError | Progress
 """An event, an error for an event that is too large, the loss of a connection, or progress."""
 
 
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """Options of every connection of a stream. The arguments of `subscribe` with these names explain them."""
+
+    headers: Mapping[str, str]
+    read_timeout_s: float
+    event_bytes_max: int
+    ca: str | None = None
+    client: httpx.AsyncClient | None = None
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+
+
 async def subscribe(
     url: str,
     topics: Sequence[str] = (),
@@ -145,20 +158,9 @@ async def subscribe(
     address = endpoint(url, "/events")
     for topic in topics:
         address = address.copy_add_param("topic", topic)
-    position = Position(last_event_id or "")
-    stream = follow(
-        address,
-        position,
-        since=since,
-        headers=headers or {},
-        read_timeout_s=read_timeout_s,
-        backoff=Backoff(backoff_least_s, backoff_most_s, draw),
-        event_bytes_max=event_bytes_max,
-        ca=ca,
-        client=client,
-        sleep=sleep,
-    )
-    async with contextlib.aclosing(stream) as items:
+    options = StreamOptions(headers or {}, read_timeout_s, event_bytes_max, ca, client, sleep)
+    position, backoff = Position(last_event_id or ""), Backoff(backoff_least_s, backoff_most_s, draw)
+    async with contextlib.aclosing(follow(address, position, options, backoff, since=since)) as items:
         async for item in items:
             if isinstance(item, Event):
                 yield replace(item, id=position.last_event_id or None)
@@ -169,15 +171,10 @@ async def subscribe(
 async def follow(
     address: httpx.URL,
     position: Position,
+    options: StreamOptions,
+    backoff: Backoff,
     *,
     since: str | None = None,
-    headers: Mapping[str, str],
-    read_timeout_s: float,
-    backoff: Backoff,
-    event_bytes_max: int,
-    ca: str | None = None,
-    client: httpx.AsyncClient | None = None,
-    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     patient: bool = False,
 ) -> AsyncGenerator[Item, None]:
     """Follow a stream over all connections and yield items. Return only after 204.
@@ -185,14 +182,9 @@ async def follow(
     Args:
         address: address of the stream.
         position: where to begin. It is updated before each event is yielded.
-        since: where to begin if the position is empty.
-        headers: as for `subscribe`.
-        read_timeout_s: as for `subscribe`.
+        options: options of every connection.
         backoff: random wait between attempts. The time that the server requests is added.
-        event_bytes_max: largest event that is accepted.
-        ca: as for `subscribe`.
-        client: as for `subscribe`.
-        sleep: waits for a number of seconds.
+        since: where to begin if the position is empty.
         patient: reconnect after any response except 204, even one that is final for `subscribe`.
 
     Raises:
@@ -202,27 +194,26 @@ async def follow(
 
     from relay.sse import Decoder  # Imported here, so that commands that do not need the codec run without it.
 
-    timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=read_timeout_s)
+    timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=options.read_timeout_s)
     loop = asyncio.get_running_loop()
     async with contextlib.AsyncExitStack() as stack:
+        client = options.client
         if client is None:
-            client = httpx.AsyncClient(verify=tls_context(ca), cookies=no_cookies())
+            client = httpx.AsyncClient(verify=tls_context(options.ca), cookies=no_cookies())
             await stack.enter_async_context(client)
         while True:
-            request = _request(client, address, position.resume_id, since, headers, timeout)
+            request = _request(client, address, position.resume_id, since, options.headers, timeout)
             opened_s, began_at = loop.time(), position.last_event_id
-            decoder = Decoder(event_bytes_max, position.resume_id)
-            stream = listen(client, request, headers, CONNECT_TIMEOUT_S + read_timeout_s)
+            decoder = Decoder(options.event_bytes_max, position.resume_id)
+            stream = listen(client, request, options.headers, CONNECT_TIMEOUT_S + options.read_timeout_s)
             try:
                 async with contextlib.aclosing(stream) as pieces:
                     async for data in pieces:
                         if not data:
                             opened_s = loop.time()
                             yield Progress.OPENED
-                        for place in range(0, len(data), PIECE_BYTES):
-                            for item in position.read(decoder, data[place : place + PIECE_BYTES]):
-                                yield item
-                            yield Progress.READ
+                        for item in _items(position, decoder, data):
+                            yield item
                 return
             except LostError as error:
                 lost = error
@@ -235,7 +226,14 @@ async def follow(
             wait_s = max(lost.asked_s, position.retry_s) + backoff.next_s()
             _logger.warning("%s; reconnecting in %.1f s", lost, wait_s)
             yield lost
-            await sleep(wait_s)
+            await options.sleep(wait_s)
+
+
+def _items(position: Position, decoder: Decoder, data: bytes) -> Iterator[Item]:
+    """Decode received bytes, and report progress after each piece."""
+    for place in range(0, len(data), PIECE_BYTES):
+        yield from position.read(decoder, data[place : place + PIECE_BYTES])
+        yield Progress.READ
 
 
 def _request(

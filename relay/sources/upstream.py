@@ -32,7 +32,7 @@ from msgspec.structs import replace
 from relay.backoff import Backoff
 from relay.client.opening import shown
 from relay.client.publish import endpoint
-from relay.client.subscribe import Item, Position, Progress, follow
+from relay.client.subscribe import Item, Position, Progress, StreamOptions, follow
 from relay.config.model import Config
 from relay.core.ended import END
 from relay.core.hub import Hub
@@ -138,15 +138,13 @@ class UpstreamSource:
 
     async def _follow(self) -> None:
         config = self._config
-        stream = follow(
-            self._address,
-            self._position,
+        options = StreamOptions(
             headers={"Authorization": f"Bearer {config.link_token}"} if config.link_token else {},
             read_timeout_s=config.upstream_timeout_s,
-            backoff=Backoff(BACKOFF_LEAST_S, BACKOFF_MOST_S, random.random),
             event_bytes_max=config.event_bytes_max,
-            patient=True,
         )
+        backoff = Backoff(BACKOFF_LEAST_S, BACKOFF_MOST_S, random.random)
+        stream = follow(self._address, self._position, options, backoff, patient=True)
         _logger.info("following %s", shown(self._address))
         try:
             async with contextlib.aclosing(stream) as items:

@@ -13,7 +13,7 @@ import pytest
 
 from relay.backoff import Backoff
 from relay.client.opening import RETRY_AFTER_S_MAX
-from relay.client.subscribe import RETRY_S_MIN, Position, follow, subscribe
+from relay.client.subscribe import RETRY_S_MIN, Position, StreamOptions, follow, subscribe
 from relay.errors import EventError, LostError, RelayError, RequestError
 from relay.event import Event
 from tests.scripted_http import HOLD, answer, scripted
@@ -189,15 +189,8 @@ async def test_an_event_that_is_too_large_does_not_reset_the_back_off() -> None:
     waits = Waits()
     scripts = [[answer(body=b"data: " + b"x" * 2000 + b"\n\n")]] * 3
     async with scripted(*scripts) as server:
-        stream = follow(
-            httpx.URL(server.url),
-            Position(""),
-            headers={},
-            read_timeout_s=5.0,
-            backoff=Backoff(1.0, 30.0, lambda: 0.5),
-            event_bytes_max=1000,
-            sleep=waits,
-        )
+        options = StreamOptions(headers={}, read_timeout_s=5.0, event_bytes_max=1000, sleep=waits)
+        stream = follow(httpx.URL(server.url), Position(""), options, Backoff(1.0, 30.0, lambda: 0.5))
         async with contextlib.aclosing(stream) as items:
             async for item in items:
                 if isinstance(item, LostError) and len(waits) == 2:
