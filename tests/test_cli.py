@@ -37,7 +37,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 
 
 @pytest.mark.parametrize("arguments", [[], ["serve"]])
-def test_relay_is_relay_serve(served: list[Config], arguments: list[str]) -> None:
+def test_relay_without_a_command_means_relay_serve(served: list[Config], arguments: list[str]) -> None:
     assert cli.run([*arguments, "--stdin", "lines", "--listen", ":1", "--listen", ":2", "--no-prime"]) == 0
     assert served == [Config(stdin="lines", listen=(":1", ":2"), prime=False)]
 

@@ -24,14 +24,14 @@ def test_only_a_stream_with_nothing_pending_can_be_live(rig: Rig) -> None:
         rig.engine.live(handle, 3)
 
 
-def test_a_stream_added_with_nothing_to_send_can_be_live_at_once(rig: Rig) -> None:
+def test_a_stream_added_with_nothing_to_send_can_be_live_immediately(rig: Rig) -> None:
     handle = rig.open(pending=b"")
     assert rig.engine.write(handle, None, 0.0)
     rig.engine.live(handle, 1)
     assert not rig.engine.is_behind(handle)
 
 
-def test_a_broadcast_gives_every_live_member_the_chunk_from_its_own_cursor(rig: Rig) -> None:
+def test_a_broadcast_sends_every_live_member_the_chunk_from_its_cursor(rig: Rig) -> None:
     handles = [rig.open_live(cursor) for cursor in (1, 2, 3, 4, 9)]
     rig.broadcast(rig.chunk([b"a", b"b", b"c"]))
     assert [rig.read(handle) for handle in handles] == [b"abc", b"bc", b"c", b"", b""]
@@ -40,13 +40,13 @@ def test_a_broadcast_gives_every_live_member_the_chunk_from_its_own_cursor(rig: 
     assert rig.engine.lagging() == []
 
 
-def test_a_broadcast_before_anything_was_combined_leaves_out_nobody(rig: Rig) -> None:
+def test_a_broadcast_before_any_combination_includes_every_member(rig: Rig) -> None:
     handle = rig.open_live()
     rig.engine.broadcast(rig.members, 0, rig.chunk([b"a"]), False, 0.0, FOREVER_S)
     assert rig.read(handle) == b"a"
 
 
-def test_a_broadcast_leaves_out_streams_that_are_behind_closing_or_dead(rig: Rig) -> None:
+def test_a_broadcast_skips_streams_that_are_behind_closing_or_dead(rig: Rig) -> None:
     behind, closing, dead, live = (rig.open_live() for _ in range(4))
     rig.engine.fall_behind(behind, 1)
     rig.engine.fall_behind(closing, 1)
@@ -59,7 +59,7 @@ def test_a_broadcast_leaves_out_streams_that_are_behind_closing_or_dead(rig: Rig
     assert rig.read(live) == b"a"
 
 
-def test_a_member_that_takes_too_little_is_told_of_as_lagging_once(rig: Rig) -> None:
+def test_a_member_that_accepts_too_little_is_reported_as_lagging_once(rig: Rig) -> None:
     slow, fast = rig.open_live(), rig.open_live()
     rig.broadcast(rig.chunk(FRAMES))
     rig.read(fast)
@@ -72,7 +72,7 @@ def test_a_member_that_takes_too_little_is_told_of_as_lagging_once(rig: Rig) -> 
     assert rig.finish(slow, rig.chunk([*FRAMES, b"later"])) == DATA + b"later"
 
 
-def test_a_member_that_died_in_a_broadcast_is_not_lagging_but_closed(rig: Rig) -> None:
+def test_a_member_that_dies_in_a_broadcast_is_closed_and_not_lagging(rig: Rig) -> None:
     gone, live = rig.open_live(), rig.open_live()
     rig.peers[gone].close()
     rig.broadcast(rig.chunk([b"a"]))
@@ -82,7 +82,7 @@ def test_a_member_that_died_in_a_broadcast_is_not_lagging_but_closed(rig: Rig) -
     assert rig.read(live) == b"a"
 
 
-def test_a_broadcast_of_no_time_goes_on_from_the_place_it_returned_until_all_have_it(rig: Rig) -> None:
+def test_a_broadcast_without_time_continues_from_its_returned_place(rig: Rig) -> None:
     handles = [rig.open_live() for _ in range(50)]
     rig.engine.combine([])
     chunk, place, turns = rig.chunk([b"a"]), 0, 0
@@ -94,7 +94,7 @@ def test_a_broadcast_of_no_time_goes_on_from_the_place_it_returned_until_all_hav
     assert [rig.read(handle) for handle in handles] == [b"a"] * 50
 
 
-def test_a_broadcast_twice_gives_nobody_anything_twice(rig: Rig) -> None:
+def test_a_repeated_broadcast_sends_nothing_twice(rig: Rig) -> None:
     handles = [rig.open_live() for _ in range(3)]
     for _ in range(2):
         rig.broadcast(rig.chunk([b"a", b"b"]))
@@ -111,7 +111,7 @@ def test_falling_behind_keeps_the_later_cursor_and_is_only_for_live_streams(rig:
     assert not rig.engine.fall_behind(1 << 40, 7)
 
 
-def test_streams_in_several_due_audiences_are_sent_their_combination_and_nothing_else(rig: Rig) -> None:
+def test_streams_in_several_due_audiences_receive_only_their_combination(rig: Rig) -> None:
     audiences = [rig.twin.members() for _ in range(3)]
     wanted = [(0,), (1,), (0, 1), (0, 1), (0, 2), (0, 1, 2), (2,), (1, 2)]
     handles = [rig.open_live() for _ in wanted]
@@ -144,7 +144,7 @@ def test_a_combination_lasts_until_the_next_call(rig: Rig) -> None:
     assert rig.read(handle) == b"a"
 
 
-def test_streams_that_are_behind_or_gone_are_in_no_combination(rig: Rig) -> None:
+def test_streams_that_are_behind_or_closed_are_in_no_combination(rig: Rig) -> None:
     one, two = rig.twin.members(), rig.twin.members()
     behind, gone = rig.open_live(), rig.open_live()
     for handle in (behind, gone):
@@ -157,7 +157,7 @@ def test_streams_that_are_behind_or_gone_are_in_no_combination(rig: Rig) -> None
     assert rig.engine.combine([one, two]) == []
 
 
-def test_a_new_stream_in_the_row_of_a_combined_one_is_not_taken_for_it(rig: Rig) -> None:
+def test_a_new_stream_in_the_row_of_a_combined_one_is_not_combined(rig: Rig) -> None:
     one, two = rig.twin.members(), rig.twin.members()
     old = rig.open_live()
     rig.engine.join(old, one)
@@ -170,7 +170,7 @@ def test_a_new_stream_in_the_row_of_a_combined_one_is_not_taken_for_it(rig: Rig)
     assert rig.read(new) == b"a"
 
 
-def test_streams_in_more_than_sixteen_audiences_that_are_due_are_told_apart_no_further(rig: Rig) -> None:
+def test_streams_in_more_than_sixteen_due_audiences_share_one_combination(rig: Rig) -> None:
     audiences = [rig.twin.members() for _ in range(1000)]
     everywhere, once = rig.open_live(), rig.open_live()
     for members in audiences:
@@ -184,7 +184,7 @@ def test_streams_in_more_than_sixteen_audiences_that_are_due_are_told_apart_no_f
     assert rig.engine.listed(members) == [everywhere]
 
 
-def test_an_audience_is_compacted_of_handles_of_streams_that_are_no_more(rig: Rig) -> None:
+def test_compacting_an_audience_removes_the_handles_of_closed_streams(rig: Rig) -> None:
     handles = [rig.open_live() for _ in range(5)]
     for handle in handles[::2]:
         rig.engine.abort(handle, "slow")

@@ -24,7 +24,7 @@ def connected(*, receive_buffer: int) -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def test_a_close_sends_the_last_words_and_then_the_end(rig: Rig) -> None:
+def test_a_close_sends_the_tail_and_then_the_end(rig: Rig) -> None:
     handle = rig.open_live()
     rig.engine.close(handle, "drain", b"bye")
     assert not rig.is_open(handle)
@@ -36,7 +36,7 @@ def test_a_close_sends_the_last_words_and_then_the_end(rig: Rig) -> None:
     assert rig.closes() == [(handle, "drain")]
 
 
-def test_a_close_lets_the_half_sent_frame_leave_first(rig: Rig) -> None:
+def test_a_close_completes_the_half_sent_frame_first(rig: Rig) -> None:
     handle = rig.open()
     assert not rig.engine.write(handle, rig.chunk(FRAMES), 0.0)
     cursor = rig.engine.cursor(handle)
@@ -55,7 +55,7 @@ def test_a_close_lets_the_half_sent_frame_leave_first(rig: Rig) -> None:
     assert rig.closes() == [(handle, "slow")]
 
 
-def test_the_first_reason_counts_and_a_stream_is_swept_once(rig: Rig) -> None:
+def test_a_stream_keeps_its_first_close_reason_and_is_swept_once(rig: Rig) -> None:
     handle = rig.open()
     rig.stall(handle)
     rig.engine.close(handle, "slow")
@@ -71,7 +71,7 @@ def test_the_first_reason_counts_and_a_stream_is_swept_once(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("sends_too_much", [False, True])
-def test_what_a_client_does_to_a_closing_stream_does_not_change_its_reason(rig: Rig, sends_too_much: bool) -> None:
+def test_a_client_cannot_change_the_reason_of_a_closing_stream(rig: Rig, sends_too_much: bool) -> None:
     handle = rig.open()
     rig.stall(handle)
     rig.engine.close(handle, "slow")
@@ -85,7 +85,7 @@ def test_what_a_client_does_to_a_closing_stream_does_not_change_its_reason(rig: 
 
 
 @pytest.mark.parametrize("reason", ["timeout", "client"])
-def test_a_connection_that_the_kernel_gives_up_is_told_from_one_that_the_client_resets(rig: Rig, reason: str) -> None:
+def test_a_timeout_of_the_kernel_and_a_reset_have_different_reasons(rig: Rig, reason: str) -> None:
     ours, theirs = connected(receive_buffer=SEND_BUFFER)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 100)
@@ -113,7 +113,7 @@ def test_an_abort_does_not_wait_for_the_half_sent_frame(rig: Rig) -> None:
     assert rig.ended(handle)
 
 
-def test_a_sweep_tells_what_the_stream_was_and_how_far_it_came(rig: Rig) -> None:
+def test_a_sweep_returns_the_subscription_address_and_cursor_of_a_stream(rig: Rig) -> None:
     subscription, address = object(), "192.0.2.1"
     handle = rig.open(4, subscription=subscription, address=address)
     rig.engine.abort(handle, "slow")
@@ -124,7 +124,7 @@ def test_a_sweep_tells_what_the_stream_was_and_how_far_it_came(rig: Rig) -> None
     assert its_address is address
 
 
-def test_a_stream_closed_with_input_unread_still_gets_its_tail(rig: Rig) -> None:
+def test_a_stream_closed_with_unread_input_still_sends_its_tail(rig: Rig) -> None:
     handle = rig.open_live()
     rig.peers[handle].send(b"x" * 1000)
     rig.engine.close(handle, "drain", b"bye")
@@ -133,7 +133,7 @@ def test_a_stream_closed_with_input_unread_still_gets_its_tail(rig: Rig) -> None
     assert rig.peers[handle].recv(100) == b""
 
 
-def test_a_client_that_goes_on_sending_and_reads_later_still_gets_its_tail(rig: Rig) -> None:
+def test_a_client_that_keeps_sending_and_reads_later_still_receives_its_tail(rig: Rig) -> None:
     """A closed socket answers data with a reset, which discards the unsent tail."""
     ours, theirs = connected(receive_buffer=SEND_BUFFER)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
@@ -153,7 +153,7 @@ def test_a_client_that_goes_on_sending_and_reads_later_still_gets_its_tail(rig: 
     assert rig.closes() == [(handle, "drain")]
 
 
-def test_a_client_that_never_closes_after_the_end_is_cut_by_an_abort(rig: Rig) -> None:
+def test_an_abort_ends_a_client_that_never_closes_after_the_end(rig: Rig) -> None:
     handle = rig.open_live()
     rig.engine.close(handle, "drain", b"bye")
     rig.engine.poll()
@@ -162,7 +162,7 @@ def test_a_client_that_never_closes_after_the_end_is_cut_by_an_abort(rig: Rig) -
     assert rig.closes() == [(handle, "drain")]
 
 
-def test_a_dead_stream_gets_not_one_byte_more(rig: Rig) -> None:
+def test_a_dead_stream_receives_no_further_byte(rig: Rig) -> None:
     live, behind = rig.open_live(), rig.open()
     for handle in (live, behind):
         rig.engine.abort(handle, "slow")

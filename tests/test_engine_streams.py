@@ -20,7 +20,7 @@ FRAMES = frames_of([700, 900, 1100, 1300, 1500, 1700, 1900, 2100])
 DATA = b"".join(FRAMES)
 
 
-def test_a_stale_handle_is_nobody(rig: Rig) -> None:
+def test_a_stale_handle_refers_to_no_stream(rig: Rig) -> None:
     old = rig.open_live()
     rig.engine.abort(old, "slow")
     rig.engine.sweep()
@@ -48,7 +48,7 @@ def test_a_stale_handle_is_nobody(rig: Rig) -> None:
     assert rig.engine.deliveries == 1
 
 
-def test_two_hundred_streams_keep_their_rows_apart_while_half_of_them_are_replaced(rig: Rig) -> None:
+def test_streams_keep_separate_rows_while_half_of_them_are_replaced(rig: Rig) -> None:
     rig.sends = 1 << 16
     handles = [rig.open_live() for _ in range(200)]
     for handle in handles[::2]:
@@ -62,7 +62,7 @@ def test_two_hundred_streams_keep_their_rows_apart_while_half_of_them_are_replac
     assert [rig.read(handle) for handle in handles] == [b"a"] * 200
 
 
-def test_a_descriptor_that_epoll_refuses_stays_the_callers_and_changes_nothing(rig: Rig) -> None:
+def test_a_descriptor_that_epoll_rejects_stays_open_and_changes_nothing(rig: Rig) -> None:
     with tempfile.TemporaryFile() as file:
         with pytest.raises(OSError, match=r".") as refused:
             rig.engine.add(file.fileno(), None, None, 1, b"head", 0.0)
@@ -73,7 +73,7 @@ def test_a_descriptor_that_epoll_refuses_stays_the_callers_and_changes_nothing(r
     assert rig.engine.poll() == ([], False)
 
 
-def test_the_same_descriptor_twice_is_refused_and_the_first_stream_goes_on(rig: Rig) -> None:
+def test_a_repeated_descriptor_is_rejected_and_the_first_stream_continues(rig: Rig) -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         fd = ours.detach()
@@ -87,7 +87,7 @@ def test_the_same_descriptor_twice_is_refused_and_the_first_stream_goes_on(rig: 
         rig.engine.sweep()
 
 
-def test_a_stream_that_is_behind_is_named_when_it_becomes_writable_and_only_then(rig: Rig) -> None:
+def test_a_poll_returns_a_stream_that_is_behind_only_when_it_becomes_writable(rig: Rig) -> None:
     handle = rig.open()
     assert rig.engine.poll() == ([handle], False)
     assert rig.engine.poll() == ([], False)
@@ -98,12 +98,12 @@ def test_a_stream_that_is_behind_is_named_when_it_becomes_writable_and_only_then
     assert rig.engine.poll() == ([], False)
 
 
-def test_a_live_stream_is_not_named_as_writable(rig: Rig) -> None:
+def test_a_poll_does_not_return_a_live_stream(rig: Rig) -> None:
     rig.open_live()
     assert rig.engine.poll() == ([], False)
 
 
-def test_more_streams_than_one_poll_takes_are_all_named_in_the_end(rig: Rig) -> None:
+def test_several_polls_return_all_writable_streams(rig: Rig) -> None:
     handles = [rig.open() for _ in range(520)]
     first, more = rig.engine.poll()
     assert (len(first), more) == (512, True)
@@ -112,7 +112,7 @@ def test_more_streams_than_one_poll_takes_are_all_named_in_the_end(rig: Rig) -> 
     assert sorted(first + rest) == sorted(handles)
 
 
-def test_what_a_client_sends_is_thrown_away_up_to_a_bound(rig: Rig) -> None:
+def test_data_from_a_client_is_discarded_up_to_a_limit(rig: Rig) -> None:
     handle = rig.open_live()
     for size in (1, 4095, 4096, DISCARD_BYTES_MAX - 8192):
         rig.peers[handle].send(b"x" * size)
@@ -124,13 +124,13 @@ def test_what_a_client_sends_is_thrown_away_up_to_a_bound(rig: Rig) -> None:
     assert rig.closes() == [(handle, "input")]
 
 
-def test_every_bound_that_the_settings_allow_is_taken(twin: EngineTypes) -> None:
+def test_every_limit_that_the_settings_allow_is_accepted(twin: EngineTypes) -> None:
     largest = SETTINGS["discard-bytes-max"].metadata["most"]
     for bound in (0, largest):
         assert twin.engine(bound).open == 0
 
 
-def test_an_engine_that_cannot_be_made_closes_nothing(twin: EngineTypes) -> None:
+def test_an_engine_that_fails_to_initialise_closes_nothing(twin: EngineTypes) -> None:
     before = os.fstat(0)
     make: Callable[[], object] = twin.engine
     with pytest.raises(TypeError):
@@ -139,7 +139,7 @@ def test_an_engine_that_cannot_be_made_closes_nothing(twin: EngineTypes) -> None
     assert os.fstat(0) == before
 
 
-def test_a_clients_close_is_seen_in_every_state(rig: Rig) -> None:
+def test_the_close_of_a_client_is_detected_in_every_state(rig: Rig) -> None:
     live, behind, stalled = rig.open_live(), rig.open(), rig.open()
     rig.stall(stalled)
     for handle in (live, behind, stalled):
@@ -149,7 +149,7 @@ def test_a_clients_close_is_seen_in_every_state(rig: Rig) -> None:
     assert rig.engine.open == 0
 
 
-def test_a_close_after_some_input_is_the_clients(rig: Rig) -> None:
+def test_a_close_after_some_input_has_the_reason_client(rig: Rig) -> None:
     handle = rig.open_live()
     rig.peers[handle].send(b"x" * 100)
     rig.peers[handle].close()
@@ -157,7 +157,7 @@ def test_a_close_after_some_input_is_the_clients(rig: Rig) -> None:
     assert rig.closes() == [(handle, "client")]
 
 
-def test_a_closed_stream_whose_socket_lives_on_elsewhere_is_heard_of_no_more(rig: Rig) -> None:
+def test_a_closed_stream_with_a_duplicated_descriptor_causes_no_more_events(rig: Rig) -> None:
     """The transport of the handshake may close its duplicate of the descriptor after the engine has closed its own."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -169,7 +169,7 @@ def test_a_closed_stream_whose_socket_lives_on_elsewhere_is_heard_of_no_more(rig
         assert rig.engine.poll() == ([], False)
 
 
-def test_a_new_stream_is_not_taken_for_a_closed_one_whose_socket_lives_on_elsewhere(rig: Rig) -> None:
+def test_a_duplicated_descriptor_of_a_closed_stream_does_not_affect_a_new_one(rig: Rig) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         handle = rig.engine.add(os.dup(ours.fileno()), None, None, 1, b"", 0.0)
@@ -182,7 +182,7 @@ def test_a_new_stream_is_not_taken_for_a_closed_one_whose_socket_lives_on_elsewh
         assert rig.is_open(new)
 
 
-def test_the_engines_descriptor_is_readable_when_a_client_has_gone(rig: Rig) -> None:
+def test_the_engines_descriptor_is_readable_when_a_client_disconnects(rig: Rig) -> None:
     handle = rig.open_live()
     rig.engine.poll()
     assert select.select([rig.engine.fileno()], [], [], 0)[0] == []
@@ -190,7 +190,7 @@ def test_the_engines_descriptor_is_readable_when_a_client_has_gone(rig: Rig) -> 
     assert select.select([rig.engine.fileno()], [], [], 0)[0] == [rig.engine.fileno()]
 
 
-def test_another_engine_goes_on_with_the_streams_where_this_one_stopped(rig: Rig) -> None:
+def test_another_engine_continues_the_streams_at_the_same_byte(rig: Rig) -> None:
     chunk = rig.chunk(FRAMES)
     live, half, closing, ended = rig.open_live(now_s=3.0), rig.open(), rig.open(), rig.open_live()
     assert not rig.engine.write(half, chunk, 7.0)

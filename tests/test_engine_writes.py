@@ -15,20 +15,20 @@ FRAMES = frames_of([700, 900, 1100, 1300, 1500, 1700, 1900, 2100])
 DATA = b"".join(FRAMES)
 
 
-def test_a_chunk_needs_one_sequence_for_each_frame_and_a_frame(twin: EngineTypes) -> None:
+def test_a_chunk_needs_a_frame_and_one_sequence_per_frame(twin: EngineTypes) -> None:
     for frames, sequences in (([], []), ([b"a"], []), ([b"a"], [1, 2])):
         with pytest.raises(ValueError, match="sequence"):
             twin.chunk(frames, sequences, 9)
 
 
-def test_a_chunk_of_one_frame_is_that_frame_and_not_a_copy(twin: EngineTypes) -> None:
+def test_a_chunk_of_one_frame_does_not_copy_it(twin: EngineTypes) -> None:
     frame = os.urandom(100)
     assert twin.chunk([frame], [1], 2).data is frame
     assert twin.chunk([frame, b"b"], [1, 5], 9).data == frame + b"b"
     assert len(twin.chunk([frame, b"b"], [1, 5], 9)) == 2
 
 
-def test_a_new_stream_is_open_and_behind_and_remembers_what_it_was_added_with(rig: Rig) -> None:
+def test_a_new_stream_is_open_and_behind_and_keeps_its_arguments(rig: Rig) -> None:
     subscription, address = object(), "192.0.2.1"
     handle = rig.open(7, subscription=subscription, address=address)
     assert rig.is_open(handle)
@@ -41,7 +41,7 @@ def test_a_new_stream_is_open_and_behind_and_remembers_what_it_was_added_with(ri
     assert rig.read(handle) == b""
 
 
-def test_what_is_pending_and_the_chunk_leave_in_one_write(rig: Rig) -> None:
+def test_pending_data_and_the_chunk_are_sent_in_one_write(rig: Rig) -> None:
     handle = rig.open()
     assert rig.engine.write(handle, rig.chunk([b"one", b"two"]), 0.0)
     assert rig.read(handle) == b"headonetwo"
@@ -49,7 +49,7 @@ def test_what_is_pending_and_the_chunk_leave_in_one_write(rig: Rig) -> None:
     assert (rig.engine.writes, rig.engine.short_writes, rig.engine.deliveries, rig.engine.bytes) == (1, 0, 2, 10)
 
 
-def test_a_chunk_is_sent_from_the_cursor_of_the_stream_on(rig: Rig) -> None:
+def test_a_chunk_is_sent_from_the_cursor_of_the_stream(rig: Rig) -> None:
     chunk = rig.twin.chunk([b"a", b"b", b"c"], [10, 20, 30], 40)
     for cursor, data in ((1, b"abc"), (10, b"abc"), (11, b"bc"), (20, b"bc"), (30, b"c"), (31, b""), (50, b"")):
         handle = rig.open(cursor)
@@ -58,14 +58,14 @@ def test_a_chunk_is_sent_from_the_cursor_of_the_stream_on(rig: Rig) -> None:
         assert rig.engine.cursor(handle) == max(40, cursor)
 
 
-def test_writing_nothing_to_a_stream_with_nothing_pending_is_no_system_call(rig: Rig) -> None:
+def test_writing_nothing_to_a_stream_with_nothing_pending_makes_no_system_call(rig: Rig) -> None:
     handle = rig.open()
     rig.engine.write(handle, None, 0.0)
     assert rig.engine.write(handle, None, 0.0)
     assert rig.engine.writes == 1
 
 
-def test_a_short_write_keeps_the_rest_of_one_frame_and_goes_on_there(rig: Rig) -> None:
+def test_a_short_write_keeps_the_rest_of_one_frame_and_continues_there(rig: Rig) -> None:
     handle = rig.open()
     chunk = rig.chunk(FRAMES)
     assert not rig.engine.write(handle, chunk, 0.0)
@@ -99,7 +99,7 @@ def test_a_stalled_stream_holds_the_half_sent_frame_and_not_the_joined_chunk(rig
     assert held == [int(row == half_sent) for row in range(len(frames))]
 
 
-def test_a_stream_that_takes_nothing_keeps_its_cursor(rig: Rig) -> None:
+def test_a_stream_that_accepts_no_byte_keeps_its_cursor(rig: Rig) -> None:
     handle = rig.open()
     rig.stall(handle)
     sent = rig.engine.bytes
@@ -109,7 +109,7 @@ def test_a_stream_that_takes_nothing_keeps_its_cursor(rig: Rig) -> None:
     assert rig.engine.deliveries == 0
 
 
-def test_a_skip_finishes_the_half_sent_frame_then_gives_the_notice_then_goes_on(rig: Rig) -> None:
+def test_a_skip_completes_the_half_sent_frame_then_sends_the_notice_then_continues(rig: Rig) -> None:
     handle = rig.open()
     chunk = rig.chunk(FRAMES)
     assert not rig.engine.write(handle, chunk, 0.0)
@@ -119,7 +119,7 @@ def test_a_skip_finishes_the_half_sent_frame_then_gives_the_notice_then_goes_on(
     assert rig.finish(handle, chunk) == b"head" + b"".join(FRAMES[: cursor - 1]) + b"[gap]" + FRAMES[7]
 
 
-def test_notices_of_several_skips_all_come_and_in_order(rig: Rig) -> None:
+def test_notices_of_several_skips_are_all_sent_in_order(rig: Rig) -> None:
     handle = rig.open()
     assert not rig.engine.write(handle, rig.chunk(FRAMES), 0.0)
     cursor = rig.engine.cursor(handle)
@@ -137,7 +137,7 @@ def test_a_skip_without_notice_leaves_nothing_pending(rig: Rig) -> None:
     assert not rig.engine.is_behind(handle)
 
 
-def test_a_stall_at_every_byte_of_the_frames_leaves_them_whole(rig: Rig) -> None:
+def test_a_stall_at_any_byte_leaves_the_frames_whole(rig: Rig) -> None:
     frames = [b"<%d %s>" % (number, b"x" * 60) for number in range(200)]
     chunk, data = rig.chunk(frames), b"".join(frames)
     stalled_at = set()
@@ -155,7 +155,7 @@ def test_a_stall_at_every_byte_of_the_frames_leaves_them_whole(rig: Rig) -> None
     assert rig.engine.deliveries == 139 * 200
 
 
-def test_heartbeats_go_only_to_live_streams_that_were_idle(rig: Rig) -> None:
+def test_only_idle_live_streams_receive_heartbeats(rig: Rig) -> None:
     idle, busy, behind = (rig.open_live(now_s=100.0) for _ in range(3))
     rig.engine.fall_behind(busy, 1)
     assert rig.engine.write(busy, rig.chunk([b"a"]), 110.0)
@@ -171,7 +171,7 @@ def test_heartbeats_go_only_to_live_streams_that_were_idle(rig: Rig) -> None:
     assert [rig.read(handle) for handle in (idle, busy, behind)] == [b"", b":\n", b""]
 
 
-def test_a_heartbeat_that_is_not_taken_whole_is_finished_before_the_next_frame(rig: Rig) -> None:
+def test_a_partly_sent_heartbeat_is_completed_before_the_next_frame(rig: Rig) -> None:
     handle = rig.open_live()
     assert rig.engine.heartbeat(ROOM, 0, 0.0, 10.0, FOREVER_S) == 0
     assert rig.engine.lagging() == [handle]
@@ -180,14 +180,14 @@ def test_a_heartbeat_that_is_not_taken_whole_is_finished_before_the_next_frame(r
     assert rig.engine.cursor(handle) == 2
 
 
-def test_a_heartbeat_never_stands_inside_a_frame(rig: Rig) -> None:
+def test_a_heartbeat_is_never_sent_inside_a_frame(rig: Rig) -> None:
     handle = rig.open_live()
     rig.broadcast(rig.chunk(FRAMES))
     rig.engine.heartbeat(b":\n", 0, 0.0, 1000.0, FOREVER_S)
     assert rig.finish(handle, rig.chunk(FRAMES)) == DATA
 
 
-def test_heartbeats_of_no_time_go_on_until_every_stream_had_one(rig: Rig) -> None:
+def test_heartbeats_without_time_continue_until_every_stream_has_one(rig: Rig) -> None:
     handles = [rig.open_live() for _ in range(100)]
     place = rig.engine.heartbeat(b":\n", 0, 10.0, 20.0, 0.0)
     turns = 1
@@ -198,7 +198,7 @@ def test_heartbeats_of_no_time_go_on_until_every_stream_had_one(rig: Rig) -> Non
     assert [rig.read(handle) for handle in handles] == [b":\n"] * 100
 
 
-def test_a_heartbeat_to_a_stream_whose_peer_is_gone_closes_it(rig: Rig) -> None:
+def test_a_heartbeat_to_a_disconnected_client_closes_its_stream(rig: Rig) -> None:
     handle = rig.open_live()
     rig.peers[handle].close()
     rig.engine.heartbeat(b":\n", 0, 0.0, 10.0, FOREVER_S)

@@ -33,24 +33,24 @@ def compact(request: pytest.FixtureRequest) -> Callable[[bytes, int], bytes]:
 
 @pytest.mark.parametrize("parse", [parse_event, parse_line, lambda text: parse_events(b"[%b]" % text)[0]])
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_number_is_sent_as_it_was_written(parse: Callable[[bytes], Any], number: str) -> None:
+def test_a_number_is_sent_as_written(parse: Callable[[bytes], Any], number: str) -> None:
     event = parse(b'{"data": {"v": %b, "w":[ %b ]}}' % (number.encode(), number.encode()))
     assert encode(event, None, 1 << 20) == b'data: {"v":%b,"w":[%b]}\n\n' % (number.encode(), number.encode())
     assert encode(parse(b'{"data":%b}' % number.encode()), None, 1 << 20) == b"data: %b\n\n" % number.encode()
 
 
-def test_data_of_several_lines_is_one_line_and_strings_keep_their_white_space() -> None:
+def test_json_data_becomes_one_line_and_strings_keep_their_white_space() -> None:
     event = parse_event(b'{"data": {\r\n\t"a b": "c\\" d  \\\\",\n "e": null }}')
     assert encode(event, None, 1000) == b'data: {"a b":"c\\" d  \\\\","e":null}\n\n'
 
 
-def test_a_string_is_text_and_null_is_a_value_and_no_data_is_none() -> None:
+def test_a_string_is_text_null_is_a_value_and_missing_data_is_none() -> None:
     assert parse_event(b'{"data":"a\\u00e9"}').data == "a\u00e9"
     assert encode(parse_event(b'{"data":null}'), None, 100) == b"data: null\n\n"
     assert parse_event(b'{"event":"e"}').data is msgspec.UNSET
 
 
-def test_two_members_of_one_name_both_stay() -> None:
+def test_two_members_with_one_name_are_both_kept() -> None:
     assert encode(parse_event(b'{"data":{"a":1,"a":2}}'), None, 100) == b'data: {"a":1,"a":2}\n\n'
 
 
@@ -69,7 +69,7 @@ def test_two_members_of_one_name_both_stay() -> None:
         (b'{"retry":"x"}', "retry: Expected `int | null`, got `str`"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place(text: bytes, said: str) -> None:
+def test_an_error_states_its_position(text: bytes, said: str) -> None:
     with pytest.raises(EventError) as caught:
         encode(parse_event(text), None, 1000)
     assert str(caught.value) == said

@@ -10,12 +10,12 @@ from relay.errors import RelayError
 from relay.extras import missing_extra, need_httpx
 
 
-def test_httpx_that_is_installed_passes_the_check() -> None:
+def test_installed_httpx_passes_the_check() -> None:
     need_httpx("client")
 
 
 @pytest.mark.parametrize("extra", ["client", "auth"])
-def test_httpx_that_is_missing_is_reported_with_the_extra(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_httpx_is_reported_with_the_extra(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RelayError, match="httpx, which is not installed") as raised:
         need_httpx(extra)

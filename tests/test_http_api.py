@@ -207,12 +207,12 @@ def test_the_document_is_valid() -> None:
     validate(DOCUMENT)
 
 
-def test_each_answer_that_the_document_names_has_a_case() -> None:
+def test_each_documented_response_has_a_case() -> None:
     assert sorted(CASES) == sorted(OPERATIONS)
 
 
 @pytest.mark.parametrize(("method", "path", "status"), OPERATIONS)
-def test_the_server_answers_as_the_document_says(method: str, path: str, status: int, servers: Servers) -> None:
+def test_the_server_answers_as_documented(method: str, path: str, status: int, servers: Servers) -> None:
     found, headers, body = CASES[method, path, status](servers)
     assert found == status, body
     response = resolve(DOCUMENT["paths"][path][method.lower()]["responses"][str(status)])

@@ -15,7 +15,7 @@ __all__ = ["native_engine"]
 
 
 @pytest.mark.parametrize("id", ["1", "a b", "~", "!", "a-1", "x" * 1024, "2026-01-01T00:00Z", '{"a": 1}', "deadbeef-x"])
-def test_an_id_that_every_client_can_send_back_is_taken(id: str) -> None:
+def test_an_id_that_every_client_can_send_back_is_accepted(id: str) -> None:
     check_id(id)
 
 
@@ -40,7 +40,7 @@ def test_an_id_that_every_client_can_send_back_is_taken(id: str) -> None:
         ("00000000-0", "the form of the ids that relay assigns"),
     ],
 )
-def test_another_id_is_refused_from_every_publisher(id: str, reason: str) -> None:
+def test_any_other_id_is_rejected_from_every_publisher(id: str, reason: str) -> None:
     world = World(Config())
     event = Event(data="x", topic="a", id=id)
     with pytest.raises(EventError, match=reason):
@@ -50,7 +50,7 @@ def test_another_id_is_refused_from_every_publisher(id: str, reason: str) -> Non
     assert world.hub.log.head == 1
 
 
-def test_an_event_of_another_server_gets_a_default_id_in_place_of_one_that_cannot_be_kept() -> None:
+def test_an_upstream_event_with_an_unusable_id_receives_a_default_id() -> None:
     world = World(Config())
     for id, kept in (("5f0c21aa-3", "5f0c21aa-3"), ("caf\u00e9", "sim-2"), ("sim-9", "sim-3"), ("x" * 1025, "sim-4")):
         assert world.hub.publish_one(Event(data="x", topic="a", id=id), 0.0, foreign=True) == kept

@@ -67,7 +67,7 @@ def test_settings_in_commands_are_accepted(line: str) -> None:
     load_config(flags.pop("config"), flags)
 
 
-def test_every_make_target_is_there() -> None:
+def test_every_documented_make_target_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     documents = [*DOCUMENTS, ROOT / "bench" / "README.md", ROOT / "loadtest" / "README.md"]
     targets = {name for path in documents for name in re.findall(r"(?:^|`|    )make ([a-z-]+)", path.read_text(), re.M)}
@@ -89,7 +89,7 @@ def test_no_text_installs_the_other_relay_or_lacks_its_environment() -> None:
     assert not any("python -m bench" in path.read_text() for path in DOCUMENTS)
 
 
-def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+def test_the_readme_is_short_and_its_links_resolve() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES_MAX
     for document in ROOT.glob("*.md"):
         for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
@@ -147,7 +147,7 @@ def port() -> int:
 
 
 @pytest.mark.parametrize("block", runnable(starts=True))
-def test_a_server_is_started_as_it_is_typed(block: str, port: int, tmp_path: Path) -> None:
+def test_a_documented_server_command_works_as_typed(block: str, port: int, tmp_path: Path) -> None:
     with shell(block, tmp_path, port) as process:
         if "curl" in block:
             output = read_until(process, b"data: 5\n")
@@ -157,7 +157,7 @@ def test_a_server_is_started_as_it_is_typed(block: str, port: int, tmp_path: Pat
 
 
 @pytest.mark.parametrize("block", runnable(starts=False))
-def test_a_command_beside_a_server_works_as_it_is_typed(block: str, tmp_path: Path) -> None:
+def test_a_documented_client_command_works_as_typed(block: str, tmp_path: Path) -> None:
     with relay("--unix", str(tmp_path / "relay.sock")) as server:
         server.publish("an earlier event", "news")
         with shell(f"export RELAY_PUBLISH_TOKEN={TOKEN}\n{block}", tmp_path, server.port) as process:

@@ -28,12 +28,12 @@ def names(page: str, section: str = "") -> set[str]:
     return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
 
 
-def test_the_page_of_settings_is_what_the_program_writes() -> None:
+def test_the_page_of_settings_equals_the_generated_one() -> None:
     assert reference.SETTINGS_PAGE.read_text() == reference.settings_page(), "run `make reference`"
     assert set(re.findall(r"^### (\S+)$", reference.settings_page(), re.MULTILINE)) == set(SETTINGS)
 
 
-def test_the_schema_of_stats_is_what_the_program_writes() -> None:
+def test_the_schema_of_stats_equals_the_generated_one() -> None:
     assert reference.STATS_SCHEMA.read_text() == reference.stats_schema(), "run `make reference`"
 
 

@@ -35,7 +35,7 @@ def decode(codec: Codec, *pieces: bytes) -> list[Event]:
 # Encoder
 
 
-def test_fields_come_in_the_order_event_id_retry_data(codec: Codec) -> None:
+def test_fields_have_the_order_event_id_retry_data(codec: Codec) -> None:
     frame = encode(codec, "a", event="tick", id="7", retry=1500)
     assert frame == b"event: tick\nid: 7\nretry: 1500\ndata: a\n\n"
 
@@ -72,7 +72,7 @@ def test_data_has_a_field_for_each_of_its_lines(codec: Codec, data: str, frame: 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 239, 240, 241, 480, 1000])
 @pytest.mark.parametrize("line_end", ["\n", "\r", "\r\n"])
-def test_line_ends_are_found_wherever_they_stand(codec: Codec, size: int, line_end: str) -> None:
+def test_line_ends_are_found_at_every_position(codec: Codec, size: int, line_end: str) -> None:
     for place in (0, size // 2, size - 1, size):
         data = "x" * place + line_end + "y" * (size - place)
         expected = b"data: " + b"x" * place + b"\ndata: " + b"y" * (size - place) + b"\n\n"
@@ -120,7 +120,7 @@ def test_retry_is_written_in_ascii_digits(codec: Codec, retry: int) -> None:
         ({"data": bytearray(b"a")}, "data", "must be a string or bytes, not bytearray"),
     ],
 )
-def test_what_cannot_be_carried_unchanged_is_refused_by_name(
+def test_the_error_for_a_value_that_the_format_cannot_carry_names_its_field(
     codec: Codec, fields: dict[str, Any], field: str, reason: str
 ) -> None:
     with pytest.raises(EventError) as caught:
@@ -128,7 +128,7 @@ def test_what_cannot_be_carried_unchanged_is_refused_by_name(
     assert (caught.value.field, caught.value.reason) == (field, reason)
 
 
-def test_nul_is_refused_in_no_field_but_id(codec: Codec) -> None:
+def test_nul_is_rejected_only_in_ids(codec: Codec) -> None:
     assert encode(codec, "a\0", event="b\0") == b"event: b\0\ndata: a\0\n\n"
 
 
@@ -140,7 +140,7 @@ def test_the_limit_counts_every_byte_of_the_frame(codec: Codec) -> None:
         encode(codec, **fields, bytes_max=len(frame) - 1)
 
 
-def test_the_first_wrong_field_is_the_one_named(codec: Codec) -> None:
+def test_the_error_names_the_first_wrong_field(codec: Codec) -> None:
     with pytest.raises(EventError, match=r"^event: "):
         encode(codec, "\ud800", event="", id="", retry=-1, bytes_max=1)
     with pytest.raises(EventError, match=r"^id: "):
@@ -164,7 +164,7 @@ def test_the_compiled_encoder_copies_the_payload_once(twins: tuple[Codec, Codec]
 # Event values
 
 
-def test_a_string_is_sent_as_it_is_and_json_values_as_compact_json() -> None:
+def test_a_string_is_sent_unchanged_and_json_values_as_compact_json() -> None:
     assert sse.encode(Event("a b"), None, MIB) == b"data: a b\n\n"
     assert sse.encode(Event({"a": [1, None, "é\n"]}), None, MIB) == b'data: {"a":[1,null,"\xc3\xa9\\n"]}\n\n'
     assert sse.encode(Event(None), None, MIB) == b"data: null\n\n"
@@ -176,7 +176,7 @@ def test_an_event_whose_data_is_unset_dispatches_nothing() -> None:
     assert sse.encode(Event(UNSET, id="7"), "8", MIB) == b"id: 7\n\n"
 
 
-def test_the_given_id_is_used_where_the_event_has_none() -> None:
+def test_the_given_id_is_used_if_the_event_has_none() -> None:
     assert sse.encode(Event("a"), "8", MIB) == b"id: 8\ndata: a\n\n"
     assert sse.encode(Event("a", id="7"), "8", MIB) == b"id: 7\ndata: a\n\n"
     with pytest.raises(EventError, match=r"^id: must not be empty"):
@@ -184,12 +184,12 @@ def test_the_given_id_is_used_where_the_event_has_none() -> None:
 
 
 @pytest.mark.parametrize("data", [{"a": object()}, {1: "a"}, ["\ud800"], 2**64, {"a": {1, 2}}])
-def test_what_is_no_json_value_is_refused(data: object) -> None:
+def test_a_value_outside_json_is_rejected(data: object) -> None:
     with pytest.raises(EventError, match=r"^data: not a JSON value: "):
         sse.encode(Event(data), None, MIB)
 
 
-def test_json_nested_without_end_is_refused() -> None:
+def test_recursive_json_is_rejected() -> None:
     data: list[object] = []
     data.append(data)
     with pytest.raises(EventError, match=r"^data: not a JSON value: "):
@@ -268,22 +268,22 @@ STREAMS: list[tuple[bytes, list[Event]]] = [
 
 
 @pytest.mark.parametrize(("stream", "events"), STREAMS)
-def test_a_stream_fed_whole(codec: Codec, stream: bytes, events: list[Event]) -> None:
+def test_the_decoder_reads_a_stream_fed_whole(codec: Codec, stream: bytes, events: list[Event]) -> None:
     assert decode(codec, stream) == events
 
 
 @pytest.mark.parametrize(("stream", "events"), STREAMS)
-def test_a_stream_fed_byte_by_byte(codec: Codec, stream: bytes, events: list[Event]) -> None:
+def test_the_decoder_reads_a_stream_fed_byte_by_byte(codec: Codec, stream: bytes, events: list[Event]) -> None:
     assert decode(codec, *(stream[place : place + 1] for place in range(len(stream)))) == events
 
 
 @pytest.mark.parametrize(("stream", "events"), STREAMS)
-def test_a_stream_split_anywhere(codec: Codec, stream: bytes, events: list[Event]) -> None:
+def test_the_decoder_reads_a_stream_split_at_every_position(codec: Codec, stream: bytes, events: list[Event]) -> None:
     for place in range(len(stream) + 1):
         assert decode(codec, stream[:place], b"", stream[place:]) == events
 
 
-def test_an_event_is_given_at_its_cr_and_the_lf_that_follows_belongs_to_it(codec: Codec) -> None:
+def test_an_event_is_returned_at_its_cr_and_the_next_lf_belongs_to_it(codec: Codec) -> None:
     decoder = codec.decoder()
     assert decoder.feed(b"data: a\r\n\r") == [Event("a")]
     assert decoder.feed(b"") == []
@@ -292,7 +292,7 @@ def test_an_event_is_given_at_its_cr_and_the_lf_that_follows_belongs_to_it(codec
     assert decoder.feed(b"\n") == [Event("b")]
 
 
-def test_the_last_id_is_kept_over_events_and_taken_at_the_end_of_a_block(codec: Codec) -> None:
+def test_the_last_id_persists_across_events_and_changes_at_the_end_of_a_block(codec: Codec) -> None:
     decoder = codec.decoder()
     assert decoder.last_event_id == ""
     decoder.feed(b"id: 1\n")
@@ -314,7 +314,7 @@ def test_the_reconnection_time_is_kept(codec: Codec) -> None:
     assert decoder.retry_ms == 15
 
 
-def test_a_block_at_the_limit_is_taken_and_one_byte_more_is_refused(codec: Codec) -> None:
+def test_a_block_at_the_limit_is_accepted_and_one_more_byte_is_rejected(codec: Codec) -> None:
     frame = encode(codec, "aaa\nbbb", event="tick", id="7", retry=15)
     assert codec.decoder(len(frame)).feed(frame) == [Event("aaa\nbbb", "tick", "7", 15)]
     with pytest.raises(EventError, match=rf"^data: the event is larger than {len(frame) - 1} bytes$"):
@@ -322,7 +322,7 @@ def test_a_block_at_the_limit_is_taken_and_one_byte_more_is_refused(codec: Codec
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13, 1000])
-def test_a_block_that_is_refused_costs_no_other(codec: Codec, size: int) -> None:
+def test_a_rejected_block_does_not_affect_others(codec: Codec, size: int) -> None:
     stream = b"id: 1\ndata: a\n\nid: 2\ndata: " + b"x" * 50 + b"\nid: 3\n\ndata: b\n\ndata: c\n\n"
     decoder = codec.decoder(30)
     events = []
@@ -338,7 +338,7 @@ def test_a_block_that_is_refused_costs_no_other(codec: Codec, size: int) -> None
     assert decoder.last_event_id == "3"
 
 
-def test_a_decoder_of_a_stream_that_is_resumed_begins_with_the_last_id(codec: Codec) -> None:
+def test_a_decoder_of_a_resumed_stream_starts_with_the_last_id(codec: Codec) -> None:
     decoder = codec.decoder(100, "7")
     assert decoder.last_event_id == "7"
     assert decoder.feed(b"data: a\n\n") == [Event("a")]
@@ -347,7 +347,7 @@ def test_a_decoder_of_a_stream_that_is_resumed_begins_with_the_last_id(codec: Co
     assert decoder.last_event_id == ""
 
 
-def test_a_line_without_end_is_refused_before_it_is_held(codec: Codec) -> None:
+def test_a_line_without_end_is_rejected_before_it_is_buffered(codec: Codec) -> None:
     decoder = codec.decoder(1000)
     with pytest.raises(EventError):
         decoder.feed(b"data: " + b"x" * 1000)
@@ -362,7 +362,7 @@ def test_a_line_without_end_is_refused_before_it_is_held(codec: Codec) -> None:
     assert decoder.feed(b"\n\ndata: a\n\n") == [Event("a")]
 
 
-def test_comments_of_any_length_are_neither_held_nor_counted(codec: Codec) -> None:
+def test_comments_of_any_length_are_neither_buffered_nor_counted(codec: Codec) -> None:
     decoder = codec.decoder(30)
     assert decoder.feed(b"data: a\n:") == []
     for _ in range(100):
@@ -370,7 +370,7 @@ def test_comments_of_any_length_are_neither_held_nor_counted(codec: Codec) -> No
     assert decoder.feed(b"\n" + b": keep-alive\n" * 100 + b"data: b\n\n") == [Event("a\nb")]
 
 
-def test_many_lines_are_refused_like_a_long_one(codec: Codec) -> None:
+def test_many_lines_are_rejected_like_a_long_one(codec: Codec) -> None:
     for line in (b"data\n", b"data: a\r\n", b"id: 1\n", b"x\r", b"event: y\n", b"retry: 1\n"):
         decoder = codec.decoder(100)
         with pytest.raises(EventError):

@@ -43,7 +43,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_good_topic_is_given_back(name: str) -> None:
+def test_a_valid_topic_is_returned(name: str) -> None:
     assert check_topic(name) == name
     assert check_term(name) == name
     assert not is_pattern(name)
@@ -51,7 +51,7 @@ def test_a_good_topic_is_given_back(name: str) -> None:
 
 @pytest.mark.parametrize("check", [check_topic, check_term])
 @pytest.mark.parametrize(("name", "reason"), BAD.items())
-def test_a_bad_topic_is_refused_with_a_reason(name: str, reason: str, check: object) -> None:
+def test_an_invalid_topic_is_rejected_with_a_reason(name: str, reason: str, check: object) -> None:
     assert callable(check)
     with pytest.raises(EventError, match=reason) as caught:
         check(name)
@@ -67,7 +67,7 @@ def test_a_pattern_is_a_term_but_not_a_topic(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["a*", "*a", "a.b*", "***", "a.**.b", "**.a", "a..*", "*.", "*\n"])
-def test_a_malformed_pattern_is_refused(pattern: str) -> None:
+def test_a_malformed_pattern_is_rejected(pattern: str) -> None:
     with pytest.raises(EventError):
         check_term(pattern)
 
@@ -122,7 +122,7 @@ PATTERNS = st.lists(st.sampled_from(["a", "b", "*"]), max_size=4).flatmap(
 
 
 @given(st.lists(PATTERNS, max_size=12, unique=True), st.lists(PATTERNS, max_size=8), TOPICS, PATTERNS)
-def test_a_tree_finds_what_holding_each_pattern_against_the_topic_finds(
+def test_a_tree_finds_the_same_terms_as_a_linear_search(
     terms: list[str], removed: list[str], topic: str, other: str
 ) -> None:
     """Terms are added and removed. For a pattern, the tree finds the terms that match every topic that it matches."""
@@ -157,9 +157,7 @@ def test_a_value_that_several_patterns_share_is_found_until_the_last_is_removed(
 
 
 @pytest.mark.parametrize("patterns", [0, 1, 16])
-def test_terms_are_made_disjoint_without_holding_each_topic_against_each_pattern(
-    patterns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_terms_are_made_disjoint_without_comparing_each_pair(patterns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The work grows with the number of topics, and with the square of the number of patterns only."""
     compared: list[tuple[str, str]] = []
 

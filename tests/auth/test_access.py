@@ -45,7 +45,7 @@ def logged(server: Relay, text: str) -> None:
     eventually(lambda: any(text in record["message"] for record in server.log), f"the log has {text!r}")
 
 
-def test_a_token_opens_its_topics_and_no_others_and_never_shows_in_the_log() -> None:
+def test_a_token_grants_only_its_topics_and_never_appears_in_the_log() -> None:
     with relay(*JWT) as server:
         own = token()
         with Stream(server.port, "topic=orders.eu", bearer(own)) as stream:
@@ -73,12 +73,12 @@ def test_a_ticket_opens_one_stream() -> None:
     assert ticket not in json.dumps(server.log)
 
 
-def test_there_are_no_tickets_where_reading_is_open() -> None:
+def test_tickets_are_not_issued_if_reading_needs_no_token() -> None:
     with relay() as server:
         assert server.request("POST", "/ticket", headers=bearer(TOKEN))[0] == 404
 
 
-def test_a_publishers_token_is_held_to_its_topics() -> None:
+def test_a_publishers_token_grants_only_its_topics() -> None:
     with relay(*JWT) as server:
         headers = bearer(token()) | {"Content-Type": "application/x-ndjson"}
 
@@ -91,7 +91,7 @@ def test_a_publishers_token_is_held_to_its_topics() -> None:
         assert server.stats()["events"] == 1
 
 
-def test_a_stream_ends_with_its_token_between_frames_and_is_told_when_to_come_back() -> None:
+def test_a_stream_ends_between_frames_with_a_retry_when_its_token_expires() -> None:
     with relay(*JWT) as server:
         short = token(exp=time.time() + 2)
         with Stream(server.port, "topic=orders.eu", bearer(short)) as stream:
@@ -102,7 +102,7 @@ def test_a_stream_ends_with_its_token_between_frames_and_is_told_when_to_come_ba
         eventually(lambda: server.stats()["closes"] == {"expired": 1}, "the stream is closed with its token")
 
 
-def test_streams_end_at_their_greatest_age_and_go_on_from_there() -> None:
+def test_a_stream_ends_at_its_maximum_age_and_resumes_without_loss() -> None:
     with relay("--max-age", "1s") as server, Stream(server.port) as stream:
         began_s = time.monotonic()
         server.publish("one")
@@ -115,7 +115,7 @@ def test_streams_end_at_their_greatest_age_and_go_on_from_there() -> None:
             assert again.next().data == "two"
 
 
-def test_what_is_revoked_ends_at_once_when_the_file_is_read_again(tmp_path: Path) -> None:
+def test_a_reload_of_the_revocations_closes_revoked_streams_immediately(tmp_path: Path) -> None:
     revoked, tokens = tmp_path / "revoked", tmp_path / "tokens"
     revoked.write_text("")
     tokens.write_text("first\n")
@@ -152,7 +152,7 @@ def test_streams_of_one_subject_are_limited() -> None:
         Stream(server.port, "topic=orders.us", bearer(token(sub="bob"))).close()
 
 
-def test_a_token_that_publishes_too_much_is_told_when_to_go_on() -> None:
+def test_a_token_that_publishes_too_much_receives_retry_after() -> None:
     with relay("--publish-rate", "1") as server:
         headers = bearer(TOKEN) | {"Content-Type": "text/plain"}
         answers = [server.request("POST", "/publish", b"x", headers) for _ in range(11)]
@@ -161,7 +161,7 @@ def test_a_token_that_publishes_too_much_is_told_when_to_go_on() -> None:
         assert server.stats()["events"] == 10
 
 
-def test_the_unix_socket_may_be_for_some_users_only(tmp_path: Path) -> None:
+def test_the_unix_socket_can_be_restricted_to_some_users(tmp_path: Path) -> None:
     path, own, other = tmp_path / "feed.sock", str(os.getuid()), str(os.getuid() + 1)
     with relay("--unix", str(path), "--unix-user", own) as server, Feeder(path) as feeder:
         feeder.publish(data="taken")
@@ -208,7 +208,7 @@ def asked_once(server: Relay, headers: dict[str, str]) -> int:
     return server.request("HEAD", "/events?topic=orders.eu", headers=headers)[0]
 
 
-def test_keys_are_fetched_and_fetched_again() -> None:
+def test_keys_are_fetched_periodically() -> None:
     pairs = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("old", "new")}
     documents = [document({name: pairs[name]}) for name in ("old", "new")]
     with (
@@ -228,7 +228,7 @@ def test_keys_are_fetched_and_fetched_again() -> None:
         assert status("old") == 401
 
 
-def test_a_token_with_a_new_key_has_the_keys_fetched_at_once() -> None:
+def test_a_token_with_an_unknown_key_triggers_a_fetch_immediately() -> None:
     pairs = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("old", "new")}
     documents = [document({name: pairs[name]}) for name in ("old", "new")]
     with key_server(documents) as url, relay("--subscribe", "jwt", "--jwt-jwks-url", url) as server:
@@ -254,7 +254,7 @@ def test_a_token_in_any_of_several_cookie_fields_opens_a_stream() -> None:
             assert status == (b"200" if own in fields else b"401")
 
 
-def test_keys_from_files_are_read_again_and_what_cannot_be_used_changes_nothing(tmp_path: Path) -> None:
+def test_key_files_are_reloaded_and_an_invalid_file_changes_nothing(tmp_path: Path) -> None:
     pairs = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("old", "new")}
     path = tmp_path / "keys"
     path.write_bytes(document({"old": pairs["old"]}, {"kty": "oct", "k": "A" * 64}))
@@ -276,7 +276,7 @@ def test_keys_from_files_are_read_again_and_what_cannot_be_used_changes_nothing(
         assert status("old") == 401
 
 
-def test_until_keys_are_there_tokens_are_answered_with_a_503() -> None:
+def test_until_keys_are_fetched_tokens_receive_a_503() -> None:
     with key_server([b""]) as url, relay("--subscribe", "jwt", "--jwt-jwks-url", url) as server:
         assert asked(server, "/events?topic=orders.eu", bearer(token())) == 503
         logged(server, "cannot fetch the JWKS")
@@ -296,6 +296,6 @@ def test_until_keys_are_there_tokens_are_answered_with_a_503() -> None:
         (("--unix", "/nonexistent/relay.sock", "--unix-user", "no such user"), "there is no such user"),
     ],
 )
-def test_credentials_that_cannot_be_used_are_an_error_at_the_start(arguments: tuple[str, ...], text: str) -> None:
+def test_unusable_credentials_fail_the_start(arguments: tuple[str, ...], text: str) -> None:
     with pytest.raises(AssertionError, match=text):
         Relay(*arguments)

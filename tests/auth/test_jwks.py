@@ -82,7 +82,7 @@ BROKEN: dict[str, tuple[Part, ...]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-async def test_after_a_broken_answer_the_keys_stay_and_are_fetched_again(
+async def test_after_an_invalid_response_the_keys_remain_and_are_fetched_again(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with scripted((good("old"),), BROKEN[name], (good("new"),)) as server:
@@ -96,7 +96,7 @@ async def test_after_a_broken_answer_the_keys_stay_and_are_fetched_again(
     assert not any(record.exc_info for record in errors)
 
 
-async def test_an_address_that_nobody_answers_and_tls_that_is_none_are_tried_again(
+async def test_an_unreachable_address_and_a_failed_handshake_are_retried(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
@@ -130,7 +130,7 @@ async def test_the_pause_grows_with_each_failure(caplog: pytest.LogCaptureFixtur
     )
 
 
-async def test_unknown_keys_have_the_keys_fetched_at_once_but_not_too_often() -> None:
+async def test_unknown_keys_trigger_a_fetch_but_not_too_often() -> None:
     async with scripted(*((good(str(number)),) for number in range(9))) as server:
         with fetching(server.url) as (fetched, taken):
             assert await next_of(taken) == ["0"]
@@ -147,7 +147,7 @@ async def test_unknown_keys_have_the_keys_fetched_at_once_but_not_too_often() ->
             assert len(server.requests) == 3
 
 
-async def test_a_signal_cuts_the_pause_after_a_failure_short_and_unknown_keys_do_not(
+async def test_a_signal_ends_the_pause_after_a_failure_and_an_unknown_key_does_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(jwks, "AGAIN_S", 1000.0)
@@ -164,6 +164,6 @@ async def test_a_signal_cuts_the_pause_after_a_failure_short_and_unknown_keys_do
 
 
 @pytest.mark.parametrize("url", ["https://a:port/", "https://a\0/"])
-def test_an_address_that_is_none_is_an_error(url: str) -> None:
+def test_a_malformed_address_is_an_error(url: str) -> None:
     with pytest.raises(ConfigError, match=r"^jwt-jwks-url: "):
         Jwks(url, 1.0, lambda _: None)

@@ -95,7 +95,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_key_material_of_another_kind_is_no_shared_secret(name: str) -> None:
+def test_key_material_of_another_kind_is_rejected_as_a_shared_secret(name: str) -> None:
     text, reason = FOREIGN[name]
     for given_text in (text, f"\n {text}\r\n"):
         with pytest.raises(ConfigError, match=r"^jwt-secret: ") as raised:
@@ -122,24 +122,24 @@ def test_a_secret_is_one_line_of_at_least_32_bytes(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\n", "s" * 31])
-def test_a_short_secret_is_refused(text: str) -> None:
+def test_a_short_secret_is_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match="at least 32 bytes"):
         read_secret(text, "jwt-secret")
 
 
 @given(st.binary(min_size=32, max_size=64))
-def test_random_secrets_are_secrets(data: bytes) -> None:
+def test_random_secrets_are_accepted(data: bytes) -> None:
     text = base64.b64encode(data).decode()
     assert read_secret(text, "jwt-secret").nameless[0].key == text.encode()
 
 
 @pytest.mark.parametrize(("key", "algorithm"), [(RSA, "RS256"), (EC, "ES256"), (ED, "EdDSA")])
-def test_public_keys_come_as_pem_jwk_or_jwks(key: Any, algorithm: str) -> None:
+def test_public_keys_are_accepted_as_pem_jwk_or_jwks(key: Any, algorithm: str) -> None:
     for text in (written(key), written(key).replace("\n", "\r\n"), json.dumps(jwk(key)), jwks(jwk(key))):
         assert [each.algorithm_name for each in read_public(text, "x").candidates(None)] == [algorithm]
 
 
-def test_a_file_may_hold_several_pem_keys() -> None:
+def test_a_file_can_contain_several_pem_keys() -> None:
     keys = read_public(f"{written(RSA)}\n{written(EC)}{written(RSA, form=PublicFormat.PKCS1)}", "x")
     assert [key.algorithm_name for key in keys.nameless] == ["RS256", "ES256", "RS256"]
 
@@ -177,7 +177,7 @@ def test_a_file_may_hold_several_pem_keys() -> None:
         (written(ed448.Ed448PrivateKey.generate()), "unsupported"),
     ],
 )
-def test_what_holds_no_public_key_is_refused_with_its_reason(text: str, reason: str) -> None:
+def test_text_without_a_public_key_is_rejected_with_a_reason(text: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason) as raised:
         read_public(text, "jwt-public-key-file")
     assert str(raised.value).startswith("jwt-public-key-file: ")
@@ -220,7 +220,7 @@ UNUSABLE: list[Any] = [
 
 
 @pytest.mark.parametrize("entry", UNUSABLE, ids=range(len(UNUSABLE)))
-def test_a_key_that_cannot_be_used_does_not_void_its_set(entry: Any) -> None:
+def test_an_unusable_key_does_not_invalidate_its_set(entry: Any) -> None:
     good = jwk(EC, kid="good", use="sig", alg="ES256", key_ops=["verify"], foreign={"x": [1]}, x5c=["?"])
     for entries in ((entry, good), (good, entry)):
         keys = read_jwks(jwks(*entries), "jwt-jwks-url")
@@ -231,20 +231,20 @@ def test_a_key_that_cannot_be_used_does_not_void_its_set(entry: Any) -> None:
         read_jwks(jwks(entry), "jwt-jwks-url")
 
 
-def test_a_long_number_in_a_set_does_not_void_it() -> None:
+def test_a_long_number_does_not_invalidate_its_set() -> None:
     digits = "9" * 6000  # more than Python reads as an integer
     text = f'{{"keys": [{{"kty": {digits}}}, {json.dumps(jwk(EC, kid="good"))}], "version": {digits}}}'
     assert list(read_jwks(text, "jwt-jwks-url").by_id) == ["good"]
 
 
-def test_members_that_are_null_count_as_absent_and_keys_of_one_id_are_all_tried() -> None:
+def test_null_members_count_as_absent_and_all_keys_of_one_id_are_tried() -> None:
     keys = read_jwks(jwks(jwk(EC, kid=None, use=None, alg=None), jwk(EC, kid="1"), jwk(RSA, kid="1", crv="?")), "x")
     assert len(keys) == 3
     assert [key.algorithm_name for key in keys.candidates("1")] == ["ES256", "RS256"]
     assert keys.candidates("2") == keys.nameless
 
 
-def test_a_set_is_bounded() -> None:
+def test_the_size_of_a_set_is_limited() -> None:
     keys = read_jwks(jwks(*(jwk(EC, kid=str(number)) for number in range(KEYS_MAX + 7))), "x")
     assert len(keys) == KEYS_MAX
     assert keys.skipped == ("7 keys: only the first 100 are used",)
@@ -272,6 +272,6 @@ LONG = ("sk-", "ecdsa-sha2-", "ssh-a ", "-----BEGIN ", "<a", '{"keys"', " ", "A"
     ],
     ids=range(11 + len(LONG)),
 )
-def test_an_answer_is_a_jwks_or_nothing(text: str, reason: str) -> None:
+def test_a_response_that_is_not_a_jwks_is_rejected(text: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         read_jwks(text, "jwt-jwks-url")

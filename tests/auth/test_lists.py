@@ -17,14 +17,14 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-def test_tokens_come_one_a_line_with_comments(path: Path, start: bytes, end: bytes) -> None:
+def test_a_file_of_tokens_has_one_per_line_and_comments(path: Path, start: bytes, end: bytes) -> None:
     path.write_bytes(start + end.join((b"one", b"# feeders", b"", b"  two\t # of ann", b"three#3", b"#four", b"five#")))
     assert read_tokens(str(path), "x").items == {"one", "two", "three#3", "five#"}
     assert read_tokens(str(path), "x").skipped == ()
 
 
 @pytest.mark.parametrize("bad", [b"two words", b"\xff\xfe", "é".encode(), b"a\0b", b"a\x0bb", b"\x1b[0m"])
-def test_a_bad_line_does_not_void_the_file_of_tokens(path: Path, bad: bytes) -> None:
+def test_a_bad_line_does_not_invalidate_the_file_of_tokens(path: Path, bad: bytes) -> None:
     path.write_bytes(b"one\n" + bad + b"\ntwo\n")
     listed = read_tokens(str(path), "x")
     assert listed == Listed(frozenset({"one", "two"}), (2,))
@@ -33,7 +33,7 @@ def test_a_bad_line_does_not_void_the_file_of_tokens(path: Path, bad: bytes) -> 
         read_tokens(str(path), "x")
 
 
-def test_a_revocation_holds_with_and_without_what_may_be_a_comment(path: Path) -> None:
+def test_a_revocation_applies_with_and_without_its_possible_comment(path: Path) -> None:
     path.write_bytes("\ufeffann # left\nbob\n\xe9va ray\n# none\nc#d\n".encode() + b"\xff\n")
     listed = read_revoked(str(path), "x")
     assert listed.items == {"ann", "ann # left", "bob", "éva ray", "c#d"}

@@ -37,7 +37,7 @@ def raw(server: Relay, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_no_token_shows_anywhere_at_level_debug(tmp_path: Path, encrypted: bool) -> None:
+def test_no_token_appears_in_the_log_at_level_debug(tmp_path: Path, encrypted: bool) -> None:
     tokens, own = tmp_path / "tokens", readers()
     tokens.write_text(f"{FILED}\n")
     certificate = make_certificate(tmp_path / "tls", "secrets")

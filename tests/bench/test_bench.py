@@ -66,26 +66,26 @@ def seen(body: bytes, cut: int = 1 << 20, first: int = 1, topics: int = 0, head:
     return report
 
 
-def test_the_programs_build_and_are_not_built_again() -> None:
+def test_the_programs_are_built_once() -> None:
     binary = build(HERE / "swarm.c")
     made = binary.stat().st_mtime_ns
     assert build(HERE / "swarm.c").stat().st_mtime_ns == made
 
 
-def test_a_source_that_does_not_compile_is_an_error_that_shows_why(tmp_path: Path) -> None:
+def test_a_compile_error_is_reported_with_its_reason(tmp_path: Path) -> None:
     source = tmp_path / "broken.c"
     source.write_text("int main(void) { return nothing; }\n")
     with pytest.raises(ProgramError, match="nothing"):
         build(source)
 
 
-def test_a_program_that_ends_without_its_report_is_an_error() -> None:
+def test_a_program_that_exits_without_its_report_is_an_error() -> None:
     with Program(["/bin/true"]) as program, pytest.raises(ProgramError, match="no 'done' report"):
         program.report("done", 5)
 
 
 @pytest.mark.parametrize("target", ["floor", "relay"])
-def test_fifty_streams_get_every_event_once_and_in_order(target: str) -> None:
+def test_fifty_streams_receive_every_event_once_and_in_order(target: str) -> None:
     figures = run_feed(TARGETS[target], Feed(streams=50, rate=500, seconds=0.2), Bench())
     assert figures["deliveries"] == 50 * 100
     assert figures["lost"] == 0
@@ -94,7 +94,7 @@ def test_fifty_streams_get_every_event_once_and_in_order(target: str) -> None:
     assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["max_ms"]
 
 
-def test_a_duel_feeds_both_and_loses_nothing() -> None:
+def test_a_duel_feeds_both_servers_and_loses_nothing() -> None:
     sums = run_duel([TARGETS["floor"], TARGETS["relay"]], Feed(streams=10, rate=200, seconds=0.5), Bench())
     assert list(sums) == ["floor", "relay"]
     for figures in sums.values():
@@ -102,7 +102,7 @@ def test_a_duel_feeds_both_and_loses_nothing() -> None:
         assert figures["faults"] == 0
 
 
-def test_stalled_streams_do_not_keep_the_others_from_theirs() -> None:
+def test_stalled_streams_do_not_delay_the_others() -> None:
     feed = Feed(streams=20, rate=5000, seconds=0.4, stalled=4)
     figures = run_feed(TARGETS["floor"], feed, Bench())
     assert figures["deliveries"] == 16 * 2000
@@ -111,7 +111,7 @@ def test_stalled_streams_do_not_keep_the_others_from_theirs() -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 7, 64, 150, 1 << 20])
-def test_the_swarm_reads_a_stream_cut_anywhere(cut: int) -> None:
+def test_the_swarm_reads_a_stream_split_at_any_byte(cut: int) -> None:
     body = PRIMING + b"".join(frame(number) for number in range(1, 6))
     report = seen(body, cut)
     assert (report.deliveries, report.last_max, report.faults) == (5, 5, 0)
@@ -125,23 +125,23 @@ def test_the_swarm_counts_a_gap_a_duplicate_and_wrong_order() -> None:
     assert report.faults == 4
 
 
-def test_what_a_stream_was_told_it_missed_is_no_fault() -> None:
+def test_a_reported_gap_is_not_a_fault() -> None:
     told = b'event: relay.gap\ndata: {"reason":"slow","missed":3,"from":"e-2","to":"e-4"}\n\n'
     report = seen(frame(1) + told + frame(5))
     assert (report.missed, report.told_gaps, report.told_missed, report.faults) == (3, 1, 3, 0)
 
 
-def test_a_frame_that_was_cut_short_is_seen() -> None:
+def test_a_truncated_frame_is_detected() -> None:
     report = seen(frame(1) + frame(2)[:60] + b"\n\n" + frame(2))
     assert (report.deliveries, report.torn) == (2, 1)
 
 
-def test_events_missed_before_the_first_one_count_unless_any_first_one_will_do() -> None:
+def test_events_missed_before_the_first_count_unless_any_first_event_is_allowed() -> None:
     assert seen(frame(3) + frame(4)).missed == 2
     assert seen(frame(3) + frame(4), first=0).missed == 0
 
 
-def test_comments_heartbeats_and_carriage_returns_are_passed_over() -> None:
+def test_comments_heartbeats_and_carriage_returns_are_ignored() -> None:
     body = b":\n" + frame(1).replace(b"\n", b"\r\n") + b"event: relay.heartbeat\ndata: \n\n" + frame(2)
     report = seen(body)
     assert (report.deliveries, report.faults) == (2, 0)
@@ -161,14 +161,14 @@ def in_chunks(body: bytes, sizes: Iterable[int]) -> bytes:
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 5, 64, 1 << 20])
 @pytest.mark.parametrize("size", [1, 7, 100, 1000])
-def test_a_body_in_chunks_is_read_wherever_it_is_cut(cut: int, size: int) -> None:
+def test_a_chunked_body_is_read_at_every_split(cut: int, size: int) -> None:
     body = PRIMING + b"".join(frame(number) for number in range(1, 4))
     head = HEAD.replace(b"\r\n\r\n", b"\r\ntransfer-encoding:  Chunked\r\nX: y\r\n\r\n")
     report = seen(in_chunks(body, itertools.repeat(size, len(body) // size)), cut, head=head)
     assert (report.deliveries, report.last_max, report.faults) == (3, 3, 0)
 
 
-def test_a_stream_is_over_with_the_last_chunk() -> None:
+def test_the_last_chunk_ends_a_stream() -> None:
     head = HEAD.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")
     with serving([head, in_chunks(frame(1), []), b"0\r\n\r\n"]) as port, Swarm(port, 1, seconds=10) as swarm:
         swarm.ready()
@@ -178,7 +178,7 @@ def test_a_stream_is_over_with_the_last_chunk() -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 3, 100, 1 << 20])
-def test_data_that_a_server_wraps_is_read_as_well(cut: int) -> None:
+def test_data_that_a_server_wraps_is_read_too(cut: int) -> None:
     wrap = b'data:{"channel":"default","pub":{"data":'
     body = b"".join(frame(number).replace(b"data: ", wrap).replace(b'"}\n', b'"}}}\r\n') for number in (1, 2))
     short = frame(3).replace(b"data: ", wrap)
@@ -186,12 +186,12 @@ def test_data_that_a_server_wraps_is_read_as_well(cut: int) -> None:
     assert (report.deliveries, report.last_max, report.torn) == (2, 2, 1)
 
 
-def test_the_id_may_come_after_the_data() -> None:
+def test_the_id_can_follow_the_data() -> None:
     report = seen(b"".join(b'data:{"n":%d,"t":1}\nid:%d\n\n' % (number, number) for number in (1, 2)))
     assert (report.deliveries, report.samples, report.faults) == (2, 2, 0)
 
 
-def test_a_stream_of_one_topic_of_many_expects_every_so_manyth_event() -> None:
+def test_a_stream_of_one_of_n_topics_expects_every_nth_event() -> None:
     whole = seen(frame(10) + frame(20) + frame(30), topics=10)
     assert (whole.deliveries, whole.last_max, whole.faults) == (3, 39, 0)
     assert seen(frame(30), first=21, topics=10).faults == 0
@@ -199,12 +199,12 @@ def test_a_stream_of_one_topic_of_many_expects_every_so_manyth_event() -> None:
     assert (broken.duplicates, broken.gaps, broken.missed, broken.wrong_order) == (1, 1, 2, 1)
 
 
-def test_an_event_of_another_topic_is_foreign() -> None:
+def test_an_event_of_another_topic_is_a_fault() -> None:
     report = seen(frame(10) + frame(11) + frame(20), topics=10)
     assert (report.foreign, report.faults) == (1, 1)
 
 
-def test_each_stream_asks_for_its_own_topic_and_is_waited_for() -> None:
+def test_each_stream_requests_its_own_topic_and_is_awaited() -> None:
     with MeasuredServer(TARGETS["relay"]) as server:
         paths = "/events?topic=t.{}"
         with Swarm(server.port, 7, path=paths, topics=3) as swarm, socket.socket(socket.AF_UNIX) as feeder:
@@ -217,26 +217,26 @@ def test_each_stream_asks_for_its_own_topic_and_is_waited_for() -> None:
     assert (report.deliveries, report.reached, report.faults) == (3 * 3 + 4 * 2 + 4 * 2, 7, 0)
 
 
-def test_a_gap_told_to_one_stream_excuses_no_other_jump() -> None:
+def test_a_gap_on_one_stream_excuses_no_loss_on_another() -> None:
     told = b'event: relay.gap\ndata: {"missed":5}\n\n'
     report = seen(frame(1) + frame(4) + told + frame(5))
     assert (report.missed, report.told_missed, report.untold, report.faults) == (2, 5, 2, 2)
 
 
-def test_after_a_gap_of_unknown_size_any_event_may_be_next() -> None:
+def test_after_a_gap_of_unknown_size_any_event_can_follow() -> None:
     told = b'event: relay.gap\ndata: {"reason":"unknown","missed":null,"from":null}\n\n'
     report = seen(frame(1) + told + frame(9) + frame(11))
     assert (report.told_gaps, report.missed, report.faults) == (1, 1, 1)
 
 
-def test_a_refused_stream_is_counted_and_is_not_open() -> None:
+def test_a_rejected_stream_is_counted_and_is_not_open() -> None:
     refusal = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
     with serving([refusal]) as port, Swarm(port, 1, seconds=10) as swarm:
         report = swarm.ready()
     assert (report.opened, report.refused) == (0, 1)
 
 
-def test_the_floor_answers_the_probe_and_is_read_through_proc() -> None:
+def test_the_floor_answers_the_probe_and_is_measured_through_proc() -> None:
     with MeasuredServer(TARGETS["floor"]) as server:
         assert server.get("/readyz")[0] == 200
         assert tree(server.pid) == [server.pid]
@@ -245,7 +245,7 @@ def test_the_floor_answers_the_probe_and_is_read_through_proc() -> None:
     assert tcp_memory_bytes() >= 0
 
 
-def test_a_server_that_does_not_start_says_what_it_said() -> None:
+def test_a_server_that_fails_to_start_is_reported_with_its_output() -> None:
     broken = Target("broken", lambda _place, _extra: ["/bin/sh", "-c", "echo no such luck; exit 3"])
     with pytest.raises(MeasureError, match="no such luck"):
         MeasuredServer(broken)
@@ -267,14 +267,14 @@ def result() -> report.Result:
     return measure(case, Bench(), repeat=3, targets=["floor", "relay"], pin=False)
 
 
-def test_a_result_is_the_median_of_runs_in_turns(result: report.Result) -> None:
+def test_a_result_is_the_median_of_alternating_runs(result: report.Result) -> None:
     assert result["floor"] == {"median": 10.0, "min": 10.0, "max": 10.0}
     assert result["relay"] == {"median": 11.0, "min": 10.0, "max": 12.0}
     assert (result["ratio"], result["ratio_min"], result["ratio_max"]) == (1.1, 1.0, 1.2)
     assert result["met"] is True
 
 
-def test_results_are_kept_by_case_and_shown_as_a_table(
+def test_results_are_stored_by_case_and_printed_as_a_table(
     result: report.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results.json")
@@ -293,7 +293,7 @@ def test_results_are_kept_by_case_and_shown_as_a_table(
 
 
 @pytest.mark.skipif(NATIVE_ONLY, reason="only the native engine is tested: RELAY_ENGINE=native or RELAY_BUILD=pure")
-def test_each_encoder_is_timed_in_its_turn_and_the_chosen_one_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_encoder_is_timed_and_the_selected_one_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "ROUND_S", 1e-5)
     monkeypatch.setattr(encode, "ROUNDS", 1)
     chosen = vars(sse)["encode_event"]

@@ -49,7 +49,7 @@ def count(instructions: float, **functions: float) -> Count:
         (1000, 951, [], r"\(-4\.9%\)$"),
     ],
 )
-def test_a_workload_may_grow_by_five_percent(base: float, now: float, bad: list[str], said: str) -> None:
+def test_a_workload_can_grow_by_five_percent(base: float, now: float, bad: list[str], said: str) -> None:
     comparison = compare({"w": count(base)}, {"w": count(now)})
     assert comparison.bad == bad
     assert len(comparison.lines) == 1
@@ -63,7 +63,7 @@ def test_a_workload_on_one_side_only_is_bad() -> None:
     assert "make bench-baseline drops it" in comparison.lines[2]
 
 
-def test_what_grew_is_named_the_most_grown_first_and_what_did_not_is_not() -> None:
+def test_functions_that_grew_are_listed_by_growth() -> None:
     base = Count(1000, {"steady": 500, "a": 100, "b": 100, "shrunk": 300}, {"module.f": 20, "module.g": 7})
     now = Count(1500, {"steady": 500, "a": 200, "b": 400, "shrunk": 1, "fresh": 250}, {"module.f": 30, "module.g": 7})
     assert grown(base, now) == [
@@ -132,7 +132,7 @@ calls=1 1
 """
 
 
-def test_a_profile_is_read_and_the_c_library_counts_as_its_callers_own() -> None:
+def test_a_profile_counts_the_c_library_towards_its_callers() -> None:
     assert parse(PROFILE.splitlines()) == {
         "_speedups.Engine._send": 1000 + 50 + 30,
         "_speedups.encode_event": 20,
@@ -153,11 +153,11 @@ def work(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_a_workload_does_what_it_says(name: str) -> None:
+def test_each_workload_runs(name: str) -> None:
     work(name, "3")
 
 
-def test_bytecodes_are_counted_by_function_and_in_proportion() -> None:
+def test_bytecodes_are_counted_per_function_and_grow_with_the_work() -> None:
     once, twice = (json.loads(work("publish", count, "--bytecodes")) for count in ("10", "20"))
     assert once["relay.core.writer.Writer.publish_one"] > 0
     assert twice["relay.core.writer.Writer.publish_one"] == 2 * once["relay.core.writer.Writer.publish_one"]
@@ -199,7 +199,7 @@ def plant(checkout: Path, statement: str) -> None:
 
 
 @needs_callgrind
-def test_the_same_code_counts_the_same_within_a_hundredth(checkout: Path) -> None:
+def test_the_same_code_counts_the_same_within_one_percent(checkout: Path) -> None:
     same = gate_in(checkout)
     assert same.returncode == 0, same.stdout + same.stderr
     growth = re.search(r"\(([+-]\d+\.\d)%\)", same.stdout)
@@ -219,7 +219,7 @@ def test_a_slower_encoder_fails_and_is_named(checkout: Path) -> None:
 
 
 @needs_callgrind
-def test_a_workload_that_fails_is_not_taken_for_a_quick_one(checkout: Path) -> None:
+def test_a_failed_workload_does_not_count_as_fast(checkout: Path) -> None:
     plant(checkout, "raise RuntimeError('planted')")
     failed = gate_in(checkout)
     assert failed.returncode == 2, failed.stdout + failed.stderr
@@ -250,7 +250,7 @@ def test_counts_of_another_compiler_are_not_compared(
     assert "make bench-baseline" in said
 
 
-def test_another_version_of_a_package_is_compared_and_told_where_something_grew(
+def test_another_version_of_a_package_is_compared_and_reported_beside_growth(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planted(monkeypatch, {"msgspec": "2"}, "true")
@@ -262,7 +262,7 @@ def test_another_version_of_a_package_is_compared_and_told_where_something_grew(
 
 
 @pytest.mark.parametrize(("ci", "code"), [("true", 2), ("", 0)])
-def test_without_valgrind_ci_fails_and_others_are_told(
+def test_without_valgrind_ci_fails_and_other_runs_print_a_note(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ci: str, code: int
 ) -> None:
     planted(monkeypatch, {}, ci)
@@ -280,7 +280,7 @@ def test_the_committed_baseline_has_every_workload() -> None:
 # The ratios
 
 
-def test_the_limits_are_of_cases_that_there_are() -> None:
+def test_each_limit_names_an_existing_case() -> None:
     assert {limit.case for limit in LIMITS} <= set(CASES)
 
 
@@ -301,13 +301,13 @@ LIMIT = RatioLimit("memory-10000", "value", 1.1)
 GOOD, BAD = [{"value": 11.0}, {"value": 8.0}, {"value": 90.0}], [{"value": 11.0}, {"value": 12.0}, {"value": 90.0}]
 
 
-def test_the_median_is_judged_and_a_good_case_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_median_decides_and_a_passing_case_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made = measured(monkeypatch, GOOD)
     assert ratios.check([LIMIT]) == []
     assert len(made) == 1
 
 
-def test_a_bad_figure_is_measured_once_more_and_both_are_said(
+def test_a_failed_measurement_is_repeated_and_both_are_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = measured(monkeypatch, BAD, GOOD)
@@ -323,7 +323,7 @@ def test_a_bad_figure_is_measured_once_more_and_both_are_said(
     assert len(made) == 2
 
 
-def test_an_event_that_was_lost_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_event_fails_without_another_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     made = measured(monkeypatch, [*GOOD, {"value": 1.0, "lost": 1.0}])
     with pytest.raises(MeasureError, match="1 lost"):
         ratios.check([LIMIT])

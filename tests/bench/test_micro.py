@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("engine", NAMES)
-def test_each_benchmark_does_what_it_measures(engine: str) -> None:
+def test_each_benchmark_runs(engine: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-disable", "bench/micro"],
         cwd=ROOT,
@@ -44,7 +44,7 @@ def table(*benchmarks: dict[str, object]) -> str:
     return render(list(benchmarks), stamp)
 
 
-def test_the_table_shows_the_best_turn_of_a_unit_beside_the_cython_twin() -> None:
+def test_the_table_shows_the_best_run_of_a_unit_beside_the_compiled_twin() -> None:
     text = table(
         found("small", PYTHON, 4e-6),
         found("small", CYTHON, 2e-6, units=10),
@@ -59,7 +59,7 @@ def test_the_table_shows_the_best_turn_of_a_unit_beside_the_cython_twin() -> Non
     assert text.endswith("- date: today\n- command: `python -m bench.micro`\n- kernel: Linux\n")
 
 
-def test_the_table_says_where_a_peer_is_quicker() -> None:
+def test_the_table_marks_units_with_a_faster_peer() -> None:
     text = table(found("small", CYTHON, 1e-6), found("small", PYTHON, 4e-6), found("small", "a peer", 2e-6))
     assert f"Than {CYTHON}: nowhere." in text
     assert f"Than {PYTHON}:\n\n- encode, small: a peer takes 2 µs, {PYTHON} 4 µs\n" in text

@@ -41,7 +41,7 @@ def runs(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_folder_has_all_that_a_peer_needs(name: str) -> None:
+def test_a_folder_contains_everything_for_a_peer(name: str) -> None:
     target = ALL[name]
     assert target.title
     assert target.notes
@@ -54,7 +54,7 @@ def test_a_folder_has_all_that_a_peer_needs(name: str) -> None:
         assert "{data}" in target.http.body
 
 
-def test_a_peer_is_fed_by_what_its_folder_says() -> None:
+def test_the_folder_of_a_peer_selects_its_publisher() -> None:
     assert {name for name, target in ALL.items() if target.fed_by == "http"} == {
         "centrifugo",
         "mercure",
@@ -63,7 +63,7 @@ def test_a_peer_is_fed_by_what_its_folder_says() -> None:
     }
 
 
-def test_targets_are_the_floor_relay_and_what_is_installed() -> None:
+def test_the_targets_are_the_floor_relay_and_installed_peers() -> None:
     assert list(TARGETS) == ["floor", "relay", *(name for name, target in ALL.items() if target.version)]
     assert TARGETS["relay"].version
 
@@ -75,7 +75,7 @@ def test_a_misspelt_key_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_stream_gets_every_event_once_and_in_order(name: str) -> None:
+def test_every_stream_receives_every_event_once_and_in_order(name: str) -> None:
     with serving(name) as server:
         path = server.target.path.replace("{topic}", "default")
         with Swarm(server.port, STREAMS, path=path) as swarm:
@@ -90,7 +90,7 @@ def test_every_stream_gets_every_event_once_and_in_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_stream_gets_its_own_topic_only(name: str) -> None:
+def test_a_stream_receives_only_its_topic(name: str) -> None:
     with serving(name) as server:
         path = server.target.path.replace("{topic}", "t.{}")
         with Swarm(server.port, STREAMS, path=path, topics=10) as swarm:
@@ -102,7 +102,7 @@ def test_a_stream_gets_its_own_topic_only(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, target in ALL.items() if target.replay_path])
-def test_a_stream_that_comes_later_gets_all_that_is_retained(name: str) -> None:
+def test_a_later_stream_receives_all_retained_events(name: str) -> None:
     with serving(name) as server:
         with server.publisher(rate=500, count=EVENTS) as publisher:
             assert publisher.done().taken
@@ -114,13 +114,13 @@ def test_a_stream_that_comes_later_gets_all_that_is_retained(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_peer_leaves_no_process_behind(name: str) -> None:
+def test_a_peer_leaves_no_process(name: str) -> None:
     with serving(name) as server:
         started = tree(server.pid)
     assert still_there(started) == []
 
 
-def test_processes_that_ignore_their_end_are_ended_too(tmp_path: Path) -> None:
+def test_processes_that_ignore_sigterm_are_killed(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = f"trap '' TERM; sleep 100 & echo $$ $! >{pids}; exec python3 -m http.server --bind 127.0.0.1 $0"
     target = Target(

@@ -112,7 +112,7 @@ def numbers(bodies: list[bytes]) -> list[int]:
     return [msgspec.json.decode(body)["n"] for body in bodies]
 
 
-def test_events_go_over_one_connection_in_order_and_each_is_answered() -> None:
+def test_events_are_sent_over_one_connection_in_order_and_each_is_answered() -> None:
     with serving(lambda _: OK) as seen:
         report = publish(HttpEntrance(port=seen.port, target="/pub?id={topic}", headers=("X-A: b", "X-C: d")))
     assert (report.sent, report.answered, report.refused, report.taken) == (20, 20, 0, True)
@@ -123,21 +123,21 @@ def test_events_go_over_one_connection_in_order_and_each_is_answered() -> None:
     assert seen.heads[0].split("\r\n")[2:4] == ["X-A: b", "X-C: d"]
 
 
-def test_so_many_requests_wait_for_answers_and_no_more() -> None:
+def test_the_number_of_unanswered_requests_is_limited() -> None:
     with serving(lambda _: OK, hold=8, total=50) as seen:
         report = publish(HttpEntrance(port=seen.port, target="/", depth=8), count=50)
     assert (report.answered, report.taken, seen.unanswered_max) == (50, True, 8)
     assert numbers(seen.bodies) == list(range(1, 51))
 
 
-def test_answers_may_be_chunked_or_have_no_body() -> None:
+def test_answers_can_be_chunked_or_have_no_body() -> None:
     said = [OK, CHUNKED, NO_BODY]
     with serving(lambda number: said[number % 3], hold=5, total=20) as seen:
         report = publish(HttpEntrance(port=seen.port, target="/", depth=5))
     assert (report.answered, report.refused, report.taken) == (20, 0, True)
 
 
-def test_an_event_that_is_refused_is_told() -> None:
+def test_a_rejected_event_is_reported() -> None:
     with serving(lambda number: FAILED if number in (3, 7) else OK) as seen:
         report = publish(HttpEntrance(port=seen.port, target="/"))
     assert (report.sent, report.answered, report.refused, report.first_refusal) == (20, 20, 2, 500)
@@ -145,20 +145,20 @@ def test_an_event_that_is_refused_is_told() -> None:
     assert not report.taken
 
 
-def test_a_server_that_closes_after_an_answer_is_connected_to_again() -> None:
+def test_the_publisher_reconnects_if_the_server_closes_after_an_answer() -> None:
     with serving(lambda number: BYE if number % 5 == 0 else OK) as seen:
         report = publish(HttpEntrance(port=seen.port, target="/"))
     assert (report.answered, report.taken, seen.connections) == (20, True, 4)
     assert numbers(seen.bodies) == list(range(1, 21))
 
 
-def test_a_server_that_hangs_up_has_not_taken_all() -> None:
+def test_a_server_that_closes_early_has_not_received_all_events() -> None:
     with serving(lambda number: OK if number < 4 else b"") as seen:
         report = publish(HttpEntrance(port=seen.port, target="/"))
     assert (report.answered, report.taken) == (3, False)
 
 
-def test_the_body_is_made_as_the_server_wants_it() -> None:
+def test_the_body_has_the_format_of_each_server() -> None:
     with serving(lambda _: OK) as seen:
         form = HttpEntrance(port=seen.port, target="/", body="topic={topic}&data={data}&x={y}", escape="form")
         publish(form, count=1)
@@ -173,7 +173,7 @@ def test_the_body_is_made_as_the_server_wants_it() -> None:
     assert msgspec.json.decode(said["say"])["p"].strip("x") == ""
 
 
-def test_large_events_are_whole_however_they_are_escaped() -> None:
+def test_large_events_are_complete_in_every_escaping() -> None:
     with serving(lambda _: OK) as seen:
         publish(HttpEntrance(port=seen.port, target="/", escape="raw"), count=5, size=32768)
         publish(HttpEntrance(port=seen.port, target="/", escape="json"), count=5, size=32768)
@@ -184,14 +184,14 @@ def test_large_events_are_whole_however_they_are_escaped() -> None:
     assert all(len(body) == 32768 for body in raw)
 
 
-def test_events_go_to_topics_by_turns() -> None:
+def test_events_are_sent_to_the_topics_in_rotation() -> None:
     with serving(lambda _: OK) as seen:
         publish(HttpEntrance(port=seen.port, target="/{topic}"), count=5, topics=3)
     assert seen.targets == ["/t.1", "/t.2", "/t.0", "/t.1", "/t.2"]
 
 
 @pytest.mark.parametrize(("topics", "names"), [(0, [None] * 4), (2, ["t.1", "t.0", "t.1", "t.0"])])
-def test_lines_name_a_topic_where_there_are_topics(tmp_path: Path, topics: int, names: list[str | None]) -> None:
+def test_lines_name_their_topic_if_topics_are_set(tmp_path: Path, topics: int, names: list[str | None]) -> None:
     lines: list[bytes] = []
 
     def read() -> None:

@@ -55,7 +55,7 @@ def test_single_events_reach_every_idle_stream() -> None:
     assert last_ms > 0
 
 
-def test_a_server_that_fails_is_shown_with_its_reason_and_the_others_go_on() -> None:
+def test_a_failed_server_is_shown_with_its_reason_and_the_others_continue() -> None:
     def only_the_floor(target: Target, _bench: Bench) -> Figures:
         if target.name == "relay":
             raise MeasureError("it fell over")
@@ -68,14 +68,14 @@ def test_a_server_that_fails_is_shown_with_its_reason_and_the_others_go_on() -> 
     assert "| relay | failed: it fell over |" in standings.table(of)
 
 
-def test_where_another_server_is_better_it_is_said() -> None:
+def test_the_cases_in_which_another_server_is_better_are_listed() -> None:
     slower = result("p99_ms", relay=10, floor=5, other=20)
     assert standings.better(run(slower)) == ["a load, p99: floor 5; relay 10"]
     less = result("deliveries_per_s", relay=10, floor=9, other=20)
     assert standings.better(run(less)) == ["a load, deliveries: other 20; relay 10"]
 
 
-def test_who_delivered_less_is_not_better_for_being_quick() -> None:
+def test_a_faster_server_that_delivered_less_is_not_better() -> None:
     servers: dict[str, standings.Figures] = {
         "relay": {"p99_ms": Spread(10, 10, 10), "delivered": Spread(1, 1, 1)},
         "other": {"p99_ms": Spread(0, 0, 0), "delivered": Spread(0, 0, 0)},
@@ -85,7 +85,7 @@ def test_who_delivered_less_is_not_better_for_being_quick() -> None:
     assert "| other | 0 % | – |" in standings.table(of)
 
 
-def test_a_difference_within_the_noise_is_no_victory() -> None:
+def test_a_difference_within_the_noise_does_not_count() -> None:
     assert standings.better(run(result("p99_ms", relay=10, other=9.5))) == []
 
 
@@ -99,7 +99,7 @@ def test_the_tables_and_the_chart_show_every_server(tmp_path: Path) -> None:
     assert (tmp_path / "chart.svg").read_text().count("<svg") == 1
 
 
-def test_a_section_is_replaced_and_the_rest_is_left(tmp_path: Path) -> None:
+def test_a_section_is_replaced_and_the_rest_is_unchanged(tmp_path: Path) -> None:
     document = tmp_path / "README.md"
     begin, end = "<!-- figures: written by a program; do not edit -->\n", "<!-- figures: end -->\n"
     document.write_text(f"before\n{begin}old\n{end}after\n")
@@ -111,7 +111,7 @@ def test_a_section_is_replaced_and_the_rest_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("document", [report.README, standings.PROJECT])
-def test_the_committed_comparison_is_the_programs_own_output(document: Path) -> None:
+def test_the_committed_comparison_equals_the_programs_output(document: Path) -> None:
     if not standings.RESULTS.exists():
         pytest.skip("no comparison is committed")
     made = standings.kept()

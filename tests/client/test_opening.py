@@ -116,7 +116,7 @@ async def test_broken_http_is_a_lost_connection(parts: list[Any]) -> None:
             await read(server.url, 0.3)
 
 
-async def test_a_redirect_is_followed_and_another_origin_gets_no_credentials() -> None:
+async def test_a_redirect_is_followed_and_another_origin_receives_no_credentials() -> None:
     async with scripted([answer(body=b"data: a\n\n")]) as there:
         steps = [
             [answer(301, "Location: /second\r\nSet-Cookie: a=1\r\n")],

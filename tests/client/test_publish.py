@@ -52,7 +52,7 @@ def accept(line: dict[str, Any], number: int) -> dict[str, Any]:
     return {"ack": line["ack"], "id": f"e-{number}"}
 
 
-async def test_events_go_out_as_lines_and_come_back_as_ids(tmp_path: Path) -> None:
+async def test_events_are_sent_as_lines_and_ids_are_returned(tmp_path: Path) -> None:
     path = tmp_path / "s"
     events = [Event(data={"a": 1}, topic="x", key="k"), Event(data="", event="e"), Event(id="own"), Event()]
     async with feeder_socket(path, accept) as lines:

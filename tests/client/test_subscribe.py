@@ -50,7 +50,7 @@ async def collect(
         return [event async for event in stream]
 
 
-async def test_each_event_has_the_last_id_as_of_that_event() -> None:
+async def test_each_event_has_the_last_id_at_that_event() -> None:
     gap = b'event: relay.gap\ndata: {"reason":"epoch"}\n\n'
     body = (
         PRIMING
@@ -69,7 +69,7 @@ async def test_each_event_has_the_last_id_as_of_that_event() -> None:
     assert {event.topic for event in events} == {None}
 
 
-async def test_a_bare_address_stands_for_events_and_topics_are_added() -> None:
+async def test_an_address_without_path_means_events_and_topics_are_appended() -> None:
     async with scripted() as server:
         await collect(server.url, ("a b", "orders.**"), since="10m")
         await collect(
@@ -100,14 +100,14 @@ async def test_a_stream_cut_before_its_first_event_resumes_from_the_priming_id()
     assert server.header(1, "Last-Event-ID") == "e-0"
 
 
-async def test_the_retry_of_a_drained_stream_counts_though_its_block_is_torn() -> None:
+async def test_the_retry_of_a_drained_stream_applies_even_if_its_block_is_incomplete() -> None:
     waits = Waits()
     async with scripted([answer(body=PRIMING + b"data: a\n\nretry: 9000\n")]) as server:
         await collect(server.url, waits=waits)
     assert waits == [9.5]
 
 
-async def test_a_subscriber_with_a_last_event_id_begins_there() -> None:
+async def test_a_subscriber_with_a_last_event_id_starts_after_it() -> None:
     async with scripted() as server:
         await collect(server.url, last_event_id="é-7", since="earliest")
     assert server.header(0, "Last-Event-ID") == "é-7"
@@ -115,14 +115,14 @@ async def test_a_subscriber_with_a_last_event_id_begins_there() -> None:
 
 
 @pytest.mark.parametrize("id", [" 7", "7 ", "a\x01b"])
-async def test_an_id_that_is_no_valid_header_value_is_sent_in_the_query(id: str) -> None:
+async def test_an_id_that_is_not_a_valid_header_value_is_sent_in_the_query(id: str) -> None:
     async with scripted() as server:
         await collect(server.url, last_event_id=id)
     assert server.header(0, "Last-Event-ID") is None
     assert httpx.URL(server.path(0)).params["lastEventId"] == id
 
 
-async def test_no_content_is_the_end() -> None:
+async def test_no_content_ends_the_subscription() -> None:
     waits = Waits()
     async with scripted([answer(204, "")]) as server:
         assert await collect(server.url, waits=waits) == []
@@ -159,7 +159,7 @@ async def test_after_a_temporary_error_response_it_reconnects(status: int) -> No
         ("Retry-After: 999999999\r\n", RETRY_AFTER_S_MAX),
     ],
 )
-async def test_retry_after_is_understood_and_bounded(headers: str, wait_s: float) -> None:
+async def test_retry_after_is_applied_and_limited(headers: str, wait_s: float) -> None:
     waits = Waits()
     async with scripted([answer(503, headers)]) as server:
         await collect(server.url, waits=waits)
@@ -167,7 +167,7 @@ async def test_retry_after_is_understood_and_bounded(headers: str, wait_s: float
 
 
 @pytest.mark.parametrize(("retry", "asked_s"), [(2147483647, RETRY_AFTER_S_MAX), (0, RETRY_S_MIN), (1500, 1.5)])
-async def test_the_streams_own_retry_is_bounded_too(retry: int, asked_s: float) -> None:
+async def test_the_retry_of_a_stream_is_limited_too(retry: int, asked_s: float) -> None:
     waits = Waits()
     async with scripted([answer(body=b"retry: %d\n\n" % retry)]) as server:
         await collect(server.url, waits=waits)
@@ -199,7 +199,7 @@ async def test_an_event_that_is_too_large_does_not_reset_the_back_off() -> None:
 
 
 @pytest.mark.parametrize("first", [b"id:\ndata: b\n\n", b"id\n\n", b"retry: 1\nid: \n\ndata: b\n\n"])
-async def test_an_empty_id_in_the_first_block_of_a_connection_resets_where_to_resume(first: bytes) -> None:
+async def test_an_empty_id_in_the_first_block_of_a_connection_resets_the_position(first: bytes) -> None:
     scripts = [answer(body=b"id: 7\ndata: a\n\n")], [answer(body=first)], [answer(body=b"data: c\n\n")]
     async with scripted(*scripts) as server:
         events = await collect(server.url, since="earliest")
@@ -208,7 +208,7 @@ async def test_an_empty_id_in_the_first_block_of_a_connection_resets_where_to_re
     assert server.path(2) == "/events?since=earliest"
 
 
-async def test_an_id_holds_over_connections_until_another_comes() -> None:
+async def test_an_id_applies_across_connections_until_the_next_id() -> None:
     scripts = [answer(body=b"id: 7\ndata: a\n\n")], [answer(body=b"data: b\n\n")]
     async with scripted(*scripts) as server:
         events = await collect(server.url)
@@ -216,7 +216,7 @@ async def test_an_id_holds_over_connections_until_another_comes() -> None:
     assert server.header(2, "Last-Event-ID") == "7"
 
 
-async def test_waits_double_up_to_a_limit_while_nobody_answers() -> None:
+async def test_waits_double_up_to_a_limit_while_connecting_fails() -> None:
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -233,7 +233,7 @@ async def test_waits_double_up_to_a_limit_while_nobody_answers() -> None:
     assert waits == [1, 2, 4, 8, 16, 30, 30]
 
 
-async def test_the_wait_that_the_server_asks_for_is_added_to_the_random_wait() -> None:
+async def test_the_wait_from_the_server_is_added_to_the_random_wait() -> None:
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -284,7 +284,7 @@ async def test_closing_the_generator_closes_the_connection() -> None:
         await server.hung_up.wait()
 
 
-async def test_a_client_of_the_callers_is_used_and_left_open() -> None:
+async def test_a_client_from_the_caller_is_used_and_stays_open() -> None:
     async with (
         scripted([answer(body=b"data: a\n\n")]) as server,
         httpx.AsyncClient(trust_env=False) as client,
@@ -310,7 +310,7 @@ async def test_a_malformed_address_is_an_error(url: str) -> None:
         await collect(url)
 
 
-async def test_without_httpx_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_httpx_the_error_explains_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RelayError, match=r"pip install '\.\[client\]'"):
         await collect("http://127.0.0.1:1")

@@ -82,7 +82,7 @@ def test_a_bad_line_is_reported_and_the_others_are_published(server: Relay, topi
     assert events[1]["id"] == f"own-3-{topic}"
 
 
-def test_lines_are_published_as_they_come(server: Relay, topic: str) -> None:
+def test_lines_are_published_as_they_arrive(server: Relay, topic: str) -> None:
     options = ("--to", str(server.unix_path), "--topic", topic)
     with subprocess.Popen(
         command("publish", *options), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
@@ -118,7 +118,7 @@ def test_without_the_token_nothing_is_published_over_http(server: Relay, topic: 
     assert done.stderr.startswith("relay: 401: ")
 
 
-def test_a_server_that_cannot_be_reached_is_reported_in_one_line(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_reported_in_one_line(tmp_path: Path) -> None:
     done = run("publish", "--to", str(tmp_path / "none"), "x")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "cannot connect to" in done.stderr
@@ -149,7 +149,7 @@ def test_a_rejected_subscriber_prints_the_reason(server: Relay) -> None:
 
 @pytest.mark.parametrize("writes", [True, False])
 @pytest.mark.parametrize("output", [os.pipe, lambda: [end.detach() for end in socket.socketpair()], os.openpty])
-def test_a_subscriber_whose_reader_exits_ends_by_sigpipe(
+def test_a_subscriber_whose_reader_exits_dies_of_sigpipe(
     server: Relay, topic: str, output: Callable[[], tuple[int, int]], writes: bool
 ) -> None:
     """It ends at the next event that it prints, and immediately on a quiet topic."""
@@ -172,7 +172,7 @@ def test_a_subscriber_whose_reader_exits_ends_by_sigpipe(
 
 
 @pytest.mark.parametrize("name", ["subscribe", "publish"])
-def test_an_interrupt_ends_it_without_a_traceback(server: Relay, topic: str, name: str) -> None:
+def test_an_interrupt_ends_the_command_without_a_traceback(server: Relay, topic: str, name: str) -> None:
     arguments = {
         "subscribe": ("subscribe", server.url, "--topic", topic, "--since", "earliest"),
         "publish": ("publish", "--to", str(server.unix_path), "--topic", topic),
@@ -248,7 +248,7 @@ def running_demo(*arguments: str, **variables: str) -> Iterator[tuple[subprocess
             assert process.wait(TIMEOUT_S) == 0
 
 
-def test_the_demo_serves_a_live_feed_to_pages_of_every_origin_and_stops_at_ctrl_c() -> None:
+def test_the_demo_serves_a_live_feed_to_pages_of_every_origin_until_ctrl_c() -> None:
     # The variable is a setting of other servers. The demo's server ignores it.
     with running_demo("--rate", "200", RELAY_LISTEN="127.0.0.1:1") as (_, address, lines):
         assert f"curl -N '{address}/events?topic=" in lines[1]
@@ -263,7 +263,7 @@ def test_the_demo_serves_a_live_feed_to_pages_of_every_origin_and_stops_at_ctrl_
         assert {answer.headers["Access-Control-Allow-Origin"] for answer in answers[:3]} == {"*"}
 
 
-def test_the_demo_stops_by_itself_after_its_time() -> None:
+def test_the_demo_stops_after_its_duration() -> None:
     assert run("demo", "--listen", "127.0.0.1:0", "--seconds", "0").returncode == 0
 
 
@@ -292,14 +292,14 @@ def test_nothing_is_lost_when_the_demo_server_is_killed(tmp_path: Path) -> None:
     assert data.exists()
 
 
-def test_the_demo_says_when_its_port_is_taken_and_what_to_do(server: Relay) -> None:
+def test_the_demo_reports_that_its_port_is_in_use_and_suggests_a_remedy(server: Relay) -> None:
     done = run("demo", "--listen", server.url.removeprefix("http://"))
     assert (done.returncode, done.stdout) == (2, "")
     assert "in use" in done.stderr
     assert "--listen 127.0.0.1:0" in done.stderr
 
 
-def test_the_demo_takes_the_next_free_port_where_the_user_names_none(
+def test_without_a_given_port_the_demo_uses_the_next_free_one(
     server: Relay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "LISTEN", server.url.removeprefix("http://"))

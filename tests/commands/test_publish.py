@@ -34,7 +34,7 @@ def numbered(*data: str) -> list[tuple[int, Event]]:
 
 
 @pytest.mark.parametrize("way", ["unix", "http"])
-def test_lines_are_published_once_over_a_server_that_is_killed_and_started_again(tmp_path: Path, way: str) -> None:
+def test_lines_are_published_once_while_the_server_is_killed_and_restarted(tmp_path: Path, way: str) -> None:
     """The server is killed three times while lines arrive. Lines that were not acknowledged are sent again."""
     port, path, count = free_port(), tmp_path / "s", 3000
     flags = ("--listen", f"127.0.0.1:{port}", "--unix", str(path), "--data", str(tmp_path / "d"), "--durable")
@@ -70,7 +70,7 @@ def test_lines_are_published_once_over_a_server_that_is_killed_and_started_again
         server.stop(signal.SIGKILL)
 
 
-async def test_what_was_not_acknowledged_is_sent_again_in_order_with_the_same_key(
+async def test_unacknowledged_lines_are_resent_in_order_with_the_same_key(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The server closes each connection after some acknowledgements."""
@@ -91,7 +91,7 @@ async def test_what_was_not_acknowledged_is_sent_again_in_order_with_the_same_ke
     assert "closed the connection; sending again in" in output.err
 
 
-async def test_after_a_busy_response_the_request_is_sent_again(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_after_a_busy_response_the_request_is_resent(capsys: pytest.CaptureFixture[str]) -> None:
     busy = answer(503, JSON, b'{"error": "draining"}')
     scripts = [busy], [answer(429, "")], [b""], [answer(200, JSON, b'{"ids": ["e-1"]}')]
     async with scripted(*scripts) as server:
@@ -103,7 +103,7 @@ async def test_after_a_busy_response_the_request_is_sent_again(capsys: pytest.Ca
     assert len({body["dedup"] for body in bodies}) == 1
 
 
-def test_a_read_of_more_lines_than_a_request_may_publish_takes_several_requests() -> None:
+def test_more_lines_than_the_request_limit_are_sent_in_several_requests() -> None:
     lines = [str(number % 10) for number in range(12_000)]
     with relay("--batch-events-max", "500") as server:
         done = run("publish", "--to", server.url, "--token", TOKEN, input="\n".join(lines))
@@ -124,7 +124,7 @@ def test_a_line_larger_than_the_request_limit_is_rejected_and_the_others_are_pub
             assert [event.data for event in stream.take(3)] == ["a", "c", "d"]
 
 
-async def test_a_server_that_stays_away_ends_the_command_and_the_lines_are_named(
+async def test_a_server_that_stays_unavailable_ends_the_command_which_names_the_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command_publish, "GIVE_UP_S", 0.05)

@@ -32,7 +32,7 @@ def server() -> Iterator[Relay]:
         yield running
 
 
-def test_top_shows_the_server_once_where_nobody_watches(server: Relay) -> None:
+def test_top_prints_once_without_a_terminal(server: Relay) -> None:
     done = run("top", server.url, COLUMNS="120")
     assert (done.returncode, done.stderr) == (0, "")
     for text in ("ready", "streams", "events/s", "deliveries/s", "slowest", "policies acted"):
@@ -59,7 +59,7 @@ def test_top_shows_the_figures_of_a_server() -> None:
     assert sum(int(row[1]) for row in workers) == 3
 
 
-def test_top_says_what_is_no_relay(server: Relay) -> None:
+def test_top_reports_a_server_that_is_not_relay(server: Relay) -> None:
     done = run("top", server.url + "/healthz", "--once")
     assert (done.returncode, done.stdout) == (1, "")
     assert "not that of a relay" in done.stderr
@@ -107,7 +107,7 @@ def drawn(stats: dict[str, Any], before: dict[str, Any] | None) -> str:
     return capture.get()
 
 
-def test_top_draws_rates_since_the_last_picture_and_text_as_it_is() -> None:
+def test_top_draws_rates_since_the_last_frame_and_unchanged_text() -> None:
     before = STATS | {"uptime_s": 90059.0, "events": 500, "deliveries": 0}
     text = drawn(STATS, before)
     for part in ("1d 1h", "not ready", "10,000", "250", "2,500,000", "[bold]news", "drop-oldest 3", "client 4"):
@@ -117,14 +117,14 @@ def test_top_draws_rates_since_the_last_picture_and_text_as_it_is() -> None:
     assert "block 0" not in text
 
 
-def test_top_draws_means_where_there_is_no_picture_before_or_the_server_is_another() -> None:
+def test_top_draws_means_in_the_first_frame_and_after_a_restart() -> None:
     young = STATS | {"uptime_s": 10.0}
     assert "500,000" in drawn(young, None)
     assert "500,000" in drawn(young, STATS)
     assert "ready" in drawn({"streams": 0}, None)
 
 
-def test_lines_are_shared_out_in_turn() -> None:
+def test_sections_receive_lines_in_rotation() -> None:
     assert share([3, 9, 1], 8) == [3, 4, 1]
     assert share([1, 1], 100) == [1, 1]
     assert share([5, 5], 3) == [2, 1]
@@ -210,7 +210,7 @@ def is_restored(shown: Terminal) -> bool:
     return modes and screen and not shown.screen.cursor.hidden and b"Traceback" not in shown.raw
 
 
-def test_q_quits_at_once_and_the_terminal_is_restored(server: Relay) -> None:
+def test_q_quits_immediately_and_restores_the_terminal(server: Relay) -> None:
     with terminal(server.url) as shown:
         shown.wait("slowest streams")
         assert termios.tcgetattr(shown.theirs) != shown.modes
@@ -220,7 +220,7 @@ def test_q_quits_at_once_and_the_terminal_is_restored(server: Relay) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_it_and_the_terminal_is_restored(server: Relay, number: signal.Signals) -> None:
+def test_a_signal_ends_top_and_restores_the_terminal(server: Relay, number: signal.Signals) -> None:
     with terminal(server.url) as shown:
         shown.wait("slowest streams")
         shown.process.send_signal(number)
@@ -229,7 +229,7 @@ def test_a_signal_ends_it_and_the_terminal_is_restored(server: Relay, number: si
 
 
 @pytest.mark.alone
-def test_the_picture_fits_the_terminal_and_is_cut_where_it_does_not() -> None:
+def test_the_frame_fits_the_terminal_or_is_truncated() -> None:
     with relay() as server, contextlib.ExitStack() as streams:
         for number in range(30):
             topic = f"a.topic.with.a.long.name.{number:02d}." + "x" * 80
@@ -250,7 +250,7 @@ def test_the_picture_fits_the_terminal_and_is_cut_where_it_does_not() -> None:
             assert shown.ended() == 0
 
 
-def test_it_says_when_the_server_is_away_and_goes_on_when_it_is_back() -> None:
+def test_top_reports_an_unavailable_server_and_continues_when_it_returns() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -274,7 +274,7 @@ def test_it_says_when_the_server_is_away_and_goes_on_when_it_is_back() -> None:
         assert is_restored(shown)
 
 
-def test_it_quits_while_the_server_does_not_answer() -> None:
+def test_q_quits_while_the_server_does_not_answer() -> None:
     with relay() as server, terminal(server.url) as shown:
         shown.wait("slowest streams")
         os.kill(server.pid, signal.SIGSTOP)
@@ -287,7 +287,7 @@ def test_it_quits_while_the_server_does_not_answer() -> None:
             os.kill(server.pid, signal.SIGCONT)
 
 
-def test_a_fault_ends_it_and_the_terminal_is_restored() -> None:
+def test_an_error_ends_top_and_restores_the_terminal() -> None:
     too_large_for_a_float = STATS | {"log": {"bytes": 10**400}}
     answers = [json.dumps(STATS).encode(), json.dumps(too_large_for_a_float).encode()]
 

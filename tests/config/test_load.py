@@ -22,18 +22,18 @@ from relay.errors import ConfigError
 LINK_TOKEN = "t" * 32
 
 
-def test_without_anything_the_defaults_hold_and_agree() -> None:
+def test_without_settings_the_defaults_apply_and_agree() -> None:
     assert load({}, {}) == Config() == check(Config())
 
 
-def test_a_flag_is_stronger_than_a_variable_and_a_variable_than_the_file() -> None:
+def test_a_flag_overrides_a_variable_and_a_variable_overrides_the_file() -> None:
     table = {"history-age": "3s", "heartbeat": "3s", "retry-max": "3s"}
     environment = {"RELAY_HISTORY_AGE": "2s", "RELAY_HEARTBEAT": "2s", "PATH": "/bin"}
     config = load({"history-age": "1s"}, environment, table)
     assert (config.history_age_s, config.heartbeat_s, config.retry_max_s) == (1, 2, 3)
 
 
-def test_every_setting_is_taken_by_flag_variable_and_file() -> None:
+def test_every_setting_can_be_set_by_flag_variable_and_file() -> None:
     samples = {"text": "x", "number": "7", "size": "9KiB", "duration": "3s", "switch": "no"}
     own = {
         "listen": ":1",
@@ -75,7 +75,7 @@ def test_every_setting_is_taken_by_flag_variable_and_file() -> None:
         assert by_flag != load(needed, {}), name
 
 
-def test_a_number_of_workers_may_be_a_number_in_toml() -> None:
+def test_the_number_of_workers_can_be_a_number_in_toml() -> None:
     assert load({}, {}, {"workers": 4}).workers == "4"
     assert worker_count(load({}, {}, {"workers": 4})) == 4
     assert worker_count(load({"workers": "0"}, {})) == 1
@@ -94,12 +94,12 @@ def test_a_number_of_workers_may_be_a_number_in_toml() -> None:
         ({"upstream": "relay://a:1", "link-token": "x", "stdin": "sse"}, "upstream: an edge has no sources of its own"),
     ],
 )
-def test_links_that_cannot_be_are_refused(flags: dict[str, str], message: str) -> None:
+def test_invalid_links_are_rejected(flags: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         load(flags, {})
 
 
-def test_a_file_may_use_the_types_of_toml() -> None:
+def test_a_file_can_use_the_types_of_toml() -> None:
     table = {
         "history-bytes": 1048576,
         "heartbeat": 0.5,
@@ -136,7 +136,7 @@ def test_an_unknown_setting_is_an_error_with_a_hint(
     assert message in str(raised.value)
 
 
-def test_variables_that_are_no_settings_are_let_be() -> None:
+def test_other_variables_are_ignored() -> None:
     environment = {"RELAY_ENGINE": "native", "RELAY_BUILD": "pure", "RELAY_CONFIG": "x", "HOME": "/"}
     links = {
         "RELAY_SERVICE_HOST": "10.0.0.1",
@@ -199,7 +199,7 @@ def test_variables_that_are_no_settings_are_let_be() -> None:
         ("policy-request", ["keep"], "is none of"),
     ],
 )
-def test_a_wrong_value_is_refused_by_the_name_of_its_setting(name: str, value: object, message: str) -> None:
+def test_the_error_for_a_wrong_value_names_the_setting(name: str, value: object, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         load({}, {}, {name: value}, "relay.toml")
     assert name in str(raised.value)
@@ -221,13 +221,13 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_setting(name: str, value: o
         ({"policy_request": ("block",), "lag_s": 6.0, "history_age_s": 10.0}, "lag: policy `block`"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_contradictory_settings_are_rejected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         check(dataclasses.replace(Config(), **changes))
     assert message in str(raised.value)
 
 
-def test_large_lags_are_fine_where_nothing_blocks() -> None:
+def test_large_lags_are_accepted_if_nothing_blocks() -> None:
     check(Config(lag_bytes=100 * MIB, lag_soft_bytes=50 * MIB))
     check(Config(policy="block"))
 
@@ -261,7 +261,7 @@ def test_no_token_is_printed() -> None:
         ("a=conflate lag-events=1 lag-soft-events=2", "lag-soft-events: must not be above lag-events"),
     ],
 )
-def test_a_limit_of_a_pattern_that_cannot_be_is_an_error_that_names_it(text: str, reason: str) -> None:
+def test_the_error_for_an_invalid_limit_of_a_pattern_names_the_limit(text: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         check(Config(policy_for=(text,)))
 
@@ -280,7 +280,7 @@ def test_a_limit_of_a_pattern_that_cannot_be_is_an_error_that_names_it(text: str
         ('[[listen]]\nhost = "x"', "listen: must be text in quotes, not {'host': 'x'}"),
     ],
 )
-def test_tables_are_refused_with_the_right_form(text: str, message: str) -> None:
+def test_the_error_for_a_table_shows_the_right_form(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load({}, {}, tomllib.loads(text), "relay.toml")
     assert str(caught.value).startswith("relay.toml: ")

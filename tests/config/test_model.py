@@ -42,7 +42,7 @@ def test_a_size_is_read(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "M", "-1", "1e6", "64MM", "64 parsecs", "٣", "1_000", "9" * 30, "inf"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_an_invalid_size_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"size|too large"):
         parse_size(text)
 
@@ -68,18 +68,18 @@ def test_a_time_is_read(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "text", ["", "s", "-1s", "1y", "1.5.5s", "nan", "inf", "9" * 400 + "h", "20000d", "1s2", "٣s"]
 )
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_an_invalid_time_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"time|ten years"):
         parse_duration(text)
 
 
 @given(st.integers(0, NUMBER_MAX))
-def test_a_size_is_read_as_it_is_written(size: int) -> None:
+def test_a_written_size_parses_to_the_same_value(size: int) -> None:
     assert parse_size(size_text(size)) == size
 
 
 @given(st.integers(0, 10**9))
-def test_a_time_is_read_as_it_is_written(milliseconds: int) -> None:
+def test_a_written_time_parses_to_the_same_value(milliseconds: int) -> None:
     seconds = milliseconds / 1000
     assert parse_duration(duration_text(seconds)) == pytest.approx(seconds)
 
@@ -101,7 +101,7 @@ def test_an_address_is_read(text: str, address: tuple[str, int]) -> None:
 @pytest.mark.parametrize(
     "text", ["", "8080", "::1:8080", "host", "host:", "host:65536", "host:x", "[::1]", "a/b:1", "a b:1"]
 )
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_an_invalid_address_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="HOST:PORT"):
         parse_address(text)
 

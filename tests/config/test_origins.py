@@ -28,7 +28,7 @@ from relay.config.origins import Allowed, check_host, check_origin, spell_origin
         "capacitor://localhost",
     ],
 )
-def test_what_a_browser_sends_is_taken(origin: str) -> None:
+def test_an_origin_that_a_browser_sends_is_accepted(origin: str) -> None:
     check_origin(origin)
 
 
@@ -58,7 +58,7 @@ def test_what_a_browser_sends_is_taken(origin: str) -> None:
         ("http://[FE80::1]:1", "http://[fe80::1]:1"),
     ],
 )
-def test_another_spelling_is_refused_and_the_right_one_shown(origin: str, spelled: str) -> None:
+def test_another_spelling_is_rejected_and_the_error_shows_the_right_one(origin: str, spelled: str) -> None:
     with pytest.raises(ValueError, match="no browser sends") as caught:
         check_origin(origin)
     assert f"write {spelled}" in str(caught.value)
@@ -99,12 +99,12 @@ def test_another_spelling_is_refused_and_the_right_one_shown(origin: str, spelle
         "https://straße.example",
     ],
 )
-def test_what_can_be_no_origin_is_refused_with_examples(origin: str) -> None:
+def test_an_invalid_origin_is_rejected_with_examples(origin: str) -> None:
     with pytest.raises(ValueError, match=r"an origin is like https://example\.com"):
         check_origin(origin)
 
 
-def test_a_wildcard_stands_for_whole_labels_or_a_port_and_look_alikes_do_not_match() -> None:
+def test_a_wildcard_matches_whole_labels_or_a_port_but_no_similar_hosts() -> None:
     allowed = Allowed(("https://*.example.com", "http://localhost:*", "https://*.any.example:*"))
     for origin in (
         "https://a.example.com",
@@ -145,14 +145,14 @@ def test_a_wildcard_stands_for_whole_labels_or_a_port_and_look_alikes_do_not_mat
         assert not allowed.lists(origin), origin
 
 
-def test_any_lists_nobody() -> None:
+def test_any_origin_lists_no_origin() -> None:
     assert Allowed(("*",)).any
     assert not Allowed(("*",)).lists("https://a.example")
     assert not Allowed(("*",)).lists("*")
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "example.com", "*.example.com", "my_host"])
-def test_a_host_is_taken(host: str) -> None:
+def test_a_valid_host_is_accepted(host: str) -> None:
     check_host(host)
 
 
@@ -171,7 +171,7 @@ def test_a_host_is_taken(host: str) -> None:
         ("127.1", "127.0.0.1"),
     ],
 )
-def test_a_host_that_never_matches_is_refused_and_the_right_spelling_shown(host: str, spelled: str) -> None:
+def test_a_host_that_never_matches_is_rejected_and_the_error_shows_the_right_one(host: str, spelled: str) -> None:
     with pytest.raises(ValueError, match="never matches") as caught:
         check_host(host)
     assert f"write {spelled} " in str(caught.value)
@@ -179,6 +179,6 @@ def test_a_host_that_never_matches_is_refused_and_the_right_spelling_shown(host:
 
 
 @pytest.mark.parametrize("host", ["", "*", "a b", "a,b", "a.*.b", "[::1", "*.127.0.0.1"])
-def test_what_can_be_no_host_is_refused_with_examples(host: str) -> None:
+def test_an_invalid_host_is_rejected_with_examples(host: str) -> None:
     with pytest.raises(ValueError, match=r"a host is like example\.com"):
         check_host(host)

@@ -53,12 +53,12 @@ def sequences(audience: Audience) -> list[int]:
     return list(audience.index.sequences)
 
 
-def test_a_topic_that_nobody_knows_has_no_audiences() -> None:
+def test_an_unknown_topic_has_no_audiences() -> None:
     assert list(World().audiences.of_topic("a")) == []
 
 
 @pytest.mark.parametrize("topic", ["", "a..b", "a.*", "**", "\n", "x" * 257, "\ud800"])
-def test_a_name_that_is_not_one_of_a_topic_is_refused_and_leaves_nothing(topic: str) -> None:
+def test_an_invalid_topic_name_is_rejected_and_leaves_nothing(topic: str) -> None:
     world = World()
     with pytest.raises(EventError):
         world.audiences.add_topic(topic)
@@ -82,7 +82,7 @@ def test_a_name_that_is_not_one_of_a_topic_is_refused_and_leaves_nothing(topic: 
         ("*.x", "o.x", True),
     ],
 )
-def test_topics_and_terms_find_each_other_in_either_order(
+def test_topics_and_terms_match_in_either_order_of_creation(
     term: str, topic: str, hears: bool, topic_first: bool
 ) -> None:
     world = World()
@@ -105,7 +105,7 @@ def test_an_event_marks_each_of_its_audiences_once() -> None:
     assert world.marked("o.x") == ["**", "*.x", "o.*", "o.**", "o.x"]
 
 
-def test_streams_of_the_same_terms_and_rule_share_a_subscription_and_of_the_same_term_an_audience() -> None:
+def test_equal_terms_and_rules_share_a_subscription_and_equal_terms_an_audience() -> None:
     world = World()
     one, two = world.enter("a", "b"), world.enter("a", "b")
     assert one is two
@@ -115,7 +115,7 @@ def test_streams_of_the_same_terms_and_rule_share_a_subscription_and_of_the_same
     assert world.counts() == {"a": (4, 4), "b": (4, 4)}
 
 
-def test_only_streams_that_are_in_other_audiences_too_are_shared() -> None:
+def test_only_streams_in_several_audiences_are_shared() -> None:
     world = World()
     alone, both = world.enter("a"), world.enter("a", "b")
     assert world.counts() == {"a": (2, 1), "b": (1, 1)}
@@ -125,7 +125,7 @@ def test_only_streams_that_are_in_other_audiences_too_are_shared() -> None:
     assert world.is_empty()
 
 
-def test_the_last_stream_takes_its_audiences_and_unused_topics_along() -> None:
+def test_the_last_stream_removes_its_audiences_and_unused_topics() -> None:
     world = World()
     world.publish("kept")
     subscriptions = [world.enter("kept", "unused", "k.*"), world.enter("kept", "unused", "k.*"), world.enter("unused")]
@@ -142,7 +142,7 @@ def test_the_last_stream_takes_its_audiences_and_unused_topics_along() -> None:
     assert [topic.patterns for topic in world.log.topics.values()] == [(), ()]
 
 
-def test_a_term_that_comes_back_has_a_new_audience() -> None:
+def test_a_term_that_returns_has_a_new_audience() -> None:
     world = World()
     for term in ("a", "a.*"):
         first = world.enter(term)
@@ -162,7 +162,7 @@ def test_a_subscription_that_was_never_entered_is_dropped_by_release() -> None:
     assert world.log.topics == {}
 
 
-def test_a_release_drops_nothing_that_has_a_stream() -> None:
+def test_a_release_keeps_everything_with_a_stream() -> None:
     world = World()
     subscription = world.enter("a")
     world.audiences.release(subscription)
@@ -172,7 +172,7 @@ def test_a_release_drops_nothing_that_has_a_stream() -> None:
     assert world.publish("a") == ["a"]
 
 
-def test_a_release_leaves_the_audiences_of_another_subscription_that_is_not_entered_yet() -> None:
+def test_a_release_keeps_the_audiences_of_a_subscription_that_is_not_entered_yet() -> None:
     world = World()
     one, two = world.audiences.get(("a",), RULE), world.audiences.get(("a", "b"), RULE)
     world.audiences.release(one)
@@ -182,7 +182,7 @@ def test_a_release_leaves_the_audiences_of_another_subscription_that_is_not_ente
     assert world.is_empty()
 
 
-def test_a_forgotten_topic_finds_its_patterns_again() -> None:
+def test_a_deleted_topic_matches_its_patterns_when_it_returns() -> None:
     world = World(events_max=2)
     [audience] = world.enter("o.*").audiences
     for topic in ("o.x", "o.y", "o.z", "o.x"):
@@ -192,7 +192,7 @@ def test_a_forgotten_topic_finds_its_patterns_again() -> None:
     assert audience.index.evicted == 2
 
 
-def test_a_topic_with_a_reader_is_not_forgotten_and_one_without_is() -> None:
+def test_only_a_topic_without_a_reader_is_deleted() -> None:
     world = World(events_max=1)
     subscription = world.enter("a")
     world.publish("a")
@@ -204,7 +204,7 @@ def test_a_topic_with_a_reader_is_not_forgotten_and_one_without_is() -> None:
     assert set(world.log.topics) == {"b"}
 
 
-def test_completing_gives_a_pattern_what_was_retained_before_it() -> None:
+def test_completing_adds_earlier_retained_entries_to_a_pattern() -> None:
     world = World(events_max=5)
     for topic in ("o.x", "p", "o.y", "o.x", "p", "o.y", "o.x"):
         world.publish(topic)
@@ -218,7 +218,7 @@ def test_completing_gives_a_pattern_what_was_retained_before_it() -> None:
     assert sequences(subscription.audiences[0])[-4:] == [4, 6, 7, 8]
 
 
-def test_completing_from_the_head_on_fills_nothing() -> None:
+def test_completing_from_the_head_adds_nothing() -> None:
     world = World()
     world.publish("o.x")
     subscription = world.enter("o.*")
@@ -234,7 +234,7 @@ def test_ordinals_of_a_subscription_count_the_events_of_all_its_terms() -> None:
     assert [subscription.ordinal(cursor) - subscription.ordinal(1) for cursor in range(1, 7)] == [0, 1, 2, 2, 3, 4]
 
 
-def test_ordinals_count_an_event_once_that_two_patterns_match() -> None:
+def test_ordinals_count_an_event_that_two_patterns_match_once() -> None:
     """Ordinals give the number of events that a subscriber missed."""
     world = World()
     subscription = world.enter(*disjoint(("o.*", "*.x")))
@@ -242,7 +242,7 @@ def test_ordinals_count_an_event_once_that_two_patterns_match() -> None:
     assert subscription.ordinal(2) - subscription.ordinal(1) == 1
 
 
-def test_topics_are_told_with_their_subscribers() -> None:
+def test_topics_are_listed_with_their_subscribers() -> None:
     world = World()
     world.publish("quiet")
     for terms in (("a",), ("a", "b"), ("*",)):
@@ -253,7 +253,7 @@ def test_topics_are_told_with_their_subscribers() -> None:
 # What it costs
 
 
-def test_a_pattern_comes_and_goes_without_a_look_at_a_hundred_thousand_topics(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pattern_is_added_and_removed_without_a_scan_of_all_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     for number in range(100_000):
         world.publish(f"user.{number % 50}.{number}")
@@ -272,7 +272,7 @@ def test_a_pattern_comes_and_goes_without_a_look_at_a_hundred_thousand_topics(mo
     assert world.is_empty()
 
 
-def test_what_a_dropped_pattern_listed_does_not_stay_for_a_topic_without_another_event() -> None:
+def test_the_entries_of_a_dropped_pattern_are_released_without_another_event() -> None:
     world = World()
     subscription = world.enter("o.*")
     for _ in range(1000):
@@ -285,7 +285,7 @@ def test_what_a_dropped_pattern_listed_does_not_stay_for_a_topic_without_another
     assert world.log.topics["o.x"].patterns == ()
 
 
-def test_one_off_topics_leave_nothing_behind() -> None:
+def test_topics_with_one_event_leave_nothing() -> None:
     world = World(events_max=10)
     subscription = world.enter("user.*")
     for number in range(20_000):
@@ -294,7 +294,7 @@ def test_one_off_topics_leave_nothing_behind() -> None:
     assert len(subscription.indexes[0].sequences) < 200
 
 
-def test_which_patterns_match_is_worked_out_once_for_each_topic_while_no_pattern_comes_or_goes(
+def test_the_patterns_of_a_topic_are_cached_until_a_pattern_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = World(events_max=5)
@@ -309,7 +309,7 @@ def test_which_patterns_match_is_worked_out_once_for_each_topic_while_no_pattern
     assert looked == ["o.x"]
 
 
-def test_a_thousand_terms_on_one_subscription_are_all_heard_and_all_go() -> None:
+def test_a_thousand_terms_of_one_subscription_all_match_and_are_all_removed() -> None:
     world = World()
     terms = tuple(f"t.{number}" for number in range(1000))
     subscription = world.enter(*terms)
@@ -322,7 +322,7 @@ def test_a_thousand_terms_on_one_subscription_are_all_heard_and_all_go() -> None
     assert world.is_empty()
 
 
-def test_topics_are_complete_from_the_start_and_looked_for_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_topics_are_complete_without_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream may ask for a thousand topics from the earliest on, while a hundred thousand are known."""
     world = World()
     for number in range(1000):
@@ -334,7 +334,7 @@ def test_topics_are_complete_from_the_start_and_looked_for_nowhere(monkeypatch: 
     assert looked == []
 
 
-def test_a_pattern_knows_what_was_evicted_of_its_topics_before_it_came() -> None:
+def test_a_new_pattern_counts_earlier_evicted_entries_of_its_topics() -> None:
     world = World(events_max=2)
     for topic in ("o.x", "p", "o.x", "p", "o.x"):
         world.publish(topic)
@@ -347,7 +347,7 @@ def test_a_pattern_knows_what_was_evicted_of_its_topics_before_it_came() -> None
     assert audience.index.evicted == 5
 
 
-def test_an_index_is_completed_in_steps_while_entries_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_is_completed_in_steps_while_entries_are_added_and_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backfill_module, "STEP_ROWS", 3)
     monkeypatch.setattr(backfill_module, "STEP_TOPICS", 1)
     world = World(events_max=20)

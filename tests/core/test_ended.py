@@ -49,7 +49,7 @@ def check_ended(server: Relay, topic: str, ids: list[str]) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_the_streams_of_a_topic_end_after_its_last_event_and_nobody_comes_back(workers: str) -> None:
+def test_the_streams_of_a_topic_end_after_its_last_event_without_reconnecting(workers: str) -> None:
     with relay("--workers", workers) as server, contextlib.ExitStack() as stack:
         streams = [stack.enter_context(Stream(server.port, "topic=a")) for _ in range(30)]
         two = stack.enter_context(Stream(server.port, "topic=a&topic=b"))
@@ -67,7 +67,7 @@ def test_the_streams_of_a_topic_end_after_its_last_event_and_nobody_comes_back(w
         assert server.metric("relay_topics_ended") == (1 if workers == "1" else 3), "one at each process"
 
 
-def test_a_slow_stream_has_everything_before_it_ends() -> None:
+def test_a_slow_stream_receives_everything_before_it_ends() -> None:
     with relay("--client-buffer", "16KiB") as server, Stream(server.port, "topic=a", receive_buffer=4096) as slow:
         for number in range(100):
             server.publish("x" * 10_000 + str(number), "a")
@@ -75,7 +75,7 @@ def test_a_slow_stream_has_everything_before_it_ends() -> None:
         assert [event.data.lstrip("x") for event in slow.rest()] == [*map(str, range(100)), "bye"]
 
 
-def test_a_worker_that_is_started_later_knows_of_an_end_that_is_not_retained() -> None:
+def test_a_worker_that_starts_later_knows_an_ended_topic_that_is_not_retained() -> None:
     link = ("--link-listen", "127.0.0.1:0", "--link-token", "t")
     with relay("--workers", "2", "--history-events", "5", *link) as server:
         for number in range(120):
@@ -96,7 +96,7 @@ def test_a_worker_that_is_started_later_knows_of_an_end_that_is_not_retained() -
                 eventually(partial(gone, edge), "the end is at the edge and at the worker that answers")
 
 
-def test_the_end_is_in_the_file_and_in_a_hand_over(tmp_path: Path) -> None:
+def test_the_end_is_stored_in_the_file_and_passed_on_in_an_upgrade(tmp_path: Path) -> None:
     flags = ("--data", str(tmp_path / "data"), "--durable")
     with relay(*flags) as server:
         ids = [*server.publish("1", "a"), end(server, "a")]
@@ -108,7 +108,7 @@ def test_the_end_is_in_the_file_and_in_a_hand_over(tmp_path: Path) -> None:
         check_ended(server, "a", ids)
 
 
-def test_a_stream_open_over_an_upgrade_ends_with_its_topic() -> None:
+def test_a_stream_that_an_upgrade_passed_on_ends_with_its_topic() -> None:
     with relay("--history-events", "2") as server, Stream(server.port, "topic=a") as stream:
         end(server, "b")
         for _ in range(5):
@@ -119,7 +119,7 @@ def test_a_stream_open_over_an_upgrade_ends_with_its_topic() -> None:
         assert [event.event for event in stream.rest()] == ["relay.end"]
 
 
-def test_feeders_are_told_and_what_was_acknowledged_already_is_again(tmp_path: Path) -> None:
+def test_feeders_receive_an_error_and_repeats_are_acknowledged_again(tmp_path: Path) -> None:
     with relay("--unix", str(tmp_path / "u")) as server, Feeder(server.unix_path) as feeder:
         first = feeder.publish(topic="a", data=1, dedup="one")
         last = feeder.publish(topic="a", event="relay.end", dedup="two")
@@ -130,7 +130,7 @@ def test_feeders_are_told_and_what_was_acknowledged_already_is_again(tmp_path: P
         assert feeder.publish(topic="b", data=2)
 
 
-def test_a_batch_with_an_event_behind_the_end_is_published_not_at_all() -> None:
+def test_a_batch_with_an_event_after_the_end_is_rejected_completely() -> None:
     with relay() as server:
         body = b'[{"data": 1}, {"event": "relay.end"}, {"topic": "b", "data": 2}, {"data": 3}]'
         assert server.request("POST", "/publish?topic=a", body, JSON)[0] == 410
@@ -138,7 +138,7 @@ def test_a_batch_with_an_event_behind_the_end_is_published_not_at_all() -> None:
         assert server.request("POST", "/publish?topic=a", b'{"data": 1}', JSON)[0] == 200, "it has not ended"
 
 
-def test_who_was_told_of_a_gap_is_then_told_that_there_is_nothing_more() -> None:
+def test_after_a_gap_event_a_reconnect_to_an_ended_topic_receives_204() -> None:
     with relay("--history-events", "1") as server:
         end(server, "a")
         server.publish("x", "b")
@@ -151,7 +151,7 @@ def test_who_was_told_of_a_gap_is_then_told_that_there_is_nothing_more() -> None
         assert subscribe(server, "topic=a", "of-another-run") == 204
 
 
-def test_the_command_leaves_when_its_topic_has_ended() -> None:
+def test_the_command_exits_when_its_topic_ends() -> None:
     with relay() as server:
         server.publish("1", "a")
         end(server, "a")
@@ -159,7 +159,7 @@ def test_the_command_leaves_when_its_topic_has_ended() -> None:
         assert (result.returncode, result.stdout.split()) == (0, ["1", "bye"])
 
 
-def test_the_topic_that_ended_first_is_forgotten_first() -> None:
+def test_the_topic_that_ended_first_is_deleted_first() -> None:
     ended = Ended()
     for number in range(ENDED_MAX + 1):
         ended.note(str(number))

@@ -12,7 +12,7 @@ def make_holds() -> Holds:
     return World(Config()).hub.holds
 
 
-def test_a_topic_is_held_while_some_edge_has_a_term_that_matches_it() -> None:
+def test_a_topic_is_held_while_an_edge_has_a_matching_term() -> None:
     holds, one, other = make_holds(), object(), object()
     holds.hold(one, ["o.*", "news"])
     holds.hold(other, ["o.**"])
@@ -24,7 +24,7 @@ def test_a_topic_is_held_while_some_edge_has_a_term_that_matches_it() -> None:
     assert holds.terms == ()
 
 
-def test_patterns_that_several_joined_terms_share_are_released_with_the_last() -> None:
+def test_patterns_that_several_terms_share_are_released_with_the_last() -> None:
     holds, edge = make_holds(), object()
     holds.hold(edge, ["*.x\no.*", "o.*", "o.*"])
     holds.hold(edge, ["o.*"])
@@ -33,7 +33,7 @@ def test_patterns_that_several_joined_terms_share_are_released_with_the_last() -
     assert not holds.held("o.y")
 
 
-def test_a_thousand_terms_of_an_edge_are_looked_up_by_one_walk() -> None:
+def test_a_thousand_terms_of_an_edge_take_one_lookup() -> None:
     holds = make_holds()
     holds.hold(object(), [f"o.{number}.*" for number in range(1000)])
     assert holds.held("o.999.x")

@@ -41,13 +41,13 @@ def test_the_longest_ids_fit_into_a_gap(policy: str) -> None:
     assert client.oracle.gaps > 0
 
 
-def test_a_longer_id_is_refused() -> None:
+def test_a_longer_id_is_rejected() -> None:
     world = World(Config())
     with pytest.raises(EventError, match="id: has 1025 characters"):
         world.hub.publish_one(Event(data="x", topic="a", id="x" * 1025), 0.0)
 
 
-def test_a_stream_that_cannot_be_served_ends_alone(
+def test_an_error_while_serving_a_stream_ends_only_that_stream(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = World(Config())
@@ -75,7 +75,7 @@ def test_a_stream_that_cannot_be_served_ends_alone(
     assert other.oracle.seen == 1
 
 
-def test_a_stalled_block_stream_does_not_let_the_log_grow_without_bound() -> None:
+def test_the_log_stays_bounded_with_a_stalled_block_stream() -> None:
     world = World(Config(history_bytes=10_000, event_bytes_max=2000, lag_bytes=5000))
     stalled(world, "block")
     world.publish("a", 1000)
@@ -91,7 +91,7 @@ def test_a_stalled_block_stream_does_not_let_the_log_grow_without_bound() -> Non
         assert world.hub.log.bytes <= 2 * 10_000 + 2000
 
 
-def test_a_stream_of_many_due_topics_gets_them_in_order() -> None:
+def test_a_stream_receives_many_due_topics_in_order() -> None:
     world = World(Config())
     client = world.client(tuple(f"t{number}" for number in range(100)), None, 1 << 20)
     world.connect(client)
@@ -103,7 +103,7 @@ def test_a_stream_of_many_due_topics_gets_them_in_order() -> None:
     assert client.oracle.seen == 100
 
 
-def test_what_is_costly_of_the_stats_is_found_out_once_a_second_at_most() -> None:
+def test_expensive_stats_are_computed_at_most_once_a_second() -> None:
     world = World(Config())
     stats = Stats(world.hub, lambda: 0, world.now_s)
     world.publish("a", 10)
@@ -114,7 +114,7 @@ def test_what_is_costly_of_the_stats_is_found_out_once_a_second_at_most() -> Non
     assert len(stats.collect(world.now_s + 1.0).topics) == 2
 
 
-def test_a_time_that_reaches_behind_what_is_retained_is_told_as_a_gap() -> None:
+def test_a_since_time_before_the_retained_events_causes_a_gap() -> None:
     world = World(Config(history_events=3))
     for _ in range(10):
         world.publish("a", 10)
@@ -130,7 +130,7 @@ def test_a_time_that_reaches_behind_what_is_retained_is_told_as_a_gap() -> None:
     assert other.oracle.gaps == 0
 
 
-def test_all_streams_that_catch_up_under_a_steady_feed_are_soon_live() -> None:
+def test_all_streams_that_catch_up_under_a_steady_feed_become_live() -> None:
     world = World(Config())
     for _ in range(200):
         world.connect(world.client(("a",), None, 1 << 20))
@@ -147,7 +147,7 @@ def test_all_streams_that_catch_up_under_a_steady_feed_are_soon_live() -> None:
     world.settle()
 
 
-def test_a_topic_that_was_forgotten_reports_only_its_own_losses() -> None:
+def test_a_topic_that_was_deleted_reports_only_its_own_losses() -> None:
     """Many short-lived topics: a resume after the last event of one of them is complete, whatever others have lost."""
     world = World(Config(history_events=5))
     clients = []

@@ -66,7 +66,7 @@ def evicted_of(log: Log, pattern: str) -> int:
     return index.evicted
 
 
-def test_sequences_begin_at_one_and_go_up_by_one_whatever_the_topic() -> None:
+def test_sequences_start_at_one_and_increase_by_one_across_topics() -> None:
     log = make_log()
     assert (log.tail, log.head, len(log)) == (1, 1, 0)
     assert [put(log, topic) for topic in "abacb"] == [1, 2, 3, 4, 5]
@@ -77,7 +77,7 @@ def test_sequences_begin_at_one_and_go_up_by_one_whatever_the_topic() -> None:
 # Retention
 
 
-def test_bytes_are_retained_up_to_the_limit_and_not_one_more() -> None:
+def test_bytes_are_retained_exactly_up_to_the_limit() -> None:
     log = make_log(bytes_max=100)
     for size in (40, 30, 30):
         put(log, "a", size)
@@ -88,7 +88,7 @@ def test_bytes_are_retained_up_to_the_limit_and_not_one_more() -> None:
     assert (log.tail, log.head, log.bytes, len(log)) == (5, 6, 100, 1)
 
 
-def test_events_are_retained_up_to_the_limit_and_not_one_more() -> None:
+def test_events_are_retained_exactly_up_to_the_limit() -> None:
     log = make_log(events_max=3)
     for _ in range(10):
         put(log, "a")
@@ -96,7 +96,7 @@ def test_events_are_retained_up_to_the_limit_and_not_one_more() -> None:
     assert (log.tail, log.head, log.bytes) == (8, 11, 30)
 
 
-def test_age_is_judged_at_each_append_and_when_time_passes() -> None:
+def test_age_is_checked_at_each_append_and_when_time_passes() -> None:
     log = make_log(age_s_max=10)
     for now_s in (0.0, 1.0, 2.0):
         put(log, "a", now_s=now_s)
@@ -108,7 +108,7 @@ def test_age_is_judged_at_each_append_and_when_time_passes() -> None:
     assert (log.tail, log.head, len(log), log.bytes) == (5, 5, 0, 0)
 
 
-def test_nothing_from_the_floor_on_is_evicted_until_it_is_raised() -> None:
+def test_no_entry_at_or_after_the_floor_is_evicted() -> None:
     log = make_log(bytes_max=30)
     for _ in range(3):
         put(log, "a")
@@ -124,7 +124,7 @@ def test_nothing_from_the_floor_on_is_evicted_until_it_is_raised() -> None:
     assert (log.tail, log.bytes) == (6, 30)
 
 
-def test_a_floor_behind_the_tail_or_past_the_head_is_no_floor() -> None:
+def test_a_floor_before_the_tail_or_after_the_head_has_no_effect() -> None:
     log = make_log(events_max=2)
     for _ in range(4):
         put(log, "a")
@@ -136,7 +136,7 @@ def test_a_floor_behind_the_tail_or_past_the_head_is_no_floor() -> None:
     assert log.tail == 5
 
 
-def test_an_evicted_entry_is_gone_and_its_frame_is_let_go_of_at_once() -> None:
+def test_an_evicted_entry_and_its_frame_are_released_immediately() -> None:
     log = make_log(events_max=1)
     frame = bytes(bytearray(1000))
     log.append(log.topic("a"), frame, None, None, 0.0)
@@ -147,7 +147,7 @@ def test_an_evicted_entry_is_gone_and_its_frame_is_let_go_of_at_once() -> None:
         log.frame(1)
 
 
-def test_rows_of_what_is_evicted_do_not_pile_up() -> None:
+def test_rows_of_evicted_entries_do_not_accumulate() -> None:
     log = make_log(events_max=100)
     for number in range(20_000):
         put(log, "a" if number % 3 else "b", id=f"own-{number}", key=str(number))
@@ -158,7 +158,7 @@ def test_rows_of_what_is_evicted_do_not_pile_up() -> None:
     assert rows(log, "a") == [n + 1 for n in range(19_900, 20_000) if n % 3]
 
 
-def test_the_lag_stays_exact_while_rows_of_what_is_evicted_go() -> None:
+def test_the_lag_stays_exact_while_rows_of_evicted_entries_are_removed() -> None:
     log = make_log(events_max=100)
     for number in range(1000):
         put(log, "a", 1 + number % 7)
@@ -170,7 +170,7 @@ def test_the_lag_stays_exact_while_rows_of_what_is_evicted_go() -> None:
 # Topics
 
 
-def test_a_topic_is_forgotten_with_its_last_entry() -> None:
+def test_a_topic_is_deleted_with_its_last_entry() -> None:
     log = make_log(events_max=2)
     for topic in ("a", "b", "a", "c"):
         put(log, topic)
@@ -179,7 +179,7 @@ def test_a_topic_is_forgotten_with_its_last_entry() -> None:
     assert rows(log, "b") == [5]
 
 
-def test_a_pinned_topic_stays_until_it_is_neither_pinned_nor_retained() -> None:
+def test_a_topic_is_kept_while_it_is_pinned_or_retained() -> None:
     log = make_log(events_max=1)
     topic = log.topic("a")
     topic.pinned = True
@@ -194,7 +194,7 @@ def test_a_pinned_topic_stays_until_it_is_neither_pinned_nor_retained() -> None:
     assert sorted(log.topics) == ["b"]
 
 
-def test_a_hundred_thousand_topics_of_one_event_leave_nothing_behind() -> None:
+def test_a_hundred_thousand_topics_of_one_event_leave_nothing() -> None:
     log = make_log(events_max=10)
     for number in range(100_000):
         put(log, f"user.{number}", key=str(number), id=f"own-{number}")
@@ -203,7 +203,7 @@ def test_a_hundred_thousand_topics_of_one_event_leave_nothing_behind() -> None:
     assert len(log._topics) < 2000
 
 
-def test_a_topic_that_comes_back_knows_its_own_evicted_entries_and_no_others() -> None:
+def test_a_topic_that_returns_counts_only_its_own_evicted_entries() -> None:
     log = make_log(events_max=1)
     assert log.topic("a").evicted == -1
     put(log, "a", now_s=1.0)
@@ -214,7 +214,7 @@ def test_a_topic_that_comes_back_knows_its_own_evicted_entries_and_no_others() -
     assert log.topic("d").evicted == -1
 
 
-def test_an_index_of_a_new_pattern_knows_the_evicted_entries_of_the_topics_that_it_matches() -> None:
+def test_an_index_of_a_new_pattern_counts_the_evicted_entries_of_its_topics() -> None:
     log = make_log(events_max=1)
     for topic in "abcd":
         put(log, topic)
@@ -230,7 +230,7 @@ def test_marks_that_overflow_their_table_are_merged_into_one(monkeypatch: pytest
     assert evicted_of(log, "never") == 2
 
 
-def test_what_a_log_knows_of_evicted_entries_passes_to_another_without_making_topics() -> None:
+def test_marks_of_evicted_entries_pass_to_another_log_without_new_topics() -> None:
     log, other = make_log(events_max=2), make_log()
     for topic in "abac":
         put(log, topic)
@@ -247,7 +247,7 @@ def test_what_a_log_knows_of_evicted_entries_passes_to_another_without_making_to
 # Indexes
 
 
-def test_lag_first_part_and_ordinal_count_from_the_cursor_on() -> None:
+def test_lag_first_part_and_ordinal_start_at_the_cursor() -> None:
     log = make_log()
     for topic, size in (("a", 1), ("b", 100), ("a", 2), ("b", 100), ("a", 4)):
         put(log, topic, size)
@@ -262,7 +262,7 @@ def test_lag_first_part_and_ordinal_count_from_the_cursor_on() -> None:
     assert list(index.part(4, 2, 9)) == []
 
 
-def test_an_index_of_a_pattern_has_what_came_after_it_and_after_filling_all() -> None:
+def test_an_index_of_a_pattern_has_later_entries_and_after_filling_all() -> None:
     log = make_log()
     for topic in "abab":
         put(log, topic)
@@ -283,7 +283,7 @@ def test_an_index_of_a_pattern_has_what_came_after_it_and_after_filling_all() ->
     assert index.lag(log.tail)[0] == 6
 
 
-def test_an_unfilled_index_takes_no_notice_of_evicted_entries_from_before_it() -> None:
+def test_an_unfilled_index_ignores_entries_evicted_before_it() -> None:
     log = make_log(events_max=4)
     for _ in range(4):
         put(log, "a")
@@ -296,7 +296,7 @@ def test_an_unfilled_index_takes_no_notice_of_evicted_entries_from_before_it() -
     assert (index.lag(log.tail), index.evicted) == ((4, 40, 6), 5)
 
 
-def test_segments_cover_an_index_without_hole_or_overlap_and_are_the_same_for_neighbours() -> None:
+def test_segments_cover_an_index_without_overlap_and_are_the_same_for_neighbours() -> None:
     log = make_log()
     sizes = [1, 30_000, 30_000, 10_000, 65_536, 65_536, 200_000, 1, 1, 65_533, 1, 1]
     for size in sizes:
@@ -318,7 +318,7 @@ def test_segments_cover_an_index_without_hole_or_overlap_and_are_the_same_for_ne
     assert len(numbers) > 4
 
 
-def test_a_finished_segment_stays_the_same_whatever_is_appended_or_evicted_after_it() -> None:
+def test_a_complete_segment_does_not_change_when_entries_are_added_or_evicted() -> None:
     log = make_log()
     for _ in range(100):
         put(log, "a", 1000)
@@ -336,7 +336,7 @@ def test_a_finished_segment_stays_the_same_whatever_is_appended_or_evicted_after
         assert finished
 
 
-def test_filling_an_index_leaves_the_segments_that_it_had_as_they_were() -> None:
+def test_filling_an_index_does_not_change_its_segments() -> None:
     log = make_log()
     for _ in range(100):
         put(log, "a", 999)
@@ -351,7 +351,7 @@ def test_filling_an_index_leaves_the_segments_that_it_had_as_they_were() -> None
     assert not {index.segment(sequence) for sequence in range(1, 101)} & set(numbers)
 
 
-def test_a_segment_never_begins_before_the_tail() -> None:
+def test_a_segment_never_starts_before_the_tail() -> None:
     log = make_log(events_max=3)
     for _ in range(40):
         put(log, "a")
@@ -384,7 +384,7 @@ def test_a_merge_reads_in_log_order() -> None:
     assert log.merge([], 1, 7, 1000) is None
 
 
-def test_a_merge_is_cut_at_its_bytes_but_gives_at_least_one_entry() -> None:
+def test_a_merge_ends_at_its_byte_limit_but_returns_at_least_one_entry() -> None:
     log = make_log()
     for size in (10, 10, 10, 500, 10):
         put(log, "a", size)
@@ -396,7 +396,7 @@ def test_a_merge_is_cut_at_its_bytes_but_gives_at_least_one_entry() -> None:
     assert log.merge([index], 5, 6, 0) == ([5], [], 6)
 
 
-def test_a_merge_of_very_many_entries_is_cut_and_goes_on_without_a_hole() -> None:
+def test_a_merge_of_many_entries_is_split_and_continues_without_loss() -> None:
     log = make_log()
     count = 3 * READ_ENTRIES_MAX
     for number in range(count):
@@ -411,14 +411,14 @@ def test_a_merge_of_very_many_entries_is_cut_and_goes_on_without_a_hole() -> Non
     assert cursor == log.head
 
 
-def test_a_merge_passes_over_what_is_evicted() -> None:
+def test_a_merge_skips_evicted_entries() -> None:
     log = make_log(events_max=2)
     for _ in range(5):
         put(log, "a")
     assert log.merge([log.topics["a"]], 1, 6, 1000) == ([4, 5], [], 6)
 
 
-def test_a_conflating_merge_keeps_the_newest_of_each_topic_and_key() -> None:
+def test_a_conflating_merge_keeps_the_newest_entry_of_each_topic_and_key() -> None:
     log = make_log()
     for topic, key in (("a", "x"), ("a", "y"), ("b", "x"), ("a", "x"), ("a", None), ("b", None), ("a", None)):
         put(log, topic, key=key)
@@ -427,7 +427,7 @@ def test_a_conflating_merge_keeps_the_newest_of_each_topic_and_key() -> None:
     assert log.merge(indexes, 1, 8, 1000) == ([1, 2, 3, 4, 5, 6, 7], [], 8)
 
 
-def test_a_conflating_merge_of_only_superseded_entries_still_moves_on() -> None:
+def test_a_conflating_merge_of_only_superseded_entries_advances_the_cursor() -> None:
     log = make_log()
     for topic in ("a", "a", "b", "a"):
         put(log, topic)
@@ -435,7 +435,7 @@ def test_a_conflating_merge_of_only_superseded_entries_still_moves_on() -> None:
     assert batch == ([], [1, 2], 3)
 
 
-def test_a_conflating_merge_tells_of_each_superseded_entry_once_however_it_is_cut() -> None:
+def test_a_conflating_merge_counts_each_superseded_entry_once_at_every_split() -> None:
     log = make_log()
     for number in range(50):
         put(log, "a", key=str(number % 7))
@@ -448,7 +448,7 @@ def test_a_conflating_merge_tells_of_each_superseded_entry_once_however_it_is_cu
     assert told == list(range(1, 44))
 
 
-def test_a_key_whose_newest_entry_was_evicted_begins_anew() -> None:
+def test_a_key_whose_newest_entry_was_evicted_starts_again() -> None:
     log = make_log(events_max=1)
     put(log, "a", key="x")
     put(log, "b")
@@ -458,7 +458,7 @@ def test_a_key_whose_newest_entry_was_evicted_begins_anew() -> None:
     assert log.merge([log.topics["a"]], 1, 5, 1000, conflate=True) == ([4], [3], 5)
 
 
-def test_frames_and_times_are_those_that_were_appended() -> None:
+def test_frames_and_times_are_returned_as_appended() -> None:
     log = make_log(events_max=1500)
     for number in range(4000):
         log.append(log.topic("a"), b"%d" % number, None, None, float(number))
@@ -475,7 +475,7 @@ def find(log: Log, id: str, *terms: str) -> int | None:
     return log.find((id,), terms or ("**",))
 
 
-def test_a_default_id_is_found_while_retained_and_after() -> None:
+def test_a_default_id_is_found_before_and_after_eviction() -> None:
     log = make_log(events_max=2)
     for _ in range(5):
         put(log, "a")
@@ -487,20 +487,20 @@ def test_a_default_id_is_found_while_retained_and_after() -> None:
     "id",
     ["e-6", "e-99999999999999999999", "f-1", "e-", "e-x", "e--1", "e-+1", "e-1 ", "e-²", "e-١", "1", "", "e", "-1"],
 )
-def test_an_id_that_this_log_never_gave_is_not_found(id: str) -> None:
+def test_an_id_that_this_log_never_assigned_is_not_found(id: str) -> None:
     log = make_log()
     for _ in range(5):
         put(log, "a")
     assert find(log, id) is None
 
 
-def test_an_id_with_leading_zeros_is_none_that_this_log_gave() -> None:
+def test_an_id_with_leading_zeros_is_not_found() -> None:
     log = make_log()
     put(log, "a")
     assert find(log, "e-01") is None
 
 
-def test_an_epoch_may_contain_the_separator() -> None:
+def test_an_epoch_can_contain_the_separator() -> None:
     log = Log("a-b", bytes_max=1000)
     put(log, "t")
     assert find(log, log.id(1)) == 1
@@ -516,7 +516,7 @@ def test_a_publishers_own_id_is_found_while_it_is_retained() -> None:
     assert (log.id(1), find(log, "mine")) == ("e-1", None)
 
 
-def test_a_file_of_an_earlier_version_may_hold_an_id_in_the_form_of_a_default_id() -> None:
+def test_an_own_id_in_the_form_of_a_default_id_from_an_earlier_version_is_found() -> None:
     log = make_log()
     for _ in range(2):
         put(log, "a", id="e-1")

@@ -41,7 +41,7 @@ def test_an_id_is_found_only_among_the_topics_of_the_subscription() -> None:
     assert table.find("2", "a", "*") is None
 
 
-def test_an_id_that_a_topic_uses_again_stands_for_its_oldest_event() -> None:
+def test_an_id_that_a_topic_reuses_means_its_oldest_event() -> None:
     table = Table()
     first = table.add("1", "a")
     table.add("1", "a")
@@ -50,7 +50,7 @@ def test_an_id_that_a_topic_uses_again_stands_for_its_oldest_event() -> None:
     assert table.find("1", "a") is None
 
 
-def test_an_id_that_a_topic_has_evicted_is_not_found_when_it_is_used_again() -> None:
+def test_an_evicted_id_is_not_found_when_its_topic_reuses_it() -> None:
     table = Table()
     table.evict("1", "a")
     table.add("1", "a")
@@ -61,7 +61,7 @@ def test_an_id_that_a_topic_has_evicted_is_not_found_when_it_is_used_again() -> 
     assert table.find("1", "*") is None
 
 
-def test_two_readings_that_stand_for_different_events_are_not_found() -> None:
+def test_an_id_with_two_readings_for_different_events_is_not_found() -> None:
     table = Table()
     plus, space = table.add("a+b", "t"), table.add("a b", "t")
     assert table.ids.find(("a+b", "a b"), ("t",)) is None
@@ -69,7 +69,7 @@ def test_two_readings_that_stand_for_different_events_are_not_found() -> None:
     assert table.ids.find(("x", "a b"), ("*",)) == space
 
 
-def test_no_event_is_found_by_an_id_of_very_many_topics_through_a_pattern() -> None:
+def test_an_id_that_too_many_topics_share_is_not_found_through_a_pattern() -> None:
     table = Table()
     for number in range(SHARING_TOPICS_MAX + 1):
         table.add("1", f"a.{number}")
@@ -78,7 +78,7 @@ def test_no_event_is_found_by_an_id_of_very_many_topics_through_a_pattern() -> N
     assert table.find("1", *(f"a.{number}" for number in range(5, 100))) == 5
 
 
-def test_the_cost_of_a_look_up_does_not_grow_with_the_uses_in_other_topics() -> None:
+def test_the_cost_of_a_lookup_does_not_grow_with_the_uses_in_other_topics() -> None:
     table = Table()
     for number in range(50_000):
         table.add("1", f"other.{number}")
@@ -91,7 +91,7 @@ def test_the_cost_of_a_look_up_does_not_grow_with_the_uses_in_other_topics() -> 
 
 
 @pytest.mark.parametrize("limit", ["EVICTED_PAIRS_MAX", "EVICTED_CHARACTERS_MAX"])
-def test_the_memory_of_evicted_ids_is_bounded_and_keeps_the_newest(
+def test_the_number_of_evicted_ids_is_bounded_and_the_newest_are_kept(
     limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(own_ids, limit, 100)
@@ -107,7 +107,7 @@ def test_the_memory_of_evicted_ids_is_bounded_and_keeps_the_newest(
     assert table.find("0000", "a") == again
 
 
-def test_what_is_evicted_passes_to_another_table() -> None:
+def test_evicted_ids_pass_to_another_table() -> None:
     table, other = Table(), Table()
     for topic in ("a", "b"):
         table.evict("1", topic)

@@ -33,13 +33,13 @@ LATE = 1e9
         (Limits(10, 100, 2.0), Lag(0, 0, 0.0), False),
     ],
 )
-def test_a_limit_is_passed_by_more_than_it_says_and_zero_is_off(limits: Limits, lag: Lag, passed: bool) -> None:
+def test_only_a_greater_lag_exceeds_a_limit_and_zero_means_no_limit(limits: Limits, lag: Lag, passed: bool) -> None:
     assert limits.passed(lag) is passed
 
 
 @pytest.mark.parametrize("limits", [Limits(1), Limits(0, 1), Limits(0, 0, 0.001), Limits(1, 1, 0.001)])
 @pytest.mark.parametrize("events", [0, 1])
-def test_one_event_alone_never_passes_a_limit(limits: Limits, events: int) -> None:
+def test_a_single_event_never_exceeds_a_limit(limits: Limits, events: int) -> None:
     lag = Lag(events, 10**9, LATE)
     assert not limits.passed(lag)
     rule = Rule(Policy.DISCONNECT, limits, limits, 0.0)
@@ -48,7 +48,7 @@ def test_one_event_alone_never_passes_a_limit(limits: Limits, events: int) -> No
     assert limits.passed(lag._replace(events=2))
 
 
-def test_a_hard_limit_acts_at_once() -> None:
+def test_a_hard_limit_acts_immediately() -> None:
     rule = Rule(Policy.DROP_OLDEST, Limits(events=10), OFF, 10.0)
     assert rule.broken(Lag(11, 0, 0.0), None, 0.0)
     assert not rule.broken(Lag(10, 0, 0.0), None, 0.0)
@@ -58,12 +58,12 @@ def test_a_hard_limit_acts_at_once() -> None:
     ("since_s", "now_s", "broken"),
     [(None, LATE, False), (100.0, 100.0, False), (100.0, 109.999, False), (100.0, 110.0, True), (100.0, LATE, True)],
 )
-def test_a_soft_limit_acts_when_it_was_passed_for_so_long(since_s: float | None, now_s: float, broken: bool) -> None:
+def test_a_soft_limit_acts_after_its_time(since_s: float | None, now_s: float, broken: bool) -> None:
     rule = Rule(Policy.DROP_OLDEST, Limits(events=1000), Limits(events=10), 10.0)
     assert rule.broken(Lag(11, 0, 0.0), since_s, now_s) is broken
 
 
-def test_a_soft_limit_of_no_time_acts_at_once() -> None:
+def test_a_soft_limit_with_a_time_of_zero_acts_immediately() -> None:
     rule = Rule(Policy.DROP_OLDEST, OFF, Limits(events=10), 0.0)
     assert rule.broken(Lag(11, 0, 0.0), 5.0, 5.0)
 
@@ -72,7 +72,7 @@ def test_a_soft_limit_of_no_time_acts_at_once() -> None:
     ("lag", "fits"),
     [(Lag(5, 0, 0.0), True), (Lag(6, 0, 0.0), False), (Lag(5, 101, 0.0), False), (Lag(1, 101, LATE), True)],
 )
-def test_a_lag_fits_when_it_is_within_both_limits(lag: Lag, fits: bool) -> None:
+def test_a_lag_fits_if_it_is_within_both_limits(lag: Lag, fits: bool) -> None:
     assert Rule(Policy.DROP_OLDEST, Limits(bytes=100), Limits(events=5), 10.0).fits(lag) is fits
 
 
@@ -116,7 +116,7 @@ def test_a_rule_has_the_limits_of_the_settings() -> None:
         ([], Policy.CONFLATE),
     ],
 )
-def test_the_first_pattern_of_the_settings_that_fits_a_term_wins(terms: list[str], policy: Policy) -> None:
+def test_the_first_configured_pattern_that_covers_a_term_is_used(terms: list[str], policy: Policy) -> None:
     assert Rules(CONFIG).choose(terms).policy is policy
 
 
@@ -126,7 +126,7 @@ def test_the_order_of_the_patterns_decides() -> None:
 
 
 @pytest.mark.parametrize("policy", list(Policy))
-def test_what_a_request_asks_for_goes_before_everything(policy: Policy) -> None:
+def test_a_requested_policy_has_priority(policy: Policy) -> None:
     rule = Rules(CONFIG).choose(["orders.eu"], str(policy))
     assert rule.policy is policy
     assert rule.hard == Limits(1, 2, 3.0)
@@ -143,22 +143,20 @@ def test_what_a_request_asks_for_goes_before_everything(policy: Policy) -> None:
         (["x", "orders.eu"], "block", 20),
     ],
 )
-def test_a_policy_that_was_asked_for_has_the_limits_that_a_pattern_gives_it(
-    terms: list[str], requested: str, events: int
-) -> None:
+def test_a_requested_policy_has_the_limits_of_its_pattern(terms: list[str], requested: str, events: int) -> None:
     policy_for = ("orders.*=conflate lag-events=10", "orders.eu=block lag-events=20")
     rule = Rules(Config(lag_events=1, policy_for=policy_for)).choose(terms, requested)
     assert (rule.policy, rule.hard.events) == (Policy(requested), events)
 
 
-def test_a_pattern_is_not_for_terms_that_stand_for_more_than_it() -> None:
+def test_a_pattern_does_not_apply_to_broader_terms() -> None:
     rules = Rules(Config(policy_for=("*=block", "orders.*=disconnect")))
     assert rules.choose(["**"]).policy is Policy.DROP_OLDEST
     assert rules.choose(["orders.**"]).policy is Policy.DROP_OLDEST
     assert rules.choose(["*"]).policy is Policy.BLOCK
 
 
-def test_limits_of_a_patterns_own_go_before_those_of_the_settings() -> None:
+def test_limits_of_a_pattern_override_the_general_limits() -> None:
     own = "orders.*=disconnect lag-events=10 lag=5s lag-soft-bytes=1KiB lag-soft-for=2s"
     rules = Rules(Config(policy_for=(own,), lag_bytes=4096, lag_events=3, lag_soft_for_s=7.0))
     special = Rule(Policy.DISCONNECT, Limits(10, 4096, 5.0), Limits(0, 1024, 0.0), 2.0)
@@ -167,7 +165,7 @@ def test_limits_of_a_patterns_own_go_before_those_of_the_settings() -> None:
     assert rules.choose(["orders.eu"], "conflate").hard == Limits(3, 4096, 0.0)
 
 
-def test_terms_may_be_read_only_once() -> None:
+def test_terms_can_be_an_iterator() -> None:
     assert Rules(CONFIG).choose(iter(["x", "logs.a"])).policy is Policy.DROP_NEWEST
 
 
@@ -179,11 +177,11 @@ def test_streams_of_the_same_policy_and_limits_have_equal_rules() -> None:
 
 
 @pytest.mark.parametrize("policy", list(Policy))
-def test_every_policy_of_the_settings_is_one(policy: Policy) -> None:
+def test_every_policy_can_be_configured(policy: Policy) -> None:
     assert Rules(Config(policy=str(policy))).choose(["x"]).policy is policy
 
 
-def test_a_pattern_may_have_limits_of_its_own() -> None:
+def test_a_pattern_can_have_its_own_limits() -> None:
     rules = Rules(Config(lag_bytes=1000, policy_for=("orders.*=conflate lag-events=10 lag=5s",)))
     rule = rules.choose(("orders.eu",))
     assert (rule.policy, rule.hard) == (Policy.CONFLATE, Limits(events=10, bytes=1000, age_s=5.0))

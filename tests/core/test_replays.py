@@ -55,7 +55,7 @@ class World:
         raise AssertionError
 
 
-def test_a_replay_is_called_back_when_its_indexes_are_complete_and_others_have_had_turns(
+def test_a_replay_calls_back_after_its_indexes_are_complete_and_others_have_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = World(monkeypatch)
@@ -68,7 +68,7 @@ def test_a_replay_is_called_back_when_its_indexes_are_complete_and_others_have_h
     assert complete == [True]
 
 
-def test_a_subscription_stays_for_the_callback_and_goes_if_no_stream_has_entered(
+def test_a_subscription_is_kept_for_the_callback_and_released_without_a_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = World(monkeypatch)
@@ -88,7 +88,7 @@ def test_a_subscription_stays_for_the_callback_and_goes_if_no_stream_has_entered
     assert world.audiences.indexes() == list(subscription.indexes)
 
 
-def test_those_who_come_during_a_pass_share_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replays_requested_during_a_pass_share_the_next_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch)
     passes: list[int] = []
     real = backfill_module.backfill
@@ -106,7 +106,7 @@ def test_those_who_come_during_a_pass_share_the_next_one(monkeypatch: pytest.Mon
     assert passes == [1, 0]
 
 
-def test_one_that_is_cancelled_is_not_called_back_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancelled_replay_does_not_call_back_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch)
     subscription = world.subscription("o.*")
     [index] = subscription.indexes
@@ -122,7 +122,7 @@ def test_one_that_is_cancelled_is_not_called_back_and_leaves_nothing(monkeypatch
     assert len(index.sequences) == 0
 
 
-def test_a_log_that_goes_on_from_another_sequence_ends_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_continues_from_another_sequence_ends_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch)
     subscription = world.subscription("o.*")
     world.replays.prepare(subscription, 1, lambda _: world.done.append("o"), evicted=True)

@@ -23,7 +23,7 @@ JSON = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
 
 
 @pytest.mark.parametrize("kind", ["relay.gap", "relay.heartbeat", "relay.", "relay.ends", "relay.not-yet"])
-def test_a_reserved_type_is_refused_from_every_publisher(kind: str) -> None:
+def test_a_reserved_type_is_rejected_from_every_publisher(kind: str) -> None:
     world = World(Config())
     for dedup in (None, "d"):
         event = Event(data="x", topic="a", event=kind, dedup=dedup)
@@ -35,14 +35,14 @@ def test_a_reserved_type_is_refused_from_every_publisher(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [None, "relay", "relayed", "Relay.gap", "x.relay.gap", "relay.end"])
-def test_other_types_and_the_end_of_a_topic_are_taken(kind: str | None) -> None:
+def test_other_types_and_the_end_of_a_topic_are_accepted(kind: str | None) -> None:
     world = World(Config())
     world.hub.publish_one(Event(data="x", topic="a", event=kind), 0.0)
     world.hub.publish([Event(data="x", topic="b", event=kind)], 0.0)
     assert world.hub.log.head == 3
 
 
-def test_reserved_types_of_another_server_pass() -> None:
+def test_reserved_types_of_another_server_are_accepted() -> None:
     world = World(Config())
     world.hub.publish_one(Event(data="{}", topic="a", event="relay.gap"), 0.0, foreign=True)
     assert world.hub.log.head == 2

@@ -40,7 +40,7 @@ def resumed(server: Relay, query: str, id: str, last: str) -> list[str]:
     return seen
 
 
-def test_an_id_stands_for_the_oldest_event_of_the_streams_own_topics(server: Relay) -> None:
+def test_an_id_means_the_oldest_event_of_the_streams_topics(server: Relay) -> None:
     events = [{"topic": f"own.{letter}", "id": str(n), "data": f"{letter}{n}"} for letter in "ab" for n in (1, 2)]
     assert publish(server, *events) == 200
     assert publish(server, {"topic": "own.a", "id": "1", "data": "a again"}) == 200
@@ -53,7 +53,7 @@ def test_an_id_stands_for_the_oldest_event_of_the_streams_own_topics(server: Rel
 
 
 @pytest.mark.parametrize("id", ["a\x01b", "a\x0cb", "\x7f", "caf\u00e9", "\u20ac", "x" * 4000, "deadbeef-1", " ", "\0"])
-def test_an_id_that_nobody_gave_causes_a_gap_and_never_an_error(server: Relay, id: str) -> None:
+def test_an_unknown_id_causes_a_gap_and_never_an_error(server: Relay, id: str) -> None:
     assert publish(server, {"topic": "odd", "id": id, "data": "x"}) == 400
     assert publish(server, {"topic": "odd", "data": "odd"}) == 200
     if id.strip():
@@ -62,7 +62,7 @@ def test_an_id_that_nobody_gave_causes_a_gap_and_never_an_error(server: Relay, i
         assert stream.next().event == "relay.gap"
 
 
-def test_since_takes_a_time_or_a_known_id_and_nothing_else(server: Relay) -> None:
+def test_since_accepts_only_a_time_or_a_known_id(server: Relay) -> None:
     before_s = time.time() - 1
     assert publish(server, {"topic": "since", "id": "s-1", "data": "1"}, {"topic": "since", "data": "2"}) == 200
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(before_s))
@@ -78,7 +78,7 @@ def test_since_takes_a_time_or_a_known_id_and_nothing_else(server: Relay) -> Non
     assert server.request("GET", "/events?topic=other&since=s-1")[0] == 400
 
 
-def test_a_misspelt_name_is_answered_with_the_right_one(server: Relay) -> None:
+def test_the_error_for_a_misspelt_name_shows_the_right_one(server: Relay) -> None:
     for name, meant in (("topics", "topic"), ("Topic", "topic"), ("last-event-id", "lastEventId")):
         status, _, body = server.request("GET", f"/events?{name}=x")
         assert (status, meant in json.loads(body)["error"]) == (400, True)
@@ -100,7 +100,7 @@ def counted(stream: Stream, total: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest", "conflate"])
 @pytest.mark.parametrize("term", ["a", "a&topic=b&topic=*"])
-def test_what_came_and_what_gaps_count_is_what_was_published(policy: str, term: str, tmp_path: Path) -> None:
+def test_received_and_missed_events_add_up_to_the_published_events(policy: str, term: str, tmp_path: Path) -> None:
     """A stream that does not read is handed over in an upgrade; another resumes after a restart."""
     arguments = ("--policy", policy, "--data", str(tmp_path / "relay.db"), *LIMITS)
     with relay(*arguments) as server, Stream(server.port, f"topic={term}", receive_buffer=4096) as stream:
@@ -125,7 +125,7 @@ def test_what_came_and_what_gaps_count_is_what_was_published(policy: str, term: 
         assert resumed(server, "topic=a", "a-1-9-4", "end") == ["end"]
 
 
-def test_a_replay_of_a_pattern_from_further_back_misses_nothing_that_an_earlier_one_left_out() -> None:
+def test_an_earlier_start_of_a_replay_includes_events_that_other_replays_skipped() -> None:
     """The streams share one index; its oldest segment gets more rows each time that a stream begins further back."""
     with relay() as server:
         ids = [server.publish(str(number))[0] for number in range(30)]

@@ -11,7 +11,7 @@ from tests.sim.world import World
 __all__ = ["native_engine"]
 
 
-def test_a_key_is_known_for_the_window_and_new_after_it() -> None:
+def test_a_key_is_known_within_its_window_and_new_after_it() -> None:
     seen = Seen(600.0, 10)
     seen.add("a", "e-1", 0.0)
     seen.add("b", "e-2", 100.0)
@@ -21,7 +21,7 @@ def test_a_key_is_known_for_the_window_and_new_after_it() -> None:
     assert (len(seen), seen.pushed_out) == (1, 0)
 
 
-def test_a_key_may_come_again_after_its_window() -> None:
+def test_a_key_can_be_reused_after_its_window() -> None:
     seen = Seen(10.0, 10)
     seen.add("a", "e-1", 0.0)
     assert seen.find("a", 11.0) is None
@@ -30,7 +30,7 @@ def test_a_key_may_come_again_after_its_window() -> None:
     assert len(seen) == 1
 
 
-def test_too_many_keys_push_out_the_oldest_and_that_is_counted() -> None:
+def test_too_many_keys_evict_the_oldest_and_the_evictions_are_counted() -> None:
     seen = Seen(600.0, 3)
     for number in range(5):
         seen.add(str(number), f"e-{number}", 0.0)
@@ -38,7 +38,7 @@ def test_too_many_keys_push_out_the_oldest_and_that_is_counted() -> None:
     assert (len(seen), seen.pushed_out) == (3, 2)
 
 
-def test_keys_leave_memory_on_the_tick_a_bounded_number_at_once() -> None:
+def test_each_tick_deletes_a_bounded_number_of_keys() -> None:
     seen = Seen(10.0, 100_000)
     for number in range(EXPIRED_A_TICK + 7):
         seen.add(str(number), f"e-{number}", 0.0)
@@ -50,7 +50,7 @@ def test_keys_leave_memory_on_the_tick_a_bounded_number_at_once() -> None:
     assert (len(seen), list(seen.keys()), seen.pushed_out) == (0, [], 0)
 
 
-def test_a_key_that_is_still_to_be_deleted_is_new_and_stays_when_it_comes_again() -> None:
+def test_an_expired_key_that_is_not_yet_deleted_is_new_and_stays() -> None:
     seen = Seen(10.0, 100)
     for number in range(20):
         seen.add(str(number), f"e-{number}", 0.0)
@@ -61,7 +61,7 @@ def test_a_key_that_is_still_to_be_deleted_is_new_and_stays_when_it_comes_again(
     assert len(seen) == 1
 
 
-def test_a_key_that_the_bound_pushes_out_after_its_window_is_not_counted() -> None:
+def test_the_eviction_of_an_expired_key_is_not_counted() -> None:
     seen = Seen(10.0, 2)
     for number in range(4):
         seen.add(str(number), f"e-{number}", number * 6.0)

@@ -179,7 +179,7 @@ def test_every_viewer_receives_all_tokens(server: Relay) -> None:
     ],
     ids=["nginx", "haproxy", "caddy"],
 )
-def test_events_pass_a_proxy_at_once(
+def test_a_proxy_forwards_events_immediately(
     name: str, configuration: str, command: tuple[str, ...], server: Relay, tmp_path: Path
 ) -> None:
     program(name)

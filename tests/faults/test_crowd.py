@@ -22,7 +22,7 @@ def request(number: int) -> bytes:
     return f"GET /events?{query} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
 
 
-def test_a_crowd_of_large_streams_comes_and_goes_without_a_delay_for_others() -> None:
+def test_a_crowd_of_large_streams_opens_and_closes_without_a_delay_for_others() -> None:
     requests = [request(number) for number in range(LARGE_STREAMS)]
     with relay("--heartbeat", "0") as server, contextlib.ExitStack() as crowd:
         watcher = Stream(server.port, "topic=time")

@@ -48,7 +48,7 @@ async def follow(port: int, seed: int) -> list[Event]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_who_resumes_over_a_network_that_delays_stalls_and_cuts_sees_everything_once(seed: int) -> None:
+async def test_resuming_over_a_network_that_delays_stalls_and_cuts_delivers_all_once(seed: int) -> None:
     published = Published()
     arguments = ("--heartbeat", "100ms", "--retry-min", "1ms", "--retry-max", "2ms")
     with relay(*arguments) as server:
@@ -121,7 +121,7 @@ async def test_a_herd_that_reconnects_at_once_misses_nothing() -> None:
         eventually(lambda: server.connections() <= 1, "no connection is left")
 
 
-def test_a_feeder_faster_than_everything_costs_bounded_memory(tmp_path: Path) -> None:
+def test_a_feeder_that_is_too_fast_costs_bounded_memory(tmp_path: Path) -> None:
     path, count, size = tmp_path / "relay.sock", 60_000, 1000
     history_bytes, stalled = 8 * MIB, 20
     arguments = ("--unix", str(path), "--history-bytes", str(history_bytes), "--lag-bytes", "1MiB")

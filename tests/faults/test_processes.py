@@ -61,7 +61,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
         process.kill()
 
 
-def test_a_feeder_killed_in_mid_line_has_published_its_whole_lines_and_nothing_else(tmp_path: Path) -> None:
+def test_a_feeder_killed_within_a_line_has_published_only_its_complete_lines(tmp_path: Path) -> None:
     path = tmp_path / "relay.sock"
     with relay("--unix", str(path)) as server:
         witness = Witness(server)
@@ -77,7 +77,7 @@ def test_a_feeder_killed_in_mid_line_has_published_its_whole_lines_and_nothing_e
         witness.close()
 
 
-def test_feeders_killed_at_random_leave_a_prefix_of_their_events_each(tmp_path: Path) -> None:
+def test_each_feeder_killed_at_random_leaves_a_prefix_of_its_events(tmp_path: Path) -> None:
     path, draw = tmp_path / "relay.sock", random.Random(5)
     with relay("--unix", str(path)) as server, Stream(server.port, "topic=**") as stream:
         feeders = [child(FEEDER, str(path), f"feeder{number}", "1000000") for number in range(6)]
@@ -102,7 +102,7 @@ def test_feeders_killed_at_random_leave_a_prefix_of_their_events_each(tmp_path: 
         assert server.stats()["input_errors"] <= 6
 
 
-def test_a_client_killed_in_mid_stream_leaves_nothing(tmp_path: Path) -> None:
+def test_a_client_killed_within_a_stream_leaves_nothing(tmp_path: Path) -> None:
     with relay() as server:
         witness = Witness(server)
         clients = [child(CLIENT, str(server.port)) for _ in range(5)]
@@ -118,7 +118,7 @@ def test_a_client_killed_in_mid_stream_leaves_nothing(tmp_path: Path) -> None:
         witness.close()
 
 
-def test_a_killed_server_has_sent_whole_events_and_its_heir_tells_of_the_gap(tmp_path: Path) -> None:
+def test_a_killed_server_has_sent_complete_events_and_the_next_one_reports_the_gap(tmp_path: Path) -> None:
     path = tmp_path / "relay.sock"
     with relay("--unix", str(path)) as server:
         streams = [Stream(server.port, "topic=**") for _ in range(10)]
@@ -151,7 +151,7 @@ def seen(stream: Stream) -> int:
     return len(events)
 
 
-def test_a_stopped_server_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_stopped_server_continues_at_the_same_event(tmp_path: Path) -> None:
     path, stopped_s, count = tmp_path / "relay.sock", 2.0, 500
     with relay("--unix", str(path), "--heartbeat", "500ms") as server, Feeder(path) as feeder:
         published = Published()
@@ -181,7 +181,7 @@ def test_a_stopped_server_goes_on_where_it_was(tmp_path: Path) -> None:
         assert server.stats()["closes"].keys() <= {"client"}
 
 
-def test_no_time_of_day_is_on_the_data_path() -> None:
+def test_the_data_path_never_reads_the_time_of_day() -> None:
     """A step of the clock changes nothing, because all times are monotonic."""
     root = Path(__file__).parents[2]
     for path in [path for name in ("core", "_native", "sources") for path in (root / "relay" / name).glob("*.py")]:
@@ -194,7 +194,7 @@ def test_no_time_of_day_is_on_the_data_path() -> None:
         assert "gettimeofday" not in path.read_text()
 
 
-def test_more_clients_than_descriptors_neither_stop_nor_spin_the_server() -> None:
+def test_more_clients_than_descriptors_do_not_stop_or_spin_the_server() -> None:
     limit, measured_s = 64, 2.0
     with relay() as server:
         witness = Witness(server)

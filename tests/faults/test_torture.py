@@ -57,7 +57,7 @@ def witness(watched: Witness) -> Iterator[Witness]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_answer_is_what_the_standard_says(patient: Relay, witness: Witness, case: Case) -> None:
+def test_each_response_has_the_status_of_the_standard(patient: Relay, witness: Witness, case: Case) -> None:
     ids: list[str] = []
     with RawClient(patient.port) as client:
         client.send(case.data)
@@ -196,7 +196,7 @@ MANNERS = [
 
 
 @pytest.mark.parametrize("manner", MANNERS)
-def test_a_client_without_manners_harms_itself_alone(
+def test_a_misbehaving_client_harms_only_itself(
     patient: Relay, witness: Witness, manner: Callable[[RawClient], None]
 ) -> None:
     with RawClient(patient.port) as client:
@@ -223,7 +223,7 @@ def hasty() -> Iterator[Relay]:
 
 
 @pytest.mark.parametrize(("first", "drip", "status"), SLOW)
-def test_who_drips_is_cut_off_in_time_however_regularly_it_drips(
+def test_a_client_that_sends_slowly_is_closed_at_the_time_limit(
     hasty: Relay, first: bytes, drip: bytes, status: int | None
 ) -> None:
     began_s = time.monotonic()
@@ -248,14 +248,14 @@ def test_who_drips_is_cut_off_in_time_however_regularly_it_drips(
     eventually(lambda: hasty.connections() == 0, "nothing is left of it")
 
 
-def test_who_rests_too_long_between_requests_is_closed_in_order(hasty: Relay) -> None:
+def test_a_connection_that_is_idle_between_requests_too_long_is_closed_cleanly(hasty: Relay) -> None:
     with RawClient(hasty.port) as client:
         client.send(request())
         assert client.answer().status == 200
         assert client.rest() == b""
 
 
-def test_who_reads_no_answers_is_cut_off(hasty: Relay) -> None:
+def test_a_client_that_reads_no_responses_is_closed(hasty: Relay) -> None:
     with RawClient(hasty.port) as client:
         client.socket.setblocking(False)
         try:
@@ -268,7 +268,7 @@ def test_who_reads_no_answers_is_cut_off(hasty: Relay) -> None:
         assert client.ended()
 
 
-def test_what_slow_and_silent_clients_hold_is_bounded() -> None:
+def test_the_memory_for_slow_and_silent_clients_is_bounded() -> None:
     """A thousand clients send most of the largest head. Each holds no more than that, and all are closed."""
     count = 1000
     with relay("--head-timeout", "5s") as server:

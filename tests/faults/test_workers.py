@@ -114,7 +114,7 @@ class Follower(threading.Thread):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_hub_workers_and_clients_that_die_and_stall_at_random_cost_nobody_an_event(tmp_path: Path, seed: int) -> None:
+def test_random_deaths_and_stalls_of_hub_workers_and_clients_lose_no_event(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     node = Node(tmp_path, free_port())
     faults = list[str]()

@@ -21,7 +21,7 @@ from tests.sources.fakes import value
     ],
 )
 @on_uvloop
-async def test_events_are_published_and_their_ids_answered(
+async def test_events_are_published_and_their_ids_returned(
     site: Site, body: bytes, content_type: str, data: list[object]
 ) -> None:
     reply = await site.ask(post(body, "/publish?topic=t", content_type))
@@ -31,7 +31,7 @@ async def test_events_are_published_and_their_ids_answered(
 
 
 @on_uvloop
-async def test_chunks_are_published(site: Site) -> None:
+async def test_a_chunked_body_is_published(site: Site) -> None:
     head = get("/publish", f"Authorization: bearer {TOKEN}", "Content-Type: text/plain",
                "Transfer-Encoding: chunked", method="POST")  # fmt: skip
     client = await site.client()
@@ -58,7 +58,7 @@ async def test_publishing_needs_the_token(site: Site, line: str, caplog: pytest.
 
 
 @on_uvloop
-async def test_a_refusal_reaches_a_client_that_is_still_sending(site: Site) -> None:
+async def test_a_rejection_reaches_a_client_that_is_still_sending(site: Site) -> None:
     client = await site.client()
     client.send(post(b"x" * 5_000_000, token="wrong"))
     assert (await client.reply()).status == 401
@@ -66,7 +66,7 @@ async def test_a_refusal_reaches_a_client_that_is_still_sending(site: Site) -> N
 
 
 @on_uvloop
-async def test_a_body_over_the_limit_is_refused_before_it_comes(site: Site) -> None:
+async def test_a_body_over_the_limit_is_rejected_before_it_arrives(site: Site) -> None:
     length = site.front.config.body_bytes_max + 1
     fields = (f"Authorization: Bearer {TOKEN}", f"Content-Length: {length}", "Expect: 100-continue")
     reply = await site.ask(get("/publish", *fields, method="POST"))
@@ -74,7 +74,7 @@ async def test_a_body_over_the_limit_is_refused_before_it_comes(site: Site) -> N
 
 
 @on_uvloop
-async def test_who_expects_a_continue_gets_one_if_the_body_is_welcome(site: Site) -> None:
+async def test_a_client_that_expects_100_continue_receives_it_if_the_body_is_accepted(site: Site) -> None:
     data = post(b"{}", "/publish", "application/json", TOKEN, "Expect: 100-continue")
     client = await site.client()
     assert (await client.ask(data[:-2])).status == 100
@@ -92,7 +92,7 @@ async def test_who_expects_a_continue_gets_one_if_the_body_is_welcome(site: Site
     ],
 )
 @on_uvloop
-async def test_bad_events_are_refused_whole_and_the_connection_goes_on(
+async def test_bad_events_reject_the_request_and_the_connection_stays_open(
     site: Site, body: bytes, content_type: str, status: int, field_name: str | None
 ) -> None:
     client = await site.client()
@@ -120,7 +120,7 @@ async def test_a_publisher_waits_while_its_topic_is_held(site: Site) -> None:
 
 
 @on_uvloop
-async def test_a_publisher_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_publisher_waits_only_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.sources.requests.HOLD_GRACE_S", 0.05)
     async with serve(block_timeout_s=0) as site:
         site.hub.holding = True
@@ -134,7 +134,7 @@ async def test_a_publisher_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatc
 
 
 @on_uvloop
-async def test_a_publisher_that_was_cut_is_forgotten(site: Site) -> None:
+async def test_a_closed_publisher_publishes_nothing(site: Site) -> None:
     site.hub.holding = True
     client = await site.client()
     client.send(post(b'{"data": 1, "topic": "held"}'))

@@ -37,7 +37,7 @@ async def test_the_documents_are_served_on_one_connection(site: Site) -> None:
 
 
 @on_uvloop
-async def test_a_preflight_is_answered_with_each_header_once(site: Site) -> None:
+async def test_a_preflight_response_has_each_header_once(site: Site) -> None:
     ask = ("Origin: https://a.example", "Access-Control-Request-Method: POST")
     reply = await site.ask(get("/publish", *ask, method="OPTIONS"))
     assert reply.status == 204
@@ -54,7 +54,7 @@ async def test_requests_that_arrive_together_are_answered_in_order(site: Site) -
 
 
 @on_uvloop
-async def test_a_request_may_come_byte_by_byte(site: Site) -> None:
+async def test_a_request_can_arrive_byte_by_byte(site: Site) -> None:
     client = await site.client()
     client.writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for byte in post(b'{"data": 1}'):
@@ -68,7 +68,7 @@ async def test_a_request_may_come_byte_by_byte(site: Site) -> None:
     "data", [get(version="1.0"), get("/healthz", "Connection: close"), get("/x", "Connection: close")]
 )
 @on_uvloop
-async def test_a_connection_that_does_not_go_on_is_closed(site: Site, data: bytes) -> None:
+async def test_a_connection_without_keep_alive_is_closed(site: Site, data: bytes) -> None:
     client = await site.client()
     client.send(data + get())
     assert (await client.reply()).headers["Connection"] == "close"
@@ -78,7 +78,7 @@ async def test_a_connection_that_does_not_go_on_is_closed(site: Site, data: byte
 
 
 @on_uvloop
-async def test_http_1_0_goes_on_if_it_asks(site: Site) -> None:
+async def test_http_1_0_stays_open_with_keep_alive(site: Site) -> None:
     client = await site.client()
     for _ in range(2):
         assert (await client.ask(get("/healthz", "Connection: keep-alive", version="1.0"))).status == 200
@@ -98,7 +98,7 @@ async def test_http_1_0_goes_on_if_it_asks(site: Site) -> None:
     ],
 )
 @on_uvloop
-async def test_what_cannot_be_read_is_answered_counted_and_closed(site: Site, data: bytes, status: int) -> None:
+async def test_an_invalid_request_is_answered_counted_and_closed(site: Site, data: bytes, status: int) -> None:
     client = await site.client()
     reply = await client.ask(data)
     assert (reply.status, reply.headers["Connection"]) == (status, "close")
@@ -107,7 +107,7 @@ async def test_what_cannot_be_read_is_answered_counted_and_closed(site: Site, da
 
 
 @on_uvloop
-async def test_a_client_that_shuts_down_sending_gets_its_answers(site: Site) -> None:
+async def test_a_client_that_shuts_down_sending_receives_its_responses(site: Site) -> None:
     client = await site.client()
     client.send(get() + get("/x"))
     client.writer.write_eof()
@@ -117,7 +117,7 @@ async def test_a_client_that_shuts_down_sending_gets_its_answers(site: Site) -> 
 
 @pytest.mark.parametrize("data", [get()[:-1], post(b"{}")[:-1]])
 @on_uvloop
-async def test_a_request_that_is_cut_short_is_refused(site: Site, data: bytes) -> None:
+async def test_a_truncated_request_is_rejected(site: Site, data: bytes) -> None:
     client = await site.client()
     client.send(data)
     client.writer.write_eof()
@@ -127,7 +127,7 @@ async def test_a_request_that_is_cut_short_is_refused(site: Site, data: bytes) -
 
 
 @on_uvloop
-async def test_an_error_inside_ends_one_connection_and_is_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_exception_closes_one_connection_and_is_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     site.metrics.broken = True
     client = await site.client()
     client.send(get("/metrics"))
@@ -138,7 +138,7 @@ async def test_an_error_inside_ends_one_connection_and_is_logged(site: Site, cap
 
 
 @on_uvloop
-async def test_connections_that_are_cut_leave_nothing_behind(site: Site) -> None:
+async def test_reset_connections_leave_nothing(site: Site) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for data in (b"", b"GET", get(), post(b"{}")[:-1], get("/events"), get("/events") + get()):
         for _ in range(10):
@@ -156,7 +156,7 @@ async def test_connections_that_are_cut_leave_nothing_behind(site: Site) -> None
 
 
 @on_uvloop
-async def test_a_draining_server_says_so_and_takes_nothing_new(site: Site) -> None:
+async def test_a_draining_server_rejects_new_streams_and_events(site: Site) -> None:
     resting = await site.client()
     assert (await resting.ask(get())).status == 200
     site.hub.draining = True
@@ -177,7 +177,7 @@ def large(*lines: str) -> bytes:
 
 
 @on_uvloop
-async def test_large_requests_beyond_a_turns_share_are_served_in_later_turns(site: Site) -> None:
+async def test_large_requests_beyond_the_share_of_a_turn_are_served_in_later_turns(site: Site) -> None:
     """Each request takes longer than its turn's share. Requests on one connection keep their order."""
     ticks = itertools.count()
     site.front.pace = Pace(site.front.loop.call_soon, lambda: float(next(ticks)))
@@ -204,7 +204,7 @@ async def test_small_requests_are_served_while_large_ones_wait_for_their_turn(si
 
 
 @on_uvloop
-async def test_a_long_request_that_comes_in_pieces_waits_for_its_turn_and_has_one_time_limit(site: Site) -> None:
+async def test_a_long_request_in_pieces_waits_for_its_turn_and_has_one_time_limit(site: Site) -> None:
     deadlines: list[Waiting] = []
     real = site.front.deadlines.set
 

@@ -14,7 +14,7 @@ from tests.front.site import LONG_PAGE, Site, get, on_uvloop, serve
 
 
 @on_uvloop
-async def test_a_stream_s_descriptor_goes_to_the_hub_and_the_connection_lives_on(site: Site) -> None:
+async def test_the_hub_receives_the_descriptor_of_a_stream_and_the_tcp_connection_stays_open(site: Site) -> None:
     client = await site.client()
     client.send(get("/events?topic=a"))
     await site.lost.get()
@@ -31,7 +31,7 @@ async def test_a_stream_s_descriptor_goes_to_the_hub_and_the_connection_lives_on
 
 
 @on_uvloop
-async def test_what_follows_the_request_for_a_stream_is_not_served(site: Site) -> None:
+async def test_data_after_the_request_for_a_stream_is_ignored(site: Site) -> None:
     client = await site.client()
     client.send(get("/events") + get() + b"\0\0 nonsense")
     await client.head()
@@ -42,7 +42,7 @@ async def test_what_follows_the_request_for_a_stream_is_not_served(site: Site) -
 
 
 @on_uvloop
-async def test_answers_before_a_stream_come_first(site: Site) -> None:
+async def test_earlier_responses_precede_a_stream(site: Site) -> None:
     client = await site.client()
     client.send(get() + get("/nothing") + get("/events"))
     assert [(await client.reply()).status for _ in range(3)] == [200, 404, 200]
@@ -51,7 +51,7 @@ async def test_answers_before_a_stream_come_first(site: Site) -> None:
 
 @pytest.mark.parametrize("page", [LONG_PAGE, bytes(WRITE_BUFFER_HIGH * 3 // 4)], ids=["long", "short"])
 @on_uvloop
-async def test_a_stream_waits_until_the_answers_before_it_have_left(page: bytes) -> None:
+async def test_a_stream_waits_until_all_earlier_responses_are_sent(page: bytes) -> None:
     async with serve(page) as site:
         client = await site.client()
         client.pause()
@@ -66,7 +66,7 @@ async def test_a_stream_waits_until_the_answers_before_it_have_left(page: bytes)
 
 
 @on_uvloop
-async def test_the_hub_may_refuse_a_stream_and_the_connection_goes_on(site: Site) -> None:
+async def test_the_hub_can_reject_a_stream_and_the_connection_stays_open(site: Site) -> None:
     client = await site.client()
     await client.ask(get())
     before = len(os.listdir("/proc/self/fd"))
@@ -83,7 +83,7 @@ async def test_the_hub_may_refuse_a_stream_and_the_connection_goes_on(site: Site
 
 @pytest.mark.parametrize("page", [LONG_PAGE, bytes(WRITE_BUFFER_HIGH * 3 // 4)], ids=["long", "short"])
 @on_uvloop
-async def test_a_refused_stream_behind_a_long_answer_is_answered_too(page: bytes) -> None:
+async def test_a_rejected_stream_after_a_long_response_is_answered_too(page: bytes) -> None:
     async with serve(page) as site:
         site.hub.refuse = RequestError(503, "full")
         client = await site.client()
@@ -93,7 +93,7 @@ async def test_a_refused_stream_behind_a_long_answer_is_answered_too(page: bytes
 
 
 @on_uvloop
-async def test_without_a_descriptor_to_spare_a_stream_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_free_descriptor_a_stream_is_rejected(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_more(fd: int) -> int:
         raise OSError(errno.EMFILE, "too many open files")
 
@@ -104,7 +104,7 @@ async def test_without_a_descriptor_to_spare_a_stream_is_refused(site: Site, mon
 
 
 @on_uvloop
-async def test_a_failing_hand_over_ends_that_connection_alone(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_of_the_hub_closes_only_that_connection(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     site.hub.refuse = OSError(errno.EINVAL, "odd")
     client = await site.client()
     client.send(get("/events"))
@@ -115,7 +115,7 @@ async def test_a_failing_hand_over_ends_that_connection_alone(site: Site, caplog
 
 
 @on_uvloop
-async def test_a_head_request_for_a_stream_gets_its_head_and_a_close(site: Site) -> None:
+async def test_a_head_request_for_a_stream_receives_its_head_and_a_close(site: Site) -> None:
     client = await site.client()
     reply = await client.ask(get("/events", method="HEAD"))
     assert (reply.status, reply.headers["Connection"]) == (200, "close")
@@ -125,7 +125,7 @@ async def test_a_head_request_for_a_stream_gets_its_head_and_a_close(site: Site)
 
 
 @on_uvloop
-async def test_http_1_0_gets_a_stream_as_well(site: Site) -> None:
+async def test_http_1_0_receives_a_stream_too(site: Site) -> None:
     client = await site.client()
     client.send(b"GET /events HTTP/1.0\r\n\r\n")
     assert (await client.head()).status == 200
@@ -133,7 +133,7 @@ async def test_http_1_0_gets_a_stream_as_well(site: Site) -> None:
 
 
 @on_uvloop
-async def test_a_stream_is_handed_over_once_what_it_replays_is_ready(site: Site) -> None:
+async def test_the_hub_receives_a_stream_when_its_replay_is_ready(site: Site) -> None:
     site.hub.slow_to_prepare = True
     client = await site.client()
     client.writer.write(get("/events?topic=o.*&since=earliest"))
@@ -145,7 +145,7 @@ async def test_a_stream_is_handed_over_once_what_it_replays_is_ready(site: Site)
 
 
 @on_uvloop
-async def test_a_client_that_leaves_before_its_replay_is_ready_cancels_it(site: Site) -> None:
+async def test_a_client_that_disconnects_before_its_replay_is_ready_cancels_it(site: Site) -> None:
     site.hub.slow_to_prepare = True
     client = await site.client()
     client.writer.write(get("/events?topic=o.*&since=earliest"))

@@ -12,14 +12,14 @@ from tests.front.site import get, on_uvloop, post, serve
 
 
 @on_uvloop
-async def test_a_connection_that_says_nothing_is_closed() -> None:
+async def test_a_connection_that_sends_nothing_is_closed() -> None:
     async with serve(head_timeout_s=0.05) as site:
         assert await (await site.client()).rest() == b""
 
 
 @pytest.mark.parametrize("data", [b"G", get()[:-1], post(b"{}")[:-1]])
 @on_uvloop
-async def test_a_request_that_takes_too_long_is_refused(data: bytes) -> None:
+async def test_a_request_that_takes_too_long_is_rejected(data: bytes) -> None:
     async with serve(head_timeout_s=0.05, body_bytes_max=100) as site:
         client = await site.client()
         assert (await client.ask(data)).status == 408
@@ -27,7 +27,7 @@ async def test_a_request_that_takes_too_long_is_refused(data: bytes) -> None:
 
 
 @on_uvloop
-async def test_a_byte_now_and_then_does_not_extend_the_time() -> None:
+async def test_single_bytes_do_not_extend_the_time_limit() -> None:
     async with serve(head_timeout_s=0.05) as site:
         client = await site.client()
         client.send(b"GET / HTTP/1.1\r\nX: ")
@@ -41,7 +41,7 @@ async def test_a_byte_now_and_then_does_not_extend_the_time() -> None:
 
 
 @on_uvloop
-async def test_a_connection_that_rests_too_long_is_closed_without_a_word() -> None:
+async def test_a_connection_that_is_idle_too_long_is_closed_without_a_response() -> None:
     async with serve(keepalive_timeout_s=0.05) as site:
         client = await site.client()
         assert (await client.ask(get())).status == 200
@@ -49,7 +49,7 @@ async def test_a_connection_that_rests_too_long_is_closed_without_a_word() -> No
 
 
 @on_uvloop
-async def test_the_next_request_s_first_byte_begins_the_head_s_time() -> None:
+async def test_the_first_byte_of_the_next_request_starts_the_time_limit_of_the_head() -> None:
     async with serve(keepalive_timeout_s=30, head_timeout_s=0.05) as site:
         client = await site.client()
         assert (await client.ask(get())).status == 200
@@ -58,7 +58,7 @@ async def test_the_next_request_s_first_byte_begins_the_head_s_time() -> None:
 
 @pytest.mark.parametrize("data", [get("/") * 100, get("/") + get("/events"), get("/", "Connection: close")])
 @on_uvloop
-async def test_a_client_that_does_not_read_its_answers_is_cut(data: bytes) -> None:
+async def test_a_client_that_does_not_read_its_responses_is_closed(data: bytes) -> None:
     async with serve(bytes(WRITE_BUFFER_HIGH * 3 // 4), head_timeout_s=0.05) as site:
         client = await site.client()
         client.pause()
@@ -69,7 +69,7 @@ async def test_a_client_that_does_not_read_its_answers_is_cut(data: bytes) -> No
 
 
 @on_uvloop
-async def test_a_body_may_take_longer_than_a_head() -> None:
+async def test_a_body_can_take_longer_than_a_head() -> None:
     async with serve(head_timeout_s=0.05) as site:
         client, data = await site.client(), post(b"{}")
         client.send(data[:-1])
@@ -78,7 +78,7 @@ async def test_a_body_may_take_longer_than_a_head() -> None:
 
 
 @on_uvloop
-async def test_a_client_that_does_not_close_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_does_not_close_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front_module, "LINGER_S", 0.05)
     async with serve() as site:
         client = await site.client()

@@ -79,7 +79,7 @@ def test_a_deadline_passes_once(loop: Loop, deadlines: Deadlines) -> None:
     assert not loop.timers
 
 
-def test_a_cleared_deadline_does_not_pass_and_the_timer_comes_to_rest(loop: Loop, deadlines: Deadlines) -> None:
+def test_a_cleared_deadline_does_not_pass_and_the_timer_stops(loop: Loop, deadlines: Deadlines) -> None:
     connection = Connection()
     deadlines.set(connection, Waiting.HEAD)
     deadlines.clear(connection)
@@ -90,7 +90,7 @@ def test_a_cleared_deadline_does_not_pass_and_the_timer_comes_to_rest(loop: Loop
     assert not loop.timers
 
 
-def test_a_new_deadline_takes_the_old_one_s_place(loop: Loop, deadlines: Deadlines) -> None:
+def test_a_new_deadline_replaces_the_old_one(loop: Loop, deadlines: Deadlines) -> None:
     connection = Connection()
     deadlines.set(connection, Waiting.REST)
     loop.advance(5.0)
@@ -100,7 +100,7 @@ def test_a_new_deadline_takes_the_old_one_s_place(loop: Loop, deadlines: Deadlin
     assert connection.told == [Waiting.HEAD]
 
 
-def test_many_connections_have_one_timer_and_each_is_told_in_time(loop: Loop, deadlines: Deadlines) -> None:
+def test_many_connections_share_one_timer_and_each_is_called_in_time(loop: Loop, deadlines: Deadlines) -> None:
     connections = [Connection() for _ in range(50)]
     for connection in connections:
         deadlines.set(connection, Waiting.HEAD)
@@ -115,7 +115,7 @@ def test_many_connections_have_one_timer_and_each_is_told_in_time(loop: Loop, de
     assert loop.now_s <= 100.0 + 0.5 + 10.0 + SWEEP_INTERVAL_MIN_S
 
 
-def test_one_may_set_another_s_deadline_while_it_is_told(loop: Loop, deadlines: Deadlines) -> None:
+def test_a_callback_can_set_the_deadline_of_another_connection(loop: Loop, deadlines: Deadlines) -> None:
     class Setting(Connection):
         def deadline_passed(self, waiting: Waiting) -> None:
             super().deadline_passed(waiting)
@@ -130,7 +130,7 @@ def test_one_may_set_another_s_deadline_while_it_is_told(loop: Loop, deadlines: 
     assert setting.waiting is Waiting.REST
 
 
-def test_closing_forgets_all(loop: Loop, deadlines: Deadlines) -> None:
+def test_closing_clears_all_deadlines(loop: Loop, deadlines: Deadlines) -> None:
     connection = Connection()
     deadlines.set(connection, Waiting.HEAD)
     deadlines.close()

@@ -63,7 +63,7 @@ def authorization(subject: str) -> dict[str, str]:
         ("--patterns-per-stream-max=2", "topic=a.*&topic=b.*&topic=c.*", 400),
     ],
 )
-def test_a_stream_over_a_limit_is_refused_until_another_has_left(flag: str, query: str, status: int) -> None:
+def test_a_stream_over_a_limit_is_rejected_until_another_closes(flag: str, query: str, status: int) -> None:
     name = flag.removeprefix("--").partition("=")[0]
     flags = (flag, "--refuse-streams", "status", "--subscribe", "jwt", "--jwt-secret", SECRET)
     ann = authorization("ann")
@@ -77,7 +77,7 @@ def test_a_stream_over_a_limit_is_refused_until_another_has_left(flag: str, quer
             assert limited(server) == {name: 1}
 
 
-def test_a_pattern_is_counted_as_it_was_asked_for() -> None:
+def test_a_pattern_counts_as_a_term_of_its_own() -> None:
     with (
         relay("--streams-per-topic-max", "1", "--refuse-streams", "status") as server,
         Stream(server.port, "topic=a.*"),
@@ -95,7 +95,7 @@ def test_a_pattern_is_counted_as_it_was_asked_for() -> None:
         (("--publish-rate", "1"), JSON, b"[" + b"{}," * 9 + b"{}]", 429, "publish-rate"),
     ],
 )
-def test_a_publish_request_over_a_limit_is_refused(
+def test_a_publish_request_over_a_limit_is_rejected(
     flags: tuple[str, ...], headers: dict[str, str], body: bytes, status: int, name: str
 ) -> None:
     with relay(*flags) as server:
@@ -106,7 +106,7 @@ def test_a_publish_request_over_a_limit_is_refused(
         assert limited(server) == {name: 1}
 
 
-def test_a_head_that_does_not_come_in_time_is_cut_however_slowly_it_is_sent() -> None:
+def test_a_slow_head_is_closed_at_the_time_limit() -> None:
     with relay("--head-timeout", "400ms") as server, silent(server, 2) as (quiet, slow):
         began_s = time.monotonic()
         with contextlib.suppress(OSError):
@@ -122,7 +122,7 @@ def test_a_head_that_does_not_come_in_time_is_cut_however_slowly_it_is_sent() ->
         assert limited(server) == {"head-timeout": 2}
 
 
-def test_a_body_that_does_not_come_in_time_is_cut() -> None:
+def test_a_slow_body_is_closed_at_the_time_limit() -> None:
     with relay("--head-timeout", "200ms", "--body-bytes-max", "1KiB") as server, silent(server, 1) as (client,):
         client.sendall(f"POST /publish HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\n".encode())
         client.sendall(b"Content-Type: text/plain\r\nContent-Length: 100\r\n\r\nhello")
@@ -142,7 +142,7 @@ def test_connections_above_the_rate_wait_in_the_backlog_and_nothing_spins() -> N
         assert limited(server)["accept-rate"] >= 20
 
 
-def test_the_oldest_of_too_many_silent_connections_is_cut_for_a_new_one() -> None:
+def test_the_oldest_of_too_many_silent_connections_is_closed_for_a_new_one() -> None:
     with relay("--half-open-max", "10") as server, silent(server, 14):
         began_s = time.monotonic()
         assert server.request("GET", "/healthz")[0] == 200
@@ -162,7 +162,7 @@ def admin(server: Relay) -> None:
             assert response.status == 200
 
 
-def test_operators_are_answered_when_every_descriptor_is_taken(tmp_path: Path) -> None:
+def test_operators_receive_answers_when_every_descriptor_is_in_use(tmp_path: Path) -> None:
     flags = ("--refuse-streams", "status", "--unix", str(tmp_path / "u"))
     with (
         relay(*flags, before=("prlimit", "--nofile=300:300", "--")) as server,

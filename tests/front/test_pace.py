@@ -45,7 +45,7 @@ def test_small_requests_are_served_as_they_arrive_and_cost_no_callback() -> None
     assert world.next_turn == []
 
 
-def test_what_exceeds_a_slice_is_served_in_later_turns_in_order() -> None:
+def test_requests_beyond_a_slice_are_served_in_later_turns_in_order() -> None:
     world = World()
     for number in range(6):
         world.arrive(str(number), SLICE_S * 0.6)
@@ -57,7 +57,7 @@ def test_what_exceeds_a_slice_is_served_in_later_turns_in_order() -> None:
     assert world.turn() == []
 
 
-def test_each_turn_serves_at_least_one_request_however_long_it_takes() -> None:
+def test_each_turn_serves_at_least_one_request_even_a_long_one() -> None:
     world = World()
     for number in range(3):
         world.arrive(str(number), SLICE_S * 10)

@@ -16,12 +16,12 @@ PAGE = (importlib.resources.files("relay") / "pages" / "index.html").read_text()
 SCRIPT = "".join(re.findall(r"<script>(.*?)</script>", PAGE, re.DOTALL))
 
 
-def test_it_loads_nothing_from_elsewhere() -> None:
+def test_the_page_loads_nothing_from_other_hosts() -> None:
     assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", PAGE)
     assert set(re.findall(r"\b(?:src|href)=\"([^\"]*)\"", PAGE)) == {"data:,"}
 
 
-def test_its_addresses_are_relative_so_that_it_works_below_a_path() -> None:
+def test_its_addresses_are_relative_so_that_it_works_under_a_path() -> None:
     assert 'fetch("events?"' in SCRIPT
     assert 'fetch("stats"' in SCRIPT
 
@@ -38,13 +38,13 @@ def test_a_strict_content_security_policy_lets_it_work() -> None:
     assert not re.search(r"<[^>]+\s(on\w+|style)=", PAGE)
 
 
-def test_it_is_for_light_and_dark_and_every_field_has_a_label() -> None:
+def test_the_page_supports_dark_mode_and_labels_every_field() -> None:
     assert "prefers-color-scheme: dark" in PAGE
     for name in re.findall(r"<input id=\"(\w+)\"", PAGE):
         assert f'<label for="{name}"' in PAGE
 
 
-def test_every_element_that_the_script_looks_for_is_there() -> None:
+def test_every_element_that_the_script_uses_exists() -> None:
     for name in set(re.findall(r"find\(\"([\w-]+)\"\)", SCRIPT)):
         assert f'id="{name}"' in PAGE
 

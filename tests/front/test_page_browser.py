@@ -91,7 +91,7 @@ def test_a_page_resumes_when_the_demo_server_is_killed(browser: Browser) -> None
         assert numbers == list(range(numbers[0], numbers[0] - len(numbers), -1))
 
 
-def test_a_server_that_comes_back_without_its_history_leaves_a_gap_that_stays(browser: Browser) -> None:
+def test_a_server_that_restarts_without_its_history_leaves_a_visible_gap(browser: Browser) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -117,7 +117,7 @@ def test_a_server_that_comes_back_without_its_history_leaves_a_gap_that_stays(br
         assert browser.text("#missed").startswith("Gaps")
 
 
-def test_a_gap_says_how_many_events_were_missed_where_that_is_known(browser: Browser) -> None:
+def test_a_gap_shows_the_number_of_missed_events_if_it_is_known(browser: Browser) -> None:
     with serving() as server:
         watch(browser, server)
         for gap in ({"reason": "slow", "missed": 312, "from": "a-10", "to": "a-321"}, {"reason": "slow", "missed": 1}):
@@ -166,7 +166,7 @@ def test_ten_thousand_events_are_counted_and_the_newest_500_shown(browser: Brows
         assert browser.value("document.querySelectorAll('*').length") < 3000
 
 
-def test_the_page_asks_for_a_token_and_keeps_it_out_of_sight(browser: Browser) -> None:
+def test_the_page_asks_for_a_token_and_hides_it(browser: Browser) -> None:
     with serving(*JWT) as server:
         browser.open(f"{server.url}/?topic=news")
         browser.wait("document.querySelector('#state').textContent === 'a token is needed'")
@@ -189,7 +189,7 @@ def test_the_page_asks_for_a_token_and_keeps_it_out_of_sight(browser: Browser) -
         assert "other" in browser.text("#ask")
 
 
-def test_an_ended_topic_and_a_wrong_one_are_said_and_not_asked_for_again(browser: Browser) -> None:
+def test_an_ended_topic_and_a_wrong_one_are_reported_and_not_requested_again(browser: Browser) -> None:
     with serving() as server:
         publish(server, {"event": "relay.end", "data": "3:1"}, topic="match.7")
         browser.open(f"{server.url}/?topic=match.7")
@@ -206,7 +206,7 @@ PIECES = (
 )
 
 
-def test_the_parser_reads_the_stream_however_it_is_cut(browser: Browser) -> None:
+def test_the_parser_reads_the_stream_at_every_split(browser: Browser) -> None:
     expected = [["a", "x\n ÿ🚀", "1"], ["message", "", "2"], ["message", "cut", "9"], "9", 7]
     with serving() as server:
         watch(browser, server)

@@ -47,7 +47,7 @@ def refused(target: str, *lines: str, method: str = "GET", config: Config = CONF
     return caught.value
 
 
-def test_a_stream_without_a_topic_gets_the_default_topic() -> None:
+def test_a_stream_without_a_topic_receives_the_default_topic() -> None:
     head = stream_head((VARY,))
     assert stream("/events") == Subscribe(("news",), (), None, None, False, head)
 
@@ -69,7 +69,7 @@ def test_a_stream_without_a_topic_gets_the_default_topic() -> None:
         ("/events?unknown=1&topic=a", ("a",)),
     ],
 )
-def test_topics_come_from_path_and_query_each_once_in_order(target: str, terms: tuple[str, ...]) -> None:
+def test_topics_are_read_from_path_and_query_each_once_in_order(target: str, terms: tuple[str, ...]) -> None:
     assert stream(target).terms == terms
 
 
@@ -94,36 +94,36 @@ def test_topics_come_from_path_and_query_each_once_in_order(target: str, terms: 
         ("/favicon.ico", 404),
     ],
 )
-def test_what_is_no_topic_or_no_path_is_refused(target: str, status: int) -> None:
+def test_an_invalid_topic_or_path_is_rejected(target: str, status: int) -> None:
     assert refused(target).status == status
 
 
 @pytest.mark.parametrize("foreign", ["utm=100%", "x=%E9", "%ff=1", "%zz", "x=%00", "=", "&", "x[]=1&x[]=2", "a;b=c"])
-def test_query_arguments_of_others_may_have_any_value(foreign: str) -> None:
+def test_unknown_query_arguments_can_have_any_value(foreign: str) -> None:
     for target in (f"/events?{foreign}&topic=a", f"/events?topic=a&{foreign}"):
         assert stream(target).terms == ("a",)
     assert route(f"/?{foreign}") is Resource.PAGE
 
 
 @pytest.mark.parametrize(("argument", "reason"), [("topic=%E9", "topic: .*UTF-8"), ("policy=%", "policy: malformed")])
-def test_an_argument_of_ours_that_cannot_be_decoded_is_named(argument: str, reason: str) -> None:
+def test_the_error_for_an_undecodable_argument_names_it(argument: str, reason: str) -> None:
     error = refused(f"/events?x=%&{argument}")
     assert error.status == 400
     assert re.match(reason, error.reason)
 
 
-def test_the_header_wins_over_the_query_and_the_query_over_since() -> None:
+def test_the_header_overrides_the_query_and_the_query_overrides_since() -> None:
     assert stream("/events?lastEventId=q&since=earliest", "Last-Event-ID: h").last_ids == ("h",)
     subscribe = stream("/events?lastEventId=q&since=earliest")
     assert (subscribe.last_ids, subscribe.since_s, subscribe.must_know) == (("q",), None, False)
 
 
 @pytest.mark.parametrize("name", LAST_ID_NAMES)
-def test_the_last_id_may_come_under_each_of_the_names_in_use(name: str) -> None:
+def test_the_last_id_can_have_each_of_the_common_names(name: str) -> None:
     assert stream(f"/events?{name}=a%2F7").last_ids == ("a/7",)
 
 
-def test_an_empty_last_id_is_none() -> None:
+def test_an_empty_last_id_is_ignored() -> None:
     assert stream("/events?lastEventId=", "Last-Event-ID:").last_ids == ()
     assert stream("/events?lastEventId=&lastEventID=x").last_ids == ("x",)
 
@@ -140,7 +140,7 @@ def test_an_empty_last_id_is_none() -> None:
         (b"x" * 5000, {"x" * (ID_CHARACTERS_MAX + 1)}),
     ],
 )
-def test_a_last_id_of_any_bytes_is_read_into_all_that_it_may_stand_for(value: bytes, ids: set[str]) -> None:
+def test_a_last_id_of_any_bytes_is_read_into_all_possible_ids(value: bytes, ids: set[str]) -> None:
     head = b"GET /events HTTP/1.1\r\nHost: a\r\nlast-EVENT-id: %b\r\n\r\n" % value
     good = Router(CONFIG).route(parse_head(head))
     assert isinstance(good, Subscribe)
@@ -162,11 +162,11 @@ def test_a_last_id_of_any_bytes_is_read_into_all_that_it_may_stand_for(value: by
         ("a=b", {"a=b"}),
     ],
 )
-def test_a_last_id_in_the_query_may_be_escaped_in_any_way(value: str, ids: set[str]) -> None:
+def test_a_last_id_in_the_query_can_be_escaped_in_any_way(value: str, ids: set[str]) -> None:
     assert set(stream(f"/events?lastEventId={value}").last_ids) == ids
 
 
-def test_several_last_ids_stand_for_none() -> None:
+def test_several_different_last_ids_match_no_event() -> None:
     for subscribe in (
         stream("/events", "Last-Event-ID: 1", "Last-Event-ID: 2"),
         stream("/events?lastEventId=1&lastEventId=2"),
@@ -223,7 +223,7 @@ def test_since_is_a_word_a_duration_a_time_or_an_id(
     assert subscribe.must_know == bool(last_ids)
 
 
-def test_a_since_that_comes_twice_is_refused() -> None:
+def test_a_repeated_since_is_rejected() -> None:
     assert refused("/events?since=1s&since=2s").status == 400
 
 
@@ -257,7 +257,7 @@ def test_a_since_that_comes_twice_is_refused() -> None:
         ("channel", None),
     ],
 )
-def test_a_misspelt_name_is_refused_with_a_hint_and_an_unknown_one_is_ignored(name: str, meant: str | None) -> None:
+def test_a_misspelt_name_is_rejected_with_a_hint_and_an_unknown_one_is_ignored(name: str, meant: str | None) -> None:
     if meant is None:
         assert stream(f"/events?{name}=a").terms == ("news",)
     else:
@@ -267,12 +267,12 @@ def test_a_misspelt_name_is_refused_with_a_hint_and_an_unknown_one_is_ignored(na
 
 
 @pytest.mark.parametrize(("name", "meant"), [("Topic", "topic"), ("ID", "id"), ("events", "event"), ("keys", "key")])
-def test_a_misspelt_name_of_a_publish_request_is_refused(name: str, meant: str) -> None:
+def test_a_misspelt_name_of_a_publish_request_is_rejected(name: str, meant: str) -> None:
     assert f"did you mean {meant}?" in refused(f"/publish?{name}=a", method="POST").reason
     assert route("/publish?x=a&_=1", method="POST") == PublishBody("news", None, None, None)
 
 
-def test_a_policy_must_be_one_that_requests_may_choose() -> None:
+def test_a_request_can_choose_only_the_permitted_policies() -> None:
     assert stream("/events?policy=conflate").policy == "conflate"
     assert refused("/events?policy=block").status == 403
     error = refused("/events?policy=odd")
@@ -282,13 +282,13 @@ def test_a_policy_must_be_one_that_requests_may_choose() -> None:
 
 
 @pytest.mark.parametrize("name", ["padding", "evs_preamble"])
-def test_padding_is_asked_for_by_the_names_in_use(name: str) -> None:
+def test_padding_can_be_requested_with_each_of_the_common_names(name: str) -> None:
     assert stream(f"/events?{name}").padding
     assert stream(f"/events?{name}=true").padding
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "*/*", "text/html", "nonsense"])
-def test_any_accept_will_do(accept: str) -> None:
+def test_any_accept_header_is_valid(accept: str) -> None:
     assert stream("/events", f"Accept: {accept}").terms == ("news",)
 
 
@@ -304,7 +304,7 @@ def test_streams_of_one_origin_share_their_head() -> None:
     assert stream("/events", "Origin: https://c.example").head == stream_head((VARY,))
 
 
-def test_a_host_is_refused_unless_it_is_allowed() -> None:
+def test_a_host_is_rejected_unless_it_is_allowed() -> None:
     config = Config(allowed_host=("localhost", "127.0.0.1", "[::1]", "*.example.com"))
 
     def ask(host: str, target: str = "/events", method: str = "GET") -> object:
@@ -327,28 +327,28 @@ def test_a_host_is_refused_unless_it_is_allowed() -> None:
         ask("localhost", "http://evil.example/events")
 
 
-def test_without_allowed_hosts_any_host_will_do() -> None:
+def test_without_allowed_hosts_any_host_is_accepted() -> None:
     assert isinstance(Router(Config()).route(request("/events")), Subscribe)
 
 
-def test_a_head_of_a_stream_is_checked_like_the_stream() -> None:
+def test_a_head_request_for_a_stream_is_checked_like_the_stream() -> None:
     assert route("/events", method="HEAD") == StreamHead((CONFIG.topic,))
     assert refused("/events?topic=", method="HEAD").status == 400
 
 
 @pytest.mark.parametrize("resource", list(Resource))
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_the_documents_are_where_they_should_be(resource: Resource, method: str) -> None:
+def test_each_document_has_its_path(resource: Resource, method: str) -> None:
     assert route(resource.value + "?x=y", method=method) is resource
 
 
-def test_publish_takes_its_arguments_from_the_query() -> None:
+def test_publish_reads_its_arguments_from_the_query() -> None:
     assert route("/publish", method="POST") == PublishBody("news", None, None, None)
     asked = route("/publish?topic=a&event=e&id=i&key=k", method="POST")
     assert asked == PublishBody("a", "e", "i", "k")
 
 
-def test_publish_refuses_a_bad_topic_and_a_compressed_body() -> None:
+def test_publish_rejects_a_bad_topic_and_a_compressed_body() -> None:
     assert refused("/publish?topic=a.*", method="POST").status == 400
     assert refused("/publish?topic=a&topic=b", method="POST").status == 400
     assert refused("/publish", "Content-Encoding: gzip", method="POST").status == 415
@@ -364,7 +364,7 @@ def test_publish_refuses_a_bad_topic_and_a_compressed_body() -> None:
         ("/healthz", "TRACE", "GET, HEAD, OPTIONS"),
     ],
 )
-def test_a_wrong_method_is_answered_with_the_right_ones(target: str, method: str, allow: str) -> None:
+def test_the_response_to_a_wrong_method_names_the_allowed_ones(target: str, method: str, allow: str) -> None:
     error = refused(target, method=method)
     assert (error.status, error.headers) == (405, (("Allow", allow),))
 

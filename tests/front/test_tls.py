@@ -30,7 +30,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return make_certificate(tmp_path_factory.mktemp("tls"), "one")
 
 
-def test_three_hundred_streams_over_tls_get_every_event_and_leave_nothing(certificate: Certificate) -> None:
+def test_three_hundred_streams_over_tls_receive_every_event_and_leave_nothing(certificate: Certificate) -> None:
     with (
         relay(*certificate.flags, context=certificate.context()) as server,
         contextlib.ExitStack() as stack,
@@ -53,7 +53,7 @@ def test_three_hundred_streams_over_tls_get_every_event_and_leave_nothing(certif
         assert server.stats()["closes"] == {"client": STREAMS}
 
 
-def test_a_client_that_does_not_read_is_slow_to_the_engine_and_harms_nobody(certificate: Certificate) -> None:
+def test_a_client_that_does_not_read_counts_as_slow_and_harms_no_other(certificate: Certificate) -> None:
     flags = (*certificate.flags, "--client-buffer", "16KiB", "--lag-bytes", "1MiB")
     with relay(*flags, context=certificate.context()) as server:
         slow = Stream(server.port, "topic=a", context=server.context, receive_buffer=4096)
@@ -77,7 +77,7 @@ def test_a_client_that_does_not_read_is_slow_to_the_engine_and_harms_nobody(cert
             assert seen + missed == count + 2
 
 
-def test_what_a_stream_is_still_to_get_comes_before_a_drain_closes_it(certificate: Certificate) -> None:
+def test_a_drain_sends_all_pending_data_before_it_closes_a_stream(certificate: Certificate) -> None:
     with relay(*certificate.flags, context=certificate.context()) as server:
         streams = [Stream(server.port, "topic=a", context=server.context, receive_buffer=4096) for _ in range(10)]
         for number in range(30):
@@ -91,7 +91,7 @@ def test_what_a_stream_is_still_to_get_comes_before_a_drain_closes_it(certificat
         assert server.wait() == 0
 
 
-def test_a_new_certificate_is_used_after_sighup_and_a_bad_one_is_not(tmp_path: Path) -> None:
+def test_after_sighup_a_new_certificate_is_used_unless_it_is_invalid(tmp_path: Path) -> None:
     used = make_certificate(tmp_path / "used", "used")
     old = used.context()
     with relay(*used.flags, context=old) as server, Stream(server.port, "topic=a", context=old) as stream:
@@ -112,7 +112,7 @@ def test_a_new_certificate_is_used_after_sighup_and_a_bad_one_is_not(tmp_path: P
         assert stream.next().data == "over the new one, to the old one"
 
 
-def test_an_upgrade_is_refused_as_keys_cannot_be_handed_over(certificate: Certificate) -> None:
+def test_an_upgrade_is_rejected_because_tls_keys_cannot_be_passed_on(certificate: Certificate) -> None:
     flags, context = certificate.flags, certificate.context()
     with relay(*flags, context=context) as server, Stream(server.port, "topic=a", context=context) as stream:
         server.process.send_signal(signal.SIGUSR2)
@@ -122,7 +122,7 @@ def test_an_upgrade_is_refused_as_keys_cannot_be_handed_over(certificate: Certif
         assert stream.next().data == "still here"
 
 
-def test_what_is_no_tls_harms_nobody(certificate: Certificate) -> None:
+def test_data_that_is_not_tls_harms_no_other(certificate: Certificate) -> None:
     flags = (*certificate.flags, "--head-timeout", "300ms")
     with relay(*flags, context=certificate.context()) as server:
         with Stream(server.port, "topic=a", context=server.context) as healthy:
@@ -152,7 +152,7 @@ def test_what_is_no_tls_harms_nobody(certificate: Certificate) -> None:
         assert not [record for record in server.log if record.get("levelname") == "ERROR"]
 
 
-def test_a_request_and_its_answer_of_any_size_come_through(certificate: Certificate) -> None:
+def test_requests_and_responses_of_any_size_pass(certificate: Certificate) -> None:
     with relay(*certificate.flags, "--event-bytes-max", "8MiB", context=certificate.context()) as server:
         with Stream(server.port, "topic=a", context=server.context) as stream:
             data = os.urandom(1_500_000).hex()
@@ -163,7 +163,7 @@ def test_a_request_and_its_answer_of_any_size_come_through(certificate: Certific
         assert server.request("HEAD", "/events?topic=a")[0] == 200
 
 
-def test_each_worker_speaks_tls_and_reads_the_new_certificate(tmp_path: Path) -> None:
+def test_each_worker_serves_tls_and_reloads_the_certificate(tmp_path: Path) -> None:
     used = make_certificate(tmp_path / "used", "used")
     with relay("--workers", "2", *used.flags, context=used.context()) as server:
         streams = [Stream(server.port, "topic=a", context=server.context) for _ in range(20)]
@@ -203,7 +203,7 @@ def proxied(server: Relay, context: ssl.SSLContext, header: bytes, pieces: int =
             return secure.recv(65536)
 
 
-def test_a_proxy_names_the_client_before_tls_begins(certificate: Certificate) -> None:
+def test_a_proxy_header_precedes_the_tls_handshake(certificate: Certificate) -> None:
     flags = (*certificate.flags, "--proxy-protocol", "--trusted-proxy", "127.0.0.1", "--streams-per-address-max", "1")
     version_1 = b"PROXY TCP4 198.51.100.7 192.0.2.1 4000 443\r\n"
     version_2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes([198, 51, 100, 8, 192, 0, 2, 1, 0, 80, 1, 187])
@@ -244,7 +244,7 @@ def test_the_commands_trust_the_certificate_that_ca_names(certificate: Certifica
         assert "/nowhere/ca.pem" in missing.stderr
 
 
-def test_what_is_wrong_with_the_files_is_said_at_the_start(certificate: Certificate, tmp_path: Path) -> None:
+def test_the_start_reports_errors_in_the_certificate_files(certificate: Certificate, tmp_path: Path) -> None:
     other = make_certificate(tmp_path / "other", "other")
     nothing, locked = tmp_path / "nothing.pem", tmp_path / "locked.pem"
     nothing.write_text("nothing")

@@ -45,7 +45,7 @@ def binary(command: int = 0x21, family: int = 0x11, body: bytes = b"\x01\x02\x03
         (binary(family=0x31, body=b"x" * 216), None),
     ],
 )
-def test_a_header_is_read_once_it_is_whole_however_it_comes(header: bytes, address: str | None) -> None:
+def test_a_header_is_read_when_it_is_complete_at_every_split(header: bytes, address: str | None) -> None:
     for end in range(len(header)):
         assert read_header(header[:end]) is None
     assert read_header(header) == (address, len(header))
@@ -68,14 +68,14 @@ def test_a_header_is_read_once_it_is_whole_however_it_comes(header: bytes, addre
         binary(body=b"short"),
     ],
 )
-def test_what_is_no_header_is_refused(header: bytes) -> None:
+def test_an_invalid_header_is_rejected(header: bytes) -> None:
     with pytest.raises(RequestError) as raised:
         read_header(header)
     assert raised.value.status == 400
 
 
 @given(st.sampled_from([b"", b"PROXY ", b"PROXY TCP4 ", SIGNATURE, SIGNATURE + b"\x21\x11"]), st.binary(max_size=300))
-def test_whatever_comes_is_read_or_refused_or_waited_for(start: bytes, rest: bytes) -> None:
+def test_any_input_is_read_rejected_or_incomplete(start: bytes, rest: bytes) -> None:
     try:
         found = read_header(start + rest)
     except RequestError:
@@ -123,11 +123,11 @@ def test_whatever_comes_is_read_or_refused_or_waited_for(start: bytes, rest: byt
         ("local", "192.0.2.1", "local"),
     ],
 )
-def test_the_client_is_the_first_from_the_right_that_is_no_trusted_proxy(peer: str, header: str, address: str) -> None:
+def test_the_client_is_the_rightmost_address_that_is_not_a_trusted_proxy(peer: str, header: str, address: str) -> None:
     assert client_address(peer, header, PROXIES) == address
 
 
-def test_only_what_is_listed_is_trusted() -> None:
+def test_only_listed_proxies_are_trusted() -> None:
     assert trusted("10.1.2.3", PROXIES)
     assert trusted("::1", PROXIES)
     assert not trusted("11.1.2.3", PROXIES)
@@ -141,7 +141,7 @@ def refused(server: Relay, headers: dict[str, str]) -> bool:
         return stream.head.startswith(b"HTTP/1.1 429 ")
 
 
-def test_limits_by_address_go_by_the_forwarded_one_where_the_proxy_is_trusted() -> None:
+def test_limits_per_address_use_the_forwarded_address_of_a_trusted_proxy() -> None:
     limit = ("--streams-per-address-max", "1", "--trusted-proxy", "127.0.0.0/8")
     with relay(*limit) as server, Stream(server.port, headers={"X-Forwarded-For": "192.0.2.1"}):
         assert refused(server, {"X-Forwarded-For": "192.0.2.1"})
@@ -164,7 +164,7 @@ def ask(server: Relay, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("header", [b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", binary()])
-def test_a_proxy_that_speaks_the_proxy_protocol_is_read_and_one_that_does_not_is_cut(header: bytes) -> None:
+def test_a_proxy_without_the_expected_proxy_protocol_is_closed(header: bytes) -> None:
     request = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
     with relay("--proxy-protocol", "--trusted-proxy", "127.0.0.1", "--log-level", "debug") as server:
         assert ask(server, header + request).startswith(b"HTTP/1.1 200 ")
@@ -176,7 +176,7 @@ def test_a_proxy_that_speaks_the_proxy_protocol_is_read_and_one_that_does_not_is
         assert ask(server, header + request).startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_browser_over_a_limit_is_told_by_a_stream_to_come_back() -> None:
+def test_a_browser_over_a_limit_receives_a_stream_with_a_retry() -> None:
     events = {"Accept": "text/event-stream"}
     with relay("--streams-max", "1") as server, Stream(server.port):
         with Stream(server.port, headers=events) as turned_away:

@@ -71,7 +71,7 @@ def post(*lines: str, body: bytes = b"") -> bytes:
 CHUNKED = "Transfer-Encoding: chunked"
 
 
-def test_a_request_is_read_whole() -> None:
+def test_a_complete_request_is_read() -> None:
     request = one(
         get(
             "/events/a%20b?topic=x+y&topic=%C3%B6&&flag",
@@ -96,7 +96,7 @@ def test_a_request_is_read_whole() -> None:
     assert (request.version, request.keep_alive, request.body_length) == ("1.1", True, 0)
 
 
-def test_what_is_not_whole_is_no_request_yet() -> None:
+def test_an_incomplete_request_is_not_returned() -> None:
     data = get()
     for cut in range(len(data)):
         assert run([data[:cut]]) == []
@@ -113,7 +113,7 @@ def test_what_is_not_whole_is_no_request_yet() -> None:
         ("Connection: keep-alive, close", "1.0", False),
     ],
 )
-def test_keep_alive_is_told_from_version_and_connection(line: str, version: str, keep: bool) -> None:
+def test_keep_alive_depends_on_version_and_connection(line: str, version: str, keep: bool) -> None:
     assert one(get("/", line, version=version)).keep_alive is keep
 
 
@@ -132,7 +132,7 @@ def test_each_form_of_a_target_is_read(target: str, raw_path: str) -> None:
     assert one(get(target)).raw_path == raw_path
 
 
-def test_empty_lines_before_a_request_are_passed_over() -> None:
+def test_empty_lines_before_a_request_are_ignored() -> None:
     assert one(b"\r\n\r\n" + get()).path == "/"
 
 
@@ -141,7 +141,7 @@ def test_an_upgrade_is_ignored() -> None:
     assert [result[0].path for result in outcome if not isinstance(result, int)] == ["/", "/next"]
 
 
-def test_requests_that_arrive_together_are_given_one_by_one() -> None:
+def test_requests_that_arrive_together_are_returned_one_by_one() -> None:
     data = post("Content-Length: 3", body=b"abc") + get("/a") + post(CHUNKED, body=b"1\r\nx\r\n0\r\n\r\n") + get("/b")
     outcome = parse(data)
     assert [(result[0].path, result[1]) for result in outcome if not isinstance(result, int)] == [
@@ -152,7 +152,7 @@ def test_requests_that_arrive_together_are_given_one_by_one() -> None:
     ]
 
 
-def test_what_follows_a_request_is_not_looked_at_before_it_is_asked_for() -> None:
+def test_data_after_a_request_is_not_parsed_before_the_next_call() -> None:
     parser = RequestParser(HEAD_MAX)
     parser.feed(get() + b"\0 no request at all")
     assert parser.head() is not None
@@ -254,18 +254,18 @@ def test_what_follows_a_request_is_not_looked_at_before_it_is_asked_for() -> Non
         pytest.param(post(CHUNKED, body=b"0\r\n folded: a\r\n\r\n"), 400, id="folded trailer"),
     ],
 )
-def test_what_is_not_http_as_it_should_be_is_refused(data: bytes, status: int) -> None:
+def test_invalid_http_is_rejected(data: bytes, status: int) -> None:
     assert parse(data) == [status]
 
 
-def test_a_head_may_be_as_large_as_its_maximum_and_no_larger() -> None:
+def test_a_head_can_have_its_maximum_size_and_no_more() -> None:
     data = get("/", "X: " + "y" * 50)
     for pieces in ways(data):
         assert len(run(pieces, head_max=len(data))) == 1
         assert run(pieces, head_max=len(data) - 1) == [431]
 
 
-def test_a_head_without_an_end_is_refused_at_its_maximum() -> None:
+def test_a_head_without_end_is_rejected_at_its_maximum() -> None:
     data = get("/" + "a" * 40)[:-2]
     for pieces in ways(data):
         assert run(pieces, head_max=32) == [414]
@@ -279,12 +279,12 @@ def test_a_later_minor_version_is_served_as_1_1() -> None:
     assert one(get(version="1.2")).version == "1.1"
 
 
-def test_empty_lines_do_not_count_as_head() -> None:
+def test_empty_lines_do_not_count_towards_the_head() -> None:
     (result,) = run([b"\r\n"] * 1000 + [get()])
     assert result != 431
 
 
-def test_a_length_over_the_limit_is_refused_before_the_body_comes() -> None:
+def test_a_length_over_the_limit_is_rejected_before_the_body_arrives() -> None:
     parser = RequestParser(HEAD_MAX)
     parser.feed(post("Content-Length: 65"))
     assert parser.head() is not None
@@ -293,7 +293,7 @@ def test_a_length_over_the_limit_is_refused_before_the_body_comes() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, BODY_MAX])
-def test_a_body_is_given_whole(length: int) -> None:
+def test_a_body_is_returned_completely(length: int) -> None:
     body = b"\r\n" * (length // 2) + b"x" * (length % 2)
     ((_, given),) = run([post(f"Content-Length: {length}", body=body)])  # type: ignore[misc]
     assert given == body
@@ -312,12 +312,12 @@ def test_a_chunk_line_has_a_maximum() -> None:
     assert run([post(CHUNKED, body=b"0\r\nX:" + b"x" * CHUNK_LINE_BYTES_MAX + b"\r\n\r\n")]) == [400]
 
 
-def test_chunk_lines_have_a_maximum_in_all() -> None:
+def test_all_chunk_lines_together_have_a_maximum() -> None:
     trailers = b"X: y\r\n" * (CHUNK_LINES_BYTES_MAX // 6 + 1)
     assert run([post(CHUNKED, body=b"0\r\n" + trailers + b"\r\n")]) == [400]
 
 
-def test_one_byte_a_chunk_is_taken() -> None:
+def test_chunks_of_one_byte_are_accepted() -> None:
     body = b"1\r\nx\r\n" * 200_000 + b"0\r\n\r\n"
     ((_, given),) = run([post(CHUNKED, body=body)], body_max=200_000)  # type: ignore[misc]
     assert given == b"x" * 200_000
@@ -328,7 +328,7 @@ def test_continue_is_expected_only_in_1_1() -> None:
     assert not one(get("/", "Expect: 100-continue", version="1.0")).expects_continue
 
 
-def test_a_body_that_is_outstanding_is_said() -> None:
+def test_the_reader_reports_an_outstanding_body() -> None:
     parser = RequestParser(HEAD_MAX)
     assert not parser.partial
     parser.feed(post("Content-Length: 3"))

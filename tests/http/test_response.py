@@ -11,7 +11,7 @@ from relay.config.origins import Allowed
 from relay.http.response import Dates, Headers, cors_headers, json_body, page_headers, respond, stream_head
 
 
-def test_a_response_has_its_length_and_says_whether_it_goes_on() -> None:
+def test_a_response_states_its_length_and_keep_alive() -> None:
     assert respond(200, (("X", "y"),), b"abc") == (
         b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: 3\r\nConnection: keep-alive\r\n\r\nabc"
     )
@@ -34,7 +34,7 @@ def test_json_is_not_cached() -> None:
     assert body == '{"error":"ö"}\n'.encode()
 
 
-def test_a_stream_s_head_is_what_proxies_and_browsers_need() -> None:
+def test_the_head_of_a_stream_has_the_headers_for_proxies_and_browsers() -> None:
     assert stream_head() == (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n"
         b"Connection: keep-alive\r\nX-Accel-Buffering: no\r\n\r\n"
@@ -68,7 +68,7 @@ def test_credentials_go_to_a_listed_origin_and_never_to_any(
     assert cors_headers(Allowed(items), origin) == headers
 
 
-def test_date_is_formatted_once_a_second() -> None:
+def test_the_date_is_formatted_once_a_second() -> None:
     times = iter([784111777.2, 784111777.9, 784111777.9, 784111778.0])
     dates = Dates(lambda: next(times))
     first = dates.now()
@@ -79,7 +79,7 @@ def test_date_is_formatted_once_a_second() -> None:
     assert dates.now() == "Sun, 06 Nov 1994 08:49:38 GMT"
 
 
-def test_the_page_may_run_its_own_scripts_and_styles_only() -> None:
+def test_the_page_can_run_only_its_own_scripts_and_styles() -> None:
     page = b"<style>p{}</style><script>one()</script><script type='module'>two()\n</script>"
     policy = dict(page_headers(page))["Content-Security-Policy"]
     for block in (b"p{}", b"one()", b"two()\n"):

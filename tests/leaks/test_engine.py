@@ -83,7 +83,7 @@ ENDS: list[End] = [abort, close, skip_and_abort, leave, talk, read_all_and_close
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_every_way_to_end_gives_back_descriptors_objects_and_references(rig: Rig, end: End) -> None:
+def test_every_kind_of_close_releases_descriptors_objects_and_references(rig: Rig, end: End) -> None:
     subscription, address = Subscription(), "192.0.2." + str(len(ENDS))
     head = bytes(bytearray(b"head" * 100))
     frames = frames_of([2001 + number for number in range(8)])
@@ -120,7 +120,7 @@ def test_every_way_to_end_gives_back_descriptors_objects_and_references(rig: Rig
     assert [sys.getrefcount(each) for each in shared] == references
 
 
-def test_a_stream_holds_its_subscription_and_address_and_head_once(rig: Rig) -> None:
+def test_a_stream_keeps_one_reference_to_its_subscription_address_and_head(rig: Rig) -> None:
     subscription, address, head = Subscription(), "192.0.2.77" + str(id(rig)), bytes(bytearray(b"head" * 50))
     before = [sys.getrefcount(each) for each in (subscription, address, head)]
     handles = [rig.open(subscription=subscription, address=address, pending=head) for _ in range(10)]
@@ -141,7 +141,7 @@ def test_a_stream_holds_its_subscription_and_address_and_head_once(rig: Rig) -> 
 
 
 @pytest.mark.parametrize("how", ["finish", "skip", "close", "abort", "peer"])
-def test_the_half_sent_frame_is_let_go_of_once_it_is_not_needed(rig: Rig, how: str) -> None:
+def test_the_half_sent_frame_is_released_when_it_is_not_needed(rig: Rig, how: str) -> None:
     frames = frames_of([2001 + number for number in range(8)])
     chunk = rig.chunk(frames)
     before = [sys.getrefcount(frame) for frame in frames]
@@ -166,7 +166,7 @@ def test_the_half_sent_frame_is_let_go_of_once_it_is_not_needed(rig: Rig, how: s
     assert [sys.getrefcount(frame) for frame in frames] == before
 
 
-def test_idle_streams_of_the_compiled_engine_are_no_objects_of_the_garbage_collector(rig: Rig) -> None:
+def test_the_garbage_collector_tracks_no_idle_stream_of_the_compiled_engine(rig: Rig) -> None:
     if rig.twin.name == "native":
         pytest.skip("its streams are objects, which is why there is a compiled one")
     peers = [socket.socketpair() for _ in range(100)]
@@ -182,7 +182,7 @@ def test_idle_streams_of_the_compiled_engine_are_no_objects_of_the_garbage_colle
         theirs.close()
 
 
-def test_an_engine_that_goes_closes_what_it_holds_and_lets_go(twin: EngineTypes) -> None:
+def test_a_deleted_engine_closes_its_descriptors_and_releases_its_objects(twin: EngineTypes) -> None:
     if twin.name == "native":
         pytest.skip("Python warns of its sockets by itself")
     subscription, pending = Subscription(), bytes(bytearray(b"head" * 50))
@@ -198,7 +198,7 @@ def test_an_engine_that_goes_closes_what_it_holds_and_lets_go(twin: EngineTypes)
     assert (descriptors(), sys.getrefcount(subscription), sys.getrefcount(pending)) == before
 
 
-def test_chunks_that_are_refused_leave_nothing(twin: EngineTypes) -> None:
+def test_rejected_chunks_leave_nothing(twin: EngineTypes) -> None:
     frame = bytes(bytearray(b"frame" * 50))
     before = sys.getrefcount(frame)
     for _ in range(100):

@@ -48,7 +48,7 @@ def settled(server: Relay) -> tuple[int, int]:
     return server.memory_bytes(), server.stats()["gc_objects"]
 
 
-def test_many_rounds_of_streams_and_events_cost_nothing_that_stays() -> None:
+def test_many_rounds_of_streams_and_events_leak_nothing() -> None:
     with relay("--history-bytes", "128KiB", "--event-bytes-max", "64KiB", "--client-buffer", "16KiB") as server:
         for number in range(WARM_UP):
             run(server, number)

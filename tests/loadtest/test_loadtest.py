@@ -101,7 +101,7 @@ def test_a_scenario_passes_on_a_relay_that_keeps_its_promise(name: str, finished
 
 
 @pytest.mark.parametrize("name", [f"slow {policy}" for policy in SCENARIOS["slow"].policies])
-def test_slow_streams_get_what_their_policy_promises(name: str, finished: Runs) -> None:
+def test_slow_streams_receive_the_events_that_their_policy_promises(name: str, finished: Runs) -> None:
     # That they cost the others nothing is for the real size, on a machine that does nothing else.
     assert verdict(finished(name), but="p99 of the healthy") == []
 
@@ -114,7 +114,7 @@ def test_slow_streams_get_what_their_policy_promises(name: str, finished: Runs) 
         ("topics foreign", "an event of another topic"),
     ],
 )
-def test_what_is_planted_fails_the_run_by_its_name(name: str, fault: str, finished: Runs) -> None:
+def test_a_planted_fault_fails_the_run_by_its_name(name: str, fault: str, finished: Runs) -> None:
     done = finished(name)
     assert done.returncode == 1
     assert [line for line in verdict(done) if "no gap, duplicate" in line]
@@ -124,7 +124,7 @@ def test_what_is_planted_fails_the_run_by_its_name(name: str, fault: str, finish
 
 
 @pytest.mark.parametrize("name", ["steady workers"])
-def test_a_master_with_workers_sees_what_they_see(name: str, finished: Runs, results: Path) -> None:
+def test_a_master_collects_the_results_of_its_workers(name: str, finished: Runs, results: Path) -> None:
     done = finished(name)
     assert verdict(done) == []
     saw = msgspec.json.decode((results / "steady-workers" / "steady.json").read_bytes())
@@ -142,7 +142,7 @@ def test_the_reports_are_written(name: str, finished: Runs, results: Path) -> No
     assert {"steady.html", "steady.json", "steady_stats.csv", "steady_failures.csv"} <= written
 
 
-def test_the_help_says_of_each_scenario_what_happens_and_what_passes() -> None:
+def test_the_help_describes_each_scenario_and_its_criteria() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "loadtest", "--help"], capture_output=True, text=True, timeout=RUN_S, check=True
     )

@@ -30,7 +30,7 @@ def faults(judge: Judge, *numbers: int) -> list[str]:
     return [fault for number in numbers if (fault := judge.number(number)) is not None]
 
 
-def test_a_judge_finds_no_fault_in_a_whole_stream() -> None:
+def test_a_judge_finds_no_fault_in_a_complete_stream() -> None:
     judge = Judge(everything)
     assert faults(judge, 5, 6, 7) == []
     assert judge.whole(7)
@@ -50,14 +50,14 @@ def test_a_judge_names_the_fault(numbers: list[int], fault: str) -> None:
     assert faults(Judge(everything, first=1), *numbers) == [fault]
 
 
-def test_a_judge_misses_only_what_the_stream_wants_and_takes_nothing_else() -> None:
+def test_a_judge_requires_only_events_of_the_stream_and_rejects_others() -> None:
     judge = Judge(lambda number: number % 3 == 0, first=1)
     assert faults(judge, 3, 6, 9) == []
     assert faults(judge, 10) == ["an event of another topic"]
     assert judge.whole(11)
 
 
-def test_a_gap_is_a_fault_where_none_may_be_and_else_accounts_for_what_is_missing() -> None:
+def test_a_gap_is_a_fault_or_accounts_for_the_missing_events() -> None:
     assert Judge(everything).gap(gap(2)) is not None
     judge = Judge(everything, first=1, gaps_allowed=True)
     assert judge.gap(gap(2)) is None
@@ -75,7 +75,7 @@ def slow_judge(*numbers: int, told: int) -> Judge:
 
 
 @pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest"])
-def test_a_policy_that_drops_tells_of_all_that_it_dropped(policy: str) -> None:
+def test_a_policy_that_drops_reports_all_dropped_events(policy: str) -> None:
     assert broken_promise(policy, slow_judge(1, 4, 5, told=2), 5, key_of) is None
     assert broken_promise(policy, slow_judge(1, 4, 5, told=3), 5, key_of) == "told of 3 events missing, not 2"
     assert broken_promise(policy, slow_judge(1, 2, 3, told=0), 3, key_of) == "was never slow"
@@ -83,7 +83,7 @@ def test_a_policy_that_drops_tells_of_all_that_it_dropped(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", ["disconnect", "block"])
-def test_a_policy_that_loses_nothing_may_not_even_tell_of_a_loss(policy: str) -> None:
+def test_a_gap_under_a_policy_without_loss_is_a_fault(policy: str) -> None:
     assert broken_promise(policy, slow_judge(1, 2, 3, told=0), 3, key_of) is None
     assert broken_promise(policy, slow_judge(1, 3, told=1), 3, key_of) == "lost 1 events"
 
@@ -92,13 +92,13 @@ def key_of(number: int) -> int:
     return number % 2
 
 
-def test_conflate_may_leave_out_only_what_is_superseded() -> None:
+def test_conflate_can_drop_only_superseded_events() -> None:
     assert broken_promise("conflate", slow_judge(3, 4, told=2), 4, key_of) is None
     broken = broken_promise("conflate", slow_judge(2, 4, told=2), 4, key_of)
     assert broken == "misses an event that was the newest of its key"
 
 
-async def test_a_follower_resumes_after_the_last_whole_block() -> None:
+async def test_a_follower_resumes_after_the_last_complete_block() -> None:
     cut = b'id: e-1\ndata: {"n":1}\n\nid: e-2\ndata: {"n":2}\n'
 
     def follow(url: str) -> list[str]:
@@ -120,7 +120,7 @@ async def test_a_follower_resumes_after_the_last_whole_block() -> None:
     assert server.header(1, "Last-Event-ID") == "e-1"
 
 
-async def test_a_follower_that_is_refused_says_so() -> None:
+async def test_a_rejected_follower_reports_it() -> None:
     async with scripted([answer(503)]) as server:
         with pytest.raises(FollowError, match="503"):
             await asyncio.to_thread(Follower(server.url, ["a"]).open)
@@ -133,7 +133,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("locust.env").Environment()
 
 
-def test_a_histogram_in_locust_has_the_percentiles_that_it_has(environment: Any) -> None:
+def test_a_histogram_keeps_its_percentiles_in_locust(environment: Any) -> None:
     tally = importlib.import_module("loadtest.tally")
     tally.many(environment, "SWARM", "delivery", [(1_000, 900), (20_000, 90), (300_000, 10)])
     entry = environment.stats.get("delivery", "SWARM")
@@ -144,7 +144,7 @@ def test_a_histogram_in_locust_has_the_percentiles_that_it_has(environment: Any)
     assert sum(entry.num_reqs_per_sec.values()) == 1000
 
 
-def test_faults_are_failures_in_locust(environment: Any) -> None:
+def test_faults_count_as_failures_in_locust(environment: Any) -> None:
     tally = importlib.import_module("loadtest.tally")
     tally.faults(environment, "SWARM", "delivery", "an event twice", 3)
     assert environment.stats.get("delivery", "SWARM").num_failures == 3
@@ -152,7 +152,7 @@ def test_faults_are_failures_in_locust(environment: Any) -> None:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_plan_holds_as_many_streams_as_were_asked_for_and_ends_in_silence(name: str) -> None:
+def test_a_plan_opens_the_requested_streams_and_ends_in_silence(name: str) -> None:
     plan = SCENARIOS[name].build(LoadOptions(streams=2500, users=5, rate=10, seconds=60, block=1000, slow_users=3))
     streams = sum(block.streams for block in plan.blocks)
     assert streams >= 2500
@@ -167,7 +167,7 @@ def test_streams_are_divided_among_processes() -> None:
     assert [block.streams for block in plan.blocks] == [1000, 1000, 500]
 
 
-def test_a_real_stream_of_mixed_terms_wants_each_event_that_a_term_matches() -> None:
+def test_a_real_stream_of_mixed_terms_requires_each_matching_event() -> None:
     plan = SCENARIOS["topics"].build(LoadOptions(streams=10, users=4, rate=1, seconds=1))
     assert many_topics(10_123) == "t.23.123"
     wants = wanted(plan, 1)  # t.1.*, t.1.1 and t.37.37
@@ -179,7 +179,7 @@ def test_a_real_stream_of_mixed_terms_wants_each_event_that_a_term_matches() -> 
     ]
 
 
-def test_the_slope_of_memory_leaves_the_beginning_out() -> None:
+def test_the_slope_of_memory_excludes_the_start() -> None:
     def samples(values: list[int]) -> list[Sample]:
         return [Sample(float(place), value, 0, 0, 0, 0) for place, value in enumerate(values)]
 

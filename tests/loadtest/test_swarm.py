@@ -82,7 +82,7 @@ def port_of(server: Scripted) -> int:
     return int(server.url.rpartition(":")[2])
 
 
-async def test_a_stream_that_was_closed_comes_back_with_its_last_id_and_goes_on() -> None:
+async def test_a_closed_stream_reconnects_with_its_last_id_and_continues() -> None:
     # The block of event 3 is cut: its id does not count, and the event comes again.
     report, server = await resumed(frame(1) + frame(2) + frame(3)[:-1], frame(3) + frame(4))
     assert (report.last_max, report.closed, report.faults) == (4, 1, 0)
@@ -109,7 +109,7 @@ def after(delay_s: float, call: Callable[[int], None], count: int) -> Iterator[N
     timer.join()
 
 
-def test_after_a_storm_every_stream_is_whole(server: MeasuredServer, feed: Feed) -> None:
+def test_after_a_storm_every_stream_is_complete(server: MeasuredServer, feed: Feed) -> None:
     with Swarm(server.port, 200, seconds=TIMEOUT_S, reconnect=True) as swarm:
         assert swarm.ready().opened == 200
         feed.send(50)
@@ -123,7 +123,7 @@ def test_after_a_storm_every_stream_is_whole(server: MeasuredServer, feed: Feed)
     assert (last.deliveries, last.last_min, last.faults, last.told_gaps) == (200 * 101, 101, 0, 0)
 
 
-def test_streams_that_end_are_followed_by_new_ones(server: MeasuredServer, feed: Feed) -> None:
+def test_ended_streams_are_replaced_by_new_ones(server: MeasuredServer, feed: Feed) -> None:
     with Swarm(server.port, 50, seconds=TIMEOUT_S, life_s=0.2, first=0) as swarm:
         for report in marks(swarm):
             feed.send(1)
@@ -133,7 +133,7 @@ def test_streams_that_end_are_followed_by_new_ones(server: MeasuredServer, feed:
     assert report.faults == report.told_gaps == report.closed == 0
 
 
-def test_the_histograms_are_told_once(server: MeasuredServer, feed: Feed) -> None:
+def test_the_histograms_are_returned_once(server: MeasuredServer, feed: Feed) -> None:
     with Swarm(server.port, 10, seconds=TIMEOUT_S) as swarm:
         swarm.ready()
         feed.send(20)
@@ -149,7 +149,7 @@ def test_the_histograms_are_told_once(server: MeasuredServer, feed: Feed) -> Non
     ("path", "asked"),
     [("/events?topic=t.{}", "t.2"), ("/events?topic=t.{%2}.{}", "t.0.2"), ("/events/t.{}.*", "/events/t.2.*")],
 )
-async def test_a_path_has_places_for_the_topic(path: str, asked: str) -> None:
+async def test_a_path_can_contain_placeholders_for_the_topic(path: str, asked: str) -> None:
     def follow(port: int) -> None:
         with Swarm(port, 3, seconds=TIMEOUT_S, path=path, topics=1000, concurrency=1) as swarm:
             swarm.ready()

@@ -60,7 +60,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.parametrize("closed", CLOSED)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_it_serves_and_drains_with_standard_descriptors_closed(closed: str, workers: int) -> None:
+def test_relay_serves_and_drains_with_closed_standard_descriptors(closed: str, workers: int) -> None:
     port = free_port()
     serve = shlex.join(command("serve", "--listen", f"127.0.0.1:{port}", "--workers", str(workers)))
     with started("sh", "-c", f"exec {serve} {closed}") as process:
@@ -71,7 +71,7 @@ def test_it_serves_and_drains_with_standard_descriptors_closed(closed: str, work
         assert process.wait(TIMEOUT_S) == 0
 
 
-def test_an_upgrade_works_with_standard_descriptors_closed() -> None:
+def test_an_upgrade_works_with_closed_standard_descriptors() -> None:
     port = free_port()
     serve = shlex.join(command("serve", "--listen", f"127.0.0.1:{port}"))
     with started("sh", "-c", f"exec {serve} <&- >&- 2>&-") as old:
@@ -89,13 +89,13 @@ def test_an_upgrade_works_with_standard_descriptors_closed() -> None:
 
 
 @pytest.mark.parametrize("closed", CLOSED)
-def test_commands_run_with_standard_descriptors_closed(closed: str) -> None:
+def test_commands_run_with_closed_standard_descriptors(closed: str) -> None:
     with started("sh", "-c", f"exec {shlex.join(command('--version'))} {closed}") as process:
         assert process.wait(TIMEOUT_S) == 0
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_signals_that_mean_nothing_end_nothing(workers: str) -> None:
+def test_signals_without_a_meaning_end_no_process(workers: str) -> None:
     with relay("--workers", workers) as server:
         pids = [server.pid, *children(server.pid)]
         for pid in pids:
@@ -107,7 +107,7 @@ def test_signals_that_mean_nothing_end_nothing(workers: str) -> None:
     assert server.messages("worker") == []
 
 
-def test_signals_before_the_server_handles_them_wait_for_it() -> None:
+def test_signals_before_the_handlers_exist_are_handled_later() -> None:
     code = (
         "import os, sys; from relay import __main__; from relay.process import startup; startup.prepare();"
         "[os.kill(os.getpid(), number) for number in startup.HELD[:2]];"
@@ -138,7 +138,7 @@ def test_the_log_states_that_an_address_without_a_host_is_ipv4_only() -> None:
 
 
 @pytest.mark.parametrize("number", HELD)
-def test_a_command_is_ended_by_the_signals_of_a_server(number: signal.Signals) -> None:
+def test_the_signals_of_a_server_end_a_command_too(number: signal.Signals) -> None:
     code = (
         "import os, sys; from relay import __main__; from relay.process import startup; startup.prepare();"
         f"os.kill(os.getpid(), {number}); sys.argv = ['relay', 'publish', '--help']; __main__.main()"
@@ -148,7 +148,7 @@ def test_a_command_is_ended_by_the_signals_of_a_server(number: signal.Signals) -
 
 
 @pytest.mark.skipif(not can_unshare(), reason="needs the right to create a process namespace")
-def test_as_process_1_it_reaps_orphans_handles_signals_and_refuses_an_upgrade() -> None:
+def test_as_process_1_relay_reaps_orphans_handles_signals_and_rejects_an_upgrade() -> None:
     assert UNSHARE is not None
     orphans = "for i in 1 2 3; do sleep 0.01 & done; exec \"$0\" \"$@\""
     with relay(before=(UNSHARE, "--pid", "--fork", "--kill-child", "sh", "-c", orphans)) as server:
@@ -162,7 +162,7 @@ def test_as_process_1_it_reaps_orphans_handles_signals_and_refuses_an_upgrade() 
 
 
 @pytest.mark.skipif(not can_unshare(), reason="needs the right to create a process namespace")
-def test_process_1_can_be_ended_before_it_serves() -> None:
+def test_process_1_can_be_stopped_before_it_serves() -> None:
     assert UNSHARE is not None
     code = "import os, signal; from relay.process import startup; startup.prepare(); os.kill(1, signal.SIGTERM)"
     with started(UNSHARE, "--pid", "--fork", sys.executable, "-c", code + "; import time; time.sleep(60)") as process:
@@ -180,7 +180,7 @@ def parent(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "arguments", [("-c", "import relay; relay.encode; print(relay.__version__)"), ("-m", "relay", "--help")]
 )
-def test_it_can_be_imported_next_to_its_checkout(parent: Path, arguments: tuple[str, ...]) -> None:
+def test_relay_can_be_imported_beside_its_checkout(parent: Path, arguments: tuple[str, ...]) -> None:
     (parent / "msgspec.py").unlink()
     subprocess.run([sys.executable, *arguments], cwd=parent, env=environment(), check=True, timeout=TIMEOUT_S)
 

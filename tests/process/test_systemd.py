@@ -54,7 +54,7 @@ def notify(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str
         yield address, manager
 
 
-def test_the_manager_hears_of_readiness_and_reloads_and_the_end(notify: tuple[str, Manager]) -> None:
+def test_the_manager_is_notified_of_readiness_reloads_and_the_end(notify: tuple[str, Manager]) -> None:
     address, manager = notify
     with relay(environ={"NOTIFY_SOCKET": address}) as server:
         assert manager.hear() == ["READY=1", "STATUS=serving 0 streams"]
@@ -68,7 +68,7 @@ def test_the_manager_hears_of_readiness_and_reloads_and_the_end(notify: tuple[st
         assert server.wait() == 0
 
 
-def test_the_watchdog_is_fed_while_the_loop_runs_and_no_longer(notify: tuple[str, Manager]) -> None:
+def test_the_watchdog_is_notified_only_while_the_loop_runs(notify: tuple[str, Manager]) -> None:
     address, manager = notify
     with relay(environ={"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "400000"}) as server:
         manager.hear_of("WATCHDOG=1")
@@ -82,14 +82,14 @@ def test_the_watchdog_is_fed_while_the_loop_runs_and_no_longer(notify: tuple[str
         manager.hear_of("WATCHDOG=1")
 
 
-def test_a_watchdog_of_another_process_is_not_fed() -> None:
+def test_the_watchdog_of_another_process_is_not_notified() -> None:
     assert Service({"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "8"}, 7).ping_s is None
     assert Service({"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "7"}, 7).ping_s == 0.5
     assert Service({"WATCHDOG_USEC": "1000000"}, 7).ping_s == 0.5
     assert Service({"WATCHDOG_USEC": "soon"}, 7).ping_s is None
 
 
-def test_a_manager_that_is_gone_is_logged_and_harms_nothing(tmp_path: Path) -> None:
+def test_a_missing_manager_is_logged_and_harms_nothing(tmp_path: Path) -> None:
     with relay(environ={"NOTIFY_SOCKET": str(tmp_path / "gone")}) as server:
         server.publish("served")
         assert server.stop() == 0
@@ -112,7 +112,7 @@ def activated(*listeners: socket.socket, names: str = "") -> Iterator[Relay]:
         yield stack.enter_context(relay("--unix", "/nowhere/unused", before=[bash, "-c", script, "sh"], pass_fds=fds))
 
 
-def test_inherited_listeners_are_served_in_place_of_the_settings(tmp_path: Path) -> None:
+def test_inherited_listeners_replace_the_configured_ones(tmp_path: Path) -> None:
     path = tmp_path / "feeders.sock"
     with (
         socket.create_server(("127.0.0.1", 0)) as one,
@@ -139,7 +139,7 @@ def test_inherited_listeners_are_served_in_place_of_the_settings(tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["datagram", "silent", "file"])
-def test_an_inherited_descriptor_that_is_no_listener_is_one_clear_error(kind: str, tmp_path: Path) -> None:
+def test_an_inherited_descriptor_that_is_not_a_listener_is_one_clear_error(kind: str, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         if kind == "file":
             fd = os.open(tmp_path, os.O_RDONLY)
@@ -160,14 +160,14 @@ def test_an_inherited_descriptor_that_is_no_listener_is_one_clear_error(kind: st
     assert "relay: descriptor 3 (web) of the service manager: " in done.stderr
 
 
-def test_listeners_for_another_process_are_left_alone() -> None:
+def test_listeners_for_another_process_are_not_used() -> None:
     assert Service({"LISTEN_PID": "8", "LISTEN_FDS": "1"}, 7).listeners() == ([], None)
     with pytest.raises(ConfigError, match="LISTEN_FDS=many"):
         Service({"LISTEN_PID": "7", "LISTEN_FDS": "many"}, 7).listeners()
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here to be asked")
-def test_the_unit_files_are_ones_and_hardened() -> None:
+def test_the_unit_files_are_valid_and_hardened() -> None:
     deploy = ROOT / "deploy"
     for unit in ("relay.service", "relay.socket"):
         done = subprocess.run(

@@ -293,7 +293,7 @@ def run(name: str, script: list[Step]) -> list[object]:
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=60)
 @given(script=SCRIPT)
-def test_subscribers_read_whole_frames_in_order_whatever_stalls(name: str, script: list[Step]) -> None:
+def test_subscribers_read_whole_frames_in_order_under_any_stall(name: str, script: list[Step]) -> None:
     run(name, script)
 
 
@@ -306,7 +306,7 @@ def test_both_twins_do_the_same(script: list[Step]) -> None:
 
 @pytest.mark.skipif(NATIVE_ONLY, reason="only the native engine is tested")
 @pytest.mark.parametrize("seed", range(10))
-def test_both_twins_do_the_same_for_long(seed: int) -> None:
+def test_both_twins_do_the_same_in_long_runs(seed: int) -> None:
     draw = random.Random(seed)
     script = [Step(draw.choice(STEPS), draw.randrange(12), draw.randrange(9000)) for _ in range(400)]
     assert run("native", script) == run("speedups", script)
@@ -318,7 +318,7 @@ def test_both_twins_do_the_same_for_long(seed: int) -> None:
     audiences=st.lists(st.lists(st.integers(0, 9), unique=True), max_size=6),
     behind=st.sets(st.integers(0, 9), max_size=3),
 )
-def test_every_live_stream_is_in_the_one_combination_of_its_due_audiences(
+def test_every_live_stream_is_in_exactly_one_combination_of_its_due_audiences(
     name: str, audiences: list[list[int]], behind: set[int]
 ) -> None:
     rig = Rig(load_engine(name))

@@ -22,7 +22,7 @@ def test_the_corpus_passes(path: Path) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 @given(data=st.data())
-def test_any_input_gives_a_value_or_the_documented_error(name: str, data: st.DataObject) -> None:
+def test_any_input_returns_a_value_or_raises_the_documented_error(name: str, data: st.DataObject) -> None:
     target: Any = importlib.import_module(f"tests.fuzz.{name}")
     pieces = st.sampled_from(target.WORDS) | st.binary(max_size=4)
     target.check(data.draw(st.binary(max_size=4)) + b"".join(data.draw(st.lists(pieces, max_size=40))))

@@ -74,13 +74,13 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 @settings(deadline=None)
 @given(data=STREAM, places=st.lists(st.integers(0, 10_000), max_size=8))
-def test_any_bytes_are_understood_or_refused_however_they_arrive(data: bytes, places: list[int]) -> None:
+def test_any_bytes_are_parsed_or_rejected_at_every_split(data: bytes, places: list[int]) -> None:
     assert outcome(cut(data, places)) == outcome([data])
 
 
 @settings(deadline=None)
 @given(requests=st.lists(GOOD, min_size=1, max_size=4), places=st.lists(st.integers(0, 10_000), max_size=8))
-def test_requests_in_a_row_are_the_same_as_each_by_itself(requests: list[bytes], places: list[int]) -> None:
+def test_consecutive_requests_are_read_like_single_ones(requests: list[bytes], places: list[int]) -> None:
     apart: list[object] = []
     for request in requests:
         result = outcome([request])
@@ -104,7 +104,7 @@ def ends_at_a_request(data: bytes) -> bool:
     st.sampled_from(["application/json", "application/x-ndjson", "text/plain", "", "a/b;charset=x"]),
     st.binary() | st.text().map(str.encode),
 )
-def test_any_body_becomes_events_or_is_refused(content_type: str, body: bytes) -> None:
+def test_any_body_becomes_events_or_is_rejected(content_type: str, body: bytes) -> None:
     try:
         events = parse_body(content_type, body, "t")
     except (EventError, RequestError):
@@ -116,7 +116,7 @@ TERM = st.lists(st.sampled_from(["a", "b", "*", "**", "", "a*"]), max_size=4).ma
 
 
 @given(TERM, TERM)
-def test_matching_is_level_by_level(term: str, topic: str) -> None:
+def test_a_term_tree_matches_like_a_single_pattern(term: str, topic: str) -> None:
     try:
         check_term(term)
         check_topic(topic)

@@ -58,7 +58,7 @@ def place(log: Log, head: bytes) -> int | None:
 
 @settings(max_examples=300, deadline=None)
 @given(id=PLAIN_ID | ANY_ID, others=st.lists(PLAIN_ID, max_size=4), number=st.integers(0, 3))
-def test_every_accepted_id_comes_back_from_every_client(id: str, others: list[str], number: int) -> None:
+def test_every_client_returns_every_accepted_id(id: str, others: list[str], number: int) -> None:
     assume(accepted(id))
     log = Log("5f0c21aa", bytes_max=1 << 20)
     others = [other for other in others if accepted(other) and other != id]

@@ -36,14 +36,14 @@ def outcomes(codec: Codec, parts: list[bytes], bytes_max: int) -> list[Any]:
 
 
 @given(event=EVENTS)
-def test_an_event_comes_back_as_it_was(codec: Codec, event: Event) -> None:
+def test_an_event_is_unchanged_after_encoding_and_decoding(codec: Codec, event: Event) -> None:
     frame = codec.encode_event(event.data, event.event, event.id, event.retry, MIB)
     assert codec.decoder().feed(frame) == [as_dispatched(event)]
     assert sse.encode(event, None, MIB) == frame
 
 
 @given(data=st.data(), events=st.lists(EVENTS, max_size=5))
-def test_events_come_back_however_their_frames_are_cut(
+def test_events_are_decoded_at_every_split_of_their_frames(
     codec: Codec, data: st.DataObject, events: list[Event]
 ) -> None:
     stream = b"".join(codec.encode_event(one.data, one.event, one.id, one.retry, MIB) for one in events)
@@ -57,14 +57,14 @@ def test_events_come_back_however_their_frames_are_cut(
 
 
 @given(stream=STREAMS)
-def test_what_a_decoder_gives_can_be_encoded_and_comes_back(codec: Codec, stream: bytes) -> None:
+def test_decoded_events_are_unchanged_after_another_round(codec: Codec, stream: bytes) -> None:
     for event in codec.decoder().feed(stream):
         frame = codec.encode_event(event.data, event.event, event.id, event.retry, MIB)
         assert codec.decoder().feed(frame) == [event]
 
 
 @given(parts=pieces(STREAMS), bytes_max=st.integers(0, 60) | st.just(MIB))
-def test_cutting_a_stream_changes_nothing(codec: Codec, parts: list[bytes], bytes_max: int) -> None:
+def test_a_split_of_a_stream_changes_nothing(codec: Codec, parts: list[bytes], bytes_max: int) -> None:
     def events(parts: list[bytes]) -> tuple[list[Any], Any, bool]:
         found = outcomes(codec, parts, bytes_max)
         calls = found[::2]

@@ -145,7 +145,7 @@ def drain(server: Relay, publishers: Publishers) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_stream_gets_every_event_that_was_ever_acknowledged(mode: str, tmp_path: Path) -> None:
+def test_every_stream_receives_every_acknowledged_event(mode: str, tmp_path: Path) -> None:
     for number in range(ROUNDS):
         settings = [text.replace("FILE", str(tmp_path / f"{number}.db")) for text in MODES[mode]]
         with relay("--unix", str(tmp_path / "u"), *settings) as server:
@@ -157,9 +157,7 @@ def test_every_stream_gets_every_event_that_was_ever_acknowledged(mode: str, tmp
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_the_streams_of_an_edge_get_what_the_root_acknowledged_before_the_edge_was_drained(
-    root: Relay, workers: str
-) -> None:
+def test_the_streams_of_a_drained_edge_receive_all_events_acknowledged_before(root: Relay, workers: str) -> None:
     for _ in range(ROUNDS):
         with relay("--upstream", upstream_of(root), "--workers", workers, *LINK) as edge:
             readers = Readers(edge.port)
@@ -170,7 +168,7 @@ def test_the_streams_of_an_edge_get_what_the_root_acknowledged_before_the_edge_w
             assert set(acknowledged) - set(data) == set()
 
 
-def test_an_edge_gets_everything_that_its_root_acknowledged_before_it_left(root: Relay) -> None:
+def test_an_edge_receives_all_events_that_its_root_acknowledged_before_its_exit(root: Relay) -> None:
     with relay("--upstream", upstream_of(root), *LINK) as edge:
         readers, publishers = Readers(edge.port), Publishers(root.unix_path, root.port)
         drain(root, publishers)
@@ -181,7 +179,7 @@ def test_an_edge_gets_everything_that_its_root_acknowledged_before_it_left(root:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_end_of_standard_input_ends_relay_once_every_stream_has_it_all(mode: str, tmp_path: Path) -> None:
+def test_the_end_of_standard_input_ends_relay_after_every_stream_has_all_events(mode: str, tmp_path: Path) -> None:
     settings = [text.replace("FILE", str(tmp_path / "f.db")) for text in MODES[mode]]
     with relay("--exit-on-eof", *settings, stdin=subprocess.PIPE) as server:
         readers, stdin = Readers(server.port), server.process.stdin

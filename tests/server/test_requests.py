@@ -13,20 +13,20 @@ from email.utils import parsedate_to_datetime
 from tests.running import TIMEOUT_S, TOKEN, Relay, Stream, relay
 
 
-def test_publishing_needs_the_token_and_the_log_never_has_it(server: Relay) -> None:
+def test_publishing_needs_the_token_and_the_log_never_contains_it(server: Relay) -> None:
     status, headers, _ = server.request("POST", "/publish", b"x", {"Content-Type": "text/plain"})
     assert (status, headers["www-authenticate"]) == (401, 'Bearer realm="relay"')
     assert not any(TOKEN in json.dumps(record) for record in server.log)
 
 
-def test_health_readiness_metrics_and_page_are_there(server: Relay) -> None:
+def test_health_readiness_metrics_and_page_are_served(server: Relay) -> None:
     assert server.request("GET", "/healthz")[0] == 200
     assert server.request("GET", "/readyz")[0] == 200
     assert server.request("GET", "/")[1]["content-type"].startswith("text/html")
     assert server.metric("relay_streams_max") > 100
 
 
-def test_limits_are_refused_with_a_status_and_a_time_to_come_back() -> None:
+def test_streams_over_a_limit_are_rejected_with_retry_after() -> None:
     with relay("--streams-max", "1") as server, Stream(server.port), Stream(server.port) as second:
         assert second.head.startswith(b"HTTP/1.1 503 ")
         assert b"Retry-After: " in second.head
@@ -34,7 +34,7 @@ def test_limits_are_refused_with_a_status_and_a_time_to_come_back() -> None:
         assert second.head.startswith(b"HTTP/1.1 429 ")
 
 
-def test_a_request_of_too_many_events_publishes_none_of_them() -> None:
+def test_a_request_with_too_many_events_publishes_none() -> None:
     with relay("--batch-events-max", "2") as server:
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
         assert server.request("POST", "/publish", b'[{"data":1},{"data":2},{"data":3}]', headers)[0] == 413
@@ -42,7 +42,7 @@ def test_a_request_of_too_many_events_publishes_none_of_them() -> None:
         assert server.request("POST", "/publish", b'[{"data":1},{"data":2}]', headers)[0] == 200
 
 
-def test_every_answer_to_a_listed_origin_can_be_read_with_credentials_and_has_a_date() -> None:
+def test_every_response_to_a_listed_origin_allows_credentials_and_has_a_date() -> None:
     origin = {"Origin": "https://app.example.com"}
     with relay("--cors-origin", "https://*.example.com", "--streams-max", "1", "--refuse-streams", "status") as server:
         with Stream(server.port, headers=origin) as stream:

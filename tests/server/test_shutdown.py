@@ -15,7 +15,7 @@ import time
 from tests.running import TIMEOUT_S, Stream, relay
 
 
-def test_sigterm_drains_with_a_retry_of_its_own_and_exits_0() -> None:
+def test_sigterm_drains_with_a_random_retry_per_stream_and_exits_0() -> None:
     with relay() as server:
         streams = [Stream(server.port) for _ in range(3)]
         server.publish("before the end")
@@ -31,7 +31,7 @@ def test_sigterm_drains_with_a_retry_of_its_own_and_exits_0() -> None:
         assert [r["message"] for r in server.log[-3:]] == ["draining 3 streams", "streams closed: 3 drain", "drained"]
 
 
-def test_a_drain_fails_readiness_first_and_serves_on_for_its_delay() -> None:
+def test_a_drain_fails_readiness_and_continues_to_serve_during_its_delay() -> None:
     with relay("--drain-delay", "2s") as server:
         before = Stream(server.port)
         server.process.send_signal(signal.SIGTERM)
@@ -47,7 +47,7 @@ def test_a_drain_fails_readiness_first_and_serves_on_for_its_delay() -> None:
         assert server.wait() == 0
 
 
-def test_a_drain_ends_streams_at_a_pace_with_retries_over_its_spread() -> None:
+def test_a_drain_ends_streams_at_its_rate_with_retries_over_its_spread() -> None:
     with relay("--drain-rate", "40", "--drain-spread", "100s", "--retry-min", "3s") as server:
         streams = [Stream(server.port) for _ in range(40)]
         server.process.send_signal(signal.SIGTERM)
@@ -70,7 +70,7 @@ def test_a_drain_ends_streams_at_a_pace_with_retries_over_its_spread() -> None:
         assert server.wait() == 0
 
 
-def test_a_client_that_sends_on_and_reads_slowly_gets_all_of_a_drained_stream() -> None:
+def test_a_client_that_keeps_sending_and_reads_slowly_receives_all_of_a_drained_stream() -> None:
     with relay("--client-buffer", "256KiB") as server, Stream(server.port, receive_buffer=4096) as stream:
         events = "\n".join(json.dumps({"data": f"{number}:" + "x" * 100}) for number in range(1000))
         server.publish(events, content_type="application/x-ndjson")
@@ -84,7 +84,7 @@ def test_a_client_that_sends_on_and_reads_slowly_gets_all_of_a_drained_stream() 
         assert server.wait() == 0
 
 
-def test_a_stalled_reader_does_not_hold_up_the_drain_beyond_its_limit() -> None:
+def test_a_stalled_stream_does_not_delay_the_drain_beyond_its_limit() -> None:
     with relay("--drain-timeout", "300ms", "--client-buffer", "16KiB") as server:
         stalled = Stream(server.port, receive_buffer=8192)
         for _ in range(3):
@@ -94,7 +94,7 @@ def test_a_stalled_reader_does_not_hold_up_the_drain_beyond_its_limit() -> None:
         stalled.close()
 
 
-def test_an_interrupt_drains_and_a_second_one_ends_it_at_once() -> None:
+def test_an_interrupt_drains_and_a_second_one_ends_relay_immediately() -> None:
     with relay("--drain-timeout", "10m", "--client-buffer", "16KiB") as server:
         with Stream(server.port) as stream:
             server.publish("x")
@@ -112,7 +112,7 @@ def test_an_interrupt_drains_and_a_second_one_ends_it_at_once() -> None:
         stalled.close()
 
 
-def test_lines_on_stdin_are_served_and_eof_may_end_it() -> None:
+def test_lines_on_stdin_are_served_and_eof_ends_relay_with_exit_on_eof() -> None:
     with relay("--stdin", "lines", "--exit-on-eof", stdin=subprocess.PIPE) as server, Stream(server.port) as stream:
         assert server.process.stdin is not None
         server.process.stdin.write(b"one\ntwo\n")

@@ -16,7 +16,7 @@ from relay.process.listeners import KEEPALIVE_IDLE_S, listen
 from tests.running import TIMEOUT_S, Relay, command, environment, run
 
 
-def test_the_first_line_of_the_log_says_which_engine_runs(server: Relay) -> None:
+def test_the_first_line_of_the_log_names_the_engine(server: Relay) -> None:
     assert server.stats()["engine"] in server.log[0]["message"]
 
 
@@ -29,7 +29,7 @@ def test_a_port_in_use_is_one_clear_line_and_exit_code_2() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_connections_are_accepted_with_the_options_that_bound_a_stream() -> None:
+def test_accepted_connections_have_the_socket_options_that_limit_a_stream() -> None:
     config = Config(client_buffer=32 * 1024, client_timeout_s=7.5)
     with listen("127.0.0.1:0", config) as listener:
         listener.listen(1)
@@ -68,14 +68,12 @@ def limited(limit: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("-n 300", ["--streams-max", "1000"], "streams-max: 1000 streams need more than 300 descriptors"),
     ],
 )
-def test_too_few_descriptors_are_one_clear_line_and_exit_code_2(
-    limit: str, arguments: list[str], message: str
-) -> None:
+def test_too_few_descriptors_are_one_clear_line_and_exit_code_2(limit: str, arguments: list[str], message: str) -> None:
     done = limited(limit, "--listen", "127.0.0.1:0", "--stdin", "off", "--log-level", "error", *arguments)
     assert (done.returncode, done.stderr) == (2, f"relay: {message}\n")
 
 
-def test_the_engine_is_named_first_and_a_random_token_stays_out_of_the_log() -> None:
+def test_the_log_names_the_engine_first_and_contains_no_random_token() -> None:
     done = limited("-Sn 512", "--stdin", "lines", "--exit-on-eof", "--listen", "127.0.0.1:0", "--log-format", "json")
     messages = [json.loads(line)["message"] for line in done.stderr.splitlines()]
     assert done.returncode == 0

@@ -33,7 +33,7 @@ def test_an_event_from_the_unix_socket_reaches_every_stream_and_is_encoded_once(
     assert server.metric("relay_encodes_total") == before + 1
 
 
-def test_a_stream_begins_with_a_comment_a_drawn_retry_and_an_id_to_resume_from(server: Relay) -> None:
+def test_a_stream_starts_with_a_comment_a_random_retry_and_a_priming_id(server: Relay) -> None:
     retries = set()
     for _ in range(5):
         with Stream(server.port, "topic=prime") as stream:
@@ -47,7 +47,7 @@ def test_a_stream_begins_with_a_comment_a_drawn_retry_and_an_id_to_resume_from(s
     assert all(1000 <= retry <= 5000 for retry in retries)
 
 
-def test_a_client_cut_before_its_first_event_resumes_without_loss(server: Relay) -> None:
+def test_a_client_cut_off_before_its_first_event_resumes_without_loss(server: Relay) -> None:
     with Stream(server.port, "topic=cut") as stream:
         stream.read_until(b"\n\n")
         last_id = stream.last_event_id
@@ -57,7 +57,7 @@ def test_a_client_cut_before_its_first_event_resumes_without_loss(server: Relay)
 
 
 @pytest.mark.parametrize("name", ["lastEventId", "last_event_id", "lastEventID", "evs_last_event_id"])
-def test_the_last_id_may_come_in_the_query_and_the_header_wins(server: Relay, name: str) -> None:
+def test_the_last_id_can_be_in_the_query_and_the_header_overrides_it(server: Relay, name: str) -> None:
     first, second = server.publish("1", f"query-{name}") + server.publish("2", f"query-{name}")
     with Stream(server.port, f"topic=query-{name}&{name}={first}") as stream:
         assert stream.next().data == "2"
@@ -74,7 +74,7 @@ def test_a_publishers_own_id_is_kept_and_found(server: Relay) -> None:
         assert stream.next().data == "b"
 
 
-def test_an_id_of_another_epoch_is_answered_with_a_gap_and_what_is_retained(server: Relay) -> None:
+def test_an_id_of_another_epoch_causes_a_gap_and_a_replay_of_retained_events(server: Relay) -> None:
     server.publish("kept", "epoch")
     with Stream(server.port, "topic=epoch", {"Last-Event-ID": "0badc0de-7"}) as stream:
         gap, kept = stream.take(2)
@@ -91,7 +91,7 @@ def test_one_id_resumes_many_topics_in_log_order(server: Relay) -> None:
         assert [event.data for event in stream.take(6)] == ["1", "2", "3", "4", "5", "6"]
 
 
-def test_since_replays_from_the_earliest_by_age_or_not_at_all(server: Relay) -> None:
+def test_since_replays_all_events_recent_events_or_none(server: Relay) -> None:
     server.publish("old", "since")
     with Stream(server.port, "topic=since&since=earliest") as stream:
         assert stream.next().data == "old"
@@ -111,7 +111,7 @@ def test_an_event_reaches_a_stream_of_many_terms_once(server: Relay) -> None:
         assert [event.data for event in stream.take(3)] == ["x", "y", "z"]
 
 
-def test_curl_sees_the_stream(server: Relay) -> None:
+def test_curl_reads_the_stream(server: Relay) -> None:
     curl = shutil.which("curl")
     if curl is None:
         pytest.skip("curl is not installed")
@@ -129,7 +129,7 @@ def test_curl_sees_the_stream(server: Relay) -> None:
     assert f"id: {id}\ndata: two\ndata: lines\n".encode() in seen
 
 
-def test_httpx_sse_sees_the_stream(server: Relay) -> None:
+def test_httpx_sse_reads_the_stream(server: Relay) -> None:
     server.publish("for httpx", "httpx")
     url = f"{server.url}/events/httpx?since=earliest"
     with httpx.Client(timeout=TIMEOUT_S) as client, httpx_sse.connect_sse(client, "GET", url) as source:
@@ -138,14 +138,14 @@ def test_httpx_sse_sees_the_stream(server: Relay) -> None:
         assert event.data == "for httpx"
 
 
-async def test_the_projects_own_client_sees_the_stream(server: Relay) -> None:
+async def test_relays_client_reads_the_stream(server: Relay) -> None:
     server.publish("for our own", "own-client")
     url = f"{server.url}/events"
     async with asyncio.timeout(TIMEOUT_S), aclosing(subscribe(url, ("own-client",), since="earliest")) as events:
         assert (await anext(events)).data == "for our own"
 
 
-def test_hundreds_of_connections_leave_nothing_behind() -> None:
+def test_hundreds_of_connections_leave_nothing() -> None:
     with relay() as server:
         def everything_closed() -> tuple[int, int]:
             deadline_s = time.monotonic() + TIMEOUT_S
@@ -165,7 +165,7 @@ def test_hundreds_of_connections_leave_nothing_behind() -> None:
         assert server.stats()["topics_total"] == 0
 
 
-def test_a_reader_that_stops_is_told_what_it_missed_and_costs_no_other_anything() -> None:
+def test_a_stalled_stream_receives_gaps_and_does_not_affect_others() -> None:
     with relay("--lag-bytes", "256KiB", "--client-buffer", "16KiB") as server:
         healthy = Stream(server.port)
         stalled = Stream(server.port, receive_buffer=8192)
@@ -213,7 +213,7 @@ def test_a_block_stream_makes_the_feeder_wait_and_loses_nothing(tmp_path: Path) 
         stream.close()
 
 
-def test_a_slow_stream_of_policy_disconnect_is_closed_between_frames() -> None:
+def test_a_slow_stream_with_policy_disconnect_is_closed_between_frames() -> None:
     with relay("--policy", "disconnect", "--lag-bytes", "64KiB", "--client-buffer", "16KiB") as server:
         with Stream(server.port, receive_buffer=8192) as stream:
             for _ in range(4):
@@ -227,7 +227,7 @@ def test_a_slow_stream_of_policy_disconnect_is_closed_between_frames() -> None:
             assert len(stream.take(2000 - len(events))) == 2000 - len(events)
 
 
-def test_an_event_stream_on_stdin_is_relayed_as_it_is() -> None:
+def test_an_event_stream_on_stdin_is_relayed_unchanged() -> None:
     with relay("--stdin", "sse", stdin=subprocess.PIPE) as server, Stream(server.port) as stream:
         assert server.process.stdin is not None
         server.process.stdin.write(b"id: up-1\nevent: e\ndata: a\ndata: b\n\n")
@@ -248,7 +248,7 @@ def test_a_client_that_never_stops_sending_is_closed() -> None:
         assert server.stats()["closes"] == {"input": 1}
 
 
-def test_heartbeats_go_to_idle_streams() -> None:
+def test_idle_streams_receive_heartbeats() -> None:
     with relay("--heartbeat", "100ms", "--heartbeat-as", "event") as server, Stream(server.port) as stream:
         assert [event.event for event in stream.take(2)] == ["relay.heartbeat"] * 2
     with relay("--heartbeat", "100ms") as server, Stream(server.port) as stream:
@@ -258,12 +258,12 @@ def test_heartbeats_go_to_idle_streams() -> None:
         stream.read_until(b"\n\n" + 2 * PADDING)
 
 
-def test_a_stream_that_asks_for_padding_begins_with_two_kibibytes_of_it(server: Relay) -> None:
+def test_a_stream_that_requests_padding_starts_with_two_kibibytes(server: Relay) -> None:
     with Stream(server.port, "topic=padding&padding") as stream:
         assert stream.read_until(b"\n\n").startswith(PADDING + b"retry: ")
 
 
-def test_an_event_on_a_topic_that_nobody_follows_is_written_to_nobody() -> None:
+def test_an_event_without_subscribers_is_written_to_no_stream() -> None:
     with relay() as server, Stream(server.port, "topic=followed") as stream, Stream(server.port, "topic=a.*") as other:
         server.publish("before", "followed")
         assert stream.next().data == "before"

@@ -77,11 +77,11 @@ def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
 
 
 @pytest.mark.parametrize("first", BATCHES)
-def test_every_subscriber_at_every_edge_sees_every_event_or_is_told_what_it_missed(first: int) -> None:
+def test_every_subscriber_at_every_edge_receives_every_event_or_a_gap(first: int) -> None:
     run_batch(simulate, first)
 
 
-def test_the_simulations_reach_what_they_are_for() -> None:
+def test_the_simulations_reach_all_intended_faults() -> None:
     """The promise is tested under real faults: links break, edges are lapped and killed, clients change edges."""
     seen: Counter[str] = Counter()
     events = 0
@@ -93,7 +93,7 @@ def test_the_simulations_reach_what_they_are_for() -> None:
     assert seen.keys() >= {"lapped", "kill", "unlink", "list", "RequestError", "resume hit", "resume gap"}, seen
 
 
-def test_an_edge_that_begins_anew_knows_what_its_hub_has_evicted() -> None:
+def test_an_edge_that_starts_again_counts_the_evicted_entries_of_its_hub() -> None:
     world = LinkedWorld(Config(history_events=5), 1)
     for _ in range(2):
         world.root.publish("again", 10, None, "own-1")

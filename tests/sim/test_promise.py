@@ -97,11 +97,11 @@ def simulate(seed: int) -> World:
 
 
 @pytest.mark.parametrize("first", BATCHES)
-def test_every_subscriber_sees_every_event_or_is_told_what_it_missed(first: int) -> None:
+def test_every_subscriber_receives_every_event_or_a_gap(first: int) -> None:
     run_batch(simulate, first)
 
 
-def test_the_simulations_reach_what_they_are_for() -> None:
+def test_the_simulations_reach_all_intended_faults() -> None:
     """The promise is tested under real faults: gaps, policies and resumes all happen."""
     gaps = seen = 0
     actions: set[str] = set()

@@ -27,7 +27,7 @@ def test_a_json_array_is_several_events_in_order() -> None:
 
 
 @pytest.mark.parametrize("media", ["application/x-ndjson", "application/ndjson"])
-def test_ndjson_is_one_event_a_line_and_empty_lines_are_skipped(media: str) -> None:
+def test_ndjson_is_one_event_per_line_and_empty_lines_are_skipped(media: str) -> None:
     body = b'{"data": 1}\r\n\n  \n{"data": 2}'
     assert [value(event.data) for event in parse_body(media, body, "t")] == [1, 2]
 

@@ -30,7 +30,7 @@ def oracle(text: bytes, line_bytes_max: int) -> list[bytes | None]:
     return [line if len(line) <= line_bytes_max else None for line in lines]
 
 
-def test_lines_end_at_lf_and_lose_one_cr() -> None:
+def test_lines_end_at_lf_and_one_cr_before_it_is_removed() -> None:
     assert split([TEXT]) == LINES
 
 
@@ -134,7 +134,7 @@ STREAM = b"id: 7\nevent: e\nretry: 5\ndata: a\ndata: b\n\ndata: c\n\nid\ndata: d
 
 
 @pytest.mark.parametrize("cut", range(len(STREAM) + 1))
-def test_an_event_stream_keeps_each_events_own_fields(cut: int) -> None:
+def test_an_event_stream_keeps_the_fields_of_each_event(cut: int) -> None:
     splitter = StreamSplitter("t", 1000)
     lines = [*splitter.feed(STREAM[:cut]), *splitter.feed(STREAM[cut:])]
     assert splitter.end() == [UNFINISHED]

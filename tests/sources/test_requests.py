@@ -95,9 +95,7 @@ async def test_the_ids_are_returned_after_the_confirmation() -> None:
 
 
 @pytest.mark.parametrize("reason", ["held", "unconfirmed"])
-async def test_a_request_that_waits_too_long_is_rejected_with_503(
-    reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_request_that_waits_too_long_is_rejected_with_503(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "HOLD_GRACE_S", 0.01)
     site = Site()
     site.hub.holding = {"t"} if reason == "held" else set()
@@ -128,7 +126,7 @@ async def test_a_bad_event_rejects_the_whole_request() -> None:
     assert site.hub.events == []
 
 
-async def test_a_cancelled_request_publishes_nothing_and_calls_nobody() -> None:
+async def test_a_cancelled_request_publishes_nothing_and_calls_no_callback() -> None:
     site = Site()
     site.hub.holding = {"t"}
     cancel = site.publish()

@@ -132,7 +132,7 @@ async def test_an_event_cut_off_by_the_end_of_the_stream_is_counted(torn: bytes)
 
 
 @on_uvloop
-async def test_a_comment_at_the_end_of_the_stream_is_no_event() -> None:
+async def test_a_comment_at_the_end_of_the_stream_is_not_an_event() -> None:
     with pipe() as (reading, writing), Relay(reading, "sse") as relay:
         os.write(writing, b"data: a\n\n: bye\n: bye")
         os.close(writing)
@@ -141,7 +141,7 @@ async def test_a_comment_at_the_end_of_the_stream_is_no_event() -> None:
 
 
 @on_uvloop
-async def test_a_file_is_read_a_chunk_a_turn_while_others_run(tmp_path: Path) -> None:
+async def test_a_file_is_read_one_chunk_per_turn_while_other_tasks_run(tmp_path: Path) -> None:
     path = tmp_path / "events"
     path.write_bytes(b"".join(b"%d\n" % i for i in range(100_000)))
     fd = os.open(path, os.O_RDONLY)
@@ -279,7 +279,7 @@ async def test_a_socket_is_read_to_its_end() -> None:
 
 
 @on_uvloop
-async def test_without_standard_input_the_end_comes_immediately() -> None:
+async def test_without_standard_input_the_input_ends_immediately() -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     try:
         for fd in (null, None):
@@ -324,7 +324,7 @@ async def test_an_internal_error_ends_the_input(caplog: pytest.LogCaptureFixture
 
 
 @on_uvloop
-async def test_draining_publishes_what_has_been_read() -> None:
+async def test_draining_publishes_all_read_input() -> None:
     with pipe() as (reading, writing), Relay(reading, "lines") as relay:
         os.write(writing, b"x\n" * 5000)
         await relay.hub.until_events(1)
@@ -359,7 +359,7 @@ async def test_the_end_of_input_leaves_nothing_unpublished() -> None:
             assert (relay.hub.data, relay.metrics.errors) == (["a"], [])
 
 
-def test_auto_is_off_on_a_terminal_and_where_there_is_no_input(tmp_path: Path) -> None:
+def test_auto_is_off_on_a_terminal_and_without_input(tmp_path: Path) -> None:
     main, terminal = pty.openpty()
     try:
         assert choose_form("auto", terminal) == "off"

@@ -89,7 +89,7 @@ async def test_a_bad_line_is_logged_with_its_feeder(tmp_path: Path, caplog: pyte
 
 
 @on_uvloop
-async def test_a_half_closed_feeder_gets_its_answers_and_then_the_end(tmp_path: Path) -> None:
+async def test_a_half_closed_feeder_receives_its_answers_and_then_the_end(tmp_path: Path) -> None:
     with Relay(tmp_path) as relay:
         reader, writer = await relay.connect()
         lines = [json.dumps({"data": i, "ack": i}) for i in range(3 * TURN_LINES)]
@@ -183,7 +183,7 @@ async def test_a_held_topic_blocks_the_feeder_and_then_continues_in_order(tmp_pa
 
 
 @on_uvloop
-async def test_a_second_hold_is_waited_for_too(tmp_path: Path) -> None:
+async def test_the_feeder_waits_for_a_second_hold_too(tmp_path: Path) -> None:
     with Relay(tmp_path) as relay:
         relay.hub.holding |= {"h", "i"}
         _, writer = await relay.connect()
@@ -252,9 +252,7 @@ async def test_a_line_that_is_too_long_is_rejected_once_and_reading_continues(tm
 
 
 @on_uvloop
-async def test_an_internal_error_closes_that_feeder_only(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_internal_error_closes_that_feeder_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Relay(tmp_path) as relay:
         reader, writer = await relay.connect()
         other_reader, other = await relay.connect()
@@ -269,7 +267,7 @@ async def test_an_internal_error_closes_that_feeder_only(
 
 
 @on_uvloop
-async def test_closing_publishes_what_has_been_read(tmp_path: Path) -> None:
+async def test_closing_publishes_all_read_input(tmp_path: Path) -> None:
     relay = Relay(tmp_path)
     with relay:
         reader, writer = await relay.connect()

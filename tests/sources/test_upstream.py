@@ -87,7 +87,7 @@ async def test_events_repeated_after_a_resume_are_dropped_by_id_also_after_a_res
     assert upstream.header(2, "Last-Event-ID") == "3"
 
 
-async def test_events_without_an_id_get_one_so_that_a_client_can_resume_between_them() -> None:
+async def test_events_without_an_id_receive_one_so_that_a_client_can_resume_between_them() -> None:
     body = b"id: 7\ndata: a\n\ndata: b\n\nid\ndata: c\n\ndata: d\n\n"
     async with scripted([answer(body=body), HOLD]) as upstream:
 
@@ -210,7 +210,7 @@ async def test_a_silent_server_counts_as_lost() -> None:
     assert upstream.header(1, "Last-Event-ID") == "7"
 
 
-def test_following_a_relay_that_is_killed_and_comes_back_with_its_file_loses_nothing(tmp_path: Path) -> None:
+def test_following_a_relay_that_is_killed_and_restarted_with_its_file_loses_nothing(tmp_path: Path) -> None:
     data, path, port, count = str(tmp_path / "relay.db"), tmp_path / "relay.sock", free_port(), 400
     arguments = ("--listen", f"127.0.0.1:{port}", "--unix", str(path), "--data", data, "--durable", *QUICK)
     published = Published()

@@ -55,7 +55,7 @@ def test_history_ids_and_epoch_survive_the_process(data: str, ended_by: int) -> 
             assert [event.data for event in stream.take(31)] == [*map(str, range(30)), "after"]
 
 
-def test_killed_again_and_again_under_load_every_event_is_seen_once_and_in_order(data: str, tmp_path: Path) -> None:
+def test_every_event_is_received_once_and_in_order_despite_repeated_kills(data: str, tmp_path: Path) -> None:
     """The feeder resends unacknowledged events; the subscriber reconnects with its last id."""
     count, kills, draw = 6000, 5, random.Random(3)
     path = tmp_path / "relay.sock"
@@ -92,7 +92,7 @@ def test_killed_again_and_again_under_load_every_event_is_seen_once_and_in_order
     assert feeder.sent_again > count
 
 
-def test_without_durable_what_a_subscriber_saw_is_there_after_a_kill(data: str, tmp_path: Path) -> None:
+def test_without_durable_received_events_survive_a_kill(data: str, tmp_path: Path) -> None:
     path = tmp_path / "relay.sock"
     with relay("--data", data, "--unix", str(path)) as server, Stream(server.port) as stream:
         with Feeder(path) as feeder:
@@ -119,7 +119,7 @@ def no_room(server: Relay) -> Iterator[None]:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
 
 
-def test_on_a_full_disk_serving_goes_on_publishing_says_no_and_nothing_acknowledged_is_lost(
+def test_a_full_disk_stops_publishing_but_not_serving_and_loses_no_acknowledged_event(
     data: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "relay.sock"
@@ -151,7 +151,7 @@ def test_on_a_full_disk_serving_goes_on_publishing_says_no_and_nothing_acknowled
         assert [event.data for event in stream.take(3)] == ["before", "waits", "after"]
 
 
-def test_a_stop_with_a_full_disk_says_what_is_lost(data: str, tmp_path: Path) -> None:
+def test_a_stop_with_a_full_disk_reports_the_lost_events(data: str, tmp_path: Path) -> None:
     path = tmp_path / "relay.sock"
     with relay("--data", data, "--unix", str(path), "--drain-timeout", "1s") as server, Feeder(path) as feeder:
         assert feeder.publish(data="stored")
@@ -163,7 +163,7 @@ def test_a_stop_with_a_full_disk_says_what_is_lost(data: str, tmp_path: Path) ->
         assert any("lost 1 accepted events" in record["message"] for record in server.log)
 
 
-def test_a_durable_acknowledgement_comes_from_the_disk(data: str, tmp_path: Path) -> None:
+def test_a_durable_acknowledgement_follows_the_write_to_disk(data: str, tmp_path: Path) -> None:
     """Every event acknowledged before a kill is in the file, from each kind of publisher."""
     path = tmp_path / "relay.sock"
     arguments = ("--data", data, "--durable", "--workers", "2", "--unix", str(path))
@@ -178,7 +178,7 @@ def test_a_durable_acknowledgement_comes_from_the_disk(data: str, tmp_path: Path
         assert [event.id for event in stream.take(100)] == acknowledged
 
 
-def test_a_resent_event_is_answered_with_its_first_id_over_restarts_too(data: str) -> None:
+def test_a_resent_event_receives_its_first_id_even_after_a_restart(data: str) -> None:
     body = [{"data": "a", "dedup": "1"}, {"data": "b", "dedup": "2"}, {"data": "c"}]
     with relay("--data", data, "--durable") as server:
         _, first = post(server, body)
@@ -215,7 +215,7 @@ def test_a_dedup_key_is_new_again_after_its_window() -> None:
         eventually(lambda: post(server, {"data": 1, "dedup": "x"})[1] != first, "the window is over")
 
 
-def test_retention_holds_for_the_file_too_and_what_it_let_go_of_is_told(data: str) -> None:
+def test_retention_applies_to_the_file_and_evicted_events_cause_a_gap(data: str) -> None:
     limits = ("--history-events", "10", "--data", data)
     with relay(*limits) as server:
         ids = [server.publish(str(number))[0] for number in range(40)]
@@ -233,7 +233,7 @@ def test_retention_holds_for_the_file_too_and_what_it_let_go_of_is_told(data: st
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database, but a text of some length\n" * 50])
-def test_a_file_that_is_not_relays_stops_the_start_and_stays(data: str, content: bytes) -> None:
+def test_a_file_of_another_program_fails_the_start_and_is_unchanged(data: str, content: bytes) -> None:
     Path(data).write_bytes(content)
     process = run("serve", "--listen", "127.0.0.1:0", "--stdin", "off", "--data", data)
     assert process.returncode == 2
@@ -250,7 +250,7 @@ def test_two_relays_do_not_share_a_file(data: str) -> None:
         assert server.stats()["log"]["events"] == 1
 
 
-def test_a_request_that_was_given_up_is_not_acknowledged_but_its_event_is_stored(data: str) -> None:
+def test_a_cancelled_request_is_not_acknowledged_but_its_event_is_stored(data: str) -> None:
     with relay("--data", data, "--durable", "--block-timeout", "1ms") as server:
         body = json.dumps({"data": "gone", "dedup": "1"}).encode()
         client = socket.create_connection(("127.0.0.1", server.port))

@@ -51,7 +51,7 @@ def crash(path: str) -> str:
     return copied
 
 
-def test_a_new_file_is_whole_is_its_owners_alone_and_leaves_nothing_beside_it(path: str) -> None:
+def test_a_new_file_is_complete_private_and_leaves_no_other_file(path: str) -> None:
     store = Store(path)
     assert store.is_new
     assert (len(store.epoch), store.tail, sequences(store)) == (8, 1, [])
@@ -60,7 +60,7 @@ def test_a_new_file_is_whole_is_its_owners_alone_and_leaves_nothing_beside_it(pa
     assert os.listdir(os.path.dirname(path)) == ["relay.db"]
 
 
-def test_entries_come_back_whole_in_order_and_with_their_times(path: str) -> None:
+def test_entries_are_read_back_completely_in_order_with_their_times(path: str) -> None:
     store, epoch = Store(path), ""
     entries = [
         Entry(1, 1.5, "a", None, None, b"data: 1\n\n"),
@@ -78,7 +78,7 @@ def test_entries_come_back_whole_in_order_and_with_their_times(path: str) -> Non
     store.close()
 
 
-def test_what_was_written_survives_a_crash(path: str) -> None:
+def test_written_entries_survive_a_crash(path: str) -> None:
     store = filled(path)
     copied = Store(crash(path))
     assert sequences(copied) == [[1, 2], [3], [4, 5, 6]]
@@ -86,7 +86,7 @@ def test_what_was_written_survives_a_crash(path: str) -> None:
     store.close()
 
 
-def test_what_the_log_has_evicted_goes_a_row_at_a_time_and_the_head_stays_known(path: str) -> None:
+def test_evicted_entries_are_deleted_row_by_row_and_the_head_is_kept(path: str) -> None:
     store = filled(path)
     store.write(batch(), Trim(tail=5, evicted_s=77.0, keys_since_s=0.0))
     assert sequences(store) == [[4, 5, 6]]
@@ -97,7 +97,7 @@ def test_what_the_log_has_evicted_goes_a_row_at_a_time_and_the_head_stays_known(
     store.close()
 
 
-def test_dedup_keys_go_by_their_own_time(path: str) -> None:
+def test_dedup_keys_expire_by_their_own_time(path: str) -> None:
     store = Store(path)
     store.write(batch(1, keys=[("a", "e-1")], newest_s=100.0), None)
     store.write(batch(2, keys=[("b", "e-2")], newest_s=200.0), None)
@@ -106,7 +106,7 @@ def test_dedup_keys_go_by_their_own_time(path: str) -> None:
     store.close()
 
 
-def test_a_full_disk_changes_nothing_and_is_over_when_there_is_room(path: str) -> None:
+def test_a_write_to_a_full_disk_changes_nothing_and_succeeds_when_there_is_space(path: str) -> None:
     store = filled(path)
     store._db.execute("PRAGMA max_page_count = 12")
     large = WriteBatch([Entry(7, 0.0, "a", None, None, bytes(100_000))], [("k", "e-7")], 0.0, 0.0)
@@ -120,7 +120,7 @@ def test_a_full_disk_changes_nothing_and_is_over_when_there_is_room(path: str) -
     store.close()
 
 
-def test_a_file_in_use_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_use_is_rejected(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.store.file.LOCK_S", 0.0)
     store = Store(path)
     with pytest.raises(ConfigError, match=r"^data: .*relay\.db: another process uses it$"):
@@ -129,12 +129,12 @@ def test_a_file_in_use_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) ->
     store.close()
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_folder_names_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^data: .*: there is no directory .*/nowhere; create it"):
         Store(str(tmp_path / "nowhere" / "relay.db"))
 
 
-def test_what_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_an_unwritable_file_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Store(str(tmp_path / "relay.db")).close()
     for locked in (tmp_path, tmp_path / "relay.db"):
         # Root can write everywhere, so the test replaces the system's answer.
@@ -143,7 +143,7 @@ def test_what_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.
             Store(str(tmp_path / "relay.db"))
 
 
-def test_what_is_no_file_of_relay_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_a_file_of_another_program_is_rejected_and_unchanged(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_bytes(b"Dear diary, today I was given to a relay as its data.\n" * 100)
     empty = tmp_path / "empty"
@@ -175,7 +175,7 @@ def test_what_is_no_file_of_relay_is_refused_and_left_as_it_is(tmp_path: Path) -
             assert each.read_bytes() == before
 
 
-def test_a_write_ahead_log_that_was_taken_away_is_missed(path: str) -> None:
+def test_a_missing_write_ahead_log_or_file_is_an_error(path: str) -> None:
     store = filled(path)
     copied = crash(path)
     store.close()
@@ -205,7 +205,7 @@ def test_a_write_ahead_log_that_was_taken_away_is_missed(path: str) -> None:
         "DROP TABLE seen",
     ],
 )
-def test_damage_that_sqlite_does_not_see_is_seen(path: str, statement: str) -> None:
+def test_damage_that_sqlite_does_not_detect_is_detected(path: str, statement: str) -> None:
     store = filled(path)
     store.write(WriteBatch([entry(7)], [("k", "e-7")], 0.0, 0.0), None)
     store.close()
@@ -225,7 +225,7 @@ def read(path: str) -> tuple[str, list[tuple[float, list[Entry]]], list[tuple[fl
         store.close()
 
 
-def test_a_flipped_byte_or_a_cut_end_is_an_error_or_harmless_but_never_another_content(path: str) -> None:
+def test_a_damaged_file_is_an_error_or_reads_correctly(path: str) -> None:
     draw = random.Random(1)
     store = Store(path)
     for number in range(1, 400, 4):

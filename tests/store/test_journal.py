@@ -96,7 +96,7 @@ class World:
                 await asyncio.sleep(0.001)
 
 
-async def test_one_batch_is_written_while_the_next_gathers_and_the_log_has_them_in_order() -> None:
+async def test_one_batch_is_written_while_the_next_fills_and_the_log_keeps_their_order() -> None:
     world = World()
     world.store.free.clear()
     world.put(2, keys=(("k", "e-1"),))
@@ -117,7 +117,7 @@ async def test_one_batch_is_written_while_the_next_gathers_and_the_log_has_them_
     assert world.store.closed
 
 
-async def test_a_confirmation_waits_for_all_that_was_put_before_it_and_no_longer() -> None:
+async def test_a_confirmation_waits_only_for_earlier_entries() -> None:
     world, confirmed = World(), list[str]()
     world.journal.confirm(lambda: confirmed.append("nothing"))
     assert confirmed == ["nothing"]
@@ -135,7 +135,7 @@ async def test_a_confirmation_waits_for_all_that_was_put_before_it_and_no_longer
     world.journal.close()
 
 
-async def test_much_goes_into_the_log_in_turns_so_that_others_have_theirs() -> None:
+async def test_a_large_batch_is_appended_over_several_turns() -> None:
     world = World()
     world.put(3 * module.TURN_ENTRIES, size=1)
     heads = set[int]()
@@ -147,7 +147,7 @@ async def test_much_goes_into_the_log_in_turns_so_that_others_have_theirs() -> N
 
 
 @pytest.mark.parametrize(("count", "size"), [(module.PENDING_ENTRIES_MAX, 1), (16, module.PENDING_BYTES_MAX // 16)])
-async def test_too_much_that_waits_holds_publishers_until_it_is_stored(count: int, size: int) -> None:
+async def test_too_many_pending_entries_hold_publishers_until_they_are_stored(count: int, size: int) -> None:
     world = World()
     world.log.bytes_max = 1 << 30
     world.store.free.clear()
@@ -163,7 +163,7 @@ async def test_too_much_that_waits_holds_publishers_until_it_is_stored(count: in
     world.journal.close()
 
 
-async def test_a_write_that_fails_is_tried_again_and_meanwhile_nothing_is_taken(
+async def test_a_failed_write_is_retried_and_meanwhile_publishing_is_rejected(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "RETRY_S", 0.01)
@@ -188,7 +188,7 @@ async def test_a_write_that_fails_is_tried_again_and_meanwhile_nothing_is_taken(
     ]
 
 
-async def test_closing_writes_what_is_pending_and_says_what_it_cannot_write(caplog: pytest.LogCaptureFixture) -> None:
+async def test_closing_writes_pending_entries_and_reports_the_unwritten_ones(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     world.put(2)
     world.journal.close()
@@ -202,7 +202,7 @@ async def test_closing_writes_what_is_pending_and_says_what_it_cannot_write(capl
     assert caplog.records[-1].message == "data: lost 2 accepted events: cannot store events: disk I/O error"
 
 
-async def test_the_file_shrinks_with_the_log_though_nothing_is_published() -> None:
+async def test_the_file_shrinks_with_the_log_without_new_events() -> None:
     world = World()
     world.put(4)
     await asyncio.wait_for(world.journal.settle(), TIMEOUT_S)
@@ -218,7 +218,7 @@ async def test_the_file_shrinks_with_the_log_though_nothing_is_published() -> No
     world.journal.close()
 
 
-async def test_the_file_is_let_go_of_whole_and_taken_back(tmp_path: Path) -> None:
+async def test_the_complete_file_is_released_and_taken_back(tmp_path: Path) -> None:
     path = str(tmp_path / "relay.db")
     world = World(Store(path), time.monotonic())
     world.put(3)
@@ -238,7 +238,7 @@ async def test_the_file_is_let_go_of_whole_and_taken_back(tmp_path: Path) -> Non
     other.close()
 
 
-async def test_a_disk_that_fails_does_not_let_go_of_the_file() -> None:
+async def test_a_failing_disk_keeps_the_file() -> None:
     world = World()
     world.store.error = sqlite3.OperationalError("disk I/O error")
     world.put(2)

@@ -12,7 +12,7 @@ from relay.telemetry.input_errors import LOGGED_PER_S, InputErrors
 from tests.sources.fakes import FakeMetrics
 
 
-async def test_each_is_counted_and_the_first_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_error_is_counted_and_the_first_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     metrics = FakeMetrics()
     errors = InputErrors("unix", metrics, asyncio.get_running_loop(), logging.getLogger("test"))
     for number in range(LOGGED_PER_S + 3):
@@ -27,7 +27,7 @@ async def test_each_is_counted_and_the_first_are_logged(caplog: pytest.LogCaptur
     assert caplog.messages[-1] == "line 9"
 
 
-async def test_a_second_ends_by_itself(
+async def test_the_count_of_a_second_is_logged_without_another_error(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = asyncio.get_running_loop()

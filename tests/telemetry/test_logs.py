@@ -36,14 +36,14 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_people_on_a_terminal_get_text() -> None:
+def test_a_terminal_receives_text() -> None:
     stream = Terminal()
     set_up("info", "auto", stream)
     logging.getLogger("relay.hub").warning("lapped %d", 3, extra={"topic": "news"})
     assert stream.getvalue()[8:] == " warning hub: lapped 3 topic=news\n"
 
 
-def test_others_get_json() -> None:
+def test_other_outputs_receive_json() -> None:
     stream = io.StringIO()
     set_up("info", "auto", stream)
     logging.getLogger("relay.hub").info("lapped %d", 3, extra={"topic": "news"})
@@ -53,7 +53,7 @@ def test_others_get_json() -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_text_of_others_cannot_forge_a_line_or_steer_a_terminal(form: str) -> None:
+def test_untrusted_text_cannot_forge_a_line_or_control_a_terminal(form: str) -> None:
     stream = Terminal()
     set_up("info", form, stream)
     logging.getLogger("relay.front").info("refused %s", "a\r\n12:00:00 info hub: all is well\x1b[2J")
@@ -73,7 +73,7 @@ def test_a_traceback_follows_its_line() -> None:
     assert rest[-1] == "ValueError: here"
 
 
-def test_the_level_is_that_of_relay_and_libraries_stay_quiet() -> None:
+def test_the_level_applies_to_relay_and_libraries_log_only_warnings() -> None:
     stream = io.StringIO()
     set_up("debug", "text", stream)
     logging.getLogger("relay.hub").debug("seen")
@@ -82,7 +82,7 @@ def test_the_level_is_that_of_relay_and_libraries_stay_quiet() -> None:
     assert "not seen" not in stream.getvalue()
 
 
-def test_it_is_set_up_once_however_often_it_is_called() -> None:
+def test_repeated_calls_configure_logging_once() -> None:
     stream = io.StringIO()
     set_up("info", "text", stream)
     set_up("info", "text", stream)
@@ -140,7 +140,7 @@ def log(handler: logging.Handler, text: str) -> None:
     handler.handle(logging.LogRecord("relay", logging.INFO, "", 0, text, None, None))
 
 
-def test_what_is_logged_while_the_reader_stalls_is_written_in_order_later(pipe: Pipe, handler: QueueingHandler) -> None:
+def test_lines_logged_while_the_reader_stalls_are_written_later_in_order(pipe: Pipe, handler: QueueingHandler) -> None:
     pipe.fill()
     for number in range(1000):
         log(handler, f"line {number}")
@@ -150,7 +150,7 @@ def test_what_is_logged_while_the_reader_stalls_is_written_in_order_later(pipe: 
 
 
 @pytest.mark.parametrize("size", [1, 4096])
-def test_what_exceeds_the_bound_is_dropped_counted_and_stated_once(
+def test_lines_beyond_the_bound_are_dropped_and_their_number_is_logged_once(
     pipe: Pipe, handler: QueueingHandler, size: int
 ) -> None:
     pipe.fill()
@@ -165,7 +165,7 @@ def test_what_exceeds_the_bound_is_dropped_counted_and_stated_once(
     assert pipe.read_until("it recovered")[-1] == "it recovered"
 
 
-def test_the_end_waits_for_a_stalled_reader_only_for_a_moment(
+def test_the_exit_waits_only_briefly_for_a_stalled_reader(
     pipe: Pipe, handler: QueueingHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "FLUSH_S", 0.05)
@@ -178,7 +178,7 @@ def test_the_end_waits_for_a_stalled_reader_only_for_a_moment(
     assert pipe.read_until("last")[-1] == "last"
 
 
-def test_a_reader_that_is_gone_stops_nothing(pipe: Pipe, handler: QueueingHandler) -> None:
+def test_a_closed_reader_stops_nothing(pipe: Pipe, handler: QueueingHandler) -> None:
     other, pipe.reader = pipe.reader, os.open("/dev/zero", os.O_RDONLY)
     os.close(other)
     for _ in range(3):
@@ -187,7 +187,7 @@ def test_a_reader_that_is_gone_stops_nothing(pipe: Pipe, handler: QueueingHandle
     assert handler.dropped == 3
 
 
-def test_a_descriptor_that_others_made_non_blocking_loses_nothing(pipe: Pipe, handler: QueueingHandler) -> None:
+def test_a_descriptor_that_became_non_blocking_loses_nothing(pipe: Pipe, handler: QueueingHandler) -> None:
     os.set_blocking(pipe.writer, False)
     for number in range(1000):
         log(handler, f"line {number}")
@@ -195,7 +195,7 @@ def test_a_descriptor_that_others_made_non_blocking_loses_nothing(pipe: Pipe, ha
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_server_serves_and_ends_while_the_reader_of_its_log_stalls(pipe: Pipe, workers: str) -> None:
+def test_a_server_serves_and_exits_while_the_reader_of_its_log_stalls(pipe: Pipe, workers: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -224,7 +224,7 @@ def connects(port: int) -> bool:
     return True
 
 
-def test_the_last_lines_of_a_crash_are_seen() -> None:
+def test_the_last_lines_of_a_crash_are_written() -> None:
     code = "from relay.telemetry import logs; logs.set_up('info', 'json'); raise ValueError('at the end')"
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 1

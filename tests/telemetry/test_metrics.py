@@ -29,7 +29,7 @@ def exported(text: str) -> dict[str, tuple[str, str]]:
     return {name: (kinds[name], help) for name, help in helps if not name.endswith("_created")}
 
 
-def test_the_metrics_are_those_of_the_page_and_have_no_topic_or_address() -> None:
+def test_the_metrics_match_the_documentation_and_contain_no_topic_or_address() -> None:
     with relay() as server, Stream(server.port, "topic=secret-topic") as stream:
         server.publish("x", "secret-topic")
         resumed = stream.next().id

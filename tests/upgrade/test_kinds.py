@@ -37,7 +37,7 @@ def expected(terms: tuple[str, ...], topics: tuple[str, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_kind_of_subscription_goes_on(seed: int) -> None:
+def test_every_kind_of_subscription_continues(seed: int) -> None:
     draw = random.Random(seed)
     policies = [text for policy in POLICIES for text in ("--policy-for", f"policy.{policy}={policy}")]
     kinds = draw.sample(TERMS, len(TERMS))
@@ -73,7 +73,7 @@ def blocked(tmp_path: Path) -> Iterator[Relay]:
         yield server
 
 
-def test_a_block_stream_in_arrears_and_the_feeder_that_it_holds_go_on(blocked: Relay) -> None:
+def test_a_lagging_block_stream_and_its_held_feeder_continue(blocked: Relay) -> None:
     path = blocked.unix_path
     with Stream(blocked.port, "topic=a", receive_buffer=4096) as stream, Feeder(path) as feeder:
         feeder.socket.settimeout(0.5)
@@ -98,7 +98,7 @@ def test_a_block_stream_in_arrears_and_the_feeder_that_it_holds_go_on(blocked: R
         assert [json.loads(line)["ack"] for line in answers.splitlines()] == list(range(answered, sent))
 
 
-def test_feeders_go_on_in_the_midst_of_a_line_with_their_dedup_keys(tmp_path: Path) -> None:
+def test_feeders_continue_within_a_line_with_their_dedup_keys(tmp_path: Path) -> None:
     settings = ("--unix", str(tmp_path / "u"), "--data", str(tmp_path / "f.db"), "--durable")
     with relay(*settings, stdin=subprocess.PIPE) as server, Stream(server.port) as stream:
         stdin = server.process.stdin

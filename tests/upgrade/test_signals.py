@@ -105,7 +105,7 @@ def knows_new_token(server: Relay) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("at", ["Hello", "Entries", "Streams", "Rest"])
-def test_a_new_process_that_is_ended_before_it_is_ready_leaves_the_old_one_serving(
+def test_a_new_process_that_exits_before_it_is_ready_leaves_the_old_one_serving(
     server: Relay, stream: Stream, tmp_path: Path, at: str, number: int
 ) -> None:
     descriptors = server.open_descriptors()
@@ -121,7 +121,7 @@ def test_a_new_process_that_is_ended_before_it_is_ready_leaves_the_old_one_servi
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("at", ["Ready", "Go"])
-def test_a_new_process_that_is_ended_once_it_is_ready_takes_over_and_drains(
+def test_a_new_process_that_is_stopped_when_it_is_ready_takes_over_and_drains(
     server: Relay, stream: Stream, tmp_path: Path, at: str, number: int
 ) -> None:
     upgrade(server, tmp_path, "new", at, number)
@@ -134,7 +134,7 @@ def test_a_new_process_that_is_ended_once_it_is_ready_takes_over_and_drains(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("at", ["Hello", "Entries", "Streams", "Rest", "Ready"])
-def test_an_old_process_that_is_ended_during_the_upgrade_drains_or_has_the_new_one_drain(
+def test_a_signal_to_the_old_process_during_the_upgrade_drains_it_or_the_new_one(
     server: Relay, stream: Stream, tmp_path: Path, at: str, number: int
 ) -> None:
     upgrade(server, tmp_path, "old", at, number)
@@ -159,7 +159,7 @@ def test_a_reload_during_the_upgrade_reaches_the_new_process(
 
 
 @pytest.mark.parametrize("at", ["Hello", "Streams", "Ready", "Go"])
-def test_an_upgrade_of_the_new_process_begins_once_it_serves(
+def test_an_upgrade_of_the_new_process_starts_when_it_serves(
     server: Relay, stream: Stream, tmp_path: Path, at: str
 ) -> None:
     upgrade(server, tmp_path, "new", at, signal.SIGUSR2)
@@ -168,7 +168,7 @@ def test_an_upgrade_of_the_new_process_begins_once_it_serves(
 
 
 @pytest.mark.parametrize("at", ["Hello", "Streams", "Ready"])
-def test_a_second_upgrade_of_the_old_process_is_the_one_that_is_under_way(
+def test_a_second_upgrade_of_the_old_process_joins_the_running_one(
     server: Relay, stream: Stream, tmp_path: Path, at: str
 ) -> None:
     upgrade(server, tmp_path, "old", at, signal.SIGUSR2)

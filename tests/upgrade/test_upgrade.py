@@ -41,7 +41,7 @@ def upgrade_fails(server: Relay) -> str:
     return server.messages("the upgrade failed")[-1]
 
 
-def test_streams_feeders_and_connections_go_on_in_the_new_process(tmp_path: Path) -> None:
+def test_streams_feeders_and_connections_continue_in_the_new_process(tmp_path: Path) -> None:
     with relay("--unix", str(tmp_path / "relay.sock")) as server:
         path = server.unix_path
         with Stream(server.port, "topic=*") as stream, Feeder(path) as feeder:
@@ -69,7 +69,7 @@ def test_streams_feeders_and_connections_go_on_in_the_new_process(tmp_path: Path
         assert not path.exists()
 
 
-def test_a_stalled_stream_goes_on_within_the_frame_that_was_half_sent() -> None:
+def test_a_stalled_stream_continues_within_its_half_sent_frame() -> None:
     with relay("--client-buffer", "16KiB") as server, Stream(server.port, receive_buffer=8192) as stream:
         lines = "\n".join(json.dumps({"data": f"{number}:" + "x" * 3000}) for number in range(500))
         server.publish(lines, content_type="application/x-ndjson")
@@ -78,7 +78,7 @@ def test_a_stalled_stream_goes_on_within_the_frame_that_was_half_sent() -> None:
         assert [event.data.partition(":")[0] for event in stream.take(500)] == [str(number) for number in range(500)]
 
 
-def test_what_a_slow_stream_missed_is_counted_over_an_upgrade() -> None:
+def test_the_missed_events_of_a_slow_stream_are_counted_across_an_upgrade() -> None:
     limits = ("--history-bytes", "64KiB", "--event-bytes-max", "16KiB", "--lag-bytes", "0", "--client-buffer", "4KiB")
     with relay(*limits) as server, Stream(server.port, receive_buffer=4096) as stream:
         for number in range(300):
@@ -97,7 +97,7 @@ def test_what_a_slow_stream_missed_is_counted_over_an_upgrade() -> None:
         assert missed > 0
 
 
-def test_the_lines_of_standard_input_go_on() -> None:
+def test_lines_of_standard_input_continue() -> None:
     with relay("--stdin", "lines", stdin=subprocess.PIPE) as server, Stream(server.port) as stream:
         stdin = server.process.stdin
         assert stdin is not None
@@ -110,14 +110,14 @@ def test_the_lines_of_standard_input_go_on() -> None:
         assert stream.next().data == "two"
 
 
-def test_an_event_stream_on_standard_input_cannot_be_handed_over() -> None:
+def test_an_event_stream_on_standard_input_cannot_be_passed_on() -> None:
     with relay("--stdin", "sse", stdin=subprocess.PIPE) as server:
         assert "standard input" in upgrade_fails(server)
         assert server.process.stdin is not None
         server.process.stdin.close()
 
 
-def test_retention_limits_and_leases_are_those_of_before() -> None:
+def test_retention_limits_and_leases_pass_on() -> None:
     with relay("--history-events", "3", "--streams-per-address-max", "1", "--max-age", "10m") as server:
         for number in range(5):
             server.publish(str(number), topic="a" if number else "rare")
@@ -139,7 +139,7 @@ def test_retention_limits_and_leases_are_those_of_before() -> None:
 
 
 @pytest.mark.parametrize("first", ["*", "silent"])
-def test_streams_of_patterns_and_of_topics_without_events_are_handed_over_in_any_order(first: str) -> None:
+def test_streams_of_patterns_and_of_topics_without_events_pass_on_in_any_order(first: str) -> None:
     with relay("--history-events", "2") as server:
         [id] = server.publish("0", "gone")
         server.publish("1", "a")
@@ -161,7 +161,7 @@ def test_streams_of_patterns_and_of_topics_without_events_are_handed_over_in_any
 
 
 @pytest.mark.parametrize("wrong", ["settings", "silent"])
-def test_where_the_new_process_fails_the_old_one_goes_on(wrong: str, tmp_path: Path) -> None:
+def test_if_the_new_process_fails_the_old_one_continues(wrong: str, tmp_path: Path) -> None:
     settings = tmp_path / "relay.toml"
     settings.write_text('topic = "default"')
     with relay("--config", str(settings), "--upgrade-timeout", "2s") as server, Stream(server.port) as stream:
@@ -182,7 +182,7 @@ def test_where_the_new_process_fails_the_old_one_goes_on(wrong: str, tmp_path: P
         assert stream.next().data == "later"
 
 
-def test_where_the_new_process_dies_while_it_takes_the_log_the_old_one_goes_on() -> None:
+def test_if_the_new_process_dies_while_it_reads_the_log_the_old_one_continues() -> None:
     with relay("--history-bytes", "256MiB") as server, Stream(server.port) as stream:
         events = "\n".join(json.dumps({"data": f"{number}:" + "x" * 1000, "topic": "old"}) for number in range(5000))
         for _ in range(8):
@@ -200,14 +200,14 @@ def test_where_the_new_process_dies_while_it_takes_the_log_the_old_one_goes_on()
         assert server.stats()["events"] == 40_002
 
 
-def test_workers_are_not_handed_over() -> None:
+def test_workers_cannot_be_upgraded() -> None:
     with relay("--workers", "2") as server:
         os.kill(server.pid, signal.SIGUSR2)
         eventually(lambda: bool(server.messages("the upgrade failed")), "the upgrade is refused")
         server.publish("served")
 
 
-def test_only_a_relay_is_upgraded() -> None:
+def test_an_upgrade_of_another_program_is_rejected() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         done = run("upgrade", str(other.pid))
         assert (done.returncode, other.poll()) == (1, None)
@@ -216,7 +216,7 @@ def test_only_a_relay_is_upgraded() -> None:
     assert "there is no process" in run("upgrade", str(other.pid)).stderr
 
 
-def test_the_manager_learns_the_new_process(tmp_path: Path) -> None:
+def test_the_manager_is_notified_of_the_new_process(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.settimeout(TIMEOUT_S)
         manager.bind(str(tmp_path / "notify"))
@@ -300,7 +300,7 @@ class Load:
         return sum(oracle.seen for oracle in self.oracles)
 
 
-def test_two_hundred_streams_under_a_steady_feed_see_nothing_of_three_upgrades(tmp_path: Path) -> None:
+def test_three_upgrades_do_not_affect_two_hundred_streams_under_a_steady_feed(tmp_path: Path) -> None:
     with relay("--unix", str(tmp_path / "relay.sock")) as server:
         with Load(server) as load:
             for _ in range(UPGRADES):
@@ -339,7 +339,7 @@ def test_a_message_arrives_with_its_descriptors_and_is_answered(channels: tuple[
             os.close(fd)
 
 
-def test_what_is_no_message_and_who_is_gone_are_errors(channels: tuple[Channel, Channel]) -> None:
+def test_an_invalid_message_and_a_closed_peer_are_errors(channels: tuple[Channel, Channel]) -> None:
     one, other = channels
     one.send(UpgradeHello(1, "x"))
     with pytest.raises(RelayError, match="UpgradeHello instead of Start"):
@@ -357,7 +357,7 @@ def test_what_is_no_message_and_who_is_gone_are_errors(channels: tuple[Channel, 
         other.send(Got())
 
 
-def test_the_file_passes_on_with_what_was_acknowledged_and_the_dedup_keys(tmp_path: Path) -> None:
+def test_the_file_passes_on_with_acknowledged_events_and_dedup_keys(tmp_path: Path) -> None:
     arguments = ("--unix", str(tmp_path / "relay.sock"), "--data", str(tmp_path / "relay.db"), "--durable")
     with relay(*arguments) as server, Stream(server.port) as stream, Feeder(server.unix_path) as feeder:
         first = feeder.publish(data="0", dedup="zero")
@@ -379,7 +379,7 @@ def test_dedup_keys_pass_on_without_a_file() -> None:
         assert server.publish(body, content_type="application/json") == first
 
 
-def test_another_file_is_no_upgrade(tmp_path: Path) -> None:
+def test_an_upgrade_to_another_file_is_rejected(tmp_path: Path) -> None:
     settings = tmp_path / "relay.toml"
     settings.write_text(f'data = "{tmp_path}/a.db"')
     with relay("--config", str(settings)) as server:
@@ -394,7 +394,7 @@ def test_another_file_is_no_upgrade(tmp_path: Path) -> None:
             assert [event.data for event in stream.take(2)] == ["after", "later"]
 
 
-def test_an_id_that_was_evicted_before_an_upgrade_is_not_taken_for_a_later_event(tmp_path: Path) -> None:
+def test_an_id_that_was_evicted_before_an_upgrade_does_not_match_a_later_event(tmp_path: Path) -> None:
     with relay("--history-events", "3", "--unix", str(tmp_path / "relay.sock")) as server:
         path = server.unix_path
         with Feeder(path) as feeder:

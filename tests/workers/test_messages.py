@@ -65,18 +65,18 @@ def parse(*parts: bytes, bytes_max: int = 1 << 20) -> list[Message | Entry]:
     return [message for part in parts for message in parser.feed(part)]
 
 
-def test_all_messages_come_back_as_they_were() -> None:
+def test_all_messages_are_unchanged_after_encoding_and_decoding() -> None:
     assert parse(WHOLE) == ALL
     assert parse(b"".join(map(encode_entry, ENTRIES))) == ENTRIES
 
 
-def test_messages_are_the_same_however_the_bytes_are_cut() -> None:
+def test_messages_are_the_same_at_every_split() -> None:
     assert parse(*(bytes([byte]) for byte in WHOLE)) == ALL
     for place in range(len(WHOLE)):
         assert parse(WHOLE[:place], WHOLE[place:]) == ALL
 
 
-def test_a_long_message_is_taken_in_pieces_and_not_looked_at_before_it_is_whole() -> None:
+def test_a_long_message_is_buffered_in_pieces_and_decoded_once() -> None:
     data = encode_entry(ENTRIES[2])
     parser = Parser(1 << 20)
     pieces = [data[place : place + 1000] for place in range(0, len(data), 1000)]
@@ -99,26 +99,26 @@ def test_a_long_message_is_taken_in_pieces_and_not_looked_at_before_it_is_whole(
         (encode(Find(number=1, terms=("a",), ids=("x",))).replace(b"number", b"numbed"), "cannot decode"),
     ],
 )
-def test_what_is_no_message_is_an_error(data: bytes, reason: str) -> None:
+def test_an_invalid_message_is_an_error(data: bytes, reason: str) -> None:
     with pytest.raises(LinkError, match=reason):
         parse(data, bytes_max=1000)
 
 
-def test_a_field_that_is_not_known_is_passed_over() -> None:
+def test_an_unknown_field_is_ignored() -> None:
     data = encode(Beat(head=1))
     payload = bytes([data[5] + 1]) + data[6:] + b"\xa5later\x01"  # a map of one more
     assert parse(len(payload).to_bytes(4, "little") + b"\0" + payload) == [Beat(head=1)]
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_give_messages_or_a_link_error(data: bytes) -> None:
+def test_any_bytes_return_messages_or_raise_a_link_error(data: bytes) -> None:
     """No input raises another exception."""
     with contextlib.suppress(LinkError):
         parse(data, bytes_max=200)
 
 
 @given(st.data())
-def test_damage_anywhere_gives_messages_or_a_link_error(data: st.DataObject) -> None:
+def test_damage_at_any_position_returns_messages_or_raises_a_link_error(data: st.DataObject) -> None:
     """The damaged bytes are nearly valid."""
     damaged = bytearray(WHOLE)
     for place in data.draw(st.lists(st.integers(0, len(WHOLE) - 1), min_size=1, max_size=5)):
@@ -139,7 +139,7 @@ def test_damage_anywhere_gives_messages_or_a_link_error(data: st.DataObject) -> 
     ),
     st.integers(0, 400),
 )
-def test_any_entry_comes_back_as_it_was_from_two_pieces(entry: Entry, place: int) -> None:
+def test_any_entry_is_unchanged_after_it_was_sent_in_two_pieces(entry: Entry, place: int) -> None:
     """An absent id or key differs from an empty one."""
     data = encode_entry(entry)
     assert parse(data[:place], data[place:]) == [entry]

@@ -80,7 +80,7 @@ def unix(tmp_path: Path) -> Path:
     return tmp_path / "u"
 
 
-def test_streams_at_every_worker_get_the_same_ids_in_order_however_it_was_published(
+def test_streams_at_every_worker_receive_the_same_ids_in_order_from_every_source(
     server: Relay, unix: Path, spread: Spread
 ) -> None:
     streams = spread(server)
@@ -108,7 +108,7 @@ def test_an_event_is_encoded_once_for_all_workers(server: Relay, spread: Spread)
     }
 
 
-def test_every_worker_answers_for_the_whole(server: Relay, spread: Spread) -> None:
+def test_every_worker_reports_the_totals_of_all_processes(server: Relay, spread: Spread) -> None:
     streams = spread(server)
     count = len(streams)
     server.publish("x", "a")
@@ -130,7 +130,7 @@ def test_every_worker_answers_for_the_whole(server: Relay, spread: Spread) -> No
     wait_for(lambda: server.stats()["topics"] == [topic], "the list of topics, which may be a second old")
 
 
-def test_top_shows_the_whole_and_each_worker(server: Relay, spread: Spread) -> None:
+def test_top_shows_the_totals_and_each_worker(server: Relay, spread: Spread) -> None:
     count = len(spread(server))
     done = run("top", "--once", server.url)
     assert done.returncode == 0, done.stderr
@@ -140,7 +140,7 @@ def test_top_shows_the_whole_and_each_worker(server: Relay, spread: Spread) -> N
     assert sum(int(streams) for _, streams in rows) == count
 
 
-def test_what_a_publisher_did_wrong_is_answered_at_a_worker_as_without_workers(server: Relay) -> None:
+def test_a_worker_answers_publish_errors_like_a_single_process(server: Relay) -> None:
     headers = {"Authorization": "Bearer a-token-for-tests", "Content-Type": "application/json"}
     for body in (b'{"data":"x","id":"a\\u0000"}', b'{"data":%b1}' % (b"[" * 600), b'{"data":"\\ud800"}'):
         status, _, answer = server.request("POST", "/publish", body, headers)
@@ -154,7 +154,7 @@ def test_what_a_publisher_did_wrong_is_answered_at_a_worker_as_without_workers(s
 
 
 @pytest.mark.parametrize(("size", "status"), [(1_500_000, 400), (4_500_000, 400), (7_000_000, 413)])
-def test_a_body_that_grows_on_the_way_to_the_hub_is_refused_and_cuts_no_link(
+def test_a_body_that_grows_beyond_the_link_limit_is_rejected_and_keeps_the_link(
     server: Relay, size: int, status: int
 ) -> None:
     """JSON needs six bytes for a control character, so 7 MB of text become 42 MB."""
@@ -165,14 +165,14 @@ def test_a_body_that_grows_on_the_way_to_the_hub_is_refused_and_cuts_no_link(
     assert workers(server) == before
 
 
-def test_an_id_resumes_at_whichever_worker(server: Relay) -> None:
+def test_an_id_resumes_at_any_worker(server: Relay) -> None:
     ids = [server.publish(str(number), "a")[0] for number in range(5)]
     for place, id in enumerate(ids * 4):
         with Stream(server.port, "topic=a", {"Last-Event-ID": id}) as stream:
             assert [event.id for event in stream.take(4 - place % 5)] == ids[place % 5 + 1 :]
 
 
-def test_a_killed_worker_is_started_again_and_its_clients_resume_without_a_gap(server: Relay, unix: Path) -> None:
+def test_a_killed_worker_is_restarted_and_its_clients_resume_without_a_gap(server: Relay, unix: Path) -> None:
     published = Published()
     followers = [Follower(server.port, published) for _ in range(12)]
     killed, other = workers(server)
@@ -259,9 +259,7 @@ class Follower:
         assert self._stream.last_event_id == last
 
 
-def test_a_stopped_worker_holds_up_neither_the_hub_nor_the_other_and_costs_no_memory(
-    tmp_path: Path, spread: Spread
-) -> None:
+def test_a_stopped_worker_does_not_delay_the_others_or_cost_memory(tmp_path: Path, spread: Spread) -> None:
     settings = ("--workers", "2", "--unix", str(tmp_path / "u"), "--history-bytes", "4MiB")
     with relay(*settings) as server:
         streams = spread(server)
@@ -312,7 +310,7 @@ def has_all(stream: Stream, last: str) -> bool:
     return True
 
 
-def test_the_workers_of_a_killed_hub_drain_and_leave(server: Relay, spread: Spread) -> None:
+def test_the_workers_of_a_killed_hub_drain_and_exit(server: Relay, spread: Spread) -> None:
     streams = spread(server)
     pids = workers(server)
     server.publish("x", "a")
@@ -325,7 +323,7 @@ def test_the_workers_of_a_killed_hub_drain_and_leave(server: Relay, spread: Spre
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the workers' end")
 
 
-def test_a_drain_gives_every_stream_what_is_in_the_log(server: Relay, spread: Spread) -> None:
+def test_a_drain_sends_all_entries_of_the_log_to_every_stream(server: Relay, spread: Spread) -> None:
     streams = spread(server)
     ids = [server.publish(str(number), "a")[0] for number in range(100)]
     assert server.stop() == 0
@@ -334,7 +332,7 @@ def test_a_drain_gives_every_stream_what_is_in_the_log(server: Relay, spread: Sp
             assert [event.id for event in stream.rest()] == ids
 
 
-def test_a_block_stream_at_a_worker_holds_up_the_publishers_of_its_topic_alone(tmp_path: Path) -> None:
+def test_a_block_stream_at_a_worker_holds_only_the_publishers_of_its_topic(tmp_path: Path) -> None:
     settings = ("--policy-for", "a=block lag-events=10 lag-bytes=100KiB", "--block-timeout", "20s")
     with relay("--workers", "2", "--unix", str(tmp_path / "u"), *settings) as server:
         stream = Stream(server.port, "topic=a", receive_buffer=4096)
@@ -375,7 +373,7 @@ def test_a_tree_of_two_machines_has_the_same_ids_at_each(tmp_path: Path, spread:
         assert [each["lapped"] for each in root.stats()["edges"]] == [0]
 
 
-def test_a_tree_of_three_levels_over_tls_gives_an_id_that_resumes_at_each(tmp_path: Path) -> None:
+def test_an_id_resumes_at_each_of_three_levels_over_tls(tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path, "relay of the tree")
     served = ("--link-listen", "127.0.0.1:0", *certificate.flags, *TOKEN)
     trusting, context = {"SSL_CERT_FILE": str(certificate.cert)}, certificate.context()
@@ -400,7 +398,7 @@ def upstream_of(server: Relay) -> str:
     return str(message).removeprefix("edges at ")
 
 
-def test_an_edge_without_the_token_is_refused_and_says_so() -> None:
+def test_an_edge_without_the_token_is_rejected_and_logs_it() -> None:
     with relay("--link-listen", "127.0.0.1:0", *TOKEN) as root:
         edge = subprocess.Popen(
             command("serve", "--upstream", upstream_of(root), "--link-token", "wrong", "--listen", "127.0.0.1:0"),
@@ -417,7 +415,7 @@ def test_an_edge_without_the_token_is_refused_and_says_so() -> None:
         assert root.stats()["edges"] == []
 
 
-def test_an_edge_links_again_to_a_root_that_was_started_anew(tmp_path: Path) -> None:
+def test_an_edge_reconnects_to_a_restarted_root(tmp_path: Path) -> None:
     with relay("--link-listen", "127.0.0.1:0", *TOKEN) as root:
         where = upstream_of(root)
         with relay("--upstream", where, *TOKEN) as leaf:

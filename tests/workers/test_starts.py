@@ -104,7 +104,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("fate", ["kill", "exit", "crash"])
-def test_workers_that_die_at_their_start_are_started_again(fate: str, tmp_path: Path) -> None:
+def test_workers_that_die_at_their_start_are_restarted(fate: str, tmp_path: Path) -> None:
     fates = Fates(tmp_path, *[fate] * 4)
     with relay("--workers", "2", environ=fates.environ) as server:
         assert server.stats()["worker_restarts"] == 4
@@ -114,7 +114,7 @@ def test_workers_that_die_at_their_start_are_started_again(fate: str, tmp_path: 
             assert stream.next().data == "served"
 
 
-def test_a_worker_that_dies_before_the_others_are_ready_is_started_again(tmp_path: Path) -> None:
+def test_a_worker_that_dies_before_the_others_are_ready_is_restarted(tmp_path: Path) -> None:
     fates = Fates(tmp_path, "live", "wait")
     with start("--workers", "2", "--log-format", "json", environ=fates.environ) as process:
         assert process.stderr is not None
@@ -135,7 +135,7 @@ def test_a_worker_that_dies_before_the_others_are_ready_is_started_again(tmp_pat
 
 
 @pytest.mark.parametrize("fate", ["kill", "exit"])
-def test_where_every_worker_dies_at_its_start_relay_ends_and_says_why(fate: str, tmp_path: Path) -> None:
+def test_if_every_worker_dies_at_its_start_relay_exits_with_the_reason(fate: str, tmp_path: Path) -> None:
     fates = Fates(tmp_path, rest=fate)
     with start("--workers", "2", environ=fates.environ) as process:
         _, log = process.communicate(timeout=TIMEOUT_S)
@@ -147,7 +147,7 @@ def test_where_every_worker_dies_at_its_start_relay_ends_and_says_why(fate: str,
     assert not any(map(is_running, fates.started()))
 
 
-def test_a_worker_that_died_four_times_has_its_fifth_start_however_much_the_other_says(tmp_path: Path) -> None:
+def test_a_worker_that_died_four_times_starts_a_fifth_time_beside_a_busy_one(tmp_path: Path) -> None:
     fates, port = Fates(tmp_path, "live", *["kill"] * 4, rest="wait"), free_port()
     environ = fates.environ | {"RELAY_PUBLISH_TOKEN": TOKEN}
     with start("--workers", "2", "--listen", f"127.0.0.1:{port}", environ=environ) as process:
@@ -166,7 +166,7 @@ def test_a_worker_that_died_four_times_has_its_fifth_start_however_much_the_othe
     assert any("serving at" in line for line in log)
 
 
-def test_where_one_worker_never_starts_the_other_does_not_outlive_relay(tmp_path: Path) -> None:
+def test_if_one_worker_never_starts_the_other_does_not_outlive_relay(tmp_path: Path) -> None:
     fates = Fates(tmp_path, "live", rest="exit")
     with start("--workers", "2", environ=fates.environ) as process:
         _, log = process.communicate(timeout=TIMEOUT_S)
@@ -177,7 +177,7 @@ def test_where_one_worker_never_starts_the_other_does_not_outlive_relay(tmp_path
 
 @pytest.mark.parametrize("fate", ["wait", "exit"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_workers_start_ends_relay_at_once(fate: str, number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_while_workers_start_ends_relay_immediately(fate: str, number: signal.Signals, tmp_path: Path) -> None:
     fates = Fates(tmp_path, "live", rest=fate)
     with start("--workers", "2", environ=fates.environ) as process:
         eventually(lambda: len(fates.started()) >= 2, "both are started")
@@ -190,7 +190,7 @@ def test_a_signal_while_workers_start_ends_relay_at_once(fate: str, number: sign
     eventually(lambda: not any(map(is_running, fates.started())), "all workers are gone")
 
 
-def test_a_worker_that_a_signal_without_a_name_ends_is_started_again(tmp_path: Path) -> None:
+def test_a_worker_that_dies_of_a_signal_without_a_name_is_restarted(tmp_path: Path) -> None:
     with relay("--workers", "2") as server:
         os.kill(workers(server)[0], signal.SIGRTMIN + 6)
         eventually(lambda: bool(server.messages("worker ")), "its end is noted")
@@ -217,7 +217,7 @@ def test_a_reload_while_a_worker_starts_does_not_end_it(tmp_path: Path) -> None:
             assert server.stats()["worker_restarts"] == 1
 
 
-def test_a_killed_hub_leaves_no_worker_that_was_starting(tmp_path: Path) -> None:
+def test_a_killed_hub_leaves_no_starting_worker(tmp_path: Path) -> None:
     fates = Fates(tmp_path, "live", "wait")
     with start("--workers", "2", environ=fates.environ) as process:
         eventually(lambda: len(fates.started()) == 2, "both are started")
@@ -226,7 +226,7 @@ def test_a_killed_hub_leaves_no_worker_that_was_starting(tmp_path: Path) -> None
         eventually(lambda: not any(map(is_running, fates.started())), "all workers are gone")
 
 
-def test_workers_die_in_a_drain_without_being_started_again(tmp_path: Path) -> None:
+def test_workers_that_die_in_a_drain_are_not_restarted(tmp_path: Path) -> None:
     with relay("--workers", "2", "--drain-timeout", "2s") as server:
         stalled = Stream(server.port, receive_buffer=4096)
         server.publish("x" * 200_000)
