@@ -6,7 +6,8 @@ import pytest
 
 from bench.micro.conftest import Measure
 from bench.micro.table import RELAY
-from relay.core.log import SEGMENT_BYTES, Log
+from relay.core.index import SEGMENT_BYTES
+from relay.core.log import Log
 
 ENTRIES = 10_000
 FRAME = b"id: 0123456789abcdef-12345\ndata: " + b"x" * 150 + b"\n\n"

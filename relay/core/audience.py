@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from itertools import islice
 
 from relay.core.backfill import Wanted, backfill
-from relay.core.log import Index, Log, Topic
+from relay.core.index import Index, Topic
+from relay.core.log import Log
 from relay.core.policy import Rule
 from relay.speedups import Members
 from relay.topic import TermTree, check_topic, is_pattern

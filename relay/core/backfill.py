@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from itertools import chain
 
 from relay.core.evicted import Mark
-from relay.core.log import Index, Log, Topic
+from relay.core.index import Index, Topic
+from relay.core.log import Log
 from relay.topic import TermTree
 
 STEP_TOPICS = 256

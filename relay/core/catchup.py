@@ -24,7 +24,8 @@ from relay.core import notice
 from relay.core.audience import Audience, Subscription
 from relay.core.close_reason import CloseReason
 from relay.core.holds import Holds
-from relay.core.log import SEGMENT_BYTES, Batch, Index, Log
+from relay.core.index import SEGMENT_BYTES, Index
+from relay.core.log import Batch, Log
 from relay.core.measures import Observer
 from relay.core.policy import Lag, Limits, Policy, Rule
 from relay.core.stream import PackedLag

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from relay.core.audience import Audience
-from relay.core.log import SEGMENT_BYTES, Log
+from relay.core.index import SEGMENT_BYTES
+from relay.core.log import Log
 from relay.core.measures import Observer
 from relay.speedups import Chunk, Engine, Members
 

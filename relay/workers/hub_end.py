@@ -20,7 +20,8 @@ from typing import Protocol, TypeVar
 
 from relay.core.holds import HOLDS_MAX
 from relay.core.hub import Hub
-from relay.core.log import SEGMENT_BYTES, Entry, Log
+from relay.core.index import SEGMENT_BYTES
+from relay.core.log import Entry, Log
 from relay.errors import EventError, RelayError, RequestError
 from relay.event import Event
 from relay.event_json import parse_events

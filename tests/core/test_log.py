@@ -9,7 +9,8 @@ import pytest
 
 from relay.core import evicted
 from relay.core.backfill import Wanted, backfill
-from relay.core.log import READ_ENTRIES_MAX, SEGMENT_BYTES, Index, Log, Topic
+from relay.core.index import SEGMENT_BYTES, Index, Topic
+from relay.core.log import READ_ENTRIES_MAX, Log
 
 
 def make_log(**limits: float) -> Log:

@@ -12,7 +12,8 @@ from relay.core import evicted
 from relay.core import log as log_module
 from relay.core.backfill import Wanted, backfill
 from relay.core.evicted import MARKS_MAX
-from relay.core.log import SEGMENT_BYTES, Index, Log
+from relay.core.index import SEGMENT_BYTES, Index, Topic
+from relay.core.log import Log
 from relay.topic import disjoint
 from tests.oracle import matches
 
@@ -55,7 +56,7 @@ class LogMachine(RuleBasedStateMachine):
         self.since: dict[str, int] = {}  # from where the index of a pattern is complete
         self.seen: dict[tuple[str, int], int] = {}  # ordinals of cursors noted while they were retained
 
-    def resolve(self, topic: log_module.Topic) -> None:
+    def resolve(self, topic: Topic) -> None:
         topic.patterns = [index for pattern, index in self.patterns.items() if matches(pattern, topic.name)]
         topic.generation = self.log.generation
 

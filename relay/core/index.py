@@ -1,0 +1,160 @@
+"""The index of one subscription term: the sequences of its entries and the running total of their bytes.
+
+Reads from a cursor and the lag in events and bytes are binary searches. Ordinals and running totals never change when
+rows are added or removed at the front, so a reader may keep them.
+
+Owns the rows of one term and the state of one topic. Never holds a frame or decides which entries are evicted.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from math import inf
+from typing import Any
+
+SEGMENT_BYTES = 64 * 1024
+"""Reads of one index end at multiples of this in its running total, so that streams with nearby cursors get the same
+bytes."""
+
+# Shared by all empty indexes and never changed: one client may follow a thousand topics without an event.
+_NO_SEQUENCES = array("Q")
+_NO_ENDS = array("q")
+
+
+class Index:
+    """The entries of one term in log order: sequences and running totals of bytes.
+
+    Args:
+        since: the index is complete from this sequence on.
+        evicted: sequence of the last entry of this term that may have been evicted; -1 when none was.
+        evicted_s: time of that entry.
+        evicted_known: whether both are exact. The index of a new pattern knows only later evictions.
+    """
+
+    __slots__ = ("_base", "_dead", "_ends", "_origin", "evicted", "evicted_known", "evicted_s", "sequences", "since")
+
+    def __init__(self, since: int, evicted: int, evicted_s: float = -inf, *, evicted_known: bool = True) -> None:
+        self.sequences = _NO_SEQUENCES
+        self._ends = _NO_ENDS
+        self._base = 0  # ordinal of sequences[0]; negative after a backfill
+        self._origin = 0  # the running total before sequences[0]
+        self._dead = 0  # rows at the front whose entries are evicted
+        self.since = since
+        self.evicted = evicted
+        self.evicted_s = evicted_s
+        self.evicted_known = evicted_known
+
+    def append(self, sequence: int, size: int) -> None:
+        """Add the newest entry."""
+        ends = self._ends
+        if ends:
+            ends.append(ends[-1] + size)
+            self.sequences.append(sequence)
+        else:
+            self.sequences, self._ends = array("Q", (sequence,)), array("q", (self._origin + size,))
+
+    def evict(self, sequence: int) -> None:
+        """Mark the oldest row as dead; remove dead rows when they are half of the rows."""
+        self.evicted = sequence
+        if sequence < self.since:
+            return
+        self._dead = dead = self._dead + 1
+        if (dead > 64 and dead * 2 > len(self.sequences)) or dead == len(self.sequences):
+            self._origin = self._ends[dead - 1]
+            self._base += dead
+            del self.sequences[:dead], self._ends[:dead]
+            self._dead = 0
+
+    @property
+    def origin(self) -> int:
+        """The running total of bytes before the first row."""
+        return self._origin
+
+    def fill(self, sequences: array[int], ends: array[int], origin: int, since: int) -> None:
+        """Insert older entries in front, so that the index is complete from `since`. Existing ordinals do not change.
+
+        Args:
+            sequences: sequences of the entries; the index takes over this array and `ends`.
+            ends: running total after each entry; the last one equals `origin` of the index.
+            origin: running total before the first entry.
+            since: entries before this sequence are omitted.
+        """
+        gone = bisect_left(sequences, since)
+        self._origin = ends[gone - 1] if gone else origin
+        del sequences[:gone], ends[:gone]
+        self._base -= len(sequences)
+        sequences.extend(self.sequences)
+        ends.extend(self._ends)
+        self.sequences, self._ends, self.since = sequences, ends, since
+
+    def begin(self, sequence: int, evicted_s: float) -> None:
+        """Drop all rows; the index is complete from `sequence` on."""
+        self._origin = self._ends[-1] if self._ends else self._origin
+        self._base += len(self.sequences)
+        del self.sequences[:], self._ends[:]
+        self._dead = 0
+        self.since, self.evicted, self.evicted_s = sequence, sequence - 1, evicted_s
+        self.evicted_known = True
+
+    def ordinal(self, cursor: int) -> int:
+        """Count the entries before `cursor` from an arbitrary origin; only differences are meaningful."""
+        return self._base + bisect_left(self.sequences, cursor)
+
+    def lag(self, cursor: int) -> tuple[int, int, int | None]:
+        """Return the number of events and bytes from `cursor` on, and the first sequence."""
+        row = bisect_left(self.sequences, cursor)
+        events = len(self.sequences) - row
+        if not events:
+            return 0, 0, None
+        return events, self._ends[-1] - (self._ends[row - 1] if row else self._origin), self.sequences[row]
+
+    def first(self, cursor: int) -> int | None:
+        """Return the first sequence at or after `cursor`, or None."""
+        row = bisect_left(self.sequences, cursor)
+        return self.sequences[row] if row < len(self.sequences) else None
+
+    def last(self, cursor: int) -> int | None:
+        """Return the last sequence before `cursor`, or None."""
+        row = bisect_left(self.sequences, cursor)
+        return self.sequences[row - 1] if row else None
+
+    def part(self, cursor: int, until: int, count_max: int) -> array[int]:
+        """Return at most `count_max` sequences in [cursor, until)."""
+        rows = self.sequences
+        start = bisect_left(rows, cursor)
+        return rows[start : min(bisect_left(rows, until, lo=start), start + count_max)]
+
+    def segment(self, cursor: int) -> int | None:
+        """Return the number of the segment that holds the first entry at or after `cursor`; None without one."""
+        row = bisect_left(self.sequences, cursor)
+        return None if row == len(self.sequences) else (self._ends[row] - 1) // SEGMENT_BYTES
+
+    def rows(self, number: int, tail: int) -> tuple[array[int], bool]:
+        """Return the sequences of a segment from `tail` on, and whether the segment is complete."""
+        start = bisect_right(self._ends, number * SEGMENT_BYTES)
+        stop = bisect_right(self._ends, (number + 1) * SEGMENT_BYTES)
+        start = max(start, bisect_left(self.sequences, tail))
+        return self.sequences[start:stop], stop < len(self.sequences)
+
+
+class Topic(Index):
+    """One topic of the log, which is its own index.
+
+    The log forgets a topic with its last entry, unless it is `pinned` because its index has readers. `patterns` has the
+    indexes of the matching patterns, as of `generation`. `audiences` has the matching audiences, which the log does
+    not use. See `Log.resolve`.
+    """
+
+    __slots__ = ("audiences", "generation", "name", "newest", "patterns", "pinned", "retained")
+
+    def __init__(self, name: str, since: int, evicted: int, evicted_s: float = -inf) -> None:
+        super().__init__(since, evicted, evicted_s)
+        self.name = name
+        self.newest: dict[str | None, int] = {}
+        self.retained = 0
+        self.pinned = False
+        self.generation = -1
+        self.patterns: Sequence[Index] = ()
+        self.audiences: Sequence[Any] = ()
