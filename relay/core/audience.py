@@ -78,7 +78,7 @@ class Audiences:
         self._audiences: dict[str, Audience] = {}
         self._patterns: TermTree[Audience] = TermTree()
         self._subscriptions: dict[tuple[tuple[str, ...], Rule], Subscription] = {}
-        log.resolve = self._resolve
+        log.resolve_with(self._resolve)
 
     def indexes(self) -> list[Index]:
         """Return the indexes of all audiences."""

@@ -98,7 +98,7 @@ class Hub:
         self.begun = True  # the log is readable; in a fed hub, once the snapshot is complete
         self.snapshot = 0  # entries before this sequence belong to the snapshot
         self.linked = True  # the hub that feeds this one is connected
-        self.on_entry: Callable[[], None] | None = None  # called after each entry
+        self._on_entry: Callable[[], None] | None = None
         self.closes: Counter[str] = Counter()
         self.resumes: Counter[str] = Counter()
         self._config = config
@@ -155,9 +155,13 @@ class Hub:
         if known.audiences and self._flush.mark(known.audiences, sequence):
             self._set_floor()
             self._wake_up()
-        if self.on_entry is not None:
-            self.on_entry()
+        if self._on_entry is not None:
+            self._on_entry()
         return sequence
+
+    def on_entry(self, callback: Callable[[], None] | None) -> None:
+        """Call back after each entry; None ends the calls."""
+        self._on_entry = callback
 
     def end_topic(self, topic: str) -> None:
         """Close the streams of a topic once they have received the log, unless they follow other topics too."""

@@ -144,7 +144,7 @@ class Topic(Index):
 
     The log forgets a topic with its last entry, unless it is `pinned` because its index has readers. `patterns` has the
     indexes of the matching patterns, as of `generation`. `audiences` has the matching audiences, which the log does
-    not use. See `Log.resolve`.
+    not use. See `Log.resolve_with`.
     """
 
     __slots__ = ("audiences", "generation", "name", "newest", "patterns", "pinned", "retained")

@@ -80,8 +80,7 @@ class Log:
         self.floor: int | None = None  # entries from this sequence on are exempt from retention
         self.topics: dict[str, Topic] = {}
         self.generation = 0  # increases when a pattern is added or removed
-        # Updates the pattern indexes of a topic of an older generation.
-        self.resolve: Callable[[Topic], None] = _without_patterns
+        self._resolve: Callable[[Topic], None] = _without_patterns
         self.marks = Marks()
         self._base = 1
         self._frames: list[bytes | None] = []
@@ -158,7 +157,7 @@ class Log:
         topic.newest[key] = sequence
         topic.retained += 1
         if topic.generation != self.generation:
-            self.resolve(topic)
+            self._resolve(topic)
         topic.append(sequence, size)
         for index in topic.patterns:
             index.append(sequence, size)
@@ -205,7 +204,7 @@ class Log:
         if topic.newest.get(key) == sequence:
             del topic.newest[key]
         if topic.generation != self.generation:
-            self.resolve(topic)
+            self._resolve(topic)
         time_s = self._times[row]
         topic.evict(sequence)
         topic.evicted_s = time_s
@@ -255,6 +254,10 @@ class Log:
             self.marks.rest = Mark(*rest)
 
     # Indexes
+
+    def resolve_with(self, resolve: Callable[[Topic], None]) -> None:
+        """Set the function that updates `patterns` and `generation` of a topic of an older generation."""
+        self._resolve = resolve
 
     def new_index(self) -> Index:
         """Make an index for a pattern, complete from the head on; `relay.core.backfill` adds older entries."""

@@ -158,7 +158,7 @@ class Links:
         self._gone = asyncio.Event()  # set whenever a link is lost
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
-        hub.on_entry = self._on_entry
+        hub.on_entry(self._on_entry)
 
     def downlink(self, token: str | None, wake: Callable[[], None]) -> Downlink:
         """Create the state of one link."""
@@ -255,7 +255,7 @@ class Links:
             self._server.close()
         for link in list(self.all):
             link.cut()
-        self._hub.on_entry = None
+        self._hub.on_entry(None)
 
 
 class UplinkProtocol(asyncio.Protocol):

@@ -37,7 +37,7 @@ def follow_all(log: Log) -> Index:
     def resolve(topic: Topic) -> None:
         topic.patterns, topic.generation = (index,), log.generation
 
-    log.resolve = resolve
+    log.resolve_with(resolve)
     log.generation += 1
     return index
 
@@ -48,7 +48,7 @@ def leave_all(log: Log) -> None:
     def resolve(topic: Topic) -> None:
         topic.patterns, topic.generation = (), log.generation
 
-    log.resolve = resolve
+    log.resolve_with(resolve)
     log.generation += 1
 
 

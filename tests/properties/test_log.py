@@ -48,7 +48,7 @@ class LogMachine(RuleBasedStateMachine):
     def start(self, bytes_max: int, events_max: int, age_s_max: float, marks_max: int) -> None:
         self.marks_max = evicted.MARKS_MAX = marks_max
         self.log = Log("e", bytes_max=bytes_max, events_max=events_max, age_s_max=age_s_max)
-        self.log.resolve = self.resolve
+        self.log.resolve_with(self.resolve)
         self.entries: list[Entry] = []
         self.tail = 1
         self.now_s = 0.0
