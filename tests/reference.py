@@ -33,7 +33,8 @@ _HEAD = """\
 
 # Settings
 
-Every setting of `relay serve` can be given in three ways. A flag overrides a variable; a variable overrides the file.
+Each setting of `relay serve` is a flag, an environment variable and a key of a TOML file. A flag overrides
+a variable; a variable overrides the file.
 
 | | example |
 | --- | --- |
@@ -48,11 +49,11 @@ Every setting of `relay serve` can be given in three ways. A flag overrides a va
 - A **repeatable** setting is a flag given several times, a comma-separated list in a variable, and an array in TOML.
 - TOML keys are at the top level of the file. There are no tables.
 
-`relay serve --help` lists the settings. `relay --print-config` prints those in force as TOML, without secrets. An
-unknown setting, or an unknown variable that begins with `RELAY_`, stops the start with an error.
+`relay serve --help` lists the settings. `relay --print-config` prints the effective settings as TOML, without secrets.
+relay does not start with an unknown setting or with an unknown variable that begins with `RELAY_`.
 
-These variables are not settings: `RELAY_CONFIG` names the TOML file, `RELAY_ENGINE` (`speedups` or `native`) chooses
-the engine, and `RELAY_BUILD` chooses the build when relay is installed.
+These variables are not settings: `RELAY_CONFIG` names the TOML file, `RELAY_ENGINE` (`speedups` or `native`) selects
+the engine, and `RELAY_BUILD` selects the build when relay is installed.
 """
 
 

@@ -1,1 +1,1 @@
-"""The settings: what there is, and how flags, environment and file become one object."""
+"""The settings: their definitions, and the conversion of flags, environment and file into one object."""

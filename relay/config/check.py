@@ -1,6 +1,6 @@
-"""The checks of settings that depend on one another, or that no kind can express.
+"""The checks of settings that depend on each other, or that the kind of a setting does not cover.
 
-Owns these rules and their errors. Never reads a value from text, except the limits inside `policy-for`.
+Owns these rules and their errors. Never parses a value, except the limits inside `policy-for`.
 """
 
 from __future__ import annotations
@@ -30,51 +30,51 @@ WORKERS_MAX = 1024
 _HARD_AND_SOFT = (("lag-bytes", "lag-soft-bytes"), ("lag-events", "lag-soft-events"), ("lag", "lag-soft"))
 _LIMITS = (*(name for pair in _HARD_AND_SOFT for name in pair), "lag-soft-for")
 _JWT_KEYS = ("jwt-secret", "jwt-secret-file", "jwt-public-key-file", "jwt-jwks-url", "jwt-key", "jwt-key-file")
-"""The settings that say what JWTs are checked with; the last two are older spellings."""
+"""The settings of keys that verify JWTs. The last two are older spellings."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")  # a token (RFC 6265 section 4.1.1)
 
 
 def check(config: Config) -> Config:
-    """Check what no setting can say alone.
+    """Check the settings as a whole.
 
     Args:
-        config: settings, each right by itself.
+        config: settings, each of them valid.
 
     Returns:
         The same settings.
 
     Raises:
-        ConfigError: two settings contradict each other, or one names something that there cannot be; the text
-            begins with the setting's name.
+        ConfigError: two settings contradict each other, or a value is malformed. The text begins with the setting's
+            name.
     """
     _check_front(config)
     _check_sources(config)
     _check_policies(config)
     _check_scale(config)
     if config.retry_min_s > config.retry_max_s:
-        raise ConfigError("retry-min: must not be above retry-max")
+        raise ConfigError("retry-min: must not exceed retry-max")
     return config
 
 
 def _check_front(config: Config) -> None:
     if not config.listen:
-        raise ConfigError("listen: at least one address is needed")
+        raise ConfigError("listen: give at least one address, such as 127.0.0.1:8080")
     for place, address in enumerate(config.listen):
         try:
             _, port = parse_address(address)
         except ValueError as error:
             raise ConfigError(f"listen: {error}") from None
         if port and address in (*config.listen[:place], config.link_listen):
-            raise ConfigError(f"listen: {address} is given twice; each address can have one listener")
+            raise ConfigError(f"listen: {address} is given twice; remove one")
     if config.tls_key and not config.tls_cert:
-        raise ConfigError("tls-key: tls-cert must name the certificate")
+        raise ConfigError("tls-key: needs a certificate; add tls-cert (--tls-cert PATH)")
     try:
         parse_networks(config.trusted_proxy)
     except ValueError as error:
         raise ConfigError(f"trusted-proxy: {error}") from None
     if config.proxy_protocol and not config.trusted_proxy:
-        raise ConfigError("proxy-protocol: trusted-proxy must name who may send it")
+        raise ConfigError("proxy-protocol: needs the networks of the proxies; add trusted-proxy")
     for name, items, check_item in (
         ("cors-origin", config.cors_origin, check_origin),
         ("allowed-host", config.allowed_host, check_host),
@@ -86,16 +86,16 @@ def _check_front(config: Config) -> None:
             raise ConfigError(f"{name}: {error}") from None
     for token in config.publish_token:
         if not all("!" <= character <= "~" for character in token):
-            raise ConfigError("publish-token: only visible ASCII characters, without spaces, fit into a header")
+            raise ConfigError("publish-token: a header accepts only visible ASCII characters without spaces")
     keys = [name for name in _JWT_KEYS if getattr(config, SETTINGS[name].name)]
     if len(keys) > 1:
-        raise ConfigError(f"{keys[1]}: {keys[0]} is set too; give one of {', '.join(_JWT_KEYS[:4])}")
+        raise ConfigError(f"{keys[1]}: {keys[0]} is also set; set only one of {', '.join(_JWT_KEYS[:4])}")
     if config.subscribe == "jwt" and not keys:
         raise ConfigError(f"subscribe: `jwt` needs a key: one of {', '.join(_JWT_KEYS[:4])}")
     if config.jwt_jwks_url:
         _check_jwks_url(config.jwt_jwks_url)
     if not _COOKIE.fullmatch(config.jwt_cookie):
-        raise ConfigError(f"jwt-cookie: {config.jwt_cookie!r} cannot be the name of a cookie")
+        raise ConfigError(f"jwt-cookie: {config.jwt_cookie!r} is not a valid name of a cookie (RFC 6265)")
 
 
 def _check_jwks_url(url: str) -> None:
@@ -105,9 +105,9 @@ def _check_jwks_url(url: str) -> None:
     except ValueError as error:
         raise ConfigError(f"jwt-jwks-url: the address is malformed: {error}") from None
     if not parts.hostname or port == 0:
-        raise ConfigError("jwt-jwks-url: the address needs a host, as in https://login.example/.well-known/jwks.json")
+        raise ConfigError("jwt-jwks-url: the address needs a host, such as https://login.example/jwks.json")
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
-        raise ConfigError("jwt-jwks-url: keys are fetched over https, or over http from this machine (127.0.0.1)")
+        raise ConfigError("jwt-jwks-url: must begin with https://, or with http:// for this machine (127.0.0.1)")
 
 
 def _check_sources(config: Config) -> None:
@@ -126,22 +126,22 @@ def _check_sources(config: Config) -> None:
     for name in ("unix-mode", "unix-group"):
         each = SETTINGS[name]
         if not config.unix and getattr(config, each.name) != each.default:
-            raise ConfigError(f"{name}: there is no Unix socket to apply it to; add unix (--unix PATH)")
+            raise ConfigError(f"{name}: needs a Unix socket; add unix (--unix PATH)")
     if config.exit_on_eof and config.stdin == "off":
-        raise ConfigError("exit-on-eof: standard input is off, so its end is never seen")
+        raise ConfigError("exit-on-eof: needs standard input, but stdin is off; set stdin, or remove exit-on-eof")
     if config.durable and not config.data:
-        raise ConfigError("durable: needs a file to write to; add data (--data PATH), or leave durable out")
+        raise ConfigError("durable: needs a file; add data (--data PATH), or remove durable")
     if config.event_bytes_max > config.history_bytes:
         raise ConfigError(
-            f"event-bytes-max: {size_text(config.event_bytes_max)} is more than history-bytes holds "
-            f"({size_text(config.history_bytes)}); lower the one or raise the other"
+            f"event-bytes-max: {size_text(config.event_bytes_max)} exceeds history-bytes "
+            f"({size_text(config.history_bytes)}); lower event-bytes-max or raise history-bytes"
         )
 
 
 def _check_scale(config: Config) -> None:
     number = re.fullmatch("[0-9]{1,4}", config.workers)
     if config.workers != "auto" and (number is None or int(config.workers) > WORKERS_MAX):
-        raise ConfigError(f"workers: {config.workers!r} is neither `auto` nor a number up to {WORKERS_MAX}")
+        raise ConfigError(f"workers: {config.workers!r} is neither `auto` nor a number from 0 to {WORKERS_MAX}")
     follows = bool(config.upstream) and not is_event_stream(config.upstream)
     if follows:
         try:
@@ -149,39 +149,39 @@ def _check_scale(config: Config) -> None:
         except ValueError as error:
             raise ConfigError(f"upstream: {error}") from None
         if config.unix or config.stdin not in ("auto", "off"):
-            raise ConfigError("upstream: an edge has no sources of its own; feed the relay that it follows")
+            raise ConfigError("upstream: an edge has no sources of its own; use unix and stdin at the upstream")
         if config.data:
-            raise ConfigError("upstream: an edge keeps no history of its own; give data to the relay that it follows")
+            raise ConfigError("upstream: an edge stores no history; remove data, or set it at the upstream")
     if config.link_listen:
         try:
             parse_address(config.link_listen)
         except ValueError as error:
             raise ConfigError(f"link-listen: {error}") from None
     if (follows or config.link_listen) and not config.link_token:
-        raise ConfigError("link-token: upstream and link-listen need one, the same at both ends")
+        raise ConfigError("link-token: upstream and link-listen need a token, the same at both ends")
 
 
 def split_policy(text: str, config: Config) -> tuple[str, Config]:
-    """Read one `policy-for`: PATTERN=POLICY, and after spaces limits of its own as NAME=VALUE.
+    """Parse one `policy-for`: PATTERN=POLICY, and after spaces its own limits as NAME=VALUE.
 
     Args:
-        text: `orders.*=conflate`, `audit=disconnect lag-events=10 lag=5s`.
-        config: whose limits hold where it names none.
+        text: such as `orders.*=conflate` or `audit=disconnect lag-events=10 lag=5s`.
+        config: the settings of the server. They provide the limits that `text` does not name.
 
     Returns:
-        the pattern, and the settings as they are for its streams.
+        The pattern, and the settings for its streams.
 
     Raises:
-        ConfigError: it names what is wrong.
+        ConfigError: the text is malformed, or names an unknown policy or limit.
     """
     policies = SETTINGS["policy"].metadata["kind"]
     parts = re.fullmatch(rf"(.+?)=({policies})((?: +\S+)*)", text)
     if parts is None:
         _, equals, policy = text.partition(" ")[0].rpartition("=")
         if not equals:
-            raise ConfigError(f"policy-for: {text!r} is not PATTERN=POLICY")
+            raise ConfigError(f"policy-for: {text!r} is not PATTERN=POLICY, such as orders.*=conflate")
         known = policies.split("|")
-        raise ConfigError(f"policy-for: {policy!r} is none of {', '.join(known)}{hint(policy, known)}")
+        raise ConfigError(f"policy-for: {policy!r} is not one of {', '.join(known)}{hint(policy, known)}")
     pattern, policy, limits = parts.groups()
     try:
         check_term(pattern)
@@ -191,7 +191,7 @@ def split_policy(text: str, config: Config) -> tuple[str, Config]:
     for word in limits.split():
         name, _, value = word.partition("=")
         if name not in _LIMITS:
-            raise ConfigError(f"policy-for: {name!r} is none of {', '.join(_LIMITS)}{hint(name, _LIMITS)}")
+            raise ConfigError(f"policy-for: {name!r} is not one of {', '.join(_LIMITS)}{hint(name, _LIMITS)}")
         changes[SETTINGS[name].name] = read(f"policy-for: {name}", SETTINGS[name], value)
     return pattern, replace(config, **changes)
 
@@ -200,26 +200,26 @@ def _check_policies(config: Config) -> None:
     policies = SETTINGS["policy"].metadata["kind"].split("|")
     for policy in config.policy_request:
         if policy not in policies:
-            raise ConfigError(f"policy-request: {policy!r} is none of {', '.join(policies)}")
+            raise ConfigError(f"policy-request: {policy!r} is not one of {', '.join(policies)}")
     for each in [config, *(split_policy(text, config)[1] for text in config.policy_for)]:
         for hard, soft in _HARD_AND_SOFT:
             most = getattr(each, SETTINGS[hard].name)
             if 0 < most < getattr(each, SETTINGS[soft].name):
-                raise ConfigError(f"{soft}: must not be above {hard}, which acts at once")
+                raise ConfigError(f"{soft}: must not exceed the hard limit {hard}")
         if each.policy == "block" or (each is config and "block" in config.policy_request):
             _check_block(each)
 
 
 def _check_block(config: Config) -> None:
-    """A publisher has to be held before the log laps the stream; half of the history leaves it room."""
+    """Check that publishers are held up before the log laps the stream. The limit is half of the history."""
     pairs = (("lag-bytes", "history-bytes"), ("lag-events", "history-events"), ("lag", "history-age"))
     for lag, history in pairs:
         kind = SETTINGS[lag].metadata["kind"]
         limit, held = (getattr(config, SETTINGS[name].name) for name in (lag, history))
         if limit and held and limit > held / 2:
             raise ConfigError(
-                f"{lag}: policy `block` needs it to be at most half of {history}: {show(kind, limit)} "
-                f"is more than half of {show(kind, held)}"
+                f"{lag}: policy `block` needs a limit of at most half of {history}: {show(kind, limit)} "
+                f"exceeds half of {show(kind, held)}"
             )
     if not (config.lag_bytes or config.lag_events or config.lag_s):
-        raise ConfigError("policy: `block` needs a limit to act at: lag-bytes, lag-events or lag")
+        raise ConfigError("policy: `block` needs a limit; set lag-bytes, lag-events or lag")

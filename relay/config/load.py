@@ -1,10 +1,10 @@
-"""From text to a checked `Config`, and back to TOML.
+"""Builds a checked `Config` from flags, environment and TOML, and writes it as TOML.
 
-Owns the order of strength (flag, environment, TOML file, default). Never opens a file and never looks at `os.environ`:
-`relay.cli` does. `relay.config.values` reads each value, and `relay.config.check` checks the settings as a whole.
+Owns the precedence: flag, environment, TOML file, default. Never opens a file and never reads `os.environ`; `relay.cli`
+does both. `relay.config.values` parses each value, and `relay.config.check` checks the settings as a whole.
 
-The order is three loops here and not click's `auto_envvar_prefix` and `default_map`: click splits repeated values of a
-variable at spaces, ignores unknown variables and keys, and does not name the file in an error.
+Three loops implement the precedence instead of click's `auto_envvar_prefix` and `default_map`. Click splits repeated
+values of a variable at spaces, ignores unknown variables and keys, and does not name the file in an error.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from relay.errors import ConfigError
 
 PREFIX = "RELAY_"
 RESERVED = frozenset({"RELAY_BUILD", "RELAY_CONFIG", "RELAY_ENGINE", "RELAY_TAKEOVER"})
-"""Variables that are ours but no settings of the server."""
-# Kubernetes and Docker tell every container about a service named `relay` or `relay-…` in such variables.
+"""Variables of relay that are not settings of the server."""
+# Kubernetes and Docker set such variables in every container for a service named `relay` or `relay-…`.
 _SERVICE_LINK = re.compile(
     r"RELAY_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
 )
@@ -38,13 +38,13 @@ def load(
     """Build the settings and check them.
 
     Args:
-        flags: values by setting name, of the flags that were given: text, a bool, or a list of texts.
-        environment: variables; those that begin with `RELAY_` are settings or an error.
-        table: the TOML file's top level, with `-` or `_` in its keys.
-        source: the TOML file's name, for errors.
+        flags: values of the flags in the command line, by setting name: text, a bool, or a list of texts.
+        environment: variables. A variable that begins with `RELAY_` and is not a setting is an error.
+        table: top level of the TOML file, with `-` or `_` in its keys.
+        source: name of the TOML file, for errors.
 
     Raises:
-        ConfigError: a setting is unknown, malformed, or contradicts another.
+        ConfigError: a setting is unknown or malformed, or contradicts another.
     """
     values: dict[str, Any] = {}
     for key, value in (table or {}).items():
@@ -72,7 +72,7 @@ def load(
 
 
 def _table_error(key: str, table: Mapping[str, object]) -> str:
-    """Say that settings are not in tables, and show the right form of one that is."""
+    """Return the error for a table. It shows the correct form of a setting in the table."""
     error = f"{key!r} is a table; all settings are keys at the top of the file, without a [header]"
     for part in table:
         for name in (f"{key}-{part}".replace("_", "-"), part.replace("_", "-")):
@@ -82,18 +82,18 @@ def _table_error(key: str, table: Mapping[str, object]) -> str:
 
 
 def variable(name: str) -> str:
-    """Return the environment variable of a setting."""
+    """Return the name of a setting's environment variable."""
     return PREFIX + name.upper().replace("-", "_")
 
 
 def worker_count(config: Config) -> int:
-    """Return how many processes hold streams; 1 for this process alone."""
+    """Return the number of processes that hold streams. If it is 1, this process holds them."""
     return len(os.sched_getaffinity(0)) if config.workers == "auto" else max(1, int(config.workers))
 
 
 def to_toml(config: Config) -> str:
-    """Write the settings as a TOML file that `load` reads back; a secret is left out, and said so."""
-    lines = ["# The settings of relay, as they are in force."]
+    """Format the settings as TOML that `load` can read. A comment replaces the value of a secret."""
+    lines = ["# The effective settings of relay."]
     for name, each in SETTINGS.items():
         value = getattr(config, each.name)
         lines += ["", f"# {each.metadata['help']}"]
@@ -105,7 +105,7 @@ def to_toml(config: Config) -> str:
 
 
 def _toml(kind: str, value: Any) -> str:
-    """Write one value; JSON's strings are TOML's, since control characters were refused."""
+    """Format one value. JSON strings are valid TOML, because settings contain no control characters."""
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(kind, item) for item in value) + "]"
     if kind in ("number", "switch"):

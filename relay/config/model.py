@@ -1,9 +1,10 @@
 """The settings: one frozen object, built once and passed down.
 
-Owns every setting's name, default, unit and reason, and how sizes, times, addresses, modes and groups are read.
-Never reads the environment, a file or the command line: `relay.config.load` builds it from what `relay.cli` found.
+Owns the name, default, unit and help of every setting, and the formats of sizes, times, addresses, modes and groups.
+Never reads the environment, a file or the command line. `relay.config.load` builds the object from the values that
+`relay.cli` reads.
 
-The module is longer than 400 lines because every setting is here with its help, so that adding one touches one file.
+The module exceeds 400 lines, because it contains every setting with its help. A new setting changes only this file.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ def setting(
     """Declare one setting.
 
     Args:
-        default: its value when nobody sets it.
-        help: one sentence; it says why the default is what it is.
-        kind: how text becomes its value: `text`, `number`, `size` (bytes), `duration` (seconds), `switch`, `count`
-            (a number or `auto`), or `a|b|c` for a choice. A tuple as default makes the setting repeatable.
-        metavar: what stands for the value in `--help`.
-        least: smallest value of a number, size or duration.
-        most: largest value of one.
-        secret: whether it is never shown.
+        default: the default value. A tuple makes the setting repeatable.
+        help: one or two sentences: the effect of the setting, and the reason for its default.
+        kind: the type of the value: `text`, `number`, `size` (bytes), `duration` (seconds), `switch`, `count` (a number
+            or `auto`), or `a|b|c` for a choice.
+        metavar: placeholder of the value in `--help`.
+        least: smallest number, size or duration.
+        most: largest number, size or duration.
+        secret: whether relay never shows the value.
     """
     metadata = {
         "help": help,
@@ -57,78 +58,89 @@ def setting(
 class Config:
     """All settings of `relay serve`.
 
-    Sizes are in bytes, times in seconds; 0 turns a limit off where it says so.
+    Sizes are in bytes, times in seconds. 0 turns a limit off if its help says so.
     """
 
     # Front
     listen: tuple[str, ...] = setting(
         ("127.0.0.1:8080",),
-        "Address to serve. Only this machine by default, because reading needs no token. :8080 is every IPv4 address, "
-        "[::]:8080 every IPv4 and IPv6 address.",
+        "Address to serve: HOST:PORT, :PORT (every IPv4 address) or [::]:PORT (every IPv4 and IPv6 address). Only "
+        "this machine by default, because reading needs no token.",
         "text",
         "HOST:PORT",
     )
     tls_cert: str = setting(
         "",
-        "PEM file of the certificate and its intermediate certificates. With it, all addresses speak TLS 1.2 or "
-        "later. Read again on SIGHUP.",
+        "PEM file of the certificate and its intermediate certificates; with it, all addresses use TLS 1.2 or "
+        "later. relay reads it again on SIGHUP.",
         "text",
         "PATH",
     )
     tls_key: str = setting(
         "",
-        "PEM file of the certificate's private key, without a password. Empty if the key is in the file of tls-cert.",
+        "PEM file of the certificate's private key, without a password. Not needed if the file of tls-cert "
+        "contains the key.",
         "text",
         "PATH",
     )
     trusted_proxy: tuple[str, ...] = setting(
         (),
-        "Address or network of a proxy whose X-Forwarded-For is used for limits by address.",
+        "Address or network of a proxy whose X-Forwarded-For relay uses for limits by address. None by default, "
+        "because any client can send this header.",
         "text",
         "NETWORK",
     )
     proxy_protocol: bool = setting(
-        False, "Trusted proxies begin each connection with a PROXY protocol header, version 1 or 2.", "switch"
+        False,
+        "Expect a PROXY protocol header, version 1 or 2, at the beginning of each connection from a trusted proxy. "
+        "Off by default, because a proxy sends it only if configured to.",
+        "switch",
     )
     refuse_streams: str = setting(
         "retry",
-        "How to refuse a stream temporarily (in a drain, over a limit) if the client accepts text/event-stream. "
-        "`retry` is a 200 that ends at once and says when to reconnect, because an EventSource gives up after any "
-        "other status. `status` is 503 or 429.",
+        "How to refuse a stream temporarily if the client accepts text/event-stream: `retry` sends a 200 that ends "
+        "at once with a reconnection time, `status` sends 503 or 429. `retry` by default, because an EventSource "
+        "gives up after any other status.",
         "retry|status",
     )
     cors_origin: tuple[str, ...] = setting(
         (),
-        "Origin whose pages may read and publish, with cookies too: https://example.com, https://*.example.com, "
-        "http://localhost:*. `*` is any origin, without cookies. None by default.",
+        "Origin whose pages may read and publish, with cookies (https://example.com, https://*.example.com, "
+        "http://localhost:*); `*` is any origin, without cookies. None by default, so that pages of other sites "
+        "have no access.",
         "text",
         "ORIGIN",
     )
     allowed_host: tuple[str, ...] = setting(
         (),
-        "Host name that requests may use (example.com, *.example.com, [::1]). Any other is answered 421, which stops "
-        "DNS rebinding. All by default, because a proxy may forward its own name.",
+        "Host name that requests may use (example.com, *.example.com, [::1]); relay answers any other with 421, "
+        "which stops DNS rebinding. All by default, because a proxy may forward its own name.",
         "text",
         "HOST",
     )
     publish_token: tuple[str, ...] = setting(
         (),
-        "Bearer token for publishing over HTTP. Without one, relay generates a random token and prints it, but only "
-        "to a terminal.",
+        "Bearer token for publishing over HTTP. Without one, relay generates a random token and prints it, but "
+        "only to a terminal.",
         "text",
         "TOKEN",
         secret=True,
     )
     publish_token_file: str = setting(
-        "", "File of more such tokens, one per line. Read again on SIGHUP.", "text", "PATH"
+        "", "File of further publish tokens, one per line. relay reads it again on SIGHUP.", "text", "PATH"
     )
     publish_rate: float = setting(
         0,
-        "Events per second that one token or subject may publish over HTTP, with bursts of ten seconds' worth. More "
-        "is answered 429. 0 is off.",
+        "Events per second that one token or subject may publish over HTTP, with bursts of ten seconds' worth; "
+        "relay answers more with 429. Off (0) by default, because only holders of a token can publish.",
         "number",
     )
-    subscribe: str = setting("open", "Who may read: `open` is everybody, `jwt` requires a JWT.", "open|jwt")
+    subscribe: str = setting(
+        "open",
+        "Access for readers: `open` admits everybody, `jwt` requires a JWT. `open` by default, because `jwt` needs "
+        "a key.",
+        "open|jwt",
+    )
     jwt_secret: str = setting(
         "",
         "Shared secret that verifies JWTs (HS256): one line of at least 32 bytes. Public keys belong in "
@@ -137,345 +149,448 @@ class Config:
         "SECRET",
         secret=True,
     )
-    jwt_secret_file: str = setting("", "File of such a secret. Read again on SIGHUP.", "text", "PATH")
+    jwt_secret_file: str = setting(
+        "", "File of a secret such as jwt-secret. relay reads it again on SIGHUP.", "text", "PATH"
+    )
     jwt_public_key_file: str = setting(
         "",
-        "File of public keys that verify JWTs (RSA, P-256, Ed25519): PEM, a JWK or a JWKS. Read again on SIGHUP.",
+        "File of public keys that verify JWTs (RSA, P-256, Ed25519): PEM, a JWK or a JWKS. relay reads it again on "
+        "SIGHUP.",
         "text",
         "PATH",
     )
     jwt_jwks_url: str = setting(
         "",
-        "Address of a JWKS with public keys, over https. Fetched regularly, and at once for a token with an unknown "
-        "`kid`.",
+        "Address of a JWKS with public keys, over https. relay fetches it regularly, and at once for a token with "
+        "an unknown `kid`.",
         "text",
         "URL",
     )
     jwt_key: str = setting("", "Older spelling of jwt-secret.", "text", "SECRET", secret=True)
     jwt_key_file: str = setting("", "Older spelling of jwt-public-key-file.", "text", "PATH")
     jwt_jwks_refresh_s: float = setting(
-        300.0, "Time after which the keys are fetched again.", "duration", least=1
+        300.0,
+        "Time between two fetches of the JWKS. 5 minutes by default, because a withdrawn key stays valid until the "
+        "next fetch.",
+        "duration",
+        least=1,
     )
     jwt_audience: str = setting(
-        "", "Value that a JWT's `aud` must contain. Not checked if empty.", "text", "TEXT"
+        "", "Value that a JWT's `aud` must contain. If empty, relay does not check `aud`.", "text", "TEXT"
     )
-    jwt_issuer: str = setting("", "Value that a JWT's `iss` must have. Not checked if empty.", "text", "TEXT")
+    jwt_issuer: str = setting(
+        "", "Value that a JWT's `iss` must have. If empty, relay does not check `iss`.", "text", "TEXT"
+    )
     jwt_claim: str = setting(
-        "relay", "Claim that lists the topics and patterns, under `subscribe` and `publish`.", "text", "NAME"
+        "relay",
+        "Claim that lists the topics and patterns, under `subscribe` and `publish`. `relay` by default, to avoid "
+        "the claims of other programs.",
+        "text",
+        "NAME",
     )
     jwt_cookie: str = setting(
         "",
-        "Cookie that may carry a reader's JWT. None by default. A cookie never allows publishing.",
+        "Cookie that may carry a reader's JWT; it never allows publishing. None by default, because browsers add "
+        "cookies to requests of other pages too.",
         "text",
         "NAME",
     )
     jwt_revoked_file: str = setting(
         "",
-        "File of revoked subjects and token ids (`sub`, `jti`), one per line. Read again on SIGHUP.",
+        "File of revoked subjects and token ids (`sub`, `jti`), one per line. relay reads it again on SIGHUP.",
         "text",
         "PATH",
     )
     ticket_s: float = setting(
         30.0,
-        "How long a ticket of POST /ticket is valid. Tickets are for EventSource, which cannot send a header.",
+        "Time that a ticket of POST /ticket is valid, for an EventSource, which cannot send a header. 30 seconds "
+        "by default, because a page uses its ticket at once.",
         "duration",
         least=1,
         most=3600,
     )
     backlog: int = setting(
         4096,
-        "Connections that may wait for accept. The kernel caps it at net.core.somaxconn.",
+        "Connections that may wait for accept; the kernel caps the number at net.core.somaxconn. 4096 by default, "
+        "like net.core.somaxconn since Linux 5.4.",
         "number",
         least=1,
         most=2**31 - 1,
     )
     accept_rate: int = setting(
         0,
-        "Connections accepted per second. The others wait in the backlog. 0 is off: one core accepts some thousands "
-        "beside its other work, with TLS some hundreds.",
+        "Connections accepted per second; the others wait in the backlog. Off (0) by default, because the right "
+        "rate depends on the machine: one core accepts some thousands, with TLS some hundreds.",
         "number",
     )
     half_open_max: int = setting(
         4096,
-        "Connections without a complete request head. Above it, the oldest is closed once it has waited five seconds; "
-        "new ones wait in the backlog. 0 is off.",
+        "Connections without a complete request head; above it, new ones wait in the backlog, and relay closes the "
+        "oldest once it has waited five seconds. 4096 by default, like the backlog; 0 is off.",
         "number",
     )
     head_bytes_max: int = setting(
-        16 * KIB, "Largest request head. A larger one is answered 431 or 414.", "size", least=KIB
+        16 * KIB,
+        "Largest request head; relay answers a larger one with 431 or 414. 16KiB by default, because most proxies "
+        "accept header lines of up to 8 KiB.",
+        "size",
+        least=KIB,
     )
     head_timeout_s: float = setting(
         10.0,
-        "Time from accept, or from the first byte after an answer, to a complete request head.",
+        "Time from accept, or from the first byte after an answer, to a complete request head. 10 seconds by "
+        "default: enough for a slow network, and a stalled client is closed soon.",
         "duration",
         least=0.001,
     )
     keepalive_timeout_s: float = setting(
-        60.0, "How long a connection without a stream may be idle between requests.", "duration", least=0.001
+        60.0,
+        "Time that a connection without a stream may be idle between requests. 60 seconds by default, the same as "
+        "in common proxies.",
+        "duration",
+        least=0.001,
     )
     body_bytes_max: int = setting(
-        8 * MIB, "Largest body of a publish request. A larger one is answered 413.", "size", least=1
+        8 * MIB,
+        "Largest body of a publish request; relay answers a larger one with 413. 8MiB by default, because JSON may "
+        "need six bytes for one byte of the largest event.",
+        "size",
+        least=1,
     )
     batch_events_max: int = setting(
         10_000,
-        "Events of one publish request, which are published together. More are answered 413.",
+        "Events of one publish request, which are published together; relay answers more with 413. 10000 by "
+        "default, because streams wait while a request is published.",
         "number",
         least=1,
     )
     # Sources
     stdin: str = setting(
         "auto",
-        "How standard input is read. `auto` is off on a terminal, otherwise NDJSON.",
+        "Format of standard input. `auto`, the default, is off on a terminal, otherwise NDJSON.",
         "auto|ndjson|lines|sse|off",
     )
     topic: str = setting("default", "Topic of events, and of streams, that name none.", "text", "TOPIC")
     exit_on_eof: bool = setting(
-        False, "Drain and exit when standard input ends. By default relay continues to serve.", "switch"
+        False,
+        "Drain and exit when standard input ends. Off by default, because other sources may still publish.",
+        "switch",
     )
     unix: str = setting("", "Path of a Unix socket for feeders. None by default.", "text", "PATH")
     unix_mode: str = setting(
-        "0660", "Mode of the Unix socket. By default owner and group may publish.", "text", "MODE"
+        "0660",
+        "Mode of the Unix socket. By default owner and group may publish, because the socket requires no token.",
+        "text",
+        "MODE",
     )
     unix_group: str = setting(
-        "", "Group of the Unix socket, by name or number. The group of the process if empty.", "text", "GROUP"
+        "", "Group of the Unix socket, by name or number. If empty, the group of the process.", "text", "GROUP"
     )
     unix_user: tuple[str, ...] = setting(
         (),
-        "User whose processes may publish at the Unix socket. Everybody whom the mode admits if none is named.",
+        "User whose processes may publish at the Unix socket. None by default: the mode alone decides.",
         "text",
         "USER",
     )
     line_bytes_max: int = setting(
-        8 * MIB, "Longest line of a feeder. JSON may need six bytes for one byte of data.", "size", least=1
+        8 * MIB,
+        "Longest line of a feeder. 8MiB by default, because JSON may need six bytes for one byte of the largest event.",
+        "size",
+        least=1,
     )
     event_bytes_max: int = setting(
-        1 * MIB, "Largest event as sent. Never more than history-bytes.", "size", least=64
+        1 * MIB,
+        "Largest event as sent, never more than history-bytes. 1MiB by default, so that one event takes at most "
+        "1/64 of the default history.",
+        "size",
+        least=64,
     )
     # History
     history_bytes: int = setting(
-        64 * MIB, "Bytes of events retained for resume and for slow streams.", "size", least=KIB
+        64 * MIB,
+        "Bytes of events retained for resume and for slow streams. 64MiB by default, because they are in memory.",
+        "size",
+        least=KIB,
     )
     history_events: int = setting(
-        1_000_000, "Number of events retained. 0 leaves it to the other limits.", "number"
+        1_000_000,
+        "Number of events retained; 0 is off. 1000000 by default, because small events need more memory than "
+        "history-bytes counts.",
+        "number",
     )
     history_age_s: float = setting(
-        0.0, "Age up to which events are retained. 0 leaves it to the other limits.", "duration"
+        0.0,
+        "Age up to which events are retained; 0 is off. Off by default, because history-bytes and history-events "
+        "already limit the history.",
+        "duration",
     )
     data: str = setting(
         "",
-        "File that keeps history, ids and dedup keys over restarts. Events are on the disk before anybody receives "
-        "them. None by default: history is in memory.",
+        "File that keeps history, ids and dedup keys across restarts; events are on the disk before any subscriber "
+        "receives them. None by default: history is only in memory.",
         "text",
         "PATH",
     )
     durable: bool = setting(
         False,
-        "Acknowledge an event only once it is on the disk. By default it is acknowledged at once. Needs data.",
+        "Acknowledge an event only once it is on the disk; needs data. Off by default, because publishers then "
+        "wait for the disk.",
         "switch",
     )
     dedup_window_s: float = setting(
         600.0,
-        "How long an event's `dedup` key is remembered, so that a feeder may send the event again without harm.",
+        "Time for which an event's `dedup` key is remembered, so that a feeder can send the event again without "
+        "harm. 10 minutes by default, twice the time for which `relay publish` sends an event again.",
         "duration",
     )
     dedup_max: int = setting(
-        1_000_000, "Most dedup keys that are remembered, the newest: about 250 MB.", "number", least=1
+        1_000_000,
+        "Most dedup keys that are remembered; the oldest are forgotten first. The default takes about 250 MB.",
+        "number",
+        least=1,
     )
     # Slow streams
     policy: str = setting(
         "drop-oldest",
-        "What happens to a slow stream. drop-oldest by default, because the newest events of a feed matter most.",
+        "Action for a slow stream. drop-oldest by default, because the newest events of a feed matter most.",
         "drop-oldest|drop-newest|conflate|disconnect|block",
     )
     policy_for: tuple[str, ...] = setting(
         (),
-        "Policy for the streams of a topic or pattern, and after spaces its own limits (lag-events=10). The first "
-        "that matches is used.",
+        "Policy for the streams of a topic or pattern, and after spaces its own limits (lag-events=10). relay uses "
+        "the first one that matches.",
         "text",
         "'PATTERN=POLICY …'",
     )
     policy_request: tuple[str, ...] = setting(
         ("drop-oldest", "drop-newest", "conflate", "disconnect"),
-        "Policy that a request may choose by ?policy=. Not `block` by default, because it would let any client hold "
+        "Policy that a request may choose by ?policy=. Not `block` by default, because any client could then hold "
         "up publishers.",
         "text",
         "POLICY",
     )
     lag_bytes: int = setting(
-        8 * MIB, "Hard limit of a stream's lag in bytes: an eighth of the default history. 0 is off.", "size"
-    )
-    lag_events: int = setting(0, "Hard limit of a stream's lag in events. 0 is off.", "number")
-    lag_s: float = setting(0.0, "Hard limit of a stream's lag in time. 0 is off.", "duration")
-    lag_soft_bytes: int = setting(
-        0,
-        "Soft limit in bytes: the policy acts once it has been exceeded for lag-soft-for. 0 is off.",
+        8 * MIB,
+        "Hard limit of a stream's lag in bytes; 0 is off. By default an eighth of the default history, so that the "
+        "policy acts long before the log laps the stream.",
         "size",
     )
-    lag_soft_events: int = setting(0, "Soft limit in events. 0 is off.", "number")
-    lag_soft_s: float = setting(0.0, "Soft limit in time. 0 is off.", "duration")
-    lag_soft_for_s: float = setting(10.0, "How long a soft limit may be exceeded.", "duration")
+    lag_events: int = setting(
+        0,
+        "Hard limit of a stream's lag in events. Off (0) by default, because lag-bytes already limits the lag.",
+        "number",
+    )
+    lag_s: float = setting(
+        0.0,
+        "Hard limit of a stream's lag in time. Off (0) by default, because lag-bytes already limits the lag.",
+        "duration",
+    )
+    lag_soft_bytes: int = setting(
+        0,
+        "Soft limit of a stream's lag in bytes: the policy acts once the lag has exceeded it for lag-soft-for. Off "
+        "(0) by default, because a useful value depends on the feed.",
+        "size",
+    )
+    lag_soft_events: int = setting(
+        0, "Soft limit of a stream's lag in events, like lag-soft-bytes. Off (0) by default.", "number"
+    )
+    lag_soft_s: float = setting(
+        0.0, "Soft limit of a stream's lag in time, like lag-soft-bytes. Off (0) by default.", "duration"
+    )
+    lag_soft_for_s: float = setting(
+        10.0,
+        "Time for which a stream may exceed a soft limit. 10 seconds by default, so that a short burst does not "
+        "trigger the policy.",
+        "duration",
+    )
     block_timeout_s: float = setting(
         10.0,
-        "How long one `block` stream may hold up publishers before it is closed.",
+        "Longest time that one `block` stream may hold up publishers before relay closes it. 10 seconds by "
+        "default, because relay's clients wait 30 seconds for an acknowledgement over HTTP.",
         "duration",
         least=0.001,
     )
     # Streams
     streams_max: int = setting(
         0,
-        "Open streams in all. 0 takes as many as the descriptor limit allows. More are answered 503.",
+        "Open streams in total; relay answers more with 503. 0, the default, allows as many as the descriptor "
+        "limit, because that depends on the machine.",
         "number",
     )
     streams_per_address_max: int = setting(
         0,
-        "Open streams of one address. Off by default, because all clients of a proxy share its address. More are "
-        "answered 429.",
+        "Open streams of one address; relay answers more with 429. Off (0) by default, because all clients of a "
+        "proxy share its address.",
         "number",
     )
     streams_per_subject_max: int = setting(
-        0, "Open streams of one JWT subject. 0 is off. More are answered 429.", "number"
+        0,
+        "Open streams of one JWT subject; relay answers more with 429. Off (0) by default, because a subject may "
+        "have many tabs and devices.",
+        "number",
     )
     streams_per_topic_max: int = setting(
-        0, "Open streams of one topic or pattern, as requested. 0 is off. More are answered 503.", "number"
+        0,
+        "Open streams of one topic or pattern, as requested; relay answers more with 503. Off (0) by default, "
+        "because all clients may want the same topic.",
+        "number",
     )
     max_age_s: float = setting(
         0.0,
-        "Greatest age of a stream. It then ends and the client reconnects, so that load spreads after a restart. Each "
-        "stream ends at a random time in the last fifth. 0 is off.",
+        "Greatest age of a stream; it ends at a random time in the last fifth, and the client reconnects, so that "
+        "load spreads after a restart. Off (0) by default, because each reconnection costs a handshake.",
         "duration",
     )
     topics_per_stream_max: int = setting(
-        1000, "Topics and patterns of one stream. More are answered 400.", "number", least=1
+        1000,
+        "Topics and patterns of one stream; relay answers more with 400. 1000 by default, about as many as fit "
+        "into a request head of 16 KiB.",
+        "number",
+        least=1,
     )
     patterns_per_stream_max: int = setting(
         16,
-        "Patterns of one stream. More are answered 400. Few, because each pattern has an index of all events that it "
-        "matches.",
+        "Patterns of one stream; relay answers more with 400. 16 by default, because each pattern has an index of "
+        "all events that it matches.",
         "number",
     )
     client_buffer: int = setting(
         64 * KIB,
-        "Kernel send and receive buffer of a stream. It bounds the memory that a stalled reader holds.",
+        "Kernel send and receive buffer of a stream. 64KiB by default, because the kernel's own sizes let a "
+        "stalled reader hold megabytes.",
         "size",
         least=4 * KIB,
         most=2**30,
     )
     client_timeout_s: float = setting(
         120.0,
-        "TCP_USER_TIMEOUT: how long sent bytes may stay unacknowledged before the stream is closed. 0 leaves it to "
-        "the system.",
+        "Time that sent bytes may stay unacknowledged before relay closes the stream (TCP_USER_TIMEOUT); 0 leaves "
+        "it to the system. 2 minutes by default, so that a stream survives a short network failure.",
         "duration",
         most=2_000_000,
     )
     discard_bytes_max: int = setting(
         64 * KIB,
-        "Bytes that a client may send after its request. They are discarded; if there are more, the stream is closed.",
+        "Bytes that a client may send after its request; relay discards them, and closes the stream if there are "
+        "more. 64KiB by default, because subscribers have nothing to send.",
         "size",
         most=1024 * MIB,
     )
     heartbeat_s: float = setting(
         15.0,
-        "Idle time after which a stream is sent a heartbeat. Below the timeouts of common proxies, 30 to 60 s. 0 is "
-        "off.",
+        "Idle time after which relay sends a heartbeat on a stream; 0 is off. 15 seconds by default, below the "
+        "timeouts of common proxies (30 to 60 seconds).",
         "duration",
     )
     heartbeat_as: str = setting(
         "comment",
-        "Form of the heartbeat: a comment line, a comment padded to 2 KiB, or an event of type relay.heartbeat.",
+        "Form of the heartbeat: a comment line, a comment padded to 2 KiB, or an event of type relay.heartbeat. "
+        "`comment` by default, because every client ignores comments.",
         "comment|padded|event",
     )
     retry_min_s: float = setting(
         1.0,
-        "Shortest reconnection time sent to a client. Each client gets its own, so that clients do not return at once.",
+        "Shortest reconnection time sent to a client. Each client receives a random time up to retry-max, so that "
+        "clients do not all reconnect at once.",
         "duration",
         least=0.001,
     )
-    retry_max_s: float = setting(5.0, "Longest reconnection time sent to a client.", "duration", least=0.001)
+    retry_max_s: float = setting(
+        5.0,
+        "Longest reconnection time sent to a client. 5 seconds by default, because users notice longer pauses.",
+        "duration",
+        least=0.001,
+    )
     prime: bool = setting(
         True,
-        "Send a reconnection time and a first id at once, so that a client cut off before its first event can resume.",
+        "Send a reconnection time and a first id at once. On by default, so that a client that is cut off before "
+        "its first event can resume.",
         "switch",
     )
     drain_delay_s: float = setting(
         0.0,
-        "How long a drain only fails /readyz and continues to serve, so that a load balancer turns away first. Off by "
-        "default, because it delays every stop.",
+        "Time for which a drain only fails /readyz and continues to serve, so that a load balancer stops sending "
+        "clients first. Off (0) by default, because it delays every stop.",
         "duration",
         most=3600,
     )
     drain_spread_s: float = setting(
         5.0,
-        "Time span, from retry-min on, over which the clients of a drain are asked to reconnect, so that the next "
-        "server is not asked by all at once.",
+        "Time span, beginning at retry-min, over which the clients of a drain reconnect. 5 seconds by default, so "
+        "that they do not all reach the next server at once.",
         "duration",
         most=3600,
     )
     drain_rate: int = setting(
         2000,
-        "Streams per second that a drain ends: about the handshakes that one core accepts beside its other work. More "
-        "if half of drain-timeout would not suffice.",
+        "Streams per second that a drain ends; more if half of drain-timeout would not suffice. By default about "
+        "the handshakes that one core accepts beside its other work.",
         "number",
         least=1,
     )
     drain_timeout_s: float = setting(
         10.0,
-        "How long streams may take to read what is in the log and to close, once relay has stopped accepting.",
+        "Time for streams to read the rest of the log and to close, once relay has stopped accepting. 10 seconds "
+        "by default, below the 30 seconds that Kubernetes waits.",
         "duration",
     )
     upgrade_timeout_s: float = setting(
         30.0,
-        "How long the new process of an upgrade may take to start and to receive the log. After that the old process "
-        "continues.",
+        "Time for the new process of an upgrade to start and to receive the log; after that, the old process "
+        "continues. 30 seconds by default, to leave time for a large history.",
         "duration",
         least=1,
     )
     # Scale
     workers: str = setting(
         "1",
-        "Processes that hold streams, fed by one more. `auto` is one per core. With 1, a single process does "
-        "everything.",
+        "Processes that hold streams, fed by one more; `auto` is one per core. 1 by default: a single process does "
+        "everything, and no event passes through a link.",
         "count",
         "N|auto",
     )
     upstream: str = setting(
         "",
-        "Server to follow. relay://HOST:PORT (relays:// over TLS) makes this relay an edge with the log and ids of "
-        "that one, to which it passes on what is published here. An http:// or https:// address is an event stream, "
-        "whose events are published here.",
+        "Server to follow: relay://HOST:PORT (relays:// over TLS) makes this relay an edge, which has the log and "
+        "ids of that server and forwards published events to it. An http:// or https:// address is an event "
+        "stream, whose events relay publishes here.",
         "text",
         "URL",
     )
     upstream_timeout_s: float = setting(
         45.0,
-        "Silence after which a followed event stream is considered lost: three of relay's own heartbeats.",
+        "Silence after which a followed event stream is considered lost. 45 seconds by default, three of relay's "
+        "own heartbeats.",
         "duration",
         least=0.1,
     )
     link_listen: str = setting(
         "",
-        "Address for edges that have this relay as their upstream. Over TLS if there is a tls-cert.",
+        "Address for edges that have this relay as their upstream. With tls-cert, links use TLS.",
         "text",
         "HOST:PORT",
     )
     link_token: str = setting(
         "",
-        "Token of links, the same at both ends. Required for link-listen and relay:// upstreams. An http:// or "
-        "https:// upstream receives it as a bearer token.",
+        "Token of links, the same at both ends; required for link-listen and relay:// upstreams. relay sends it to "
+        "an http:// or https:// upstream as a bearer token.",
         "text",
         "TOKEN",
         secret=True,
     )
     # Process
-    log_level: str = setting("info", "Lowest level that is logged.", "debug|info|warning|error")
+    log_level: str = setting(
+        "info",
+        "Lowest level that is logged. `info` by default, because relay logs single streams at `debug`.",
+        "debug|info|warning|error",
+    )
     log_format: str = setting(
-        "auto", "Form of the log. `auto` is text on a terminal, otherwise JSON.", "auto|text|json"
+        "auto", "Form of the log. `auto`, the default, is text on a terminal, otherwise JSON.", "auto|text|json"
     )
 
 
-SETTINGS: dict[str, Field[Any]] = {
-    each.name.removesuffix("_s").replace("_", "-"): each for each in fields(Config)
-}
-"""Each setting by its name on the command line (without `--`) and in TOML; a time's name drops its unit."""
+SETTINGS: dict[str, Field[Any]] = {each.name.removesuffix("_s").replace("_", "-"): each for each in fields(Config)}
+"""Each setting by its name on the command line (without `--`) and in TOML. The name of a time has no unit."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Common": (
@@ -495,9 +610,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("subscribe", "jwt-*", "ticket", "publish-rate", "allowed-host", "unix-mode", "unix-group", "unix-user"),
     ),
     "TLS and proxies": ("tls-cert", "tls-key", "trusted-proxy", "proxy-protocol"),
-    "Limits of streams": (
-        *("streams-max", "streams-per-*", "topics-per-stream-max", "patterns-per-stream-max"),
-    ),
+    "Limits of streams": (*("streams-max", "streams-per-*", "topics-per-stream-max", "patterns-per-stream-max"),),
     "Limits of input": (
         *("event-bytes-max", "line-bytes-max", "body-bytes-max", "batch-events-max", "head-bytes-max", "head-timeout"),
         *("keepalive-timeout", "backlog", "accept-rate", "half-open-max"),
@@ -506,11 +619,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Several machines": ("upstream", "upstream-*", "link-*"),
     "Log": ("log-format",),
 }
-"""How `--help` groups the settings, the most common first; `*` stands for the rest of a name."""
+"""The groups of settings in `--help`, the most common first. `*` matches the rest of a name."""
 
 
 def group_settings() -> dict[str, list[str]]:
-    """Return the names of all settings by group; those that no group names are in the last one, `Other`."""
+    """Return the names of all settings by group. The last group, `Other`, contains settings without a group."""
     rest, groups = dict.fromkeys(SETTINGS), dict[str, list[str]]()
     for group, names in GROUPS.items():
         groups[group] = [each for name in names for each in fnmatch.filter(rest, name)]
@@ -528,10 +641,10 @@ _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]\s/]*)):([0-9]{1,5})"
 
 
 def parse_size(text: str) -> int:
-    """Read a number of bytes: `1048576`, `64KiB`, `64K`, `1.5M`; every unit is a power of 1024.
+    """Parse a number of bytes: `1048576`, `64KiB`, `64K`, `1.5M`. Every unit is a power of 1024.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a size, or the size is too large.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
@@ -545,10 +658,10 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Read a time in seconds: `15`, `0.5`, `500ms`, `15s`, `2m`, `1h30m`, `7d`.
+    """Parse a time and return it in seconds: `15`, `0.5`, `500ms`, `15s`, `2m`, `1h30m`, `7d`.
 
     Raises:
-        ValueError: it is none, or longer than ten years.
+        ValueError: the text is not a time, or the time exceeds ten years.
     """
     text = text.strip()
     parts = _DURATION.findall(text)
@@ -564,10 +677,10 @@ def parse_duration(text: str) -> float:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Split `HOST:PORT`, `[IPv6]:PORT` or `:PORT` (every IPv4 address: an empty host) into host and port.
+    """Split `HOST:PORT`, `[IPv6]:PORT` or `:PORT` into host and port. An empty host means every IPv4 address.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the text has another form.
     """
     match = _ADDRESS.fullmatch(text)
     if match is None or int(match[3]) > 65535:
@@ -576,10 +689,10 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def parse_mode(text: str) -> int:
-    """Read the permissions of a file: `0660`, `660` or `0o660`.
+    """Parse the mode of a file: `0660`, `660` or `0o660`.
 
     Raises:
-        ValueError: they are none.
+        ValueError: the text is not such a mode.
     """
     if not _MODE.fullmatch(text):
         raise ValueError(f"{text!r} is not an octal mode like 0660, at most 0777")
@@ -587,10 +700,10 @@ def parse_mode(text: str) -> int:
 
 
 def parse_group(text: str) -> int:
-    """Read the number of a group from its name or its number; -1 for none.
+    """Return the id of a group from its name or number, or -1 for an empty text.
 
     Raises:
-        ValueError: there is no group of this name.
+        ValueError: no group has this name.
     """
     if not text:
         return -1
@@ -599,19 +712,19 @@ def parse_group(text: str) -> int:
     try:
         return grp.getgrnam(text).gr_gid
     except KeyError:
-        raise ValueError(f"there is no group {text!r}") from None
+        raise ValueError(f"this system has no group {text!r}") from None
 
 
 def is_event_stream(upstream: str) -> bool:
-    """Say whether what is followed is an event stream over HTTP, and not another relay's log."""
+    """Return whether an upstream is an event stream over HTTP and not the log of another relay."""
     return upstream.startswith(("http://", "https://"))
 
 
 def parse_upstream(text: str) -> tuple[str, int, bool]:
-    """Split `relay://HOST:PORT`, or `relays://` for one over TLS, into host, port and whether it is encrypted.
+    """Split `relay://HOST:PORT` or `relays://HOST:PORT` into host, port and whether the link uses TLS.
 
     Raises:
-        ValueError: it is not that.
+        ValueError: the text has another form.
     """
     scheme, _, address = text.partition("://")
     try:
@@ -624,7 +737,7 @@ def parse_upstream(text: str) -> tuple[str, int, bool]:
 
 
 def size_text(size: int) -> str:
-    """Write a number of bytes in its largest whole unit, as `parse_size` reads it."""
+    """Format a number of bytes in its largest whole unit. `parse_size` reads it back."""
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if size and size % KIB**power == 0:
             return f"{size // KIB**power}{unit}"
@@ -632,7 +745,7 @@ def size_text(size: int) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Write a time as `parse_duration` reads it, to the last bit."""
+    """Format a time. `parse_duration` returns exactly the same number."""
     milliseconds = f"{seconds * 1000:.12g}ms"
     if 0 < seconds < 1 and "e" not in milliseconds and parse_duration(milliseconds) == seconds:
         return milliseconds

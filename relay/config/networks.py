@@ -1,6 +1,6 @@
-"""Networks in settings: CIDR notation becomes values.
+"""Parses the networks in settings.
 
-Owns this notation. Never decides who is trusted.
+Owns their notation (CIDR). Never decides whether an address is trusted.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Read addresses and networks: `10.0.0.0/8`, `::1`.
+    """Parse addresses and networks: `10.0.0.0/8`, `::1`.
 
     Raises:
-        ValueError: one is neither; the text names it.
+        ValueError: a text is neither. The error names it.
     """
     return tuple(ipaddress.ip_network(text) for text in texts)

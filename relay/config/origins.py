@@ -1,7 +1,7 @@
-"""Origins and host names: how browsers write them, and which of them the settings allow.
+"""Origins and host names: their spelling in browsers, and the check whether the settings allow them.
 
 Owns the spelling (WHATWG URL, RFC 6454 section 6.2) and the wildcards of `cors-origin` and `allowed-host`. Never
-decides what an answer contains.
+decides the content of a response.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _LABELS = r"(?:[a-z0-9_-]{1,63}\.)+"
 _IDNA_2003_ONLY = frozenset("ßς\u200c\u200d")
-"""Characters that browsers encode by IDNA 2008 and Python by IDNA 2003."""
+"""Characters that Python encodes by IDNA 2003, but browsers by IDNA 2008."""
 
 
 def spell_origin(text: str) -> str:
-    """Write an origin, or the address of one of its pages, as a browser writes it in the Origin field.
+    """Convert an origin, or the address of one of its pages, to the spelling of browsers in the Origin field.
 
     Args:
-        text: it may begin with `*.` in place of subdomains, and end with `:*` in place of a port.
+        text: an origin or address. `*.` before the host means any subdomain, and `:*` after it any port.
 
     Raises:
-        ValueError: no browser sends an origin for it; the text says why.
+        ValueError: no browser sends such an origin. The error gives the reason.
     """
     if text.lower() == "null":
-        raise ValueError("every sandboxed page and every local file sends `null`, so it names nobody")
+        raise ValueError("every sandboxed page and every local file sends `null`, so it identifies no origin")
     match = _SHAPE.fullmatch(text.strip() if "://" in text else f"https://{text.strip()}")
     if match is None:
-        raise ValueError("this is not one origin")
+        raise ValueError("this is not a single origin")
     scheme = match["scheme"].lower()
     scheme = _SOCKETS.get(scheme, scheme)
     if scheme == "file":
-        raise ValueError("local files send `null`, which names nobody")
+        raise ValueError("local files send `null`, which identifies no origin")
     host = spell_host(match["host"])
     port = match["port"] or ""
     if port and port != ANY:
@@ -54,21 +54,21 @@ def spell_origin(text: str) -> str:
 
 
 def spell_host(text: str) -> str:
-    """Write a host as a browser writes it: lower case, ASCII, addresses in their short form.
+    """Convert a host to the spelling that browsers use: lower case, ASCII, addresses in their short form.
 
     Args:
         text: a name, an IPv4 address or an IPv6 address in brackets; a name may begin with `*.`.
 
     Raises:
-        ValueError: it cannot be a host; the text says why.
+        ValueError: the text is not a host. The error gives the reason.
     """
     if text.startswith("["):
         if "%" in text:
-            raise ValueError("a browser takes no address with a zone")
+            raise ValueError("browsers do not support addresses with a zone")
         return f"[{ipaddress.IPv6Address(text[1:-1]).compressed}]"
     wildcard, name = ("*.", text[2:]) if text.startswith("*.") else ("", text)
     if "*" in name:
-        raise ValueError("`*` stands for all labels on the left of a name (*.example.com), or for the port")
+        raise ValueError("`*` can replace only the labels on the left of a name (*.example.com), or the port")
     if not _IDNA_2003_ONLY.isdisjoint(name):
         raise ValueError("write the host in ASCII (xn--…)")
     try:
@@ -93,7 +93,7 @@ def check_origin(text: str) -> None:
     """Check an item of `cors-origin`.
 
     Raises:
-        ValueError: no browser sends it; the text shows the right spelling.
+        ValueError: no browser sends this origin. The error shows the correct spelling.
     """
     if text == ANY:
         return
@@ -101,8 +101,8 @@ def check_origin(text: str) -> None:
         spelled = spell_origin(text)
     except ValueError as error:
         raise ValueError(
-            f"{text!r}: {error}; an origin is like https://example.com, https://*.example.com or http://localhost:*, "
-            "and `*` is any; location.origin in the browser's console shows a page's own"
+            f"{text!r}: {error}; write an origin such as https://example.com, https://*.example.com or "
+            "http://localhost:*, or `*` for any; location.origin in the browser's console shows the origin of a page"
         ) from None
     if spelled != text:
         raise ValueError(f"no browser sends {text!r}; write {spelled}")
@@ -112,7 +112,7 @@ def check_host(text: str) -> None:
     """Check an item of `allowed-host`.
 
     Raises:
-        ValueError: it never matches; the text shows the right spelling.
+        ValueError: the item never matches. The error shows the correct spelling.
     """
     name = text.strip()
     if name.count(":") > 1 and not name.startswith("["):
@@ -121,9 +121,9 @@ def check_host(text: str) -> None:
         spelled = spell_origin(name).partition("://")[2]
         spelled = re.sub(r":(?:[0-9]+|\*)$", "", spelled).removesuffix(".")
     except ValueError as error:
-        raise ValueError(f"{text!r}: {error}; a host is like example.com, *.example.com or [::1]") from None
+        raise ValueError(f"{text!r}: {error}; write a host such as example.com, *.example.com or [::1]") from None
     if spelled != text:
-        raise ValueError(f"{text!r} never matches; write {spelled} (any port is accepted)")
+        raise ValueError(f"{text!r} never matches; write {spelled} (any port matches)")
 
 
 class Allowed:
@@ -142,7 +142,7 @@ class Allowed:
         self._patterns = re.compile("|".join(patterns)) if patterns else None
 
     def lists(self, text: str) -> bool:
-        """Whether an origin or a host is one of the items, or matches a wildcard; `*` alone lists nobody."""
+        """Return whether an origin or host equals an item or matches a wildcard. The item `*` is ignored here."""
         return text in self._exact or (self._patterns is not None and self._patterns.fullmatch(text) is not None)
 
 

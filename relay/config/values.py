@@ -1,6 +1,6 @@
-"""One value of a setting: from text or TOML to its own type, and back to text.
+"""Converts one value of a setting from text or TOML to its type, and back to text.
 
-Owns how each kind of setting is read and written. Never combines sources (`relay.config.load`) and never compares
+Owns the parsing and formatting of each kind of setting. Never combines sources (`relay.config.load`) and never compares
 settings (`relay.config.check`).
 """
 
@@ -29,7 +29,16 @@ _EXPECTED = {"number": "a whole number", "size": "a size such as 64MiB", "durati
 
 
 def read(where: str, each: Field[Any], value: object) -> Any:
-    """Turn text or a TOML value into the setting's own type."""
+    """Convert text or a TOML value to the type of a setting.
+
+    Args:
+        where: the place of the value, for errors.
+        each: the setting.
+        value: text, a TOML value, or a list of these.
+
+    Raises:
+        ConfigError: the value is malformed or out of range.
+    """
     try:
         if not isinstance(each.default, tuple):
             return _read_one(each, value)
@@ -41,15 +50,15 @@ def read(where: str, each: Field[Any], value: object) -> Any:
 
 
 def _unseen(each: Field[Any], value: object) -> str:
-    """Say what is wrong with a secret without showing it."""
+    """Describe the error in a secret without its value."""
     values = value if isinstance(value, (list, tuple)) else [value]
     if any(isinstance(text, str) and CONTROL.search(text) for text in values):
-        return f"the value contains a control character, such as a line end. {each.metadata['help']}"
+        return f"the value contains a control character, such as a line feed. {each.metadata['help']}"
     return "the value cannot be used"
 
 
 def _read_one(each: Field[Any], value: object) -> Any:
-    """Read one value; ValueError says what is wrong with it."""
+    """Convert one value. ValueError describes the error."""
     kind = each.metadata["kind"]
     if kind == "switch":
         return _read_switch(value)
@@ -64,12 +73,12 @@ def _read_one(each: Field[Any], value: object) -> Any:
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError(f"{value!r} is not UTF-8")
     if "|" in kind and value not in kind.split("|"):
-        raise ValueError(f"{value!r} is none of {kind.replace('|', ', ')}{hint(value, kind.split('|'))}")
+        raise ValueError(f"{value!r} is not one of {kind.replace('|', ', ')}{hint(value, kind.split('|'))}")
     return value
 
 
 def _read_switch(value: object) -> bool:
-    """Read a switch."""
+    """Convert a switch."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value.strip().lower() in _SWITCH:
@@ -78,7 +87,7 @@ def _read_switch(value: object) -> bool:
 
 
 def _read_number(each: Field[Any], value: object) -> int | float:
-    """Read a number, size or duration, and keep it within the setting's limits."""
+    """Convert a number, size or duration, and check the limits of the setting."""
     kind = each.metadata["kind"]
     number: int | float
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
@@ -103,7 +112,7 @@ def _read_number(each: Field[Any], value: object) -> int | float:
 
 
 def show(kind: str, value: Any) -> str:
-    """Write a value of a kind as text that is read back the same."""
+    """Format a value as text. `read` returns the same value for it."""
     if kind == "size":
         return size_text(value)
     if kind == "duration":
@@ -116,6 +125,6 @@ def show(kind: str, value: Any) -> str:
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean …?` if a known name is close, else nothing."""
+    """Return `; did you mean …?` if a known name is similar, else an empty text."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -100,7 +100,7 @@ def test_another_spelling_is_rejected_and_the_error_shows_the_right_one(origin: 
     ],
 )
 def test_an_invalid_origin_is_rejected_with_examples(origin: str) -> None:
-    with pytest.raises(ValueError, match=r"an origin is like https://example\.com"):
+    with pytest.raises(ValueError, match=r"write an origin such as https://example\.com"):
         check_origin(origin)
 
 
@@ -180,5 +180,5 @@ def test_a_host_that_never_matches_is_rejected_and_the_error_shows_the_right_one
 
 @pytest.mark.parametrize("host", ["", "*", "a b", "a,b", "a.*.b", "[::1", "*.127.0.0.1"])
 def test_an_invalid_host_is_rejected_with_examples(host: str) -> None:
-    with pytest.raises(ValueError, match=r"a host is like example\.com"):
+    with pytest.raises(ValueError, match=r"write a host such as example\.com"):
         check_host(host)
