@@ -16,7 +16,7 @@ from relay.speedups import counters
 from tests.browser import Browser, program
 from tests.twins import NAMES, NATIVE_ONLY
 
-# A shared machine stalls now and then. No test measures that.
+# A shared machine stalls sometimes. No test measures stalls.
 settings.register_profile("relay", deadline=None, print_blob=True)
 settings.load_profile("relay")
 
@@ -28,7 +28,7 @@ def _opened_once() -> None:
 
 
 def held() -> tuple[dict[str, int], int]:
-    """Count the objects that the engines of this process hold, and the descriptors of the process."""
+    """Count the objects in the engines of this process, and the descriptors of the process."""
     return counters(), len(os.listdir("/proc/self/fd"))
 
 

@@ -51,7 +51,7 @@ def token() -> Headers:
 
 @dataclass(frozen=True)
 class Servers:
-    """The servers that give the answers."""
+    """The servers that the cases use."""
 
     open: Relay
     jwt: Relay

@@ -1,4 +1,4 @@
-"""The ids that a publisher may use."""
+"""The ids that publishers can use."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_the_unix_socket_can_be_restricted_to_some_users(tmp_path: Path) -> None
 
 @contextmanager
 def key_server(documents: list[bytes]) -> Iterator[str]:
-    """The address of a JWKS; each request gets the next document, the last one for ever; empty is a 500."""
+    """Serve JWKS documents: each request receives the next one, and the last one repeats. An empty one is a 500."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -197,7 +197,7 @@ def key_server(documents: list[bytes]) -> Iterator[str]:
 
 
 def document(pairs: dict[str, Any], *others: dict[str, Any]) -> bytes:
-    """Write a JWKS: other keys, then the public keys of these pairs by their ids."""
+    """Return a JWKS: other keys, then the public keys of these pairs with their ids."""
     keys = [
         jwt.algorithms.ECAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": name} for name, key in pairs.items()
     ]

@@ -1,4 +1,4 @@
-"""Keys are fetched again after any answer. An unknown key causes a fetch at once, within a rate limit."""
+"""Keys are fetched periodically, after any response. An unknown key triggers a fetch, within a rate limit."""
 
 from __future__ import annotations
 

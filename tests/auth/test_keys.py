@@ -1,4 +1,4 @@
-"""Key material is never guessed: each text is a key where the setting says so, or an error that says what it is."""
+"""Key material is never guessed: a text is a key of the kind that its setting requires, or an error names its kind."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_the_size_of_a_set_is_limited() -> None:
 
 
 LONG = ("sk-", "ecdsa-sha2-", "ssh-a ", "-----BEGIN ", "<a", '{"keys"', " ", "A", "\ufeff")
-"""Texts that would take for ever if the time to recognise one were not linear."""
+"""Texts that would take minutes if the time to recognise one were not linear."""
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def segment(text: str) -> str:
 
 
 def signed(head: str, body: str) -> str:
-    """Sign any two texts by HS256."""
+    """Sign any two texts with HS256."""
     text = f"{segment(head)}.{segment(body)}"
     signature = base64.urlsafe_b64encode(hmac.digest(SECRET.encode(), text.encode(), "sha256"))
     return f"{text}.{signature.rstrip(b'=').decode()}"
@@ -215,7 +215,7 @@ def test_a_token_without_a_signature_is_rejected() -> None:
 
 @pytest.mark.parametrize("algorithm", list(PRIVATE))
 def test_a_public_key_is_rejected_as_a_secret(algorithm: str) -> None:
-    """Algorithm confusion: a token signed by HS256 with the public key's bytes (RFC 8725 section 2.1)."""
+    """Algorithm confusion: a token is signed with HS256 and the bytes of the public key (RFC 8725 section 2.1)."""
     pem = public_pem(algorithm)
     head, body = (
         base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
@@ -276,7 +276,7 @@ def test_a_token_with_an_unknown_key_id_triggers_a_fetch() -> None:
         judge.subscriber(bearer(token(key, "ES256", {"kid": "new"})))
     assert raised.value.status == 503
     assert dict(raised.value.headers)["Retry-After"]
-    # A stale cookie beside it does not turn the 503 into a 401, which would end an EventSource.
+    # A stale cookie beside the header does not turn the 503 into a 401, which would end an EventSource.
     judge_of_cookies = Auth(
         Config(subscribe="jwt", jwt_cookie="s"), frozenset(), keys, wall=lambda: NOW_S, unknown_key=lambda: True
     )
@@ -417,7 +417,7 @@ def test_a_grant_must_cover_all_of_a_request(granted: tuple[str, ...], terms: tu
 def test_many_patterns_of_a_grant_are_checked_with_one_lookup_per_term(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A token may have a thousand patterns, and a stream a thousand topics."""
+    """A token can have a thousand patterns, and a stream a thousand topics."""
     walks: list[str] = []
     covering = TermTree.covering
 

@@ -1,4 +1,4 @@
-"""The measuring tools: they build, they deliver, and they see what goes wrong."""
+"""The measuring tools build, deliver every event, and detect faults."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def frame(number: int, time_ns: int = 1) -> bytes:
 
 @contextmanager
 def serving(pieces: Iterable[bytes]) -> Iterator[int]:
-    """The port of a server that sends these pieces to the first client, and waits for it to go."""
+    """Run a server that sends these pieces to the first client and waits until it disconnects. Yield the port."""
 
     def serve() -> None:
-        # The swarm leaves with a reset, so that no port stays taken.
+        # The swarm closes with a reset, so that no port stays in use.
         with listener.accept()[0] as connection, contextlib.suppress(ConnectionResetError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.recv(4096)
@@ -56,7 +56,7 @@ def serving(pieces: Iterable[bytes]) -> Iterator[int]:
 
 
 def seen(body: bytes, cut: int = 1 << 20, first: int = 1, topics: int = 0, head: bytes = HEAD) -> SwarmReport:
-    """What a swarm of one stream says of that body, which comes in pieces of `cut` bytes."""
+    """Return the report of a swarm of one stream that receives this body in pieces of `cut` bytes."""
     data = head + body
     pieces = (data[at : at + cut] for at in range(0, len(data), cut))
     with serving(pieces) as port, Swarm(port, 1, seconds=10, first=first, topics=topics) as swarm:
@@ -98,7 +98,7 @@ def test_a_duel_feeds_both_servers_and_loses_nothing() -> None:
     sums = run_duel([TARGETS["floor"], TARGETS["relay"]], Feed(streams=10, rate=200, seconds=0.5), Bench())
     assert list(sums) == ["floor", "relay"]
     for figures in sums.values():
-        assert figures["deliveries"] in (1000, 2000)  # one turn, or two if one of them was disturbed
+        assert figures["deliveries"] in (1000, 2000)  # one run, or two if a disturbance occurred
         assert figures["faults"] == 0
 
 
@@ -148,7 +148,7 @@ def test_comments_heartbeats_and_carriage_returns_are_ignored() -> None:
 
 
 def in_chunks(body: bytes, sizes: Iterable[int]) -> bytes:
-    """The body in chunks of those sizes, the last one once more until it is whole."""
+    """Return the body in chunks of these sizes. The last size repeats until the end."""
     chunks, at = b"", 0
     for size in itertools.chain(sizes, itertools.repeat(len(body))):
         if at >= len(body):
@@ -213,7 +213,7 @@ def test_each_stream_requests_its_own_topic_and_is_awaited() -> None:
             for number in range(1, 12):
                 feeder.sendall(b'{"topic":"t.%d","data":{"n":%d,"t":1}}\n' % (number % 3, number))
             report = swarm.finish(10)
-    # Numbers 1 to 11: three of rest 0 at three streams, four of rest 1 and of rest 2 at two streams each.
+    # Numbers 1 to 11: three with remainder 0 at three streams, four each with remainders 1 and 2 at two streams each.
     assert (report.deliveries, report.reached, report.faults) == (3 * 3 + 4 * 2 + 4 * 2, 7, 0)
 
 
@@ -253,7 +253,7 @@ def test_a_server_that_fails_to_start_is_reported_with_its_output() -> None:
 
 @pytest.fixture
 def result() -> report.Result:
-    """A result made without a server: relay took 1.2, 1.0 and 1.1 of the floor."""
+    """Return a result without a server: relay's values are 1.2, 1.0 and 1.1 times those of the floor."""
     values = iter([10.0, 12.0, 10.0, 10.0, 10.0, 11.0])
     case = Case(
         name="plain",

@@ -1,4 +1,4 @@
-"""The gate: it counts the same twice, sees what got worse, and names it."""
+"""The gate counts the same code equally, and names the functions that became slower."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_profile_counts_the_c_library_towards_its_callers() -> None:
 
 
 def work(*arguments: str) -> str:
-    """Run `python -m bench.workloads`; return what it prints."""
+    """Run `python -m bench.workloads` and return its output."""
     command = [sys.executable, "-m", "bench.workloads", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
@@ -168,14 +168,14 @@ def test_bytecodes_are_counted_per_function_and_grow_with_the_work() -> None:
 
 @pytest.fixture(scope="module")
 def baseline() -> Baseline:
-    """A baseline of one workload, taken here and now."""
+    """Return a baseline of one workload, counted on this machine."""
     counts = instructions.with_bytecodes(instructions.count(["encode"]), ["encode"])
     return Baseline(instructions.environment(), counts)
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, baseline: Baseline) -> Path:
-    """A copy of what is measured, with that baseline."""
+    """Return a copy of the measured code, with that baseline."""
     for folder in ("relay", "bench", "loadtest"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "results"))
     instructions.write(baseline, tmp_path / "bench" / "baseline.json")
@@ -191,7 +191,7 @@ def gate_in(checkout: Path) -> subprocess.CompletedProcess[str]:
 
 
 def plant(checkout: Path, statement: str) -> None:
-    """Have the encoder do something first."""
+    """Make the encoder execute a statement first."""
     source = checkout / "relay" / "sse.py"
     before, encoding, after = source.read_text().partition("    return encode_event(data, event.event")
     assert encoding
@@ -226,7 +226,7 @@ def test_a_failed_workload_does_not_count_as_fast(checkout: Path) -> None:
     assert "planted" in failed.stderr
 
 
-# What does not compare
+# Runs that cannot be compared
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, here: Mapping[str, str], ci: str) -> None:
@@ -285,7 +285,7 @@ def test_each_limit_names_an_existing_case() -> None:
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, *runs: Sequence[Mapping[str, float]]) -> list[str]:
-    """Let each measurement of a case give these runs of relay in turn, and the floor 10 each; return what was run."""
+    """Replace the measurements of a case: these runs for relay, 10 for the floor. Return the cases that were run."""
     left, made = list(runs), []
 
     def measure(case: object, *_: object, **__: object) -> dict[str, object]:

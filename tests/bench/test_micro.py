@@ -1,4 +1,4 @@
-"""The micro-benchmarks: each does once what it measures, and their table is made of what they found."""
+"""Each micro-benchmark runs, and the table shows the results."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_each_benchmark_runs(engine: str) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
-    # What is not installed may be left out, the Cython twin only where it is not tested either.
+    # A program that is not installed may be left out. The compiled twin may be left out only if it is not tested.
     assert NATIVE_ONLY or "not built" not in done.stdout
 
 
 def found(case: str, by: str, median: float, *, units: int = 1, turn: int = 0) -> dict[str, object]:
-    """What pytest-benchmark writes of one benchmark, as far as the table needs it."""
+    """Return the fields of pytest-benchmark's output for one benchmark that the table needs."""
     about = {"group": "encode", "case": case, "by": by, "units": units}
     return {"extra_info": about, "stats": {"median": median}, "params": {"turn": turn}}
 

@@ -1,4 +1,4 @@
-"""The peers' folders are whole, and each installed peer brings every event to every stream, once and in order."""
+"""The folder of each peer is complete, and each installed peer sends every event to every stream, once and in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def serving(name: str) -> MeasuredServer:
 
 
 def still_there(pids: list[int]) -> list[int]:
-    """Which of these processes have not ended in a while; one that has may still wait to be asked how."""
+    """Return the processes that have not ended after a while. A zombie counts as ended."""
     deadline = time.monotonic() + 5
     while (left := [pid for pid in pids if runs(pid)]) and time.monotonic() < deadline:
         time.sleep(0.01)

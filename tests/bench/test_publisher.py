@@ -1,4 +1,4 @@
-"""The measuring publisher: what it writes into a socket and over HTTP, and that it sees a refusal."""
+"""The measuring publisher writes valid requests over a socket and HTTP, and detects a rejection."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ BYE = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 @dataclass
 class Seen:
-    """What a scripted server was asked.
+    """The requests that a scripted server received.
 
     Args:
         heads, bodies: of each request.
-        connections: how many there were.
-        unanswered_max: most requests that were there and not answered.
+        connections: the number of connections.
+        unanswered_max: the largest number of requests that waited for an answer.
     """
 
     port: int
@@ -44,7 +44,7 @@ class Seen:
 
 
 class Serving:
-    """A server that answers the n-th request with `answer(n)` once `hold` of them wait, or all that are to come."""
+    """A server that answers the n-th request with `answer(n)` once `hold` requests, or all remaining ones, wait."""
 
     def __init__(self, answer: Callable[[int], bytes], *, hold: int = 1, total: int = 1 << 30) -> None:
         self._answer, self._hold, self._total = answer, hold, total

@@ -1,4 +1,4 @@
-"""Relay beside other servers: what is measured is what is shown, and where a peer is better it is said."""
+"""The comparison with other servers shows the measured values and the cases in which another server is better."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(*results: Result) -> FanoutRun:
 
 @pytest.fixture(scope="module", autouse=True)
 def _fonts(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Draw once before any test: the fonts that matplotlib has read stay open."""
+    """Draw once before any test, because matplotlib keeps the fonts open that it has read."""
     chart.draw(run(result("p99_ms", relay=10, floor=5, other=20)), tmp_path_factory.mktemp("chart") / "chart.svg")
 
 
@@ -64,7 +64,7 @@ def test_a_failed_server_is_shown_with_its_reason_and_the_others_continue() -> N
     load = Load(name="odd", what="an odd load", run=only_the_floor)
     of = measure(load, [TARGETS["relay"], TARGETS["floor"]], Bench(), repeat=2)
     assert of.servers["relay"] == {"error": "it fell over"}
-    assert of.servers["floor"] == {"delivered": Spread(1, 1, 1)}  # and what is no number is no figure
+    assert of.servers["floor"] == {"delivered": Spread(1, 1, 1)}  # an invalid number is omitted
     assert "| relay | failed: it fell over |" in standings.table(of)
 
 

@@ -1,4 +1,4 @@
-"""`relay.client.opening`: only an event stream is read, and within limits that no server can exceed."""
+"""`relay.client.opening`: only an event stream is read, within limits that no server can exceed."""
 
 from __future__ import annotations
 

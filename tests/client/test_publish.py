@@ -1,4 +1,4 @@
-"""`relay.client.publish`: a publisher gets the id of each event, or the error for which it was rejected."""
+"""`relay.client.publish`: a publisher receives the id of each event, or the error that rejected it."""
 
 from __future__ import annotations
 

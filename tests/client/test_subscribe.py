@@ -90,7 +90,7 @@ async def test_a_lost_stream_is_resumed_after_the_last_whole_event() -> None:
     assert [(event.id, event.data) for event in events] == [("e-1", "a"), ("e-2", "torn")]
     assert [server.header(place, "Last-Event-ID") for place in range(3)] == [None, "e-1", "e-2"]
     assert [server.path(place) for place in range(3)] == ["/events?since=earliest", "/events", "/events"]
-    # The server's retry of 2 s, and half of at most 1 s; the second spoke, so that its wait begins anew.
+    # The server's retry of 2 s, and half of at most 1 s. The second connection sent data, so its wait starts again.
     assert waits == [2.5, 2.5]
 
 
@@ -225,7 +225,7 @@ async def test_waits_double_up_to_a_limit_while_connecting_fails() -> None:
             raise EnoughError
 
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # Bound, not listening: every try is refused.
+        taken.bind(("127.0.0.1", 0))  # The port is bound but does not listen, so every attempt fails.
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(EnoughError):
             async for _ in subscribe(url, sleep=sleep, draw=lambda: 1.0):

@@ -1,4 +1,4 @@
-"""Parsers written by others understand relay's frames as relay means them."""
+"""Parsers by other authors read relay's frames as relay intends."""
 
 from __future__ import annotations
 

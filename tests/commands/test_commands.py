@@ -152,7 +152,7 @@ def test_a_rejected_subscriber_prints_the_reason(server: Relay) -> None:
 def test_a_subscriber_whose_reader_exits_dies_of_sigpipe(
     server: Relay, topic: str, output: Callable[[], tuple[int, int]], writes: bool
 ) -> None:
-    """It ends at the next event that it prints, and immediately on a quiet topic."""
+    """The command exits at the next event that it prints, and immediately on a quiet topic."""
     run("publish", "--to", str(server.unix_path), "--topic", topic, *map(str, range(3)))
     reading, writing = output()
     with subprocess.Popen(
@@ -206,7 +206,7 @@ async def test_heartbeats_are_not_printed() -> None:
 
 
 class _Stdout:
-    """Standard output as far as the command uses it."""
+    """The part of standard output that the command uses."""
 
     def __init__(self, shown: list[bytes]) -> None:
         self.buffer = self
@@ -285,7 +285,7 @@ def test_nothing_is_lost_when_the_demo_server_is_killed(tmp_path: Path) -> None:
         assert "the server was killed; it starts again as process" in process.stdout.readline()
     events = [json.loads(line) for line in read]
     assert [event["event"] for event in events if event.get("event", "").startswith("relay.")] == []
-    # The log's own ids count the events of all topics, so a missing or a doubled one would show.
+    # The ids of the log count the events of all topics, so they reveal a missing or repeated event.
     epochs, numbers = zip(*(event["id"].rsplit("-", 1) for event in events), strict=True)
     assert len(set(epochs)) == 1
     assert list(map(int, numbers)) == list(range(int(numbers[0]), int(numbers[0]) + 600))

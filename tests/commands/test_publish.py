@@ -1,4 +1,4 @@
-"""`relay.commands.publish`: each line is published once, whatever happens to the server, or is reported."""
+"""`relay.commands.publish`: each line is published once despite server failures, or is reported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def numbered(*data: str) -> list[tuple[int, Event]]:
 
 @pytest.mark.parametrize("way", ["unix", "http"])
 def test_lines_are_published_once_while_the_server_is_killed_and_restarted(tmp_path: Path, way: str) -> None:
-    """The server is killed three times while lines arrive. Lines that were not acknowledged are sent again."""
+    """The server is killed three times while lines arrive. Unacknowledged lines are resent."""
     port, path, count = free_port(), tmp_path / "s", 3000
     flags = ("--listen", f"127.0.0.1:{port}", "--unix", str(path), "--data", str(tmp_path / "d"), "--durable")
     target = str(path) if way == "unix" else f"http://127.0.0.1:{port}"

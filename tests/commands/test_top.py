@@ -1,4 +1,4 @@
-"""`relay top` draws the server into the terminal, and leaves the terminal as it was."""
+"""`relay top` draws the state of the server in the terminal, and restores the terminal at the end."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Terminal:
         )
 
     def read(self, timeout_s: float = TIMEOUT_S) -> bool:
-        """Read what has been drawn; whether there was anything."""
+        """Read new output; return whether there was any."""
         if not select.select([self.fd], [], [], timeout_s)[0]:
             return False
         data = os.read(self.fd, 65536)
@@ -163,7 +163,7 @@ class Terminal:
         return True
 
     def wait(self, text: str) -> list[str]:
-        """Wait until a text is on the screen, below a whole first line; return the lines of the screen."""
+        """Wait until a text is on the screen below a complete first line; return the lines of the screen."""
         deadline_s = time.monotonic() + TIMEOUT_S
         while text not in "\n".join(self.screen.display) or not self.screen.display[0].startswith("relay "):
             if not self.read(max(0.0, deadline_s - time.monotonic())):
@@ -172,7 +172,7 @@ class Terminal:
         return list(self.screen.display)
 
     def ended(self) -> int:
-        """Wait for the end; return the exit code."""
+        """Wait for the exit; return the exit code."""
         while self.process.poll() is None:
             self.read(0.05)
         while self.read(0):
@@ -204,7 +204,7 @@ def terminal(url: str) -> Iterator[Terminal]:
 
 
 def is_restored(shown: Terminal) -> bool:
-    """Whether the terminal has its modes, its first screen and its cursor back."""
+    """Return whether the terminal has its modes, its first screen and its cursor again."""
     modes = termios.tcgetattr(shown.theirs) == shown.modes
     screen = shown.raw.rfind(b"\x1b[?1049l") > shown.raw.rfind(b"\x1b[?1049h")
     return modes and screen and not shown.screen.cursor.hidden and b"Traceback" not in shown.raw
@@ -237,7 +237,7 @@ def test_the_frame_fits_the_terminal_or_is_truncated() -> None:
             server.publish("x", topic)
         with terminal(server.url) as shown:
             lines = shown.wait("slowest streams")
-            # A line that wraps, or one too many, would scroll the first one away.
+            # A line that wraps, or an extra line, would scroll the first line off the screen.
             assert lines[0].startswith("relay ")
             assert sum("a.topic.with" in line for line in lines) >= 8
             assert all("…" in line for line in lines if "a.topic.with" in line)
@@ -282,7 +282,7 @@ def test_q_quits_while_the_server_does_not_answer() -> None:
             os.write(shown.fd, b"q")
             begun_s = time.monotonic()
             assert shown.ended() == 0
-            assert time.monotonic() - begun_s < 4  # less than the time that a request may take
+            assert time.monotonic() - begun_s < 4  # less than the time limit of a request
         finally:
             os.kill(server.pid, signal.SIGCONT)
 

@@ -1,4 +1,4 @@
-"""Settings come by flag, variable and file, in that order of strength; a wrong one is named, with a hint.
+"""Settings come from flags, variables and a file, in this order of priority. An error names the setting and has a hint.
 
 Covers relay.config.load, relay.config.values and relay.config.check.
 """

@@ -1,4 +1,4 @@
-"""Sizes, times, addresses, modes and groups are read as people write them, and written as they are read."""
+"""Sizes, times, addresses, modes and groups are parsed from their usual notation, and written so that they parse."""
 
 from __future__ import annotations
 

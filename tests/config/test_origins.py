@@ -1,4 +1,4 @@
-"""An origin or a host of the settings is one that a browser sends, or the error shows the right spelling."""
+"""An origin or host in the settings has the form that a browser sends, or the error shows the right spelling."""
 
 from __future__ import annotations
 

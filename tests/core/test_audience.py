@@ -39,17 +39,17 @@ class World:
         return sorted(audience.term for audience in self.audiences.of_topic(topic))
 
     def counts(self) -> dict[str, tuple[int, int]]:
-        """Return (streams, those in other audiences too) of every audience."""
+        """Return (streams, streams that are also in other audiences) of every audience."""
         return {term: (each.streams, each.shared) for term, each in self.audiences._audiences.items()}
 
     def is_empty(self) -> bool:
-        """Return whether no stream has left anything behind."""
+        """Return whether nothing is left of any stream."""
         inner = self.audiences
         return not (inner._audiences or inner._patterns or inner._subscriptions)
 
 
 def sequences(audience: Audience) -> list[int]:
-    """Return what the audience's index has."""
+    """Return the sequences in the index of an audience."""
     return list(audience.index.sequences)
 
 
@@ -250,7 +250,7 @@ def test_topics_are_listed_with_their_subscribers() -> None:
     assert {topic.name: count for topic, count in world.audiences.most_subscribed(10)} == {"quiet": 1, "a": 3, "b": 2}
 
 
-# What it costs
+# Cost
 
 
 def test_a_pattern_is_added_and_removed_without_a_scan_of_all_topics(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +323,7 @@ def test_a_thousand_terms_of_one_subscription_all_match_and_are_all_removed() ->
 
 
 def test_new_topics_are_complete_without_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream may ask for a thousand topics from the earliest on, while a hundred thousand are known."""
+    """A stream can request a thousand topics since the earliest event, while a hundred thousand topics exist."""
     world = World()
     for number in range(1000):
         world.publish(f"t.{number}")

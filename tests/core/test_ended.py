@@ -25,7 +25,7 @@ def end(server: Relay, topic: str) -> str:
 
 
 def subscribe(server: Relay, query: str, last_id: str = "") -> int:
-    """Return the status that a browser gets."""
+    """Return the status that a browser receives."""
     headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
     return server.request("GET", f"/events?{query}", headers=headers)[0]
 
@@ -36,7 +36,7 @@ def gone(server: Relay) -> bool:
 
 
 def check_ended(server: Relay, topic: str, ids: list[str]) -> None:
-    """Check all that holds of a topic that has ended, at each of some connections."""
+    """Check the answers of a server for an ended topic, over several connections."""
     for _ in range(6):
         assert subscribe(server, f"topic={topic}") == 204
         assert subscribe(server, f"topic={topic}", ids[-1]) == 204

@@ -1,4 +1,4 @@
-"""Holds: the topics that edges hold up, by their terms."""
+"""Holds: the topics that edges hold, by their terms."""
 
 from __future__ import annotations
 

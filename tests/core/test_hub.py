@@ -1,4 +1,4 @@
-"""The hub in a world with a virtual clock: the effect of one stream on the others, and on memory."""
+"""The hub in a world with a virtual clock: the effects of one stream on other streams and on memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["native_engine"]
 
 
 def stalled(world: World, policy: str) -> Client:
-    """Connect a client that follows `a`, is live, and reads nothing more."""
+    """Connect a client that follows `a`, is live, and stops reading."""
     client = world.client(("a",), policy, 400)
     world.connect(client)
     world.read(client, 1 << 20)
@@ -67,7 +67,7 @@ def test_an_error_while_serving_a_stream_ends_only_that_stream(
         world.step()
     monkeypatch.setattr(CatchUp, "_serve", real)
     assert "cannot serve a stream" in caplog.text
-    caplog.records[0].exc_info = None  # its frames hold the world, and so the engine's descriptor
+    caplog.records[0].exc_info = None  # its frames refer to the world, and so to the engine's descriptor
     assert world.hub.closes == {"error": 1}
     world.publish("b", 10)
     world.step()
@@ -137,7 +137,7 @@ def test_all_streams_that_catch_up_under_a_steady_feed_become_live() -> None:
     while world.step():
         pass
     for handle in world.engine.handles():
-        world.hub._fall_behind(handle, world.hub.log.head)  # as a flush does that is too large, and an upgrade
+        world.hub._fall_behind(handle, world.hub.log.head)  # as a flush that is too large does, and an upgrade
     turns = 0
     while any(map(world.engine.is_behind, world.engine.handles())):
         world.publish("a", 10)
@@ -148,7 +148,7 @@ def test_all_streams_that_catch_up_under_a_steady_feed_become_live() -> None:
 
 
 def test_a_topic_that_was_deleted_reports_only_its_own_losses() -> None:
-    """Many short-lived topics: a resume after the last event of one of them is complete, whatever others have lost."""
+    """Many topics are short-lived. A resume after the last event of one is complete, even if others lost events."""
     world = World(Config(history_events=5))
     clients = []
     for number in range(50):
@@ -167,13 +167,13 @@ def test_a_topic_that_was_deleted_reports_only_its_own_losses() -> None:
     assert world.hub.resumes == {"hit": 50}
     assert sum(client.oracle.gaps for client in clients) == 0
     late = world.client(("job.7",), None, 1 << 20)
-    late.last_id = "sim-22"  # it has seen the first of three
+    late.last_id = "sim-22"  # the client has received the first of three
     world.connect(late)
     assert world.hub.resumes == {"hit": 50, "gap": 1}
 
 
 def test_closed_streams_leave_their_audiences_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each stream may have a thousand audiences to leave. The other streams wait for one slice at most."""
+    """Each stream may leave a thousand audiences. The other streams wait for one slice at most."""
     world = World(Config())
     for number in range(10):
         client = world.client(tuple(f"{number}.{each}" for each in range(10)), None, 1 << 20)

@@ -14,7 +14,7 @@ from relay.core.log import READ_ENTRIES_MAX, Log
 
 
 def make_log(**limits: float) -> Log:
-    """Make a log without limits but those given."""
+    """Make a log that has only these limits."""
     return Log("e", **{"bytes_max": 1 << 30, **limits})  # type: ignore[arg-type]
 
 
@@ -26,12 +26,12 @@ def put(
 
 
 def rows(log: Log, topic: str) -> list[int]:
-    """Return what the topic's own index has from the tail on."""
+    """Return the sequences in the topic's index, from the tail on."""
     return list(log.topics[topic].part(log.tail, log.head, 1 << 30))
 
 
 def follow_all(log: Log) -> Index:
-    """Make the index of the pattern `**`, which every topic's events go into from now on."""
+    """Make the index of the pattern `**`, which receives the events of every topic from now on."""
     index = log.new_index()
 
     def resolve(topic: Topic) -> None:
@@ -43,7 +43,7 @@ def follow_all(log: Log) -> Index:
 
 
 def leave_all(log: Log) -> None:
-    """Stop feeding the index of `follow_all`."""
+    """Stop adding events to the index of `follow_all`."""
 
     def resolve(topic: Topic) -> None:
         topic.patterns, topic.generation = (), log.generation
@@ -53,13 +53,13 @@ def leave_all(log: Log) -> None:
 
 
 def fill(log: Log, index: Index) -> None:
-    """Complete the index of `follow_all` with all that is retained."""
+    """Complete the index of `follow_all` with all retained entries."""
     for _ in backfill(log, [Wanted("**", index)], log.tail, evicted=False):
         pass
 
 
 def evicted_of(log: Log, pattern: str) -> int:
-    """Return what the index of a new pattern finds to have been evicted."""
+    """Return the number of evicted entries in the index of a new pattern."""
     index = log.new_index()
     for _ in backfill(log, [Wanted(pattern, index)], log.tail, evicted=True):
         pass
@@ -101,7 +101,7 @@ def test_age_is_checked_at_each_append_and_when_time_passes() -> None:
     log = make_log(age_s_max=10)
     for now_s in (0.0, 1.0, 2.0):
         put(log, "a", now_s=now_s)
-    put(log, "a", now_s=11.0)  # exactly ten seconds old is not older than ten seconds
+    put(log, "a", now_s=11.0)  # An age of exactly ten seconds does not exceed ten seconds.
     assert log.tail == 2
     log.retain(12.5)
     assert log.tail == 4
@@ -208,8 +208,8 @@ def test_a_topic_that_returns_counts_only_its_own_evicted_entries() -> None:
     log = make_log(events_max=1)
     assert log.topic("a").evicted == -1
     put(log, "a", now_s=1.0)
-    put(log, "b", now_s=2.0)  # `a` is forgotten with entry 1
-    put(log, "c", now_s=3.0)  # `b` is forgotten with entry 2
+    put(log, "b", now_s=2.0)  # deletes `a` with entry 1
+    put(log, "c", now_s=3.0)  # deletes `b` with entry 2
     assert (log.topic("a").evicted, log.topic("a").evicted_s) == (1, 1.0)
     assert log.topics["c"].evicted == -1
     assert log.topic("d").evicted == -1

@@ -11,7 +11,7 @@ from relay.core.own_ids import SHARING_TOPICS_MAX, OwnIds
 
 
 class Table:
-    """A table, and the topics of the entries that it was given."""
+    """A table, and the topics of its entries."""
 
     def __init__(self) -> None:
         self.topics: list[str] = []
@@ -87,7 +87,7 @@ def test_the_cost_of_a_lookup_does_not_grow_with_the_uses_in_other_topics() -> N
     for _ in range(100):
         assert table.find("1", "mine") == wanted
         assert table.find("1", "none.*") is None
-    assert time.perf_counter() - began_s < 1.0  # 100 scans of all would take longer
+    assert time.perf_counter() - began_s < 1.0  # 100 scans of all topics would take longer
 
 
 @pytest.mark.parametrize("limit", ["EVICTED_PAIRS_MAX", "EVICTED_CHARACTERS_MAX"])

@@ -76,7 +76,7 @@ def test_a_lag_fits_if_it_is_within_both_limits(lag: Lag, fits: bool) -> None:
     assert Rule(Policy.DROP_OLDEST, Limits(bytes=100), Limits(events=5), 10.0).fits(lag) is fits
 
 
-# Which
+# The choice of a policy
 
 
 CONFIG = Config(
@@ -135,9 +135,9 @@ def test_a_requested_policy_has_priority(policy: Policy) -> None:
 @pytest.mark.parametrize(
     ("terms", "requested", "events"),
     [
-        (["orders.eu"], "conflate", 10),  # as without asking
+        (["orders.eu"], "conflate", 10),  # as without a request
         (["orders.eu"], "block", 20),  # a later pattern, the first of this policy
-        (["orders.us"], "block", 1),  # none of this policy matches
+        (["orders.us"], "block", 1),  # no pattern of this policy matches
         (["orders.eu"], "disconnect", 1),
         (["x"], "conflate", 1),
         (["x", "orders.eu"], "block", 20),

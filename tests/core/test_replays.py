@@ -1,4 +1,4 @@
-"""Replays of patterns: their indexes are completed in slices, and one pass over the log serves all who wait."""
+"""Replays of patterns: indexes are completed in slices, and one pass over the log serves all waiting streams."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class World:
             self.log.append(known, b"x", None, None, 0.0)
 
     def subscription(self, *terms: str) -> Subscription:
-        """Return a subscription, as the hub makes it for a stream to come."""
+        """Return a subscription, as the hub makes it for a future stream."""
         return self.audiences.get(terms, RULE)
 
     def is_complete(self, subscription: Subscription) -> bool:
-        """Say whether its one index lists all entries of `o.*`."""
+        """Return whether its only index lists all entries of `o.*`."""
         wanted = [s for s in range(1, self.log.head) if self.log.entry(s).topic.startswith("o.")]
         return [list(index.sequences) for index in subscription.indexes] == [wanted]
 
     def finish(self) -> int:
-        """Run turns until nothing is due; return how many."""
+        """Run turns until no work is left; return their number."""
         for turns in count():
             if not self.replays.due:
                 return turns

@@ -1,4 +1,4 @@
-"""Event types that begin with `relay.` come from relay alone, so that subscribers can believe them.
+"""Only relay sends event types that start with `relay.`, so that subscribers can trust them.
 
 Covers `relay.core.writer`.
 """

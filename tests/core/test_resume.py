@@ -1,4 +1,4 @@
-"""Resume at a real server: ids as clients send them back, where a stream begins, and what gaps count.
+"""Resume at a real server: the ids from clients, the start of a stream, and the counts of gaps.
 
 Covers `relay.core.notice`.
 """
@@ -19,7 +19,7 @@ LIMITS = ("--history-events", "40", "--lag-events", "10", "--client-buffer", "4K
 
 @pytest.fixture(scope="module", params=[(), ("--workers", "2")], ids=["alone", "workers"])
 def server(request: pytest.FixtureRequest) -> Iterator[Relay]:
-    """A server that several tests share; its streams are at the hub, or at workers."""
+    """A server that several tests share. Its streams are at the hub, or at workers."""
     with relay(*request.param) as running:
         yield running
 
@@ -31,7 +31,7 @@ def publish(server: Relay, *events: dict[str, str]) -> int:
 
 
 def resumed(server: Relay, query: str, id: str, last: str) -> list[str]:
-    """Resume from an id; return what comes, `gap` for a gap, until the last one has come."""
+    """Resume from an id. Return the data of the events up to the last one, with `gap` for a gap."""
     seen: list[str] = []
     with Stream(server.port, query, {"Last-Event-ID": id}) as stream:
         while last not in seen:
@@ -85,7 +85,7 @@ def test_the_error_for_a_misspelt_name_shows_the_right_one(server: Relay) -> Non
 
 
 def counted(stream: Stream, total: int) -> tuple[int, int]:
-    """Read until all events are accounted for; return how many came, and how many gaps say were missed."""
+    """Read until all events are accounted for. Return the numbers of received and of missed events."""
     seen = missed = 0
     while seen + missed < total:
         event = stream.next()
@@ -101,7 +101,7 @@ def counted(stream: Stream, total: int) -> tuple[int, int]:
 @pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest", "conflate"])
 @pytest.mark.parametrize("term", ["a", "a&topic=b&topic=*"])
 def test_received_and_missed_events_add_up_to_the_published_events(policy: str, term: str, tmp_path: Path) -> None:
-    """A stream that does not read is handed over in an upgrade; another resumes after a restart."""
+    """An upgrade passes on a stream that does not read. Another stream resumes after a restart."""
     arguments = ("--policy", policy, "--data", str(tmp_path / "relay.db"), *LIMITS)
     with relay(*arguments) as server, Stream(server.port, f"topic={term}", receive_buffer=4096) as stream:
         count = 0
@@ -126,7 +126,7 @@ def test_received_and_missed_events_add_up_to_the_published_events(policy: str, 
 
 
 def test_an_earlier_start_of_a_replay_includes_events_that_other_replays_skipped() -> None:
-    """The streams share one index; its oldest segment gets more rows each time that a stream begins further back."""
+    """The streams share one index. Its oldest segment grows each time a stream starts further back."""
     with relay() as server:
         ids = [server.publish(str(number))[0] for number in range(30)]
         with Stream(server.port, "topic=**") as live:

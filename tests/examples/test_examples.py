@@ -1,4 +1,4 @@
-"""Each example runs against a real relay, and does what examples/README.md says of it.
+"""Each example runs against a real relay and works as examples/README.md describes.
 
 An example whose program is not installed (Node, Go, a proxy) is skipped with the program's name.
 """
@@ -40,7 +40,7 @@ def program(name: str) -> str:
 
 @contextlib.contextmanager
 def running(*arguments: str, cwd: Path = EXAMPLES, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program in a session of its own, and end the session."""
+    """Run a program in its own session, and end the session."""
     process = subprocess.Popen(
         arguments,
         cwd=cwd,
@@ -58,7 +58,7 @@ def running(*arguments: str, cwd: Path = EXAMPLES, **variables: str) -> Iterator
 
 
 def output(process: subprocess.Popen[bytes], *texts: str) -> str:
-    """Read a program's output until it has all of these texts."""
+    """Read a program's output until it contains all of these texts."""
     assert process.stdout is not None
     deadline_s, read = time.monotonic() + 2 * TIMEOUT_S, ""
     while not all(text in read for text in texts):
@@ -70,7 +70,7 @@ def output(process: subprocess.Popen[bytes], *texts: str) -> str:
 
 
 def path_with_relay(folder: Path) -> str:
-    """Return a PATH on which `relay` is this checkout's."""
+    """Return a PATH whose `relay` belongs to this checkout."""
     launcher = folder / "relay"
     launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m relay "$@"\n')
     launcher.chmod(0o755)
@@ -79,7 +79,7 @@ def path_with_relay(folder: Path) -> str:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Relay]:
-    """A relay to which the examples connect, with one event in its history."""
+    """A relay for the examples, with one event in its history."""
     with relay("--cors-origin", "*", "--unix", str(tmp_path / "relay.sock")) as running_relay:
         running_relay.publish("first", "news")
         yield running_relay
@@ -198,7 +198,7 @@ def test_a_proxy_forwards_events_immediately(
 
 
 def answers(port: int, path: str) -> int:
-    """Return the status of a request, 0 where there is no answer."""
+    """Return the status of a request, or 0 without an answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=TIMEOUT_S) as answer:
             return int(answer.status)

@@ -87,6 +87,6 @@ class BadNetwork:
             return
         if draw.random() < STALL_SHARE:
             self.stalls += 1
-            await upward  # says nothing until the client has had enough
+            await upward  # sends nothing until the client gives up
             return
         self.cuts += 1

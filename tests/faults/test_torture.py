@@ -35,7 +35,7 @@ HEAD_TIMEOUT_S = 0.4
 
 @pytest.fixture(scope="module")
 def patient() -> Iterator[Relay]:
-    """A server with long time limits, so that no answer is due to a timeout."""
+    """A server with long time limits, so that no answer is caused by a timeout."""
     with relay("--body-bytes-max", str(BODY_BYTES_MAX), "--discard-bytes-max", str(DISCARD_BYTES_MAX)) as server:
         yield server
 

@@ -29,11 +29,11 @@ from relay.telemetry.metrics import Metrics
 TOKEN = "sesame"
 PAGE = b"<script>1</script>"
 LONG_PAGE = bytes(4_000_000)
-BUFFER_BYTES = 4096  # of each socket, so that answers pile up soon
+BUFFER_BYTES = 4096  # of each socket; a small size makes answers queue up soon
 
 
 class FakeHub:
-    """Takes descriptors and events."""
+    """Accepts descriptors and events."""
 
     def __init__(self) -> None:
         self.preparing: list[Callable[[None], None]] = []
@@ -203,7 +203,7 @@ class Site:
         return client
 
     async def ask(self, data: bytes, *, bodyless: bool = False) -> Reply:
-        """Ask on a connection of its own."""
+        """Send a request on its own connection and read the response."""
         return await (await self.client()).ask(data, bodyless=bodyless)
 
 
@@ -243,7 +243,7 @@ async def serve(page: bytes = PAGE, **settings: Any) -> AsyncIterator[Site]:
 
 
 def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run an async test on uvloop, as the server does; one that asks for `site` gets a front of its own."""
+    """Run an async test on uvloop, as the server does. A test with the parameter `site` receives its own front."""
     signature = inspect.signature(test)
     wants_site = "site" in signature.parameters
     kept = [parameter for name, parameter in signature.parameters.items() if name != "site"]

@@ -108,7 +108,7 @@ async def test_a_publisher_waits_while_its_topic_is_held(site: Site) -> None:
     site.hub.holding = True
     client = await site.client()
     client.send(post(b'{"data": 1, "topic": "held"}') + get())
-    assert (await site.ask(post(b'{"data": 2}'))).status == 200  # By now the first has come in, too.
+    assert (await site.ask(post(b'{"data": 2}'))).status == 200  # The first request has arrived too.
     assert [value(event.data) for event in site.hub.events] == [2]
     site.hub.release(holding=True)
     assert [value(event.data) for event in site.hub.events] == [2]

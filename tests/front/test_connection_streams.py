@@ -1,4 +1,4 @@
-"""A connection hands its stream over to the hub, after all earlier responses."""
+"""A connection passes its stream to the hub after all earlier responses."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_a_stream_waits_until_all_earlier_responses_are_sent(page: bytes) 
         client = await site.client()
         client.pause()
         client.send(get("/") + get("/events"))
-        assert (await site.ask(get())).status == 200  # By now the first have come in, too.
+        assert (await site.ask(get())).status == 200  # The first requests have arrived too.
         assert not site.hub.streams
         client.resume()
         assert (await client.reply()).body == page

@@ -73,7 +73,7 @@ async def test_a_body_can_take_longer_than_a_head() -> None:
     async with serve(head_timeout_s=0.05) as site:
         client, data = await site.client(), post(b"{}")
         client.send(data[:-1])
-        assert await (await site.client()).rest() == b""  # The other has used up the time of a head.
+        assert await (await site.client()).rest() == b""  # The first connection has exceeded the time limit of a head.
         assert (await client.ask(data[-1:])).status == 200
 
 

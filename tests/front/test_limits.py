@@ -99,7 +99,7 @@ def test_a_publish_request_over_a_limit_is_rejected(
     flags: tuple[str, ...], headers: dict[str, str], body: bytes, status: int, name: str
 ) -> None:
     with relay(*flags) as server:
-        first = 200 if name == "publish-rate" else status  # the bucket is full at first
+        first = 200 if name == "publish-rate" else status  # the bucket is full at the start
         assert server.request("POST", "/publish", body, PUBLISHER | headers)[0] == first
         if first == 200:
             assert server.request("POST", "/publish", body, PUBLISHER | headers)[0] == status
@@ -176,7 +176,7 @@ def test_operators_receive_answers_when_every_descriptor_is_in_use(tmp_path: Pat
             assert limited(server)["descriptors"] > 0
             with contextlib.ExitStack() as feeders:
                 with contextlib.suppress(OSError):
-                    for _ in range(60):  # more than are set aside, so that accept() fails too
+                    for _ in range(60):  # more than the reserved descriptors, so that accept() fails too
                         feeders.enter_context(Feeder(tmp_path / "u"))
                 admin(server)
                 assert server.open_descriptors() <= 300

@@ -8,7 +8,7 @@ from relay.front.pace import SLICE_S, Pace
 
 
 class World:
-    """A clock that only steps move, and the functions that the loop's next turn calls."""
+    """A clock that only steps advance, and the functions that the loop calls in its next turn."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -17,7 +17,7 @@ class World:
         self.pace = Pace(self.next_turn.append, lambda: self.now_s)
 
     def step(self, name: str, seconds: float) -> Callable[[], None]:
-        """Make a step that takes so long."""
+        """Make a step with this duration."""
 
         def step() -> None:
             self.now_s += seconds

@@ -1,6 +1,6 @@
-"""The page, in a real browser: it shows what was published, and reports what was missed.
+"""The page in a real browser: it shows the published events, and reports the missed ones.
 
-Needs Chromium: `make browser` installs it on Debian. Without it these tests are skipped, but fail where CI is set.
+Needs Chromium: `make browser` installs it on Debian. Without Chromium, these tests are skipped; in CI they fail.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def test_a_server_that_restarts_without_its_history_leaves_a_visible_gap(browser
         eventually(lambda: server.stats()["streams"] == 1, "the stream is open")
         publish(server, {"data": "before"})
         received(browser, 1)
-    # Attempts that fail are not reconnections.
+    # Failed attempts do not count as reconnections.
     browser.wait("/disconnected; reconnecting in/.test(document.querySelector('#state').textContent)")
     browser.value("(async () => { for (let n = 0; n < 2; n += 1) await stream.connect(); })()")
     assert figure(browser, "reconnections") == "0"

@@ -1,4 +1,4 @@
-"""Routes: what each request asks for.
+"""Routes: the meaning of each request.
 
 Covers `relay.front.query`.
 """
@@ -41,7 +41,7 @@ def stream(target: str, *lines: str) -> Subscribe:
 
 
 def refused(target: str, *lines: str, method: str = "GET", config: Config = CONFIG) -> RequestError:
-    """Route a request that is refused."""
+    """Route a request that is rejected, and return the error."""
     with pytest.raises(RequestError) as caught:
         route(target, *lines, method=method, config=config)
     return caught.value

@@ -1,4 +1,4 @@
-"""TLS in the process: real servers, real sockets, certificates made here."""
+"""TLS in the process: real servers, real sockets, generated certificates."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_client_that_does_not_read_counts_as_slow_and_harms_no_other(certifica
                 server.publish("x" * 20_000 + str(count), "a")
                 assert healthy.next().data == "x" * 20_000 + str(count)
             assert server.metric("relay_streams_lagging") == 1
-            # The log has some 8 MB; what is between the engine and the client is bounded.
+            # The log has some 8 MB. The buffers between the engine and the client are bounded.
             assert server.memory_bytes() - memory < 2 * 8_000_000 + 8 * BUFFER_BYTES
             server.publish("end", "a")
             events: list[Event] = []
@@ -85,7 +85,7 @@ def test_a_drain_sends_all_pending_data_before_it_closes_a_stream(certificate: C
         server.process.send_signal(signal.SIGTERM)
         for stream in streams:
             with stream:
-                # A close that TLS does not announce would raise an error here.
+                # A close without a TLS alert would raise an error here.
                 assert [event.data.lstrip("x") for event in stream.rest()] == [str(n) for n in range(30)]
                 assert stream.raw.rstrip().rpartition(b"\n")[2].startswith(b"retry: ")
         assert server.wait() == 0
@@ -96,7 +96,7 @@ def test_after_sighup_a_new_certificate_is_used_unless_it_is_invalid(tmp_path: P
     old = used.context()
     with relay(*used.flags, context=old) as server, Stream(server.port, "topic=a", context=old) as stream:
         other = make_certificate(tmp_path / "other", "other")
-        used.cert.write_bytes(other.cert.read_bytes())  # and not its key
+        used.cert.write_bytes(other.cert.read_bytes())  # without its key
         server.process.send_signal(signal.SIGHUP)
         told = "kept the current certificate: tls-key: the key in"
         eventually(lambda: any(told in record["message"] for record in server.log), "the refusal")
@@ -133,11 +133,11 @@ def test_data_that_is_not_tls_harms_no_other(certificate: Certificate) -> None:
                     client.sendall(bytes_sent)
                     with contextlib.suppress(ConnectionResetError):
                         while client.recv(4096):
-                            pass  # an alert of TLS, at most
+                            pass  # at most a TLS alert
             with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as silent:
                 assert silent.recv(1) == b"", "it is closed when its time is over"
             with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S):
-                pass  # gone before the handshake
+                pass  # closed before the handshake
             old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
             with pytest.warns(DeprecationWarning, match="TLSv1_1"):
@@ -192,7 +192,7 @@ def test_each_worker_serves_tls_and_reloads_the_certificate(tmp_path: Path) -> N
 
 
 def proxied(server: Relay, context: ssl.SSLContext, header: bytes, pieces: int = 1) -> bytes:
-    """Open a stream behind a PROXY header, sent in pieces; return the answer's head."""
+    """Open a stream behind a PROXY header, sent in pieces; return the head of the response."""
     with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         size = -(-len(header) // pieces)

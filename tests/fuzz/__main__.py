@@ -1,6 +1,6 @@
-"""`make fuzz ARGS="sse …"`: one target, or all in turn, by atheris, from the corpus and for a minute each.
+"""`make fuzz ARGS="sse …"`: fuzz one target, or all in turn, with atheris, from the corpus, for one minute each.
 
-What follows the target's name goes to libFuzzer: `-max_total_time=600`, `-seed=1`, or a file to be run once.
+The arguments after the name of the target go to libFuzzer: `-max_total_time=600`, `-seed=1`, or a file to run once.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ TARGETS = ("client", "forwarded", "http", "ids", "keys", "link", "ndjson", "sett
 
 
 def quoted(word: bytes) -> str:
-    """Write a word as libFuzzer's dictionaries have it."""
+    """Write a word in the format of libFuzzer's dictionaries."""
     return '"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n'
 
 
 def fuzz(name: str, arguments: list[str]) -> None:
-    """Fuzz one target in this process, which ends with it."""
+    """Fuzz one target in this process. The process exits with it."""
     atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["relay", "urllib", "tests.fuzz"]):
         target = importlib.import_module(f"tests.fuzz.{name}")
@@ -46,7 +46,7 @@ def fuzz(name: str, arguments: list[str]) -> None:
 
 
 def main() -> int:
-    """Run what the command line names."""
+    """Run the targets of the command line."""
     name, *arguments = sys.argv[1:] or ["all"]
     if name in TARGETS:
         fuzz(name, arguments)

@@ -1,4 +1,4 @@
-"""The client: whatever a server answers, `subscribe` gives events or raises a RelayError, and never waits for ever."""
+"""The client: for any response, `subscribe` returns events or raises a RelayError, and never waits forever."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BYTES_MAX = 100
 
 
 async def follow(data: bytes) -> None:
-    """Subscribe to a server that answers as the bytes say: status, Retry-After, LF, cuts, the body; and then 204."""
+    """Subscribe to a server that answers with the data: status, Retry-After, LF, cuts, body. Later answers are 204."""
     answers = 0
 
     async def body(pieces: list[bytes]):  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""The PROXY header: any bytes give an address or 400; what comes after it and how it is cut changes nothing."""
+"""The PROXY header: any bytes give an address or 400. Later bytes and splits change nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PROXIES = parse_networks(("10.0.0.0/8", "::1"))
 
 
 def check(data: bytes) -> None:
-    """Check one input: as a header of the protocol, and as the value of X-Forwarded-For."""
+    """Check one input, as a PROXY header and as the value of X-Forwarded-For."""
     try:
         found = read_header(data)
     except RequestError as error:

@@ -1,4 +1,4 @@
-"""The request head, its body and its route: any bytes are understood or refused, however they come."""
+"""The request head, its body and its route: any bytes are parsed or rejected, at every split."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROUTER = Router(Config())
 
 
 def outcome(pieces: list[bytes]) -> list[object]:
-    """List each request with its route and what it publishes, or the status that refuses it; an error ends it."""
+    """List each request with its route and its events, or the status that rejects it. An error ends the list."""
     parser, found, request = RequestParser(HEAD_BYTES_MAX), list[object](), None
     try:
         for piece in pieces:

@@ -1,4 +1,4 @@
-"""Where a stream begins: any `since`, `lastEventId` and `Last-Event-ID` is a place in the log, or unknown."""
+"""The start of a stream: any `since`, `lastEventId` and `Last-Event-ID` is a position in the log, or unknown."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ for number in range(9):
 
 
 def check(data: bytes) -> None:
-    """Check one input: three lines, one for each way to say it."""
+    """Check one input: three lines, one for each parameter."""
     since, query, field = [*data.split(b"\n", 2), b"", b""][:3]
     target = b"/events?since=%b&lastEventId=%b" % (quote_from_bytes(since).encode(), quote_from_bytes(query).encode())
     parser = RequestParser(1 << 20)
@@ -43,7 +43,7 @@ def check(data: bytes) -> None:
         assert request is not None or b"\r\n" in field
         route = ROUTER.route(request) if request else None
     except RequestError as error:
-        assert b"\r" in field or b"\n" in field, error  # a last id or `since` is never malformed by itself
+        assert b"\r" in field or b"\n" in field, error  # no other last id or `since` is malformed
         return
     if not isinstance(route, Subscribe):
         return

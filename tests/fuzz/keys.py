@@ -1,4 +1,4 @@
-"""Key material: any text is keys or a ConfigError, under each setting; what is a secret is never anything else too."""
+"""Key material: any text gives keys or a ConfigError under each setting. A secret is never also another kind of key."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WORDS = (
 
 
 def keys_of(read: object, text: str) -> Keys | None:
-    """Read a text; an error has to say something about it, and begins with the setting."""
+    """Read a text. The message of an error starts with the setting and continues after it."""
     assert callable(read)
     try:
         keys = read(text, "setting")
@@ -49,7 +49,7 @@ def keys_of(read: object, text: str) -> Keys | None:
 
 
 def check(data: bytes) -> None:
-    """Check one input: as each kind of text, and as one key of a set beside a good one."""
+    """Check one input, as each kind of text and as one key of a set beside a valid one."""
     text = data.decode(errors="replace")
     secret, public, fetched = (keys_of(read, text) for read in (read_secret, read_public, read_jwks))
     assert secret is None or (public is None and fetched is None)

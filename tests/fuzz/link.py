@@ -1,4 +1,4 @@
-"""A link's bytes: any give messages or a LinkError; cuts change nothing; what is an entry is written back the same."""
+"""The bytes of a link give messages or a LinkError. Splits change nothing. An entry is encoded to the same bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = (
 
 
 def parse(pieces: list[bytes]) -> tuple[list[Message | Entry], bool]:
-    """Return the messages, and whether the link was cut."""
+    """Return the messages, and whether the link was closed."""
     parser, messages = Parser(BYTES_MAX), list[Message | Entry]()
     try:
         for piece in pieces:
@@ -47,5 +47,5 @@ def check(data: bytes) -> None:
         if isinstance(message, Entry):
             assert encode_entry(message) == rest[place : place + size]
         else:
-            assert parse([encode(message)]) == ([message], False) or message != message  # a NaN is not itself
+            assert parse([encode(message)]) == ([message], False) or message != message  # NaN does not equal itself
         place += size

@@ -1,4 +1,4 @@
-"""A feeder's lines: any bytes give events or the documented errors; cuts change nothing; little is held back."""
+"""The lines of a feeder: any bytes give events or the documented errors. Splits change nothing. Buffers stay small."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORDS = (
 
 
 def split(pieces: list[bytes]) -> list[bytes | None]:
-    """Return the lines; None for each that is too long."""
+    """Return the lines, with None for each line that is too long."""
     splitter, lines = LineSplitter(LINE_BYTES_MAX), list[bytes | None]()
     for piece in pieces:
         lines += splitter.feed(piece)

@@ -1,5 +1,5 @@
-"""Settings: any text for any of them gives settings or a ConfigError, and what is in force can be written and read
-back, but for the secrets."""
+"""Settings: any text for any setting gives settings or a ConfigError. Except for secrets, the settings can be written
+and read back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = sorted(SETTINGS)
 
 
 def check(data: bytes) -> None:
-    """Check one input: a setting a line, the first byte of which says which one."""
+    """Check one input: one setting per line, selected by the first byte of the line."""
     flags: dict[str, object] = {}
     for line in data.split(b"\n")[:4]:
         if line:

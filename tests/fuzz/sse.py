@@ -1,4 +1,4 @@
-"""The event stream's decoder: any bytes give events; the twins agree; cuts change nothing; little is held back."""
+"""The decoder of the event stream: any bytes give events. The twins agree. Splits change nothing. Buffers are small."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORDS = (
 
 
 def decode(decoder: Any, pieces: list[bytes]) -> list[Any]:
-    """Return what each call gives, and what the decoder remembers after it."""
+    """Return the result of each call, and the state of the decoder after it."""
     found: list[Any] = []
     for piece in [*pieces, b""]:
         try:
@@ -40,7 +40,7 @@ def decode(decoder: Any, pieces: list[bytes]) -> list[Any]:
 
 
 def events(found: list[Any]) -> list[Any]:
-    """Return all events of all calls."""
+    """Return the events of all calls."""
     return [event for call in found[::2] if isinstance(call, list) for event in call]
 
 

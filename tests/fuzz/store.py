@@ -1,4 +1,4 @@
-"""A row of the file: any bytes are refused by the checksum; with a right one they are entries or a damaged file."""
+"""A row of the file: the checksum rejects any bytes. With a valid checksum, they are entries or a damaged file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = (
 
 
 def check(data: bytes) -> None:
-    """Check one input: the last sequence of the row, and its bytes."""
+    """Check one input: the last sequence of the row, and the bytes of the row."""
     last, packed = int.from_bytes(data[:1]), data[1:]
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         path = str(Path(folder, "relay.db"))

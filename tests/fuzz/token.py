@@ -40,7 +40,7 @@ WORDS = (
 
 
 def judge(audience: str = "") -> Auth:
-    """Return what judges the tokens."""
+    """Return the object that validates the tokens."""
     config = Config(subscribe="jwt", jwt_cookie=COOKIE, jwt_audience=audience, jwt_issuer=audience)
     return Auth(config, frozenset({"t"}), read_secret(SECRET, "jwt-secret"), wall=lambda: NOW_S)
 
@@ -54,13 +54,13 @@ def encoded(data: bytes) -> bytes:
 
 
 def signed(head: bytes, claims: bytes) -> str:
-    """Sign any bytes as a token's header and claims."""
+    """Sign any bytes as the header and claims of a token."""
     text = encoded(head) + b"." + encoded(claims)
     return (text + b"." + encoded(hmac.digest(SECRET.encode(), text, "sha256"))).decode()
 
 
 def ask(auth: Auth, **headers: str) -> Grant | None:
-    """Let a request in, as a reader and as a publisher; return what it may read."""
+    """Authorise a request as a reader and as a publisher; return the reader's grant."""
     request = Request("GET", "/events", "/events", (), headers, "1.1", True, False, 0)
     granted = None
     for way in (auth.publisher, auth.subscriber):
@@ -75,7 +75,7 @@ def ask(auth: Auth, **headers: str) -> Grant | None:
 
 
 def check(data: bytes) -> None:
-    """Check one input: a token, the header and the claims of one (before and after a line end), a Cookie header."""
+    """Check one input: a token, the header and claims of a token (before and after a line end), or a Cookie header."""
     text = data.decode("latin-1")
     head, _, claims = data.partition(b"\n")
     good = signed(HEAD, b'{"exp":2000000000,"sub":"ann"}')

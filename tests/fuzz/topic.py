@@ -1,4 +1,4 @@
-"""Topics and patterns: any text is a term or an EventError, and all that is said of two terms agrees."""
+"""Topics and patterns: any text is a term or an EventError, and all functions agree on two terms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ WORDS = (b"a", b".", b"*", b"**", b"\n", b"a.b", b"*.a", b"a.**", b"\xff", b"\xe
 
 
 def check(data: bytes) -> None:
-    """Check one input: terms, one a line, of which the last is held against the others as a topic."""
+    """Check one input: one term per line. The last is matched as a topic against the others."""
     terms = []
     for text in data.decode(errors="surrogateescape").split("\n")[:8]:
         try:

@@ -107,7 +107,7 @@ def test_any_input_is_read_rejected_or_incomplete(start: bytes, rest: bytes) -> 
         ("10.0.0.1", "[::ffff:192.0.2.1]:80", "192.0.2.1"),
         ("10.0.0.1", "192.0.2.1:4711, 10.0.0.2:80, [::1]:80", "192.0.2.1"),
         ("10.0.0.1", "nonsense, _hidden, 192.0.2.1", "192.0.2.1"),
-        # What cannot be read hides who wrote what stands left of it: nobody can choose an address there.
+        # An unreadable part makes everything to its left untrustworthy: no client can choose an address there.
         ("10.0.0.1", "192.0.2.1, _hidden, 10.0.0.2", "10.0.0.2"),
         ("10.0.0.1", "192.0.2.1, unix:", "10.0.0.1"),
         ("10.0.0.1", "192.0.2.1, , 10.0.0.2", "10.0.0.2"),
@@ -154,7 +154,7 @@ def test_limits_per_address_use_the_forwarded_address_of_a_trusted_proxy() -> No
 
 
 def ask(server: Relay, data: bytes) -> bytes:
-    """Send bytes on a connection of its own; return what comes until the server closes, or says `: `."""
+    """Send bytes on a new connection. Return all bytes up to the close, or up to `: `."""
     answer = b""
     with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as connection:
         connection.sendall(data)

@@ -1,4 +1,4 @@
-"""relay.http.request and relay.http.chunks: which requests are accepted and rejected, however the bytes arrive."""
+"""relay.http.request and relay.http.chunks accept and reject the same requests at every split of the bytes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(pieces: Iterable[bytes], head_max: int = HEAD_MAX, body_max: int = BODY_
 
 
 def ways(data: bytes) -> Iterator[list[bytes]]:
-    """Cut the data: whole, byte by byte, and in two at every place."""
+    """Split the data in every way: not at all, after each byte, and in two at every position."""
     yield [data]
     yield [data[i : i + 1] for i in range(len(data))]
     for cut in range(1, len(data)):
@@ -44,7 +44,7 @@ def ways(data: bytes) -> Iterator[list[bytes]]:
 
 
 def parse(data: bytes, head_max: int = HEAD_MAX, body_max: int = BODY_MAX) -> Outcome:
-    """Feed the data in every way, and check that it makes no difference."""
+    """Feed the data in every way, and check that the results are equal."""
     outcome = run([data], head_max, body_max)
     for pieces in ways(data):
         assert run(pieces, head_max, body_max) == outcome
@@ -52,7 +52,7 @@ def parse(data: bytes, head_max: int = HEAD_MAX, body_max: int = BODY_MAX) -> Ou
 
 
 def one(data: bytes) -> Request:
-    """Parse the one request that the data is."""
+    """Parse data that is one request."""
     (result,) = parse(data)
     assert not isinstance(result, int), f"refused with {result}"
     return result[0]
@@ -64,7 +64,7 @@ def get(target: str = "/", *lines: str, version: str = "1.1", method: str = "GET
 
 
 def post(*lines: str, body: bytes = b"") -> bytes:
-    """Build a POST."""
+    """Build a POST request."""
     return get("/publish", *lines, method="POST") + body
 
 

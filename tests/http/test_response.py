@@ -1,4 +1,4 @@
-"""Responses: the bytes of each answer."""
+"""Responses: the bytes of each response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams that come and go leave nothing: no descriptor, no object, no reference."""
+"""Closed streams leave nothing: no descriptor, no object, no reference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ End: TypeAlias = Callable[[Rig, int], None]
 
 
 class Subscription:
-    """Stands for what the hub shares between streams."""
+    """Replaces the object that the hub shares between streams."""
 
 
 def descriptors() -> int:
@@ -30,7 +30,7 @@ def descriptors() -> int:
 
 
 def objects() -> int:
-    """Count what the garbage collector walks."""
+    """Count the objects that the garbage collector tracks."""
     gc.collect()
     return len(gc.get_objects())
 
@@ -152,7 +152,7 @@ def test_the_half_sent_frame_is_released_when_it_is_not_needed(rig: Rig, how: st
     if how == "finish":
         rig.finish(handle, chunk)
     elif how == "skip":
-        # The rest of it is copied behind the notice; the frame itself is the log's again.
+        # The rest of the frame is copied before the notice, so the stream no longer refers to the frame.
         rig.engine.skip(handle, 50, b"gap")
     elif how == "close":
         rig.engine.close(handle, "drain", b"bye")

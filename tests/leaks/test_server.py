@@ -1,4 +1,4 @@
-"""A server through which streams and events go for a while ends no larger than it began."""
+"""A server does not grow while streams open and close and events are published."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SLOPE_BYTES_MAX = 2 * 1024 * 1024
 
 
 def run(server: Relay, number: int) -> None:
-    """Open streams of several kinds, of which some lag and some resume; publish; close them in different ways.
+    """Open streams of several kinds, some of which lag or resume; publish; close them in different ways.
 
     The topics repeat after the warm-up, because relay remembers a bounded number of topics that it has evicted.
     """
@@ -31,14 +31,14 @@ def run(server: Relay, number: int) -> None:
 
 
 def counted(server: Relay) -> bool:
-    """Return whether the last count of the topics saw the stream that settled() opens."""
+    """Return whether the last count of the topics included the stream that settled() opens."""
     return any(topic["topic"] == "settled" for topic in server.stats()["topics"])
 
 
 def settled(server: Relay) -> tuple[int, int]:
-    """Wait until nothing is held; return the memory and the number of objects that the garbage collector walks.
+    """Wait until no resource is held. Return the memory and the number of objects that the garbage collector tracks.
 
-    The server counts objects once a second, with the topics. So a topic comes and goes before the count is read.
+    The server counts objects once a second, with the topics. So a topic opens and closes before the count is read.
     """
     with Stream(server.port, "topic=settled"):
         eventually(lambda: counted(server), "the topics are counted with the stream")

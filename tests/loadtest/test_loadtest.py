@@ -1,6 +1,6 @@
-"""The load test judges: each scenario passes on a relay that keeps its promise, and fails on what is planted.
+"""The load test: each scenario passes on a relay that keeps its promise, and fails with a planted fault.
 
-Most of a run is waiting, so all of them run beside each other, from the first test on.
+Most of a run is waiting, so all runs start with the first test and proceed at the same time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Runs = Callable[[str], Done]
 
 
 def command_of(name: str, results: Path) -> tuple[list[str], dict[str, str]]:
-    """The command of a run by its name, a scenario and what is special; and the variable that plants a fault."""
+    """Return the command of a run by its name (a scenario and a variation), and the variable that plants a fault."""
     scenario, _, more = name.partition(" ")
     policies = ("--policy", more) if scenario == "slow" else ()
     workers = ("--workers", str(WORKERS)) if more == "workers" else ()
@@ -47,7 +47,7 @@ def command_of(name: str, results: Path) -> tuple[list[str], dict[str, str]]:
     }
 
 
-# A run takes its time, and what is judged here is the load test: once is enough.
+# A run takes long. The load test is under test here, not relay, so one run is enough.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.environ.get("RELAY_ENGINE") == "native", reason="run with the compiled engine"),
@@ -67,7 +67,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(results: Path, request: pytest.FixtureRequest) -> Iterator[Runs]:
-    """Gives the end of a run by its name; those that the chosen tests ask for are under way already."""
+    """Return the function that waits for a run by its name. The runs of the selected tests have already started."""
 
     def run(name: str) -> Done:
         command, setting = command_of(name, results / name.replace(" ", "-"))
@@ -87,7 +87,7 @@ def finished(results: Path, request: pytest.FixtureRequest) -> Iterator[Runs]:
 
 
 def verdict(done: Done, *, but: str = "") -> list[str]:
-    """The criteria that were not met, but for those whose line has these words."""
+    """Return the criteria that were not met, except for those whose line contains `but`."""
     assert "passes:" in done.stdout, done.stderr
     return [line for line in done.stdout.splitlines() if line.startswith("  FAIL") and not (but and but in line)]
 
@@ -95,14 +95,14 @@ def verdict(done: Done, *, but: str = "") -> list[str]:
 @pytest.mark.parametrize("name", ["steady", "burst", "storm", "topics", "churn", "soak"])
 def test_a_scenario_passes_on_a_relay_that_keeps_its_promise(name: str, finished: Runs) -> None:
     done = finished(name)
-    sanitized = ASIDE_BYTES > 0  # freed memory is set aside then, and does not come back
+    sanitized = ASIDE_BYTES > 0  # ASan sets freed memory aside and does not return it
     assert verdict(done, but="memory is back" if sanitized else "") == []
     assert done.returncode == 0 or sanitized
 
 
 @pytest.mark.parametrize("name", [f"slow {policy}" for policy in SCENARIOS["slow"].policies])
 def test_slow_streams_receive_the_events_that_their_policy_promises(name: str, finished: Runs) -> None:
-    # That they cost the others nothing is for the real size, on a machine that does nothing else.
+    # The effect on other streams needs the real size and an idle machine, so it is not tested here.
     assert verdict(finished(name), but="p99 of the healthy") == []
 
 

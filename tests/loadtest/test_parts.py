@@ -128,7 +128,7 @@ async def test_a_rejected_follower_reports_it() -> None:
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Locust's, without what it does to the standard library as it is imported."""
+    """Return an environment of locust, without its changes to the standard library at import."""
     monkeypatch.setenv("LOCUST_SKIP_MONKEY_PATCH", "1")
     return importlib.import_module("locust.env").Environment()
 
@@ -170,7 +170,7 @@ def test_streams_are_divided_among_processes() -> None:
 def test_a_real_stream_of_mixed_terms_requires_each_matching_event() -> None:
     plan = SCENARIOS["topics"].build(LoadOptions(streams=10, users=4, rate=1, seconds=1))
     assert many_topics(10_123) == "t.23.123"
-    wants = wanted(plan, 1)  # t.1.*, t.1.1 and t.37.37
+    wants = wanted(plan, 1)  # the terms are t.1.*, t.1.1 and t.37.37
     assert [number for number in range(TOPICS, TOPICS + 220) if wants(number)] == [
         10_001,
         10_037,

@@ -1,4 +1,4 @@
-"""The swarm comes and goes: it resumes where it broke off, all at once in a storm, or as new streams all the time."""
+"""The swarm reconnects and resumes: after a close, all at once in a storm, or as a constant flow of new streams."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def server() -> Iterator[MeasuredServer]:
 
 
 class Feed:
-    """Numbered events into a Unix socket."""
+    """Publishes numbered events to a Unix socket."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -58,14 +58,14 @@ def feed(server: MeasuredServer) -> Iterator[Feed]:
 
 
 def marks(swarm: Swarm) -> Iterator[SwarmReport]:
-    """What the swarm has seen, again and again, as long as a test may take."""
+    """Yield the report of the swarm repeatedly, for as long as a test may take."""
     deadline_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline_s:
         yield swarm.mark()
 
 
 async def resumed(*bodies: bytes) -> tuple[SwarmReport, Scripted]:
-    """What one stream saw of a server that closes after each body but the last, and what it asked for."""
+    """Return the report and the requests of one stream, for a server that closes after each body but the last."""
     events = sum(body.count(b"\n\n") for body in bodies)
 
     def follow(port: int) -> SwarmReport:
@@ -83,7 +83,7 @@ def port_of(server: Scripted) -> int:
 
 
 async def test_a_closed_stream_reconnects_with_its_last_id_and_continues() -> None:
-    # The block of event 3 is cut: its id does not count, and the event comes again.
+    # The block of event 3 is incomplete: its id does not count, and the event is sent again.
     report, server = await resumed(frame(1) + frame(2) + frame(3)[:-1], frame(3) + frame(4))
     assert (report.last_max, report.closed, report.faults) == (4, 1, 0)
     assert server.header(0, "Last-Event-ID") is None
@@ -102,7 +102,7 @@ async def test_an_event_that_is_replayed_twice_is_a_duplicate() -> None:
 
 @contextlib.contextmanager
 def after(delay_s: float, call: Callable[[int], None], count: int) -> Iterator[None]:
-    """Call beside what is done here."""
+    """Call a function later, while the test continues."""
     timer = threading.Timer(delay_s, call, [count])
     timer.start()
     yield

@@ -29,7 +29,7 @@ UNSHARE = shutil.which("unshare")
 
 
 def can_unshare() -> bool:
-    """Whether this machine lets the tests create a process namespace."""
+    """Return whether this machine lets the tests create a process namespace."""
     return UNSHARE is not None and not subprocess.run(
         [UNSHARE, "--pid", "--fork", "true"], stderr=subprocess.DEVNULL, check=False
     ).returncode
@@ -46,7 +46,7 @@ def answers(port: int) -> bool:
 
 @contextmanager
 def started(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program for the length of a test."""
+    """Run a program during a test."""
     with subprocess.Popen(arguments, env=environment(), stdin=subprocess.DEVNULL) as process:
         try:
             yield process
@@ -171,7 +171,7 @@ def test_process_1_can_be_stopped_before_it_serves() -> None:
 
 @pytest.fixture
 def parent(tmp_path: Path) -> Path:
-    """A directory that contains a checkout of relay, and a module that breaks whatever imports it."""
+    """A directory with a checkout of relay, and a module that fails when it is imported."""
     (tmp_path / "relay" / "relay").mkdir(parents=True)
     (tmp_path / "msgspec.py").write_text("raise SystemExit('the current directory was on the path')")
     return tmp_path

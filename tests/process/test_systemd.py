@@ -23,7 +23,7 @@ from tests import ROOT
 from tests.running import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, command, environment, eventually, relay
 
 HIGH_FD = 100
-"""Above the descriptors that the test's own shell is asked to move."""
+"""Above the descriptors that the shell of the test moves."""
 
 
 class Manager:
@@ -35,11 +35,11 @@ class Manager:
         self.socket.bind(address.replace("@", "\0"))
 
     def hear(self) -> list[str]:
-        """Wait for the next message."""
+        """Return the next message."""
         return self.socket.recv(4096).decode().split("\n")
 
     def hear_of(self, state: str) -> list[str]:
-        """Wait for a message with this state."""
+        """Return the next message with this state."""
         while state not in (message := self.hear()):
             pass
         return message
@@ -47,7 +47,7 @@ class Manager:
 
 @pytest.fixture(params=["path", "abstract"])
 def notify(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Manager]]:
-    """A manager, and its address as NOTIFY_SOCKET has it."""
+    """A manager, and its address in the format of NOTIFY_SOCKET."""
     address = str(tmp_path / "notify") if request.param == "path" else f"@relay-test-{os.getpid()}"
     manager = Manager(address)
     with manager.socket:
@@ -98,7 +98,7 @@ def test_a_missing_manager_is_logged_and_harms_nothing(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def activated(*listeners: socket.socket, names: str = "") -> Iterator[Relay]:
-    """Run a relay with inherited listeners, as systemd would: from descriptor 3 on, named by its own process id."""
+    """Run a relay with inherited listeners, as systemd does: from descriptor 3 on, with the process's own id."""
     with contextlib.ExitStack() as stack:
         moves = []
         for place, listener in enumerate(listeners):
@@ -135,7 +135,7 @@ def test_inherited_listeners_replace_the_configured_ones(tmp_path: Path) -> None
             assert server.stop() == 0
         assert path.exists(), "the file belongs to whoever made it"
         with socket.create_connection(one.getsockname()):
-            pass  # it still listens: whoever comes now waits for the next relay
+            pass  # the socket still listens, so a new client waits for the next relay
 
 
 @pytest.mark.parametrize("kind", ["datagram", "silent", "file"])

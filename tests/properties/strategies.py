@@ -1,4 +1,4 @@
-"""What the property tests draw from: events, streams of bytes, and ways to cut them."""
+"""Strategies of the property tests: events, streams of bytes, and their splits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from relay.event import Event
 
-# Characters on which one parser or another has stumbled are drawn often: line ends of Unicode that are none here, a
-# BOM, spaces and colons at the start of a value.
+# Characters that some parsers treat wrongly are drawn often: Unicode line ends that are not line ends here, a BOM,
+# spaces and colons at the start of a value.
 CHARACTERS = st.one_of(
     st.sampled_from("\0\n\r\t :a\x0b\x0c\x1c\x85\u2028\u2029\ufeff\ufffdé€😀"),
     st.characters(exclude_categories=["Cs"]),
@@ -21,7 +21,7 @@ LINES = st.lists(TEXT, max_size=6).flatmap(
 
 
 def without(refused: str) -> st.SearchStrategy[str]:
-    """Draw text that is not empty and has none of these characters."""
+    """Draw text that is not empty and contains none of these characters."""
     return st.text(CHARACTERS.filter(lambda character: character not in refused), min_size=1, max_size=20)
 
 
@@ -42,7 +42,7 @@ ANY_FIELDS = st.tuples(
     st.none() | st.integers() | st.booleans() | st.floats(),
     st.integers(0, 400),
 )
-"""Arguments of `encode_event`, most of them wrong in some way."""
+"""Arguments of `encode_event`, most of which are invalid."""
 
 PARTS = st.sampled_from(
     [
@@ -52,12 +52,12 @@ PARTS = st.sampled_from(
     ]
 )
 STREAMS = st.lists(PARTS | st.binary(max_size=4), max_size=60).map(b"".join)
-"""Bytes that are near to an event stream."""
+"""Bytes that resemble an event stream."""
 
 
 @st.composite
 def pieces(draw: st.DrawFn, stream: st.SearchStrategy[AnyStr]) -> list[AnyStr]:
-    """Draw a stream, and cut it anywhere."""
+    """Draw a stream, and split it anywhere."""
     whole = draw(stream)
     cuts: list[int] = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=12)))
     return [whole[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(whole)], strict=True)]

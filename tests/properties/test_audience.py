@@ -1,7 +1,7 @@
-"""Which audiences an event marks, and which entries their indexes list, against a plain list of streams and events.
+"""Audiences equal a plain list of streams and events: the audiences that an event marks, and the entries of indexes.
 
-Whatever is subscribed, left, published, evicted and forgotten in whatever order: an event marks exactly the audiences
-whose terms match its topic, and an index lists exactly the retained entries of its term from where it is complete.
+Streams, events, evictions and deletions occur in any order. An event marks exactly the audiences whose terms match its
+topic. An index lists exactly the retained entries of its term, from the point where it is complete.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ TERMS = TOPICS | st.lists(st.sampled_from((*LEVELS, "*")), max_size=2).flatmap(
 
 
 def hears(term: str, topic: str) -> bool:
-    """Say whether a term, which may be several patterns joined, matches a topic."""
+    """Return whether a term, or one of several joined patterns, matches a topic."""
     return any(matches(each, topic) for each in term.split(JOINT))
 
 
 class AudienceMachine(RuleBasedStateMachine):
-    """One log with its audiences; the streams, and all entries that were ever published, in lists."""
+    """One log with its audiences, and lists of the streams and of all published entries."""
 
     @initialize(events_max=st.sampled_from([1, 3, 10, 1000]))
     def start(self, events_max: int) -> None:
@@ -38,7 +38,7 @@ class AudienceMachine(RuleBasedStateMachine):
         self.audiences = Audiences(self.log)
         self.streams: list[Subscription] = []
         self.published: list[str] = []
-        self.complete_from: dict[int, int] = {}  # by the id of an index, which lives as long as a stream of it
+        self.complete_from: dict[int, int] = {}  # by the id of an index, which exists as long as one of its streams
 
     @rule(topic=TOPICS, times=st.integers(1, 4))
     def publish(self, topic: str, times: int) -> None:

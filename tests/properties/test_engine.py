@@ -1,8 +1,8 @@
-"""Whatever stalls where, a subscriber gets whole frames in order; and both twins do the same.
+"""A subscriber reads whole frames in order under any stall, and both twins behave the same.
 
-A script of random steps runs over socket pairs with small buffers. What a stream is due follows from where its cursor
-went: the frames that it passed, and the notices and heartbeats that were put between them. After the script every
-stream that is still there is drained, and its subscriber must have read exactly that.
+A script of random steps runs over socket pairs with small buffers. The path of its cursor determines the bytes of a
+stream: the frames that the cursor passed, and the notices and heartbeats between them. After the script, every open
+stream is drained, and its subscriber must have read exactly these bytes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STEPS = (
 
 
 class Step(NamedTuple):
-    """One step of a script: what, to which stream, and a number that means something else in each."""
+    """One step of a script: an action, a stream, and a number whose meaning depends on the action."""
 
     kind: str
     stream: int
@@ -60,23 +60,23 @@ SCRIPT = st.lists(
 
 @dataclass
 class Subscriber:
-    """One stream as its subscriber and its oracle see it."""
+    """One stream, as seen by its subscriber and its oracle."""
 
     handle: int
     due: bytearray
     got: bytearray = field(default_factory=bytearray)
-    there: bool = True  # reads, and was not cut off by an abort
+    there: bool = True  # reads, and was not aborted
     talked: bool = False
     closed: bool = False
 
 
 class Run:
-    """One script on one twin; `trace` is all that could be seen from outside."""
+    """One script on one twin; `trace` contains everything that is visible from outside."""
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
         self.engine = rig.engine
-        self.frames: dict[int, bytes] = {}  # of the topic; the log has other entries between them
+        self.frames: dict[int, bytes] = {}  # of the topic; other entries of the log are between them
         self.head = self.flushed = 1
         self.now_s = 0.0
         self.subscribers: list[Subscriber] = []
@@ -84,12 +84,12 @@ class Run:
         self.trace: list[object] = []
 
     def run(self, script: list[Step]) -> None:
-        """Run a script, and drain what is left."""
+        """Run a script, and drain the remaining streams."""
         for step in script:
             if step.kind in ("publish", "flush", "poll", "heartbeat", "idle", "open", "sweep", "compact"):
                 getattr(self, step.kind)(step.number)
             elif self.subscribers:
-                # Mostly one that is open; sometimes one that is no more.
+                # Mostly an open stream, sometimes a closed one.
                 some = [one for one in self.subscribers if self.rig.is_open(one.handle)]
                 some = some if some and step.stream else self.subscribers
                 subscriber = some[(step.stream + step.number) % len(some)]
@@ -99,7 +99,7 @@ class Run:
         self.drain()
 
     def look(self) -> None:
-        """Note what can be seen, and check that nothing came that was not due."""
+        """Record the visible state, and check that no unexpected byte arrived."""
         engine = self.engine
         for number, subscriber in enumerate(self.subscribers):
             handle = subscriber.handle
@@ -110,7 +110,7 @@ class Run:
         self.trace.append((self.names(engine.handles()), self.names(engine.listed(self.rig.members))))
 
     def names(self, handles: list[int]) -> list[int]:
-        """Say which streams these are, in the order in which they were opened."""
+        """Return the numbers of these streams in the order of their opening."""
         return sorted(number for number, one in enumerate(self.subscribers) if one.handle in handles)
 
     def between(self, start: int, stop: int) -> list[bytes]:
@@ -126,7 +126,7 @@ class Run:
         }
 
     def moved(self, before: dict[int, int]) -> None:
-        """Add the frames that the cursors passed to what is due."""
+        """Add the frames that the cursors passed to the expected bytes."""
         for number, cursor in before.items():
             one = self.subscribers[number]
             frames = self.between(cursor, self.engine.cursor(one.handle))
@@ -256,7 +256,7 @@ class Run:
     # The end
 
     def drain(self) -> None:
-        """Let every stream that is there have everything; check it byte for byte."""
+        """Send all remaining bytes to every open stream, and check them byte by byte."""
         self.flush(0)
         for one in self.subscribers:
             for _ in range(10_000):

@@ -1,4 +1,4 @@
-"""The fuzzer's targets, on its corpus and on what hypothesis draws: any input gives a value or the documented error."""
+"""The fuzzer's targets with its corpus and random data: any input gives a value or the documented error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever bytes come, in whatever pieces, are understood or refused with a RequestError."""
+"""Any bytes, in any pieces, are parsed or rejected with a RequestError."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ GOOD = st.builds(
 
 
 def outcome(pieces: list[bytes]) -> list[object]:
-    """Run the pieces through the parser and the routes; an error ends it."""
+    """Feed the pieces to the parser and the routes. An error ends the result."""
     parser = RequestParser(200)
     results: list[object] = []
     request = None
@@ -67,7 +67,7 @@ def outcome(pieces: list[bytes]) -> list[object]:
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
-    """Cut the data at these places."""
+    """Split the data at these places."""
     edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
     return [data[start:end] for start, end in pairwise(edges)]
 
@@ -91,7 +91,7 @@ def test_consecutive_requests_are_read_like_single_ones(requests: list[bytes], p
 
 
 def ends_at_a_request(data: bytes) -> bool:
-    """Tell whether the parser can go on after this."""
+    """Return whether the parser can continue after this data."""
     parser = RequestParser(200)
     parser.feed(data)
     try:

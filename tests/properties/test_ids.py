@@ -1,4 +1,4 @@
-"""However a client sends an accepted id back, resume continues right after exactly that event, or reports a gap."""
+"""A client can send an accepted id back in any way: resume continues right after that event, or reports a gap."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ROUTER = Router(Config())
 ANY_ID = st.text(CHARACTERS | st.sampled_from("+%&=#?; \u0101\ud800"), max_size=12)
 PLAIN_ID = st.text(st.sampled_from("ab+%&=#?; \"'<>~-0123456789"), min_size=1, max_size=8)
 RAW = "!$'()*,-./0123456789:;?@ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz~+"
-"""What may stand in a query as it is, without a meaning of its own but for `+`."""
+"""Characters that a query can contain unescaped. Only `+` has a meaning of its own."""
 
 
 def accepted(id: str) -> bool:
-    """Tell whether a publisher may use an id."""
+    """Return whether a publisher may use an id."""
     try:
         check_id(id)
     except EventError:
@@ -39,7 +39,7 @@ def accepted(id: str) -> bool:
 
 
 def heads(id: str) -> list[bytes]:
-    """Return requests that send an id back, in every way that a client has."""
+    """Return requests that send an id back, in the way of each client."""
     values = (id.encode(), id.encode("latin-1", "replace"), id.strip(" \t").encode(), b"\t" + id.encode() + b" ")
     requests = [(b"/events?topic=t", b"Last-Event-ID: %b\r\n" % value) for value in values]
     escaped = [quote(id, safe=""), quote_plus(id), quote(id, safe="!'()*")]
@@ -49,7 +49,7 @@ def heads(id: str) -> list[bytes]:
 
 
 def place(log: Log, head: bytes) -> int | None:
-    """Return the sequence of the event after which a request resumes; None where it is told of a gap."""
+    """Return the sequence of the event after which a request resumes, or None for a gap."""
     subscribe = ROUTER.route(parse_head(head))
     assert isinstance(subscribe, Subscribe)
     assert subscribe.last_ids
@@ -89,7 +89,7 @@ def test_a_last_id_of_any_bytes_is_answered(value: bytes) -> None:
 
 @pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest"])
 def test_a_gap_names_no_event_of_another_topic(policy: str) -> None:
-    """Each missed event is between two of another topic, whose ids say what only its readers may know."""
+    """Each missed event is between two events of another topic, whose ids only its readers may know."""
     world = World(Config(lag_events=3, policy=policy, history_events=60))
     client = world.client(("a",), None, 300)
     world.connect(client)

@@ -1,4 +1,4 @@
-"""The log against a list: whatever is appended, evicted, attached and filled, reads give what a list would."""
+"""The log equals a plain list: after any appends, evictions and fillings, reads return the same entries as the list."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZES = st.sampled_from([1, 2, 50, 900, 30_000, 70_000])
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry as the list has it."""
+    """One entry of the list."""
 
     sequence: int
     topic: str
@@ -37,7 +37,7 @@ class Entry:
 
 
 class LogMachine(RuleBasedStateMachine):
-    """One log, the list of all that was ever appended, and indexes of patterns that come, are filled, and go."""
+    """One log, the list of all appended entries, and indexes of patterns that are created, filled and deleted."""
 
     @initialize(
         bytes_max=st.sampled_from([70_000, 200_000, 1 << 30]),
@@ -53,8 +53,8 @@ class LogMachine(RuleBasedStateMachine):
         self.tail = 1
         self.now_s = 0.0
         self.patterns: dict[str, Index] = {}
-        self.since: dict[str, int] = {}  # from where the index of a pattern is complete
-        self.seen: dict[tuple[str, int], int] = {}  # ordinals of cursors noted while they were retained
+        self.since: dict[str, int] = {}  # the sequence from which the index of a pattern is complete
+        self.seen: dict[tuple[str, int], int] = {}  # ordinals of cursors, recorded while they were retained
 
     def resolve(self, topic: Topic) -> None:
         topic.patterns = [index for pattern, index in self.patterns.items() if matches(pattern, topic.name)]
@@ -63,7 +63,7 @@ class LogMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         evicted.MARKS_MAX = MARKS_MAX
 
-    # The list's answers
+    # The results of the list
 
     def retained(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.sequence >= self.tail]
@@ -79,7 +79,7 @@ class LogMachine(RuleBasedStateMachine):
         return any((e.topic, e.key) == (entry.topic, entry.key) for e in self.entries[entry.sequence :])
 
     def evict(self) -> None:
-        """Do what retention does, with a list."""
+        """Apply retention to the list."""
         log = self.log
         stop = log.head if log.floor is None else log.floor
         while (left := self.retained()) and left[0].sequence < stop:
@@ -93,7 +93,7 @@ class LogMachine(RuleBasedStateMachine):
             self.tail = left[0].sequence + 1
 
     def indexes(self) -> dict[str, Index]:
-        """All indexes by their terms."""
+        """Return all indexes by their terms."""
         return {**self.log.topics, **self.patterns}
 
     # Steps
@@ -150,7 +150,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(back=st.integers(0, 60))
     def note_ordinals(self, back: int) -> None:
-        """A stream notes where it is; what it misses is known by the difference."""
+        """Record the position of a stream. The later difference is the number of events that it missed."""
         for term, index in self.patterns.items():
             cursor = max(self.log.head - back, self.tail, self.since[term])
             self.seen[term, cursor] = index.ordinal(cursor)
@@ -165,7 +165,7 @@ class LogMachine(RuleBasedStateMachine):
         conflate=st.booleans(),
     )
     def read(self, terms: set[str], back: int, short: int, bytes_max: int, entries_max: int, conflate: bool) -> None:
-        """Reading on from any cursor gives all that a list gives, each once, in order."""
+        """Reading from any cursor returns the same entries as the list, each once, in order."""
         start = max(1, self.log.head - back)
         until = max(start, self.log.head - short)
         known = self.indexes()
@@ -206,7 +206,7 @@ class LogMachine(RuleBasedStateMachine):
             self.check_segments(index, cursor, wanted)
 
     def check_segments(self, index: Index, cursor: int, wanted: list[Entry]) -> None:
-        """Going on from segment to segment gives each entry once."""
+        """Reading from segment to segment returns each entry once."""
         read: list[int] = []
         while (number := index.segment(cursor)) is not None:
             part, finished = index.rows(number, self.tail)
@@ -219,7 +219,7 @@ class LogMachine(RuleBasedStateMachine):
             cursor = part[-1] + 1
         assert read == [entry.sequence for entry in wanted]
 
-    # What always holds
+    # Invariants
 
     @invariant()
     def the_log_has_what_the_list_has(self) -> None:
@@ -234,7 +234,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(terms=st.sets(st.sampled_from(TOPICS + PATTERNS), min_size=1, max_size=4))
     def find(self, terms: set[str]) -> None:
-        """An id stands for its oldest use among the topics of a subscription, unless that may be evicted."""
+        """An id means its oldest use among the topics of a subscription, unless that use may be evicted."""
         wanted = disjoint(tuple(sorted(terms)))
         for id in ("own-1", "own-2", "own-3"):
             uses = [

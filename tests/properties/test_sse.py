@@ -1,4 +1,4 @@
-"""Whatever is encoded comes back, however it is cut; and the twins of the codec never differ."""
+"""Encoded events are decoded unchanged at every split, and the twins of the codec never differ."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MIB = 1024 * 1024
 
 
 def as_dispatched(event: Event) -> Event:
-    """Return the event as a decoder gives it: every end of a line is a LF."""
+    """Return the event as a decoder returns it: every line end is an LF."""
     return Event(re.sub(r"\r\n?", "\n", event.data), event.event, event.id, event.retry)
 
 
 def outcomes(codec: Codec, parts: list[bytes], bytes_max: int) -> list[Any]:
-    """Return what each call gives, and what the decoder remembers after it."""
+    """Return the result of each call, and the state of the decoder after it."""
     decoder = codec.decoder(bytes_max)
     found: list[Any] = []
     for part in [*parts, b""]:

@@ -1,4 +1,4 @@
-"""The promise of a drain: a live stream gets every event that was acknowledged before its connection is closed.
+"""The promise of a drain: a live stream receives every event that was acknowledged before its connection is closed.
 
 Covers relay.server.drain.
 """
@@ -19,10 +19,10 @@ from tests.running import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, eventually, r
 
 STREAMS = 16
 ROUNDS = 2
-"""Drains of each kind: which events are on their way at the signal differs each time."""
+"""Drains of each kind. The events in transit at the signal differ each time."""
 
 PAUSE_S = 0.002
-"""Between two batches of one publisher, so that no machine is too slow for the load."""
+"""Between two batches of one publisher, so that slow machines can handle the load."""
 
 BEFORE = 200
 """Events that are acknowledged before the signal."""
@@ -40,11 +40,11 @@ MODES = {
 
 
 class Publishers:
-    """Publishers that go on until relay is gone, by the Unix socket and over HTTP.
+    """Publishers that continue over the Unix socket and HTTP until relay exits.
 
     Args:
         feeders: the Unix socket.
-        port: where to publish over HTTP.
+        port: of the HTTP server.
     """
 
     def __init__(self, feeders: Path, port: int) -> None:
@@ -86,19 +86,19 @@ class Publishers:
                             break
 
     def stop(self) -> None:
-        """Publish no more."""
+        """Stop publishing."""
         self._over.set()
         self.join()
 
     def join(self) -> None:
-        """Wait until relay is gone."""
+        """Wait until relay has exited."""
         for thread in self._threads:
             thread.join(TIMEOUT_S)
             assert not thread.is_alive(), "a publisher does not notice that relay is gone"
 
 
 class Readers:
-    """Streams that are read while events come, to their end."""
+    """Streams that are read to their end while events arrive."""
 
     def __init__(self, port: int) -> None:
         self.streams = [Stream(port) for _ in range(STREAMS)]
@@ -117,7 +117,7 @@ class Readers:
             data += [event.data for event in stream.rest()]
 
     def join(self) -> list[list[str]]:
-        """Wait until all have ended; return the data that each has got."""
+        """Wait until all streams have ended; return the received data of each."""
         for thread in self._threads:
             thread.join(TIMEOUT_S)
             assert not thread.is_alive(), "a stream does not end"
@@ -132,12 +132,12 @@ def root(tmp_path: Path) -> Iterator[Relay]:
 
 
 def upstream_of(server: Relay) -> str:
-    """Return where edges link to."""
+    """Return the address for the edges of a relay."""
     return server.messages("edges at ")[-1].removeprefix("edges at ")
 
 
 def drain(server: Relay, publishers: Publishers) -> list[str]:
-    """Send SIGTERM in the midst of things; return what had been acknowledged by then."""
+    """Send SIGTERM during the load; return the events acknowledged before it."""
     eventually(lambda: len(publishers.acknowledged) > BEFORE, "events are acknowledged")
     acknowledged = list(publishers.acknowledged)
     assert server.stop() == 0

@@ -103,7 +103,7 @@ def test_an_interrupt_drains_and_a_second_one_ends_relay_immediately() -> None:
         for _ in range(3):
             server.publish("\n".join([json.dumps({"data": "x" * 1000})] * 1000), content_type="application/x-ndjson")
         server.process.send_signal(signal.SIGINT)
-        assert healthy.rest() == []  # its end: the drain is under way, and the other stream holds it up
+        assert healthy.rest() == []  # the drain has begun, and the other stream delays its end
         assert server.process.poll() is None
         server.process.send_signal(signal.SIGINT)
         assert server.wait() == 130

@@ -49,7 +49,7 @@ def test_accepted_connections_have_the_socket_options_that_limit_a_stream() -> N
 
 
 def limited(limit: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `relay` to its end under a limit of the shell's `ulimit`."""
+    """Run `relay` under a limit of the shell's `ulimit` until it exits."""
     return subprocess.run(
         ["sh", "-c", f'ulimit {limit}; exec "$@"', "sh", *command(*arguments)],
         stdin=subprocess.DEVNULL,

@@ -118,7 +118,7 @@ def test_curl_reads_the_stream(server: Relay) -> None:
     process = subprocess.Popen(
         [curl, "-sN", f"{server.url}/events/curl?since=earliest"],
         stdout=subprocess.PIPE,
-        env={name: text for name, text in os.environ.items() if name != "LD_PRELOAD"},  # it hangs under ASan
+        env={name: text for name, text in os.environ.items() if name != "LD_PRELOAD"},  # curl hangs under ASan
     )
     with process:
         assert process.stdout is not None
@@ -133,7 +133,7 @@ def test_httpx_sse_reads_the_stream(server: Relay) -> None:
     server.publish("for httpx", "httpx")
     url = f"{server.url}/events/httpx?since=earliest"
     with httpx.Client(timeout=TIMEOUT_S) as client, httpx_sse.connect_sse(client, "GET", url) as source:
-        # Before it, the priming block is an empty event to httpx-sse; a browser takes it as the standard says.
+        # To httpx-sse, the priming block is an empty event. Browsers follow the standard and ignore it.
         [event] = [event for _, event in zip(range(2), source.iter_sse(), strict=False) if event.data]
         assert event.data == "for httpx"
 
@@ -160,7 +160,7 @@ def test_hundreds_of_connections_leave_nothing() -> None:
             with Stream(server.port, "topic=a&topic=b.*") as stream:
                 stream.read_until(b"\n\n")
         after = everything_closed()
-        assert after[0] <= descriptors + 1  # the connection that asks may be there twice
+        assert after[0] <= descriptors + 1  # the connection of the request may be counted twice
         assert after[1] <= objects + 50
         assert server.stats()["topics_total"] == 0
 
@@ -222,7 +222,7 @@ def test_a_slow_stream_with_policy_disconnect_is_closed_between_frames() -> None
             assert 0 < len(events) < 2000
             assert stream.raw.endswith(b"\n\n")
         assert server.metric("relay_closes_total") == 1
-        # It comes back and misses nothing.
+        # The client reconnects and misses nothing.
         with Stream(server.port, headers={"Last-Event-ID": stream.last_event_id}) as stream:
             assert len(stream.take(2000 - len(events))) == 2000 - len(events)
 

@@ -66,7 +66,7 @@ async def test_ndjson_from_a_pipe_is_published_to_its_end() -> None:
         await relay.ended.wait()
         assert [(event.topic, value(event.data)) for event in relay.hub.events] == [("t", 1), ("u", 2), ("t", 3)]
         assert relay.metrics.errors == []
-        os.fstat(reading)  # it is not ours to close
+        os.fstat(reading)  # the source does not close a descriptor that it does not own
 
 
 @on_uvloop
@@ -90,7 +90,7 @@ async def test_an_event_stream_is_published_unchanged() -> None:
             ("a\nb", "7", "e", 5, "t"),
             ("c", None, None, None, "t"),
         ]
-        assert relay.metrics.errors == [("stdin", "line"), ("stdin", "event")]  # too long, and torn
+        assert relay.metrics.errors == [("stdin", "line"), ("stdin", "event")]  # too long; incomplete
 
 
 @on_uvloop
@@ -258,7 +258,7 @@ async def test_a_fifo_serves_one_writer_after_another(tmp_path: Path) -> None:
                 os.close(writer)
                 await relay.hub.until_events(2 * number + 2)
             assert relay.hub.data == [text for n in range(20) for text in (f"a{n}", f"last of {n}")]
-            # A writer that is silent blocks nobody, and one that is gone wakes nobody.
+            # A silent writer blocks no other, and a closed writer wakes no reader.
             writer = os.open(path, os.O_WRONLY)
             os.write(writer, b"silent\n")
             await relay.hub.until_events(41)

@@ -107,7 +107,7 @@ async def test_all_input_of_a_feeder_that_closed_is_published(tmp_path: Path) ->
     with Relay(tmp_path) as relay:
         feeder = socket.socket(socket.AF_UNIX)
         feeder.connect(relay.path)
-        # Both an error and an answer that nobody reads, far ahead of the rest.
+        # An error and an answer that is never read, long before the rest.
         feeder.sendall(b'{\n{"data":0,"ack":0}\n' + b'{"data":1}\n' * 8000)
         feeder.close()
         await relay.hub.until_events(8001)
@@ -123,7 +123,7 @@ async def test_all_input_of_a_feeder_that_reset_is_published(tmp_path: Path) -> 
         feeder.connect(relay.path)
         feeder.sendall(b'{"ack":1}\n')
         await relay.hub.until_events(1)
-        # The answer is in its receive queue: to close now is a reset.
+        # The answer is in the receive queue, so a close sends a reset.
         feeder.sendall(b'{"data":1}\n' * 8000 + b'{"data":2}')
         feeder.close()
         await relay.hub.until_events(8002)
@@ -166,7 +166,7 @@ async def test_a_held_topic_blocks_the_feeder_and_then_continues_in_order(tmp_pa
         for _ in range(100):
             await asyncio.sleep(0)
         assert relay.hub.events == []
-        assert not sending.done()  # its socket is full, and nothing takes from it
+        assert not sending.done()  # the socket is full, and relay does not read from it
 
         other_reader, other = await relay.connect()
         other.write(b'{"topic":"free","data":"x","ack":1}\n')
@@ -294,7 +294,7 @@ async def test_hundreds_of_feeders_connect_and_close_without_a_leak(tmp_path: Pa
                 await writer.wait_closed()
             await relay.until_gone()
             after = len(os.listdir("/proc/self/fd"))
-            before = before or after  # the loop opens some of its own for the first
+            before = before or after  # the loop opens some descriptors for the first feeder
             assert after == before, turn
         assert len(relay.hub.events) == 200
 

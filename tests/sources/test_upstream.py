@@ -186,7 +186,7 @@ async def test_events_whose_ids_are_replaced_are_published_once_also_after_a_cra
                 for place, event in enumerate(seen):
                     with Stream(server.port, headers={"Last-Event-ID": str(event.id)}) as stream:
                         assert stream.take(2 - place) == seen[place + 1 :]
-                server.publish("of somebody else")  # The position has been stored before this is.
+                server.publish("of somebody else")  # The position was stored before this event.
                 server.stop(signal.SIGKILL)
             with relay(*flags) as server, Stream(server.port, "topic=default&since=earliest") as stream:
                 data = [event.data for event in stream.take(5)]

@@ -137,7 +137,7 @@ def test_the_error_for_a_missing_folder_names_it(tmp_path: Path) -> None:
 def test_the_error_for_an_unwritable_file_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Store(str(tmp_path / "relay.db")).close()
     for locked in (tmp_path, tmp_path / "relay.db"):
-        # Root can write everywhere, so the test replaces the system's answer.
+        # Root can write to any file, so the test replaces the system's answer.
         monkeypatch.setattr(os, "access", lambda path, mode, locked=locked: str(path) != str(locked))
         with pytest.raises(ConfigError, match=rf"^data: .*: user \d+, .* cannot write to {re.escape(str(locked))}; "):
             Store(str(tmp_path / "relay.db"))
@@ -247,5 +247,5 @@ def test_a_damaged_file_is_an_error_or_reads_correctly(path: str) -> None:
             Path(path + part).unlink(missing_ok=True)
         with contextlib.suppress(ConfigError):
             assert read(path) == expected
-            harmless += 1  # free space, mostly
+            harmless += 1  # mostly free space
     assert harmless < 200

@@ -1,4 +1,4 @@
-"""Bad input is counted each time, and logged a few times a second."""
+"""Each input error is counted, and a few per second are logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log is text for people and JSON for programs; one record is one line; its reader never stops the server."""
+"""The log is text on a terminal and JSON elsewhere. One record is one line. Its reader never stops the server."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_repeated_calls_configure_logging_once() -> None:
 
 
 class Pipe:
-    """A pipe whose reader stalls until it is asked to read."""
+    """A pipe whose reader stalls until the test reads."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
@@ -99,7 +99,7 @@ class Pipe:
         self.read = b""
 
     def fill(self) -> None:
-        """Leave no room in the pipe; its description is never non-blocking meanwhile."""
+        """Fill the pipe. Its descriptor never becomes non-blocking meanwhile."""
         free = fcntl.fcntl(self.writer, fcntl.F_GETPIPE_SZ) - fcntl_unread(self.reader)
         os.write(self.writer, b"-" * (free - 1) + b"\n")
 

@@ -1,4 +1,4 @@
-"""What /metrics shows is what the documentation says, and says nothing of who follows what.
+"""/metrics equals the documentation, and reveals no topic or address.
 
 Covers `relay.core.measures`.
 """
@@ -16,7 +16,7 @@ LABELS = {"kind", "le", "limit", "policy", "reason", "result", "source"}
 
 
 def documented(section: str = "") -> dict[str, tuple[str, str]]:
-    """Return the type and the help of each metric in a section, by default in the one at the top."""
+    """Return the type and the help of each metric in a section, by default in the first section."""
     text = PAGE.read_text().partition(section)[2] if section else PAGE.read_text()
     rows = re.findall(r"^\| `(relay_\w+)` \| (\w+) \| (.*) \|$", text.partition("\n## ")[0], re.MULTILINE)
     return {name: (kind, help) for name, kind, help in rows}

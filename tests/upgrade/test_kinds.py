@@ -32,7 +32,7 @@ TOPICS = ("a.b", "a.c", "c.b", "x", *(f"policy.{policy}" for policy in POLICIES)
 
 
 def expected(terms: tuple[str, ...], topics: tuple[str, ...]) -> list[str]:
-    """Return the data of the events that a subscription gets, where the data is the topic."""
+    """Return the data of the events that a subscription receives. The data is the topic."""
     return [topic for topic in topics if any(matches(term, topic) for term in terms)]
 
 

@@ -2,8 +2,8 @@
 
 Covers relay.server.signals.
 
-The new process runs `BETWEEN` as it begins, which puts a process of the test into the channel. That one passes the
-messages on, and sends a signal when the message of the test's choice comes by, before it passes it on.
+The new process runs `BETWEEN` at its start, which inserts a process of the test into the channel. That process forwards
+the messages. Before it forwards the message that the test selected, it sends a signal.
 """
 
 from __future__ import annotations
@@ -78,27 +78,27 @@ def server(tmp_path: Path) -> Iterator[Relay]:
 
 @pytest.fixture
 def stream(server: Relay) -> Iterator[Stream]:
-    """A stream that is to get one event, which is published when it is open."""
+    """A stream that expects one event, which is published after the stream opened."""
     with Stream(server.port) as opened:
         server.publish("before")
         yield opened
 
 
 def upgrade(server: Relay, folder: Path, to: str, at: str, number: int) -> None:
-    """Begin an upgrade, and have one process get a signal when a message comes by."""
+    """Start an upgrade. One of the processes receives a signal when a certain message is forwarded."""
     (folder / "what").write_text(json.dumps({"to": to, "at": at, "number": number}))
     os.kill(server.pid, signal.SIGUSR2)
     eventually((folder / "done").exists, f"{at} comes by")
 
 
 def expect_service(server: Relay, stream: Stream) -> None:
-    """Hold a stream to having got everything, and to going on."""
+    """Check that the stream has received everything, and that it continues."""
     server.publish("after")
     assert [event.data for event in stream.take(2)] == ["before", "after"]
 
 
 def knows_new_token(server: Relay) -> bool:
-    """Say whether the file of tokens was read again."""
+    """Return whether the file of tokens was reloaded."""
     headers = {"Authorization": "Bearer another-token-for-tests", "Content-Type": "text/plain"}
     return server.request("POST", "/publish?topic=other", b"x", headers)[0] == 200
 

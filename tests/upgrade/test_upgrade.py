@@ -33,7 +33,7 @@ BATCH_S = 0.01
 
 
 def upgrade_fails(server: Relay) -> str:
-    """Ask for an upgrade that does not come about; return what the log says."""
+    """Request an upgrade that fails; return the reason in the log."""
     count = len(server.messages("the upgrade failed"))
     os.kill(server.pid, signal.SIGUSR2)
     eventually(lambda: len(server.messages("the upgrade failed")) > count, "the upgrade fails")
@@ -143,7 +143,7 @@ def test_streams_of_patterns_and_of_topics_without_events_pass_on_in_any_order(f
     with relay("--history-events", "2") as server:
         [id] = server.publish("0", "gone")
         server.publish("1", "a")
-        server.publish("2", "a")  # `gone` has no retained event any more
+        server.publish("2", "a")  # no event of `gone` is retained
         terms = sorted(["*", "silent", "gone", "a"], key=lambda term: term != first)
         with contextlib.ExitStack() as stack:
             streams = [stack.enter_context(Stream(server.port, f"topic={term}")) for term in terms]
@@ -171,7 +171,7 @@ def test_if_the_new_process_fails_the_old_one_continues(wrong: str, tmp_path: Pa
             assert "does not start" in upgrade_fails(server)
         else:
             settings.unlink()
-            os.mkfifo(settings)  # it waits for ever to read its settings
+            os.mkfifo(settings)  # the process waits forever for its settings
             assert "took longer than 2 s" in upgrade_fails(server)
         server.publish("after")
         assert [event.data for event in stream.take(2)] == ["before", "after"]
@@ -229,7 +229,7 @@ def test_the_manager_is_notified_of_the_new_process(tmp_path: Path) -> None:
 
 
 class Load:
-    """A steady feed into a relay, and streams that an oracle each watches."""
+    """A steady feed into a relay, and streams that are each checked by an oracle."""
 
     def __init__(self, server: Relay) -> None:
         self.server = server
@@ -289,7 +289,7 @@ class Load:
             stream.close()
 
     def judge(self) -> int:
-        """Hold what every stream has seen against the promise; return how many events that was."""
+        """Check the received events of every stream against the promise; return their number."""
         if self.failure is not None:
             raise self.failure
         for stream, oracle in zip(self.streams, self.oracles, strict=True):
@@ -317,7 +317,7 @@ def test_three_upgrades_do_not_affect_two_hundred_streams_under_a_steady_feed(tm
 
 @pytest.fixture
 def channels() -> Iterator[tuple[Channel, Channel]]:
-    """Both ends."""
+    """Return both ends of a channel."""
     ours, theirs = socket.socketpair()
     for end in (ours, theirs):
         end.settimeout(TIMEOUT_S)
@@ -402,7 +402,7 @@ def test_an_id_that_was_evicted_before_an_upgrade_does_not_match_a_later_event(t
                 feeder.publish(data=f"old {number}", id=str(number))
         server.upgrade()
         with Feeder(path) as feeder:
-            for number in (1, 2):  # the publisher starts again
+            for number in (1, 2):  # the publisher restarts
                 feeder.publish(data=f"new {number}", id=str(number))
         with Stream(server.port, headers={"Last-Event-ID": "1"}) as stream:
             gap = stream.next()

@@ -106,7 +106,7 @@ def test_an_invalid_message_is_an_error(data: bytes, reason: str) -> None:
 
 def test_an_unknown_field_is_ignored() -> None:
     data = encode(Beat(head=1))
-    payload = bytes([data[5] + 1]) + data[6:] + b"\xa5later\x01"  # a map of one more
+    payload = bytes([data[5] + 1]) + data[6:] + b"\xa5later\x01"  # a map with one more field
     assert parse(len(payload).to_bytes(4, "little") + b"\0" + payload) == [Beat(head=1)]
 
 

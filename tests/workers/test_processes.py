@@ -114,7 +114,7 @@ def test_every_worker_reports_the_totals_of_all_processes(server: Relay, spread:
     server.publish("x", "a")
     for stream in streams:
         stream.next()
-    for _ in range(8):  # each time over a new connection, to either worker
+    for _ in range(8):  # each request uses a new connection, to either worker
         stats = server.stats()
         assert stats["streams"] == count
         assert stats["events"] == 1
@@ -284,7 +284,7 @@ def test_a_stopped_worker_does_not_delay_the_others_or_cost_memory(tmp_path: Pat
 
 
 def receives_gap(server: Relay, last_id: str) -> bool:
-    """Reconnect with an id; return whether the first event is a gap, which it is not at a worker that still lags."""
+    """Reconnect with an id; return whether the first event is a gap. It is not one at a worker that still lags."""
     with Stream(server.port, "topic=a", {"Last-Event-ID": last_id}) as stream:
         try:
             return stream.next().event == "relay.gap"

@@ -234,7 +234,7 @@ def test_workers_that_die_in_a_drain_are_not_restarted(tmp_path: Path) -> None:
         server.process.send_signal(signal.SIGTERM)
         eventually(lambda: bool(server.messages("draining")), "the drain begins")
         for pid in pids:
-            with contextlib.suppress(ProcessLookupError):  # one without a stalled stream may have left by itself
+            with contextlib.suppress(ProcessLookupError):  # a worker without a stalled stream may have exited already
                 os.kill(pid, signal.SIGKILL)
         assert server.wait() == 0
         stalled.close()
