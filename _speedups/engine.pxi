@@ -611,25 +611,25 @@ cdef class Engine:
             stream.state = ENDED
         return 0
 
-    def close(self, uint64_t handle, str reason, bytes last=b""):
+    def close(self, uint64_t handle, reason, bytes last=b""):
         """Close a stream between frames: what is half sent, and then `last`, leave first.
 
         Then only sending is shut down, and what the peer still sends is thrown away until it closes too: the kernel
         answers whatever arrives at a closed socket with a reset, and a reset throws away what is on its way to the
         peer. A stream whose peer does not read, or does not close, stays until `abort`. The first reason given is the
-        one that counts.
+        one that counts. It may be a subclass of str; `sweep` returns it as a str.
         """
         cdef Stream *stream = self._need(handle)
         if stream.state == CLOSING or stream.state == ENDED or stream.state == DEAD:
             return
         self._append(stream, last)
         stream.state = CLOSING
-        stream.reason = self._reason(reason)
+        stream.reason = self._reason(str(reason))
         self._finish(stream)
 
-    def abort(self, uint64_t handle, str reason):
-        """Close a stream without waiting for what is half sent."""
-        self._die(self._need(handle), self._reason(reason))
+    def abort(self, uint64_t handle, reason):
+        """Close a stream without waiting for what is half sent; `reason` as in `close`."""
+        self._die(self._need(handle), self._reason(str(reason)))
 
     def sweep(self):
         """Close the descriptors of dead streams and free their rows.

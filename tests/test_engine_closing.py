@@ -8,6 +8,7 @@ import struct
 
 import pytest
 
+from relay.core.close_reason import CloseReason
 from tests.engines import DISCARD_BYTES_MAX, FOREVER_S, SEND_BUFFER, Rig, frames_of, rig, twin
 
 __all__ = ["rig", "twin"]
@@ -82,6 +83,15 @@ def test_a_client_cannot_change_the_reason_of_a_closing_stream(rig: Rig, sends_t
         rig.peers[handle].close()
     rig.engine.poll()
     assert rig.closes() == [(handle, "slow")]
+
+
+@pytest.mark.parametrize("way", ["close", "abort"])
+def test_a_reason_of_the_enum_comes_back_as_an_exact_str(rig: Rig, way: str) -> None:
+    handle = rig.open_live()
+    getattr(rig.engine, way)(handle, CloseReason.REVOKED)
+    rig.leave(handle)
+    [(swept, reason)] = rig.closes()
+    assert (swept, reason, type(reason)) == (handle, "revoked", str)
 
 
 @pytest.mark.parametrize("reason", ["timeout", "client"])

@@ -499,12 +499,12 @@ class Engine:
             return
         self._append(stream, last)
         stream.state = _State.CLOSING
-        stream.reason = reason
+        stream.reason = str(reason)
         self._finish(stream)
 
     def abort(self, handle: int, reason: str) -> None:
         """Close a stream without waiting for what is half sent."""
-        self._die(self._streams[handle], reason)
+        self._die(self._streams[handle], str(reason))
 
     def sweep(self) -> list[tuple[int, object, object, int, str]]:
         """Close the descriptors of dead streams.

@@ -175,7 +175,7 @@ class CatchUp:
 
     def close(self, handle: int, reason: str, now_s: float, last: bytes = b"") -> None:
         """Close a stream after the current frame; abort it if it does not read the rest within `CLOSE_GRACE_S`."""
-        self._engine.close(handle, str(reason), last)  # the C engine accepts only an exact str
+        self._engine.close(handle, reason, last)
         self.drop(handle)
         self._closing[handle] = now_s + CLOSE_GRACE_S
 
@@ -202,7 +202,7 @@ class CatchUp:
             return self._serve(handle, now_s)
         except Exception:
             _logger.exception("cannot serve a stream")
-            self._engine.abort(handle, CloseReason.ERROR.value)
+            self._engine.abort(handle, CloseReason.ERROR)
             return False
 
     def _serve(self, handle: int, now_s: float) -> bool:
@@ -416,7 +416,7 @@ class CatchUp:
         for handle, stop_s in list(self._closing.items()):
             if now_s >= stop_s:
                 del self._closing[handle]
-                self._engine.abort(handle, CloseReason.SLOW.value)
+                self._engine.abort(handle, CloseReason.SLOW)
         self.watch(now_s)
 
     def watch(self, now_s: float) -> None:

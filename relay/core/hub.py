@@ -554,7 +554,7 @@ class Hub:
     def abort(self, now_s: float) -> None:
         """Close all open streams at once."""
         for handle in self.engine.handles():
-            self.engine.abort(handle, CloseReason.SHUTDOWN.value)
+            self.engine.abort(handle, CloseReason.SHUTDOWN)
         self._settle(now_s)
         self._tell_closes()
 
