@@ -83,6 +83,12 @@ def start(*arguments: str, environ: dict[str, str]) -> subprocess.Popen[str]:
     )
 
 
+def is_listening(port: int) -> bool:
+    """Return whether a process accepts connections at a port."""
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
 def publish_at_a_ready_worker(port: int) -> None:
     """Publish over many connections and wait for one answer; a worker that is starting does not answer yet."""
     body = f"Authorization: Bearer {TOKEN}\r\nContent-Type: text/plain\r\nContent-Length: 1\r\n\r\nx"
@@ -152,6 +158,7 @@ def test_a_worker_that_died_four_times_starts_a_fifth_time_beside_a_busy_one(tmp
     environ = fates.environ | {"RELAY_PUBLISH_TOKEN": TOKEN}
     with start("--workers", "2", "--listen", f"127.0.0.1:{port}", environ=environ) as process:
         eventually(lambda: len(fates.started()) == 6, "a worker is started for the fifth time")
+        eventually(lambda: is_listening(port), "the other worker accepts connections")
         publish_at_a_ready_worker(port)
         fates.let_go()
         assert process.stderr is not None
