@@ -41,6 +41,22 @@ def upgrade_fails(server: Relay) -> str:
     return server.messages("the upgrade failed")[-1]
 
 
+def upgrade_repeatedly(server: Relay) -> None:
+    """Ask for an upgrade until a new process starts within the time limit of the upgrade."""
+
+    def count(*beginnings: str) -> int:
+        return sum(len(server.messages(beginning)) for beginning in beginnings)
+
+    upgrades = count("took over")
+    for _ in range(10):
+        ended = count("took over", "the upgrade failed")
+        os.kill(server.pid, signal.SIGUSR2)
+        eventually(lambda ended=ended: count("took over", "the upgrade failed") > ended, "the upgrade ends")  # type: ignore[misc]
+        if count("took over") > upgrades:
+            break
+    server.expect_successor(upgrades + 1)
+
+
 def test_streams_feeders_and_connections_continue_in_the_new_process(tmp_path: Path) -> None:
     with relay("--unix", str(tmp_path / "relay.sock")) as server:
         path = server.unix_path
@@ -177,7 +193,7 @@ def test_if_the_new_process_fails_the_old_one_continues(wrong: str, tmp_path: Pa
         assert [event.data for event in stream.take(2)] == ["before", "after"]
         settings.unlink()
         settings.write_text("")
-        server.upgrade()
+        upgrade_repeatedly(server)  # On a busy machine, a start may take longer than two seconds.
         server.publish("later")
         assert stream.next().data == "later"
 
