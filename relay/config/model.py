@@ -4,7 +4,8 @@ Owns the name, default, unit and help of every setting, and the formats of sizes
 Never reads the environment, a file or the command line. `relay.config.load` builds the object from the values that
 `relay.cli` reads.
 
-The module exceeds 400 lines, because it contains every setting with its help. A new setting changes only this file.
+The module is longer than 400 lines because it contains every setting with its help. A new setting changes only this
+file.
 """
 
 from __future__ import annotations
