@@ -1,4 +1,4 @@
-"""The command line. `relay` is `relay serve`. Every setting is a flag, an environment variable and a TOML key.
+"""The command line. `relay` means `relay serve`. Each setting is a flag, an environment variable and a TOML key.
 
 Owns the flags, the reading of the environment, and the conversion of an error into one line and an exit code.
 Never defines the name, default or help text of a setting: those are in `relay.config.model`.
@@ -56,7 +56,7 @@ class RelayGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. If its output has no reader any more, end by SIGPIPE, as other Unix filters do."""
+        """Run the command. If the reader of its output is gone, exit by SIGPIPE, like other Unix filters."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -90,7 +90,7 @@ def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _option(name: str, each: Field[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Build the flag of one setting. Its value is None, or an empty tuple, if the flag is not given."""
+    """Build the flag of one setting. Its value is None, or an empty tuple, if the flag is absent."""
     kind = each.metadata["kind"]
     repeatable = isinstance(each.default, tuple)
     default = values.show(kind, each.default)
@@ -106,7 +106,7 @@ def _option(name: str, each: Field[Any]) -> Callable[[Callable[..., Any]], Calla
 def show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     """Print the version and the engine, and exit."""
     if wanted:
-        from relay.speedups import ENGINE  # Imported here, so that other commands run without an engine.
+        from relay.speedups import ENGINE  # Imported here, because other commands run without an engine.
 
         click.echo(f"relay {__version__} (engine {ENGINE})")
         ctx.exit()
@@ -115,7 +115,7 @@ def show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.group(
     cls=RelayGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Without a command: serve. All settings: relay serve --help",
+    epilog="The default command is serve. All settings: relay serve --help",
 )
 @click.option(
     "--version",
@@ -123,13 +123,13 @@ def show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     expose_value=False,
     is_eager=True,
     callback=show_version,
-    help="Print the version and the engine.",
+    help="Print the version and the engine, and exit.",
 )
 @click.pass_context
 def relay(ctx: click.Context) -> None:
-    """Relay event streams: input from a pipe, a Unix socket or HTTP, output as Server-Sent Events."""
+    """Relay events from a pipe, a Unix socket or HTTP to clients as Server-Sent Events."""
     if ctx.invoked_subcommand != "serve":
-        startup.release_signals()  # The server releases them itself, once it handles them.
+        startup.release_signals()  # The server releases them once it handles them.
 
 
 @relay.command(
@@ -140,7 +140,7 @@ def relay(ctx: click.Context) -> None:
     "Sizes: 1048576, 64KiB, 64M. Times: 15s, 500ms, 2m, 1h; a bare number is seconds."
 )
 @click.option("--config", metavar="FILE", help="TOML file of settings.  [variable: RELAY_CONFIG]")
-@click.option("--print-config", is_flag=True, help="Print the effective settings as TOML, and exit.")
+@click.option("--print-config", is_flag=True, help="Print the effective settings as TOML and exit.")
 @setting_options
 def serve(config: str | None, print_config: bool, **flags: Any) -> int:
     """Serve streams. This is the default command."""
@@ -162,8 +162,8 @@ def load_config(path: str | None, flags: dict[str, Any]) -> Config:
     """Build the settings from the flags, the environment of the process and the TOML file.
 
     Args:
-        path: path of the TOML file; None reads the file that RELAY_CONFIG names, if any.
-        flags: values by field of `Config`. None and an empty tuple mean that the flag was not given.
+        path: path of the TOML file. If None, RELAY_CONFIG names the file, if it is set.
+        flags: values by field of `Config`. None or an empty tuple means that the flag is absent.
 
     Raises:
         ConfigError: the file cannot be read, or a setting is invalid.
@@ -200,7 +200,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Print an error as one line on standard error.
 
     Args:
-        arguments: command line without the program's name; None uses that of the process.
+        arguments: command line without the program's name; None means the command line of the process.
 
     Returns:
         The exit code: 0, 1 if the command failed, 2 if it could not start, 130 if it was interrupted.

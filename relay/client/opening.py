@@ -1,9 +1,10 @@
 """Opens an event stream of another server over HTTP: redirects, content codings and error responses.
 
-The server is not trusted. Waits, redirects and decompression have limits, which are named here. The text of an error
-never contains the query of an address, which may carry a token.
+The server is not trusted. Waits, redirects and decompression therefore have limits. The text of an error never contains
+the query of an address, which may contain a token.
 
-Owns the check that a response is an event stream. Never waits before a new attempt and never parses events.
+Owns these limits and the check that a response is an event stream. Never waits before a new attempt and never parses
+events.
 """
 
 from __future__ import annotations
@@ -36,11 +37,10 @@ INFLATED_FREE_BYTES = 1024 * 1024
 INFLATED_RATIO_MAX = 250
 """Largest expansion of a compressed stream after the first MiB. Event streams reach about 50, a bomb 1,000."""
 
-
 REASON_BYTES_MAX = 4096
-"""Most bytes read of an error response."""
+"""Most bytes of an error response that are read."""
 REASON_CHARACTERS_MAX = 400
-"""Most characters shown of an error response, which may be an HTML page."""
+"""Most characters of an error response that are shown. It may be an HTML page."""
 
 
 def no_cookies() -> CookieJar:
@@ -56,7 +56,7 @@ async def listen(
     Args:
         client: sends the request.
         request: the first request.
-        private: names of headers that are removed when a redirect leads to another origin.
+        private: names of headers that a redirect to another origin removes.
         open_s_max: time limit for all redirects, the head of the response and the text of an error response.
 
     Raises:
@@ -79,7 +79,7 @@ async def listen(
                         yield piece
         raise LostError("the server closed the stream")
     except TimeoutError:
-        raise LostError(f"the server did not answer within {open_s_max:g} s") from None
+        raise LostError(f"the server did not respond within {open_s_max:g} s") from None
     except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
         raise RelayError(f"{shown(request.url)}: {error}") from error
     except httpx.TransportError as error:
@@ -116,7 +116,7 @@ def _redirected(request: httpx.Request, following: httpx.Request, private: Colle
     if there.scheme not in ("http", "https"):
         raise RelayError(f"{shown(here)} redirects to an address that is not http or https: {shown(there)}")
     if here.scheme == "https" and there.scheme == "http":
-        raise RelayError(f"{shown(here)} redirects from https to http, which is not followed: {shown(there)}")
+        raise RelayError(f"{shown(here)} redirects from https to http, which relay does not follow: {shown(there)}")
     if (here.scheme, here.host, here.port) != (there.scheme, there.host, there.port):
         for name in (*private, "Authorization", "Cookie"):
             following.headers.pop(name, None)
@@ -137,11 +137,11 @@ async def _check(response: httpx.Response) -> None:
     media = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if status != 200 or media != "text/event-stream":
         given = f"status {status}, content type {media[:100] or 'missing'}"
-        raise RelayError(f"{shown(response.url)} does not answer with an event stream: {given}")
+        raise RelayError(f"{shown(response.url)} did not respond with an event stream: {given}")
     coding = _coding(response)
     if coding not in ("", "gzip"):
         supported = "relay requested identity, and supports only gzip"
-        raise RelayError(f"{shown(response.url)} answers with the content coding {coding[:100]!r}: {supported}")
+        raise RelayError(f"{shown(response.url)} responded with the content coding {coding[:100]!r}: {supported}")
 
 
 def _coding(response: httpx.Response) -> str:
@@ -195,7 +195,7 @@ class _Inflater:
 async def refusal(response: httpx.Response) -> RelayError:
     """Convert an error response into an error: an EventError if it names a field, else a RequestError."""
     text = b""
-    # A compressed body of an untrusted server could expand without limit.
+    # A compressed body from an untrusted server could expand without limit.
     if response.is_closed or "Content-Encoding" not in response.headers:
         async for data in response.aiter_bytes():
             text += data

@@ -1,7 +1,7 @@
-"""Publishes from Python: over a Unix socket, with one acknowledgement per event, or over HTTP, all events or none.
+"""Publishes from Python. A Unix socket acknowledges each event; HTTP publishes all events of a request or none.
 
-Owns the parsing of targets and the matching of acknowledgements to events. Never reads events from an input. The Unix
-socket needs only relay itself. HTTP needs httpx, which the extra `client` installs.
+Owns the parsing of targets and the matching of acknowledgements to events. Never reads events from an input. HTTP
+requires httpx, which the extra `client` installs.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 PUBLISH_TIMEOUT_S = 30.0
 """Time limit of an HTTP request. It exceeds the time that a `block` stream may hold a publisher, 10 s by default."""
 IN_FLIGHT_MAX = 1024
-"""Most events of one `Publisher` that wait for their acknowledgement."""
+"""Most unacknowledged events of one `Publisher`."""
 ANSWER_LINE_BYTES_MAX = 1024 * 1024
-"""Longest line that is read from the Unix socket."""
+"""Longest line of a response on the Unix socket."""
 _FIELDS = frozenset(Event.__struct_fields__)
 
 
 def tls_context(ca: str | None) -> ssl.SSLContext:
-    """Return the TLS context for https: it trusts the authorities of a PEM file, or else those of the system.
+    """Return a TLS context that trusts the authorities of a PEM file. Without a file, it trusts those of the system.
 
     Raises:
         OSError: the file cannot be read, or contains no certificate.
@@ -50,7 +50,7 @@ def endpoint(url: str, path: str) -> httpx.URL:
     """Parse an address. If it has no path, add `path`.
 
     Raises:
-        RelayError: httpx is not installed, or this is not an http or https address.
+        RelayError: httpx is missing, or the address is neither http nor https.
     """
     need_httpx("client")
     import httpx
@@ -60,7 +60,7 @@ def endpoint(url: str, path: str) -> httpx.URL:
     except httpx.InvalidURL as error:
         raise RelayError(f"{url!r} is not an address: {error}") from None
     if address.scheme not in ("http", "https") or not address.host:
-        raise RelayError(f"{url!r} is not an address like http://127.0.0.1:8080")
+        raise RelayError(f"{url!r} is not an address such as http://127.0.0.1:8080")
     if address.path in ("", "/"):
         address = address.copy_with(path=path)
     return address
@@ -85,19 +85,19 @@ async def publish(
     """Publish events and wait until the relay has acknowledged all of them.
 
     Args:
-        target: a relay's Unix socket as `unix:/path` or `/path`, or the `http://` address of the server.
-        events: one event or several. HTTP publishes all or none; a Unix socket publishes each by itself.
+        target: the Unix socket as `unix:/path` or `/path`, or the `http://` or `https://` address of the server.
+        events: one event or several. HTTP publishes all or none. A Unix socket publishes each event separately.
         token: bearer token for HTTP.
-        ca: PEM file of the authorities to trust for https; None trusts those of the system.
-        client: HTTP client to use, which stays open; None uses a new one.
+        ca: PEM file of the authorities to trust for https. None means those of the system.
+        client: HTTP client to use. It stays open. None means a new client.
 
     Returns:
         The ids of the events, in order.
 
     Raises:
-        EventError: the relay rejected an event, or an event cannot be encoded as JSON.
+        EventError: the server rejected an event, or an event is not valid JSON.
         RequestError: the server rejected the request.
-        RelayError: the relay cannot be reached, or did not acknowledge.
+        RelayError: the server is unreachable, or did not acknowledge the events.
     """
     events = [events] if isinstance(events, Event) else list(events)
     path = unix_path(target)
@@ -139,7 +139,7 @@ async def _publish_http(
                 f"{url}: {type(error).__name__}: {error}".removesuffix(": ")
             ) from error
         except (msgspec.DecodeError, ValueError, RecursionError):
-            raise RelayError(f"{url}: the response is not that of a relay") from None
+            raise RelayError(f"{url}: the response is not from a relay") from None
 
 
 class _Acknowledgement(msgspec.Struct):
@@ -173,13 +173,13 @@ def encode(event: Event) -> bytes:
 
 
 class Publisher:
-    """A connection to a relay's Unix socket. The relay acknowledges each event.
+    """A connection to the Unix socket of a relay, which acknowledges each event.
 
-    Use it as an asynchronous context manager. Leaving it waits for the missing acknowledgements.
+    Use it as an asynchronous context manager. Its exit waits for the missing acknowledgements.
 
     Args:
         target: `unix:/path` or `/path`.
-        in_flight_max: most events that wait for their acknowledgement; `send` waits while there are so many.
+        in_flight_max: most unacknowledged events. When they are reached, `send` waits.
     """
 
     def __init__(self, target: str, *, in_flight_max: int = IN_FLIGHT_MAX) -> None:
@@ -207,7 +207,7 @@ class Publisher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for the missing acknowledgements, unless an error was raised, and close."""
+        """Close the connection. Without an error, first wait for the missing acknowledgements."""
         try:
             if kind is None:
                 await self.flush()
@@ -224,16 +224,16 @@ class Publisher:
         """Publish one event and return its id.
 
         Raises:
-            EventError: the relay rejected the event.
-            RelayError: the connection is lost. The event may or may not be published.
+            EventError: the server rejected the event.
+            RelayError: the connection is lost. The server may have published the event or not.
         """
         return await (await self.send(event))
 
     async def send(self, event: Event) -> asyncio.Future[str]:
-        """Send one event, without waiting for its acknowledgement.
+        """Send one event without waiting for its acknowledgement.
 
         Returns:
-            A future of the id, or of the error that `publish` would raise.
+            A future with the id, or with the error that `publish` would raise.
 
         Raises:
             EventError: the event cannot be encoded as JSON.
@@ -251,13 +251,13 @@ class Publisher:
         self._idle.clear()
         rest = line[1:] if line == b"{}" else b"," + line[1:]
         self._writer.write(b'{"ack":%d' % number + rest + b"\n")
-        # `_listen` detects a lost connection, and fails all waiting events.
+        # `_listen` detects a lost connection and fails all waiting events.
         with contextlib.suppress(OSError):
             await self._writer.drain()
         return future
 
     async def flush(self) -> None:
-        """Wait until each event that was sent is acknowledged or rejected.
+        """Wait until the server has acknowledged or rejected each event.
 
         Raises:
             RelayError: the connection is lost.
@@ -267,7 +267,7 @@ class Publisher:
             raise self._lost
 
     async def _listen(self) -> None:
-        """Read answers until the connection ends."""
+        """Read responses until the connection ends."""
         kind: type[RelayError] = LostError
         reason = "the relay closed the connection"
         try:
@@ -276,11 +276,11 @@ class Publisher:
         except OSError as error:
             reason = f"the connection is lost: {error.strerror or error}"
         except (ValueError, LookupError, TypeError, RecursionError):
-            kind, reason = RelayError, "the answer is not that of a relay"
+            kind, reason = RelayError, "the response is not from a relay"
         self._lose(kind(f"{self._path}: {reason}"))
 
     def _take(self, answer: dict[str, Any]) -> None:
-        """Complete the future of the event that an answer is for. The `ack` of an event is its line number."""
+        """Complete the future of the event that a response belongs to. The `ack` of an event is its line number."""
         number = answer.get("ack", answer.get("line"))
         if number not in self._waiting:
             return
@@ -310,6 +310,6 @@ class Publisher:
 
 
 def _refused(text: str) -> EventError:
-    """Convert the text of a relay's answer to a bad line into an EventError."""
+    """Convert the error text for a rejected line into an EventError."""
     field, colon, reason = text.partition(": ")
     return EventError(field, reason) if colon and field in _FIELDS else EventError("event", text)

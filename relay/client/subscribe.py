@@ -1,7 +1,7 @@
 """Subscribes from Python: opens an event stream, reconnects and resumes.
 
-Owns reconnection: the wait before an attempt, the position to resume from, and the errors that are final. Never parses
-the stream (`relay.sse`), never checks a response (`relay.client.opening`) and never prints. HTTP needs httpx.
+Owns reconnection: the wait before an attempt, the position to resume from, and the set of final errors. Never parses
+the stream (`relay.sse`), never checks a response (`relay.client.opening`) and never prints. Requires httpx.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 EVENT_BYTES_MAX = 8 * 1024 * 1024
 """Largest event that is accepted. The default limit of a relay is 1 MiB."""
 READ_TIMEOUT_S = 45.0
-"""Silence after which a stream counts as lost: three heartbeats of the default 15 s."""
+"""Silence after which a stream is considered lost: three heartbeats of the default 15 s."""
 CONNECT_TIMEOUT_S = 10.0
 
 RETRY_S_MIN = 0.1
 """Shortest reconnection time that a server can request by `retry`. A random wait is added."""
 
 SERVED_S = 10.0
-"""A stream that was open for this long, or that changed the last event id, resets the back-off. A server that repeats
-an event, or sends one without an id, and closes at once does not reset it."""
+"""A stream that stays open for this long, or that changes the last event id, resets the back-off. A server that closes
+at once after a repeated event or an event without an id does not reset it."""
 
 RESUME_ID_BYTES_MAX = 7 * 1024
 """Longest id to resume from. Most servers and proxies reject a header line of more than 8 KiB."""
 
 PIECE_BYTES = 16 * 1024
-"""Bytes decoded before other tasks run: at most 5 ms, even if each byte is a line."""
+"""Bytes that are decoded before other tasks run. They take at most 5 ms, even if each byte is a line."""
 
 # A header value according to RFC 9110 section 5.5. Any other last event id is sent in the query.
 _HEADER_VALUE = re.compile(r"[^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?")
@@ -56,10 +56,10 @@ _logger = logging.getLogger("relay.client")
 
 
 class Position:
-    """The position of the subscriber in the stream, over all connections.
+    """The position of the subscriber in the stream, across all connections.
 
     Args:
-        last_event_id: the last event id so far; empty for none.
+        last_event_id: the last event id, or an empty text.
     """
 
     def __init__(self, last_event_id: str) -> None:
@@ -68,7 +68,7 @@ class Position:
         self.retry_s = 0.0
 
     def read(self, decoder: Decoder, data: bytes) -> Iterator[Event | EventError]:
-        """Decode line by line, so that the last event id is that of the event just yielded."""
+        """Decode line by line, so that the last event id always belongs to the event that was just yielded."""
         for line in data.splitlines(keepends=True):
             items: Sequence[Event | EventError]
             try:
@@ -90,11 +90,11 @@ class Progress(Enum):
     OPENED = auto()
     """A connection is open; its events follow."""
     READ = auto()
-    """The received bytes are processed. The position may have changed without an event."""
+    """Received bytes are processed. They may have changed the position without an event."""
 
 
 Item = Event | EventError | LostError | Progress
-"""An event, an error for an event that is too large, the loss of a connection, or progress."""
+"""An event, the error for an event that is too large, the loss of a connection, or progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,34 +125,35 @@ async def subscribe(
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     draw: Callable[[], float] = random.random,
 ) -> AsyncGenerator[Event, None]:
-    """Subscribe, and reconnect and resume for as long as the caller reads.
+    """Subscribe, and reconnect and resume while the caller reads.
 
-    After a lost or silent stream, 408, 429 or 5xx it reconnects. 204 ends the iteration. Any other response is an
-    error. An event named `relay.gap` reports missed events. To stop early, close the generator (`contextlib.aclosing`),
-    which closes the connection.
+    It reconnects after a lost or silent stream and after 408, 429 or 5xx. 204 ends the iteration. Any other response is
+    an error. An event of type `relay.gap` reports missed events. To stop early, close the generator
+    (`contextlib.aclosing`), which closes the connection.
 
     Args:
         url: address of the server. The default path is `/events`.
         topics: topics and patterns, in addition to those in the address.
         last_event_id: resume after this event.
-        since: start without `last_event_id`: `earliest`, `latest`, a time like `10m`, a date-time, or a known id.
-        headers: sent with each request, except to another origin after a redirect.
-        read_timeout_s: silence after which the stream counts as lost; longer than the server's heartbeat.
-        backoff_least_s: limit of the first random wait. The server's `retry` is added.
-        backoff_most_s: limit of all random waits.
-        event_bytes_max: largest event that is accepted.
-        ca: PEM file of the authorities to trust for https; None trusts those of the system.
-        client: HTTP client to use, which stays open; None uses a new one.
+        since: start of a stream without `last_event_id`: `earliest`, `latest`, a time such as `10m`, a date-time, or a
+            known id.
+        headers: headers of each request, except after a redirect to another origin.
+        read_timeout_s: silence after which the stream is considered lost. It must exceed the server's heartbeat.
+        backoff_least_s: longest first random wait. The server's `retry` is added to each wait.
+        backoff_most_s: longest random wait.
+        event_bytes_max: size of the largest accepted event.
+        ca: PEM file of the authorities to trust for https. None means those of the system.
+        client: HTTP client to use. It stays open. None means a new client.
         sleep: waits for a number of seconds.
         draw: returns random numbers from 0 to 1.
 
     Yields:
-        Each event; its `id` is the last event id as of that event; its topic None.
+        Each event. Its `id` is the last event id after the event, and its topic is None.
 
     Raises:
-        RequestError: the server refused for good.
+        RequestError: the server rejected the request permanently.
         EventError: an event is too large.
-        RelayError: httpx is missing, the address is malformed, or the answer is no event stream.
+        RelayError: httpx is missing, the address is malformed, or the response is not an event stream.
     """
     need_httpx("client")
     address = endpoint(url, "/events")
@@ -181,10 +182,10 @@ async def follow(
 
     Args:
         address: address of the stream.
-        position: where to begin. It is updated before each event is yielded.
+        position: start position. `follow` updates it before it yields an event.
         options: options of every connection.
-        backoff: random wait between attempts. The time that the server requests is added.
-        since: where to begin if the position is empty.
+        backoff: random wait between attempts. `follow` adds the server's reconnection time.
+        since: start if the position is empty.
         patient: reconnect after any response except 204, even one that is final for `subscribe`.
 
     Raises:
@@ -192,7 +193,7 @@ async def follow(
     """
     import httpx
 
-    from relay.sse import Decoder  # Imported here, so that commands that do not need the codec run without it.
+    from relay.sse import Decoder  # Imported here, because some commands run without the codec.
 
     timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=options.read_timeout_s)
     loop = asyncio.get_running_loop()
@@ -230,7 +231,7 @@ async def follow(
 
 
 def _items(position: Position, decoder: Decoder, data: bytes) -> Iterator[Item]:
-    """Decode received bytes, and report progress after each piece."""
+    """Decode received bytes. Report progress after each piece."""
     for place in range(0, len(data), PIECE_BYTES):
         yield from position.read(decoder, data[place : place + PIECE_BYTES])
         yield Progress.READ
@@ -244,7 +245,7 @@ def _request(
     headers: Mapping[str, str],
     timeout: httpx.Timeout,
 ) -> httpx.Request:
-    """Build the request that resumes at the position of the subscriber."""
+    """Build the request that resumes at the subscriber's position."""
     fields = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store"}
     fields.update(headers)
     if last_event_id and _HEADER_VALUE.fullmatch(last_event_id):

@@ -1,1 +1,1 @@
-"""The commands other than `serve`: clients of a relay, and the demo. One module per command. None serves streams."""
+"""The commands other than `serve`, one per module: clients of a relay, and the demo. Never serve streams."""

@@ -1,8 +1,8 @@
-"""`relay demo`: run a server with a live sample feed, and print the address of the page that shows it.
+"""`relay demo`: runs a server with a live sample feed, and prints the address of the page that shows it.
 
-Owns the sample events, and starts and stops the server. The server stores its history in a file. The demo restarts the
-server when a signal kills it, so that `kill -9` shows a resume without loss. The feed uses the server's Unix socket,
-like any other feeder.
+Owns the sample events and the server process. The server stores its history in a file, and the demo restarts a server
+that a signal has killed. A user can therefore run `kill -9` and see a resume without loss. The feed uses the server's
+Unix socket, like any other feeder. Never serves streams itself.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ LISTEN = "127.0.0.1:8080"
 LOOPBACK = {"localhost": "localhost", "127.0.0.1": "127.0.0.1", "::1": "[::1]"}
 """Hosts that only this machine can reach, and their names in a request."""
 PORTS_TRIED = 10
-"""Ports tried, one after another, if the user gives no address."""
+"""Number of ports to try if the user gives no address."""
 TOPICS = ("prices.*", "chat.lobby", "metrics.load")
 START_TIMEOUT_S = 10.0
 POLL_S = 0.05
 """Time between two attempts to connect to the server while it starts."""
 STOP_TIMEOUT_S = 3.0
-"""Longest wait until the server exits. Its `drain-timeout` is 1 s."""
+"""Longest wait for the server to exit. Its `drain-timeout` is 1 s."""
 HISTORY_EVENTS = 100_000
 """Events that the server retains: more than the fastest feed publishes while a page reconnects."""
 BATCH_MAX = 1000
-"""Most events published at once when the feed is behind its rate."""
+"""Most events of one batch when the feed is behind its rate."""
 
 _SETTINGS = frozenset(map(variable, SETTINGS)) | {"RELAY_CONFIG"}
 """Variables that are removed from the environment of the server."""
@@ -60,7 +60,7 @@ _LINES = (
 
 
 def sample_events(seed: int | None, clock_s: Iterator[float]) -> Iterator[Event]:
-    """Generate an endless sequence of sample events: prices, a chat, a load.
+    """Generate an endless sequence of sample events: prices, chat messages and a load.
 
     Args:
         seed: seed of the random events; None gives different events each time.
@@ -94,16 +94,16 @@ def sample_events(seed: int | None, clock_s: Iterator[float]) -> Iterator[Event]
 @click.option(
     "--listen",
     metavar="HOST:PORT",
-    help=f"Address to serve; port 0 takes any free port.  [default: {LISTEN}, or the next free port]",
+    help=f"Address to serve; port 0 takes any free port.  [default: {LISTEN} or the next free port]",
 )
 @click.option(
     "--rate", type=click.FloatRange(0.1, 10_000), default=20.0, show_default=True, help="Events per second."
 )
-@click.option("--seconds", type=click.FloatRange(min=0), help="Stop after this time.  [default: at Ctrl-C]")
+@click.option("--seconds", type=click.FloatRange(min=0), help="Stop after this time.  [default: run until Ctrl-C]")
 @click.option(
     "--data",
     metavar="FILE",
-    help="File of the history, kept when the demo ends.  [default: a temporary file, removed at the end]",
+    help="File of the history. The demo does not remove it.  [default: a temporary file]",
 )
 def demo(listen: str | None, rate: float, seconds: float | None, data: str | None) -> int:
     """Run a server with a live sample feed, and print the address of a page that shows it."""
@@ -111,10 +111,10 @@ def demo(listen: str | None, rate: float, seconds: float | None, data: str | Non
 
 
 def choose_address(listen: str | None) -> tuple[str, int]:
-    """Return the host and port to serve: those that the user gave, else the first free port from the default on.
+    """Return the host and port to serve: the address of the user, or the first free port from the default on.
 
     Raises:
-        ConfigError: the address is malformed, not one of this machine, or in use.
+        ConfigError: the address is malformed, in use, or not an address of this machine.
     """
     if listen is not None:
         return _check_address(listen)
@@ -128,10 +128,10 @@ def choose_address(listen: str | None) -> tuple[str, int]:
 
 
 def _check_address(listen: str) -> tuple[str, int]:
-    """Return the host and the port of an address that is free.
+    """Check that an address is free, and return its host and port.
 
     Raises:
-        ConfigError: the address is malformed, not one of this machine, or in use.
+        ConfigError: the address is malformed, in use, or not an address of this machine.
     """
     try:
         host, _ = parse_address(listen)
@@ -146,7 +146,7 @@ def _check_address(listen: str) -> tuple[str, int]:
 
 
 async def _run(host: str, port: int, rate: float, seconds: float | None, data: str | None) -> int:
-    """Run the server and feed it until a signal, the end of the time, or the end of either."""
+    """Run the server and the feed until a signal arrives, the time is over, or one of the two ends."""
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -170,13 +170,13 @@ async def _run(host: str, port: int, rate: float, seconds: float | None, data: s
 
 
 class _Server:
-    """The server of the demo: a process that is restarted each time a signal kills it.
+    """Runs the server process of the demo, and restarts it each time a signal kills it.
 
     Args:
         host: host to listen on; empty for all addresses.
         port: port to listen on.
         path: path of the Unix socket for the feed.
-        data: path of the file of the history.
+        data: path of the history file.
     """
 
     def __init__(self, host: str, port: int, path: str, data: str) -> None:
@@ -188,20 +188,20 @@ class _Server:
         self._command: tuple[str, ...] = (
             "serve", "--listen", f"{shown}:{port}", "--unix", path, "--stdin", "ndjson", "--exit-on-eof",
             "--data", data, "--durable", "--history-events", str(HISTORY_EVENTS),
-            # Pages of every origin may read, because the events are invented. Publishing needs a secret: see `_start`.
+            # Pages of every origin may read, because the events are samples. `_start` generates a token for publishing.
             "--cors-origin", "*",
             "--drain-timeout", "1s", "--log-level", "warning",
         )  # fmt: skip
         if host in LOOPBACK:
-            # A foreign name that resolves to this machine is an attack: DNS rebinding.
+            # A request with a foreign name for this machine is an attack: DNS rebinding.
             self._command += tuple(f"--allowed-host={name}" for name in LOOPBACK.values())
 
     async def keep(self) -> int:
-        """Run the server and restart it each time a signal kills it. Return its exit code once it exits by itself."""
+        """Run the server, and restart it when a signal kills it. Return its exit code if it exits without a signal."""
         while True:
             process = await self._start()
             if self.pid:
-                print(f"relay demo: the server was killed; it starts again as process {process.pid}", flush=True)
+                print(f"relay demo: the server was killed; restarted it as process {process.pid}", flush=True)
             self.pid = process.pid
             try:
                 code = await process.wait()
@@ -211,7 +211,7 @@ class _Server:
                 return code
 
     async def _start(self) -> asyncio.subprocess.Process:
-        """Start the process. Its standard input is a pipe from this process, so that it exits if this one is killed."""
+        """Start the process. Its standard input is a pipe from this process, so it exits if this process is killed."""
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # Do not import modules from the current directory.
@@ -219,14 +219,14 @@ class _Server:
             "relay",
             *self._command,
             stdin=asyncio.subprocess.PIPE,
-            process_group=0,  # Ctrl-C reaches only the demo, which then stops the server.
+            process_group=0,  # Ctrl-C interrupts only the demo, which then stops the server.
             env={name: text for name, text in os.environ.items() if name not in _SETTINGS}
-            | {variable("publish-token"): secrets.token_urlsafe(24)},  # a secret that is not printed
+            | {variable("publish-token"): secrets.token_urlsafe(24)},  # This token is never printed.
         )
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    """Stop a process: terminate it, and kill it if it does not exit in time."""
+    """Send SIGTERM to a process. If it does not exit in time, kill it."""
     if process.returncode is not None:
         return
     process.terminate()
@@ -241,13 +241,13 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 async def _feed(server: _Server, rate: float, kept: bool) -> None:
     """Publish the sample events at a steady rate.
 
-    Events that were not acknowledged when the server was killed are sent again. Each has a `dedup` key, so none is
-    published twice.
+    If the server is killed, send the events that it did not acknowledge again. Each has a `dedup` key, so the server
+    publishes none twice.
 
     Args:
-        server: the server, which may be restarted at any time.
+        server: the server, which may restart at any time.
         rate: events per second.
-        kept: whether the file of the history is kept when the demo ends.
+        kept: whether the history file remains after the demo.
 
     Raises:
         RelayError: the server does not start, or rejects an event.
@@ -300,5 +300,5 @@ def _greet(server: _Server, kept: bool) -> None:
     print(f"relay demo: open {server.address}/?{query}", flush=True)
     print(f"       or run: curl -N '{server.address}/events?{query}'", flush=True)
     print(f"       to try: kill -9 {server.pid}   # the page resumes, and nothing is lost", flush=True)
-    print(f"      history: {server.data}{'' if kept else ', removed at the end; --data FILE keeps it'}", flush=True)
+    print(f"      history: {server.data}{'' if kept else ', a temporary file; --data FILE keeps it'}", flush=True)
     print("      to stop: Ctrl-C", flush=True)

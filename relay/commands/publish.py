@@ -1,11 +1,12 @@
 """`relay publish`: publishes events from arguments or standard input to a running relay.
 
-Theory of operation. The events of one read of standard input are one batch. The next read waits until the batch is
-published, so that only one batch is in memory. Each event has a `dedup` key. After a lost connection, the events that
-were not acknowledged are sent again with the same keys, in order. Relay publishes each of them once, if they arrive
+Theory of operation. Each read of standard input yields one batch of events. The next read waits until the batch is
+published, so that only one batch is in memory. Each event has a `dedup` key. After a lost connection, the command
+resends the unacknowledged events with the same keys, in order. The server publishes each of them once, if they arrive
 within its `dedup-window` (10 minutes by default).
 
-Owns the input, the repeated sending and the output. `relay.client.publish` delivers the events.
+Owns the input, the resending and the output. Never connects to the server itself: `relay.client.publish` delivers the
+events.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from relay.event import Event
 
 STDIN = 0
 READ_BYTES = 64 * 1024
-"""Largest read of standard input. The events of one read are published together."""
+"""Largest read of standard input. One read yields one batch."""
 LINE_BYTES_MAX = 8 * 1024 * 1024
 
 EVENTS_MAX = 10_000
-"""Most events of a request, fewer after a 413: the default of relay's `batch-events-max`."""
+"""Most events of a request: the default of the server's `batch-events-max`. A 413 reduces the number."""
 
 TOO_LARGE = 413
 
 GIVE_UP_S = 300.0
-"""Time for which events are sent again: half of relay's default `dedup-window`, so that none is published twice."""
+"""Longest time to resend an event: half of the default `dedup-window`, so that no event is published twice."""
 BACKOFF_LEAST_S = 0.5
 BACKOFF_MOST_S = 10.0
 
 Numbered = tuple[int, Event]
-"""An event, and the number of its line or argument."""
+"""The number of a line or argument, and its event."""
 
 
 @click.command(
@@ -58,9 +59,9 @@ Numbered = tuple[int, Event]
     help="Target: unix:/path, or the address of the server.",
 )
 @click.option("--token", envvar="RELAY_PUBLISH_TOKEN", help="Bearer token for HTTP.  [default: RELAY_PUBLISH_TOKEN]")
-@click.option("--topic", help="Topic of events that name none.  [default: that of the server]")
+@click.option("--topic", help="Topic of events that name none.  [default: the server's]")
 @click.option("--event", help="Event type of events that name none.")
-@click.option("--id", help="Id of the event; only with one DATA.")
+@click.option("--id", help="Id of the event. Requires exactly one DATA.")
 @click.option("--key", help="Key of events that name none.")
 @click.option("--retry", type=click.IntRange(min=0), help="Reconnection time in milliseconds.")
 @click.option(
@@ -69,8 +70,8 @@ Numbered = tuple[int, Event]
     type=click.Choice(["auto", "ndjson", "lines"]),
     default="auto",
     show_default=True,
-    help="How to read standard input: a JSON object per line, or each line as data. `auto` reads NDJSON if the first "
-    "line begins with `{`, otherwise lines.",
+    help="Format of standard input: one JSON object per line, or each line as data. `auto` is NDJSON if the first line "
+    "begins with `{`, otherwise lines.",
 )
 @click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust for https.  [default: the system's]")
 @click.option("--quiet", "-q", is_flag=True, help="Do not print ids.")
@@ -89,15 +90,15 @@ def publish(
 ) -> int:
     """Publish each DATA as one event and print its id. Without DATA, or with `-`, publish the lines of standard input.
 
-    A line of NDJSON is {"data": …, "topic": …, "event": …, "id": …, "key": …, "retry": …, "dedup": …}. A rejected line
-    is reported with its number, and the others are published. If the connection is lost, events that were not
-    acknowledged are sent again for up to 5 minutes. None is published twice. The exit code is 0 if all were published.
+    A line of NDJSON is {"data": …, "topic": …, "event": …, "id": …, "key": …, "retry": …, "dedup": …}. The command
+    reports a rejected line with its number and publishes the others. After a lost connection, it resends
+    unacknowledged events for up to 5 minutes, and none is published twice. The exit code is 0 if all are published.
     """
     read_input = not data or data == ("-",)
     if id is not None and (read_input or len(data) != 1):
-        raise click.UsageError("--id needs exactly one DATA, because an id belongs to one event")
+        raise click.UsageError("--id needs exactly one DATA, because each event has its own id")
     if not data and os.isatty(STDIN):
-        raise click.UsageError("nothing to publish; give DATA, or `-` to read lines from the terminal")
+        raise click.UsageError("nothing to publish; give DATA, or give `-` to read lines from the terminal")
     defaults = Event(topic=topic, event=event, id=id, key=key, retry=retry)
     sender = _Sender(target, token, ca, _Report("line" if read_input else "argument", quiet))
     if read_input:
@@ -122,24 +123,24 @@ class _Report:
         self._quiet = quiet
 
     def show(self, id: str) -> None:
-        """Print one id and flush, so that a pipe gets it at once."""
+        """Print one id and flush, so that a pipe receives it at once."""
         if not self._quiet:
             print(id, flush=True)
 
     def refuse(self, number: int, error: EventError | str) -> None:
-        """Print that one event was rejected."""
+        """Report that the server rejected one event."""
         self.failed = True
         print(f"relay: {self._noun} {number}: {error}", file=sys.stderr)
 
     def give_up(self, waiting: Sequence[Numbered], error: RelayError) -> NoReturn:
-        """Raise the error that ends the command. It names the events that were not acknowledged."""
+        """Raise the error that ends the command. It gives the numbers of the unacknowledged events."""
         first, last = waiting[0][0], waiting[-1][0]
         numbers = f"{self._noun} {first}" if first == last else f"{self._noun}s {first} to {last}"
         raise RelayError(f"{error}; not acknowledged: {numbers}") from error
 
 
 class _Sender:
-    """Publishes batches, and sends events again after a lost connection.
+    """Publishes batches, and resends events after a lost connection.
 
     Args:
         target: `unix:/path`, or the address of the server.
@@ -158,18 +159,18 @@ class _Sender:
         self._is_unix = unix_path(target) is not None
         self._publisher: Publisher | None = None
         self._backoff = Backoff(BACKOFF_LEAST_S, BACKOFF_MOST_S, random.random)
-        self._run = secrets.token_hex(8)  # unique for this run, and so are its keys
+        self._run = secrets.token_hex(8)  # makes the keys of this run unique
         self._request_events = EVENTS_MAX
-        self._reached = False  # a server has answered before; until then an error is final, as of a wrong address
+        self._reached = False  # whether a server has answered; before that, an error is final, such as a wrong address
 
     async def close(self) -> None:
-        """Close the connection. Do not wait for acknowledgements."""
+        """Close the connection without waiting for acknowledgements."""
         if self._publisher is not None:
             publisher, self._publisher = self._publisher, None
             await publisher.__aexit__(LostError, None, None)
 
     async def publish(self, batch: Sequence[Numbered]) -> None:
-        """Publish events in order. Return when each is acknowledged or rejected.
+        """Publish events in order. Return when each event is acknowledged or rejected.
 
         Raises:
             RelayError: the server rejects the request, cannot be reached, or was unreachable for `GIVE_UP_S`.
@@ -185,7 +186,7 @@ class _Sender:
                 wait_s = self._backoff.next_s()
                 if not self._may_try_again(error) or loop.time() + wait_s > give_up_s:
                     self.report.give_up(waiting, error)
-                print(f"relay: {error}; sending again in {wait_s:.1f} s", file=sys.stderr)
+                print(f"relay: {error}; resending in {wait_s:.1f} s", file=sys.stderr)
                 await asyncio.sleep(wait_s)
             if len(waiting) < count:
                 self._backoff.reset()
@@ -244,7 +245,7 @@ class _Sender:
                 ids = await publish(self._target, [event for _, event in some], self._token, ca=self._ca)
             except EventError as error:
                 self._reached = True
-                if len(some) > 1:  # No event of the request was published. Send each by itself.
+                if len(some) > 1:  # The server published no event of the request. Send each in its own request.
                     for single in some:
                         await self._try_http([single])
                         del waiting[0]
@@ -313,7 +314,7 @@ async def _read_events(report: _Report, form: str, defaults: Event) -> AsyncIter
 
 
 def _fill(event: Event, defaults: Event) -> Event:
-    """Return the event with the defaults for its missing fields."""
+    """Fill the missing fields of an event with the defaults."""
     names = ("data", "event", "id", "retry", "key", "topic", "dedup")
     values = {name: getattr(event, name) for name in names}
     for name in ("topic", "event", "key", "retry"):
@@ -323,7 +324,7 @@ def _fill(event: Event, defaults: Event) -> Event:
 
 
 async def _read_some(fd: int) -> bytes:
-    """Read available bytes. Wait on the loop, so that an interrupt is handled. A file is always ready."""
+    """Read available bytes. Wait on the event loop, so that it handles an interrupt. A file is always ready."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     try:

@@ -1,6 +1,6 @@
 """`relay subscribe`: prints a stream on standard output.
 
-Owns the output. `relay.client.subscribe` reconnects and resumes.
+Owns the output. Never opens a stream itself: `relay.client.subscribe` connects, reconnects and resumes.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _encode = msgspec.json.Encoder().encode
 
 
 @click.command(
-    short_help="Print a stream; reconnect and resume.",
+    short_help="Print a stream. Reconnect and resume.",
     epilog="Example: relay subscribe http://127.0.0.1:8080 --topic news --topic 'orders.*'",
 )
 @click.argument("url", default="http://127.0.0.1:8080")
 @click.option(
     "--topic", "topics", multiple=True, help="Topic or pattern (`orders.*`, `orders.**`). Repeatable."
 )
-@click.option("--since", help="Where to begin: earliest, latest, a time like 10m, a date-time, or a known id.")
+@click.option("--since", help="Start of the stream: earliest, latest, a time such as 10m, a date-time, or a known id.")
 @click.option("--last-event-id", metavar="ID", help="Resume after this event.")
 @click.option(
     "--output",
     type=click.Choice(["json", "data"]),
     default="json",
     show_default=True,
-    help="One JSON object per line, or only the data.",
+    help="Print one JSON object per line, or only the data.",
 )
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="Exit after N events.")
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="Header to send. Repeatable.")
@@ -55,7 +55,7 @@ def subscribe(
 ) -> int:
     """Print the events of URL, the address of a server or of its /events. Reconnect and resume after a failure.
 
-    A gap is an event named relay.gap. With `--output data`, gaps are reported on standard error.
+    A gap is an event of type relay.gap. With `--output data`, the command reports gaps on standard error.
     """
     pairs = [header.partition(":") for header in headers]
     if any(not colon or not name.strip() for name, colon, _ in pairs):
@@ -91,7 +91,7 @@ async def _print_events(
 
 @contextlib.contextmanager
 def _broken_pipe_raised(fd: int) -> Iterator[None]:
-    """Raise BrokenPipeError in this task as soon as a descriptor has no reader any more, as GNU tail does.
+    """Raise BrokenPipeError in this task as soon as the reader of a descriptor closes, like GNU tail.
 
     Otherwise `relay subscribe | head -1` would exit only at the next event.
     """
@@ -106,7 +106,7 @@ def _broken_pipe_raised(fd: int) -> Iterator[None]:
         task.cancel()
 
     with select.epoll() as poller:
-        # epoll rejects files, which need no reader. It reports errors and hang-ups even for an empty event mask.
+        # epoll rejects files, but a file needs no reader. epoll reports errors even for an empty event mask.
         with contextlib.suppress(PermissionError):
             poller.register(fd, 0)
         loop.add_reader(poller.fileno(), leave)
@@ -121,7 +121,7 @@ def _broken_pipe_raised(fd: int) -> Iterator[None]:
 
 
 def _show(event: Event, output: str) -> int:
-    """Print one event. Return 1 if it was printed to standard output, else 0."""
+    """Print one event. Return 1 if the event is on standard output, else 0."""
     if event.event == "relay.heartbeat":
         return 0
     if output == "json":
@@ -137,7 +137,7 @@ def _show(event: Event, output: str) -> int:
 
 
 def _gap(data: str) -> str:
-    """Return the data of a gap event in words."""
+    """Describe a gap from the data of its event."""
     try:
         gap = json.loads(data)
         missed = "an unknown number of" if gap["missed"] is None else gap["missed"]

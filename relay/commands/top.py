@@ -1,4 +1,4 @@
-"""`relay top`: show the state of a server, live in the terminal.
+"""`relay top`: shows the live state of a server in the terminal.
 
 Owns the terminal while it runs, and the display of /stats. Never requests any other path.
 """
@@ -46,14 +46,20 @@ _SLOWEST: Columns = ("slowest streams", "topics", "policy", "lag")
 
 
 @click.command(
-    short_help="Show what a server is doing, live.", epilog="Example: relay top http://127.0.0.1:8080"
+    short_help="Show the live state of a server.", epilog="Example: relay top http://127.0.0.1:8080"
 )
 @click.argument("url", default="http://127.0.0.1:8080")
-@click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds.")
-@click.option("--once", is_flag=True, help="Print one picture and exit; its rates are means since the start.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between requests.",
+)
+@click.option("--once", is_flag=True, help="Print the state once and exit. Rates are means since the start.")
 @click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust with https.  [default: the system's]")
 def top(url: str, interval: float, once: bool, ca: str | None) -> int:
-    """Show streams, rates, lag, policy actions and the slowest streams of the server at URL; `q` quits."""
+    """Show streams, rates, lag, policy actions and the slowest streams of the server at URL. `q` quits."""
     from relay.client.publish import endpoint, tls_context
 
     need_httpx("client")
@@ -171,9 +177,9 @@ async def fetch(client: httpx.AsyncClient, address: httpx.URL) -> ServerStats:
     except httpx.HTTPError as error:
         raise RelayError(f"{address}: {error or type(error).__name__}") from None
     except msgspec.MsgspecError:
-        raise RelayError(f"{address}: the answer is not that of a relay") from None
+        raise RelayError(f"{address}: the response is not from a relay") from None
     if not stats.version:
-        raise RelayError(f"{address}: the answer is not that of a relay")
+        raise RelayError(f"{address}: the response is not from a relay")
     return stats
 
 
@@ -217,7 +223,7 @@ def render(
 
 
 def share(wanted: Sequence[int], room: int) -> list[int]:
-    """Divide `room` lines among tables, one at a time in turn. No table receives more than it wants."""
+    """Divide `room` lines among tables, one line each in turn. No table receives more than it wants."""
     given = [0] * len(wanted)
     while room > 0 and given != list(wanted):
         for place, most in enumerate(wanted):

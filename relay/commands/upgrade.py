@@ -1,6 +1,7 @@
-"""`relay upgrade`: replaces a running relay by the installed version without disconnecting clients.
+"""`relay upgrade`: replaces a running relay with the installed version without disconnecting clients.
 
-Owns the signal and the wait until the old process exits. The processes do the upgrade (`relay.upgrade.give`).
+Owns the signal and the wait until the old process exits. Never performs the upgrade: the two processes do
+(`relay.upgrade.give`).
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ CAUGHT = "SigCgt:"
 
 
 @click.command(
-    short_help="Replace a running relay by the installed version.",
+    short_help="Replace a running relay with the installed version.",
     epilog="Example: pip install --upgrade . && relay upgrade $(systemctl show -p MainPID --value relay)",
 )
 @click.argument("pid", type=click.IntRange(min=1))
 @click.option("--wait", "wait_s", type=float, default=90.0, show_default=True, help="Longest wait in seconds.")
 def upgrade(pid: int, wait_s: float) -> None:
-    """Replace the relay with process id PID by the installed version.
+    """Replace the relay that runs as process PID with the installed version.
 
     The new process takes over the listeners, streams, feeders and history. No client is disconnected. If the upgrade
     fails, the old process continues and logs the reason.
@@ -32,7 +33,7 @@ def upgrade(pid: int, wait_s: float) -> None:
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
-        raise RelayError(f"there is no process {pid}") from None
+        raise RelayError(f"process {pid} does not exist") from None
     try:
         if not _catches(pid, signal.SIGUSR2):
             raise RelayError(f"process {pid} is not a relay that can be upgraded")

@@ -85,7 +85,7 @@ async def test_a_compressed_error_response_is_not_decompressed() -> None:
 )
 async def test_a_response_that_is_not_an_event_stream_is_rejected(reply: bytes) -> None:
     async with scripted([reply]) as server:
-        with pytest.raises(RelayError, match="does not answer with an event stream") as raised:
+        with pytest.raises(RelayError, match="did not respond with an event stream") as raised:
             await read(f"{server.url}/events?token=s3cret")
     assert "s3cret" not in str(raised.value)
 

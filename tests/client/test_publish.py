@@ -130,7 +130,7 @@ async def test_a_lost_connection_fails_waiting_and_later_events(tmp_path: Path) 
 )
 async def test_a_malformed_answer_is_an_error(tmp_path: Path, said: bytes) -> None:
     async with feeder_socket(tmp_path / "s", lambda line, number: said):
-        with pytest.raises(RelayError, match="not that of a relay"):
+        with pytest.raises(RelayError, match="not from a relay"):
             await publish(str(tmp_path / "s"), Event(data="a"))
 
 
@@ -193,12 +193,12 @@ async def test_no_events_make_no_request() -> None:
         ),
         (answer(502, "", b"<h1>Bad gateway</h1>"), RequestError, "502: <h1>Bad gateway"),
         (answer(503, ""), RequestError, "503: Reason"),
-        (answer(200, JSON, b"[]"), RelayError, "not that of a relay"),
-        (answer(200, JSON, b"ok"), RelayError, "not that of a relay"),
-        (answer(200, JSON, b"[" * 100_000), RelayError, "not that of a relay"),
-        (answer(200, JSON, b'{"ids": [1]}'), RelayError, "not that of a relay"),
-        (answer(200, JSON, b'{"ids": []}'), RelayError, "not that of a relay"),
-        (answer(200, JSON, b'{"ids": ["e-1", "e-2"]}'), RelayError, "not that of a relay"),
+        (answer(200, JSON, b"[]"), RelayError, "not from a relay"),
+        (answer(200, JSON, b"ok"), RelayError, "not from a relay"),
+        (answer(200, JSON, b"[" * 100_000), RelayError, "not from a relay"),
+        (answer(200, JSON, b'{"ids": [1]}'), RelayError, "not from a relay"),
+        (answer(200, JSON, b'{"ids": []}'), RelayError, "not from a relay"),
+        (answer(200, JSON, b'{"ids": ["e-1", "e-2"]}'), RelayError, "not from a relay"),
         (answer(503, JSON, b"[" * 4096), RequestError, "503: [["),
         (b"nonsense\r\n\r\n", LostError, "RemoteProtocolError"),
         (b"", LostError, "RemoteProtocolError"),

@@ -260,7 +260,7 @@ async def test_a_silent_stream_counts_as_lost() -> None:
 @pytest.mark.parametrize("headers", ["Content-Type: text/html\r\n", ""])
 async def test_a_response_that_is_not_an_event_stream_is_final(headers: str) -> None:
     async with scripted([answer(200, headers, b"<p>data: a\n\n")]) as server:
-        with pytest.raises(RelayError, match="does not answer with an event stream"):
+        with pytest.raises(RelayError, match="did not respond with an event stream"):
             await collect(server.url)
 
 

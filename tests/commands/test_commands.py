@@ -282,7 +282,7 @@ def test_nothing_is_lost_when_the_demo_server_is_killed(tmp_path: Path) -> None:
             read += subscriber.stdout.readlines()
             assert subscriber.wait(TIMEOUT_S) == 0
         assert process.stdout is not None
-        assert "the server was killed; it starts again as process" in process.stdout.readline()
+        assert "the server was killed; restarted it as process" in process.stdout.readline()
     events = [json.loads(line) for line in read]
     assert [event["event"] for event in events if event.get("event", "").startswith("relay.")] == []
     # The ids of the log count the events of all topics, so they reveal a missing or repeated event.

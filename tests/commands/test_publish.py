@@ -88,7 +88,7 @@ async def test_unacknowledged_lines_are_resent_in_order_with_the_same_key(
     assert keys["e"] == {"own"}
     output = capsys.readouterr()
     assert output.out.split() == ["e-1", "e-2"] * 2 + ["e-1"]
-    assert "closed the connection; sending again in" in output.err
+    assert "closed the connection; resending in" in output.err
 
 
 async def test_after_a_busy_response_the_request_is_resent(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ def test_top_shows_the_figures_of_a_server() -> None:
 def test_top_reports_a_server_that_is_not_relay(server: Relay) -> None:
     done = run("top", server.url + "/healthz", "--once")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "not that of a relay" in done.stderr
+    assert "not from a relay" in done.stderr
 
 
 STATS: dict[str, Any] = {

@@ -229,7 +229,7 @@ def test_an_upgrade_of_another_program_is_rejected() -> None:
         assert (done.returncode, other.poll()) == (1, None)
         assert "is not a relay" in done.stderr
         other.communicate(b"\n")
-    assert "there is no process" in run("upgrade", str(other.pid)).stderr
+    assert "does not exist" in run("upgrade", str(other.pid)).stderr
 
 
 def test_the_manager_is_notified_of_the_new_process(tmp_path: Path) -> None:
