@@ -100,7 +100,7 @@ class Browser:
             readable, _, _ = select.select([self._answers], [], [], max(0.0, deadline_s - time.monotonic()))
             assert readable, "the browser does not answer"
             data = os.read(self._answers, 1 << 20)
-            assert data, "the browser has ended"
+            assert data, "the browser has exited"
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\0")
         message: dict[str, Any] = json.loads(line)

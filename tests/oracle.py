@@ -55,7 +55,7 @@ class Oracle:
         self.terms = terms
         self.next: int | None = None  # the next sequence that the subscriber needs; None while unknown
         self.skipped = 0  # events that were skipped in this connection
-        self.told = 0  # missed events that gaps have reported in this connection
+        self.reported = 0  # missed events that gaps have reported in this connection
         self.open_ended = False  # a gap of unknown size was received, and no event since
         self.unsure = False  # this connection had a gap of unknown size, so the counts may differ
         self.seen = 0
@@ -76,7 +76,7 @@ class Oracle:
             self.next = first
         elif self.next is not None and len(uses := self._uses(last_id)) > 1:
             self.next = min(self.next, uses[0] + 1)
-        self.skipped = self.told = 0
+        self.skipped = self.reported = 0
         self.open_ended = self.unsure = False
 
     def _uses(self, id: str) -> list[int]:
@@ -97,19 +97,19 @@ class Oracle:
         if gap["missed"] is None:
             self.open_ended = self.unsure = True
         else:
-            assert gap["missed"] > 0, f"a gap of nothing: {gap}"
-            self.told += gap["missed"]
+            assert gap["missed"] > 0, f"an empty gap: {gap}"
+            self.reported += gap["missed"]
 
     def _receive_event(self, event: Event) -> None:
         assert event.id is not None, f"an event without an id: {event}"
-        assert event.id in self.published.uses, f"an event that nobody published: {event}"
+        assert event.id in self.published.uses, f"an event that was never published: {event}"
         uses = [each for each in self._uses(event.id) if self.published.events[each].data == event.data]
         assert uses, f"an event of another topic, or a changed one: {event}"
         sequence = uses[0]
         given = self.published.events[sequence]
         assert event.event == given.event, f"a changed event: {event}, not {given}"
         assert self.next is not None
-        assert sequence >= self.next, f"doubled or out of order: {sequence} after {self.next - 1}"
+        assert sequence >= self.next, f"repeated or out of order: {sequence} after {self.next - 1}"
         self._pass(sequence)
         self.next = sequence + 1
         self.seen += 1
@@ -129,11 +129,11 @@ class Oracle:
             self.open_ended = False
             return
         self.skipped += missing
-        assert self.skipped <= self.told, f"{self.skipped} events missing before {until}, told of {self.told}"
+        assert self.skipped <= self.reported, f"{self.skipped} events missing before {until}, {self.reported} reported"
 
     def finish(self) -> None:
         """Check that each event was delivered or reported as missed, when the server is idle and all is read."""
         if self.next is None:
             return
         self._pass(len(self.published.events) + 1)
-        assert self.told == self.skipped or self.unsure, f"told of {self.told} events missing, not {self.skipped}"
+        assert self.reported == self.skipped or self.unsure, f"{self.skipped} events missing, {self.reported} reported"

@@ -86,7 +86,7 @@ def test_a_client_cannot_change_the_reason_of_a_closing_stream(rig: Rig, sends_t
 
 
 @pytest.mark.parametrize("way", ["close", "abort"])
-def test_a_reason_of_the_enum_comes_back_as_an_exact_str(rig: Rig, way: str) -> None:
+def test_a_reason_of_the_enum_is_returned_as_an_exact_str(rig: Rig, way: str) -> None:
     handle = rig.open_live()
     getattr(rig.engine, way)(handle, CloseReason.REVOKED)
     rig.leave(handle)

@@ -42,7 +42,7 @@ def asked(server: Relay, path: str, headers: dict[str, str] | None = None) -> in
 
 def logged(server: Relay, text: str) -> None:
     """Wait until the server's log contains this text."""
-    eventually(lambda: any(text in record["message"] for record in server.log), f"the log has {text!r}")
+    eventually(lambda: any(text in record["message"] for record in server.log), f"the log contains {text!r}")
 
 
 def test_a_token_grants_only_its_topics_and_never_appears_in_the_log() -> None:
@@ -109,7 +109,7 @@ def test_a_stream_ends_at_its_maximum_age_and_resumes_without_loss() -> None:
         assert [event.data for event in stream.rest()] == ["one"]
         assert 0.75 < time.monotonic() - began_s < TIMEOUT_S
         stream.close()
-        eventually(lambda: server.stats()["closes"] == {"age": 1}, "the stream is closed for its age")
+        eventually(lambda: server.stats()["closes"] == {"age": 1}, "the stream is closed at its maximum age")
         server.publish("two")
         with Stream(server.port, headers={"Last-Event-ID": stream.last_event_id}) as again:
             assert again.next().data == "two"
@@ -236,9 +236,9 @@ def test_a_token_with_an_unknown_key_triggers_a_fetch_immediately() -> None:
         def status(name: str) -> int:
             return asked_once(server, bearer(token(pairs[name], "ES256", {"kid": name})))
 
-        eventually(lambda: status("old") == 200, "the keys are there")
+        eventually(lambda: status("old") == 200, "the keys are fetched")
         assert status("new") == 503
-        eventually(lambda: status("new") == 200, "the new key is there, five minutes early")
+        eventually(lambda: status("new") == 200, "the new key is fetched five minutes early")
         assert status("old") == 401
 
 
@@ -272,7 +272,7 @@ def test_key_files_are_reloaded_and_an_invalid_file_changes_nothing(tmp_path: Pa
         assert status("old") == 200
         path.write_bytes(document({"new": pairs["new"]}))
         server.process.send_signal(signal.SIGHUP)
-        eventually(lambda: status("new") == 200, "the new keys are in force")
+        eventually(lambda: status("new") == 200, "the new keys apply")
         assert status("old") == 401
 
 

@@ -54,12 +54,12 @@ async def next_of(taken: asyncio.Queue[Keys]) -> list[str]:
 BROKEN: dict[str, tuple[Part, ...]] = {
     "no HTTP": (b"oops\r\n\r\n",),
     "nothing": (b"",),
-    "a head that is cut": (b"HTTP/1.1 200 OK\r\nContent-Le",),
-    "a chunk that is cut": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"k",),
+    "a truncated head": (b"HTTP/1.1 200 OK\r\nContent-Le",),
+    "a truncated chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"k",),
     "a chunk without a size": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",),
-    "a body that is cut": (b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n{",),
+    "a truncated body": (b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n{",),
     "a long header": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 300_000 + b"\r\n\r\n",),
-    "a length that is none": (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",),
+    "an invalid length": (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",),
     "another version": (b"HTTP/9.9 200 OK\r\n\r\n",),
     "silence": (HOLD,),
     "silence after the head": (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", HOLD),
@@ -68,14 +68,14 @@ BROKEN: dict[str, tuple[Part, ...]] = {
     "status 204": (answer(204, ""),),
     "a redirect": (answer(302, "Location: /keys\r\n"),),
     "a redirect elsewhere": (answer(307, "Location: file:///etc/passwd\r\n"),),
-    "a redirect to nowhere": (answer(301, "Location: http://[\r\n"),),
+    "a redirect to a malformed address": (answer(301, "Location: http://[\r\n"),),
     "a page": (answer(200, "Content-Type: text/html\r\n", b"<html><title>Back soon</title></html>"),),
     "an empty body": (answer(200, JSON),),
     "no UTF-8": (answer(200, JSON, b'{"keys": "\xff"}'),),
     "a byte order mark": (answer(200, JSON, b"\xef\xbb\xbf{}"),),
     "nested JSON": (answer(200, JSON, b"[" * 100_000),),
     "a symmetric key": (answer(200, JSON, b'{"keys": [{"kty": "oct", "k": "' + b"A" * 64 + b'"}]}'),),
-    "a key that is no set": (answer(200, JSON, json.dumps(ENTRY).encode()),),
+    "a key outside a set": (answer(200, JSON, json.dumps(ENTRY).encode()),),
     "a coding": (answer(200, JSON + "Content-Encoding: gzip\r\n", b"\x1f\x8b"),),
     "too much": (answer(200, JSON, b" " * (FILE_BYTES_MAX + 1)),),
 }
@@ -102,11 +102,11 @@ async def test_an_unreachable_address_and_a_failed_handshake_are_retried(
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
 
-    async def speak_no_tls(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def reply_without_tls(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         writer.close()
 
-    async with await asyncio.start_server(speak_no_tls, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(reply_without_tls, "127.0.0.1", 0) as server:
         plain = server.sockets[0].getsockname()[1]
         for url in (f"http://127.0.0.1:{port}/", f"https://127.0.0.1:{plain}/"):
             caplog.clear()

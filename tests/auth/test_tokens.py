@@ -59,7 +59,7 @@ def bearer(text: str) -> Request:
     return request(authorization=f"Bearer {text}")
 
 
-def refused(judge: Auth, asked: Request) -> str:
+def rejection(judge: Auth, asked: Request) -> str:
     with pytest.raises(RequestError) as raised:
         judge.subscriber(asked)
     assert raised.value.status == 401
@@ -70,7 +70,7 @@ def refused(judge: Auth, asked: Request) -> str:
 def test_reading_needs_no_token_unless_the_settings_require_one() -> None:
     judge = Auth(Config(), frozenset({"sesame"}), wall=lambda: NOW_S)
     assert judge.subscriber(request()) == ANYBODY
-    assert refused(auth(), request()) == "subscribing requires a token"
+    assert rejection(auth(), request()) == "subscribing requires a token"
 
 
 @pytest.mark.parametrize("algorithm", list(PRIVATE))
@@ -124,12 +124,12 @@ def test_tokens_signed_with_a_secret_grant_reading_and_publishing() -> None:
     ],
 )
 def test_a_wrong_token_is_rejected(made: dict[str, Any], reason: str) -> None:
-    assert reason in refused(auth(), bearer(token(**made)))
+    assert reason in rejection(auth(), bearer(token(**made)))
 
 
 @pytest.mark.parametrize("text", ["", "x", "a.b.c", "....", "\xff" * 20, "e30.e30.", "a" * 100_000])
 def test_text_that_is_not_a_jwt_is_rejected(text: str) -> None:
-    refused(auth(), bearer(text))
+    rejection(auth(), bearer(text))
 
 
 def segment(text: str) -> str:
@@ -184,7 +184,7 @@ BODY = json.dumps({"exp": NOW_S + 3600})
 )
 def test_a_malformed_token_is_rejected_even_if_its_signature_is_valid(head: str, body: str) -> None:
     for judge in (auth(), auth(jwt_audience="relay", jwt_issuer="login")):
-        refused(judge, bearer(signed(head, body)))
+        rejection(judge, bearer(signed(head, body)))
 
 
 def test_tokens_with_a_far_expiry_or_unknown_members_are_accepted() -> None:
@@ -204,13 +204,13 @@ def test_any_exception_of_the_library_rejects_the_token(
     for name in ("decode", "get_unverified_header"):
         with monkeypatch.context() as patched:
             patched.setattr(jwt, name, fail)
-            refused(auth(), bearer(token()))
+            rejection(auth(), bearer(token()))
 
 
 def test_a_token_without_a_signature_is_rejected() -> None:
     for algorithm in ("none", "None", "NONE", ""):
         head = base64.urlsafe_b64encode(json.dumps({"alg": algorithm, "typ": "JWT"}).encode()).rstrip(b"=").decode()
-        refused(auth(), bearer(f"{head}.{token().split('.')[1]}."))
+        rejection(auth(), bearer(f"{head}.{token().split('.')[1]}."))
 
 
 @pytest.mark.parametrize("algorithm", list(PRIVATE))
@@ -224,7 +224,7 @@ def test_a_public_key_is_rejected_as_a_secret(algorithm: str) -> None:
     for secret in (pem, pem.strip()):
         signature = hmac.digest(secret.encode(), f"{head}.{body}".encode(), "sha256")
         forged = f"{head}.{body}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
-        refused(auth(read_public(pem, "x")), bearer(forged))
+        rejection(auth(read_public(pem, "x")), bearer(forged))
 
 
 def test_audience_and_issuer_are_checked_if_they_are_set() -> None:
@@ -232,7 +232,7 @@ def test_audience_and_issuer_are_checked_if_they_are_set() -> None:
     good: dict[str, Any] = {"aud": ["relay", "other"], "iss": "https://login.example"}
     assert judge.subscriber(bearer(token(**good))).subject == "ann"
     for wrong in ({"aud": "other"}, {"aud": None}, {"iss": "https://evil.example"}, {"iss": None}):
-        refused(judge, bearer(token(**(good | wrong))))
+        rejection(judge, bearer(token(**(good | wrong))))
     assert auth().subscriber(bearer(token(**good))).subject == "ann"
 
 
@@ -252,8 +252,8 @@ def test_keys_of_a_set_are_found_by_their_id() -> None:
     judge = auth(read_jwks(json.dumps({"keys": keys}), "x"))
     assert judge.subscriber(bearer(token(new, "ES256", {"kid": "new"}))).subject == "ann"
     assert judge.subscriber(bearer(token(old, "ES256"))).subject == "ann"
-    refused(judge, bearer(token(new, "ES256", {"kid": "old"})))
-    refused(judge, bearer(token(new, "ES256", {"kid": "unknown"})))
+    rejection(judge, bearer(token(new, "ES256", {"kid": "old"})))
+    rejection(judge, bearer(token(new, "ES256", {"kid": "unknown"})))
 
 
 def test_a_token_with_an_unknown_key_id_triggers_a_fetch() -> None:
@@ -269,8 +269,8 @@ def test_a_token_with_an_unknown_key_id_triggers_a_fetch() -> None:
     keys = read_jwks(json.dumps({"keys": [entry]}), "x")
     judge = Auth(Config(subscribe="jwt"), frozenset(), keys, wall=lambda: NOW_S, unknown_key=unknown_key)
     assert judge.subscriber(bearer(token(key, "ES256", {"kid": "known"}))).subject == "ann"
-    refused(judge, bearer(token(ec.generate_private_key(ec.SECP256R1()), "ES256", {"kid": "known"})))
-    refused(judge, bearer(token(ec.generate_private_key(ec.SECP256R1()), "ES256")))
+    rejection(judge, bearer(token(ec.generate_private_key(ec.SECP256R1()), "ES256", {"kid": "known"})))
+    rejection(judge, bearer(token(ec.generate_private_key(ec.SECP256R1()), "ES256")))
     assert asked == []
     with pytest.raises(RequestError) as raised:
         judge.subscriber(bearer(token(key, "ES256", {"kid": "new"})))
@@ -286,15 +286,15 @@ def test_a_token_with_an_unknown_key_id_triggers_a_fetch() -> None:
             judge_of_cookies.subscriber(request(cookie=cookies))
         assert raised.value.status == 503
     fetching[0] = False
-    refused(judge, bearer(token(key, "ES256", {"kid": "new"})))
+    rejection(judge, bearer(token(key, "ES256", {"kid": "new"})))
     assert asked == [True, False]
 
 
 def test_a_cookie_authorises_readers_only_if_it_is_configured_and_never_publishers() -> None:
     asked = request(cookie=f"a=b; session={token()}; c=d")
     assert auth(jwt_cookie="session").subscriber(asked).subject == "ann"
-    refused(auth(), asked)
-    refused(auth(jwt_cookie="session"), request(cookie="session"))
+    rejection(auth(), asked)
+    rejection(auth(jwt_cookie="session"), request(cookie="session"))
     with pytest.raises(RequestError):
         auth(jwt_cookie="session").publisher(asked)
 
@@ -334,9 +334,9 @@ def test_a_cookie_is_found_among_malformed_and_other_cookies(others: str) -> Non
 def test_the_first_valid_cookie_of_several_with_the_same_name_is_used() -> None:
     judge, stale = auth(jwt_cookie="s"), token(exp=NOW_S - 60)
     assert judge.subscriber(request(cookie=f"s={stale}; s=x; s={token()}; s={token(sub='bob')}")).subject == "ann"
-    assert "expired" in refused(judge, request(cookie=f"s={stale}; s=x"))
-    assert "the token is not valid" in refused(judge, request(cookie=f"{'s=x; ' * COOKIES_MAX}s={token()}"))
-    refused(judge, request(cookie=f"s={token()}", authorization="Bearer x"))
+    assert "expired" in rejection(judge, request(cookie=f"s={stale}; s=x"))
+    assert "the token is not valid" in rejection(judge, request(cookie=f"{'s=x; ' * COOKIES_MAX}s={token()}"))
+    rejection(judge, request(cookie=f"s={token()}", authorization="Bearer x"))
     assert judge.subscriber(request(cookie=f"s={token()}", authorization="Basic dXNlcjpwYXNz")).subject == "ann"
 
 
@@ -364,17 +364,17 @@ def test_a_ticket_opens_one_stream_before_it_expires() -> None:
     judge = Auth(Config(subscribe="jwt"), frozenset(), KEYS, wall=lambda: now_s[0])
     first, second = judge.ticket(bearer(token())), judge.ticket(bearer(token()))
     assert judge.subscriber(request((("ticket", first),))).subscribe == ("orders.*",)
-    assert "used" in refused(judge, request((("ticket", first),)))
+    assert "used" in rejection(judge, request((("ticket", first),)))
     now_s[0] += 31
-    refused(judge, request((("ticket", second),)))
-    refused(judge, request((("ticket", "made up"),)))
+    rejection(judge, request((("ticket", second),)))
+    rejection(judge, request((("ticket", "made up"),)))
     with pytest.raises(RequestError, match="another ticket"):
         judge.ticket(request((("ticket", second),)))
 
 
 def test_revoked_and_expired_tokens_are_rejected() -> None:
-    assert "revoked" in refused(auth(revoked=frozenset({"ann"})), bearer(token()))
-    assert "revoked" in refused(auth(revoked=frozenset({"7"})), bearer(token(jti="7")))
+    assert "revoked" in rejection(auth(revoked=frozenset({"ann"})), bearer(token()))
+    assert "revoked" in rejection(auth(revoked=frozenset({"7"})), bearer(token(jti="7")))
     judge = auth(revoked=frozenset({"bob"}))
     assert judge.valid(judge.subscriber(bearer(token())))
     assert judge.valid(ANYBODY)

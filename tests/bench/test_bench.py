@@ -126,8 +126,8 @@ def test_the_swarm_counts_a_gap_a_duplicate_and_wrong_order() -> None:
 
 
 def test_a_reported_gap_is_not_a_fault() -> None:
-    told = b'event: relay.gap\ndata: {"reason":"slow","missed":3,"from":"e-2","to":"e-4"}\n\n'
-    report = seen(frame(1) + told + frame(5))
+    gap = b'event: relay.gap\ndata: {"reason":"slow","missed":3,"from":"e-2","to":"e-4"}\n\n'
+    report = seen(frame(1) + gap + frame(5))
     assert (report.missed, report.told_gaps, report.told_missed, report.faults) == (3, 1, 3, 0)
 
 
@@ -218,14 +218,14 @@ def test_each_stream_requests_its_own_topic_and_is_awaited() -> None:
 
 
 def test_a_gap_on_one_stream_excuses_no_loss_on_another() -> None:
-    told = b'event: relay.gap\ndata: {"missed":5}\n\n'
-    report = seen(frame(1) + frame(4) + told + frame(5))
+    gap = b'event: relay.gap\ndata: {"missed":5}\n\n'
+    report = seen(frame(1) + frame(4) + gap + frame(5))
     assert (report.missed, report.told_missed, report.untold, report.faults) == (2, 5, 2, 2)
 
 
 def test_after_a_gap_of_unknown_size_any_event_can_follow() -> None:
-    told = b'event: relay.gap\ndata: {"reason":"unknown","missed":null,"from":null}\n\n'
-    report = seen(frame(1) + told + frame(9) + frame(11))
+    gap = b'event: relay.gap\ndata: {"reason":"unknown","missed":null,"from":null}\n\n'
+    report = seen(frame(1) + gap + frame(9) + frame(11))
     assert (report.told_gaps, report.missed, report.faults) == (1, 1, 1)
 
 

@@ -29,7 +29,7 @@ TIMEOUT_S = 240.0
 
 needs_callgrind = pytest.mark.skipif(
     ENGINE == "native" or shutil.which("valgrind") is None or ASIDE_BYTES > 0,
-    reason="counts the compiled engine, and needs valgrind, which does not run beside ASan",
+    reason="counts the compiled engine and needs valgrind, which cannot run with ASan",
 )
 
 

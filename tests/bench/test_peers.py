@@ -25,7 +25,7 @@ def serving(name: str) -> MeasuredServer:
     return MeasuredServer(target)
 
 
-def still_there(pids: list[int]) -> list[int]:
+def still_running(pids: list[int]) -> list[int]:
     """Return the processes that have not ended after a while. A zombie counts as ended."""
     deadline = time.monotonic() + 5
     while (left := [pid for pid in pids if runs(pid)]) and time.monotonic() < deadline:
@@ -117,7 +117,7 @@ def test_a_later_stream_receives_all_retained_events(name: str) -> None:
 def test_a_peer_leaves_no_process(name: str) -> None:
     with serving(name) as server:
         started = tree(server.pid)
-    assert still_there(started) == []
+    assert still_running(started) == []
 
 
 def test_processes_that_ignore_sigterm_are_killed(tmp_path: Path) -> None:
@@ -129,4 +129,4 @@ def test_processes_that_ignore_sigterm_are_killed(tmp_path: Path) -> None:
     with MeasuredServer(target) as server:
         started = [int(pid) for pid in pids.read_text().split()]
         assert started == tree(server.pid)
-    assert still_there(started) == []
+    assert still_running(started) == []

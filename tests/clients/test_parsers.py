@@ -68,9 +68,9 @@ class Node:
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
     if shutil.which("node") is None:
-        pytest.skip("node is not installed: eventsource-parser is not asked")
+        pytest.skip("node is not installed")
     if not (HERE / "node_modules" / "eventsource-parser").is_dir():
-        pytest.skip("eventsource-parser is not installed: `make test` does, where npm is there")
+        pytest.skip("eventsource-parser is not installed: `make test` installs it with npm")
     process = Node()
     yield process
     process.close()

@@ -45,7 +45,7 @@ def test_top_shows_the_figures_of_a_server() -> None:
             streams.enter_context(Stream(server.port, "topic=news"))
         for _ in range(7):
             server.publish("x", "news")
-        eventually(lambda: server.stats()["deliveries"] == 21, "every event at every stream")
+        eventually(lambda: server.stats()["deliveries"] == 21, "every stream has every event")
         stats = server.stats()
         text = run("top", server.url, "--once", COLUMNS="140").stdout
     rows = [line.split() for line in text.splitlines()]

@@ -67,7 +67,7 @@ def test_an_invalid_topic_name_is_rejected_and_leaves_nothing(topic: str) -> Non
 
 @pytest.mark.parametrize("topic_first", [True, False])
 @pytest.mark.parametrize(
-    ("term", "topic", "hears"),
+    ("term", "topic", "match"),
     [
         ("a", "a", True),
         ("a", "b", False),
@@ -83,15 +83,15 @@ def test_an_invalid_topic_name_is_rejected_and_leaves_nothing(topic: str) -> Non
     ],
 )
 def test_topics_and_terms_match_in_either_order_of_creation(
-    term: str, topic: str, hears: bool, topic_first: bool
+    term: str, topic: str, match: bool, topic_first: bool
 ) -> None:
     world = World()
     if topic_first:
         world.publish(topic)
     [audience] = world.enter(term).audiences
     before = world.log.head
-    assert world.publish(topic) == ([term] if hears else [])
-    assert (before in sequences(audience)) is hears
+    assert world.publish(topic) == ([term] if match else [])
+    assert (before in sequences(audience)) is match
 
 
 def test_an_event_marks_each_of_its_audiences_once() -> None:

@@ -30,7 +30,7 @@ def subscribe(server: Relay, query: str, last_id: str = "") -> int:
     return server.request("GET", f"/events?{query}", headers=headers)[0]
 
 
-def gone(server: Relay) -> bool:
+def knows_end(server: Relay) -> bool:
     """Return whether a server knows that topic c has ended."""
     return subscribe(server, "topic=c") == 204
 
@@ -41,7 +41,7 @@ def check_ended(server: Relay, topic: str, ids: list[str]) -> None:
         assert subscribe(server, f"topic={topic}") == 204
         assert subscribe(server, f"topic={topic}", ids[-1]) == 204
         with Stream(server.port, f"topic={topic}", {"Last-Event-ID": ids[0]}) as late:
-            assert [event.id for event in late.rest()] == ids[1:], "who comes back too early gets the rest first"
+            assert [event.id for event in late.rest()] == ids[1:], "an early reconnect receives the rest first"
         with Stream(server.port, f"topic={topic}&since=earliest") as late:
             assert [event.id for event in late.rest()] == ids
         status, _, body = server.request("POST", f"/publish?topic={topic}", b'{"data": 1}', JSON)
@@ -59,12 +59,12 @@ def test_the_streams_of_a_topic_end_after_its_last_event_without_reconnecting(wo
             events = stream.rest()
             assert [event.id for event in events] == ids
             assert (events[-1].event, events[-1].data) == ("relay.end", "bye")
-        eventually(lambda: server.stats()["closes"] == {"ended": 30}, "they are counted")
+        eventually(lambda: server.stats()["closes"] == {"ended": 30}, "the streams are counted")
         check_ended(server, "a", ids)
         more = server.publish("still here", "b")
         for stream in (two, pattern):
             assert [event.id for event in stream.take(22)] == ids + more
-        assert server.metric("relay_topics_ended") == (1 if workers == "1" else 3), "one at each process"
+        assert server.metric("relay_topics_ended") == (1 if workers == "1" else 3), "one in each process"
 
 
 def test_a_slow_stream_receives_everything_before_it_ends() -> None:
@@ -85,7 +85,7 @@ def test_a_worker_that_starts_later_knows_an_ended_topic_that_is_not_retained() 
         pid = server.process.pid
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             os.kill(int(child), signal.SIGKILL)
-        eventually(lambda: server.stats().get("worker_restarts") == 2, "both are started again")
+        eventually(lambda: server.stats().get("worker_restarts") == 2, "both are restarted")
         for number in range(0, 120, 7):
             assert subscribe(server, f"topic=a{number}") == 204
         [message] = [record["message"] for record in server.log if record["message"].startswith("edges at ")]
@@ -93,7 +93,7 @@ def test_a_worker_that_starts_later_knows_an_ended_topic_that_is_not_retained() 
             assert subscribe(leaf, "topic=a99") == 204
             end(leaf, "c")
             for edge in (leaf, server):
-                eventually(partial(gone, edge), "the end is at the edge and at the worker that answers")
+                eventually(partial(knows_end, edge), "the edge and the answering worker know the end")
 
 
 def test_the_end_is_stored_in_the_file_and_passed_on_in_an_upgrade(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_log_stays_bounded_with_a_stalled_block_stream() -> None:
     for _ in range(200):
         world.publish("other", 1000)
         world.step()
-        assert world.hub.log.bytes <= 10_000 + 2000, "what is half sent needs nothing of the log"
+        assert world.hub.log.bytes <= 10_000 + 2000, "a half-sent frame keeps no entry of the log"
     world.publish("a", 1000)
     for _ in range(200):
         world.publish("other", 1000)

@@ -440,13 +440,13 @@ def test_a_conflating_merge_counts_each_superseded_entry_once_at_every_split() -
     log = make_log()
     for number in range(50):
         put(log, "a", key=str(number % 7))
-    cursor, kept, told = 1, list[int](), list[int]()
+    cursor, kept, superseded = 1, list[int](), list[int]()
     while (batch := log.merge([log.topics["a"]], cursor, log.head, 25, conflate=True)) is not None:
         kept += batch.sequences
-        told += batch.superseded
+        superseded += batch.superseded
         cursor = batch.cursor
     assert kept == list(range(44, 51))
-    assert told == list(range(1, 44))
+    assert superseded == list(range(1, 44))
 
 
 def test_a_key_whose_newest_entry_was_evicted_starts_again() -> None:

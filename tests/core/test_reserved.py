@@ -61,6 +61,6 @@ def test_no_source_can_forge_a_gap(workers: str, tmp_path: Path) -> None:
             feeder.send(forged | {"ack": 1})
             assert "reserved" in feeder.answer()["error"]
         server.publish("last")
-        eventually(lambda: bool(server.messages("stdin, line 1: event: ")), "the line on stdin is refused")
+        eventually(lambda: bool(server.messages("stdin, line 1: event: ")), "the line on stdin is rejected")
         with Stream(server.port, "since=earliest") as stream:
             assert {event.data for event in stream.take(2)} == {"from stdin", "last"}

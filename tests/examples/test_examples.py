@@ -64,7 +64,7 @@ def output(process: subprocess.Popen[bytes], *texts: str) -> str:
     while not all(text in read for text in texts):
         ready = select.select([process.stdout], [], [], max(0.0, deadline_s - time.monotonic()))[0]
         data = os.read(process.stdout.fileno(), 65536) if ready else b""
-        assert data, f"{texts} did not come: {read}"
+        assert data, f"{texts} did not arrive: {read}"
         read += data.decode()
     return read
 

@@ -46,7 +46,7 @@ class RawClient:
         version, status, _ = start.split(" ", 2)
         assert version == "HTTP/1.1", start
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-        assert len(headers) == len(lines), f"a field comes twice: {lines}"
+        assert len(headers) == len(lines), f"a repeated field: {lines}"
         length = 0 if bodyless else int(headers.get("content-length", 0))
         while len(self.unread) < length:
             self._more()
@@ -68,7 +68,7 @@ class RawClient:
         deadline_s = time.monotonic() + TIMEOUT_S
         while data := self.socket.recv(65536):
             self.unread += data
-            assert time.monotonic() < deadline_s, "the connection goes on"
+            assert time.monotonic() < deadline_s, "the connection stays open"
         return self.unread
 
     def ended(self) -> bool:

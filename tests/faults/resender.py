@@ -34,7 +34,7 @@ class Resender(threading.Thread):
                     answer = feeder.answer()
                     self.ids[answer["ack"]] = answer["id"]
                 sender.join()
-            self.stopped.wait(0.01)  # while nobody listens
+            self.stopped.wait(0.01)  # until a server listens
         if len(self.ids) == self._count:
             self.over.set()
 

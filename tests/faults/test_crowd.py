@@ -54,9 +54,9 @@ def test_a_crowd_of_large_streams_opens_and_closes_without_a_delay_for_others() 
             for stream in streams:
                 assert stream.recv(12) == b"HTTP/1.1 200"
             crowd.close()
-            eventually(lambda: server.connections() == 2, "the crowd is gone")
+            eventually(lambda: server.connections() == 2, "the crowd has disconnected")
             seen = len(delays_s)
-            eventually(lambda: len(delays_s) > seen + 10, "the streams of others go on")
+            eventually(lambda: len(delays_s) > seen + 10, "other streams continue")
         finally:
             over.set()
             watching.join()

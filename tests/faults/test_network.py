@@ -83,7 +83,7 @@ async def publish(server: Relay, published: Published, data: str) -> None:
     published.add(Event(data, topic="net"), id)
 
 
-async def come(port: int, last_id: str, expected: list[str], all_here: asyncio.Barrier) -> str:
+async def open_once(port: int, last_id: str, expected: list[str], all_here: asyncio.Barrier) -> str:
     """Open a stream, wait for these data and for all other streams; close, and return the last id."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     field = f"Last-Event-ID: {last_id}\r\n" if last_id else ""
@@ -107,11 +107,11 @@ async def test_a_herd_that_reconnects_at_once_misses_nothing() -> None:
         before_bytes = server.memory_bytes()
         loop = asyncio.get_running_loop()
         all_here = asyncio.Barrier(STORM)
-        ids = await asyncio.gather(*(come(server.port, "", [], all_here) for _ in range(STORM)))
+        ids = await asyncio.gather(*(open_once(server.port, "", [], all_here) for _ in range(STORM)))
         await asyncio.to_thread(server.publish, "while all were away", "storm")
         began_s = loop.time()
         async with asyncio.timeout(2 * TIMEOUT_S):
-            again = await asyncio.gather(*(come(server.port, id, ["while all were away"], all_here) for id in ids))
+            again = await asyncio.gather(*(open_once(server.port, id, ["while all were away"], all_here) for id in ids))
         took_s = loop.time() - began_s
         grown_bytes, bound_bytes = server.memory_bytes() - before_bytes, 16 * MIB + STORM * 8192 + ASIDE_BYTES
         print(f"{STORM} came back in {took_s:.2f} s; memory grew by {grown_bytes}, bound {bound_bytes}")

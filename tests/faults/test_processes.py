@@ -71,7 +71,7 @@ def test_a_feeder_killed_within_a_line_has_published_only_its_complete_lines(tmp
         kill(feeder)
         for number in range(200):
             witness.note("x" * 500, "fed", f"fed-{number}")
-        eventually(lambda: server.stats()["events"] == 200, "all whole lines are events")
+        eventually(lambda: server.stats()["events"] == 200, "all complete lines are events")
         witness.check()
         assert server.stats()["input_errors"] == 1
         witness.close()

@@ -123,7 +123,7 @@ def half_close_of_a_stream(client: RawClient) -> None:
     assert client.ended()
 
 
-def reset_at_once(client: RawClient) -> None:
+def reset_immediately(client: RawClient) -> None:
     client.reset()
 
 
@@ -144,7 +144,7 @@ def reset_with_answers_unread(client: RawClient) -> None:
     client.reset()
 
 
-def reset_in_mid_stream(client: RawClient) -> None:
+def reset_within_a_stream(client: RawClient) -> None:
     client.send(request(b"/events?topic=**&since=earliest"))
     client.read_until(b"data: ")
     client.reset()
@@ -163,7 +163,7 @@ def bytes_after_a_stream(client: RawClient) -> None:
     assert client.ended()
 
 
-def more_after_a_refusal(client: RawClient) -> None:
+def bytes_after_a_rejection(client: RawClient) -> None:
     client.send(publish(b"Content-Length: %d" % (BODY_BYTES_MAX + 1)))
     assert client.answer().status == 413
     client.send(b"x" * BODY_BYTES_MAX)  # is read and discarded: a reset could overtake the answer
@@ -183,14 +183,14 @@ MANNERS = [
     half_close_in_a_chunk,
     half_close_after,
     half_close_of_a_stream,
-    reset_at_once,
+    reset_immediately,
     reset_in_the_head,
     reset_in_the_body,
     reset_with_answers_unread,
-    reset_in_mid_stream,
+    reset_within_a_stream,
     reset_after_an_error,
     bytes_after_a_stream,
-    more_after_a_refusal,
+    bytes_after_a_rejection,
     byte_by_byte,
 ]
 
@@ -264,7 +264,7 @@ def test_a_client_that_reads_no_responses_is_closed(hasty: Relay) -> None:
         except BlockingIOError:
             pass
         client.socket.setblocking(True)
-        eventually(lambda: hasty.connections() == 0, "the server has let go of it")
+        eventually(lambda: hasty.connections() == 0, "the server has released it")
         assert client.ended()
 
 

@@ -140,9 +140,9 @@ def test_random_deaths_and_stalls_of_hub_workers_and_clients_lose_no_event(tmp_p
                     os.kill(stalled, signal.SIGCONT)
             before = max(follower.sequence for follower in followers)
             more = min(draw.randrange(100, 400), EVENTS - before)
-            eventually(lambda: max(f.sequence for f in followers) >= before + more, "events go on")  # noqa: B023
+            eventually(lambda: max(f.sequence for f in followers) >= before + more, "events continue")  # noqa: B023
             node.look()
-        assert feeder.over.wait(TIMEOUT_S), "all is acknowledged"
+        assert feeder.over.wait(TIMEOUT_S), "all events are acknowledged"
         for follower in followers:
             follower.join(TIMEOUT_S)
             assert follower.failure is None, follower.failure

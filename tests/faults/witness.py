@@ -22,7 +22,7 @@ class Witness:
         self._oracle = Oracle(self._published, ("**",))
         self._oracle.connect(1)
         self._stream = Stream(server.port, "topic=**")
-        eventually(lambda: server.connections() == 1, "the stream alone")
+        eventually(lambda: server.connections() == 1, "only the stream is connected")
         self.descriptors = server.open_descriptors()
 
     def note(self, data: str, topic: str, id: str) -> None:
@@ -46,7 +46,7 @@ class Witness:
             seen = event.id
         self._oracle.finish()
         eventually(lambda: self._server.connections() == 1, "only the witness is connected")
-        eventually(lambda: self._server.open_descriptors() == self.descriptors, "descriptors are back")
+        eventually(lambda: self._server.open_descriptors() == self.descriptors, "the descriptors are closed")
 
     def close(self) -> None:
         """Close the stream."""

@@ -149,7 +149,7 @@ class Client:
         headers = dict(line.split(": ", 1) for line in lines[1:-2])
         # RFC 9110 section 6.6.1: every answer has Date, except those with a 1xx status.
         assert ("Date" in headers) == (not lines[0].startswith("HTTP/1.1 1")), lines
-        assert len(headers) == len(lines) - 3, "a header comes twice"
+        assert len(headers) == len(lines) - 3, "a repeated header"
         return Reply(int(lines[0].split()[1]), headers)
 
     async def reply(self, *, bodyless: bool = False) -> Reply:

@@ -50,11 +50,11 @@ class Connection:
 
     def __init__(self) -> None:
         self.waiting: Waiting | None = None
-        self.told: list[Waiting] = []
+        self.notified: list[Waiting] = []
 
     def deadline_passed(self, waiting: Waiting) -> None:
         assert self.waiting is None
-        self.told.append(waiting)
+        self.notified.append(waiting)
 
 
 @pytest.fixture
@@ -71,11 +71,11 @@ def test_a_deadline_passes_once(loop: Loop, deadlines: Deadlines) -> None:
     connection = Connection()
     deadlines.set(connection, Waiting.HEAD)
     loop.advance(9.9)
-    assert connection.told == []
+    assert connection.notified == []
     loop.advance(0.1)
-    assert connection.told == [Waiting.HEAD]
+    assert connection.notified == [Waiting.HEAD]
     loop.advance(1000.0)
-    assert connection.told == [Waiting.HEAD]
+    assert connection.notified == [Waiting.HEAD]
     assert not loop.timers
 
 
@@ -86,7 +86,7 @@ def test_a_cleared_deadline_does_not_pass_and_the_timer_stops(loop: Loop, deadli
     deadlines.clear(connection)
     assert len(deadlines) == 0
     loop.advance(10.0)
-    assert connection.told == []
+    assert connection.notified == []
     assert not loop.timers
 
 
@@ -97,7 +97,7 @@ def test_a_new_deadline_replaces_the_old_one(loop: Loop, deadlines: Deadlines) -
     deadlines.set(connection, Waiting.HEAD)
     assert len(deadlines) == 1
     loop.advance(10.0)
-    assert connection.told == [Waiting.HEAD]
+    assert connection.notified == [Waiting.HEAD]
 
 
 def test_many_connections_share_one_timer_and_each_is_called_in_time(loop: Loop, deadlines: Deadlines) -> None:
@@ -110,8 +110,8 @@ def test_many_connections_share_one_timer_and_each_is_called_in_time(loop: Loop,
         deadlines.clear(connection)
     while loop.timers:
         loop.advance(max(0.0, loop.timers[0].when - loop.now_s))
-    assert all(connection.told == [] for connection in connections[::2])
-    assert all(connection.told == [Waiting.HEAD] for connection in connections[1::2])
+    assert all(connection.notified == [] for connection in connections[::2])
+    assert all(connection.notified == [Waiting.HEAD] for connection in connections[1::2])
     assert loop.now_s <= 100.0 + 0.5 + 10.0 + SWEEP_INTERVAL_MIN_S
 
 
@@ -126,7 +126,7 @@ def test_a_callback_can_set_the_deadline_of_another_connection(loop: Loop, deadl
     deadlines.set(setting, Waiting.HEAD)
     deadlines.set(other, Waiting.HEAD)
     loop.advance(10.0)
-    assert setting.told == other.told == [Waiting.HEAD]
+    assert setting.notified == other.notified == [Waiting.HEAD]
     assert setting.waiting is Waiting.REST
 
 

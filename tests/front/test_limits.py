@@ -72,7 +72,7 @@ def test_a_stream_over_a_limit_is_rejected_until_another_closes(flag: str, query
         assert limited(server) == {name: 1}
         if status != 400:
             second.close()
-            eventually(lambda: server.stats()["streams"] == 1, "the second is gone")
+            eventually(lambda: server.stats()["streams"] == 1, "the second stream is closed")
             Stream(server.port, query, ann).close()
             assert limited(server) == {name: 1}
 
@@ -137,7 +137,7 @@ def test_connections_above_the_rate_wait_in_the_backlog_and_nothing_spins() -> N
             client.sendall(REQUEST)
         for client in clients:
             assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
-        assert 1.0 < time.monotonic() - began_s < 10, "some 38 had to wait for their twentieth of a second"
+        assert 1.0 < time.monotonic() - began_s < 10, "about 38 connections waited a twentieth of a second each"
         assert server.cpu_s() - cpu_s < 0.5
         assert limited(server)["accept-rate"] >= 20
 
@@ -146,7 +146,7 @@ def test_the_oldest_of_too_many_silent_connections_is_closed_for_a_new_one() -> 
     with relay("--half-open-max", "10") as server, silent(server, 14):
         began_s = time.monotonic()
         assert server.request("GET", "/healthz")[0] == 200
-        assert time.monotonic() - began_s < 9, "it did not have to wait for their time to be over"
+        assert time.monotonic() - began_s < 9, "it did not wait for their time limit"
         assert server.connections() <= 12
         assert limited(server)["half-open-max"] >= 5
 
@@ -181,7 +181,7 @@ def test_operators_receive_answers_when_every_descriptor_is_in_use(tmp_path: Pat
                 admin(server)
                 assert server.open_descriptors() <= 300
             assert server.cpu_s() - cpu_s < 0.2 + 0.5 * (time.monotonic() - began_s), "it does not spin"
-        assert len(server.log) < 60, "nor does it flood the log"
+        assert len(server.log) < 60, "it does not flood the log"
         server.publish("still here", "a")
         for stream in streams:
             assert stream.next().data == "still here"

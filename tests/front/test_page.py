@@ -65,6 +65,6 @@ def test_it_listens_for_gaps_and_heartbeats() -> None:
     assert '"relay.heartbeat"' in SCRIPT
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not there")
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_its_script_is_well_formed() -> None:
     subprocess.run(["node", "--check", "-"], input=SCRIPT, text=True, check=True, timeout=20, capture_output=True)

@@ -40,7 +40,7 @@ def stream(target: str, *lines: str) -> Subscribe:
     return subscribe
 
 
-def refused(target: str, *lines: str, method: str = "GET", config: Config = CONFIG) -> RequestError:
+def rejection(target: str, *lines: str, method: str = "GET", config: Config = CONFIG) -> RequestError:
     """Route a request that is rejected, and return the error."""
     with pytest.raises(RequestError) as caught:
         route(target, *lines, method=method, config=config)
@@ -95,7 +95,7 @@ def test_topics_are_read_from_path_and_query_each_once_in_order(target: str, ter
     ],
 )
 def test_an_invalid_topic_or_path_is_rejected(target: str, status: int) -> None:
-    assert refused(target).status == status
+    assert rejection(target).status == status
 
 
 @pytest.mark.parametrize("foreign", ["utm=100%", "x=%E9", "%ff=1", "%zz", "x=%00", "=", "&", "x[]=1&x[]=2", "a;b=c"])
@@ -107,7 +107,7 @@ def test_unknown_query_arguments_can_have_any_value(foreign: str) -> None:
 
 @pytest.mark.parametrize(("argument", "reason"), [("topic=%E9", "topic: .*UTF-8"), ("policy=%", "policy: malformed")])
 def test_the_error_for_an_undecodable_argument_names_it(argument: str, reason: str) -> None:
-    error = refused(f"/events?x=%&{argument}")
+    error = rejection(f"/events?x=%&{argument}")
     assert error.status == 400
     assert re.match(reason, error.reason)
 
@@ -224,7 +224,7 @@ def test_since_is_a_word_a_duration_a_time_or_an_id(
 
 
 def test_a_repeated_since_is_rejected() -> None:
-    assert refused("/events?since=1s&since=2s").status == 400
+    assert rejection("/events?since=1s&since=2s").status == 400
 
 
 @pytest.mark.parametrize(
@@ -261,24 +261,24 @@ def test_a_misspelt_name_is_rejected_with_a_hint_and_an_unknown_one_is_ignored(n
     if meant is None:
         assert stream(f"/events?{name}=a").terms == ("news",)
     else:
-        error = refused(f"/events?{name}=a")
+        error = rejection(f"/events?{name}=a")
         assert error.status == 400
         assert error.reason.endswith(f"did you mean {meant}?")
 
 
 @pytest.mark.parametrize(("name", "meant"), [("Topic", "topic"), ("ID", "id"), ("events", "event"), ("keys", "key")])
 def test_a_misspelt_name_of_a_publish_request_is_rejected(name: str, meant: str) -> None:
-    assert f"did you mean {meant}?" in refused(f"/publish?{name}=a", method="POST").reason
+    assert f"did you mean {meant}?" in rejection(f"/publish?{name}=a", method="POST").reason
     assert route("/publish?x=a&_=1", method="POST") == PublishBody("news", None, None, None)
 
 
 def test_a_request_can_choose_only_the_permitted_policies() -> None:
     assert stream("/events?policy=conflate").policy == "conflate"
-    assert refused("/events?policy=block").status == 403
-    error = refused("/events?policy=odd")
+    assert rejection("/events?policy=block").status == 403
+    error = rejection("/events?policy=odd")
     assert error.status == 400
     assert "drop-oldest, drop-newest, conflate, disconnect" in error.reason
-    assert "none" in refused("/events?policy=conflate", config=Config(policy_request=())).reason
+    assert "none" in rejection("/events?policy=conflate", config=Config(policy_request=())).reason
 
 
 @pytest.mark.parametrize("name", ["padding", "evs_preamble"])
@@ -333,7 +333,7 @@ def test_without_allowed_hosts_any_host_is_accepted() -> None:
 
 def test_a_head_request_for_a_stream_is_checked_like_the_stream() -> None:
     assert route("/events", method="HEAD") == StreamHead((CONFIG.topic,))
-    assert refused("/events?topic=", method="HEAD").status == 400
+    assert rejection("/events?topic=", method="HEAD").status == 400
 
 
 @pytest.mark.parametrize("resource", list(Resource))
@@ -349,9 +349,9 @@ def test_publish_reads_its_arguments_from_the_query() -> None:
 
 
 def test_publish_rejects_a_bad_topic_and_a_compressed_body() -> None:
-    assert refused("/publish?topic=a.*", method="POST").status == 400
-    assert refused("/publish?topic=a&topic=b", method="POST").status == 400
-    assert refused("/publish", "Content-Encoding: gzip", method="POST").status == 415
+    assert rejection("/publish?topic=a.*", method="POST").status == 400
+    assert rejection("/publish?topic=a&topic=b", method="POST").status == 400
+    assert rejection("/publish", "Content-Encoding: gzip", method="POST").status == 415
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_publish_rejects_a_bad_topic_and_a_compressed_body() -> None:
     ],
 )
 def test_the_response_to_a_wrong_method_names_the_allowed_ones(target: str, method: str, allow: str) -> None:
-    error = refused(target, method=method)
+    error = rejection(target, method=method)
     assert (error.status, error.headers) == (405, (("Allow", allow),))
 
 

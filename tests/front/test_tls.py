@@ -40,7 +40,7 @@ def test_three_hundred_streams_over_tls_receive_every_event_and_leave_nothing(ce
             stack.enter_context(Stream(server.port, "topic=a", context=server.context)) for _ in range(STREAMS)
         ]
         cost = STREAMS * DESCRIPTORS_A_STREAM
-        eventually(lambda: cost <= server.open_descriptors() - before < cost + 3, "the descriptors that they cost")
+        eventually(lambda: cost <= server.open_descriptors() - before < cost + 3, "their descriptors are open")
         ids = [server.publish(f"{number} ü", "a")[0] for number in range(20)]
         for stream in streams:
             events = stream.take(20)
@@ -48,8 +48,8 @@ def test_three_hundred_streams_over_tls_receive_every_event_and_leave_nothing(ce
             assert [event.data for event in events] == [f"{number} ü" for number in range(20)]
         for stream in streams:
             stream.close()
-        eventually(lambda: server.stats()["streams"] == 0, "all streams are gone")
-        eventually(lambda: server.open_descriptors() <= before + DESCRIPTORS_A_STREAM, "their descriptors too")
+        eventually(lambda: server.stats()["streams"] == 0, "all streams are closed")
+        eventually(lambda: server.open_descriptors() <= before + DESCRIPTORS_A_STREAM, "their descriptors are closed")
         assert server.stats()["closes"] == {"client": STREAMS}
 
 
@@ -98,13 +98,13 @@ def test_after_sighup_a_new_certificate_is_used_unless_it_is_invalid(tmp_path: P
         other = make_certificate(tmp_path / "other", "other")
         used.cert.write_bytes(other.cert.read_bytes())  # without its key
         server.process.send_signal(signal.SIGHUP)
-        told = "kept the current certificate: tls-key: the key in"
-        eventually(lambda: any(told in record["message"] for record in server.log), "the refusal")
+        message = "kept the current certificate: tls-key: the key in"
+        eventually(lambda: any(message in record["message"] for record in server.log), "the rejection")
         assert server.request("GET", "/healthz")[0] == 200
         used.key.write_bytes(other.key.read_bytes())
         server.process.send_signal(signal.SIGHUP)
         message = "reloaded the certificate"
-        eventually(lambda: any(record["message"] == message for record in server.log), "the reload")
+        eventually(lambda: any(record["message"] == message for record in server.log), "the certificate is reloaded")
         with pytest.raises(ssl.SSLCertVerificationError):
             server.request("GET", "/healthz")
         server.context = other.context()
@@ -116,8 +116,8 @@ def test_an_upgrade_is_rejected_because_tls_keys_cannot_be_passed_on(certificate
     flags, context = certificate.flags, certificate.context()
     with relay(*flags, context=context) as server, Stream(server.port, "topic=a", context=context) as stream:
         server.process.send_signal(signal.SIGUSR2)
-        told = "the upgrade failed: streams of TLS cannot be handed over"
-        eventually(lambda: any(told in record["message"] for record in server.log), "the refusal")
+        message = "the upgrade failed: streams of TLS cannot be handed over"
+        eventually(lambda: any(message in record["message"] for record in server.log), "the rejection")
         server.publish("still here", "a")
         assert stream.next().data == "still here"
 
@@ -135,7 +135,7 @@ def test_data_that_is_not_tls_harms_no_other(certificate: Certificate) -> None:
                         while client.recv(4096):
                             pass  # at most a TLS alert
             with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as silent:
-                assert silent.recv(1) == b"", "it is closed when its time is over"
+                assert silent.recv(1) == b"", "it is closed at its time limit"
             with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S):
                 pass  # closed before the handshake
             old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -146,7 +146,7 @@ def test_data_that_is_not_tls_harms_no_other(certificate: Certificate) -> None:
                 old.wrap_socket(client)
             server.publish("still here", "a")
             assert healthy.next().data == "still here"
-            eventually(lambda: server.open_descriptors() <= before, "the descriptors are back")
+            eventually(lambda: server.open_descriptors() <= before, "the descriptors are closed")
         text = server.request("GET", "/metrics")[2].decode()
         assert 'relay_input_errors_total{kind="tls",source="accept"}' in text
         assert not [record for record in server.log if record.get("levelname") == "ERROR"]
@@ -187,7 +187,7 @@ def test_each_worker_serves_tls_and_reloads_the_certificate(tmp_path: Path) -> N
                 return False
             return True
 
-        eventually(all_new, "the new certificate at each worker")
+        eventually(all_new, "each worker uses the new certificate")
         server.context = new
 
 
@@ -223,7 +223,7 @@ def test_a_proxy_header_precedes_the_tls_handshake(certificate: Certificate) -> 
             socket.create_connection(("127.0.0.1", process.port), TIMEOUT_S) as client,
         ):
             context.wrap_socket(client, server_hostname="127.0.0.1")  # no header
-        eventually(lambda: any("header is missing" in record["message"] for record in process.log), "the refusal")
+        eventually(lambda: any("header is missing" in record["message"] for record in process.log), "the rejection")
     finally:
         process.stop()
 
@@ -265,7 +265,7 @@ def test_the_start_reports_errors_in_the_certificate_files(certificate: Certific
     result = run("--tls-cert", cert, "--listen", "127.0.0.1:0")
     assert (result.returncode, "relay: tls-cert: " in result.stderr) == (2, True)
     result = run("--tls-key", cert)
-    assert (result.returncode, "tls-cert must name" in result.stderr) == (2, True)
+    assert (result.returncode, "needs a certificate; add tls-cert" in result.stderr) == (2, True)
     both = tmp_path / "both.pem"
     both.write_bytes(other.cert.read_bytes() + other.key.read_bytes())
     assert read_context(str(both), Config().tls_key).minimum_version == ssl.TLSVersion.TLSv1_2

@@ -136,7 +136,7 @@ def test_only_listed_proxies_are_trusted() -> None:
         parse_networks(["nonsense"])
 
 
-def refused(server: Relay, headers: dict[str, str]) -> bool:
+def is_rejected(server: Relay, headers: dict[str, str]) -> bool:
     with Stream(server.port, headers=headers) as stream:
         return stream.head.startswith(b"HTTP/1.1 429 ")
 
@@ -144,13 +144,13 @@ def refused(server: Relay, headers: dict[str, str]) -> bool:
 def test_limits_per_address_use_the_forwarded_address_of_a_trusted_proxy() -> None:
     limit = ("--streams-per-address-max", "1", "--trusted-proxy", "127.0.0.0/8")
     with relay(*limit) as server, Stream(server.port, headers={"X-Forwarded-For": "192.0.2.1"}):
-        assert refused(server, {"X-Forwarded-For": "192.0.2.1"})
-        assert refused(server, {"X-Forwarded-For": "192.0.2.9, 192.0.2.1"})
-        assert refused(server, {"X-Forwarded-For": '"192.0.2.1:4711"'})
-        assert not refused(server, {"X-Forwarded-For": "192.0.2.2"})
-        assert not refused(server, {"X-Forwarded-For": "[2001:db8::1]:4711"})
+        assert is_rejected(server, {"X-Forwarded-For": "192.0.2.1"})
+        assert is_rejected(server, {"X-Forwarded-For": "192.0.2.9, 192.0.2.1"})
+        assert is_rejected(server, {"X-Forwarded-For": '"192.0.2.1:4711"'})
+        assert not is_rejected(server, {"X-Forwarded-For": "192.0.2.2"})
+        assert not is_rejected(server, {"X-Forwarded-For": "[2001:db8::1]:4711"})
     with relay(*limit[:2]) as server, Stream(server.port, headers={"X-Forwarded-For": "192.0.2.1"}):
-        assert refused(server, {"X-Forwarded-For": "192.0.2.2"})
+        assert is_rejected(server, {"X-Forwarded-For": "192.0.2.2"})
 
 
 def ask(server: Relay, data: bytes) -> bytes:
@@ -179,16 +179,16 @@ def test_a_proxy_without_the_expected_proxy_protocol_is_closed(header: bytes) ->
 def test_a_browser_over_a_limit_receives_a_stream_with_a_retry() -> None:
     events = {"Accept": "text/event-stream"}
     with relay("--streams-max", "1") as server, Stream(server.port):
-        with Stream(server.port, headers=events) as turned_away:
-            assert turned_away.head.startswith(b"HTTP/1.1 200 OK")
-            assert turned_away.rest() == []
-            comment, retry = turned_away.raw.splitlines()
+        with Stream(server.port, headers=events) as browser:
+            assert browser.head.startswith(b"HTTP/1.1 200 OK")
+            assert browser.rest() == []
+            comment, retry = browser.raw.splitlines()
             assert comment == b": all 1 streams are taken"
             assert 6000 <= int(retry.removeprefix(b"retry: ")) <= 10000
-        with Stream(server.port, headers={"Accept": "*/*"}) as told:
-            assert told.head.startswith(b"HTTP/1.1 503 ")
+        with Stream(server.port, headers={"Accept": "*/*"}) as rejected:
+            assert rejected.head.startswith(b"HTTP/1.1 503 ")
         with Stream(server.port, "topic=a..b", headers=events) as wrong:
             assert wrong.head.startswith(b"HTTP/1.1 400 ")
     settings = ("--streams-max", "1", "--refuse-streams", "status")
-    with relay(*settings) as server, Stream(server.port), Stream(server.port, headers=events) as told:
-        assert told.head.startswith(b"HTTP/1.1 503 ")
+    with relay(*settings) as server, Stream(server.port), Stream(server.port, headers=events) as rejected:
+        assert rejected.head.startswith(b"HTTP/1.1 503 ")

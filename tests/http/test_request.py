@@ -54,7 +54,7 @@ def parse(data: bytes, head_max: int = HEAD_MAX, body_max: int = BODY_MAX) -> Ou
 def one(data: bytes) -> Request:
     """Parse data that is one request."""
     (result,) = parse(data)
-    assert not isinstance(result, int), f"refused with {result}"
+    assert not isinstance(result, int), f"rejected with {result}"
     return result[0]
 
 

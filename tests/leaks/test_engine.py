@@ -152,7 +152,7 @@ def test_the_half_sent_frame_is_released_when_it_is_not_needed(rig: Rig, how: st
     if how == "finish":
         rig.finish(handle, chunk)
     elif how == "skip":
-        # The rest of the frame is copied before the notice, so the stream no longer refers to the frame.
+        # The stream copies the rest of the frame and appends the notice, so it no longer refers to the frame.
         rig.engine.skip(handle, 50, b"gap")
     elif how == "close":
         rig.engine.close(handle, "drain", b"bye")
@@ -168,7 +168,7 @@ def test_the_half_sent_frame_is_released_when_it_is_not_needed(rig: Rig, how: st
 
 def test_the_garbage_collector_tracks_no_idle_stream_of_the_compiled_engine(rig: Rig) -> None:
     if rig.twin.name == "native":
-        pytest.skip("its streams are objects, which is why there is a compiled one")
+        pytest.skip("only the compiled engine stores streams without objects")
     peers = [socket.socketpair() for _ in range(100)]
     descriptors_of = [ours.detach() for ours, _ in peers]
     subscription, address = Subscription(), "192.0.2.1"
@@ -184,7 +184,7 @@ def test_the_garbage_collector_tracks_no_idle_stream_of_the_compiled_engine(rig:
 
 def test_a_deleted_engine_closes_its_descriptors_and_releases_its_objects(twin: EngineTypes) -> None:
     if twin.name == "native":
-        pytest.skip("Python warns of its sockets by itself")
+        pytest.skip("the native engine's sockets warn when they are not closed")
     subscription, pending = Subscription(), bytes(bytearray(b"head" * 50))
     before = descriptors(), sys.getrefcount(subscription), sys.getrefcount(pending)
     engine = twin.engine(100)

@@ -47,7 +47,7 @@ def command_of(name: str, results: Path) -> tuple[list[str], dict[str, str]]:
     }
 
 
-# A run takes long. The load test is under test here, not relay, so one run is enough.
+# A run takes long. The load test is under test here, not relay, so one engine is enough.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.environ.get("RELAY_ENGINE") == "native", reason="run with the compiled engine"),

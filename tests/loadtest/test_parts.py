@@ -66,26 +66,26 @@ def test_a_gap_is_a_fault_or_accounts_for_the_missing_events() -> None:
     assert judge.gap(gap(None)) is not None
 
 
-def slow_judge(*numbers: int, told: int) -> Judge:
+def slow_judge(*numbers: int, reported: int) -> Judge:
     judge = Judge(everything, first=1, gaps_allowed=True)
-    if told:
-        judge.gap(gap(told))
+    if reported:
+        judge.gap(gap(reported))
     faults(judge, *numbers)
     return judge
 
 
 @pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest"])
 def test_a_policy_that_drops_reports_all_dropped_events(policy: str) -> None:
-    assert broken_promise(policy, slow_judge(1, 4, 5, told=2), 5, key_of) is None
-    assert broken_promise(policy, slow_judge(1, 4, 5, told=3), 5, key_of) == "told of 3 events missing, not 2"
-    assert broken_promise(policy, slow_judge(1, 2, 3, told=0), 3, key_of) == "was never slow"
-    assert broken_promise(policy, slow_judge(1, 4, told=2), 5, key_of) == "stands at 5, not at 5"
+    assert broken_promise(policy, slow_judge(1, 4, 5, reported=2), 5, key_of) is None
+    assert broken_promise(policy, slow_judge(1, 4, 5, reported=3), 5, key_of) == "told of 3 events missing, not 2"
+    assert broken_promise(policy, slow_judge(1, 2, 3, reported=0), 3, key_of) == "was never slow"
+    assert broken_promise(policy, slow_judge(1, 4, reported=2), 5, key_of) == "stands at 5, not at 5"
 
 
 @pytest.mark.parametrize("policy", ["disconnect", "block"])
 def test_a_gap_under_a_policy_without_loss_is_a_fault(policy: str) -> None:
-    assert broken_promise(policy, slow_judge(1, 2, 3, told=0), 3, key_of) is None
-    assert broken_promise(policy, slow_judge(1, 3, told=1), 3, key_of) == "lost 1 events"
+    assert broken_promise(policy, slow_judge(1, 2, 3, reported=0), 3, key_of) is None
+    assert broken_promise(policy, slow_judge(1, 3, reported=1), 3, key_of) == "lost 1 events"
 
 
 def key_of(number: int) -> int:
@@ -93,8 +93,8 @@ def key_of(number: int) -> int:
 
 
 def test_conflate_can_drop_only_superseded_events() -> None:
-    assert broken_promise("conflate", slow_judge(3, 4, told=2), 4, key_of) is None
-    broken = broken_promise("conflate", slow_judge(2, 4, told=2), 4, key_of)
+    assert broken_promise("conflate", slow_judge(3, 4, reported=2), 4, key_of) is None
+    broken = broken_promise("conflate", slow_judge(2, 4, reported=2), 4, key_of)
     assert broken == "misses an event that was the newest of its key"
 
 

@@ -138,10 +138,10 @@ def test_the_histograms_are_returned_once(server: MeasuredServer, feed: Feed) ->
         swarm.ready()
         feed.send(20)
         swarm.wait_for(20)
-        told = swarm.histograms()
+        histograms = swarm.histograms()
         again = swarm.histograms()
-    assert sum(count for _, count in told.delivery) == 200
-    assert sum(count for _, count in told.connect) == sum(count for _, count in told.first) == 10
+    assert sum(count for _, count in histograms.delivery) == 200
+    assert sum(count for _, count in histograms.connect) == sum(count for _, count in histograms.first) == 10
     assert again == SwarmHistograms(delivery=[], connect=[], first=[])
 
 

@@ -155,7 +155,7 @@ def test_as_process_1_relay_reaps_orphans_handles_signals_and_rejects_an_upgrade
         [pid] = children(server.pid)
         eventually(lambda: not children(pid), "the orphans are reaped")
         os.kill(pid, signal.SIGUSR2)
-        eventually(lambda: bool(server.messages("the upgrade failed")), "it refuses the upgrade")
+        eventually(lambda: bool(server.messages("the upgrade failed")), "it rejects the upgrade")
         assert server.request("GET", "/healthz")[0] == 200
         os.kill(pid, signal.SIGTERM)
         assert server.wait() == 0

@@ -34,13 +34,13 @@ class Manager:
         self.socket.settimeout(TIMEOUT_S)
         self.socket.bind(address.replace("@", "\0"))
 
-    def hear(self) -> list[str]:
+    def next_message(self) -> list[str]:
         """Return the next message."""
         return self.socket.recv(4096).decode().split("\n")
 
-    def hear_of(self, state: str) -> list[str]:
+    def message_with(self, state: str) -> list[str]:
         """Return the next message with this state."""
-        while state not in (message := self.hear()):
+        while state not in (message := self.next_message()):
             pass
         return message
 
@@ -57,29 +57,29 @@ def notify(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str
 def test_the_manager_is_notified_of_readiness_reloads_and_the_end(notify: tuple[str, Manager]) -> None:
     address, manager = notify
     with relay(environ={"NOTIFY_SOCKET": address}) as server:
-        assert manager.hear() == ["READY=1", "STATUS=serving 0 streams"]
+        assert manager.next_message() == ["READY=1", "STATUS=serving 0 streams"]
         with Stream(server.port):
             server.process.send_signal(signal.SIGHUP)
-            reloading, usec = manager.hear()
+            reloading, usec = manager.next_message()
             assert (reloading, usec.partition("=")[0]) == ("RELOADING=1", "MONOTONIC_USEC")
-            assert manager.hear() == ["READY=1", "STATUS=serving 1 streams"]
+            assert manager.next_message() == ["READY=1", "STATUS=serving 1 streams"]
             server.process.send_signal(signal.SIGTERM)
-            assert manager.hear() == ["STOPPING=1", "STATUS=draining 1 streams"]
+            assert manager.next_message() == ["STOPPING=1", "STATUS=draining 1 streams"]
         assert server.wait() == 0
 
 
 def test_the_watchdog_is_notified_only_while_the_loop_runs(notify: tuple[str, Manager]) -> None:
     address, manager = notify
     with relay(environ={"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "400000"}) as server:
-        manager.hear_of("WATCHDOG=1")
-        assert manager.hear_of("WATCHDOG=1")[1] == "STATUS=serving 0 streams"
+        manager.message_with("WATCHDOG=1")
+        assert manager.message_with("WATCHDOG=1")[1] == "STATUS=serving 0 streams"
         server.process.send_signal(signal.SIGSTOP)
         manager.socket.settimeout(0.4)
         with pytest.raises(TimeoutError):
-            manager.hear_of("nothing more")
+            manager.message_with("nothing more")
         manager.socket.settimeout(TIMEOUT_S)
         server.process.send_signal(signal.SIGCONT)
-        manager.hear_of("WATCHDOG=1")
+        manager.message_with("WATCHDOG=1")
 
 
 def test_the_watchdog_of_another_process_is_not_notified() -> None:
@@ -133,7 +133,7 @@ def test_inherited_listeners_replace_the_configured_ones(tmp_path: Path) -> None
                 with stream:
                     assert stream.next().data == "to both"
             assert server.stop() == 0
-        assert path.exists(), "the file belongs to whoever made it"
+        assert path.exists(), "relay keeps the file of an inherited socket"
         with socket.create_connection(one.getsockname()):
             pass  # the socket still listens, so a new client waits for the next relay
 
@@ -166,7 +166,7 @@ def test_listeners_for_another_process_are_not_used() -> None:
         Service({"LISTEN_PID": "7", "LISTEN_FDS": "many"}, 7).listeners()
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here to be asked")
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_the_unit_files_are_valid_and_hardened() -> None:
     deploy = ROOT / "deploy"
     for unit in ("relay.service", "relay.socket"):
@@ -204,6 +204,6 @@ def test_the_settings_of_the_unit_exist_and_work(tmp_path: Path) -> None:
     with relay(*flags.split(), environ=environ) as server:
         (credentials / "publish-token").write_text(f"{TOKEN}\n")
         server.process.send_signal(signal.SIGHUP)
-        eventually(lambda: bool(server.messages("reloaded the credentials: ")), "the tokens are read again")
+        eventually(lambda: bool(server.messages("reloaded the credentials: ")), "the tokens are reloaded")
         server.publish("kept")
     assert (state / "relay.db").exists()

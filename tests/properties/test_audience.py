@@ -24,7 +24,7 @@ TERMS = TOPICS | st.lists(st.sampled_from((*LEVELS, "*")), max_size=2).flatmap(
 )
 
 
-def hears(term: str, topic: str) -> bool:
+def covers(term: str, topic: str) -> bool:
     """Return whether a term, or one of several joined patterns, matches a topic."""
     return any(matches(each, topic) for each in term.split(JOINT))
 
@@ -47,7 +47,7 @@ class AudienceMachine(RuleBasedStateMachine):
             self.log.append(known, b"x", None, None, float(len(self.published)))
             self.published.append(topic)
             terms = {audience.term for each in self.streams for audience in each.audiences}
-            assert sorted(a.term for a in known.audiences) == sorted(term for term in terms if hears(term, topic))
+            assert sorted(a.term for a in known.audiences) == sorted(term for term in terms if covers(term, topic))
 
     @rule(terms=st.lists(TERMS, min_size=1, max_size=4, unique=True))
     def subscribe(self, terms: list[str]) -> None:
@@ -67,7 +67,7 @@ class AudienceMachine(RuleBasedStateMachine):
             key = id(audience.index)
             self.complete_from[key] = min(self.complete_from[key], cursor)
             if evicted:
-                gone = [s for s in range(1, self.log.tail) if hears(audience.term, self.published[s - 1])]
+                gone = [s for s in range(1, self.log.tail) if covers(audience.term, self.published[s - 1])]
                 assert audience.index.evicted_known
                 assert not gone or audience.index.evicted >= gone[-1]
 
@@ -85,25 +85,25 @@ class AudienceMachine(RuleBasedStateMachine):
         terms = {audience.term for each in self.streams for audience in each.audiences}
         found = sorted(audience.term for audience in self.audiences.of_topic(topic))
         known = topic in self.log.topics
-        assert found == (sorted(term for term in terms if hears(term, topic)) if known else [])
+        assert found == (sorted(term for term in terms if covers(term, topic)) if known else [])
 
     @rule()
     def count(self) -> None:
-        told = self.audiences.most_subscribed(1000)
-        assert {topic.name for topic, _ in told} == self.log.topics.keys()
-        for topic, streams in told:
-            assert streams == sum(hears(a.term, topic.name) for each in self.streams for a in each.audiences)
+        listed = self.audiences.most_subscribed(1000)
+        assert {topic.name for topic, _ in listed} == self.log.topics.keys()
+        for topic, streams in listed:
+            assert streams == sum(covers(a.term, topic.name) for each in self.streams for a in each.audiences)
 
     @invariant()
-    def indexes_list_what_is_retained_of_their_terms(self) -> None:
+    def indexes_list_the_retained_entries_of_their_terms(self) -> None:
         for subscription in self.streams:
             for audience in subscription.audiences:
                 start = max(self.log.tail, self.complete_from[id(audience.index)])
-                wanted = [s for s in range(start, self.log.head) if hears(audience.term, self.published[s - 1])]
+                wanted = [s for s in range(start, self.log.head) if covers(audience.term, self.published[s - 1])]
                 assert list(audience.index.part(start, self.log.head, 1 << 20)) == wanted
 
     @invariant()
-    def nothing_is_left_without_streams(self) -> None:
+    def without_streams_nothing_is_left(self) -> None:
         if not self.streams:
             assert not self.audiences.indexes()
             assert not self.audiences._patterns

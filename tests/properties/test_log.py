@@ -174,7 +174,7 @@ class LogMachine(RuleBasedStateMachine):
             if term in self.patterns and self.since[term] > max(start, self.tail):
                 self.fill(term)
         wanted = sorted({e for term in indexes for e in self.of(term, start, until)}, key=lambda e: e.sequence)
-        cursor, kept, told = start, list[int](), list[int]()
+        cursor, kept, superseded = start, list[int](), list[int]()
         default, log_module.READ_ENTRIES_MAX = log_module.READ_ENTRIES_MAX, entries_max
         try:
             while (batch := self.log.merge(indexes.values(), cursor, until, bytes_max, conflate=conflate)) is not None:
@@ -184,12 +184,12 @@ class LogMachine(RuleBasedStateMachine):
                 assert all(cursor <= each < batch.cursor for each in (*batch.sequences, *batch.superseded))
                 assert conflate or (batch.sequences and not batch.superseded)
                 kept += batch.sequences
-                told += batch.superseded
+                superseded += batch.superseded
                 cursor = batch.cursor
         finally:
             log_module.READ_ENTRIES_MAX = default
         out = [entry.sequence for entry in wanted if conflate and self.superseded(entry)]
-        assert told == out
+        assert superseded == out
         assert kept == [entry.sequence for entry in wanted if entry.sequence not in out]
 
     @rule(back=st.integers(0, 80))
@@ -222,7 +222,7 @@ class LogMachine(RuleBasedStateMachine):
     # Invariants
 
     @invariant()
-    def the_log_has_what_the_list_has(self) -> None:
+    def the_log_equals_the_list(self) -> None:
         retained = self.retained()
         log = self.log
         assert (log.tail, log.head, len(log)) == (self.tail, len(self.entries) + 1, len(retained))
@@ -261,7 +261,7 @@ class LogMachine(RuleBasedStateMachine):
             assert len(topic.newest) <= len(KEYS)
 
     @invariant()
-    def differences_of_ordinals_stay_right(self) -> None:
+    def differences_of_ordinals_stay_correct(self) -> None:
         for (term, cursor), ordinal in self.seen.items():
             index = self.patterns[term]
             passed = [
@@ -275,15 +275,15 @@ class LogMachine(RuleBasedStateMachine):
                 assert index.ordinal(self.tail) - ordinal == len(lost)
 
     @invariant()
-    def what_may_have_been_evicted_is_what_was(self) -> None:
+    def an_index_knows_its_last_evicted_entry(self) -> None:
         for term, index in self.indexes().items():
-            gone = [e.sequence for e in self.entries if e.sequence < self.tail and matches(term, e.topic)]
+            evicted = [e.sequence for e in self.entries if e.sequence < self.tail and matches(term, e.topic)]
             assert index.evicted < self.tail
             if not index.evicted_known:
                 continue
-            assert index.evicted >= (gone[-1] if gone else -1)
+            assert index.evicted >= (evicted[-1] if evicted else -1)
             if self.marks_max > len(TOPICS):
-                assert index.evicted == (gone[-1] if gone else -1)
+                assert index.evicted == (evicted[-1] if evicted else -1)
 
 
 TestLog = LogMachine.TestCase

@@ -94,7 +94,7 @@ class Publishers:
         """Wait until relay has exited."""
         for thread in self._threads:
             thread.join(TIMEOUT_S)
-            assert not thread.is_alive(), "a publisher does not notice that relay is gone"
+            assert not thread.is_alive(), "a publisher continues after relay has exited"
 
 
 class Readers:

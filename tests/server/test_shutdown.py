@@ -39,9 +39,9 @@ def test_a_drain_fails_readiness_and_continues_to_serve_during_its_delay() -> No
         while server.request("GET", "/readyz")[0] == 200:
             assert time.monotonic() < deadline_s
         with before, Stream(server.port) as during:
-            server.publish("while others are told to turn away")
+            server.publish("during the delay")
             for stream in (before, during):
-                assert stream.next().data == "while others are told to turn away"
+                assert stream.next().data == "during the delay"
                 assert stream.rest() == []
                 assert stream.raw.splitlines()[-1].startswith(b"retry: ")
         assert server.wait() == 0

@@ -117,7 +117,7 @@ class Edge(World):
         if self.downlink is not None and not self.down:
             self.down += self.downlink.take()
 
-    def hear(self, count: int) -> bool:
+    def deliver_down(self, count: int) -> bool:
         """Deliver some bytes to the edge; return whether there were any."""
         self.pump()
         data = bytes(self.down[:count])
@@ -126,7 +126,7 @@ class Edge(World):
             self._guarded(lambda: self.uplink.receive(data))
         return bool(data)
 
-    def speak(self, count: int) -> bool:
+    def deliver_up(self, count: int) -> bool:
         """Deliver some bytes to the hub; return whether there were any."""
         data = bytes(self.up[:count])
         del self.up[:count]
@@ -237,7 +237,7 @@ class LinkedWorld:
         for edge in self.edges:
             if edge.downlink is None:
                 edge.link()
-            while edge.speak(1 << 30) | edge.hear(1 << 30):
+            while edge.deliver_up(1 << 30) | edge.deliver_down(1 << 30):
                 moved = True
             while edge.step():
                 pass

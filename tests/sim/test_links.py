@@ -29,7 +29,7 @@ def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
     for _ in range(draw.choice([50, 250])):
         client, edge = draw.choice(world.clients), draw.choice(world.edges)
         match draw.choice(
-            ["publish"] * 3 + ["publish at", "step", "step", "hear", "hear", "hear", "speak", "speak", "link", "link"]
+            ["publish"] * 3 + ["publish at", "step", "step", "down", "down", "down", "up", "up", "link", "link"]
             + ["unlink", "kill", "read", "read", "cut", "connect", "connect", "time"]
         ):
             case "publish":
@@ -45,10 +45,10 @@ def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
                 edge.uplink.publish([event], lambda result: seen.update([type(result).__name__]))
             case "step":
                 edge.step()
-            case "hear":
-                edge.hear(draw.choice([1, 50, 500, 100_000]))
-            case "speak":
-                edge.speak(draw.choice([1, 50, 100_000]))
+            case "down":
+                edge.deliver_down(draw.choice([1, 50, 500, 100_000]))
+            case "up":
+                edge.deliver_up(draw.choice([1, 50, 100_000]))
             case "link":
                 if edge.downlink is None:
                     edge.link()

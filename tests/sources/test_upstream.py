@@ -49,8 +49,8 @@ async def test_events_are_published_with_their_ids_types_and_data() -> None:
                     seen = [(event.id, event.event, event.data) for event in stream.take(4)]
                 assert seen == [("1", "price", "a\nb"), ("2", None, "c"), ("3", None, "d"), ("4", None, "e")]
                 eventually(linked(server), "linked again")
-                told = {"linked": True, "breaks": 1, "events": 4, "repeats": 0, "refused": 0, "error": "", "ended": ""}
-                assert server.stats()["upstream"] == told
+                stats = {"linked": True, "breaks": 1, "events": 4, "repeats": 0, "refused": 0, "error": "", "ended": ""}
+                assert server.stats()["upstream"] == stats
                 names = {"linked": 1, "breaks_total": 1, "events_total": 4, "repeats_total": 0, "refused_total": 0}
                 for name, value in names.items():
                     assert server.metric(f"relay_upstream_{name}") == value
@@ -126,9 +126,9 @@ def test_the_end_of_an_upstream_topic_does_not_end_the_local_topic() -> None:
         eventually(linked(server), "linked")
         with Stream(server.port) as stream:
             source.publish('{"event": "relay.end", "data": "3:1"}', "match", "application/json")
-            source.publish("goes on", "other")
+            source.publish("continues", "other")
             end, event = stream.take(2)
-        assert (end.event, end.data, event.data) == ("upstream.end", "3:1", "goes on")
+        assert (end.event, end.data, event.data) == ("upstream.end", "3:1", "continues")
 
 
 async def test_204_stops_following_and_serving_continues() -> None:

@@ -110,7 +110,7 @@ def test_without_durable_received_events_survive_a_kill(data: str, tmp_path: Pat
 
 
 @contextlib.contextmanager
-def no_room(server: Relay) -> Iterator[None]:
+def full_disk(server: Relay) -> Iterator[None]:
     """Prevent every file of a server from growing, as a full disk does."""
     pid, limits = server.process.pid, resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, limits[1]))
@@ -126,7 +126,7 @@ def test_a_full_disk_stops_publishing_but_not_serving_and_loses_no_acknowledged_
     with relay("--data", data, "--durable", "--unix", str(path), "--heartbeat", "200ms") as server:
         server.publish("before")
         with Stream(server.port) as live, Feeder(path) as feeder:
-            with no_room(server):
+            with full_disk(server):
                 feeder.send({"data": "waits", "ack": 1})
                 eventually(lambda: server.metric("relay_store_failing") == 1, "the write fails")
                 status, answer = post(server, {"data": "refused"})
@@ -156,7 +156,7 @@ def test_a_stop_with_a_full_disk_reports_the_lost_events(data: str, tmp_path: Pa
     with relay("--data", data, "--unix", str(path), "--drain-timeout", "1s") as server, Feeder(path) as feeder:
         assert feeder.publish(data="stored")
         eventually(lambda: server.metric("relay_store_pending") == 0, "the first is stored")
-        with no_room(server):
+        with full_disk(server):
             assert feeder.publish(data="taken")
             eventually(lambda: server.metric("relay_store_failing") == 1, "the write fails")
             server.stop()
@@ -219,7 +219,7 @@ def test_retention_applies_to_the_file_and_evicted_events_cause_a_gap(data: str)
     limits = ("--history-events", "10", "--data", data)
     with relay(*limits) as server:
         ids = [server.publish(str(number))[0] for number in range(40)]
-        eventually(lambda: server.stats()["log"]["events"] == 10, "the log lets go")
+        eventually(lambda: server.stats()["log"]["events"] == 10, "the log evicts")
         server.stop()
     db = sqlite3.connect(data)
     assert db.execute("SELECT count(*) FROM entries").fetchone()[0] < 40
@@ -259,7 +259,7 @@ def test_a_cancelled_request_is_not_acknowledged_but_its_event_is_stored(data: s
             b"Content-Length: %d\r\n\r\n%b" % (TOKEN.encode(), len(body), body)
         )
         client.close()
-        eventually(lambda: server.stats()["events"] in (0, 1), "the server goes on")
+        eventually(lambda: server.stats()["events"] in (0, 1), "the server continues")
         status, _ = post(server, {"data": "gone", "dedup": "1"})
         assert status == 200
         assert server.stats()["events"] == 1

@@ -24,7 +24,7 @@ from tests.running import TIMEOUT_S, TOKEN, Stream, command, environment, eventu
 
 
 @pytest.fixture(autouse=True)
-def log_as_it_was() -> Iterator[None]:
+def _restored_logging() -> Iterator[None]:
     root, own = logging.getLogger(), logging.getLogger("relay")
     before = (root.handlers[:], root.level, own.level)
     yield

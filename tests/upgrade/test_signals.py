@@ -49,7 +49,7 @@ def pass_on(source, target, what):
     for fd in fds:
         os.close(fd)
 
-def stand_between(fd, what):
+def insert_forwarder(fd, what):
     what |= {"old": os.getppid(), "new": os.getpid()}
     ours, theirs = socket.socketpair()
     if os.fork():
@@ -62,7 +62,7 @@ def stand_between(fd, what):
             pass_on(ready, ends[ready is ends[0]], what)
 
 if "RELAY_TAKEOVER" in os.environ and "serve" in sys.orig_argv and not (HERE / "done").exists():
-    stand_between(int(os.environ["RELAY_TAKEOVER"]), json.loads((HERE / "what").read_text()))
+    insert_forwarder(int(os.environ["RELAY_TAKEOVER"]), json.loads((HERE / "what").read_text()))
 """
 
 
@@ -154,7 +154,7 @@ def test_a_reload_during_the_upgrade_reaches_the_new_process(
         pytest.skip("the old process may be gone already")
     upgrade(server, tmp_path, to, at, signal.SIGHUP)
     server.expect_successor()
-    eventually(lambda: knows_new_token(server), "the tokens are read again")
+    eventually(lambda: knows_new_token(server), "the tokens are reloaded")
     expect_service(server, stream)
 
 

@@ -141,15 +141,15 @@ def test_retention_limits_and_leases_pass_on() -> None:
             server.upgrade()
             with Stream(server.port) as refused:
                 assert refused.head.startswith(b"HTTP/1.1 429 ")
-        eventually(lambda: server.stats()["streams"] == 0, "the stream is gone")
+        eventually(lambda: server.stats()["streams"] == 0, "the stream is closed")
         with Stream(server.port, "topic=a&since=earliest") as stream:
             assert [event.data for event in stream.take(3)] == ["2", "3", "4"]
         epoch = stream.last_event_id.partition("-")[0]
-        eventually(lambda: server.stats()["streams"] == 0, "the stream is gone")
+        eventually(lambda: server.stats()["streams"] == 0, "the stream is closed")
         with Stream(server.port, "topic=rare", {"Last-Event-ID": f"{epoch}-1"}) as stream:
             stream.read_until(f"id: {epoch}-2\n".encode())
             assert b"relay.gap" not in stream.raw
-        eventually(lambda: server.stats()["streams"] == 0, "the stream is gone")
+        eventually(lambda: server.stats()["streams"] == 0, "the stream is closed")
         with Stream(server.port, "topic=a", {"Last-Event-ID": f"{epoch}-1"}) as stream:
             assert stream.next().event == "relay.gap"
 
@@ -274,7 +274,7 @@ class Load:
                         answer = feeder.answer()
                         assert answer["ack"] == line["ack"]
                         self.published.add(Event(data=str(line["data"]), topic=str(line["topic"])), answer["id"])
-        except BaseException as error:  # noqa: BLE001 (told by the test's own thread)
+        except BaseException as error:  # noqa: BLE001 (the test's thread raises it)
             self.failure = error
 
     def _read(self) -> None:
@@ -321,7 +321,7 @@ def test_three_upgrades_do_not_affect_two_hundred_streams_under_a_steady_feed(tm
         with Load(server) as load:
             for _ in range(UPGRADES):
                 before = len(load.published.events)
-                eventually(lambda before=before: len(load.published.events) > before + 200, "the feed goes on")  # type: ignore[misc]
+                eventually(lambda before=before: len(load.published.events) > before + 200, "the feed continues")  # type: ignore[misc]
                 server.upgrade()
             assert server.stats()["closes"] == {}
         assert len(server.messages("took over 200 streams")) == UPGRADES

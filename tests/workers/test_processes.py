@@ -133,7 +133,7 @@ def test_every_worker_reports_the_totals_of_all_processes(server: Relay, spread:
         assert server.metric("relay_worker_up") == 2
         assert server.request("GET", "/readyz")[0] == 200
     topic = {"topic": "a", "subscribers": count, "retained": 1}
-    wait_for(lambda: server.stats()["topics"] == [topic], "the list of topics, which may be a second old")
+    wait_for(lambda: server.stats()["topics"] == [topic], "the list of topics, up to one second old")
 
 
 def test_top_shows_the_totals_and_each_worker(server: Relay, spread: Spread) -> None:
@@ -194,7 +194,7 @@ def test_a_killed_worker_is_restarted_and_its_clients_resume_without_a_gap(serve
     for follower in followers:
         follower.finish(last)
     assert any(follower.resumes for follower in followers)
-    assert any(not follower.resumes for follower in followers), "the other worker's streams did not notice"
+    assert any(not follower.resumes for follower in followers), "the other worker's streams are not affected"
     wait_for(lambda: len(workers(server)) == 2, "two workers")
     assert server.stats()["worker_restarts"] == 2
 
@@ -225,7 +225,7 @@ class Follower:
                 try:
                     event = self._stream.next()
                 except (AssertionError, OSError):
-                    self._come_back()
+                    self._reconnect()
                     continue
                 self._events.append(event)
                 if event.data == "last":
@@ -233,7 +233,7 @@ class Follower:
         except BaseException as error:  # noqa: BLE001
             self._failure = error
 
-    def _come_back(self) -> None:
+    def _reconnect(self) -> None:
         last_id = self._stream.last_event_id
         self._stream.close()
         deadline = time.monotonic() + TIMEOUT_S
@@ -252,7 +252,7 @@ class Follower:
         """Wait for the last event and check all received events."""
         self._thread.join(TIMEOUT_S)
         assert self._failure is None, self._failure
-        assert not self._thread.is_alive(), "the last event has not come"
+        assert not self._thread.is_alive(), "the last event has not arrived"
         self._stream.close()
         self._oracle.connect(1)
         for event in self._events:
@@ -326,7 +326,7 @@ def test_the_workers_of_a_killed_hub_drain_and_exit(server: Relay, spread: Sprea
         with stream:
             assert stream.rest() == []
             assert stream.raw.rstrip(b"\n").rpartition(b"\n")[2].startswith(b"retry: ")
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the workers' end")
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the workers exit")
 
 
 def test_a_drain_sends_all_entries_of_the_log_to_every_stream(server: Relay, spread: Spread) -> None:
@@ -351,7 +351,7 @@ def test_a_block_stream_at_a_worker_holds_only_the_publishers_of_its_topic(tmp_p
         with Feeder(tmp_path / "u") as feeder, Feeder(tmp_path / "u") as other:
             sent = 0
             while not is_held():
-                assert sent < 200, "the feeder is never held up"
+                assert sent < 200, "the feeder is never held"
                 feeder.send({"topic": "a", "data": "x" * 10_000 + str(sent), "ack": sent})
                 sent += 1
                 wait_for(lambda: is_readable(feeder) or is_held(), "an answer, or the hold")
@@ -433,7 +433,7 @@ def test_an_edge_reconnects_to_a_restarted_root(tmp_path: Path) -> None:
             stream = Stream(leaf.port, "topic=a&since=earliest")
             assert stream.next().data == "old"
             root.stop(signal.SIGKILL)
-            wait_for(lambda: leaf.request("GET", "/readyz")[0] == 503, "an edge that is not ready")
+            wait_for(lambda: leaf.request("GET", "/readyz")[0] == 503, "the edge is not ready")
             headers = {"Authorization": "Bearer a-token-for-tests", "Content-Type": "text/plain"}
             assert leaf.request("POST", "/publish?topic=a", b"x", headers)[0] == 503
             with relay("--link-listen", where.removeprefix("relay://"), *TOKEN) as anew:

@@ -48,7 +48,7 @@ class Fates:
 
     Args:
         folder: an empty folder.
-        fates: `kill`, `exit`, `crash`, `wait` (until `let_go`) or `live`, of the first workers.
+        fates: `kill`, `exit`, `crash`, `wait` (until `release`) or `live`, of the first workers.
         rest: the fate of all other workers.
     """
 
@@ -66,7 +66,7 @@ class Fates:
         texts = [path.read_text() for path in sorted(self._folder.glob("start-*"))]
         return [int(text) for text in texts if text]
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Release a waiting worker."""
         with open(self._folder / "gate", "w"):
             pass
@@ -126,10 +126,10 @@ def test_a_worker_that_dies_before_the_others_are_ready_is_restarted(tmp_path: P
         assert process.stderr is not None
         eventually(lambda: len(fates.started()) == 2, "both are started")
         first, second = fates.started()
-        eventually(lambda: b"uvloop" in Path(f"/proc/{first}/maps").read_bytes(), "the first one is under way")
+        eventually(lambda: b"uvloop" in Path(f"/proc/{first}/maps").read_bytes(), "the first start has begun")
         os.kill(first, signal.SIGKILL)
-        eventually(lambda: len(fates.started()) == 3, "it is started again")
-        fates.let_go()
+        eventually(lambda: len(fates.started()) == 3, "it is restarted")
+        fates.release()
         for line in process.stderr:
             if "serving at" in line:
                 break
@@ -160,7 +160,7 @@ def test_a_worker_that_died_four_times_starts_a_fifth_time_beside_a_busy_one(tmp
         eventually(lambda: len(fates.started()) == 6, "a worker is started for the fifth time")
         eventually(lambda: is_listening(port), "the other worker accepts connections")
         publish_at_a_ready_worker(port)
-        fates.let_go()
+        fates.release()
         assert process.stderr is not None
         log = []
         for line in process.stderr:
@@ -179,7 +179,7 @@ def test_if_one_worker_never_starts_the_other_does_not_outlive_relay(tmp_path: P
         _, log = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 2, log
     assert "Traceback" not in log
-    eventually(lambda: not any(map(is_running, fates.started())), "all workers are gone")
+    eventually(lambda: not any(map(is_running, fates.started())), "all workers have exited")
 
 
 @pytest.mark.parametrize("fate", ["wait", "exit"])
@@ -194,16 +194,16 @@ def test_a_signal_while_workers_start_ends_relay_immediately(fate: str, number: 
     assert "Traceback" not in log
     assert "serving at" not in log
     assert "did not exit in time" not in log
-    eventually(lambda: not any(map(is_running, fates.started())), "all workers are gone")
+    eventually(lambda: not any(map(is_running, fates.started())), "all workers have exited")
 
 
 def test_a_worker_that_dies_of_a_signal_without_a_name_is_restarted(tmp_path: Path) -> None:
     with relay("--workers", "2") as server:
         os.kill(workers(server)[0], signal.SIGRTMIN + 6)
-        eventually(lambda: bool(server.messages("worker ")), "its end is noted")
+        eventually(lambda: bool(server.messages("worker ")), "its exit is logged")
         [message] = server.messages("worker ")
         assert f"ended by signal {signal.SIGRTMIN + 6}" in message
-        eventually(lambda: len(server.stats()["workers"]) == 2, "it has come up")
+        eventually(lambda: len(server.stats()["workers"]) == 2, "it is ready")
 
 
 def test_a_reload_while_a_worker_starts_does_not_end_it(tmp_path: Path) -> None:
@@ -215,12 +215,12 @@ def test_a_reload_while_a_worker_starts_does_not_end_it(tmp_path: Path) -> None:
         with relay("--workers", "2", environ=variables) as server:
             assert manager.recv(4096).startswith(b"READY=1")
             os.kill(fates.started()[0], signal.SIGKILL)
-            eventually(lambda: len(fates.started()) == 3, "a worker is started again")
+            eventually(lambda: len(fates.started()) == 3, "a worker is restarted")
             os.kill(server.pid, signal.SIGHUP)
             assert manager.recv(4096).startswith(b"RELOADING=1")
             assert manager.recv(4096).startswith(b"READY=1")
-            fates.let_go()
-            eventually(lambda: len(server.stats()["workers"]) == 2, "it has come up")
+            fates.release()
+            eventually(lambda: len(server.stats()["workers"]) == 2, "it is ready")
             assert server.stats()["worker_restarts"] == 1
 
 
@@ -229,8 +229,8 @@ def test_a_killed_hub_leaves_no_starting_worker(tmp_path: Path) -> None:
     with start("--workers", "2", environ=fates.environ) as process:
         eventually(lambda: len(fates.started()) == 2, "both are started")
         process.kill()
-        fates.let_go()
-        eventually(lambda: not any(map(is_running, fates.started())), "all workers are gone")
+        fates.release()
+        eventually(lambda: not any(map(is_running, fates.started())), "all workers have exited")
 
 
 def test_workers_that_die_in_a_drain_are_not_restarted(tmp_path: Path) -> None:
