@@ -41,22 +41,6 @@ def upgrade_fails(server: Relay) -> str:
     return server.messages("the upgrade failed")[-1]
 
 
-def upgrade_repeatedly(server: Relay) -> None:
-    """Ask for an upgrade until a new process starts within the time limit of the upgrade."""
-
-    def count(*beginnings: str) -> int:
-        return sum(len(server.messages(beginning)) for beginning in beginnings)
-
-    upgrades = count("took over")
-    for _ in range(10):
-        ended = count("took over", "the upgrade failed")
-        os.kill(server.pid, signal.SIGUSR2)
-        eventually(lambda ended=ended: count("took over", "the upgrade failed") > ended, "the upgrade ends")  # type: ignore[misc]
-        if count("took over") > upgrades:
-            break
-    server.expect_successor(upgrades + 1)
-
-
 def test_streams_feeders_and_connections_continue_in_the_new_process(tmp_path: Path) -> None:
     with relay("--unix", str(tmp_path / "relay.sock")) as server:
         path = server.unix_path
@@ -176,26 +160,32 @@ def test_streams_of_patterns_and_of_topics_without_events_pass_on_in_any_order(f
                 assert (b"relay.gap" in stream.raw) == gaps
 
 
-@pytest.mark.parametrize("wrong", ["settings", "silent"])
-def test_if_the_new_process_fails_the_old_one_continues(wrong: str, tmp_path: Path) -> None:
+def test_if_the_new_process_rejects_its_settings_the_old_one_continues(tmp_path: Path) -> None:
     settings = tmp_path / "relay.toml"
     settings.write_text('topic = "default"')
-    with relay("--config", str(settings), "--upgrade-timeout", "2s") as server, Stream(server.port) as stream:
+    with relay("--config", str(settings)) as server, Stream(server.port) as stream:
         server.publish("before")
-        if wrong == "settings":
-            settings.write_text('no-such-setting = "1"')
-            assert "does not start" in upgrade_fails(server)
-        else:
-            settings.unlink()
-            os.mkfifo(settings)  # the process waits forever for its settings
-            assert "took longer than 2 s" in upgrade_fails(server)
+        settings.write_text('no-such-setting = "1"')
+        assert "does not start" in upgrade_fails(server)
         server.publish("after")
         assert [event.data for event in stream.take(2)] == ["before", "after"]
-        settings.unlink()
         settings.write_text("")
-        upgrade_repeatedly(server)  # On a busy machine, a start may take longer than two seconds.
+        server.upgrade()
         server.publish("later")
         assert stream.next().data == "later"
+
+
+def test_if_the_new_process_is_silent_the_old_one_continues(tmp_path: Path) -> None:
+    settings = tmp_path / "relay.toml"
+    settings.write_text('topic = "default"')
+    with relay("--config", str(settings), "--upgrade-timeout", "1s") as server, Stream(server.port) as stream:
+        settings.unlink()
+        os.mkfifo(settings)  # The new process waits for its settings.
+        # No upgrade succeeds afterwards in this test: on a busy machine, a start takes longer than a second.
+        for number in range(2):
+            assert "took longer than 1 s" in upgrade_fails(server)
+            server.publish(str(number))
+            assert stream.next().data == str(number)
 
 
 def test_if_the_new_process_dies_while_it_reads_the_log_the_old_one_continues() -> None:
