@@ -607,7 +607,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("heartbeat", "heartbeat-as", "retry-min", "retry-max", "prime", "max-age", "client-buffer"),
         *("client-timeout", "discard-bytes-max", "refuse-streams"),
     ),
-    "Who may read and publish": (
+    "Access": (
         *("subscribe", "jwt-*", "ticket", "publish-rate", "allowed-host", "unix-mode", "unix-group", "unix-user"),
     ),
     "TLS and proxies": ("tls-cert", "tls-key", "trusted-proxy", "proxy-protocol"),

@@ -112,7 +112,7 @@ def test_a_setting_is_named_without_its_unit_of_time() -> None:
     assert len(SETTINGS) == len(Config.__dataclass_fields__)
 
 
-def test_each_setting_has_a_reason_in_one_sentence() -> None:
+def test_the_help_of_each_setting_ends_with_a_full_stop() -> None:
     for name, each in SETTINGS.items():
         assert each.metadata["help"].endswith("."), name
 
