@@ -66,7 +66,7 @@ def test_settings_that_the_documents_name_exist() -> None:
     known = {f"RELAY_{name.upper().replace('-', '_')}" for name in SETTINGS}
     known |= {"RELAY_BUILD", "RELAY_CONFIG", "RELAY_ENGINE", "RELAY_", "RELAY_PORT", "RELAY_SERVICE_HOST"}
     for document in documents:
-        assert set(re.findall(r"\bRELAY_[A-Z_]*", document.read_text())) <= known, document
+        assert set(re.findall(r"\bRELAY_[A-Z0-9_]*", document.read_text())) <= known, document
 
 
 def test_the_page_of_close_reasons_lists_every_one() -> None:

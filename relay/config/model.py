@@ -84,6 +84,20 @@ class Config:
         "text",
         "PATH",
     )
+    http2: str = setting(
+        "on",
+        "Speak HTTP/2 too: over TLS with the clients that offer it, and without TLS with those that begin with it. "
+        "`on` because a browser opens at most six HTTP/1.1 connections to a host, in all its tabs together.",
+        "on|off",
+    )
+    h2_streams_max: int = setting(
+        256,
+        "Concurrent requests of one HTTP/2 connection. More are refused. 256 is above the 100 that clients assume, "
+        "and bounds the memory of one connection.",
+        "number",
+        least=1,
+        most=2**31 - 1,
+    )
     trusted_proxy: tuple[str, ...] = setting(
         (),
         "Address or network of a proxy whose X-Forwarded-For relay uses for limits by address. None by default, "
@@ -610,7 +624,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Access": (
         *("subscribe", "jwt-*", "ticket", "publish-rate", "allowed-host", "unix-mode", "unix-group", "unix-user"),
     ),
-    "TLS and proxies": ("tls-cert", "tls-key", "trusted-proxy", "proxy-protocol"),
+    "TLS, HTTP/2 and proxies": ("tls-cert", "tls-key", "http2", "h2-*", "trusted-proxy", "proxy-protocol"),
     "Limits of streams": (*("streams-max", "streams-per-*", "topics-per-stream-max", "patterns-per-stream-max"),),
     "Limits of input": (
         *("event-bytes-max", "line-bytes-max", "body-bytes-max", "batch-events-max", "head-bytes-max", "head-timeout"),

@@ -18,11 +18,13 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from relay.errors import RequestError
 from relay.front.connection import FrontProtocol
 from relay.front.deadlines import Waiting
 from relay.front.front import Front
+from relay.front.h2 import Http2Connection
 from relay.front.rate import Rates
 from relay.front.tls import DESCRIPTORS_A_STREAM, Tls
 from relay.http.forwarded import BINARY_BYTES_MAX, read_header, trusted
@@ -42,6 +44,11 @@ PAUSE_S = 0.05
 """Pause of the acceptor when a limit is reached."""
 SPARE = 32
 """Descriptors reserved for uses that begin after the start: feeders, files, links."""
+HTTP2_SPARE = 96
+"""Descriptors that streams of HTTP/2 leave to new connections. The limit of streams cannot: it does not know how many
+streams are of HTTP/2, and have two descriptors."""
+HTTP2_DESCRIPTORS = 3
+"""Descriptors of a stream of HTTP/2 at its hand-over: both ends of the pair, and a duplicate."""
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -144,13 +151,25 @@ class Acceptor:
         waiting = front.deadlines.count(Waiting.HEAD) + len(front.arriving)
         if front.config.half_open_max and waiting >= front.config.half_open_max:
             return self._make_room(Limit.HALF_OPEN_MAX, HALF_OPEN_PATIENCE_S, resting=False)
-        used = self._cost * (self._streams() + len(front.connections)) + len(front.arriving)
-        if used + self._cost + 1 > self._room:  # a hand-over duplicates a descriptor
+        if self._used() + self._cost + 1 > self._room:  # a hand-over duplicates a descriptor
             return self._make_room(Limit.DESCRIPTORS, PATIENCE_S, resting=True)
         wait_s = self._rates.take("", 1, front.clock())
         if wait_s:
             self._pause(Limit.ACCEPT_RATE, wait_s)
         return not wait_s
+
+    def _used(self) -> int:
+        """Return the number of descriptors that connections and streams use.
+
+        Each has one. A pump of TLS has two more, a connection of HTTP/2 has one, and each of its streams one more.
+        """
+        front = self._front
+        pumps = 0 if self._tls is None else 2 * len(self._tls.pumps)
+        http2 = len(front.http2) + front.http2_streams
+        return self._streams() + len(front.connections) + len(front.arriving) + pumps + http2
+
+    def _has_room_for_http2(self) -> bool:
+        return self._used() + HTTP2_DESCRIPTORS + HTTP2_SPARE <= self._room
 
     def _make_room(self, limit: Limit, patience_s: float, *, resting: bool) -> bool:
         """Close a connection, so that the next turn can accept one; pause if none can be closed. Return False."""
@@ -182,9 +201,11 @@ class Acceptor:
                 async with asyncio.timeout(front.config.head_timeout_s):
                     address = await self._read_proxy_header(connection) or address
             if self._tls is not None:
-                await self._tls.open(connection, lambda: FrontProtocol(front, address), self._loop)
+                http1, http2 = partial(FrontProtocol, front, address), partial(self._http2, address)
+                await self._tls.open(connection, http1, http2, self._loop)
                 return
-            await self._loop.connect_accepted_socket(lambda: FrontProtocol(front, address), connection)
+            become = partial(self._become_http2, address) if front.config.http2 == "on" else None
+            await self._loop.connect_accepted_socket(partial(FrontProtocol, front, address, become), connection)
         except RequestError as error:
             self._errors.report("proxy", "rejected a connection from %s: %s", address, error.reason)
             connection.close()
@@ -199,6 +220,16 @@ class Acceptor:
             connection.close()
         except asyncio.CancelledError:
             connection.close()
+
+    def _http2(self, address: str) -> Http2Connection:
+        return Http2Connection(self._front, address, self._has_room_for_http2)
+
+    def _become_http2(self, address: str, transport: asyncio.Transport, received: bytes) -> None:
+        """Continue a connection of HTTP/1.1 whose client has begun with the preface of HTTP/2."""
+        connection = self._http2(address)
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        connection.data_received(received)
 
     async def _read_proxy_header(self, connection: socket.socket) -> str | None:
         """Read exactly the PROXY header, because TLS or the front reads the bytes after it; return the address.

@@ -50,7 +50,7 @@ from relay.front.deadlines import Waiting
 from relay.front.front import Ask, Front, PackedConnection
 from relay.front.routes import Options, PublishBody, Resource, Route, StreamHead, Ticket
 from relay.http.forwarded import client_address
-from relay.http.request import Request, RequestParser
+from relay.http.request import PREFACE_HEAD, Http2PrefaceError, Request, RequestParser
 from relay.http.response import JSON, Headers, json_body, respond
 from relay.limits import Limit
 from relay.sources.body import parse_body
@@ -64,6 +64,8 @@ WRITE_BUFFER_HIGH = 64 * 1024
 
 _LIMITS = {Waiting.HEAD: Limit.HEAD_TIMEOUT, Waiting.BODY: Limit.BODY_TIME, Waiting.FLUSH: Limit.ANSWER_TIME}
 """The name of each time limit in the metrics."""
+BecomeHttp2 = Callable[[asyncio.Transport, bytes], None]
+
 _FOR_NOW = (429, 503)
 _TEXT = (("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), ("Cache-Control", "no-store"))
 
@@ -86,9 +88,11 @@ class FrontProtocol(asyncio.Protocol):
     Args:
         front: the state that all connections share.
         address: the address of the client; by default, the peer of the transport.
+        become_http2: continues with HTTP/2, from a transport and the bytes received; None if that is not possible.
     """
 
     __slots__ = (
+        "_become_http2",
         "_cancel",
         "_front",
         "_grant",
@@ -103,8 +107,9 @@ class FrontProtocol(asyncio.Protocol):
         "waiting",
     )
 
-    def __init__(self, front: Front, address: str = "") -> None:
+    def __init__(self, front: Front, address: str = "", become_http2: BecomeHttp2 | None = None) -> None:
         self._front = front
+        self._become_http2 = become_http2
         self._parser = RequestParser(front.config.head_bytes_max)
         self._phase = Phase.READING
         self._paused = False
@@ -238,6 +243,14 @@ class FrontProtocol(asyncio.Protocol):
             try:
                 if not self._serve_one():
                     return
+            except Http2PrefaceError as error:
+                if self._become_http2 is None:
+                    self._refuse(error)
+                    return
+                self._end()
+                self._front.connections.discard(self)
+                self._become_http2(self._transport, PREFACE_HEAD + self._parser.unread)
+                return
             except RequestError as error:
                 self._refuse(error)
         self._transport.pause_reading()

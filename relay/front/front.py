@@ -31,6 +31,7 @@ from relay.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from relay.front.connection import FrontProtocol
+    from relay.front.h2 import Http2Connection
 
 BODY_BYTES_PER_S_MIN = 64 * 1024
 """Slowest rate of a body. The limit is `head-timeout` plus the time of the largest body at this rate."""
@@ -66,6 +67,8 @@ class Front:
 
     At an edge, `become_edge` sets `publisher`, `find` and `ask`. `ready` is part of the answer to /readyz: whether this
     process accepts new streams. `arriving` holds accepted sockets that have no connection yet, with the time of each.
+    `http2` holds the connections of HTTP/2, which have `http2_streams` streams; `takes_http2` is False while an upgrade
+    waits for them to close.
     """
 
     hub: Hub
@@ -90,6 +93,9 @@ class Front:
     proxies: tuple[Network, ...] = field(init=False)
     connections: set[FrontProtocol] = field(init=False, default_factory=set)
     arriving: dict[asyncio.Task[None], float] = field(init=False, default_factory=dict)
+    http2: set[Http2Connection] = field(init=False, default_factory=set)
+    http2_streams: int = field(init=False, default=0)
+    takes_http2: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
         self.publisher = Publishing(self.hub, self.config.block_timeout_s, self.loop, self.clock)
@@ -131,7 +137,7 @@ class Front:
         found = self.deadlines.oldest(waiting)
         if found is None or found[1] < age_s:
             return False
-        connection = cast("FrontProtocol", found[0])
+        connection = cast("FrontProtocol | Http2Connection", found[0])
         if waiting is Waiting.REST:
             connection.close_idle()
             self.deadlines.set(found[0], Waiting.LINGER)  # its last response may be unsent
@@ -143,9 +149,19 @@ class Front:
         """Close the idle connections. While the hub drains, other connections close after their response."""
         for connection in list(self.connections):
             connection.close_idle()
+        for each in list(self.http2):
+            each.leave()
+
+    def cut_http2(self) -> None:
+        """Close all connections of HTTP/2, now and until `takes_http2` is set. Their clients reconnect and resume."""
+        self.takes_http2 = False
+        for each in list(self.http2):
+            each.cut()
 
     def abort(self) -> None:
         """Abort all connections and stop the timers."""
+        for each in list(self.http2):
+            each.abort()
         for connection in list(self.connections):
             connection.abort()
         self.deadlines.close()

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import typing
 from collections.abc import Callable
 
@@ -48,26 +49,34 @@ class Tls:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._context = read_context(config.tls_cert, config.tls_key)
+        self._context = self._read()
         self.pumps: set[Pump] = set()
+
+    def _read(self) -> ssl.SSLContext:
+        return read_context(self._config.tls_cert, self._config.tls_key, http2=self._config.http2 == "on")
 
     def reload(self) -> None:
         """Reload the certificate and the key for new connections. On an error, keep the current ones."""
         try:
-            self._context = read_context(self._config.tls_cert, self._config.tls_key)
+            self._context = self._read()
         except ConfigError as error:
             _logger.error("kept the current certificate: %s", error)
         else:
             _logger.info("reloaded the certificate")
 
     async def open(
-        self, connection: socket.socket, front: Callable[[], asyncio.Protocol], loop: asyncio.AbstractEventLoop
+        self,
+        connection: socket.socket,
+        http1: Callable[[], asyncio.Protocol],
+        http2: Callable[[], asyncio.Protocol],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         """Perform the handshake with a client, and connect the client to the front.
 
         Args:
             connection: the socket of the client; the pump owns it from now on.
-            front: creates the protocol of the front's side.
+            http1: creates the protocol of the front's side.
+            http2: creates the protocol of a client that has chosen HTTP/2. It pumps for itself.
             loop: the event loop.
 
         Raises:
@@ -75,19 +84,26 @@ class Tls:
         """
         pump = Pump(self.pumps)
         try:
-            await loop.connect_accepted_socket(
+            transport, _ = await loop.connect_accepted_socket(
                 lambda: pump.outer,
                 connection,
                 ssl=self._context,
                 ssl_handshake_timeout=self._config.head_timeout_s,
                 ssl_shutdown_timeout=CLOSE_GRACE_S,
             )
+            if transport.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
+                self.pumps.discard(pump)
+                protocol = http2()
+                transport.set_protocol(protocol)
+                protocol.connection_made(transport)
+                transport.resume_reading()
+                return
             ours, theirs = socket.socketpair()
             for each in (ours, theirs):
                 each.setblocking(False)
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._config.client_buffer)
             await loop.create_unix_connection(lambda: pump.inner, sock=ours)
-            await loop.create_unix_connection(front, sock=theirs)
+            await loop.create_unix_connection(http1, sock=theirs)
             pump.start()
         except BaseException:
             pump.abort()

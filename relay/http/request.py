@@ -34,6 +34,8 @@ from relay.errors import RequestError
 from relay.http.chunks import BARE_LF, ChunkedBody, too_large
 from relay.limits import Limit
 
+PREFACE_HEAD = b"PRI * HTTP/2.0\r\n\r\n"
+"""The part of HTTP/2's preface that looks like a request head (RFC 9113 section 3.4)."""
 LONG_BYTES = 2048
 """Requests for a stream up to this size are parsed quickly: a hundred topics take half a millisecond."""
 
@@ -49,6 +51,13 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _LAST_ID = re.compile(rb"(\r\nlast-event-id:)([^\r\n]*)(?=\r\n)", re.IGNORECASE)
 # Repeated fields of these names are rejected: joining their values would change the meaning.
 _SINGLE = frozenset(("host", "authorization", "content-type", "origin", "content-encoding"))
+
+
+class Http2PrefaceError(RequestError):
+    """The client speaks HTTP/2. The unread bytes continue after `PREFACE_HEAD`."""
+
+    def __init__(self) -> None:
+        super().__init__(505, "HTTP/2 is off or not possible on this connection; use HTTP/1.1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +163,8 @@ class RequestParser:
             head = self._take_head()
             if head is None:
                 return None
+            if head == PREFACE_HEAD:
+                raise Http2PrefaceError
             request = parse_head(head)
         except RequestError:
             self._state = _Reading.FAILED

@@ -11,12 +11,13 @@ from pathlib import Path
 from relay.errors import ConfigError
 
 
-def read_context(certificate: str, key: str) -> ssl.SSLContext:
+def read_context(certificate: str, key: str, *, http2: bool = False) -> ssl.SSLContext:
     """Read a certificate and its key.
 
     Args:
         certificate: path of a PEM file: the server's certificate first, then the intermediate ones.
         key: path of a PEM file with the unencrypted private key; empty if `certificate` contains it.
+        http2: whether to offer HTTP/2 to clients, before HTTP/1.1.
 
     Raises:
         ConfigError: a file cannot be read, or the key does not match the certificate.
@@ -30,7 +31,7 @@ def read_context(certificate: str, key: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(["h2", "http/1.1"] if http2 else ["http/1.1"])
     try:
         # Without a password of its own, OpenSSL would ask for one at the terminal.
         context.load_cert_chain(certificate, key or None, password="")

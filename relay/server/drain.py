@@ -13,7 +13,9 @@ import math
 import time
 
 from relay.config.model import Config
+from relay.core.catchup import CLOSE_GRACE_S
 from relay.core.hub import Hub
+from relay.front.front import Front
 from relay.server.parts import Parts
 
 DRAIN_STEP_S = 0.05
@@ -63,7 +65,17 @@ async def drain(parts: Parts) -> None:
     if hub.engine.open:
         _logger.warning("drain timed out with %d streams open", hub.engine.open)
     hub.abort(time.monotonic())
+    await _close_http2(parts.front)
     _logger.info("drained")
+
+
+async def _close_http2(front: Front) -> None:
+    """Wait until the connections of HTTP/2 have sent the ends of their streams and are closed, for a limited time."""
+    front.close_idle()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_GRACE_S):
+            while front.http2:
+                await asyncio.sleep(DRAIN_STEP_S)
 
 
 async def _settle(parts: Parts) -> None:

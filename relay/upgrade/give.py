@@ -141,6 +141,7 @@ async def upgrade(
             channel.send(messages.Go())
         except BaseException as error:
             _take_back(possessions, process)
+            possessions.front.takes_http2 = True
             if isinstance(error, TimeoutError):
                 raise RelayError(f"the new process took longer than {timeout_s:g} s") from None
             if isinstance(error, OSError):
@@ -247,11 +248,16 @@ def _next(possessions: Possessions, sent: int) -> tuple[list[messages.Message], 
 
 
 async def _settle(front: Front) -> None:
-    """Wait until no request is pending, for at most `SETTLE_S`."""
+    """Close the connections of HTTP/2, whose state cannot be handed over, and wait until no request is pending.
+
+    The wait takes at most `SETTLE_S`.
+    """
+    front.cut_http2()
     for _ in range(round(SETTLE_S / SETTLE_STEP_S)):
         # A timer, not only a turn of the loop: the front then knows every connection accepted before it fired.
         await asyncio.sleep(SETTLE_STEP_S)
-        if not front.arriving and all(connection.pack() is not None for connection in front.connections):
+        settled = all(connection.pack() is not None for connection in front.connections)
+        if settled and not front.arriving and not front.http2:
             return
 
 

@@ -189,7 +189,7 @@ def test_operators_receive_answers_when_every_descriptor_is_in_use(tmp_path: Pat
 
 def test_the_page_of_limits_lists_every_one_with_its_default() -> None:
     section = PAGE.read_text().partition("\n## ")[0]
-    listed = dict(re.findall(r"^\| `([a-z-]+)` \| (.*?) \|", section, re.MULTILINE))
+    listed = dict(re.findall(r"^\| `([a-z0-9-]+)` \| (.*?) \|", section, re.MULTILINE))
     assert sorted(listed) == sorted(Limit)
     for name, default in listed.items():
         if name in SETTINGS:
