@@ -194,6 +194,11 @@ class Http2Client:
         self.flush()
 
     def _handle(self, received: bytes) -> None:
+        stream_id = int.from_bytes(received[5:9], "big")
+        if stream_id > self.h2.highest_outbound_stream_id:  # a test opened the stream with frames of its own
+            if received[3] == FrameKind.RST_STREAM:
+                self.answers[stream_id].reset = ErrorCodes(int.from_bytes(received[9:13], "big"))
+            return
         for event in self.h2.receive_data(received):
             if isinstance(event, PingAckReceived):
                 self.pings.append(bytes(event.ping_data))

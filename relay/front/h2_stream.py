@@ -93,8 +93,9 @@ class Http2Stream(asyncio.BufferedProtocol):
             each.setblocking(False)
             each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, front.config.client_buffer)
         try:
-            await front.loop.create_unix_connection(lambda: FrontProtocol(front, self._connection.address), sock=theirs)
-            await front.loop.create_unix_connection(lambda: self, sock=ours)
+            # Not create_unix_connection: if the transport closes before that returns, uvloop closes a descriptor twice.
+            await front.loop.connect_accepted_socket(lambda: FrontProtocol(front, self._connection.address), theirs)
+            await front.loop.connect_accepted_socket(lambda: self, ours)
         except OSError as error:
             for each in (ours, theirs):
                 each.close()

@@ -102,8 +102,9 @@ class Tls:
             for each in (ours, theirs):
                 each.setblocking(False)
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._config.client_buffer)
-            await loop.create_unix_connection(lambda: pump.inner, sock=ours)
-            await loop.create_unix_connection(http1, sock=theirs)
+            # Not create_unix_connection: if the transport closes before that returns, uvloop closes a descriptor twice.
+            await loop.connect_accepted_socket(lambda: pump.inner, ours)
+            await loop.connect_accepted_socket(http1, theirs)
             pump.start()
         except BaseException:
             pump.abort()
