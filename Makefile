@@ -23,7 +23,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # the binary that is given: CENTRIFUGO=PATH, or on the path.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo run test test-all docs reference release browser lint storm fuzz sanitize bench bench-fanout bench-micro bench-restart bench-gate bench-instructions \
+.PHONY: help demo run test test-all docs reference release browser lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## Say what there is to make.
@@ -89,6 +89,14 @@ storm: $(INSTALLED_TEST)  ## Let ten thousand streams reconnect at once: none ma
 	STORM=10000 $(BIN)/python -m pytest -s tests/faults/test_network.py -k herd $(ARGS)
 
 # No arrangement of the tests' own: the corpus grows in a copy, and what is found is written to tests/fuzz/found.
+# A registry of Go modules had no newer version.
+H2SPEC := build/h2spec/h2spec
+$(H2SPEC):
+	GOBIN=$(abspath $(@D)) go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
+
+h2spec: $(INSTALLED_TEST) $(H2SPEC)  ## Install h2spec (needs Go), and run it against relay without TLS and with it.
+	$(BIN)/python -m tests.h2spec $(H2SPEC)
+
 fuzz: $(INSTALLED_FUZZ)  ## Fuzz one parser for a minute, or all in turn: make fuzz ARGS="sse -max_total_time=600".
 	$(BIN)/python -m tests.fuzz $(ARGS)
 

@@ -204,7 +204,7 @@ class Http2Connection(asyncio.Protocol):
         limit = self._limits.exceeded(frame, self.front.clock())
         if limit is not None:
             self.front.metrics.limited(limit)
-            self._fail(ErrorCodes.ENHANCE_YOUR_CALM, f"a client exceeded {limit}")
+            self._fail(ErrorCodes.ENHANCE_YOUR_CALM, f"it exceeded {limit}")
         return limit is None
 
     def _reject(self, stream_id: int, code: ErrorCodes) -> None:
