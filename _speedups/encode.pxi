@@ -29,6 +29,7 @@ cdef enum:
     RETRY_BYTES = 8
     DATA_BYTES = 7
     EMPTY_LINE_BYTES = 1
+    LINE_END_BYTES = 2          # CRLF, which HTTP puts after the size of a chunk and after its content
 
 cdef long long RETRY_MS_MAX = _RETRY_MS_MAX
 cdef uint64_t HIGH_BITS = 0x8080808080808080
@@ -161,7 +162,26 @@ cdef char *_put_lines(char *end, const Text *text, const LineEnds *ends) noexcep
         line = found + (2 if found[0] == c"\r" and found[1] == c"\n" else 1)
 
 
-cdef bytes _encode(object data, object event, object id, object retry, Py_ssize_t bytes_max):
+cdef inline int _hex_digits(Py_ssize_t size) noexcept nogil:
+    # Returns the number of hexadecimal digits of a size above 0.
+    cdef int digits = 0
+    while size:
+        size >>= 4
+        digits += 1
+    return digits
+
+
+cdef inline char *_put_chunk_head(char *end, Py_ssize_t size, int digits) noexcept nogil:
+    # Writes the size of a chunk in `digits` hexadecimal digits, and CRLF (RFC 9112 section 7.1).
+    cdef int place = digits
+    while place:
+        place -= 1
+        end[place] = b"0123456789abcdef"[size & 15]
+        size >>= 4
+    return _put(end + digits, b"\r\n", 2)
+
+
+cdef bytes _encode(object data, object event, object id, object retry, Py_ssize_t bytes_max, bint in_chunk):
     # Returns the frame, or None for what is refused.
     cdef Text event_text = Text(NULL, 0)
     cdef Text id_text = event_text, retry_text = event_text, data_text = event_text
@@ -188,8 +208,11 @@ cdef bytes _encode(object data, object event, object id, object retry, Py_ssize_
     if size > bytes_max:
         return None
 
-    cdef bytes frame = PyBytes_FromStringAndSize(NULL, size)
+    cdef int size_digits = _hex_digits(size) if in_chunk else 0
+    cdef bytes frame = PyBytes_FromStringAndSize(NULL, size + size_digits + 2 * LINE_END_BYTES if in_chunk else size)
     cdef char *end = PyBytes_AS_STRING(frame)
+    if in_chunk:
+        end = _put_chunk_head(end, size, size_digits)
     if event_text.start != NULL:
         end = _put(_put(_put(end, b"event: ", 7), event_text.start, event_text.size), b"\n", 1)
     if id_text.start != NULL:
@@ -202,14 +225,16 @@ cdef bytes _encode(object data, object event, object id, object retry, Py_ssize_
         else:
             end = _put_line(end, data_text.start, data_text.size)
     end[0] = c"\n"
+    if in_chunk:
+        _put(end + 1, b"\r\n", 2)
     return frame
 
 
-def encode_event(data, event, id, retry, Py_ssize_t bytes_max):
+def encode_event(data, event, id, retry, Py_ssize_t bytes_max, bint in_chunk=False):
     """Encode one event as one frame; see `relay._native.codec.encode_event`."""
     cdef bytes frame
     try:
-        frame = _encode(data, event, id, retry, bytes_max)
+        frame = _encode(data, event, id, retry, bytes_max, in_chunk)
     except UnicodeError:
         frame = None
     return _refuse(data, event, id, retry, bytes_max) if frame is None else frame

@@ -50,6 +50,7 @@ cdef struct Stream:
     uint32_t combination     # in the round that `round` names
     uint8_t state
     uint8_t reason
+    uint8_t form             # number of its form; chooses its heartbeat
 
 
 # What exists in this process, of all engines; `counters` tells tests and /stats.
@@ -148,7 +149,8 @@ cdef class Engine:
             raise RuntimeError("the stream is not behind")
         return stream
 
-    def add(self, int fd, object subscription, object address, uint64_t cursor, bytes pending, double now_s):
+    def add(self, int fd, object subscription, object address, uint64_t cursor, bytes pending, double now_s,
+            uint8_t form=0):
         """Take a connected, non-blocking socket as a stream that is behind.
 
         Args:
@@ -157,6 +159,7 @@ cdef class Engine:
             address: the peer's address; shared.
             cursor: the first sequence that it needs.
             pending: bytes to send first (response head, priming).
+            form: number of the form that the stream receives.
 
         Returns:
             the stream's handle.
@@ -190,6 +193,7 @@ cdef class Engine:
         stream.cursor = cursor
         stream.offset = 0
         stream.discarded = 0
+        stream.form = form
         stream.combined = stream.round = 0
         stream.last_write_s = <float>(now_s - self._started_s)
         stream.subscription = <PyObject *>subscription
@@ -493,8 +497,11 @@ cdef class Engine:
                     (<Members>group).push(members.handles[place])
         return list(groups.items())
 
-    def heartbeat(self, bytes frame, Py_ssize_t start, double idle_s, double now_s, double slice_s):
-        """Send `frame` to the live streams that nothing was written to for `idle_s` seconds.
+    def heartbeat(self, list frames, Py_ssize_t start, double idle_s, double now_s, double slice_s):
+        """Send a heartbeat to the live streams that nothing was written to for `idle_s` seconds.
+
+        Args:
+            frames: the heartbeat of each form.
 
         Returns:
             what to go on with as `start`; 0 when it is done.
@@ -505,10 +512,12 @@ cdef class Engine:
         cdef float idle_since_s = <float>(now_s - self._started_s - idle_s)
         cdef Stream *stream
         cdef ssize_t taken
+        cdef bytes frame
         for row in range(start, self._room):
             stream = &self._streams[row]
             if stream.state != LIVE or stream.last_write_s > idle_since_s:
                 continue
+            frame = frames[stream.form]
             taken = self._send(stream, <const char *>frame, len(frame), now_s)
             if taken == -2:
                 self._die(stream, self._reason(_reason_of(errno)))

@@ -18,13 +18,14 @@ __all__ = ["Decoder", "comment", "encode", "priming"]
 PRIMING_BYTES_MAX = 1024
 
 
-def encode(event: Event, id: str | None, bytes_max: int) -> bytes:
+def encode(event: Event, id: str | None, bytes_max: int, *, in_chunk: bool = False) -> bytes:
     """Encode one event as one frame.
 
     Args:
         event: data that is a string or `Raw` is sent unchanged, any other JSON value as compact JSON.
         id: the id for an event without one.
         bytes_max: largest frame, in bytes.
+        in_chunk: return the frame in a chunk of an HTTP body, as the log stores it; see `relay.core.forms`.
 
     Raises:
         EventError: the format cannot carry a field unchanged; the field is `data` if the frame is too large.
@@ -36,7 +37,7 @@ def encode(event: Event, id: str | None, bytes_max: int) -> bytes:
         else:
             data = None if data is UNSET else _json(data)
     own = event.id
-    return encode_event(data, event.event, id if own is None else own, event.retry, bytes_max)
+    return encode_event(data, event.event, id if own is None else own, event.retry, bytes_max, in_chunk)
 
 
 def comment(text: str) -> bytes:

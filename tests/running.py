@@ -27,7 +27,7 @@ from weakref import WeakSet
 from relay.config.load import variable
 from relay.config.model import SETTINGS
 from relay.event import Event
-from relay.sse import Decoder
+from tests.readers import Reader
 
 TIMEOUT_S = 30.0
 TOKEN = "a-token-for-tests"
@@ -308,7 +308,7 @@ class Stream:
         self.socket.settimeout(TIMEOUT_S)
         self.head = b""
         self.raw = b""
-        self._decoder = Decoder(1 << 24)
+        self._reader = Reader()
         self._events: list[Event] = []
         try:
             self._open(query, headers or {}, context)
@@ -327,17 +327,18 @@ class Stream:
             assert data, f"closed within the head: {self.head!r}"
             self.head += data
         self.head, _, rest = self.head.partition(b"\r\n\r\n")
+        self._reader = Reader(form_of(self.head))
         self.take_bytes(rest)
 
     def take_bytes(self, data: bytes) -> None:
         """Accept bytes that other code has read from the socket."""
-        self.raw += data
-        self._events += self._decoder.feed(data)
+        self._events += self._reader.feed(data)
+        self.raw = self._reader.content
 
     @property
     def last_event_id(self) -> str:
         """The last event id that a client would send to resume."""
-        return self._decoder.last_event_id
+        return self._reader.last_event_id
 
     def read_until(self, mark: bytes) -> bytes:
         """Read until these bytes have arrived; return all bytes so far."""
@@ -397,6 +398,13 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def form_of(head: bytes) -> str:
+    """Return the form of a stream with this response head; an envelope is read as an event stream."""
+    text = head.decode("latin-1").lower()
+    syntax = "ndjson" if "application/x-ndjson" in text else "sse"
+    return syntax if "transfer-encoding: chunked" in text else f"{syntax}/plain"
 
 
 class Feeder:

@@ -177,7 +177,7 @@ def test_a_dead_stream_receives_no_further_byte(rig: Rig) -> None:
     for handle in (live, behind):
         rig.engine.abort(handle, "slow")
     rig.broadcast(rig.chunk([b"a"]))
-    rig.engine.heartbeat(b":\n", 0, 0.0, 100.0, FOREVER_S)
+    rig.engine.heartbeat([b":\n"], 0, 0.0, 100.0, FOREVER_S)
     rig.engine.poll()
     assert rig.engine.lagging() == []
     rig.engine.sweep()

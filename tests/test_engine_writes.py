@@ -162,18 +162,18 @@ def test_only_idle_live_streams_receive_heartbeats(rig: Rig) -> None:
     rig.engine.live(busy, 2)
     rig.engine.fall_behind(behind, 1)
     rig.read(busy)
-    assert rig.engine.heartbeat(b":\n", 0, 15.0, 114.0, FOREVER_S) == 0
+    assert rig.engine.heartbeat([b":\n"], 0, 15.0, 114.0, FOREVER_S) == 0
     assert [rig.read(handle) for handle in (idle, busy, behind)] == [b"", b"", b""]
-    assert rig.engine.heartbeat(b":\n", 0, 15.0, 116.0, FOREVER_S) == 0
+    assert rig.engine.heartbeat([b":\n"], 0, 15.0, 116.0, FOREVER_S) == 0
     assert [rig.read(handle) for handle in (idle, busy, behind)] == [b":\n", b"", b""]
     # A heartbeat also counts as a write.
-    assert rig.engine.heartbeat(b":\n", 0, 15.0, 126.0, FOREVER_S) == 0
+    assert rig.engine.heartbeat([b":\n"], 0, 15.0, 126.0, FOREVER_S) == 0
     assert [rig.read(handle) for handle in (idle, busy, behind)] == [b"", b":\n", b""]
 
 
 def test_a_partly_sent_heartbeat_is_completed_before_the_next_frame(rig: Rig) -> None:
     handle = rig.open_live()
-    assert rig.engine.heartbeat(ROOM, 0, 0.0, 10.0, FOREVER_S) == 0
+    assert rig.engine.heartbeat([ROOM], 0, 0.0, 10.0, FOREVER_S) == 0
     assert rig.engine.lagging() == [handle]
     assert rig.engine.is_behind(handle)
     assert rig.finish(handle, rig.chunk([b"a"])) == ROOM + b"a"
@@ -183,16 +183,16 @@ def test_a_partly_sent_heartbeat_is_completed_before_the_next_frame(rig: Rig) ->
 def test_a_heartbeat_is_never_sent_inside_a_frame(rig: Rig) -> None:
     handle = rig.open_live()
     rig.broadcast(rig.chunk(FRAMES))
-    rig.engine.heartbeat(b":\n", 0, 0.0, 1000.0, FOREVER_S)
+    rig.engine.heartbeat([b":\n"], 0, 0.0, 1000.0, FOREVER_S)
     assert rig.finish(handle, rig.chunk(FRAMES)) == DATA
 
 
 def test_heartbeats_without_time_continue_until_every_stream_has_one(rig: Rig) -> None:
     handles = [rig.open_live() for _ in range(100)]
-    place = rig.engine.heartbeat(b":\n", 0, 10.0, 20.0, 0.0)
+    place = rig.engine.heartbeat([b":\n"], 0, 10.0, 20.0, 0.0)
     turns = 1
     while place:
-        place = rig.engine.heartbeat(b":\n", place, 10.0, 20.0, 0.0)
+        place = rig.engine.heartbeat([b":\n"], place, 10.0, 20.0, 0.0)
         turns += 1
     assert 1 < turns <= 8
     assert [rig.read(handle) for handle in handles] == [b":\n"] * 100
@@ -201,5 +201,5 @@ def test_heartbeats_without_time_continue_until_every_stream_has_one(rig: Rig) -
 def test_a_heartbeat_to_a_disconnected_client_closes_its_stream(rig: Rig) -> None:
     handle = rig.open_live()
     rig.peers[handle].close()
-    rig.engine.heartbeat(b":\n", 0, 0.0, 10.0, FOREVER_S)
+    rig.engine.heartbeat([b":\n"], 0, 0.0, 10.0, FOREVER_S)
     assert rig.closes() == [(handle, "client")]

@@ -18,7 +18,12 @@ BOM = codecs.BOM_UTF8
 
 
 def encode_event(
-    data: str | bytes | None, event: str | None, id: str | None, retry: int | None, bytes_max: int
+    data: str | bytes | None,
+    event: str | None,
+    id: str | None,
+    retry: int | None,
+    bytes_max: int,
+    in_chunk: bool = False,
 ) -> bytes:
     """Encode one event as one frame: its fields in the order event, id, retry, data, and an empty line.
 
@@ -28,6 +33,7 @@ def encode_event(
         id: the event's id.
         retry: reconnection time in milliseconds, at most RETRY_MS_MAX.
         bytes_max: largest frame, in bytes.
+        in_chunk: return the frame in a chunk of an HTTP body (RFC 9112 section 7.1), which `bytes_max` does not count.
 
     Returns:
         the frame.
@@ -50,7 +56,7 @@ def encode_event(
     frame = b"".join(line + b"\n" for line in lines) + b"\n"
     if len(frame) > bytes_max:
         raise too_large(bytes_max)
-    return frame
+    return b"%x\r\n%b\r\n" % (len(frame), frame) if in_chunk else frame
 
 
 def too_large(bytes_max: int) -> EventError:

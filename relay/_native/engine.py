@@ -102,6 +102,7 @@ class _Stream:
         "combined",
         "cursor",
         "discarded",
+        "form",
         "handle",
         "last_write_s",
         "offset",
@@ -113,7 +114,14 @@ class _Stream:
     )
 
     def __init__(
-        self, handle: int, sock: socket.socket, subscription: object, address: object, cursor: int, pending: bytes
+        self,
+        handle: int,
+        sock: socket.socket,
+        subscription: object,
+        address: object,
+        cursor: int,
+        pending: bytes,
+        form: int,
     ) -> None:
         self.handle = handle
         self.sock = sock
@@ -121,6 +129,7 @@ class _Stream:
         self.address = address
         self.cursor = cursor
         self.pending = pending
+        self.form = form
         self.offset = 0
         self.state = _State.BEHIND
         self.combined = 0
@@ -185,11 +194,11 @@ class Engine:
         return self._epoll.fileno()
 
     def add(
-        self, fd: int, subscription: object, address: object, cursor: int, pending: bytes, now_s: float
+        self, fd: int, subscription: object, address: object, cursor: int, pending: bytes, now_s: float, form: int = 0
     ) -> int:
         """Take a connected, non-blocking socket as a stream that is behind; see the compiled twin."""
         handle = self._next_handle
-        stream = _Stream(handle, self._register(handle, fd), subscription, address, cursor, pending)
+        stream = _Stream(handle, self._register(handle, fd), subscription, address, cursor, pending, form)
         stream.last_write_s = now_s
         self._streams[handle] = stream
         self._next_handle += 1
@@ -406,8 +415,11 @@ class Engine:
                 groups.setdefault(key, Members())._handles.append(handle)
         return list(groups.items())
 
-    def heartbeat(self, frame: bytes, start: int, idle_s: float, now_s: float, slice_s: float) -> int:
-        """Send `frame` to the live streams that nothing was written to for `idle_s` seconds.
+    def heartbeat(self, frames: list[bytes], start: int, idle_s: float, now_s: float, slice_s: float) -> int:
+        """Send a heartbeat to the live streams that nothing was written to for `idle_s` seconds.
+
+        Args:
+            frames: the heartbeat of each form.
 
         Returns:
             what to go on with as `start`; 0 when it is done.
@@ -416,6 +428,7 @@ class Engine:
         for count, handle in enumerate(sorted(h for h in self._streams if h >= start), 1):
             stream = self._streams[handle]
             if stream.state is _State.LIVE and now_s - stream.last_write_s >= idle_s:
+                frame = frames[stream.form]
                 try:
                     taken = self._send(stream, frame, now_s)
                 except _DiedError as error:

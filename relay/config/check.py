@@ -201,6 +201,11 @@ def _check_policies(config: Config) -> None:
     for policy in config.policy_request:
         if policy not in policies:
             raise ConfigError(f"policy-request: {policy!r} is not one of {', '.join(policies)}")
+    for term in config.envelope:
+        try:
+            check_term(term)
+        except EventError as error:
+            raise ConfigError(f"envelope: {term!r}: {error.reason}") from None
     for each in [config, *(split_policy(text, config)[1] for text in config.policy_for)]:
         for hard, soft in _HARD_AND_SOFT:
             most = getattr(each, SETTINGS[hard].name)

@@ -426,6 +426,13 @@ class Config:
         least=0.001,
     )
     # Streams
+    envelope: tuple[str, ...] = setting(
+        (),
+        "Topic or pattern whose event streams name the topic of each event: data becomes {\"topic\": …, \"data\": …}. "
+        "?envelope=1 or =0 in a request takes precedence. Off by default, because clients must expect it.",
+        "text",
+        "TERM",
+    )
     streams_max: int = setting(
         0,
         "Open streams in total; relay answers more with 503. 0, the default, allows as many as the descriptor "
@@ -619,7 +626,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Streams": (
         *("heartbeat", "heartbeat-as", "retry-min", "retry-max", "prime", "max-age", "client-buffer"),
-        *("client-timeout", "discard-bytes-max", "refuse-streams"),
+        *("client-timeout", "discard-bytes-max", "refuse-streams", "envelope"),
     ),
     "Access": (
         *("subscribe", "jwt-*", "ticket", "publish-rate", "allowed-host", "unix-mode", "unix-group", "unix-user"),

@@ -1,5 +1,7 @@
 """Audiences and subscriptions: map topics to streams.
 
+An audience is keyed by its term and its form. The audiences of one term share its index.
+
 Owns the map from a topic to the audiences that its events mark, and from the terms of a stream to its indexes.
 Never sends, reads an entry or reads a clock.
 
@@ -12,10 +14,11 @@ and an event costs one comparison while no pattern changes.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from relay.core.backfill import Wanted, backfill
+from relay.core.forms.form import Form
 from relay.core.index import Index, Topic
 from relay.core.log import Log
 from relay.core.policy import Rule
@@ -27,12 +30,13 @@ RESOLVED_MAX = 1000
 
 
 class Audience:
-    """The streams that share one term."""
+    """The streams that share one term and one form."""
 
-    __slots__ = ("due", "index", "members", "shared", "streams", "subscriptions", "term")
+    __slots__ = ("due", "form", "index", "members", "shared", "streams", "subscriptions", "term")
 
-    def __init__(self, term: str, index: Index) -> None:
+    def __init__(self, term: str, form: Form, index: Index) -> None:
         self.term = term
+        self.form = form
         self.index = index
         self.members = Members()
         self.subscriptions = 0  # number of subscriptions with this term
@@ -42,15 +46,16 @@ class Audience:
 
 
 class Subscription:
-    """The terms and the rule that some streams share."""
+    """The terms, the rule and the form that some streams share."""
 
-    __slots__ = ("audiences", "indexes", "rule", "streams", "terms", "waiting")
+    __slots__ = ("audiences", "form", "indexes", "rule", "streams", "terms", "waiting")
 
-    def __init__(self, terms: tuple[str, ...], audiences: tuple[Audience, ...], rule: Rule) -> None:
+    def __init__(self, terms: tuple[str, ...], audiences: tuple[Audience, ...], rule: Rule, form: Form) -> None:
         self.terms = terms
         self.audiences = audiences
         self.indexes = tuple(audience.index for audience in audiences)
         self.rule = rule
+        self.form = form
         self.streams = 0
         self.waiting = 0  # replays that wait for the indexes
 
@@ -75,14 +80,14 @@ class Audiences:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._audiences: dict[str, Audience] = {}
+        self._audiences: dict[str, dict[Form, Audience]] = {}
         self._patterns: TermTree[Audience] = TermTree()
-        self._subscriptions: dict[tuple[tuple[str, ...], Rule], Subscription] = {}
+        self._subscriptions: dict[tuple[tuple[str, ...], Rule, Form], Subscription] = {}
         log.resolve_with(self._resolve)
 
     def indexes(self) -> list[Index]:
         """Return the indexes of all audiences."""
-        return [audience.index for audience in self._audiences.values()]
+        return [next(iter(by_form.values())).index for by_form in self._audiences.values()]
 
     def of_topic(self, name: str) -> Sequence[Audience]:
         """Return the audiences that an event of this topic marks; none if the log does not know the topic."""
@@ -97,18 +102,18 @@ class Audiences:
         """
         return self._log.topic(check_topic(name))
 
-    def get(self, terms: tuple[str, ...], rule: Rule) -> Subscription:
-        """Return the subscription of these checked and disjoint terms; create it if missing.
+    def get(self, terms: tuple[str, ...], rule: Rule, form: Form) -> Subscription:
+        """Return the subscription of these checked and disjoint terms in a form; create it if missing.
 
         It exists until its last stream leaves, or until `release` if no stream entered.
         """
-        subscription = self._subscriptions.get((terms, rule))
+        subscription = self._subscriptions.get((terms, rule, form))
         if subscription is None:
-            audiences = tuple(self._audience(term) for term in terms)
+            audiences = tuple(self._audience(term, form) for term in terms)
             for audience in audiences:
                 audience.subscriptions += 1
-            subscription = Subscription(terms, audiences, rule)
-            self._subscriptions[terms, rule] = subscription
+            subscription = Subscription(terms, audiences, rule, form)
+            self._subscriptions[terms, rule, form] = subscription
         return subscription
 
     def enter(self, subscription: Subscription) -> None:
@@ -132,7 +137,7 @@ class Audiences:
         """Drop a subscription without streams and waiting replays, and its audiences without other subscriptions."""
         if subscription.streams or subscription.waiting:
             return
-        if not self._subscriptions.pop((subscription.terms, subscription.rule), None):
+        if not self._subscriptions.pop((subscription.terms, subscription.rule, subscription.form), None):
             return
         for audience in subscription.audiences:
             audience.subscriptions -= 1
@@ -141,13 +146,11 @@ class Audiences:
 
     def streams(self, term: str) -> int:
         """Return the number of open streams of a term."""
-        audience = self._audiences.get(term)
-        return 0 if audience is None else audience.streams
+        return sum(audience.streams for audience in self.of_term(term))
 
-    def members(self, term: str) -> Members | None:
-        """Return the streams of a term; None without a subscription."""
-        audience = self._audiences.get(term)
-        return None if audience is None else audience.members
+    def of_term(self, term: str) -> Iterable[Audience]:
+        """Return the audiences of a term, one per form."""
+        return self._audiences.get(term, {}).values()
 
     def wanted(self, subscription: Subscription, cursor: int, *, evicted: bool) -> list[Wanted]:
         """Return the incomplete indexes of a subscription for a replay.
@@ -199,39 +202,45 @@ class Audiences:
     def _resolve(self, topic: Topic) -> None:
         """Find the audiences of a topic, and let its events go into their indexes."""
         found = list(dict.fromkeys(self._patterns.covering(topic.name))) if self._patterns else []
-        topic.patterns = tuple(audience.index for audience in found)
-        own = self._audiences.get(topic.name)
-        if own is not None:
-            found.append(own)
+        topic.patterns = tuple(dict.fromkeys(audience.index for audience in found))
+        found += self.of_term(topic.name)
         topic.audiences = found
         topic.generation = self._log.generation
 
-    def _audience(self, term: str) -> Audience:
-        audience = self._audiences.get(term)
+    def _audience(self, term: str, form: Form) -> Audience:
+        by_form = self._audiences.setdefault(term, {})
+        audience = by_form.get(form)
         if audience is not None:
             return audience
         if is_pattern(term):
-            audience = Audience(term, self._log.new_index())
+            index = next(iter(by_form.values())).index if by_form else self._log.new_index()
+            audience = Audience(term, form, index)
             self._patterns.add(term, audience)
             self._log.generation += 1
         else:
             topic = self._log.topic(term)
             topic.pinned = True
-            audience = Audience(term, topic)
+            audience = Audience(term, form, topic)
             topic.audiences = [*topic.audiences, audience]
-        self._audiences[term] = audience
+        by_form[form] = audience
         return audience
 
     def _drop(self, audience: Audience) -> None:
-        del self._audiences[audience.term]
-        if is_pattern(audience.term):
-            self._patterns.remove(audience.term, audience)
+        term, index = audience.term, audience.index
+        by_form = self._audiences[term]
+        del by_form[audience.form]
+        if not by_form:
+            del self._audiences[term]
+        if is_pattern(term):
+            self._patterns.remove(term, audience)
             self._log.generation += 1
-            # Topics without another event still refer to it; what it lists must not stay for them.
-            audience.index.begin(self._log.head, audience.index.evicted_s)
-            audience.index.since = 0  # it lacks nothing, should a backfill of it be under way
+            if not by_form:
+                # Topics without another event still refer to the index, which must not keep its rows for them.
+                index.begin(self._log.head, index.evicted_s)
+                index.since = 0  # A backfill that is under way has nothing to add.
         else:
-            topic = self._log.topics[audience.term]
-            topic.pinned = False
+            topic = self._log.topics[term]
             topic.audiences = [each for each in topic.audiences if each is not audience]
-            self._log.forget(topic)
+            if not by_form:
+                topic.pinned = False
+                self._log.forget(topic)

@@ -216,7 +216,7 @@ class CatchUp:
             batch, chunk = self._conflated(handle, state, subscription, cursor)
         elif state.ceiling is not None:
             batch = log.merge(subscription.indexes, cursor, state.ceiling, SEGMENT_BYTES)
-            chunk = self._join(batch)
+            chunk = self._join(subscription, batch)
         else:
             chunk = self._chunk(subscription, cursor)
         whole = engine.write(handle, chunk, now_s)
@@ -241,7 +241,7 @@ class CatchUp:
             key: object = (subscription, cursor, log.head)
             chunk = self._chunks.get(key)
             if chunk is None:
-                chunk = self._join(log.merge(subscription.indexes, cursor, log.head, SEGMENT_BYTES))
+                chunk = self._join(subscription, log.merge(subscription.indexes, cursor, log.head, SEGMENT_BYTES))
                 self._keep(key, chunk)
             return chunk
         index: Index = subscription.indexes[0]
@@ -249,19 +249,21 @@ class CatchUp:
         if number is None:
             return None
         # A backfill adds older rows to a segment.
-        key = (index, number, index.since)
+        key = (subscription.form, index, number, index.since)
         chunk = self._chunks.get(key)
         # The last segment grows. If streams got an old part of it, few of them would ever be live under a steady feed.
         if chunk is None or chunk.cursor <= cursor or index.segment(chunk.cursor) == number:
             sequences, finished = index.rows(number, log.tail)
-            chunk = Chunk(log.pick(sequences), sequences, sequences[-1] + 1 if finished else log.head)
+            chunk = Chunk(
+                subscription.form.entries(log, sequences), sequences, sequences[-1] + 1 if finished else log.head
+            )
             self._keep(key, chunk)
         return chunk
 
-    def _join(self, batch: Batch | None) -> Chunk | None:
+    def _join(self, subscription: Subscription, batch: Batch | None) -> Chunk | None:
         if batch is None or not batch.sequences:
             return None
-        return Chunk(self._log.pick(batch.sequences), batch.sequences, batch.cursor)
+        return Chunk(subscription.form.entries(self._log, batch.sequences), batch.sequences, batch.cursor)
 
     def _keep(self, key: object, chunk: Chunk | None) -> None:
         if chunk is None:
@@ -281,9 +283,9 @@ class CatchUp:
         untold = [] if batch is None else sorted(set(batch.superseded).difference(state.told))
         if untold:
             told = notice.gap("conflated", len(untold), log.id(untold[0]), log.id(untold[-1]))
-            self._engine.skip(handle, cursor, told)
+            self._engine.skip(handle, cursor, subscription.form.notice(told))
             state.told = array("Q", sorted((*state.told, *untold)))
-        return batch, self._join(batch)
+        return batch, self._join(subscription, batch)
 
     # Policies
 
@@ -352,7 +354,7 @@ class CatchUp:
         if missed > 0:
             self.actions[subscription.rule.policy.value] += 1
             told = notice.gap("slow", missed, *self._ends(subscription, before, cursor))
-        self._engine.skip(handle, cursor, told)
+        self._engine.skip(handle, cursor, subscription.form.notice(told))
         state.seen = subscription.ordinal(cursor)
 
     def _ends(self, subscription: Subscription, before: int, cursor: int) -> tuple[str, str]:

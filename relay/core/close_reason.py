@@ -52,3 +52,9 @@ class CloseReason(StrEnum):
 
     SHUTDOWN = "shutdown"
     """The server stopped before the stream had received everything."""
+
+
+CLEAN = frozenset(
+    (CloseReason.ENDED, CloseReason.EXPIRED, CloseReason.REVOKED, CloseReason.AGE, CloseReason.DRAIN)
+)
+"""The reasons that end a stream in order. Its body is then complete; for any other reason, it is cut off."""

@@ -18,7 +18,9 @@ END = "relay.end"
 ENDED_MAX = 10_000
 """Maximum number of remembered topics (4 MB). The oldest is forgotten first and can be published to again."""
 
-_PREFIX = f"event: {END}\n".encode()
+_FIELD = f"\r\nevent: {END}\n".encode()
+_FIELD_STOP = 8 + len(_FIELD)
+"""Where the field ends at the latest: at most 8 hexadecimal digits precede it."""
 
 
 class Ended:
@@ -48,6 +50,6 @@ class Ended:
         return [topic for topic, is_in_log in self.topics.items() if is_in_log]
 
 
-def is_end(frame: bytes) -> bool:
-    """Return whether a frame ends its topic; `event` is the first field of each frame."""
-    return frame.startswith(_PREFIX)
+def is_end(chunk: bytes) -> bool:
+    """Return whether an entry's stored bytes end its topic; `event` is the first field of each frame."""
+    return chunk.find(_FIELD, 0, _FIELD_STOP) >= 0

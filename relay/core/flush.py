@@ -3,7 +3,8 @@
 The flush joins the new entries once per audience, and once per combination of audiences that a stream has. The engine
 gets one buffer for all streams of an audience. A flush may run in slices; between slices, publishers and streams go
 on. It sends the entries that existed when it began (`until`), and to each stream only those from the stream's cursor
-on. If the entries do not fit into one segment, the streams catch up instead, and a policy can act.
+on. If the entries do not fit into one segment, the streams catch up instead, and a policy can act. All audiences of a
+combination have the form of its streams.
 
 Owns the due audiences and the position up to which live streams have received everything. Never applies a policy.
 """
@@ -156,7 +157,7 @@ class Flush:
         if audiences and batch is None:
             return None
         if batch is not None and batch.cursor == flush.until:
-            return Chunk(log.pick(batch.sequences), batch.sequences, flush.until)
+            return Chunk(audiences[0].form.entries(log, batch.sequences), batch.sequences, flush.until)
         for handle in self._engine.listed(members):
             self._fall_behind(handle, flush.since)
         return None

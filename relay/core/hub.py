@@ -24,9 +24,10 @@ from relay.core import notice
 from relay.core.admission import Admission
 from relay.core.audience import Audiences, Subscription
 from relay.core.catchup import CatchUp
-from relay.core.close_reason import CloseReason
+from relay.core.close_reason import CLEAN, CloseReason
 from relay.core.ended import Ended, is_end
 from relay.core.flush import SLICE_S, Flush
+from relay.core.forms.registry import all_forms
 from relay.core.grant import Grant
 from relay.core.holds import Holds
 from relay.core.leases import Leases
@@ -34,7 +35,7 @@ from relay.core.log import Entry, Log
 from relay.core.measures import Measures
 from relay.core.policy import Rule, Rules
 from relay.core.replays import Done, Replays
-from relay.core.stream import PackedStream, Subscribe
+from relay.core.stream import PackedStream, PackedSubscription, Subscribe
 from relay.core.writer import Writer
 from relay.errors import RETRY_SOON, RequestError
 from relay.event import Event
@@ -88,6 +89,7 @@ class Hub:
             events_max=config.history_events,
             age_s_max=config.history_age_s,
         )
+        self.forms = all_forms()
         self.audiences = Audiences(self.log)
         self.replays = Replays(self.log, self.audiences, clock)
         self.holds = Holds(self.audiences)
@@ -106,7 +108,8 @@ class Hub:
         self._clock = clock
         self._wake = wake
         self._draw = draw
-        self._heartbeat = notice.heartbeat(config.heartbeat_as)
+        heartbeat = notice.heartbeat(config.heartbeat_as)
+        self._heartbeats = [form.notice(heartbeat) for form in self.forms.values()]
         self._heartbeat_place = 0  # where the next slice of the heartbeat begins; 0 when it is complete
         self.leases = Leases()
         self.admission = Admission(config, streams_max, self.audiences, self.leases)
@@ -166,9 +169,8 @@ class Hub:
     def end_topic(self, topic: str) -> None:
         """Close the streams of a topic once they have received the log, unless they follow other topics too."""
         self.ended.note(topic)
-        members = self.audiences.members(topic)
-        if members is not None:
-            self._ending.extend(self.engine.listed(members))
+        for audience in self.audiences.of_term(topic):
+            self._ending.extend(self.engine.listed(audience.members))
             self._wake_up()
 
     def held(self, topic: str) -> bool:
@@ -221,7 +223,7 @@ class Hub:
             now_s: the time.
         """
         for handle in self.engine.handles():
-            self.catchup.close(handle, CloseReason.LAPPED, now_s, notice.come_back(self.draw_retry_ms()))
+            self._close(handle, CloseReason.LAPPED, now_s, notice.come_back(self.draw_retry_ms()))
         self._settle(now_s)
         self.ended.topics.clear()
         self.begun = not self.fed
@@ -257,7 +259,7 @@ class Hub:
 
     # Streams pass to another process
 
-    def pack(self, now_s: float) -> tuple[list[tuple[tuple[str, ...], Rule]], list[tuple[int, PackedStream]]]:
+    def pack(self, now_s: float) -> tuple[list[PackedSubscription], list[tuple[int, PackedStream]]]:
         """Describe all streams, with their descriptors, and the subscriptions that they refer to.
 
         All live streams begin to catch up, which continues with the next turn.
@@ -266,12 +268,12 @@ class Hub:
         for handle in self.engine.handles():
             self._fall_behind(handle, self._flush.flushed)
         self._wake_up()
-        places: dict[tuple[tuple[str, ...], Rule], int] = {}
+        places: dict[PackedSubscription, int] = {}
         streams = []
         for handle, fd, cursor, pending, written_s, reason in self.engine.pack():
             subscription = cast(Subscription, self.engine.subscription(handle))
             stream = PackedStream(
-                places.setdefault((subscription.terms, subscription.rule), len(places)),
+                places.setdefault((subscription.terms, subscription.rule, subscription.form.name), len(places)),
                 cast(str, self.engine.address(handle)),
                 cursor,
                 pending,
@@ -283,7 +285,7 @@ class Hub:
             streams.append((fd, stream))
         return list(places), streams
 
-    def adopt(self, fd: int, stream: PackedStream, terms: tuple[str, ...], rule: Rule) -> int:
+    def adopt(self, fd: int, stream: PackedStream, terms: tuple[str, ...], rule: Rule, form: str) -> int:
         """Take a stream of another process, whose log is this one's; nothing is written to it before the next turn.
 
         Args:
@@ -291,15 +293,18 @@ class Hub:
             stream: what it is.
             terms: its terms, checked and disjoint.
             rule: what it has chosen, or was given.
+            form: the name of its form.
 
         Returns:
             its handle; one that was closing there is still to be closed here.
         """
-        subscription = self.audiences.get(terms, rule)
+        subscription = self.audiences.get(terms, rule, self.forms[form])
         if stream.cursor < self.log.head:
             self.audiences.complete(subscription, stream.cursor, evicted=False)
         address = sys.intern(stream.address)
-        handle = self.engine.add(fd, subscription, address, stream.cursor, stream.pending, stream.written_s)
+        handle = self.engine.add(
+            fd, subscription, address, stream.cursor, stream.pending, stream.written_s, subscription.form.number
+        )
         self._enter(handle, subscription, address)
         if stream.lease is not None:
             self.leases.add(handle, *stream.lease)
@@ -331,7 +336,7 @@ class Hub:
             done(None)
             return lambda: None
         terms = disjoint(request.terms)
-        subscription = self.audiences.get(terms, self._rules.choose(request.terms, request.policy))
+        subscription = self._subscription(request, terms)
         cursor, evicted = self._reach(request, self._sequence(request, terms), now_s)
         cancel = self.replays.prepare(subscription, cursor, done, evicted=evicted)
         if self.replays.due:
@@ -355,18 +360,18 @@ class Hub:
             raise RequestError(503, "the server is draining", RETRY_SOON)
         terms = disjoint(request.terms)
         self.admission.check(self.engine.open, address, request.grant, terms)
-        subscription = self.audiences.get(terms, self._rules.choose(request.terms, request.policy))
+        subscription, form = self._subscription(request, terms), self.forms[request.form]
         try:
             cursor, gap = self._start(request, subscription, now_s)
             told = gap if self._config.prime else b""  # without a priming id, each reconnect would report the gap again
             if self.begun and self.ended.all(terms) and not told and not subscription.has(cursor):
                 raise RequestError(204, "its topics have ended for good")
-            pending = [request.head, comment(" " * notice.PADDING_BYTES) if request.padding else comment("")]
+            padding = comment(" " * notice.PADDING_BYTES) if request.padding else comment("")
             # The gap precedes the priming id. A client that is cut off between the two receives the gap again.
-            pending.append(gap)
+            pending = [request.head, form.notice(padding), form.notice(gap)]
             if self._config.prime:
-                pending.append(priming(self.draw_retry_ms(), f"{self.log.epoch}-{cursor - 1}"))
-            handle = self.engine.add(fd, subscription, address, cursor, b"".join(pending), now_s)
+                pending.append(form.notice(priming(self.draw_retry_ms(), f"{self.log.epoch}-{cursor - 1}")))
+            handle = self.engine.add(fd, subscription, address, cursor, b"".join(pending), now_s, form.number)
         except (OSError, RequestError):
             self.audiences.release(subscription)
             raise
@@ -377,6 +382,10 @@ class Hub:
             self.catchup.ready(handle)
             self._wake_up()
         self._sweep()
+
+    def _subscription(self, request: Subscribe, terms: tuple[str, ...]) -> Subscription:
+        rule = self._rules.choose(request.terms, request.policy)
+        return self.audiences.get(terms, rule, self.forms[request.form])
 
     def _enter(self, handle: int, subscription: Subscription, address: str) -> None:
         self.audiences.enter(subscription)
@@ -473,7 +482,7 @@ class Hub:
     def heartbeat(self, now_s: float) -> bool:
         """Send heartbeats to idle streams for one slice; return whether more streams are left."""
         self._heartbeat_place = self.engine.heartbeat(
-            self._heartbeat, self._heartbeat_place, self._config.heartbeat_s, now_s, SLICE_S
+            self._heartbeats, self._heartbeat_place, self._config.heartbeat_s, now_s, SLICE_S
         )
         self._settle(now_s)
         return self._heartbeat_place > 0
@@ -512,9 +521,9 @@ class Hub:
         self.catchup.drop(handle)
         if self.draining:
             after_ms = round(1000 * (self._config.retry_min_s + self._config.drain_spread_s * self._draw()))
-            self.catchup.close(handle, CloseReason.DRAIN, self._clock(), notice.come_back(after_ms))
+            self._close(handle, CloseReason.DRAIN, self._clock(), notice.come_back(after_ms))
         elif self.ended.all(cast(Subscription, self.engine.subscription(handle)).terms):
-            self.catchup.close(handle, CloseReason.ENDED, self._clock())
+            self._close(handle, CloseReason.ENDED, self._clock())
         else:
             # A client may have reconnected from another edge whose log was further ahead.
             self.engine.live(handle, max(self.engine.cursor(handle), self.log.head))
@@ -522,7 +531,12 @@ class Hub:
     def _end(self, handle: int, reason: str, now_s: float) -> None:
         """Close a stream after the current frame; its client can reconnect and resume."""
         self.engine.fall_behind(handle, self._flush.flushed)
-        self.catchup.close(handle, reason, now_s, notice.come_back(self.draw_retry_ms()))
+        self._close(handle, reason, now_s, notice.come_back(self.draw_retry_ms()))
+
+    def _close(self, handle: int, reason: str, now_s: float, last: bytes = b"") -> None:
+        """Close a stream after the current frame and a last notice; complete its body if the reason is clean."""
+        form = cast(Subscription, self.engine.subscription(handle)).form
+        self.catchup.close(handle, reason, now_s, form.notice(last) + (form.end if reason in CLEAN else b""))
 
     def revoke(self, valid: Callable[[Grant], bool], now_s: float) -> int:
         """Close the streams whose grant is no longer valid; return their number."""

@@ -89,7 +89,7 @@ class Log:
         self._keys: list[str | None] = []
         self._times = array("d")
         self._superseded = bytearray()
-        self.ids = OwnIds(lambda sequence: self._topics[sequence - self._base].name)
+        self.ids = OwnIds(self.topic_of)
 
     def __len__(self) -> int:
         return self.head - self.tail
@@ -292,6 +292,10 @@ class Log:
     def time_s(self, sequence: int) -> float:
         """Return the time of a retained entry."""
         return self._times[sequence - self._base]
+
+    def topic_of(self, sequence: int) -> str:
+        """Return the topic of a retained entry."""
+        return self._topics[sequence - self._base].name
 
     def pick(self, sequences: Sequence[int]) -> list[bytes]:
         """Return the frames of retained entries."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from relay.core.grant import ANYBODY, Grant
+from relay.core.policy import Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Subscribe:
         policy: the policy that the client chose, which the settings allow; None for the configured policy.
         padding: begin with a comment of 2 KiB, which makes old browsers read the stream.
         head: the response head, which is sent first.
+        form: name of the form of the body; see `relay.core.forms`.
         grant: the grant of the client.
         ends_s: end of the grant, in the hub's time.
         after: sequence of the last id, if the hub that feeds this one had to look it up.
@@ -36,10 +38,15 @@ class Subscribe:
     policy: str | None
     padding: bool
     head: bytes
+    form: str = "sse"
     grant: Grant = ANYBODY
     ends_s: float = math.inf
     after: int | None = None
     must_know: bool = False
+
+
+PackedSubscription = tuple[tuple[str, ...], Rule, str]
+"""The terms, the rule and the form that some streams share, for another process."""
 
 
 class PackedLag(msgspec.Struct, array_like=True, frozen=True):

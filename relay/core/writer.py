@@ -16,6 +16,7 @@ import msgspec
 
 from relay.config.model import Config
 from relay.core.ended import END, Ended
+from relay.core.forms.form import CHUNK_BYTES_MAX
 from relay.core.log import Entry, Log
 from relay.core.seen import Seen
 from relay.errors import EndedError, EventError, RequestError
@@ -91,7 +92,7 @@ class Writer:
         self._log = log
         self._append = append
         self._on_end = on_end
-        self._event_bytes_max = min(config.event_bytes_max, config.history_bytes)
+        self._event_bytes_max = min(config.event_bytes_max, config.history_bytes - CHUNK_BYTES_MAX)
 
     def use_journal(self, journal: WriteAhead) -> None:
         """Store each entry in this journal before the log gets it."""
@@ -215,7 +216,7 @@ class Writer:
             check_topic(topic)
         if event.key is not None and not event.key.isascii():
             _check_text("key", event.key)
-        return encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max)
+        return encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max, in_chunk=True)
 
 
 def _reserved() -> EventError:

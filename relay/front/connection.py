@@ -279,7 +279,7 @@ class FrontProtocol(asyncio.Protocol):
             self._subscribe(route)
         elif isinstance(route, StreamHead):
             assert self._request is not None
-            self._answer(front.dates.head(front.router.closing_head(self._request)), keep=False)
+            self._answer(front.dates.head(route.head), keep=False)
         elif isinstance(route, PublishBody):
             self._publish(route, body)
         elif isinstance(route, Options):
@@ -482,9 +482,8 @@ class FrontProtocol(asyncio.Protocol):
         """Respond with a short stream that sets the reconnection time: after an error status, EventSource gives up."""
         assert self._request is not None
         after_ms = 1000 * int(dict(error.headers).get("Retry-After", "0"))
-        head = self._front.dates.head(self._front.router.closing_head(self._request))
         text = comment(error.reason) + come_back(after_ms + self._front.hub.draw_retry_ms())
-        self._answer(head + text, keep=False)
+        self._answer(self._front.router.whole_stream(self._request, text), keep=False)
 
     def _refuse_event(self, error: EventError) -> None:
         """Respond to a publish request with an invalid event."""

@@ -14,9 +14,12 @@ from functools import lru_cache, partial
 
 from relay.config.model import Config
 from relay.config.origins import Allowed
+from relay.core.forms.form import Form
+from relay.core.forms.registry import DEFAULT, PLAIN, all_forms
 from relay.core.policy import Policy
 from relay.core.stream import Subscribe
 from relay.errors import EventError, RequestError
+from relay.front.negotiate import Negotiator
 from relay.front.query import Names, check_names, read_since
 from relay.http.request import Request
 from relay.http.response import Headers, cors_headers, stream_head
@@ -24,7 +27,7 @@ from relay.ids import LAST_ID_NAMES, query_readings, readings
 from relay.limits import Limit
 from relay.topic import check_term, check_topic, is_pattern
 
-_STREAM_NAMES = Names(("topic", "since", "policy", "padding", "evs_preamble", "ticket", *LAST_ID_NAMES))
+_STREAM_NAMES = Names(("topic", "since", "policy", "envelope", "padding", "evs_preamble", "ticket", *LAST_ID_NAMES))
 _PUBLISH_NAMES = Names(("topic", "event", "id", "key"))
 ORIGINS_CACHED = 1024
 """Size of the cache of headers per origin; a wildcard can match any number of origins."""
@@ -41,6 +44,7 @@ class StreamHead:
     """Respond to HEAD with the response head of the stream, and close."""
 
     terms: tuple[str, ...]
+    head: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,9 @@ class Router:
         self._origins = Allowed(config.cors_origin)
         self._cors = lru_cache(ORIGINS_CACHED)(partial(cors_headers, self._origins))
         # Streams share one head per listed origin, and one for all other origins.
-        self._heads = lru_cache(ORIGINS_CACHED)(lambda origin: stream_head(self._cors(origin)))
+        self._heads = lru_cache(ORIGINS_CACHED)(self._build_head)
+        self._forms = all_forms()
+        self._negotiator = Negotiator(config)
 
     def cors(self, request: Request | None) -> Headers:
         """Return the CORS headers of the response; `request` is None if the request could not be parsed."""
@@ -115,13 +121,14 @@ class Router:
         origin = request.headers.get("origin")
         return origin if origin is not None and self._origins.lists(origin) else None
 
-    def _head(self, request: Request) -> bytes:
+    def _build_head(self, origin: str | None, form: Form) -> bytes:
         """Return the response head of a stream."""
-        return self._heads(self._origin(request))
+        return stream_head(form.syntax.media_types[0], self._cors(origin), chunked=form.chunked)
 
-    def closing_head(self, request: Request) -> bytes:
-        """Return the response head of a stream that ends at once."""
-        return self._head(request).replace(b"Connection: keep-alive\r\n", b"Connection: close\r\n")
+    def whole_stream(self, request: Request, frame: bytes) -> bytes:
+        """Return a response with an event stream that has only this notice."""
+        form = self._forms[DEFAULT if request.version == "1.1" else DEFAULT + PLAIN]
+        return self._heads(self._origin(request), form) + form.notice(frame) + form.end
 
     def route(self, request: Request) -> Route:
         """Return the route of a request.
@@ -139,7 +146,7 @@ class Router:
             if request.method == "OPTIONS":
                 return self._options(request, _READ)
             stream = self._subscribe(request)
-            return StreamHead(stream.terms) if request.method == "HEAD" else stream
+            return StreamHead(stream.terms, stream.head) if request.method == "HEAD" else stream
         if path == "/publish":
             _check_method(request, _WRITE)
             return self._options(request, _WRITE) if request.method == "OPTIONS" else self._publish(request)
@@ -179,13 +186,16 @@ class Router:
         if since and not last_ids:
             since_s, last_ids = read_since(since, self._wall())
             must_know = bool(last_ids)
+        terms = self._terms(request)
+        form = self._negotiator.form(request, terms, _one(request, "envelope"))
         return Subscribe(
-            terms=self._terms(request),
+            terms=terms,
             last_ids=last_ids,
             since_s=since_s,
             policy=self._policy(_one(request, "policy")),
             padding=any(name in ("padding", "evs_preamble") for name, _ in request.query),
-            head=self._head(request),
+            head=self._heads(self._origin(request), self._forms[form]),
+            form=form,
             must_know=must_know,
         )
 

@@ -65,13 +65,21 @@ def cors_headers(allowed: Allowed, origin: str | None) -> Headers:
     return (("Access-Control-Allow-Origin", "*"), *vary) if allowed.any else vary
 
 
-def stream_head(cors: Headers = ()) -> bytes:
-    """Build the response head of a stream. In HTTP/1.0 and 1.1, its body ends when the connection closes."""
+def stream_head(media_type: str, cors: Headers = (), *, chunked: bool) -> bytes:
+    """Build the response head of a stream. The connection closes after its body.
+
+    Args:
+        media_type: the value of Content-Type.
+        cors: the CORS headers.
+        chunked: the body is sent in chunks; else it ends when the connection closes (RFC 9112 section 6.3).
+    """
     lines = [
         "HTTP/1.1 200 OK",
-        "Content-Type: text/event-stream",
+        f"Content-Type: {media_type}",
         "Cache-Control: no-cache, no-transform",
-        "Connection: keep-alive",
+        "Connection: close",
+        *(("Transfer-Encoding: chunked",) if chunked else ()),
+        "Vary: Accept",
         "X-Accel-Buffering: no",
         *(f"{name}: {value}" for name, value in cors),
     ]

@@ -12,6 +12,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 
 from relay.config.model import Config, is_event_stream
+from relay.core.forms.form import unwrap
 from relay.core.hub import Hub
 from relay.errors import ConfigError, RelayError
 from relay.ids import may_keep
@@ -75,7 +76,7 @@ class Sources:
                     self._loop,
                     time.monotonic,
                     may_keep=lambda id: may_keep(id, log.epoch),
-                    retained=log.newest(config.topic),
+                    retained=((id, unwrap(chunk)) for id, chunk in log.newest(config.topic)),
                     position=None if journal is None else journal.upstream_position,
                     note=lambda position: None if journal is None else journal.note_upstream(position),
                 )

@@ -23,13 +23,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from relay.core.forms.form import CHUNK_BYTES_MAX, wrap
 from relay.core.log import Entry
 from relay.errors import ConfigError
 
 APPLICATION_ID = 0x72656C79
 """`rely` in the file's header; distinguishes the file from the files of other programs."""
 
-FORMAT = 1
+FORMAT = 2
+"""In format 1, which is read too, entries have frames without chunks. Rows of both formats may be in one file."""
 
 Key = tuple[str, str]
 """A dedup key and the id of its event."""
@@ -159,14 +161,15 @@ class Store:
         db = self._db
         if _pragma(db, "application_id") != APPLICATION_ID:
             raise ConfigError(f"data: {self.path} is not a file of relay, but of another program; give another path")
-        if (file_format := _pragma(db, "user_version")) != FORMAT:
-            raise ConfigError(f"data: {self.path} has format {file_format}; this version of relay reads {FORMAT}")
+        if (file_format := _pragma(db, "user_version")) not in (1, FORMAT):
+            raise ConfigError(f"data: {self.path} has format {file_format}; this version of relay reads 1 to {FORMAT}")
         if self._meta("open") and not self._has_wal:
             raise ConfigError(
                 f"data: {self.path}-wal is missing, and the newest events with it; restore it beside the file"
             )
         # The checkpoint puts the mark into the database itself, so that it survives the loss of the write-ahead log.
         db.execute("UPDATE meta SET value = 1 WHERE name = 'open'")
+        db.execute(f"PRAGMA user_version = {FORMAT}")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _meta(self, name: str) -> Any:
@@ -203,7 +206,7 @@ class Store:
             if following is None and first > self.tail:
                 raise ConfigError(f"data: {self.path}: {_damaged(f'entries from {self.tail} on are missing')}")
             following = last + 1
-            yield ahead_s, row
+            yield ahead_s, row if _is_chunk(row[0].frame) else [each._replace(frame=wrap(each.frame)) for each in row]
         if following is not None and following < self.tail:
             raise ConfigError(f"data: {self.path}: {_damaged(f'entries from {following} on are missing')}")
 
@@ -273,6 +276,11 @@ class Store:
             self._db.execute("UPDATE meta SET value = 0 WHERE name = 'open'")
         finally:
             self._db.close()
+
+
+def _is_chunk(stored: bytes) -> bool:
+    """Return whether an entry is a frame in a chunk. A frame itself has no CR."""
+    return b"\r" in stored[:CHUNK_BYTES_MAX]
 
 
 def _create(path: str) -> None:

@@ -31,13 +31,12 @@ import msgspec
 
 from relay.core.grant import Grant
 from relay.core.log import Entry
-from relay.core.policy import Rule
-from relay.core.stream import PackedStream
+from relay.core.stream import PackedStream, PackedSubscription
 from relay.errors import RelayError
 from relay.front.front import PackedConnection
 from relay.sources.feeder import PackedFeeder
 
-FORM = 3
+FORM = 4
 """Version of the messages. If the processes have different versions, the upgrade fails and the old one continues."""
 
 VARIABLE = "RELAY_TAKEOVER"
@@ -97,7 +96,7 @@ class Listeners(Message, frozen=True):
 class Terms(Message, frozen=True):
     """The subscriptions of the streams; each stream has an index into this list."""
 
-    subscriptions: list[tuple[tuple[str, ...], Rule]]
+    subscriptions: list[PackedSubscription]
 
 
 class Streams(Message, frozen=True):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from relay.core.hub import Hub
-from relay.core.policy import Rule
+from relay.core.stream import PackedSubscription
 from relay.errors import RelayError
 from relay.front.connection import FrontProtocol
 from relay.front.front import Front, PackedConnection
@@ -83,7 +83,7 @@ def take(channel: Channel, start: messages.Start, hub: Hub, now_s: float, before
         RelayError: the takeover failed, and the old process continues.
     """
     taken = Taken()
-    subscriptions: list[tuple[tuple[str, ...], Rule]] = []
+    subscriptions: list[PackedSubscription] = []
     _begin(hub, start, now_s)
     while True:
         message, fds = channel.receive()

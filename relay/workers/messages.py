@@ -25,7 +25,7 @@ from relay.config.model import Config
 from relay.core.log import Entry
 from relay.errors import RelayError
 
-VERSION = 3
+VERSION = 4
 
 HELLO_BYTES_MAX = 16 * 1024
 """Longest message that is accepted before the token has been checked."""

@@ -6,6 +6,7 @@ import pytest
 
 from relay.core import backfill as backfill_module
 from relay.core.audience import Audience, Audiences, Subscription
+from relay.core.forms.registry import all_forms
 from relay.core.log import Log
 from relay.core.policy import Limits, Policy, Rule
 from relay.errors import EventError
@@ -21,6 +22,7 @@ class World:
     def __init__(self, events_max: int = 0) -> None:
         self.log = Log("e", bytes_max=1 << 30, events_max=events_max)
         self.audiences = Audiences(self.log)
+        self.forms = all_forms()
 
     def publish(self, topic: str) -> list[str]:
         """Append an event; return the terms whose audiences it marks."""
@@ -28,9 +30,9 @@ class World:
         self.log.append(known, b"x", None, None, 0.0)
         return [audience.term for audience in known.audiences]
 
-    def enter(self, *terms: str, rule: Rule = RULE) -> Subscription:
+    def enter(self, *terms: str, rule: Rule = RULE, form: str = "sse") -> Subscription:
         """Open a stream."""
-        subscription = self.audiences.get(terms, rule)
+        subscription = self.audiences.get(terms, rule, self.forms[form])
         self.audiences.enter(subscription)
         return subscription
 
@@ -40,7 +42,8 @@ class World:
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Return (streams, streams that are also in other audiences) of every audience."""
-        return {term: (each.streams, each.shared) for term, each in self.audiences._audiences.items()}
+        audiences = [each for term in self.audiences._audiences for each in self.audiences.of_term(term)]
+        return {each.term: (each.streams, each.shared) for each in audiences}
 
     def is_empty(self) -> bool:
         """Return whether nothing is left of any stream."""
@@ -156,7 +159,7 @@ def test_a_term_that_returns_has_a_new_audience() -> None:
 
 def test_a_subscription_that_was_never_entered_is_dropped_by_release() -> None:
     world = World()
-    subscription = world.audiences.get(("a", "b.*"), RULE)
+    subscription = world.audiences.get(("a", "b.*"), RULE, world.forms["sse"])
     world.audiences.release(subscription)
     assert world.is_empty()
     assert world.log.topics == {}
@@ -167,14 +170,15 @@ def test_a_release_keeps_everything_with_a_stream() -> None:
     subscription = world.enter("a")
     world.audiences.release(subscription)
     assert world.counts() == {"a": (1, 0)}
-    world.audiences.release(world.audiences.get(("a", "b"), RULE))
+    world.audiences.release(world.audiences.get(("a", "b"), RULE, world.forms["sse"]))
     assert world.counts() == {"a": (1, 0)}
     assert world.publish("a") == ["a"]
 
 
 def test_a_release_keeps_the_audiences_of_a_subscription_that_is_not_entered_yet() -> None:
     world = World()
-    one, two = world.audiences.get(("a",), RULE), world.audiences.get(("a", "b"), RULE)
+    form = world.forms["sse"]
+    one, two = world.audiences.get(("a",), RULE, form), world.audiences.get(("a", "b"), RULE, form)
     world.audiences.release(one)
     world.audiences.enter(two)
     assert world.publish("a") == ["a"]
@@ -340,7 +344,7 @@ def test_a_new_pattern_counts_earlier_evicted_entries_of_its_topics() -> None:
         world.publish(topic)
     [audience] = world.enter("o.*").audiences
     assert not audience.index.evicted_known
-    world.audiences.complete(world.audiences.get(("o.*",), RULE), world.log.tail, evicted=True)
+    world.audiences.complete(world.audiences.get(("o.*",), RULE, world.forms["sse"]), world.log.tail, evicted=True)
     assert (audience.index.evicted_known, audience.index.evicted) == (True, 3)
     world.publish("p")
     world.publish("p")

@@ -10,6 +10,7 @@ from relay.core import backfill as backfill_module
 from relay.core import replays as replays_module
 from relay.core.audience import Audiences, Subscription
 from relay.core.flush import SLICE_S
+from relay.core.forms.registry import all_forms
 from relay.core.log import Log
 from relay.core.policy import Limits, Policy, Rule
 from relay.core.replays import Replays
@@ -25,6 +26,7 @@ class World:
         monkeypatch.setattr(backfill_module, "STEP_ROWS", 10)
         self.log = Log("e", bytes_max=1 << 30)
         self.audiences = Audiences(self.log)
+        self.forms = all_forms()
         self.publish(ENTRIES)
         ticks = count()
         self.replays = Replays(self.log, self.audiences, lambda: next(ticks) * SLICE_S / 3)
@@ -39,7 +41,7 @@ class World:
 
     def subscription(self, *terms: str) -> Subscription:
         """Return a subscription, as the hub makes it for a future stream."""
-        return self.audiences.get(terms, RULE)
+        return self.audiences.get(terms, RULE, self.forms["sse"])
 
     def is_complete(self, subscription: Subscription) -> bool:
         """Return whether its only index lists all entries of `o.*`."""

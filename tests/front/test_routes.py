@@ -48,7 +48,7 @@ def rejection(target: str, *lines: str, method: str = "GET", config: Config = CO
 
 
 def test_a_stream_without_a_topic_receives_the_default_topic() -> None:
-    head = stream_head((VARY,))
+    head = stream_head("text/event-stream", (VARY,), chunked=True)
     assert stream("/events") == Subscribe(("news",), (), None, None, False, head)
 
 
@@ -300,8 +300,9 @@ def test_streams_of_one_origin_share_their_head() -> None:
     assert isinstance(second, Subscribe)
     assert first.head is second.head
     allowed = ("Access-Control-Allow-Origin", "https://a.example"), ("Access-Control-Allow-Credentials", "true")
-    assert first.head == stream_head((*allowed, VARY))
-    assert stream("/events", "Origin: https://c.example").head == stream_head((VARY,))
+    assert first.head == stream_head("text/event-stream", (*allowed, VARY), chunked=True)
+    other = stream_head("text/event-stream", (VARY,), chunked=True)
+    assert stream("/events", "Origin: https://c.example").head == other
 
 
 def test_a_host_is_rejected_unless_it_is_allowed() -> None:
@@ -332,7 +333,8 @@ def test_without_allowed_hosts_any_host_is_accepted() -> None:
 
 
 def test_a_head_request_for_a_stream_is_checked_like_the_stream() -> None:
-    assert route("/events", method="HEAD") == StreamHead((CONFIG.topic,))
+    head = stream_head("text/event-stream", (VARY,), chunked=True)
+    assert route("/events", method="HEAD") == StreamHead((CONFIG.topic,), head)
     assert rejection("/events?topic=", method="HEAD").status == 400
 
 

@@ -101,7 +101,7 @@ def test_every_kind_of_close_releases_descriptors_objects_and_references(rig: Ri
                 rig.engine.write(handle, None, 0.0)
                 rig.engine.live(handle, 1)
         rig.broadcast(chunk)
-        rig.engine.heartbeat(heartbeat, 0, 0.0, 10.0, FOREVER_S)
+        rig.engine.heartbeat([heartbeat], 0, 0.0, 10.0, FOREVER_S)
         rig.engine.lagging()
         handles = list(rig.peers)
         for handle in handles:

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from relay.core.audience import Audiences, Subscription
+from relay.core.forms.form import Form
+from relay.core.forms.registry import all_forms
 from relay.core.log import Log
 from relay.core.policy import Limits, Policy, Rule
 from relay.topic import JOINT, disjoint
 from tests.oracle import matches
 
+FORMS = list(all_forms().values())[:2]
 RULE = Rule(Policy.DROP_OLDEST, Limits(), Limits(), 10.0)
 LEVELS = ("a", "b")
 TOPICS = st.lists(st.sampled_from(LEVELS), min_size=1, max_size=3).map(".".join)
@@ -46,12 +49,13 @@ class AudienceMachine(RuleBasedStateMachine):
             known = self.log.topics.get(topic) or self.audiences.add_topic(topic)
             self.log.append(known, b"x", None, None, float(len(self.published)))
             self.published.append(topic)
-            terms = {audience.term for each in self.streams for audience in each.audiences}
-            assert sorted(a.term for a in known.audiences) == sorted(term for term in terms if covers(term, topic))
+            wanted = {(each.term, each.form.name) for stream in self.streams for each in stream.audiences}
+            marked = sorted((each.term, each.form.name) for each in known.audiences)
+            assert marked == sorted((term, form) for term, form in wanted if covers(term, topic))
 
-    @rule(terms=st.lists(TERMS, min_size=1, max_size=4, unique=True))
-    def subscribe(self, terms: list[str]) -> None:
-        subscription = self.audiences.get(disjoint(tuple(terms)), RULE)
+    @rule(terms=st.lists(TERMS, min_size=1, max_size=4, unique=True), form=st.sampled_from(FORMS))
+    def subscribe(self, terms: list[str], form: Form) -> None:
+        subscription = self.audiences.get(disjoint(tuple(terms)), RULE, form)
         self.audiences.enter(subscription)
         self.streams.append(subscription)
         for index in subscription.indexes:

@@ -189,7 +189,7 @@ class Run:
         frame = b":" + b"." * (number % 9) + b"\n"
         self.now_s += 1.0
         bytes_before, place = self.engine.writes, 0
-        while place := self.engine.heartbeat(frame, place, idle_s, self.now_s, 0.0):
+        while place := self.engine.heartbeat([frame], place, idle_s, self.now_s, 0.0):
             pass
         if idle_s:
             assert self.engine.writes == bytes_before

@@ -169,7 +169,8 @@ class LinkedWorld:
 
     def client(self, terms: tuple[str, ...], policy: str | None, room: int) -> Client:
         """Make a client that is not connected yet."""
-        client = Client(len(self.clients), terms, policy, room, Oracle(self.root.published, terms))
+        name, forms = len(self.clients), list(self.root.hub.forms)
+        client = Client(name, terms, policy, room, Oracle(self.root.published, terms), forms[name % len(forms)])
         self.clients.append(client)
         return client
 

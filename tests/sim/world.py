@@ -1,7 +1,8 @@
 """A world in which the core runs: a virtual clock, and sockets that accept k bytes.
 
 All of it is deterministic: the same calls give the same run. `World` holds one hub and any number of clients. A client
-has a pipe that holds a bounded number of unread bytes. It reads as many bytes as the test says, and decodes them.
+has a form and a pipe that holds a bounded number of unread bytes. It reads as many bytes as the test says, and decodes
+them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.core.stream import Subscribe
 from relay.event import Event
-from relay.sse import Decoder
 from tests.oracle import Oracle, Published
+from tests.readers import Reader
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 
@@ -107,8 +108,9 @@ class Client:
     policy: str | None
     room: int
     oracle: Oracle
+    form: str
     pipe: Pipe | None = None
-    decoder: Decoder = field(default_factory=lambda: Decoder(1 << 20))
+    reader: Reader = field(default_factory=Reader)
     head_left: int = 0
     last_id: str = ""
 
@@ -164,8 +166,9 @@ class World:
         return True
 
     def client(self, terms: tuple[str, ...], policy: str | None, room: int) -> Client:
-        """Make a client that is not connected yet."""
-        client = Client(len(self.clients), terms, policy, room, Oracle(self.published, terms))
+        """Make a client that is not connected yet. The clients take all forms in turn."""
+        name, forms = len(self.clients), list(self.hub.forms)
+        client = Client(name, terms, policy, room, Oracle(self.published, terms), forms[name % len(forms)])
         self.clients.append(client)
         return client
 
@@ -175,7 +178,7 @@ class World:
         pipe = Pipe(self._next_fd, client.room)
         self._next_fd += 1
         self.engine.pipes[pipe.fd] = client.pipe = pipe
-        client.decoder = Decoder(1 << 20)
+        client.reader = Reader(client.form)
         client.head_left = len(HEAD)
         if client.last_id:
             first = None
@@ -184,7 +187,7 @@ class World:
             first = max(log.head, self.hub.snapshot) if since_s is None else log.since(self.now_s - since_s)
         client.oracle.connect(first, client.last_id)
         ids = (client.last_id,) if client.last_id else ()
-        request = Subscribe(client.terms, ids, since_s, client.policy, False, HEAD, after=after)
+        request = Subscribe(client.terms, ids, since_s, client.policy, False, HEAD, client.form, after=after)
         self.hub.subscribe(pipe.fd, request, f"127.0.0.{client.name}", self.now_s)
 
     def read(self, client: Client, count: int) -> None:
@@ -195,10 +198,10 @@ class World:
         data, pipe.unread = bytes(pipe.unread[:count]), pipe.unread[count:]
         head, data = data[: client.head_left], data[client.head_left :]
         client.head_left -= len(head)
-        for event in client.decoder.feed(data):
+        for event in client.reader.feed(data):
             client.oracle.receive(event)
-        if client.decoder.last_event_id:
-            client.last_id = client.decoder.last_event_id
+        if client.reader.last_event_id:
+            client.last_id = client.reader.last_event_id
             client.oracle.advance(client.last_id)
         if pipe.full and len(pipe.unread) < pipe.room:
             pipe.full = False

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.core.forms.form import wrap
 from relay.core.log import Entry
 from relay.errors import ConfigError
 from relay.store.file import APPLICATION_ID, Key, Store, Trim, WriteBatch
@@ -63,9 +64,9 @@ def test_a_new_file_is_complete_private_and_leaves_no_other_file(path: str) -> N
 def test_entries_are_read_back_completely_in_order_with_their_times(path: str) -> None:
     store, epoch = Store(path), ""
     entries = [
-        Entry(1, 1.5, "a", None, None, b"data: 1\n\n"),
-        Entry(2, 2.5, "a.b", "own", None, b"data: \xc3\xa9\n\n"),
-        Entry(3, 2.5, "ü", None, "key", b"\x00"),
+        Entry(1, 1.5, "a", None, None, wrap(b"data: 1\n\n")),
+        Entry(2, 2.5, "a.b", "own", None, wrap(b"data: \xc3\xa9\n\n")),
+        Entry(3, 2.5, "ü", None, "key", wrap(b"\x00")),
     ]
     store.write(WriteBatch(entries, [("k", "own")], 1000.0, 1002.5), None)
     epoch = store.epoch
@@ -75,6 +76,24 @@ def test_entries_are_read_back_completely_in_order_with_their_times(path: str) -
     assert store.epoch == epoch
     assert list(store.entries()) == [(1000.0, entries)]
     assert list(store.dedup_keys()) == [(1002.5, [("k", "own")])]
+    store.close()
+
+
+def test_a_file_of_format_1_is_read_and_continued(path: str) -> None:
+    """The previous version stored frames without chunks."""
+    store = Store(path)
+    frames = [b"data: 1\n\n", b"event: d\nid: 2\ndata: a\ndata: b\n\n"]
+    plain = [Entry(1, 1.0, "a", None, None, frames[0]), Entry(2, 1.0, "a", "2", None, frames[1])]
+    store.write(WriteBatch(plain, [], 0.0, 1.0), None)
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 1")
+    store = Store(path)
+    store.write(WriteBatch([Entry(3, 2.0, "a", None, None, wrap(b"data: 3\n\n"))], [], 0.0, 2.0), None)
+    store.close()
+    store = Store(path)
+    stored = [entry.frame for _, row in store.entries() for entry in row]
+    assert stored == [wrap(frame) for frame in (*frames, b"data: 3\n\n")]
     store.close()
 
 
@@ -162,7 +181,7 @@ def test_a_file_of_another_program_is_rejected_and_unchanged(tmp_path: Path) -> 
         text: "file is not a database",
         empty: "is empty",
         other: "is not a file of relay",
-        newer: "has format 99; this version of relay reads 1",
+        newer: "has format 99; this version of relay reads 1 to 2",
         Path("/dev/null"): "is not a regular file",
         tmp_path: r"is a directory; give the path of a file \(it is created if missing\), such as .*/relay\.db$",
     }

@@ -1,0 +1,96 @@
+"""Readers of streams: the bytes of a response body to events, for each form.
+
+Owns a plain decoder for every form, written without the server's code except its event stream decoder.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from relay.event import Event
+from relay.sse import Decoder
+
+
+class Body:
+    """Decodes the framing of a body: chunks (RFC 9112 section 7.1), or none.
+
+    Args:
+        chunked: whether the body is sent in chunks.
+    """
+
+    def __init__(self, *, chunked: bool) -> None:
+        self.chunked = chunked
+        self.complete = False  # the last chunk has arrived
+        self._unread = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Add bytes; return the contents of the chunks that they complete."""
+        if not self.chunked:
+            return [data] if data else []
+        self._unread += data
+        contents = []
+        while self._unread:
+            assert not self.complete, f"bytes after the last chunk: {self._unread!r}"
+            line, end, rest = self._unread.partition(b"\r\n")
+            assert end or len(line) < 20, f"not a chunk: {line!r}"
+            if not end or len(rest) < (size := int(line, 16)) + 2:
+                break
+            assert rest[size : size + 2] == b"\r\n", f"not the end of a chunk: {rest[size : size + 2]!r}"
+            self.complete = not size
+            self._unread = rest[size + 2 :]
+            if size:
+                contents.append(rest[:size])
+        return contents
+
+    @property
+    def torn(self) -> bool:
+        """Whether a chunk has begun and is not complete."""
+        return bool(self._unread)
+
+
+class Reader:
+    """Reads the events of one body.
+
+    Args:
+        form: the name of the form, as `relay.core.forms.registry` lists it.
+        bytes_max: largest event.
+    """
+
+    def __init__(self, form: str = "sse", bytes_max: int = 1 << 24) -> None:
+        self.syntax, _, framing = form.partition("/")
+        self.body = Body(chunked=framing != "plain")
+        self.content = b""
+        self.last_event_id = ""
+        self.topics: list[str | None] = []  # of the events so far, where the form names it
+        self._decoder = Decoder(bytes_max)
+        self._line = b""
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Add bytes of the body; return the events that they complete."""
+        events: list[Event] = []
+        for content in self.body.feed(data):
+            self.content += content
+            events += self._lines(content) if self.syntax == "ndjson" else self._blocks(content)
+        return events
+
+    def _blocks(self, content: bytes) -> list[Event]:
+        events = self._decoder.feed(content)
+        self.last_event_id = self._decoder.last_event_id
+        if self.syntax != "envelope":
+            return events
+        return [self._named(json.loads(str(event.data)), event.event, event.id) for event in events]
+
+    def _lines(self, content: bytes) -> list[Event]:
+        *lines, self._line = (self._line + content).split(b"\n")
+        events = []
+        for members in map(json.loads, filter(None, lines)):
+            self.last_event_id = members.get("id", self.last_event_id)
+            if "data" in members:
+                events.append(self._named(members, members.get("event"), members.get("id")))
+        return events
+
+    def _named(self, members: dict[str, Any], event: str | None, id: str | None) -> Event:
+        self.topics.append(members.get("topic"))
+        data = members["data"]
+        return Event(data if isinstance(data, str) else json.dumps(data), event, id)
