@@ -73,15 +73,16 @@ def stream_head(media_type: str, cors: Headers = (), *, chunked: bool) -> bytes:
         cors: the CORS headers.
         chunked: the body is sent in chunks; else it ends when the connection closes (RFC 9112 section 6.3).
     """
+    vary = ", ".join(["Accept", *(value for name, value in cors if name == "Vary")])
     lines = [
         "HTTP/1.1 200 OK",
         f"Content-Type: {media_type}",
         "Cache-Control: no-cache, no-transform",
         "Connection: close",
         *(("Transfer-Encoding: chunked",) if chunked else ()),
-        "Vary: Accept",
+        f"Vary: {vary}",
         "X-Accel-Buffering: no",
-        *(f"{name}: {value}" for name, value in cors),
+        *(f"{name}: {value}" for name, value in cors if name != "Vary"),
     ]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 

@@ -86,10 +86,10 @@ class AudienceMachine(RuleBasedStateMachine):
 
     @rule(topic=TOPICS)
     def look_up(self, topic: str) -> None:
-        terms = {audience.term for each in self.streams for audience in each.audiences}
-        found = sorted(audience.term for audience in self.audiences.of_topic(topic))
+        wanted = {(each.term, each.form.name) for stream in self.streams for each in stream.audiences}
+        found = sorted((each.term, each.form.name) for each in self.audiences.of_topic(topic))
         known = topic in self.log.topics
-        assert found == (sorted(term for term in terms if covers(term, topic)) if known else [])
+        assert found == (sorted((term, form) for term, form in wanted if covers(term, topic)) if known else [])
 
     @rule()
     def count(self) -> None:

@@ -195,8 +195,9 @@ def test_if_the_new_process_dies_while_it_reads_the_log_the_old_one_continues() 
             server.publish(events, content_type="application/x-ndjson")
         count = len(server.messages("the upgrade failed"))
         os.kill(server.pid, signal.SIGUSR2)
-        eventually(lambda: server.messages("relay ")[-1].endswith("is taking over"), "the new process begins")
-        os.kill(int(server.messages("relay ")[-1].split("pid ")[1].split(",")[0]), signal.SIGKILL)
+        eventually(lambda: any(text.endswith("is taking over") for text in server.messages("relay ")), "it begins")
+        [begun] = [text for text in server.messages("relay ") if text.endswith("is taking over")]
+        os.kill(int(begun.split("pid ")[1].split(",")[0]), signal.SIGKILL)
         eventually(lambda: len(server.messages("the upgrade failed")) > count, "the upgrade fails")
         server.publish("after")
         assert stream.next().data == "after"
