@@ -43,8 +43,6 @@ STREAMS_A_TURN = 8
 WRITE_BUFFER_HIGH = 64 * 1024
 """Unsent bytes above which the connection reads and sends nothing more. It resumes below a quarter of this."""
 
-_RETRY_SOON = [(":status", "503"), ("retry-after", "1"), ("content-length", "0")]
-
 _logger = logging.getLogger("relay.http2")
 
 
@@ -108,13 +106,13 @@ class Http2Connection(asyncio.Protocol):
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """Continue in a new turn, because this call may happen within a write."""
+        """Continue in a new turn: this call may happen within a write."""
         self._congested = False
         self.front.loop.call_soon(self.guarded, self._continue)
 
     def deadline_passed(self, waiting: Waiting) -> None:
         """Close the connection without a request, or abort it if the client does not close."""
-        if waiting is Waiting.LINGER:
+        if waiting in (Waiting.LINGER, Waiting.FLUSH):
             self.abort()
             return
         if waiting is Waiting.HEAD:
@@ -182,11 +180,10 @@ class Http2Connection(asyncio.Protocol):
 
     def _continue(self) -> None:
         """Resume after a pause."""
-        if self._congested:
-            return
-        self._transport.resume_reading()
-        self._send_blocked()
-        self._serve()
+        if not self._congested:
+            self._transport.resume_reading()
+            self._send_blocked()
+            self._serve()
 
     def _receive(self, frame: Frame) -> None:
         """Count one frame, and pass it to the library."""
@@ -243,9 +240,10 @@ class Http2Connection(asyncio.Protocol):
             self.front.errors.report("request", "rejected a request from %s: %s", self.address, error)
             self._reject(stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
-        if self._leaving or len(self._streams) >= self.front.config.h2_streams_max:
-            if not self._leaving:
-                self.front.metrics.limited(Limit.H2_STREAMS_MAX)
+        is_full = len(self._streams) >= self.front.config.h2_streams_max
+        if is_full:
+            self.front.metrics.limited(Limit.H2_STREAMS_MAX)
+        if is_full or self._leaving:
             self._reject(stream_id, ErrorCodes.REFUSED_STREAM)
             return
         if not self._has_room():
@@ -260,7 +258,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _refuse(self, stream_id: int, *, ended: bool) -> None:
         """Respond 503 to a request that the front cannot receive."""
-        self._h2.send_headers(stream_id, _RETRY_SOON, end_stream=True)
+        self._h2.send_headers(stream_id, [(":status", "503"), ("retry-after", "1")], end_stream=True)
         if not ended:
             self._h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
 
@@ -381,16 +379,18 @@ class Http2Connection(asyncio.Protocol):
         """Send GOAWAY and close, after the queued frames are sent."""
         if self._over:
             return
-        if not announced and not (self._leaving and code == ErrorCodes.NO_ERROR):
+        if announced or (self._leaving and code == ErrorCodes.NO_ERROR):
+            self._flush()
+        else:
             self._send_goaway(code)
-        self._flush()
         self._end()
         self._transport.resume_reading()  # and drop the input, because unread input turns the close into a reset
         if self._transport.can_write_eof():
             self._transport.write_eof()
         else:
             self._transport.close()
-        self.front.deadlines.set(self, Waiting.LINGER)
+        is_sent = not self._transport.get_write_buffer_size()
+        self.front.deadlines.set(self, Waiting.LINGER if is_sent else Waiting.FLUSH)
 
     def _end(self) -> None:
         """Clear the deadline and close the streams."""

@@ -4,9 +4,9 @@ Owns the budget of a connection. Never closes a connection: it names the limit t
 
 Theory of operation. The budget is a token bucket. These frames cost one token each: SETTINGS, PING, PRIORITY,
 RST_STREAM, CONTINUATION, GOAWAY, unknown frames, DATA without content and without END_STREAM, and WINDOW_UPDATE. A
-rejected request costs one too. A client opens windows as it receives data, so each DATA frame sent pays for two
-WINDOW_UPDATE frames, of the stream and of the connection. A DATA frame that a small window has cut short pays for none:
-such a client asks for many frames with little content (CVE-2019-9511).
+rejected request costs one too. A client opens windows as it receives data, so each DATA frame sent pays for
+WINDOW_UPDATE frames: one of the stream and one of the connection for each KiB begun. A DATA frame that a small window
+has cut short pays for none: such a client asks for many frames with little content (CVE-2019-9511).
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ FRAMES_PER_S = 100
 """Refill of the budget of frames without progress. A browser sends a few of them for each stream."""
 FRAMES_BURST_S = 10
 """Size of the budget, in seconds of its refill: a page may close hundreds of streams at once."""
-UPDATES_MAX = 1000
-"""Most WINDOW_UPDATE frames that sent DATA frames have paid for."""
-CUT_BYTES_MIN = 1024
-"""A DATA frame that a window cuts to fewer bytes pays for no WINDOW_UPDATE."""
+UPDATES_MAX = 10_000
+"""Most WINDOW_UPDATE frames that sent DATA frames have paid for: those of a window of 5 MB. Browsers have larger
+windows, and open them in larger steps."""
+UPDATE_BYTES_MIN = 1024
+"""Smallest step in which clients open a window. Go's has 4 KiB. A DATA frame that a window cuts to fewer bytes pays for
+no WINDOW_UPDATE."""
 
 
 class Http2Limits:
@@ -71,8 +73,8 @@ class Http2Limits:
             size: bytes of its content.
             cut: whether there was more to send.
         """
-        if not cut or size >= CUT_BYTES_MIN:
-            self._updates = min(self._updates + 2, UPDATES_MAX)
+        if not cut or size >= UPDATE_BYTES_MIN:
+            self._updates = min(self._updates + 2 * (1 + size // UPDATE_BYTES_MIN), UPDATES_MAX)
 
 
 def begin(config: Config) -> H2Connection:

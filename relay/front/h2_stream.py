@@ -12,6 +12,7 @@ client, when the transport has room.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import typing
 from typing import TYPE_CHECKING
@@ -48,6 +49,7 @@ class Http2Stream(asyncio.BufferedProtocol):
         "_complete",
         "_connection",
         "_exchange",
+        "_has_length",
         "_head",
         "_request_ended",
         "_request_unsent",
@@ -68,6 +70,7 @@ class Http2Stream(asyncio.BufferedProtocol):
         self._unacknowledged = 0
         self._write_paused = True
         self._head: h11.Response | None = None
+        self._has_length = False
         self._body = bytearray()
         self._complete = False
         self._transport: asyncio.Transport | None = None
@@ -181,12 +184,13 @@ class Http2Stream(asyncio.BufferedProtocol):
             self._connection.reset(self, ErrorCodes.INTERNAL_ERROR)
             return
         for event in events:
-            if isinstance(event, h11.InformationalResponse):
-                self._connection.send_head(self.stream_id, event, ends=False)
+            if isinstance(event, h11.Data):
+                self._body += event.data
             elif isinstance(event, h11.Response):
                 self._head = event
-            elif isinstance(event, h11.Data):
-                self._body += event.data
+                self._has_length = any(name == b"content-length" for name, _ in event.headers)
+            elif isinstance(event, h11.InformationalResponse):
+                self._connection.send_head(self.stream_id, event, ends=False)
             else:
                 self._complete = True
         if not data and not self._complete:
@@ -210,6 +214,7 @@ class Http2Stream(asyncio.BufferedProtocol):
             if not room:
                 self._wait()
                 return
+            self._connection.front.deadlines.clear(self)
             part = bytes(self._body[:room])
             del self._body[:room]
             ends = self._complete and not self._body
@@ -225,18 +230,29 @@ class Http2Stream(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _wait(self) -> None:
-        """Read nothing until the client accepts more. A complete response waits for a limited time."""
+        """Read nothing until the client accepts more."""
         self._connection.blocked.pop(self.stream_id, None)
         self._connection.blocked[self.stream_id] = self  # behind the others
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
-        if self._complete and self.waiting is None:
+        if self.waiting is None:
             self._connection.front.deadlines.set(self, Waiting.FLUSH)
 
     def deadline_passed(self, waiting: Waiting) -> None:
-        """Reset the stream: its client does not read the rest of the response."""
+        """Reset the stream if its client must read the rest of a response. An open event stream may wait."""
+        if not (self._complete or self._has_length or self._is_abandoned()):
+            self._connection.front.deadlines.set(self, waiting)
+            return
         self._connection.front.metrics.limited(Limit.ANSWER_TIME)
         self._connection.guarded(lambda: self._connection.reset(self, ErrorCodes.CANCEL))
+
+    def _is_abandoned(self) -> bool:
+        """Return whether the engine has closed its end. The transport does not notice this while it reads nothing."""
+        if self._transport is None or self._transport.is_closing():
+            return True
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _finish(self) -> None:
         if not self._request_ended:

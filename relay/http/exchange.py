@@ -6,6 +6,8 @@ Owns the translation of heads and bodies (RFC 9113 section 8). The libraries val
 
 from __future__ import annotations
 
+import typing
+
 import h11
 from h2.exceptions import ProtocolError
 from h2.utilities import HeaderValidationFlags, validate_headers
@@ -83,10 +85,12 @@ class Exchange:
             self._http1.receive_data(data)
             while True:
                 event = self._http1.next_event()
-                if not isinstance(event, h11.Event) or isinstance(event, h11.ConnectionClosed):
+                # isinstance is slow here, because the events of h11 have an abstract base class.
+                kind = type(event)
+                if event is h11.NEED_DATA or event is h11.PAUSED or kind is h11.ConnectionClosed:
                     return events
-                events.append(event)
-                if isinstance(event, h11.EndOfMessage):
+                events.append(typing.cast(h11.Event, event))
+                if kind is h11.EndOfMessage:
                     return events
         except h11.RemoteProtocolError as error:
             raise MalformedError(str(error)) from None

@@ -273,8 +273,68 @@ def test_a_stream_that_is_aborted_is_reset_and_not_ended() -> None:
         client.h2.increment_flow_control_window(2**20)
         client.h2.increment_flow_control_window(2**20, stream)
         client.flush()
-        client.until(lambda: client.answers[stream].over, "the end")
+        answer = client.answer(stream)
+        assert (answer.ended, answer.reset) == (False, ErrorCodes.INTERNAL_ERROR)
+        assert [event.data.lstrip("x") for event in answer.events] == [str(n) for n in range(len(answer.events))]
         assert client.ask("GET", "/healthz").status == 200
+
+
+def test_every_form_and_every_clean_end_passes() -> None:
+    with relay() as server, Http2Client(server.port) as client:
+        plain = client.subscribe("/events?topic=a")
+        envelope = client.subscribe("/events?topic=a&envelope=1")
+        lines = client.subscribe("/events?topic=a", [("accept", "application/x-ndjson")])
+        server.publish('{"data": "one"}\n{"event": "relay.end", "data": "bye"}', "a", "application/x-ndjson")
+        for each in (plain, envelope, lines):
+            assert client.answer(each).ended
+        assert [event.data for event in client.answers[plain].events] == ["one", "bye"]
+        found = [json.loads(event.data) for event in client.answers[envelope].events]
+        assert found == [{"topic": "a", "data": "one"}, {"topic": "a", "data": "bye"}]
+        objects = [json.loads(line) for line in bytes(client.answers[lines].body).splitlines() if line]
+        assert [each["data"] for each in objects if "data" in each] == ["one", "bye"]
+        assert client.ask("GET", "/events?topic=a").status == 204, "the topic has ended"
+
+
+def test_a_complete_response_that_is_not_read_is_reset_in_time() -> None:
+    with relay("--head-timeout", "300ms") as server, Http2Client(server.port, window=10, acknowledge=False) as client:
+        page = client.request("GET", "/")
+        answer = client.answer(page)
+        assert answer.reset in (ErrorCodes.CANCEL, ErrorCodes.INTERNAL_ERROR)
+        assert len(answer.body) == 10
+        assert limited(server, "answer-time") == 1
+        assert client.ask("HEAD", "/healthz").status == 200
+
+
+def test_a_stream_that_was_closed_while_its_client_did_not_read_is_reset_in_time() -> None:
+    flags = ("--head-timeout", "300ms", "--policy", "disconnect", "--client-buffer", "16KiB", "--lag-bytes", "100KiB")
+    with relay(*flags) as server, Http2Client(server.port, window=1000, acknowledge=False) as client:
+        stalled = client.subscribe("/events?topic=a")
+        quiet = client.subscribe("/events?topic=b")
+        server.publish("x" * 2000, "b")
+        for _ in range(60):
+            server.publish("x" * 10_000, "a")
+        assert client.answer(stalled).reset == ErrorCodes.CANCEL
+        client.read_for(0.7)
+        assert not client.answers[quiet].over, "an open stream may wait"
+        assert server.stats()["streams"] == 1
+        assert limited(server, "answer-time") == 1
+
+
+def test_blocked_streams_take_turns_at_the_window_of_the_connection() -> None:
+    with relay() as server, Http2Client(server.port, window=2**20, acknowledge=False) as client:
+        streams = [client.subscribe("/events?topic=a") for _ in range(4)]
+        for number in range(10):
+            server.publish("x" * 20_000 + str(number), "a")
+        opened = 65535
+        while not all(len(client.answers[each].events) == 10 for each in streams):
+            client.read_for(0.05)
+            received = sum(len(client.answers[each].body) for each in streams)
+            assert received <= opened
+            sizes = [len(client.answers[each].body) for each in streams]
+            assert max(sizes) - min(sizes) < 100_000, sizes
+            client.h2.increment_flow_control_window(20_000)
+            client.flush()
+            opened += 20_000
 
 
 def test_an_upgrade_cuts_the_connections_and_clients_resume() -> None:

@@ -115,6 +115,25 @@ def test_a_few_such_frames_are_no_flood() -> None:
         assert client.ask("GET", "/healthz").status == 200
 
 
+def test_a_client_that_opens_its_windows_in_small_steps_is_no_flood() -> None:
+    """Two WINDOW_UPDATE frames for each KiB are many, and they are progress."""
+    with attacked("--lag-bytes", "16MiB") as (server, client):
+        client.acknowledge = False
+        stream = client.subscribe("/events?topic=b")
+        acknowledged = 0
+        for number in range(150):
+            server.publish("x" * 20_000, "b")
+            while len(client.answers[stream].events) <= number:
+                client.read()
+                while len(client.answers[stream].body) - acknowledged >= 1024:
+                    acknowledged += 1024
+                    for each in (None, stream):
+                        client.h2.increment_flow_control_window(1024, each)
+                        client.flush()
+        assert acknowledged > 2 * BURST * 1024
+        assert limited(server, "h2-frames") == 0
+
+
 @pytest.mark.parametrize("fields", [GET, STREAM])
 def test_rapid_reset_ends_the_connection(fields: list[tuple[str, str]]) -> None:
     """CVE-2023-44487 and CVE-2019-9514: each request is cancelled in the same packet."""

@@ -14,7 +14,21 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-TARGETS = ("client", "forwarded", "http", "ids", "keys", "link", "ndjson", "settings", "sse", "store", "token", "topic")
+TARGETS = (
+    "client",
+    "forwarded",
+    "h2",
+    "http",
+    "ids",
+    "keys",
+    "link",
+    "ndjson",
+    "settings",
+    "sse",
+    "store",
+    "token",
+    "topic",
+)
 
 
 def quoted(word: bytes) -> str:
