@@ -1,8 +1,7 @@
-# The decoder; its theory of operation is at its Python twin, `relay._native.codec.Decoder`, whose names it
-# shares.
+# The decoder. Its Python twin, `relay._native.codec.Decoder`, documents the theory of operation and has the same names.
 #
-# What differs: the ends of lines are looked for with memchr, each kind once over the bytes at hand, and the
-# line that has no end yet and the data of the block are kept in two buffers that grow and are reused.
+# This decoder finds line ends with memchr, which searches the available bytes once for each kind of line end. It keeps
+# the unfinished line and the data of the block in two buffers, which grow and are reused.
 
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.string cimport memcmp
@@ -48,12 +47,12 @@ cdef class Decoder:
     cdef readonly str last_event_id
     cdef readonly object retry_ms
     cdef Py_ssize_t _bytes_max
-    # What waits for more bytes: those before the stream is known to begin with a BOM or not (None after
-    # that), a CR that may have a LF, the line that has no end yet.
+    # Input that needs more bytes: the first bytes, until they show whether the stream begins with a BOM (then
+    # None), a CR that may be followed by a LF, and the unfinished line.
     cdef bytes _start
     cdef bint _after_cr
     cdef Buffer _line
-    # What the next feed() has to tell.
+    # Results for the next feed(): completed events, and the refused blocks, of which `_told` are already reported.
     cdef list _events
     cdef readonly Py_ssize_t refused
     cdef Py_ssize_t _told
@@ -80,11 +79,11 @@ cdef class Decoder:
 
     @property
     def unfinished(self):
-        """Whether a block has begun and its empty line has not come."""
+        """Whether a block has begun but its empty line has not arrived."""
         return bool(self._has_data or (self._line.size > 0 and self._line.start[0] != c":"))
 
     def feed(self, bytes data not None):
-        """Take the next bytes of the stream and return the events that they complete."""
+        """Decode the next bytes of the stream and return the events that they complete."""
         if self._start is not None:
             data = self._start + data
             if len(data) < len(_BOM) and _BOM.startswith(data):
@@ -130,7 +129,7 @@ cdef class Decoder:
         return self._keep(line, stop - line)
 
     cdef int _keep(self, const char *rest, Py_ssize_t size) except -1:
-        # Of a comment, and of a line that is too long, a colon is kept: what follows is then a comment.
+        # Keeps only a colon of a comment or of a line that is too long. The rest of the line is then a comment.
         cdef bint passing
         if size == 0:
             return 0

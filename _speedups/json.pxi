@@ -1,4 +1,4 @@
-# The data of an event from its JSON text; see `relay._native.jsontext`.
+# Converts the JSON text of an event's data; see `relay._native.jsontext`.
 #
 # The text has been parsed, so it is well formed: a quotation mark outside a string begins one, and a backslash
 # inside a string is followed by the character that it escapes. The first pass counts white space and depth. Most
@@ -24,7 +24,7 @@ cdef Py_ssize_t _end_of_string(const char *text, Py_ssize_t place, Py_ssize_t si
 
 
 cdef Py_ssize_t _count_spaces(const char *text, Py_ssize_t size, Py_ssize_t depth_max) noexcept nogil:
-    # Returns how much white space is outside strings, or -1 where the text is nested too deeply.
+    # Returns the number of white-space characters outside strings, or -1 if the text is nested too deeply.
     cdef Py_ssize_t place = 0, spaces = 0, depth = 0
     cdef char byte
     while place < size:

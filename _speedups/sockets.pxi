@@ -1,4 +1,4 @@
-# What the engine needs of the kernel: sending without waiting, epoll, the clock, and what an errno means for a stream.
+# The engine's interface to the kernel: non-blocking send, epoll, the clock, and the close reason for each errno.
 
 from libc.errno cimport ECONNRESET, EPIPE, ETIMEDOUT
 from libc.stdint cimport uint32_t, uint64_t
@@ -43,7 +43,7 @@ cdef double _monotonic_s() noexcept nogil:
 
 
 cdef str _reason_of(int number):
-    # The close reason of a socket that failed with this errno; 0 where the peer has just gone.
+    # Returns the close reason of a socket that failed with this errno; 0 means that the peer disconnected.
     if number == ETIMEDOUT:
         return "timeout"
     return "client" if number == 0 or number == EPIPE or number == ECONNRESET else "error"

@@ -1,1 +1,1 @@
-"""The Python twins of `relay._speedups`: the same interfaces, readable, for machines without a C compiler."""
+"""Readable Python twins of `relay._speedups` with the same interfaces, for machines without a C compiler."""

@@ -1,7 +1,7 @@
-"""JSON text as data: the white space between its tokens goes, and everything else stays as it was written.
+"""Converts JSON text to data: removes the white space between tokens and keeps everything else as written.
 
-Numbers are never decoded, so no digit and no sign is lost. Owns the bound on the depth; `relay._speedups` has the same
-in Cython. Never checks that the text is JSON: whoever parsed it did.
+Numbers are never decoded, so no digit and no sign is lost. `relay._speedups` has the same functions in Cython. Owns the
+bound on the depth. Never checks that the text is JSON; the parser has already checked it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ def json_data(raw: msgspec.Raw, depth_max: int) -> object:
     """Return the data of an event from its JSON text.
 
     Args:
-        raw: well-formed JSON, or nothing.
-        depth_max: objects and arrays that may be open at one place.
+        raw: well-formed JSON, or empty.
+        depth_max: deepest nesting of objects and arrays.
 
     Returns:
-        a string for a string, UNSET for nothing, and `msgspec.Raw` without white space for every other value.
+        a string for a string, UNSET for empty text, and `msgspec.Raw` without white space for every other value.
 
     Raises:
-        EventError: it is nested more deeply.
-        UnicodeDecodeError: it is a string that is not UTF-8.
+        EventError: the text is nested more deeply.
+        UnicodeDecodeError: the text is a string that is not UTF-8.
     """
     text = bytes(raw)
     if not text:
@@ -45,10 +45,10 @@ def compact_json(text: bytes, depth_max: int) -> bytes:
 
     Args:
         text: well-formed JSON.
-        depth_max: objects and arrays that may be open at one place.
+        depth_max: deepest nesting of objects and arrays.
 
     Raises:
-        EventError: it is nested more deeply.
+        EventError: the text is nested more deeply.
     """
     depth = 0
     tokens = _TOKEN.findall(text)

@@ -1,4 +1,4 @@
-"""Grants: the topics that a client may read and write, and until when.
+"""Grants: the topics that a client may read and write, and their expiry.
 
 Owns the rule that a grant must cover the whole request. Never reads a token; `relay.auth.tokens` does.
 """

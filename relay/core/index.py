@@ -127,7 +127,7 @@ class Index:
         return rows[start : min(bisect_left(rows, until, lo=start), start + count_max)]
 
     def segment(self, cursor: int) -> int | None:
-        """Return the number of the segment that holds the first entry at or after `cursor`; None without one."""
+        """Return the number of the segment that holds the first entry at or after `cursor`; None if there is none."""
         row = bisect_left(self.sequences, cursor)
         return None if row == len(self.sequences) else (self._ends[row] - 1) // SEGMENT_BYTES
 
@@ -143,7 +143,7 @@ class Topic(Index):
     """One topic of the log, which is its own index.
 
     The log forgets a topic with its last entry, unless it is `pinned` because its index has readers. `patterns` has the
-    indexes of the matching patterns, as of `generation`. `audiences` has the matching audiences, which the log does
+    indexes of the patterns that matched at `generation`. `audiences` has the matching audiences, which the log does
     not use. See `Log.resolve_with`.
     """
 

@@ -1,6 +1,6 @@
 """The histograms that the core fills, as protocols: the core does not import telemetry.
 
-Owns what a histogram and a set of them have to offer. Never counts.
+Owns the interfaces of one histogram and of the set of them. Never counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Measures(Protocol):
 
     @property
     def flush_s(self) -> Observer:
-        """How long a flush takes."""
+        """Duration of a flush."""
 
     @property
     def written_s(self) -> Observer:

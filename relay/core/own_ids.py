@@ -34,8 +34,8 @@ class OwnIds:
 
     def __init__(self, topic_of: Callable[[int], str]) -> None:
         self._topic_of = topic_of
-        self._one: dict[str, int] = {}  # id → its oldest use, where one topic uses it
-        self._many: dict[str, dict[str, int]] = {}  # id → topic → oldest use, where several do
+        self._one: dict[str, int] = {}  # id → its oldest use, if one topic uses it
+        self._many: dict[str, dict[str, int]] = {}  # id → topic → oldest use, if several topics use it
         self._evicted: dict[str, set[str] | str] = {}  # id → topics that have evicted it
         self._evicted_before: dict[str, set[str] | str] = {}
         self._pairs = self._characters = 0  # of `_evicted`
@@ -102,7 +102,7 @@ class OwnIds:
 
         Returns:
             None if no topic of the subscription retains the id, if one of them has evicted it, or if two readings
-            stand for different events.
+            identify different events.
         """
         found: set[int] = set()
         for id in ids:
@@ -133,7 +133,7 @@ def _pairs(*memories: Mapping[str, set[str] | str]) -> Iterator[tuple[str, str]]
 
 
 def _among(topics: Collection[str], terms: tuple[str, ...]) -> list[str] | None:
-    """Return which of these topics the terms stand for; None where a pattern would have to match too many."""
+    """Return the topics that the terms match; None if a pattern would be compared with too many topics."""
     found = [term for term in terms if term in topics]
     patterns: TermTree[str] = TermTree()
     for term in terms if topics else ():

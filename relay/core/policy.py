@@ -3,7 +3,7 @@
 Owns the limits and the choice of a stream's rule. All values are pure. Never acts on a stream; `relay.core.catchup`
 does.
 
-The limit 0 is off. A single event never exceeds a limit, however large or old it is, because no policy can help.
+A limit of 0 is off. A single event never exceeds a limit, however large or old it is, because no policy can help.
 """
 
 from __future__ import annotations

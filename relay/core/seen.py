@@ -1,7 +1,7 @@
 """Seen dedup keys: the keys of the last minutes, each with the id of its event.
 
 Theory of operation. Keys are kept in order of arrival. Each lookup and each tick deletes a bounded number of expired
-keys, oldest first, so that many keys that expire together delay nobody. An expired key that is not deleted yet is
+keys, oldest first, so that many keys that expire together cause no delay. An expired key that is not deleted yet is
 treated as unknown.
 
 Owns the window and the maximum number of keys. Never reads a clock. A key that the maximum removes early is counted,
