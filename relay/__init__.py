@@ -1,7 +1,7 @@
 """relay: events in by pipe, Unix socket or HTTP; Server-Sent Events out to thousands of open streams.
 
-Owns the public names. The codec is loaded when it is first used, so that what is wrong with an engine can be
-told in one line by the command that needs it.
+Owns the public names. The codec is loaded on first use, so that a command that needs an engine can report
+a faulty engine in one line.
 """
 
 from __future__ import annotations

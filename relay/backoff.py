@@ -1,4 +1,4 @@
-"""Back-off: how long to wait before the next attempt after each failure.
+"""Back-off: the wait before the next attempt after each failure.
 
 Owns the sequence of waits. Never sleeps and never reads a clock.
 """

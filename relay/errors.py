@@ -39,7 +39,7 @@ class EventError(RelayError):
     """A publisher's event is rejected. `field` names the wrong part.
 
     Args:
-        field: name of the field (`data`, `event`, `id`, `retry`, `key`, `topic`), or `event` for the whole.
+        field: name of the field (`data`, `event`, `id`, `retry`, `key`, `topic`), or `event` for the whole event.
         reason: the fault, without the field's name.
     """
 
@@ -71,7 +71,7 @@ class RequestError(RelayError):
         status: HTTP status code, 400 to 599; 204 if no event can follow.
         reason: one line for the response's body.
         headers: extra response headers (`Allow`, `Retry-After`).
-        limit: the limit that the request exceeds; None if the reason is another.
+        limit: the limit that the request exceeds; None if it exceeds no limit.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ def take_data(event: Event) -> None:
 
     Raises:
         EventError: the data is nested too deeply.
-        UnicodeDecodeError: it is a string that is not UTF-8.
+        UnicodeDecodeError: the data is a string that is not UTF-8.
     """
     force_setattr(event, "data", json_data(event.data, DEPTH_MAX))
 
@@ -88,7 +88,7 @@ def json_error(error: Exception, text: bytes) -> EventError:
 
     Returns:
         the error. It names the field that has a wrong type (msgspec ends its message with the path:
-        "… - at `$.retry`"), or `event` for the whole.
+        "… - at `$.retry`"), or `event` for the whole event.
     """
     if isinstance(error, RecursionError):
         return EventError("data", f"JSON is nested more than {DEPTH_MAX} levels deep")

@@ -11,7 +11,7 @@ from relay.errors import RelayError
 
 
 def missing_extra(name: str) -> str:
-    """Return how to install an extra: from the checkout, since the package `relay` on PyPI is another project."""
+    """Return how to install an extra: from the checkout, because `relay` on PyPI is another project."""
     return f"run pip install '.[{name}]' in the checkout of relay"
 
 

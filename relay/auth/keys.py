@@ -277,8 +277,8 @@ def _read_block(block: str, where: str) -> PyJWK:
 def _decode(text: str, where: str) -> dict[str, Any]:
     """Decode the JSON of a JWK or a JWKS.
 
-    The decoder of the standard library accepts lone surrogates, and integers of any length as floats. So they make one
-    entry unusable, but not the others.
+    The decoder of the standard library accepts lone surrogates, and integers of any length as floats. Such a value
+    makes only its own entry unusable.
     """
     try:
         document = json.loads(text, parse_int=float)

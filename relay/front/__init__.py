@@ -1,1 +1,1 @@
-"""A connection until it is a stream."""
+"""Connections before they become streams."""

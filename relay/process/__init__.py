@@ -1,1 +1,1 @@
-"""What the operating system gives: listeners and the service manager."""
+"""The interfaces to the operating system: listeners and the service manager."""

@@ -1,4 +1,4 @@
-"""The start of a process: what must hold before any other code of relay runs.
+"""The start of a process: the preparations before any other code of relay runs.
 
 Owns the three standard descriptors and the signals until the server handles them. Imports almost nothing, because
 a signal that arrives during the imports would end the process.
@@ -13,7 +13,7 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 HELD = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that ask a running server for something. By default each of them ends a process."""
+"""Signals that request an action of a running server. By default, each of them ends a process."""
 
 
 def prepare() -> None:
@@ -26,7 +26,7 @@ def prepare() -> None:
 
 
 def hold_signals() -> None:
-    """Hold back the signals in `HELD`; those that come remain pending."""
+    """Hold back the signals in `HELD`; signals that arrive remain pending."""
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
 
 
@@ -38,7 +38,7 @@ def release_signals() -> None:
 def open_standard_descriptors() -> None:
     """Open /dev/null at each of the descriptors 0, 1 and 2 that is closed.
 
-    Otherwise the next socket or file gets that number, and everything that is printed goes into it.
+    Otherwise the next socket or file gets that number, and all printed output goes into it.
     """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)

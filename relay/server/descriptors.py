@@ -37,11 +37,11 @@ def raise_descriptor_limit() -> int:
 
 
 def streams_available(config: Config, descriptors: int) -> int:
-    """Return how many streams one process can hold.
+    """Return the maximum number of streams of one process.
 
     Args:
         config: checked settings.
-        descriptors: how many descriptors the process may have open.
+        descriptors: the process's limit of open descriptors.
 
     Raises:
         ConfigError: `streams-max` is larger.

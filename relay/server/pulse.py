@@ -1,7 +1,7 @@
 """The pulse: it schedules the hub's turns, ticks and heartbeats on the event loop.
 
-Owns their timers. If one call fails, the loop logs the error and the next call still comes, because the other streams
-must be served. Never decides what the hub does in a turn.
+Owns their timers. If one call fails, the loop logs the error and still makes the next call, because the other
+streams must be served. Never decides the hub's work in a turn.
 """
 
 from __future__ import annotations

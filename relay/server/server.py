@@ -91,7 +91,7 @@ class Server:
 
     Args:
         config: checked settings.
-        descriptors: how many descriptors this process may have open.
+        descriptors: this process's limit of open descriptors.
         service: the connection to the service manager.
         worker: the link and the listeners from the hub, if this process is a worker.
         channel: the channel to the old process, if this process replaces one.
@@ -142,7 +142,7 @@ class Server:
         self._pulse = Pulse(self._hub, self._config.heartbeat_s, self._histograms.stall_s, self._loop, self._tick)
         async with contextlib.AsyncExitStack() as self._stack:
             self._stack.callback(self._pulse.stop)
-            # A takeover opens the file late. It closes after the parts that use it all the same.
+            # A takeover opens the file late. The file must still close after the parts that use it.
             self._data_stack = self._stack.enter_context(contextlib.ExitStack())
             await self._start()
             if not self._stop.is_set():

@@ -56,7 +56,7 @@ class Feeder:
         intake: parses and publishes the bytes.
         hub: reports when a hold ends.
         loop: the event loop.
-        clock: returns the time as the hub has it.
+        clock: returns the hub's `now_s`.
     """
 
     def __init__(

@@ -160,9 +160,9 @@ _decode: Callable[[bytes], Line] = msgspec.json.Decoder(_WrittenLine).decode
 
 
 def parse_line(line: bytes) -> Line:
-    """Parse one line of NDJSON. Raises EventError, or what `relay.event_json.BAD_JSON` lists."""
+    """Parse one line of NDJSON. Raises EventError, or an error of `relay.event_json.BAD_JSON`."""
     parsed = _decode(line)
-    force_setattr(parsed, "data", json_data(parsed.data, DEPTH_MAX))  # as `take_data`, with one call less per event
+    force_setattr(parsed, "data", json_data(parsed.data, DEPTH_MAX))  # like `take_data`, but one call fewer per event
     return parsed
 
 

@@ -55,7 +55,7 @@ class Publishing:
 
         Args:
             events: each with a topic.
-            done: called once, with the ids or with the error for which none is published; maybe before this returns.
+            done: called once, with the ids, or with an error if no event is published; maybe before this returns.
 
         Returns:
             A function that cancels the request. Events not published by then are never published.
@@ -109,7 +109,7 @@ class _Request:
                 self._timer = self._owner.loop.call_later(self._owner.hold_timeout_s + HOLD_GRACE_S, self._give_up)
 
     def cancel(self) -> None:
-        """Stop: publish nothing and call nobody."""
+        """Stop; publish nothing and do not call back."""
         self._over = True
         self._events = ()
         if self._timer is not None:

@@ -83,7 +83,7 @@ class UnixFeeder(Feeder):
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
-            # The feeder left without reading its answers (ECONNRESET). All that it wrote has been read by now.
+            # The feeder left without reading its answers (ECONNRESET). All of its input has been read by now.
             return b""
 
     def _watch(self, reading: bool) -> None:
@@ -119,7 +119,7 @@ class UnixFeeder(Feeder):
         except (BlockingIOError, InterruptedError):
             pass
         except OSError:
-            # The feeder no longer reads answers, but its input is still to be published.
+            # The feeder no longer reads answers, but its input must still be published.
             self._intake.answering = False
             self._unsent = b""
         return not self._unsent
@@ -170,7 +170,7 @@ class UnixSource:
 
         Args:
             listener: a listener that another process opened; None opens one at `unix`.
-            file: identity of the socket file (`identity`), if this process is to remove the file.
+            file: identity of the socket file (`identity`), if this process must remove the file.
 
         Returns:
             The path.
@@ -243,7 +243,7 @@ class UnixSource:
         feeder.start()
 
     def pack(self) -> tuple[int, tuple[int, int] | None]:
-        """Return the listener's descriptor, and the identity of the socket file if this process is to remove it."""
+        """Return the listener's descriptor, and the identity of the socket file if this process must remove it."""
         assert self._listener is not None
         return self._listener.fileno(), self._file
 

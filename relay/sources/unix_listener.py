@@ -66,7 +66,7 @@ def parse_users(users: Iterable[str]) -> frozenset[int]:
     """Return the ids of users that are given by name or id.
 
     Raises:
-        ConfigError: there is no such user.
+        ConfigError: a user does not exist.
     """
     return frozenset(map(_parse_user, users))
 

@@ -96,8 +96,8 @@ class UpstreamSource:
         self.events = 0
         self.repeats = 0  # events dropped as repeats
         self.refused = 0  # events that could not be published
-        self.error = ""  # why the last attempt failed; empty while linked
-        self.ended = ""  # why it is not followed any more; empty while it is
+        self.error = ""  # reason of the last failure; empty while linked
+        self.ended = ""  # reason of the end; empty while the stream is followed
         self._config = config
         self._hub = hub
         self._loop = loop
@@ -271,6 +271,6 @@ class _Repeats:
         return False
 
     def _hash(self, event: Event) -> int:
-        """Return a hash of the event's type, its data and the last id as of this event."""
+        """Return a hash of the event's type, its data and the last id after it."""
         self._last_id = event.id or self._last_id
         return hash((self._last_id, event.event, event.data))

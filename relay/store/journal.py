@@ -54,7 +54,7 @@ class Journal:
         log: the log that receives the entries.
         seen: the dedup keys.
         take: called with each stored entry, in order.
-        released: called when publishers need not wait any longer.
+        released: called when publishers no longer have to wait.
         write_s: observes the duration of each write.
         loop: the event loop.
         clock: returns the hub's time.
