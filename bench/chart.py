@@ -1,4 +1,4 @@
-"""The chart of a run of `bench.fanout`: one panel a figure, one bar a server.
+"""The chart of a run of `bench.fanout`: one panel per figure, one bar per server.
 
 Owns the drawing; the figures are `bench.standings`'s.
 """
@@ -17,14 +17,14 @@ OURS, THEIRS, FLOOR = "#2563eb", "#94a3b8", "#334155"
 
 
 def draw(run: FanoutRun, path: Path) -> None:
-    """Draw the figures of the summary, on scales by powers of ten, as SVG."""
+    """Draw the figures of the summary on logarithmic scales, as SVG."""
     results = {result.load: result for result in run.results}
     panels = [
         (results[load], figure)
         for load, figure in SUMMARY
         if load in results and any(results[load].median(server, figure) for server in run.servers)
     ]
-    # The same figures make the same file.
+    # A fixed hash salt makes the file depend on the figures only.
     with matplotlib.rc_context({"svg.hashsalt": "relay", "font.size": 8}):
         columns = (len(panels) + 1) // 2
         figure = Figure((PANEL_INCHES[0] * columns, PANEL_INCHES[1] * 2), layout="constrained")

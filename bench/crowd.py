@@ -26,7 +26,7 @@ QUIET_S = 2.0
 AFTER_S = 2.0
 ANSWER_S = 120.0
 TOPICS, PATTERNS = 960, 15
-"""What fits into the largest request head by default."""
+"""As many terms as fit into the largest request head that relay accepts by default."""
 ALONE = 20
 P99_MAX_MS = 50.0
 OPEN_MAX_MS = 5.0
@@ -59,14 +59,14 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def request(number: int) -> bytes:
-    """Make the request for a large stream, whose topics nobody else has."""
+    """Make the request for a large stream; no other stream has its topics."""
     terms = [f"w{number}.{each}" for each in range(TOPICS)] + [f"p{number}.{each}.*" for each in range(PATTERNS)]
     query = "&".join(f"topic={term}" for term in terms)
     return f"GET /events?{query} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
 
 
 def open_alone(port: int, number: int) -> float:
-    """Open one large stream and close it; return how long its answer took, in seconds."""
+    """Open one large stream and close it; return the time until its response began, in seconds."""
     wanted = request(number)
     with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_S) as stream:
         began_s = time.monotonic()
@@ -77,7 +77,7 @@ def open_alone(port: int, number: int) -> float:
 
 
 def publish_topics(server: MeasuredServer, count: int) -> None:
-    """Publish one event each on so many topics."""
+    """Publish one event on each of `count` topics."""
     with feeder(server) as feed:
         for start in range(0, count, 1000):
             feed.sendall(b"".join(b'{"data": "x", "topic": "known.%d"}\n' % n for n in range(start, start + 1000)))
@@ -93,7 +93,7 @@ def feeder(server: MeasuredServer) -> socket.socket:
 
 
 def measure(server: MeasuredServer, streams: int) -> dict[str, list[float]]:
-    """Let a crowd come and go beside ordinary streams; return how long events took in each phase, in milliseconds."""
+    """Open and close many large streams beside ordinary ones; return the latencies of each phase, in milliseconds."""
     ours, theirs = multiprocessing.Pipe()
     crowd = multiprocessing.get_context("spawn").Process(target=come_and_go, args=(server.port, streams, theirs))
     crowd.start()
@@ -107,7 +107,7 @@ def measure(server: MeasuredServer, streams: int) -> dict[str, list[float]]:
             if not ours.poll(ANSWER_S):
                 raise MeasureError("the crowd did not come or go in time")
             ours.recv()
-            time.sleep(AFTER_S)  # closing goes on for a moment; /stats would not tell without a delay of its own
+            time.sleep(AFTER_S)  # closing continues for a moment; a request to /stats would itself add a delay
             marks.append(time.monotonic())
     crowd.join()
     phases = {
@@ -119,7 +119,7 @@ def measure(server: MeasuredServer, streams: int) -> dict[str, list[float]]:
 
 
 def come_and_go(port: int, streams: int, main: Connection) -> None:
-    """Open large streams at once and close them at once, each when told to; run in a process of its own."""
+    """Open large streams at once and later close them at once, on messages from `main`; run in a separate process."""
     raise_descriptor_limit()
     requests = [request(number) for number in range(streams)]
     main.send(None)
@@ -139,7 +139,7 @@ def come_and_go(port: int, streams: int, main: Connection) -> None:
 
 @contextlib.contextmanager
 def watching(server: MeasuredServer) -> Iterator[list[tuple[float, float]]]:
-    """Publish the time and read it from ordinary streams; give the list of when and how long it took, in seconds."""
+    """Publish the time and read it from ordinary streams; yield a list of (time sent, latency), in seconds."""
     taken: list[tuple[float, float]] = []
     over = threading.Event()
     watchers = [socket.create_connection(("127.0.0.1", server.port), timeout=ANSWER_S) for _ in range(WATCHERS)]

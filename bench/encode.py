@@ -32,7 +32,7 @@ Encode = Callable[..., bytes]
 
 
 def _twins() -> dict[str, Encode]:
-    """Return both encoders, the compiled one first, whichever this process uses.
+    """Return both encoders, the compiled one first, independent of the implementation in use.
 
     Raises:
         MeasureError: the compiled implementation is not built.

@@ -1,7 +1,7 @@
 """`python -m bench.fanout`: relay, the floor and the peers under the same loads, from the same swarm, in one run.
 
-Owns the loads and how the servers take turns at them; never judges. Peers are in `peers/`; those that are not installed
-(`make peers`) are left out. Writes `fanout.json`, the chart and the tables when no load and no server is named.
+Owns the loads and the order in which servers run them. Never judges a figure. Peers are in `peers/`; peers that are not
+installed (`make peers`) are skipped. Writes `fanout.json`, the chart and the tables if no load and no server is named.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ REPLAYED = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What all servers are put under.
+    """One load for all servers.
 
     Args:
-        name: what it is called on the command line.
-        what: for people.
+        name: name on the command line.
+        what: description, for people.
         run: makes one run of one server.
-        topics: it is only for servers that have topics, which the floor has not.
-        replay: it is only for servers that keep what was published.
+        topics: only for servers with topics; the floor has none.
+        replay: only for servers that can replay retained events.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Load:
     replay: bool = False
 
     def suits(self, target: Target) -> bool:
-        """Whether that server can do it at all."""
+        """Return whether the server supports this load."""
         return not (self.topics and target.name == "floor") and not (self.replay and not target.replay_path)
 
 
@@ -106,16 +106,16 @@ def main() -> int:
 
 
 def measure(load: Load, targets: Sequence[Target], bench: Bench, *, repeat: int) -> standings.Result:
-    """Put each server under a load, in turns, and print its table.
+    """Run a load on each server, in turns, and print its table.
 
     Args:
-        load: what to run.
-        targets: the servers wanted; those that it does not suit are left out.
-        bench: how.
-        repeat: runs of each; the order is turned round from one to the next.
+        load: the load.
+        targets: the servers; those that do not support the load are skipped.
+        bench: settings of the runs.
+        repeat: runs of each server; each run reverses the order.
 
     Returns:
-        each figure's median, least and greatest; a server that failed has the last reason as `error`.
+        The median, least and greatest value of each figure; a server that failed has its last error as `error`.
     """
     suited = [target for target in targets if load.suits(target)]
     runs: dict[str, list[Figures]] = {target.name: [] for target in suited}
@@ -136,7 +136,7 @@ def measure(load: Load, targets: Sequence[Target], bench: Bench, *, repeat: int)
 
 
 def _summary(runs: Sequence[Figures]) -> standings.Figures:
-    """Median, least and greatest of each figure that is a number: not every server says all of itself."""
+    """Return the median, least and greatest value of each finite figure; not every server reports every figure."""
     columns = {name: [run[name] for run in runs] for name in runs[0] if math.isfinite(runs[0][name])}
     return {
         name: standings.Spread(median=statistics.median(values), least=min(values), greatest=max(values))

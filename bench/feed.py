@@ -22,8 +22,8 @@ CATCH_UP_S = 30.0
 WARM_UP_S = 1.5
 SWARM_S = 180.0
 FILL_RATE = 500.0
-# Of a duel: length of a turn; how much of a core others may keep busy in one, which is read from the clock's ticks and
-# so is coarse; and how many times the turns asked for are made, at most, to get so many undisturbed ones.
+# A duel: the length of a turn; the share of a core that other processes may use in an undisturbed turn (coarse, because
+# it counts clock ticks); and the maximum number of turns, as a multiple of the requested undisturbed turns.
 TURN_S = 0.5
 TURN_OTHERS_CORES_MAX = 0.2
 TURNS_MORE = 2
@@ -31,16 +31,16 @@ TURNS_MORE = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
-    """What is fed to how many streams.
+    """A feed and the streams that receive it.
 
     Args:
         streams: open streams.
         rate: events a second.
         seconds: length of the feed.
-        stalled: how many of the streams stop reading.
-        fill: events sent before, so that what stalls has stalled when the measurement begins.
-        overload: more may be fed than can be delivered, so measure a window of time and await no end.
-        topics: events go to so many topics by turns, and each stream follows one of them; 0 is one topic for all.
+        stalled: number of streams that stop reading.
+        fill: events sent before the measurement, so that stalled streams have stalled when it begins.
+        overload: the feed may exceed the server's capacity, so measure a window of time and await no last event.
+        topics: number of topics; events go to them in turn, and each stream follows one. 0 means one topic for all.
     """
 
     streams: int
@@ -54,10 +54,10 @@ class Feed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """How runs are made.
+    """The settings of all runs.
 
     Args:
-        cores: where server and load run.
+        cores: the cores of the server and of the load.
         seconds: length of each feed.
         extra: more arguments for relay.
     """
@@ -80,7 +80,7 @@ class Bench:
         concurrency: int = 256,
         topics: int = 0,
     ) -> Swarm:
-        """Begin to open streams, of the target's path when no other is given."""
+        """Begin to open streams; `path` defaults to the target's path."""
         topic = "t.{}" if topics else "default"
         return Swarm(
             server.port,
@@ -106,7 +106,7 @@ def opened(swarm: Swarm, streams: int) -> SwarmReport:
     """Wait until all streams are open.
 
     Raises:
-        MeasureError: some are not.
+        MeasureError: some streams did not open.
     """
     report = swarm.ready()
     if report.opened != streams:
@@ -115,7 +115,7 @@ def opened(swarm: Swarm, streams: int) -> SwarmReport:
 
 
 class Stopwatch:
-    """CPU of the server, of the load and of everybody else from here on."""
+    """Measures the CPU time of the server, of the load and of all other processes from its creation on."""
 
     def __init__(self, server: MeasuredServer, load: Sequence[int]) -> None:
         self._server = server
@@ -123,14 +123,14 @@ class Stopwatch:
         self._began = (time.monotonic(), server.cpu_s(), sum(map(cpu_s, load)), busy_s())
 
     def read(self, ended_load_s: float = 0.0) -> Figures:
-        """Seconds since the beginning.
+        """Return the seconds since the beginning.
 
         Args:
-            ended_load_s: CPU of load processes that have come and gone since.
+            ended_load_s: CPU seconds of load processes that started and ended since then.
 
         Returns:
-            `wall_s`; `cpu_s` of the server; `load_cpu_s`; `others_cores`, how many cores all other processes
-            kept busy meanwhile: of a figure taken while that is above a few hundredths, think twice.
+            `wall_s`; `cpu_s` of the server; `load_cpu_s`; `others_cores`, the mean number of cores that all other
+            processes used. Do not trust a figure if `others_cores` exceeds a few hundredths.
         """
         wall, server, load, busy = self._began
         now = time.monotonic()
@@ -149,13 +149,13 @@ def run_feed(target: Target, feed: Feed, bench: Bench) -> Figures:
     """Feed a fresh server's streams and measure.
 
     Returns:
-        `deliveries`, `deliveries_per_s`, `cpu_us_per_delivery`, `bytes_per_delivery`, `joined` (events that
-        came by one read: a server that is late joins more, and saves CPU by it), latencies `p50_ms` to
-        `max_ms`, `delivered` (share of what was fed), `lost` (not received), `faults` (duplicates, wrong order, torn,
-        closed); the stopwatch's.
+        `deliveries`, `deliveries_per_s`, `cpu_us_per_delivery`, `bytes_per_delivery`, `joined` (events per read; a
+        late server joins more events and saves CPU), latencies `p50_ms` to `max_ms`, `delivered` (share of the
+        published events), `lost` (not received), `faults` (duplicates, wrong order, torn, closed), and the figures of
+        the stopwatch.
 
     Raises:
-        MeasureError: streams did not open.
+        MeasureError: some streams did not open.
     """
     with (
         bench.server(target) as server,
@@ -209,7 +209,7 @@ def _overload(server: MeasuredServer, swarm: Swarm, feed: Feed, bench: Bench) ->
     fed = feed.rate * feed.streams
     return {
         **figures,
-        # More than is fed can only be a backlog from before the window, and is no merit.
+        # A rate above that of the feed is a backlog from before the window, so it does not count.
         "deliveries_per_s": min(figures["deliveries_per_s"], fed),
         "delivered": min(1.0, figures["deliveries_per_s"] / fed),
         "lost": max(0, after.missed - after.told_missed),
@@ -242,7 +242,7 @@ def _latencies(report: SwarmReport) -> Figures:
 
 
 class _Contender:
-    """One server of a duel, with its streams, and the sums of its turns."""
+    """One server of a duel, with its streams and the figures of its turns."""
 
     def __init__(self, target: Target, feed: Feed, bench: Bench, stack: ExitStack) -> None:
         self._bench = bench
@@ -254,7 +254,7 @@ class _Contender:
         self._turns: list[Figures] = []
 
     def turn(self, rate: float) -> None:
-        """Feed for a while, and await everything."""
+        """Feed for one turn and await all deliveries."""
         before = self._swarm.mark()
         watch = Stopwatch(self._server, [self._swarm.pid])
         count, first = round(rate * TURN_S), self._published + 1
@@ -267,17 +267,17 @@ class _Contender:
         self._turns.append(_figures(before, after, watch.read(published.cpu_s)))
 
     def warm_up(self, rate: float) -> None:
-        """One turn that does not count: it pays for memory that is touched for the first time."""
+        """Run one turn that does not count, because it includes the cost of first access to memory."""
         self.turn(rate)
         self._turns.clear()
         self._swarm.reset()
 
     def undisturbed(self) -> list[Figures]:
-        """The turns in which this machine had little else to do."""
+        """Return the turns in which other processes used little CPU."""
         return [turn for turn in self._turns if turn["others_cores"] <= TURN_OTHERS_CORES_MAX]
 
     def sum(self) -> Figures:
-        """All undisturbed turns as one run, or all turns if none was; the latencies are always of all."""
+        """Combine the undisturbed turns, or all turns if there are none; the latencies always cover all turns."""
         last, counted = self._swarm.mark(), self.undisturbed() or self._turns
         sums = {name: sum(turn[name] for turn in counted) for name in ("deliveries", "wall_s", "cpu_s", "load_cpu_s")}
         return {
@@ -297,16 +297,16 @@ def _mean(turns: Sequence[Figures], name: str) -> float:
 
 
 def run_duel(targets: Sequence[Target], feed: Feed, bench: Bench) -> dict[str, Figures]:
-    """Feed several servers in turns, all of them and their streams up at the same time.
+    """Feed several servers in turns; all servers run at the same time with their streams open.
 
-    What a send costs wanders by a fifth within seconds, whichever server makes it; in turns of half a second the
-    servers share that alike. Turns that other processes disturbed are made up for, as far as `TURNS_MORE` allows.
+    The cost of a send varies by a fifth within seconds, for every server. Turns of half a second spread this variation
+    evenly over the servers. Turns that other processes disturbed are repeated, up to the limit `TURNS_MORE`.
 
     Returns:
-        For each server what `run_feed` returns but `lost`, since a turn that is not delivered whole is an error.
+        The figures of `run_feed` for each server, without `lost`, because an incomplete turn is an error.
 
     Raises:
-        MeasureError: streams did not open, or an event did not come to all of them.
+        MeasureError: some streams did not open, or an event did not reach all of them.
     """
     turns = max(1, round(feed.seconds / TURN_S))
     with ExitStack() as stack:

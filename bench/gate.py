@@ -19,10 +19,10 @@ from loadtest.rig.native import ProgramError
 
 
 def check_instructions(names: Sequence[str]) -> int:
-    """Hold workloads against the baseline; those named, or all. Returns the exit code.
+    """Compare the named workloads, or all, with the baseline; return the exit code.
 
     Raises:
-        MeasureError: a workload failed, or there is no baseline.
+        MeasureError: a workload failed, or the baseline is missing.
     """
     base, here = instructions.read(), instructions.environment()
     if "valgrind" not in here:
@@ -53,7 +53,7 @@ def _cannot(reasons: list[str]) -> int:
 
 
 def write_baseline() -> int:
-    """Count all workloads and keep the counts. Returns the exit code.
+    """Count all workloads and write the baseline; return the exit code.
 
     Raises:
         MeasureError: a workload failed, or valgrind is not installed.
@@ -68,7 +68,7 @@ def write_baseline() -> int:
 
 
 def check_ratios() -> int:
-    """Hold relay against the floor. Returns the exit code.
+    """Compare relay with the floor; return the exit code.
 
     Raises:
         MeasureError: a run failed, or an event was lost.
@@ -80,7 +80,7 @@ def check_ratios() -> int:
 
 
 def main() -> int:
-    """Do one part of the gate; 1 if something got worse, 2 if it could not be told."""
+    """Run one part of the gate; return 1 if a figure got worse, 2 if nothing could be compared."""
     parser = argparse.ArgumentParser(prog="python -m bench.gate", description=main.__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
     part = parts.add_parser("instructions", help="count the workloads' instructions and compare with baseline.json")

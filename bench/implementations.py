@@ -1,4 +1,4 @@
-"""Both implementations of the codec and the engine, by name, whichever of them `relay.speedups` has chosen.
+"""Load both implementations of the codec and the engine by name, independent of the choice of `relay.speedups`.
 
 Owns their loading, for micro-benchmarks and tests that compare the two. Never chooses one.
 """
@@ -52,12 +52,12 @@ def load(name: str, part: str) -> Any:
 
 
 def load_codec(name: str) -> Codec:
-    """Return the codec of one implementation, as `load`."""
+    """Return the codec of one implementation; arguments and errors as for `load`."""
     module = load(name, "codec")
     return Codec(name, module.encode_event, module.Decoder)
 
 
 def load_engine(name: str) -> EngineTypes:
-    """Return the engine of one implementation, as `load`."""
+    """Return the engine of one implementation; arguments and errors as for `load`."""
     module = load(name, "engine")
     return EngineTypes(name, module.Engine, module.Chunk, module.Members)

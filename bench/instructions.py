@@ -1,11 +1,11 @@
-"""The instructions of each workload, counted by callgrind and held against `baseline.json`.
+"""Count the instructions of each workload with callgrind and compare them with `baseline.json`.
 
-Owns how they are counted, what the counts depend on, the baseline file and the comparison. Only the work is counted,
-not Python's start and imports, since callgrind collects within the one C function that calls the work. Never decides
-what a bad comparison means for the exit code; `bench.gate` does.
+Owns the counting, the environment of the counts, the baseline file and the comparison. Only the work is counted, not
+Python's start and imports, because callgrind collects only within the C function that calls the work. Never decides
+the exit code; `bench.gate` does.
 
-What the C library does counts as its callers' own: which of its variants of memcpy runs says nothing about relay, who
-called it does.
+Instructions of the C library count as those of the calling function. The variant of memcpy that runs says nothing about
+relay; the caller does.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ BASELINE = HERE / "baseline.json"
 GROWTH_MAX = 0.05
 NAMED_MAX = 5
 RUN_S = 240
-# Functions below this share of a workload are not kept: what grows there from nothing is still named.
+# The baseline omits functions below this share of a workload. A function that grows beyond the share is still named.
 SHARE_MIN = 0.001
-# Counts of one of these do not compare with those of another. Packages are named where counts grew, no more.
+# Counts are comparable only if all DECISIVE versions are equal. Different PACKAGES are only named if counts grew.
 DECISIVE = ("cpu", "python", "cc", "libc", "valgrind")
 PACKAGES = ("Cython", "msgspec", "orjson")
 _CYTHON_NAME = re.compile(r"__pyx_[a-z]+_5relay_9_speedups_(?:\d+([A-Z][a-zA-Z]*)_)?\d*(.*)")
@@ -44,12 +44,12 @@ _C_LIBRARY = re.compile(r"(libc|libm|ld-linux[^/]*|ld-musl[^/]*)[.-][^/]*$")
 
 
 class Count(msgspec.Struct, frozen=True):
-    """What one unit of a workload executes.
+    """The counts for one unit of a workload.
 
     Args:
-        instructions: of the processor, in user mode.
-        functions: the same for each C function by itself, from `SHARE_MIN` on.
-        bytecodes: of each Python function by itself, which to callgrind are all one interpreter.
+        instructions: processor instructions in user mode.
+        functions: instructions of each C function without its callees, from the share `SHARE_MIN` on.
+        bytecodes: bytecodes of each Python function without its callees; callgrind sees only the interpreter.
     """
 
     instructions: float
@@ -58,7 +58,7 @@ class Count(msgspec.Struct, frozen=True):
 
 
 class Baseline(msgspec.Struct, frozen=True):
-    """What is compared with: counts, and what they were taken on."""
+    """The counts to compare with, and the environment in which they were taken."""
 
     environment: dict[str, str]
     workloads: dict[str, Count]
@@ -66,11 +66,11 @@ class Baseline(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Comparison:
-    """What became of the baseline.
+    """The result of a comparison with the baseline.
 
     Args:
-        lines: for people, one for each workload and for each function that grew.
-        bad: the workloads that are more than `GROWTH_MAX` worse, or only on one side.
+        lines: one line for each workload, for people.
+        bad: the workloads that are more than `GROWTH_MAX` worse, or that exist on one side only.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -81,10 +81,10 @@ class Comparison:
 
 
 def environment() -> dict[str, str]:
-    """What the counts depend on; `valgrind` is missing where it is not installed."""
+    """Return the versions that the counts depend on; without `valgrind` if it is not installed."""
     facts = machine()
     flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
-    # Valgrind shows every processor as one of three kinds, by these; so the C library's choices follow them alone.
+    # Valgrind presents one of three kinds of processor, depending on these flags; the C library's choices follow it.
     kinds = [flag for flag in ("avx", "avx2") if flag in flags]
     versions = {
         "cpu": " ".join([platform.machine(), *kinds]),
@@ -102,11 +102,11 @@ def environment() -> dict[str, str]:
 
 
 def count(names: Collection[str], *, command: tuple[str, ...] = ("-m", "bench.workloads")) -> dict[str, Count]:
-    """Count the instructions of workloads, as many at a time as there are cores.
+    """Count the instructions of workloads, one workload per core at a time.
 
     Args:
-        names: of `WORKLOADS`.
-        command: Python's arguments in front of a workload's name and size.
+        names: names in `WORKLOADS`.
+        command: Python's arguments before the name and size of a workload.
 
     Raises:
         MeasureError: a workload failed, or callgrind saw nothing of it.
@@ -138,7 +138,7 @@ def count(names: Collection[str], *, command: tuple[str, ...] = ("-m", "bench.wo
 
 
 def with_bytecodes(counts: Mapping[str, Count], names: Collection[str]) -> dict[str, Count]:
-    """Add the bytecodes of some workloads.
+    """Return the counts with the bytecodes of the named workloads added.
 
     Raises:
         MeasureError: a workload failed.
@@ -154,7 +154,7 @@ def with_bytecodes(counts: Mapping[str, Count], names: Collection[str]) -> dict[
 
 
 def _run(command: list[str]) -> str:
-    """What a command prints. It sees next to nothing of this environment, whose size moves its stack."""
+    """Return the output of a command, run in a minimal environment: its size moves the stack and changes the counts."""
     environment = {
         "PATH": os.defpath,
         "PYTHONHASHSEED": "0",
@@ -171,7 +171,7 @@ def parse(lines: Iterable[str]) -> dict[str, int]:
     """Read callgrind's file (its format: valgrind manual, section 6).
 
     Returns:
-        The instructions of each function by itself, with those of the C library in its callers'.
+        The instructions of each function without its callees, except for those of the C library.
     """
     costs: Counter[str] = Counter()
     names: dict[tuple[str, str], str] = {}
@@ -197,7 +197,7 @@ def parse(lines: Iterable[str]) -> dict[str, int]:
 
 
 def _readable(symbol: str, object: str) -> str:
-    """A symbol without the compiler's and callgrind's marks; Cython's by what it stands for."""
+    """Strip the compiler's and callgrind's suffixes from a symbol; return a Cython symbol as its Python name."""
     if symbol.startswith("0x"):
         return f"{Path(object).name} (no symbol)"
     symbol = re.sub(r"('\d+|\.(isra|constprop|part|cold)\b.*)$", "", re.sub(r"'\d+$", "", symbol))
@@ -209,7 +209,7 @@ def _readable(symbol: str, object: str) -> str:
 
 
 def differing(base: Mapping[str, str], here: Mapping[str, str], names: Collection[str]) -> list[str]:
-    """Say which of these the baseline was not taken on."""
+    """Describe the named versions in which this environment differs from the baseline's."""
     return [
         f"{name}: {base.get(name, 'none')} in the baseline, {here.get(name, 'none')} here"
         for name in names
@@ -218,11 +218,11 @@ def differing(base: Mapping[str, str], here: Mapping[str, str], names: Collectio
 
 
 def compare(base: Mapping[str, Count], now: Mapping[str, Count]) -> Comparison:
-    """Hold counts against the baseline's.
+    """Compare counts with the baseline.
 
     Args:
-        base: the baseline's.
-        now: new ones; where a workload grew, its functions are named from what is in both.
+        base: the counts of the baseline.
+        now: the new counts.
     """
     result = Comparison()
     for name in sorted({*base, *now}):
@@ -266,7 +266,7 @@ def read(path: Path = BASELINE) -> Baseline:
     """Read a baseline.
 
     Raises:
-        MeasureError: there is none.
+        MeasureError: the file is missing.
     """
     if not path.exists():
         raise MeasureError(f"{path.name} is missing: make bench-baseline writes it")
@@ -274,5 +274,5 @@ def read(path: Path = BASELINE) -> Baseline:
 
 
 def write(baseline: Baseline, path: Path = BASELINE) -> None:
-    """Write a baseline, in an order that makes differences small."""
+    """Write a baseline with sorted keys, so that diffs are small."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(baseline, order="sorted"), indent=1) + b"\n")

@@ -24,18 +24,18 @@ class Case:
     """One row of the table.
 
     Args:
-        name: what it is called on the command line.
-        what: what is measured, for people.
-        value: which of a run's figures is the row's.
-        unit: of that figure.
-        limit: what it has to reach.
-        ratio: the limit is for relay's figure divided by the floor's, not for relay's own.
-        at_least: the limit is a least, not a most.
+        name: name on the command line.
+        what: description of the figure, for people.
+        value: name of the figure.
+        unit: unit of the figure.
+        limit: limit of the figure.
+        ratio: the limit applies to relay's figure divided by the floor's, not to relay's figure.
+        at_least: the limit is a minimum, not a maximum.
         run: makes one run of each server.
-        targets: which servers it is for.
-        pin: server and load keep to cores of their own. For CPU a delivery: a server that shares its core
-            with what it feeds is charged for the caches it lost.
-        length: feeds are so many times as long as asked for: the tail of few events' latencies is chance.
+        targets: the servers to measure.
+        pin: server and load run on separate cores. This matters for CPU per delivery: on a shared core, the load
+            evicts the server's caches, and the server pays for it.
+        length: factor for the length of feeds; with few events, the tail of the latencies is random.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Case:
     length: float = 1.0
 
     def met(self, value: float) -> bool:
-        """Whether the limit is kept."""
+        """Return whether the value is within the limit."""
         return value >= self.limit if self.at_least else value <= self.limit
 
 
@@ -91,7 +91,7 @@ CASES = {
         _cpu(10_000, 100),
         _rate(1000, 1000),
         _rate(10_000, 1000),
-        _rate(10_000, 4000),  # where both keep up with the other two, this is more than can be
+        _rate(10_000, 4000),  # exceeds the capacity of both servers, which keep up with the other two rates
         Case(
             name="latency-10000x10",
             what="p99 latency, Unix socket to client, 10,000 streams × 10/s",
@@ -115,7 +115,7 @@ CASES = {
             what="garbage collector's objects an idle stream",
             value="gc_objects_per_stream",
             unit="",
-            limit=0.01,  # ten thousand streams may cost a hundred objects in all: tables that grew
+            limit=0.01,  # a hundred objects for ten thousand streams allow for tables that grow
             run=_memory,
             targets=("relay",),
         ),
@@ -190,15 +190,15 @@ def measure(case: Case, bench: Bench, *, repeat: int, targets: Sequence[str], pi
     """Run a case for each server in turns and summarise the runs.
 
     Args:
-        case: what to run.
-        bench: how.
-        repeat: runs of each server; the order is turned round from one to the next.
-        targets: the servers wanted; of these, those that the case is for.
-        pin: whether to pin; None leaves it to the case.
+        case: the case.
+        bench: settings of the runs.
+        repeat: runs of each server; each run reverses the order.
+        targets: the servers; those that the case does not name are skipped.
+        pin: whether to pin server and load to cores; None uses the setting of the case.
 
     Returns:
-        The result as plain JSON values: for each server `median`, `min`, `max`; `ratio` of the medians with
-        the least and greatest of the pairs; `limit`, `met`; and every run's figures.
+        The result as plain JSON values: `median`, `min` and `max` for each server; `ratio` of the medians, with the
+        least and greatest ratio of the pairs; `limit`, `met`; and the figures of every run.
     """
     pin = case.pin if pin is None else pin
     bench = replace(bench, seconds=bench.seconds * case.length, cores=pinned() if pin else bench.cores)

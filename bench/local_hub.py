@@ -22,10 +22,10 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no
 
 
 class _Silent:
-    """A histogram that nobody looks at."""
+    """A histogram that discards its values."""
 
     def observe(self, amount: float, /) -> None:
-        """Forget it."""
+        """Discard the value."""
 
 
 class _Measures:
@@ -36,8 +36,8 @@ class LocalHub:
     """A hub and its streams.
 
     Args:
-        engine: the class of what holds the streams.
-        settings: of the hub.
+        engine: the class of the engine that holds the streams.
+        settings: settings of the hub.
     """
 
     def __init__(self, engine: type[Engine], **settings: Any) -> None:
@@ -55,7 +55,7 @@ class LocalHub:
         )
 
     def socket(self) -> int:
-        """Make a socket pair, for a stream to be opened; return the descriptor that the hub takes."""
+        """Make a socket pair for a new stream; return the descriptor for the hub."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
@@ -63,17 +63,17 @@ class LocalHub:
         return ours.detach()
 
     def subscribe(self, *terms: str, fd: int | None = None, since_s: float | None = None) -> None:
-        """Open a stream of what is published from now on, or since so many seconds."""
+        """Open a stream of new events, preceded by those of the last `since_s` seconds if given."""
         request = Subscribe(terms, (), since_s, None, False, HEAD)
         self.hub.subscribe(self.socket() if fd is None else fd, request, "127.0.0.1", NOW_S)
 
     def flush(self) -> None:
-        """Send all that is due."""
+        """Send everything that is pending."""
         while self.hub.turn(NOW_S):
             pass
 
     def read(self) -> list[bytes]:
-        """Read what is there for each of the subscribers, at most a mebibyte of it."""
+        """Read the available bytes of each subscriber, at most 1 MiB each."""
         data = [b""] * len(self.peers)
         for place, peer in enumerate(self.peers):
             with contextlib.suppress(BlockingIOError):

@@ -1,6 +1,6 @@
-"""Relay against the floor in the same run, and the limits that CI holds it to.
+"""Measure relay and the floor in the same run and compare the figures with the limits of CI.
 
-Owns these limits and how often a bad figure is measured; the cases and the runs are `bench.limits`'s. Never decides an
+Owns these limits and the repetition of bad measurements. `bench.limits` owns the cases and the runs. Never decides an
 exit code.
 """
 
@@ -21,14 +21,14 @@ FAULTS = ("lost", "faults")
 
 @dataclass(frozen=True, slots=True)
 class RatioLimit:
-    """What a figure of relay may be at most, or has to be at least.
+    """The maximum or minimum of one figure of relay.
 
     Args:
-        case: of `bench.limits.CASES`.
-        figure: of its runs.
-        bound: of relay's figure divided by the floor's, or of relay's own.
-        ratio: which of the two.
-        at_least: the bound is a least.
+        case: name in `bench.limits.CASES`.
+        figure: name of the figure.
+        bound: the limit.
+        ratio: the limit applies to relay's figure divided by the floor's, not to relay's figure.
+        at_least: the limit is a minimum.
     """
 
     case: str
@@ -38,10 +38,9 @@ class RatioLimit:
     at_least: bool = False
 
 
-# The limits of `bench.limits` with room for shared machines: CPU 1.10 and p99 1.5 are within reach of noise.
-# In six runs of three, medians were 1.00 to 1.05 (CPU),
-# 0.6 to 1.3 and 0.98 to 1.07 (p99 of 1,000 and of 10,000 streams), 0.99 to 1.01 (rates) and 211 to 233 bytes; the
-# room between is for machines that are shared.
+# The limits of `bench.limits`, with a margin for shared machines: noise can exceed CPU 1.10 and p99 1.5. In six
+# measurements of three runs each, the medians were 1.00 to 1.05 (CPU), 0.6 to 1.3 and 0.98 to 1.07 (p99 of 1,000 and of
+# 10,000 streams), 0.99 to 1.01 (rates) and 211 to 233 bytes.
 LIMITS = (
     RatioLimit("cpu-1000x100", "cpu_us_per_delivery", 1.25),
     RatioLimit("cpu-1000x100", "p99_ms", 2.5),
@@ -60,10 +59,10 @@ def check(limits: Sequence[RatioLimit] = LIMITS) -> list[RatioLimit]:
     are printed. A case with a lost event or a fault is never repeated.
 
     Returns:
-        The limits that were not kept, both times.
+        The limits that were exceeded both times.
 
     Raises:
-        MeasureError: a run failed, or relay lost or broke an event in it.
+        MeasureError: a run failed, or relay lost an event or sent a faulty one.
     """
     bad: list[RatioLimit] = []
     for case in dict.fromkeys(limit.case for limit in limits):
@@ -78,7 +77,7 @@ def check(limits: Sequence[RatioLimit] = LIMITS) -> list[RatioLimit]:
 
 
 def _runs(case: str) -> dict[str, list[Figures]]:
-    """The figures of each run of each server."""
+    """Return the figures of each run of each server."""
     result = measure(CASES[case], Bench(seconds=SECONDS), repeat=REPEAT, targets=("floor", "relay"), pin=None)
     runs: dict[str, list[Figures]] = result["runs"]  # type: ignore[assignment]
     for figures in runs["relay"]:
@@ -89,7 +88,7 @@ def _runs(case: str) -> dict[str, list[Figures]]:
 
 
 def _beyond(limits: Sequence[RatioLimit], runs: Mapping[str, Sequence[Figures]]) -> list[RatioLimit]:
-    """Print the figures that limits are for; return the limits that they do not keep."""
+    """Print the figures that have limits; return the limits that are exceeded."""
     beyond = []
     for limit in limits:
         values = [figures[limit.figure] for figures in runs["relay"]]

@@ -1,6 +1,6 @@
-"""The results: with what they were measured on, kept in `results.json`, and shown in `README.md`.
+"""Save the results and their environment in `results.json` and write them to `README.md`.
 
-Owns that file, and the marked sections of documents that programs write; every figure in them comes from a run.
+Owns that file and the generated sections of documents; every figure in them comes from a run.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ Each figure is the median of {repeat} runs, with the least and the greatest.
 
 
 def machine(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """What the figures depend on: processor, cores, kernel, versions.
+    """Return the environment of the figures: processor, cores, kernel, versions.
 
     Args:
-        packages: those whose versions matter; one that is not installed is left out.
+        packages: packages to include with their versions; those that are not installed are omitted.
     """
     model = platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -68,13 +68,13 @@ def _first_line(command: str, *arguments: str) -> str:
 
 
 def stamp(result: Result, command: str, packages: Iterable[str] = PACKAGES) -> Result:
-    """Add when, by what command and on what machine, with which packages, a result came about."""
+    """Return the result with its date, its command, and the machine with the versions of the packages."""
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return {**result, "date": date, "command": command, "machine": machine(packages)}
 
 
 def write(results: list[Result]) -> None:
-    """Keep results, each in the place of an older one of the same case, and write the table anew.
+    """Save results, replace older results of the same cases, and rewrite the table.
 
     Args:
         results: stamped results.
@@ -88,12 +88,12 @@ def write(results: list[Result]) -> None:
 
 
 def put(document: Path, section: str, text: str) -> None:
-    """Put a text in the place of a document's section, which stands between two comments.
+    """Replace the section of a document that two comments enclose.
 
     Args:
         document: a Markdown file.
         section: the section's name.
-        text: whole lines.
+        text: the new section, in whole lines.
 
     Raises:
         ValueError: the document has no such section.
@@ -107,7 +107,7 @@ def put(document: Path, section: str, text: str) -> None:
 
 
 def render(results: list[Result]) -> str:
-    """The table and what it was made with, as Markdown."""
+    """Return the table, the commands and the environment, as Markdown."""
     repeats = sorted({result["repeat"] for result in results})
     text = TABLE.format(repeat=" or ".join(map(str, repeats)))
     for result in results:
@@ -139,7 +139,7 @@ def render(results: list[Result]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Write a figure with three digits, or in whole thousands."""
+    """Format a figure with three digits, or from 1000 on as a whole number with separators."""
     if value is None or value != value:
         return "unknown"
     if abs(value) >= 1000:

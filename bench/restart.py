@@ -1,6 +1,6 @@
-"""`python -m bench.restart`: how long a start with a full file takes, and what the file costs while events come in.
+"""`python -m bench.restart`: measure the start with a full file, and the cost of the file while events are published.
 
-Owns these runs. Each starts real servers, kills them without a warning, and looks at what the next one has.
+Owns these runs. Each run starts real servers, kills them with SIGKILL, and checks the events of the next server.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SIZE = 150
 
 
 def main() -> int:
-    """Measure, print and write bench/README.md; 1 if an event was missing after a kill."""
+    """Measure, print and write bench/README.md; return 1 if an event was missing after a kill."""
     parser = argparse.ArgumentParser(prog="python -m bench.restart", description=main.__doc__)
     parser.add_argument("--events", type=int, default=1_000_000, help="how many the file has (1000000)")
     parser.add_argument("--repeat", type=int, default=3, help="runs (3)")
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def feed(server: MeasuredServer, events: int) -> float:
-    """Publish over the Unix socket as fast as it goes; return how long it took until the last was acknowledged."""
+    """Publish over the Unix socket at full speed; return the seconds until all events are acknowledged and stored."""
     line = orjson.dumps({"data": "x" * SIZE, "topic": "bench"}) + b"\n"
     with socket.socket(socket.AF_UNIX) as feeder:
         feeder.settimeout(ANSWER_S)
@@ -70,14 +70,14 @@ def feed(server: MeasuredServer, events: int) -> float:
             feeder.sendall(line * BLOCK_EVENTS)
         feeder.sendall(b'{"data": "the last", "topic": "bench", "ack": 1}\n')
         feeder.recv(4096)
-        # Without `durable` it is acknowledged before it is stored.
+        # Without `durable`, relay acknowledges an event before it is stored.
         while (server.stats()["store"] or {"pending": 0})["pending"]:
             time.sleep(0.01)
         return time.monotonic() - began_s
 
 
 def one_by_one(server: MeasuredServer) -> Sequence[float]:
-    """Publish some events, each after the answer to the one before; return how long each took, in seconds."""
+    """Publish 1,000 events, each after the acknowledgement of the one before; return the seconds that each took."""
     took_s = []
     with socket.socket(socket.AF_UNIX) as feeder:
         feeder.settimeout(ANSWER_S)
@@ -93,7 +93,7 @@ def one_by_one(server: MeasuredServer) -> Sequence[float]:
 def render(
     events: int, starts: list[float], rates: dict[str, list[float]], alone: dict[str, list[float]], size: int
 ) -> str:
-    """The table and what it was made with, as Markdown."""
+    """Return the table, the command and its date, as Markdown."""
 
     def spread(values: list[float], factor: float = 1.0) -> str:
         least, median, most = (number(factor * each) for each in (min(values), statistics.median(values), max(values)))

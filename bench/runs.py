@@ -30,7 +30,7 @@ Round = Callable[[Sequence[Target], Bench], dict[str, Figures]]
 
 
 def apart(run: Run) -> Round:
-    """One run of each server, one after the other."""
+    """Run each server once, one after the other."""
 
     def round_of(targets: Sequence[Target], bench: Bench) -> dict[str, Figures]:
         return {target.name: _undisturbed(run, target, bench) for target in targets}
@@ -39,7 +39,7 @@ def apart(run: Run) -> Round:
 
 
 def together(streams: int, rate: float) -> Round:
-    """A feed to all streams, in turns of a fraction of a second; for figures that drift from run to run."""
+    """Feed all streams in turns of a fraction of a second; for figures that drift between runs."""
 
     def round_of(targets: Sequence[Target], bench: Bench) -> dict[str, Figures]:
         return run_duel(targets, Feed(streams=streams, rate=rate, seconds=bench.seconds), bench)
@@ -48,7 +48,7 @@ def together(streams: int, rate: float) -> Round:
 
 
 def _undisturbed(run: Run, target: Target, bench: Bench) -> Figures:
-    """One run; again, a few times at most, while other processes of this machine take part in it."""
+    """Run once; repeat at most `AGAIN_MAX` times while other processes disturb the run."""
     for _ in range(AGAIN_MAX):
         figures = run(target, bench)
         if figures.get("others_cores", 0.0) <= OTHERS_CORES_MAX:
@@ -57,7 +57,7 @@ def _undisturbed(run: Run, target: Target, bench: Bench) -> Figures:
 
 
 def memory(streams: int) -> Run:
-    """Growth of memory by idle streams, after a few have come and gone."""
+    """Measure the growth of memory by idle streams, after a few others have opened and closed."""
 
     def run(target: Target, bench: Bench) -> Figures:
         with bench.server(target) as server:
@@ -78,13 +78,13 @@ def memory(streams: int) -> Run:
 
 
 def _gc_objects(stats: dict[str, object]) -> float:
-    """Objects that the server's garbage collector tracks; not a number where it does not say."""
+    """Return the number of objects that the server's garbage collector tracks; NaN if the server does not report it."""
     value = stats.get("gc_objects")
     return float(value) if isinstance(value, int | float) else float("nan")
 
 
 def accept(streams: int) -> Run:
-    """Streams opened as fast as they go."""
+    """Open streams as fast as the server accepts them."""
 
     def run(target: Target, bench: Bench) -> Figures:
         with bench.server(target) as server:
@@ -103,7 +103,7 @@ def accept(streams: int) -> Run:
 
 
 def ingest(events: int) -> Run:
-    """NDJSON as fast as the server takes it, with no streams and no acknowledgements."""
+    """Publish NDJSON as fast as the server reads it, without streams and acknowledgements."""
 
     def run(target: Target, bench: Bench) -> Figures:
         with bench.server(target) as server:
@@ -126,7 +126,7 @@ def ingest(events: int) -> Run:
 
 
 def idle(streams: int) -> Run:
-    """CPU of a server whose streams are open and silent, between two heartbeats."""
+    """Measure the CPU time of a server with idle streams between two heartbeats."""
 
     def run(target: Target, bench: Bench) -> Figures:
         # Heartbeats stay on, so that the figure includes their timer; none is sent during the measurement.
@@ -142,7 +142,7 @@ def idle(streams: int) -> Run:
 
 
 def stalled_share(streams: int, rate: float) -> Run:
-    """Healthy streams' latency with one stream in twenty stopped, divided by that without."""
+    """Divide the latency of healthy streams beside 5 % stalled streams by their latency without stalled streams."""
 
     def run(target: Target, bench: Bench) -> Figures:
         whole = Feed(streams=streams, rate=rate, seconds=bench.seconds, fill=STALLED_FILL)
@@ -161,7 +161,7 @@ def stalled_share(streams: int, rate: float) -> Run:
 
 
 def fed(streams: int, rate: float, *, overload: bool = False, topics: int = 0) -> Run:
-    """A feed to all streams, or of `topics` topics, each to its share of them."""
+    """Feed all streams; with `topics`, each topic goes to its share of the streams."""
 
     def run(target: Target, bench: Bench) -> Figures:
         feed = Feed(streams=streams, rate=rate, seconds=bench.seconds, overload=overload, topics=topics)
@@ -171,7 +171,7 @@ def fed(streams: int, rate: float, *, overload: bool = False, topics: int = 0) -
 
 
 def stalled_memory(streams: int) -> Run:
-    """Kernel memory of streams that stopped reading, both ends: growth of the machine's TCP memory."""
+    """Measure the kernel memory of stalled streams, both ends, as the growth of the machine's TCP memory."""
 
     def run(target: Target, bench: Bench) -> Figures:
         before = tcp_memory_bytes()
@@ -189,7 +189,7 @@ def stalled_memory(streams: int) -> Run:
 
 
 def one(streams: int) -> Run:
-    """Single events to streams that are idle: how long until the last stream has it."""
+    """Publish single events to idle streams; measure the time until the last stream has received each."""
 
     def run(target: Target, bench: Bench) -> Figures:
         last_ms: list[float] = []
@@ -216,7 +216,7 @@ def one(streams: int) -> Run:
 
 
 def replay(streams: int, events: int) -> Run:
-    """Streams that open at once and want everything that was published before."""
+    """Open streams at once that request all retained events."""
 
     def run(target: Target, bench: Bench) -> Figures:
         with bench.server(target) as server:

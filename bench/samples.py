@@ -1,6 +1,6 @@
-"""What is encoded and decoded wherever this project measures: an event's data, of four kinds.
+"""The data of four kinds of events, which all measurements of the codec use.
 
-Owns the samples; never measures.
+Owns the samples. Never measures.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`python -m bench.scale`: many streams over several workers, one event to all of them, and a storm.
+"""`python -m bench.scale`: measure many streams over several workers, one event to all of them, and a storm.
 
-Owns this one run: the number of swarms and the order of measurements. Prints one line of JSON. Bounded in time.
+Owns this run: the number of swarms and the order of measurements. Prints one line of JSON. The run has a time limit.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from loadtest.rig.native import ProgramError
 from loadtest.rig.swarm import Swarm, SwarmReport
 
 STREAMS_A_SWARM = 10_000
-"""One source address each: past about 14,000 streams the kernel's search for a free port gets slow."""
+"""Each swarm has one source address. Beyond about 14,000 streams, the kernel's search for a free port becomes slow."""
 
 FEED_RATE = 0.2
-"""Events a second in the storm: to all of 100,000 streams each costs a second of the two cores that all share."""
+"""Events a second in the storm. One event to 100,000 streams costs a second of the two cores that all share."""
 
 SECONDS = 400.0
-"""The bound on the whole run."""
+"""Time limit of the whole run."""
 
 
 def main() -> int:
-    """Measure streams in number; 1 if a stream was refused or missed something, 2 if the run failed."""
+    """Measure many streams; return 1 if a stream was refused or missed an event, 2 if the run failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=main.__doc__)
     parser.add_argument("--streams", type=int, default=100_000, help="how many (100000)")
     parser.add_argument("--workers", type=int, default=6, help="processes that hold them (6)")
@@ -50,16 +50,16 @@ def main() -> int:
 
 
 def measure(streams: int, workers: int, events: int, *, storm: bool) -> dict[str, Any]:
-    """Connect them, publish, and let all of them come back at once.
+    """Connect the streams, publish events, and let all streams reconnect at once.
 
     Args:
-        streams: in all.
-        workers: processes of the server that hold them.
-        events: published one by one.
-        storm: whether they do come back; it takes longer than to connect them.
+        streams: number of streams.
+        workers: number of worker processes of the server.
+        events: number of events, published one by one.
+        storm: whether the streams reconnect at once; this takes longer than connecting them.
     """
     counts = [min(STREAMS_A_SWARM, streams - done) for done in range(0, streams, STREAMS_A_SWARM)]
-    # Heartbeats would only blur what one event costs.
+    # Heartbeats would distort the cost of one event.
     extra = ("--workers", str(workers), "--heartbeat", "0")
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(MeasuredServer(TARGETS["relay"], extra=extra))
@@ -135,7 +135,7 @@ def measure(streams: int, workers: int, events: int, *, storm: bool) -> dict[str
 
 
 def kernel_memory_bytes() -> int:
-    """Memory of the kernel's objects and of all TCP sockets' buffers."""
+    """Return the memory of the kernel's objects and of the buffers of all TCP sockets."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("Slab:"):
             return int(line.split()[1]) * 1024 + tcp_memory_bytes()

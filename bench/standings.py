@@ -1,4 +1,4 @@
-"""Relay, the floor and the peers side by side: kept in `fanout.json`, shown as tables and as a chart.
+"""Compare relay, the floor and the peers: save the results in `fanout.json` and show them as tables and a chart.
 
 Owns these files and the comparison in the project's README; every figure in them comes from a run.
 """
@@ -31,11 +31,11 @@ COLUMNS = {
     "bytes_per_stream": ("memory a stream", "bytes"),
     "faults": ("faults", ""),
 }
-"""Of a run's figures those that are shown, in this order, where a load has them; with their units."""
+"""The figures to show, in this order, with their headings and units. A load may lack some of them."""
 
 MORE_IS_BETTER = frozenset({"delivered", "deliveries_per_s", "streams_per_s"})
 NOISE = 1.1
-"""A peer counts as better from a tenth on: less is within the spread of repeated runs."""
+"""A peer counts as better if it is better by a tenth. Smaller differences are within the spread of repeated runs."""
 
 SUMMARY = (
     ("1000x100", "cpu_us_per_delivery"),
@@ -46,7 +46,7 @@ SUMMARY = (
     ("connect", "streams_per_s"),
     ("memory", "bytes_per_stream"),
 )
-"""What the chart shows: load and figure."""
+"""The load and the figure of each panel of the chart."""
 
 PROJECT_COLUMNS = (
     ("10000x10", "cpu_us_per_delivery", "CPU per delivery, µs"),
@@ -54,7 +54,7 @@ PROJECT_COLUMNS = (
     ("connect", "streams_per_s", "streams opened per second"),
     ("memory", "bytes_per_stream", "memory per idle stream, bytes"),
 )
-"""What the project's README shows: load, figure and heading. The others are in bench/README.md."""
+"""The load, figure and heading of each column in the project's README. bench/README.md has all figures."""
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -66,11 +66,11 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 Figures = dict[str, Spread | str]
-"""What came of a server under a load: figures by name, or the `error` it ended in."""
+"""The result of one server under a load: its figures by name, or its `error`."""
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What came of one load, for each server."""
+    """The result of one load for each server."""
 
     load: str
     what: str
@@ -78,13 +78,13 @@ class Result(msgspec.Struct, frozen=True):
     servers: dict[str, Figures]
 
     def median(self, server: str, figure: str) -> float | None:
-        """One figure; None where the server has it not."""
+        """Return the median of one figure; None if the server lacks it."""
         spread = self.servers.get(server, {}).get(figure)
         return spread.median if isinstance(spread, Spread) else None
 
 
 class ServerInfo(msgspec.Struct, frozen=True):
-    """What was measured, as it says of itself: its version, how it is fed, what was set."""
+    """A measured server: its version, the way it is fed, and its changed settings."""
 
     title: str
     version: str
@@ -104,7 +104,7 @@ class FanoutRun(msgspec.Struct, frozen=True):
 
 
 def write(results: list[Result], targets: Sequence[Target], command: str, seconds: float) -> FanoutRun:
-    """Keep a run, and write its tables into both READMEs."""
+    """Save a run and write its tables into both READMEs."""
     servers = {each.name: ServerInfo(each.title, each.version, each.fed_by, each.notes) for each in targets}
     stamped = report.stamp({}, command)
     run = FanoutRun(command, stamped["date"], seconds, stamped["machine"], servers, results)
@@ -115,12 +115,12 @@ def write(results: list[Result], targets: Sequence[Target], command: str, second
 
 
 def kept() -> FanoutRun:
-    """The run that was kept last."""
+    """Return the run that was saved last."""
     return msgspec.json.decode(RESULTS.read_bytes(), type=FanoutRun)
 
 
 def table(result: Result) -> str:
-    """One load's table, as Markdown."""
+    """Return the table of one load, as Markdown."""
     figures = [name for name in COLUMNS if any(name in each for each in result.servers.values())]
     heads = [" ".join(COLUMNS[name]).strip() for name in figures]
     lines = [f"**{result.what}**", "", _row(["", *heads]), _row(["---"] * (len(figures) + 1))]
@@ -131,13 +131,13 @@ def table(result: Result) -> str:
         else:
             cells = [_cell(figure, of.get(figure)) for figure in figures]
             if result.median(name, "delivered") == 0:
-                cells[1:] = ["–"] * (len(cells) - 1)  # of nothing there is neither latency nor cost
+                cells[1:] = ["–"] * (len(cells) - 1)  # without deliveries there is no latency and no cost
         lines.append(_row([name, *cells]))
     return "\n".join(lines) + "\n"
 
 
 def render(run: FanoutRun) -> str:
-    """All tables of a run, where a peer is better, and what was measured, as Markdown."""
+    """Return all tables of a run, the figures in which a peer is better, and the servers, as Markdown."""
     text = f"`{run.command}`, {run.date}, {run.seconds:g} s a feed. ![chart]({CHART.name})\n\n"
     text += "".join(table(result) + "\n" for result in run.results)
     text += "### Where another server is better than relay\n\n"
@@ -150,7 +150,7 @@ def render(run: FanoutRun) -> str:
 
 
 def better(run: FanoutRun) -> list[str]:
-    """Say of each shown figure which servers do better than relay, by more than noise, and delivered as much."""
+    """List, for each figure, the servers that delivered as much as relay and are better by more than noise."""
     lines = []
     for result in run.results:
         for figure, (title, _) in COLUMNS.items():
@@ -169,7 +169,7 @@ def better(run: FanoutRun) -> list[str]:
 
 
 def summary(run: FanoutRun) -> str:
-    """Return the few figures of all servers that the project's README shows."""
+    """Return the table for the project's README."""
     results = {result.load: result for result in run.results}
     shown = [(results[load], figure, head) for load, figure, head in PROJECT_COLUMNS if load in results]
     lines = [_row(["", *(head for _, _, head in shown)]), _row(["---"] * (len(shown) + 1))]
@@ -180,7 +180,7 @@ def summary(run: FanoutRun) -> str:
 
 
 def _delivered(result: Result, name: str) -> bool:
-    """Whether a server delivered as much as relay, within noise: little is easily quick."""
+    """Return whether a server delivered as much as relay, within noise; fewer deliveries make a server look faster."""
     theirs, ours = result.median(name, "delivered"), result.median("relay", "delivered")
     return theirs is None or ours is None or theirs * NOISE >= ours
 

@@ -1,6 +1,6 @@
-"""The servers that can be measured: the bare C loop, relay, and each peer that is installed (`peers/README.md`).
+"""The servers that can be measured: the bare C loop, relay, and each installed peer (`peers/README.md`).
 
-Owns how each is started, subscribed to and published to; never starts one.
+Owns the command line and the request targets of each server. Never starts a server.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from loadtest.rig.publisher import HttpEntrance
 from loadtest.rig.targets import CONCURRENCY, RELAY, Place, Target
 
 PEERS = HERE / "peers"
-# The bound on a server's life should the harness itself be killed.
+# The floor ends after this time, in case the harness is killed.
 LIFE_S = 600
-# What relay sets on its listener, given to the floor too, so that both wait for the kernel alike.
+# The same socket options as on relay's listener, so that the kernel limits both servers equally.
 CLIENT_BUFFER = 64 * 1024
 NOTSENT_LOWAT = 64 * 1024
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a peer's `peer.toml` says; the words are those of `Target`, `publish` those of `HttpEntrance`."""
+    """The contents of a `peer.toml`; the keys are those of `Target`, and in `publish` those of `HttpEntrance`."""
 
     title: str
     path: str
@@ -35,7 +35,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 def _floor(place: Place, extra: tuple[str, ...]) -> list[str]:
-    # Of the floor nothing but its life can be set here; `extra` is meant for relay.
+    # `extra` holds arguments for relay; the floor does not accept them.
     del extra
     return [
         str(build(HERE / "floor.c")),
@@ -45,7 +45,7 @@ def _floor(place: Place, extra: tuple[str, ...]) -> list[str]:
 
 
 def peer(folder: Path) -> Target:
-    """The target that a peer's folder describes, whether it is installed or not."""
+    """Return the target that the folder of a peer describes; the peer need not be installed."""
     told = msgspec.convert(tomllib.loads((folder / "peer.toml").read_text()), Peer)
     version = _version_file(folder)
 
@@ -68,12 +68,12 @@ def peer(folder: Path) -> Target:
 
 
 def _version_file(folder: Path) -> Path:
-    """What `install` writes last: the installed version, and so the mark that all is there."""
+    """Return the path of the file that `install` writes last; it holds the version and marks the peer as installed."""
     return folder.parent / ".installed" / folder.name / "version"
 
 
 def peers() -> dict[str, Target]:
-    """All peers that there are folders for, by name; those without a version are not installed."""
+    """Return all peers that have a folder, by name; those without a version are not installed."""
     folders = sorted(path.parent for path in PEERS.glob("*/peer.toml"))
     return {folder.name: peer(folder) for folder in folders}
 

@@ -1,6 +1,6 @@
-"""`python -m bench.upgrade`: a relay under load is replaced by another process several times.
+"""`python -m bench.upgrade`: replace a relay under load by another process several times.
 
-Owns this one run and its order of measurements. Prints one line of JSON. Bounded in time.
+Owns this run and the order of its measurements. Prints one line of JSON. The run has a time limit.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from loadtest.rig.native import ProgramError
 from loadtest.rig.swarm import Swarm
 
 SECONDS = 200.0
-"""The bound on the whole run."""
+"""Time limit of the whole run."""
 
 BEFORE_S = 2.0
-"""Load before each upgrade, and after the last."""
+"""Seconds of load before each upgrade and after the last."""
 
 
 def main() -> int:
-    """Upgrade a relay under load; 1 if a stream was closed or missed something, 2 if the run failed."""
+    """Upgrade a relay under load; return 1 if a stream was closed or missed an event, 2 if the run failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.upgrade", description=main.__doc__)
     parser.add_argument("--streams", type=int, default=10_000, help="how many (10000)")
     parser.add_argument("--rate", type=float, default=20.0, help="events a second, each to all of them (20)")
@@ -49,10 +49,10 @@ def measure(streams: int, rate: float, upgrades: int, history: int) -> dict[str,
     """Feed all streams at a rate while the server is replaced.
 
     Args:
-        streams: all of one topic.
+        streams: number of streams, all of one topic.
         rate: events a second.
-        upgrades: how often the server is replaced.
-        history: events retained before the first stream comes.
+        upgrades: number of upgrades.
+        history: events retained before the first stream opens.
     """
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(MeasuredServer(TARGETS["relay"]))
@@ -99,7 +99,7 @@ def measure(streams: int, rate: float, upgrades: int, history: int) -> dict[str,
 
 
 def _successor(session: int, gone: int) -> int:
-    """Find the process of a session that serves in place of another."""
+    """Find the process that has replaced another in a session."""
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError, IndexError):
             fields = (folder / "stat").read_text().rpartition(")")[2].split()

@@ -1,9 +1,9 @@
 """Fixed amounts of work that execute the same in each run: `python -m bench.workloads NAME COUNT`.
 
-Owns the workloads and how one is run so that its instructions can be counted. Each prepares everything first and then
-does `count` units, through the project's own parts and without an event loop: no timer, no clock and no slice of time
-decides what is executed. Streams end in socket pairs that nobody reads, since their buffers hold it all. Never counts
-instructions itself; `bench.instructions` does, from outside.
+Owns the workloads and runs one so that its instructions can be counted. Each workload prepares everything first and
+then does `count` units with the project's own parts, without an event loop. The executed code therefore depends on no
+timer, clock or time slice. Streams end in socket pairs that are never read, because their buffers hold all the data.
+Never counts instructions itself; `bench.instructions` does, from outside.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from relay.speedups import Engine
 from relay.sse import Decoder, encode
 
 COLLECTED = "ffi_call"
-"""The C function whose duration is what is counted: libffi's, through which ctypes calls the work, and nobody else."""
+"""The C function within which instructions are counted. ctypes calls the work through it, and no other code uses it."""
 
 STREAMS = 1000
 EVENTS_A_FLUSH = 10
@@ -50,9 +50,9 @@ class Workload:
     """Work of a known size.
 
     Args:
-        what: one unit of it, for people.
-        count: how many units the gate runs.
-        prepare: makes a function that does so many units.
+        what: description of one unit, for people.
+        count: number of units that the gate runs.
+        prepare: makes a function that does the given number of units.
     """
 
     what: str
@@ -61,7 +61,7 @@ class Workload:
 
 
 def _check(rig: LocalHub, deliveries: int) -> None:
-    """Raise unless so many events went to streams: what is not done must not look cheap."""
+    """Raise unless streams received this many events, so that missing work cannot look cheap."""
     if rig.hub.engine.deliveries != deliveries or rig.hub.catchup.streams:
         raise RuntimeError(f"{rig.hub.engine.deliveries} deliveries of {deliveries}")
 
@@ -94,7 +94,7 @@ def _decode(count: int) -> Work:
 
 
 def _full() -> LocalHub:
-    """A hub whose log is full, as it is for most of a server's life: each event evicts one."""
+    """Return a hub whose log is full, the usual state of a server: each event evicts one."""
     rig, event = LocalHub(Engine, history_events=1000), Event(data=SAMPLES["small"], topic="default")
     for _ in range(2000):
         rig.hub.publish_one(event, NOW_S)
@@ -200,10 +200,10 @@ WORKLOADS = {
 
 
 def run(name: str, count: int) -> None:
-    """Do a workload: a tenth of it first, so that caches are filled and bytecodes specialised, then all of it.
+    """Run a workload after a tenth of it as a warm-up, which fills caches and specialises bytecodes.
 
     Raises:
-        RuntimeError: the work did not do what it should.
+        RuntimeError: the result of the work is wrong.
     """
     work = _prepared(name, count)
     call = ctypes.pythonapi["PyObject_CallNoArgs"]
@@ -212,7 +212,7 @@ def run(name: str, count: int) -> None:
 
 
 def bytecodes(name: str, count: int) -> dict[str, int]:
-    """Count the bytecodes that each Python function executes in a workload: to callgrind they are one interpreter."""
+    """Count the bytecodes that each Python function executes in a workload; callgrind sees only the interpreter."""
     work = _prepared(name, count)
     executed: Counter[str] = Counter()
 
@@ -232,7 +232,7 @@ def bytecodes(name: str, count: int) -> dict[str, int]:
 
 def _prepared(name: str, count: int) -> Work:
     raise_descriptor_limit()
-    # A flush is cut into slices by the clock, which would make the count one of the machine's speed.
+    # The clock divides a flush into slices, so the count would depend on the speed of the machine.
     flush.SLICE_S = math.inf
     prepare = WORKLOADS[name].prepare
     prepare(max(1, count // 10))()
@@ -243,7 +243,7 @@ def _prepared(name: str, count: int) -> Work:
 
 
 def main() -> int:
-    """Do one workload."""
+    """Run one workload."""
     parser = argparse.ArgumentParser(prog="python -m bench.workloads", description=main.__doc__)
     parser.add_argument("name", choices=list(WORKLOADS))
     parser.add_argument("count", type=int, help="units of work")

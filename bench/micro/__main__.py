@@ -18,8 +18,8 @@ RESULTS = HERE / "results-micro.json"
 TABLE = HERE / "MICRO.md"
 PACKAGES = (*report.PACKAGES, "pytest-benchmark", "sse-starlette", "httpx-sse", "httpx", "sseclient-py")
 
-# Short turns, of which there are many. A round is half a millisecond: pytest-benchmark's own 5 µs can be one cold call,
-# and then each call of 150 ns is timed alone, with 200 ns of the clock's own.
+# Turns are short and many. A round is half a millisecond. The default of pytest-benchmark, 5 µs, can be one cold call;
+# each call of 150 ns would then be timed alone, with an overhead of 200 ns for the clock.
 OPTIONS = (
     "--benchmark-only",
     "--benchmark-disable-gc",
@@ -30,7 +30,7 @@ OPTIONS = (
 
 
 def main(arguments: list[str]) -> int:
-    """Run them; return pytest's exit status."""
+    """Run the micro-benchmarks; return pytest's exit status."""
     RESULTS.unlink(missing_ok=True)
     wanted = [str(HERE / "micro"), "-q", "--benchmark-quiet", *OPTIONS, f"--benchmark-json={RESULTS}", *arguments]
     status = int(pytest.main(wanted))

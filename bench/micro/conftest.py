@@ -1,4 +1,4 @@
-"""Fixtures of the micro-benchmarks: both implementations, whatever RELAY_ENGINE says, and the names of the results.
+"""Fixtures of the micro-benchmarks: both implementations, independent of RELAY_ENGINE, and the names of the results.
 
 All benchmarks run in several turns. Slow periods of a shared machine last seconds; a longer measurement does not avoid
 them, but a later one does. Each benchmark checks the result of its last call, so that missing work cannot look fast.
@@ -21,7 +21,7 @@ from bench.micro.table import CYTHON, PYTHON
 TURNS = 10
 
 ROUNDS = 200
-"""A turn of a benchmark that has something to do between its rounds; others make as many as fit."""
+"""Rounds per turn of a benchmark with a setup function; other benchmarks make as many as fit."""
 
 LABELS = {"speedups": CYTHON, "native": PYTHON}
 
@@ -29,14 +29,14 @@ Result = TypeVar("Result")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Repeat everything, the whole after the whole, which the scope makes of it."""
+    """Repeat the whole set of benchmarks in turns; the session scope puts complete turns one after the other."""
     if "turn" in metafunc.fixturenames:
         turns = 1 if metafunc.config.getoption("benchmark_disable") else TURNS
         metafunc.parametrize("turn", range(turns), scope="session")
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    """Leave out the time of every single round: some forty megabytes."""
+    """Omit the times of the single rounds, about forty megabytes."""
     for one in output_json["benchmarks"]:
         del one["stats"]["data"]
 
@@ -108,18 +108,18 @@ class Measure:
         units: int = 1,
         setup: Callable[[], object] | None = None,
     ) -> Result:
-        """Measure.
+        """Measure a function.
 
         Args:
-            group: the table that it goes to.
-            case: its row.
-            by: its column: who does the work.
-            work: what is measured.
-            units: what the figure is for: so many are in one call.
+            group: table of the result.
+            case: row of the result.
+            by: column of the result, the implementation or library.
+            work: the function to measure.
+            units: number of units in one call; the figure is the time of one unit.
             setup: called before each call, and not measured.
 
         Returns:
-            what a call of the work returned.
+            The result of the last call.
         """
         self._benchmark.group = f"{group}: {case}"
         self._benchmark.extra_info.update(group=group, case=case, by=by, units=units)
@@ -128,7 +128,7 @@ class Measure:
             result = self._benchmark(work)
         else:
 
-            def before() -> None:  # what it returns would be taken for arguments
+            def before() -> None:  # returns None, because `pedantic` would pass a result as arguments
                 setup()
 
             result = self._benchmark.pedantic(  # type: ignore[no-untyped-call]
@@ -139,5 +139,5 @@ class Measure:
 
 @pytest.fixture
 def measure(turn: int, benchmark: BenchmarkFixture) -> Measure:
-    """The one way to measure."""
+    """Return the object that measures one benchmark."""
     return Measure(benchmark)

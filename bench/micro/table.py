@@ -1,6 +1,6 @@
-"""The table of the micro-benchmarks, made from what pytest-benchmark wrote.
+"""Make the table of the micro-benchmarks from the output of pytest-benchmark.
 
-Owns how it looks and what is compared with what; every figure in it comes from a run.
+Owns the layout and the comparisons; every figure in it comes from a run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ PYTHON = "relay, Python"
 RELAY = "relay"
 TWINS = (CYTHON, PYTHON, RELAY)
 
-# What one figure is the time of, by group; in the order of the table.
+# The work that one figure measures, by group, in the order of the table.
 GROUPS = {
     "encode": "one event's fields to its bytes",
     "decode": "one event out of a stream of 64 KiB (or of one event, where that is longer)",
@@ -37,27 +37,27 @@ less. "String building" is better-sse's way, done in Python. httpx-sse is fed th
 
 
 def rows(benchmarks: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Sort results: group → case → by whom → seconds a unit.
+    """Sort results: group → case → implementation or library → seconds per unit.
 
     Args:
-        benchmarks: what pytest-benchmark wrote under that name.
+        benchmarks: the list `benchmarks` in the output of pytest-benchmark.
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for one in benchmarks:
         info = one["extra_info"]
         took = one["stats"]["median"] / info["units"]
         figures = found.setdefault(info["group"], {}).setdefault(info["case"], {})
-        # Whatever else ran in one of the turns can only have added to it.
+        # Other processes can only increase the time of a turn, so the least time is the best estimate.
         figures[info["by"]] = min(took, figures.get(info["by"], took))
     return {group: found[group] for group in GROUPS if group in found}
 
 
 def render(benchmarks: list[dict[str, Any]], stamp: Result) -> str:
-    """Write the whole document.
+    """Return the whole document.
 
     Args:
-        benchmarks: what pytest-benchmark wrote under that name.
-        stamp: when, by what and on what it ran, as `bench.report.stamp` has it.
+        benchmarks: the list `benchmarks` in the output of pytest-benchmark.
+        stamp: date, command and machine of the run, from `bench.report.stamp`.
     """
     groups = rows(benchmarks)
     text = HEAD.format(turns=len({one["params"]["turn"] for one in benchmarks}))

@@ -1,4 +1,4 @@
-"""The bytes of a stream to its events."""
+"""Decode the bytes of a stream into events."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bench.samples import SAMPLES
 from relay._native.codec import encode_event
 
 STREAM_BYTES = 1 << 16
-"""Events are decoded from a stream of about this length, or of one event where that is longer."""
+"""Approximate length of the decoded stream; a longer event makes a stream of its own length."""
 
 PIECE_BYTES = 1400
-"""What one packet carries."""
+"""Payload of one packet."""
 
 BYTES_MAX = 1 << 20
 

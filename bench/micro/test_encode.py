@@ -1,4 +1,4 @@
-"""The fields of an event to its bytes."""
+"""Encode the fields of an event into bytes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _sse_starlette() -> tuple[str, Encode]:
 
 
 def _strings() -> tuple[str, Encode]:
-    """What better-sse does in JavaScript: each field put behind what there is, without a space after the colon."""
+    """Encode as better-sse does in JavaScript: append each field to a string, without a space after the colon."""
 
     def encode(data: str) -> bytes:
         text = "id:" + _LINE_END.sub("", ID) + "\n"

@@ -1,4 +1,4 @@
-"""An event published to each of k audiences, and flushed to their streams."""
+"""Publish an event to each of k audiences and flush it to their streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parse the bytes of a request head. The parser has one implementation, which uses llhttp, in C, for a part."""
+"""Parse the bytes of a request head. The parser has one implementation; part of it is llhttp, in C."""
 
 from __future__ import annotations
 

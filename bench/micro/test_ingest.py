@@ -1,4 +1,4 @@
-"""Lines of NDJSON to the log, as a feeder on the Unix socket sends them."""
+"""Append lines of NDJSON to the log, as a feeder on the Unix socket sends them."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ FRAME = b"id: 0123456789abcdef-12345\ndata: " + b"x" * 150 + b"\n\n"
 
 @pytest.fixture
 def log() -> Log:
-    """A log that is full, as it is for most of a server's life, of two topics; every tenth entry has its own id."""
+    """Return a full log of two topics, the usual state of a server; every tenth entry has a publisher's id."""
     log = Log("0123456789abcdef", bytes_max=1 << 30, events_max=ENTRIES)
     for number in range(2 * ENTRIES):
         topic = log.topic("even" if number % 2 == 0 else "odd")
