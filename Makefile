@@ -1,4 +1,4 @@
-# What a checkout can do. Needs Python 3.11 or later, make and a C compiler; the rest goes into $(VENV).
+# The commands of a checkout. Needs Python 3.11 or later, make and a C compiler; the rest is installed in $(VENV).
 #   PYTHON=python3.13      another Python          ARGS="-k sse"       arguments of the tool that runs
 #   RELAY_BUILD=debug      another build           VENV=/tmp/venv      another place (see setup.py for the builds)
 
@@ -13,14 +13,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BIN := $(VENV)/bin
 comma := ,
 SOURCES := pyproject.toml setup.py $(wildcard _speedups/*.pyx _speedups/*.pxi)
-# One mark for each build and set of extras: what is marked is installed, in that build.
+# One mark file for each build and set of extras; it exists if these extras are installed in that build.
 INSTALLED := $(VENV)/.installed-$(RELAY_BUILD)
 INSTALLED_TEST := $(INSTALLED)-test
 INSTALLED_FUZZ := $(INSTALLED)-fuzz
 NODE_MODULES := tests/clients/node_modules/.installed
 
-# The servers that relay is measured beside: make peers PEERS="nchan go-sse" for some of them. Of centrifugo there is only
-# the binary that is given: CENTRIFUGO=PATH, or on the path.
+# The servers to compare with relay; make peers PEERS="nchan go-sse" installs only some. The binary of centrifugo is not
+# downloaded: give CENTRIFUGO=PATH, or put it on the path.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
 .PHONY: help demo run test test-all docs reference release browser lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-gate bench-instructions \
@@ -35,7 +35,7 @@ demo: $(INSTALLED)  ## Run relay with a live sample feed and print the address o
 run: $(INSTALLED)  ## Run the server: make run ARGS="--listen 0.0.0.0:8080".
 	$(BIN)/relay serve $(ARGS)
 
-# Most tests wait rather than compute, so four processes suit two cores. Pytest exits with 5 where ARGS selects no test.
+# Most tests wait rather than compute, so four processes suit two cores. Pytest exits with 5 if ARGS selects no test.
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n $(JOBS) --dist worksteal
 test: $(INSTALLED_TEST) $(NODE_MODULES)  ## Run the tests, except the slow ones.
@@ -88,7 +88,6 @@ endif
 storm: $(INSTALLED_TEST)  ## Let ten thousand streams reconnect at once: none may miss an event.
 	STORM=10000 $(BIN)/python -m pytest -s tests/faults/test_network.py -k herd $(ARGS)
 
-# No arrangement of the tests' own: the corpus grows in a copy, and what is found is written to tests/fuzz/found.
 # A registry of Go modules had no newer version.
 H2SPEC := build/h2spec/h2spec
 $(H2SPEC):
@@ -97,11 +96,12 @@ $(H2SPEC):
 h2spec: $(INSTALLED_TEST) $(H2SPEC)  ## Install h2spec (needs Go), and run it against relay without TLS and with it.
 	$(BIN)/python -m tests.h2spec $(H2SPEC)
 
+# The corpus grows in a copy, not in the tests' folder. Inputs that fail are written to tests/fuzz/found.
 fuzz: $(INSTALLED_FUZZ)  ## Fuzz one parser for a minute, or all in turn: make fuzz ARGS="sse -max_total_time=600".
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
-# gcc's sanitizers have to be the first libraries of every process, the tests' servers too. Python's own allocator
-# would hide what is read after it was freed. Python itself does not free all at its end, so leaks are counted by tests.
+# gcc's sanitizers must be the first libraries of every process, including the tests' servers. Python's allocator would
+# hide reads of freed memory. Python does not free all memory at exit, so the tests count leaks instead.
 SANITIZE_VENV := $(VENV)-sanitize
 SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell gcc -print-file-name=$(name)))
 sanitize:  ## Run all tests with the compiled engine and the C programs under gcc's ASan and UBSan.
@@ -166,7 +166,8 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# An editable install compiles into relay/, over the library of another build: so the other marks go. Pure leaves none.
+# An editable install overwrites the library of another build in relay/, so the other marks are removed. The pure build
+# also removes the library.
 define install
 rm -f $(VENV)/.installed-* $(if $(filter pure,$(RELAY_BUILD)),relay/_speedups.*.so)
 $(BIN)/python -m pip install --quiet --editable '.[$(1)]'
@@ -184,7 +185,7 @@ $(INSTALLED_FUZZ): $(VENV)/.made $(SOURCES)
 	$(call install,fuzz)
 	@touch $(INSTALLED) $(INSTALLED_TEST) $@
 
-# A parser in JavaScript that the encoder is held against, where node is there.
+# A JavaScript parser that checks the encoder's output, if node is installed.
 $(NODE_MODULES): tests/clients/package.json
 	@if ! command -v npm >/dev/null; then \
 		echo "npm is not installed: eventsource-parser will not be asked"; \

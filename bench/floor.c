@@ -1,12 +1,12 @@
 /* floor: the bare C loop that relay is measured against.
  *
- * One thread, one epoll, one ring. A feeder's NDJSON lines become SSE frames in the ring; once a turn all that is due
- * goes to every live client with one send(). A client whose send falls short keeps a position in the ring, waits for
- * EPOLLOUT and catches up in pieces. It delivers the bytes that relay delivers and promises nothing else: no topics, no
- * resume, no policies, no checks. It is as quick as this author could make it, since a slow floor would flatter relay.
+ * One thread, one epoll, one ring. The NDJSON lines of a feeder become SSE frames in the ring. Once a turn, one send()
+ * writes all pending frames to each live client. After a short send, a client keeps a position in the ring, waits for
+ * EPOLLOUT and catches up in pieces. The floor delivers the same bytes as relay and promises nothing else: no topics,
+ * no resume, no policies, no checks. It is as fast as its author could make it, because a slow floor would flatter relay.
  *
- * Owns a Unix socket for feeders and a TCP listener for clients; `GET /readyz` is answered, any other request is a
- * stream. Prints one line when it listens. Ends by a signal, or by itself after --seconds.
+ * Owns a Unix socket for feeders and a TCP listener for clients. It answers `GET /readyz`; any other request opens a
+ * stream. Prints one line when it listens. Ends on a signal, or after --seconds.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -28,7 +28,7 @@
 
 enum {
     EVENTS_A_TURN = 1024,       /* descriptors taken from one epoll_wait */
-    ACCEPTS_A_TURN = 256,       /* so that accepting never holds up the flush for long */
+    ACCEPTS_A_TURN = 256,       /* so that accepting never delays the flush for long */
     FEED_BYTES = 64 * 1024,     /* read from one feeder a turn */
     LINE_BYTES_MAX = 1 << 20,   /* longest line of a feeder */
     CATCH_UP_BYTES = 64 * 1024, /* largest send to a client that lags */
@@ -38,13 +38,13 @@ enum {
 
 typedef enum { FREE, LISTENER, FEEDER_LISTENER, FEEDER, HEAD, LIVE, LAGGING } kind_t;
 
-/* What a descriptor is; the table is indexed by the descriptor. */
+/* The state of a descriptor; the table is indexed by descriptor. */
 typedef struct {
-    uint64_t position; /* LAGGING: next byte of the ring it needs. HEAD: bytes of the request so far. */
+    uint64_t position; /* LAGGING: next byte of the ring to send. HEAD: bytes of the request so far. */
     uint32_t slot;     /* LIVE: its place in `live`. FEEDER: its place in `feeders`. */
     uint8_t kind;
     uint8_t matched;   /* HEAD: how much of CRLFCRLF has been seen */
-    uint8_t watched;   /* EPOLLOUT is asked for, and stays so: edge-triggered, it costs nothing while sends succeed */
+    uint8_t watched;   /* EPOLLOUT is requested and stays so: edge-triggered, it costs nothing while sends succeed */
 } descriptor_t;
 
 /* A feeder's unfinished line. */
@@ -60,10 +60,10 @@ static int *live; /* the live clients, all at position `flushed` */
 static size_t live_count;
 static feeder_t feeders[64];
 
-static char *ring; /* mapped twice in a row, so that what wraps is still in one piece */
+static char *ring; /* mapped twice in a row, so that a frame that wraps is still contiguous */
 static size_t ring_bytes = 64u << 20;
 static uint64_t head;    /* position after the last frame */
-static uint64_t flushed; /* position up to which live clients have everything */
+static uint64_t flushed; /* position up to which live clients have received everything */
 static uint64_t sequence;
 
 static const char *epoch = "00000000";
@@ -109,7 +109,7 @@ static size_t decimal(char *out, uint64_t value)
     return n;
 }
 
-/* Append the frame of one line, {"data":…} as the publisher writes it: whatever stands for the value is the data. */
+/* Append the frame of one line, {"data":…} as the publisher writes it; the raw text of the value becomes the data. */
 static void append(const char *line, size_t length)
 {
     static const char opening[] = "{\"data\":";
@@ -163,14 +163,14 @@ static void client_close(int fd)
     close(fd);
 }
 
-/* Send a lagging client what it lacks, up to `flushed`; back at the head it is live again. */
+/* Send a lagging client its missing bytes, up to `flushed`; at the head it becomes live again. */
 static void catch_up(int fd)
 {
     descriptor_t *client = &descriptors[fd];
     while (client->position < flushed) {
         if (head - client->position > ring_bytes) {
-            /* Lapped: on to the oldest frame that is retained, by way of the empty line before it, which ends
-             * whatever frame was half sent. */
+            /* Lapped: continue with the oldest retained frame. Send the empty line before it first, which ends a
+             * half-sent frame. */
             uint64_t tail = head - ring_bytes;
             char *end = memmem(ring_at(tail), ring_bytes, "\n\n", 2);
             client->position = end ? tail + (uint64_t)(end - ring_at(tail)) : flushed;
@@ -199,20 +199,20 @@ static void lag(int fd, uint64_t position)
     client->kind = LAGGING;
     client->position = position;
     if (!client->watched) {
-        /* Reports at once if it is writable again by now, so no edge is lost. */
+        /* epoll reports at once if the socket is already writable again, so no edge is lost. */
         client->watched = 1;
         watch(fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, EPOLL_CTL_MOD);
     }
 }
 
-/* One send of all that is due to every live client. */
+/* Send all pending bytes to every live client, with one send each. */
 static void flush(void)
 {
     const char *due = ring_at(flushed);
     const size_t length = head - flushed;
     const uint64_t from = flushed;
     flushed = head;
-    /* Backwards: a client that leaves is replaced by one that has been served. */
+    /* Backwards: a client that already has its bytes takes the slot of a client that leaves. */
     for (size_t i = live_count; i-- > 0;) {
         int fd = live[i];
         ssize_t sent = send(fd, due, length, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -253,10 +253,10 @@ static void answer(int fd, const char *request, ssize_t length)
         client_close(fd);
         return;
     }
-    live_add(fd); /* It starts at `flushed`, like all the others. */
+    live_add(fd); /* it starts at `flushed`, like all other live clients */
 }
 
-/* Read the request until CRLFCRLF, and throw away what comes after it. Edge-triggered, so until nothing is left. */
+/* Read the request until CRLFCRLF and discard later bytes. epoll is edge-triggered, so read until no bytes are left. */
 static void read_client(int fd)
 {
     static const char terminator[] = "\r\n\r\n";
@@ -363,7 +363,7 @@ static void listen_tcp(const char *host, int port, int buffer, int notsent_lowat
     int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0 || inet_pton(AF_INET, host, &address.sin_addr) != 1)
         die("address");
-    /* All of these are inherited by the accepted sockets. */
+    /* The accepted sockets inherit all of these options. */
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     if (buffer) {

@@ -1,6 +1,6 @@
-"""An application that publishes what it does: `uvicorn app:app --port 8000`. Needs fastapi, uvicorn and relay.
+"""An application that publishes its orders: `uvicorn app:app --port 8000`. Needs fastapi, uvicorn and relay.
 
-The browser posts to this application, and follows the topic at relay. So the application holds no open streams.
+The browser posts to this application and follows the topic at relay, so the application holds no open streams.
 """
 
 import os
@@ -36,7 +36,7 @@ app = FastAPI(lifespan=lifespan)
 
 @app.post("/orders", status_code=201)
 async def create(order: Order) -> dict[str, str]:
-    """Create an order, and publish it; relay has the event when this answers."""
+    """Create an order and publish it; relay has acknowledged the event before the response is sent."""
     event = Event(topic=f"orders.{order.region}", event="created", data=order.model_dump_json())
     try:
         return {"event": await app.state.publisher.publish(event)}

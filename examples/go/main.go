@@ -1,4 +1,4 @@
-// Print the events of a topic: go run . news. It reconnects and resumes, and needs the standard library only.
+// Print the events of a topic: go run . news. It reconnects and resumes, and needs only the standard library.
 package main
 
 import (
@@ -16,7 +16,7 @@ import (
 
 var errEnded = errors.New("the topic has ended")
 
-// A subscriber keeps what it needs to resume.
+// A subscriber keeps the state that it needs to resume.
 type subscriber struct {
 	url    string
 	lastID string

@@ -34,7 +34,7 @@ for (;;) {
   try {
     const headers = { Accept: "text/event-stream", ...(lastId && { "Last-Event-ID": lastId }) }
     const response = await fetch(`${url}/events?topic=${encodeURIComponent(topic)}&since=earliest`, { headers })
-    if (response.status === 204) break // The topic has ended, and this client has all of it.
+    if (response.status === 204) break // The topic has ended, and this client has received all its events.
     if (!response.ok && response.status < 500) throw new Error(`${response.status}: ${await response.text()}`)
     if (response.ok && (await read(response))) break
   } catch (error) {

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Publish the temperature of each minute over relay's Unix socket: ./feed.sh [count]
-# `relay publish` waits for the acknowledgement of each line, reconnects, and sends again what was not acknowledged.
+# `relay publish` waits for the acknowledgement of each line. It reconnects and resends unacknowledged lines.
 set -eu
 count=${1:-60}
 pause_s=${PAUSE_S:-60}

@@ -1,8 +1,8 @@
 """Stream the tokens of a language model to many viewers: `python generate.py answer-1 'What is a relay?'`.
 
-The model runs once. Each viewer follows the topic `answers.<name>` with `since=earliest`, so that a viewer who comes
-late, or reconnects, receives the whole answer. `relay.end` is the last event: the streams end, and nobody reconnects.
-The model here is a stand-in; replace `generate` with the streaming call of yours.
+The model runs once. Each viewer follows the topic `answers.<name>` with `since=earliest`. A viewer who connects late or
+reconnects therefore receives the whole answer. `relay.end` is the last event: the streams end, and no client
+reconnects. The model here is a placeholder; replace `generate` with the streaming call of your model.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ async def generate(prompt: str) -> AsyncIterator[str]:
 
 
 async def main(name: str, prompt: str) -> None:
-    """Publish each token as it comes."""
+    """Publish each token when it arrives."""
     topic = f"answers.{name}"
     async with Publisher(TARGET) as publisher:
         async for token in generate(prompt):

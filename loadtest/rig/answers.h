@@ -1,7 +1,7 @@
-/* answers: what an HTTP/1.1 server says to requests on one connection, counted.
+/* answers: count the responses of an HTTP/1.1 server on one connection.
  *
- * Understands status lines and bodies with Content-Length, chunked or none. Takes bytes as they come, cut anywhere, and
- * keeps an unfinished answer, which is bounded. Owns the counters; never touches a socket.
+ * Understands status lines, and bodies with Content-Length, chunked bodies or none. Takes bytes split at any position
+ * and keeps an unfinished answer, whose length is bounded. Owns the counters; never touches a socket.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -16,7 +16,7 @@ static struct {
     uint64_t refused;       /* of these with a status that is not 2xx */
     uint64_t refused_bytes; /* of their bodies */
     int first_refusal;      /* status of the first such answer */
-    int closing;            /* the server said that it closes the connection after this answer */
+    int closing;            /* the server announced that it closes the connection after this answer */
 } answers;
 
 static char pending[ANSWER_BYTES_MAX + 1];
@@ -32,7 +32,7 @@ static const char *header(const char *head, const char *name)
     return NULL;
 }
 
-/* Length of a chunked body, to the end of its empty trailer; 0 while it is unfinished. */
+/* Length of a chunked body, including its empty trailer; 0 while it is unfinished. */
 static size_t chunked_bytes(const char *body, const char *end)
 {
     for (const char *at = body;;) {
@@ -40,7 +40,7 @@ static size_t chunked_bytes(const char *body, const char *end)
         if (!line)
             return 0;
         size_t size = strtoull(at, NULL, 16);
-        if (size + 4 > (size_t)(end - line)) /* this line's end, the chunk, and its own line's end */
+        if (size + 4 > (size_t)(end - line)) /* the end of this line, the chunk, and the line end after it */
             return 0;
         at = line + 4 + size;
         if (!size)
@@ -48,7 +48,7 @@ static size_t chunked_bytes(const char *body, const char *end)
     }
 }
 
-/* Bytes of the first pending answer, which is counted; 0 while it is unfinished. */
+/* Count the first pending answer and return its length; 0 while it is unfinished. */
 static size_t take_answer(void)
 {
     char *blank = memmem(pending, pending_bytes, "\r\n\r\n", 4);
@@ -79,14 +79,14 @@ static size_t take_answer(void)
     return (size_t)(body - pending) + bytes;
 }
 
-/* Where to read to, and how much may come. */
+/* The address to read to, and the maximum number of bytes. */
 static char *room(size_t *bytes)
 {
     *bytes = ANSWER_BYTES_MAX - pending_bytes;
     return pending + pending_bytes;
 }
 
-/* Take what was read; -1 if an answer is longer than may be. */
+/* Take the bytes that were read; -1 if an answer exceeds its maximum length. */
 static int feed_answers(size_t bytes)
 {
     pending_bytes += bytes;

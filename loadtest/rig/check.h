@@ -1,9 +1,10 @@
-/* check: what one stream has received, checked event by event; and the latencies of all streams.
+/* check: check the events of one stream one by one, and collect the latencies of all streams.
  *
- * Understands as much of the event stream as it must: an event's data begins {"n":NUMBER,"t":NANOSECONDS as `publisher`
- * writes it, or holds that not far from its beginning where a server wraps it; n goes up by the stride for each event of a
- * stream and t is the time of publishing on CLOCK_MONOTONIC; a relay.gap event says how many were missed. Everything else
- * is passed over. Takes bytes as they come, cut anywhere, and keeps only the beginning of an unfinished line.
+ * Understands only the necessary part of an event stream. The data of an event begins with {"n":NUMBER,"t":NANOSECONDS
+ * as `publisher` writes it, or contains it near its beginning if a server wraps it. n increases by the stride for each
+ * event of a stream, and t is the time of publishing on CLOCK_MONOTONIC. A relay.gap event contains the number of
+ * missed events. Everything else is skipped. Takes bytes split at any position; keeps only the beginning of an
+ * unfinished line.
  *
  * Owns the counters and the histogram; never touches a socket or reads a clock.
  */
@@ -11,17 +12,17 @@
 #include <string.h>
 
 enum {
-    CARRY_BYTES = 160, /* beginning of an unfinished line that is kept; the numbers stand in it, even if wrapped */
-    HALF_BUCKETS = 64, /* histogram: 64 buckets to each power of two of microseconds, an error below 1.6 % */
+    CARRY_BYTES = 160, /* beginning of an unfinished line that is kept; it contains the numbers, even if wrapped */
+    HALF_BUCKETS = 64, /* histogram: 64 buckets per power of two of microseconds, an error below 1.6 % */
     BUCKETS = HALF_BUCKETS * 34,
-    ID_BYTES_MAX = 64, /* a longer id is not kept, and so its stream comes back without one */
+    ID_BYTES_MAX = 64, /* a longer id is not kept, so its stream reconnects without one */
 };
 
 #define NONE UINT64_MAX
 
 typedef enum { MESSAGE, GAP, OTHER } event_t;
 
-/* The id to come back with: that of the last block that was whole (WHATWG HTML 9.2.6). */
+/* The id to reconnect with: that of the last complete block (WHATWG HTML 9.2.6). */
 typedef struct {
     uint8_t length, read_length;
     char id[ID_BYTES_MAX], read[ID_BYTES_MAX]; /* read: of the block that has begun */
@@ -29,28 +30,28 @@ typedef struct {
 
 /* The reading side of one stream. */
 typedef struct {
-    uint64_t next;   /* n of the next event expected; all before it that concern this stream have been seen */
-    uint64_t n, t;   /* of the event being read; NONE where it has none */
-    uint64_t missed; /* of the relay.gap being read; NONE where it does not know */
-    uint64_t told;   /* events that gaps told of, which have not been jumped over yet */
-    place_t *place;  /* NULL where streams do not come back */
+    uint64_t next;   /* n of the next expected event; the stream has seen all its events before it */
+    uint64_t n, t;   /* of the event being read; NONE if absent */
+    uint64_t missed; /* of the relay.gap being read; NONE if unknown */
+    uint64_t told;   /* events that gaps reported and that n has not skipped yet */
+    place_t *place;  /* NULL if streams do not reconnect */
     uint8_t event;
-    uint8_t torn;    /* the data line does not end as it must */
+    uint8_t torn;    /* the data line ends in the wrong way */
     uint8_t carried; /* bytes in carry */
-    char last_byte;  /* of the unfinished line, but for a carriage return */
-    uint8_t any_next; /* the next event may have any number: it is the first, or a gap of unknown size was told */
-    uint8_t timed;   /* its latencies go into the histogram */
+    char last_byte;  /* of the unfinished line, except for a carriage return */
+    uint8_t any_next; /* the next event may have any number: it is the first, or follows a gap of unknown size */
+    uint8_t timed;   /* the latencies of this stream go into the histogram */
     char carry[CARRY_BYTES];
 } reader_t;
 
 static struct {
     uint64_t deliveries;
-    uint64_t gaps, missed, untold;   /* places where n jumped, events jumped over, and those no gap had told of */
-    uint64_t told_gaps, told_missed; /* relay.gap events, and the sum of what they say was missed */
+    uint64_t gaps, missed, untold;   /* places where n jumped, skipped events, and those that no gap had reported */
+    uint64_t told_gaps, told_missed; /* relay.gap events, and the sum of the missed events that they report */
     uint64_t duplicates, wrong_order, torn, foreign;
 } checked;
 
-/* From one event of a stream to the next; above 1 where each stream has one topic of so many. */
+/* The difference of n between two events of a stream; with N topics, one per stream, it is N. */
 static uint64_t stride = 1;
 
 typedef struct {
@@ -80,7 +81,7 @@ static inline uint64_t bucket_top_us(size_t bucket)
     return (bucket - (uint64_t)shift * HALF_BUCKETS + 1) << shift;
 }
 
-/* Upper end of the bucket in which the quantile lies, in ms. */
+/* Upper end of the bucket that contains the quantile, in ms. */
 static double quantile_ms(double quantile)
 {
     uint64_t rank = (uint64_t)(quantile * (double)latency.samples), seen = 0;
@@ -94,7 +95,7 @@ static double quantile_ms(double quantile)
     return (double)latency.max_ns / 1e6;
 }
 
-/* ---- the event stream, as much of it as must be understood ---- */
+/* ---- the event stream, its necessary part ---- */
 
 static inline const char *number(const char *at, const char *end, uint64_t *value)
 {
@@ -105,7 +106,7 @@ static inline const char *number(const char *at, const char *end, uint64_t *valu
     return at;
 }
 
-/* Data: the numbers of an event, wherever they stand in what was kept of the line. */
+/* Data: find the numbers of an event anywhere in the kept part of the line. */
 static inline void take_data(reader_t *reader, const char *data, const char *end, char last)
 {
     static const char published[] = "{\"n\":", time[] = ",\"t\":", missed[] = "\"missed\":";
@@ -128,7 +129,7 @@ static inline void take_data(reader_t *reader, const char *data, const char *end
         reader->t = NONE;
 }
 
-/* A field; `last` is the line's last byte, which may lie beyond what was kept of a long line. */
+/* A field; `last` is the last byte of the line, which may lie beyond the kept part of a long line. */
 static inline void take_line(reader_t *reader, const char *line, size_t length, char last)
 {
     const char *end = line + length;
@@ -142,7 +143,7 @@ static inline void take_line(reader_t *reader, const char *line, size_t length, 
         if (end - line == 9 && memcmp(line, "relay.gap", 9) == 0)
             reader->event = GAP;
         else if (end - line < 6 || memcmp(line, "relay.", 6) != 0)
-            reader->event = OTHER; /* relay's own, as its heartbeat, are no news */
+            reader->event = OTHER; /* relay's own events, such as its heartbeat, do not count */
     } else if (reader->place && length >= 3 && memcmp(line, "id:", 3) == 0) {
         line += 3;
         line += line < end && *line == ' ';
@@ -207,7 +208,7 @@ static inline void dispatch(reader_t *reader, uint64_t now)
     if (reader->event == GAP)
         count_gap(reader);
     else if (reader->n == NONE)
-        /* A block of only id or retry has no event; one with other data or another type is not ours. */
+        /* A block with only id or retry has no event; other data or another type means a foreign event. */
         checked.foreign += reader->event == OTHER;
     else if (reader->torn)
         checked.torn++;
@@ -220,7 +221,7 @@ static inline void dispatch(reader_t *reader, uint64_t now)
     next_block(reader);
 }
 
-/* A connection begins: what was half read of the one before is forgotten, what was seen and told is not. */
+/* Begin a connection: discard the half-read block of the previous one, keep the seen and reported events. */
 static inline void begin_again(reader_t *reader)
 {
     reader->carried = 0;
@@ -231,7 +232,7 @@ static inline void begin_again(reader_t *reader)
     }
 }
 
-/* The last byte before the line end, of which a carriage return is part; `before` is that of the piece before. */
+/* The last byte before the line end, which includes a carriage return; `before` is that of the previous piece. */
 static inline char last_byte(const char *at, size_t length, char before)
 {
     if (length && at[length - 1] == '\r')

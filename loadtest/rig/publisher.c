@@ -1,15 +1,15 @@
-/* publisher: numbered and stamped events at a fixed rate, as NDJSON into a Unix socket or as HTTP requests.
+/* publisher: publish numbered and stamped events at a fixed rate, as NDJSON into a Unix socket or as HTTP requests.
  *
- * An event's data is {"n":NUMBER,"t":NANOSECONDS,"p":"xxx…"} where n goes up by one, t is CLOCK_MONOTONIC as the event
- * is made, and the data is --size bytes in all. With --topics N event n goes to topic t.<n mod N>. Paced by absolute
- * deadlines: what fell due while it was asleep or held up by the server goes out together. Rate 0 writes as fast as
- * the server takes it.
+ * The data of an event is {"n":NUMBER,"t":NANOSECONDS,"p":"xxx…"}. n increases by one, t is CLOCK_MONOTONIC when the
+ * event is made, and the data is --size bytes long. With --topics N, event n goes to topic t.<n mod N>. Events have
+ * absolute deadlines: after a sleep or a delay by the server, all due events are sent together. Rate 0 writes as fast
+ * as the server reads.
  *
- * Into a socket each event is a line {"topic":"t.7","data":…}, without a topic unless there are --topics. Over HTTP each
- * is a POST (see request.h) on one connection that is kept alive, with at most --depth requests unanswered.
+ * On a socket, each event is a line {"topic":"t.7","data":…}, without a topic unless --topics is given. Over HTTP, each
+ * event is a POST (see request.h) on one persistent connection, with at most --depth unanswered requests.
  *
- * Bounded by --count and --seconds. At the end it waits until the server has taken everything: has read it all and
- * closed its side, or has answered each request. Then it prints one line of JSON.
+ * Bounded by --count and --seconds. At the end, the publisher waits until the server has read everything and closed its
+ * side, or has answered each request. Then it prints one line of JSON.
  */
 #define _GNU_SOURCE
 #include "answers.h"
@@ -36,7 +36,7 @@ enum {
     DATA_BYTES_MIN = 64,
     DATA_BYTES_MAX = 32 * 1024,
     EVENT_BYTES_MAX = 128 * 1024, /* of a line or a request: percent-encoding makes three bytes of one, at most */
-    DEPTH_MAX = 256,              /* so that the answers to what is being written fit into the socket's buffers */
+    DEPTH_MAX = 256,              /* so that the answers fit into the socket's buffers while requests are written */
     CLOSE_MS = 30000,
 };
 
@@ -155,7 +155,7 @@ static int write_all(int fd, const char *at, const char *end)
     return 0;
 }
 
-/* Read answers until at most so many of those sent are missing; -1 if they do not come. */
+/* Read answers until at most the given number is outstanding; -1 if they do not arrive. */
 static int await_answers(int fd, uint64_t sent, uint64_t missing_max)
 {
     uint64_t deadline = now_ns() + CLOSE_MS * 1000000ull;
@@ -174,7 +174,7 @@ static int await_answers(int fd, uint64_t sent, uint64_t missing_max)
     return 0;
 }
 
-/* Wait until another request may be written, on a new connection where the server closes this one. */
+/* Wait until another request may be written; reconnect if the server closes the connection. */
 static int make_way(int *fd, uint64_t sent)
 {
     if (await_answers(*fd, sent, to.depth - 1) < 0)
@@ -189,7 +189,7 @@ static int make_way(int *fd, uint64_t sent)
     return 0;
 }
 
-/* Wait until the server has closed its side; answers (to lines it refused) are counted, not read. */
+/* Wait until the server has closed its side; answers (to rejected lines) are counted, not parsed. */
 static int await_close(int fd, uint64_t *answered_bytes)
 {
     char text[4096];

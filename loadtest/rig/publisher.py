@@ -56,7 +56,7 @@ class PublisherReport(msgspec.Struct, frozen=True, kw_only=True):
         behind_max_ms: largest delay of an event behind its due time.
         answered: answers over HTTP; refused: of these with a status that is not 2xx; first_refusal: the first such.
         answered_bytes: bytes of the server's lines over the socket; over HTTP, of the answers that refuse an event.
-        cpu_s: the publisher's own.
+        cpu_s: CPU seconds of the publisher.
     """
 
     sent: int
@@ -83,8 +83,8 @@ class PublisherProgram:
         seconds: the program ends after this time even if it has sent fewer events.
         size: bytes of each event's data.
         first: number of the first event.
-        topics: event n goes to topic `t.<n mod topics>`; 0 is one topic for all, which is the server's own over the
-            socket and `default` over HTTP.
+        topics: event n goes to topic `t.<n mod topics>`; 0 is one topic for all: the server's default over the socket,
+            `default` over HTTP.
         cpus: the cores that the program may use; all if empty.
     """
 

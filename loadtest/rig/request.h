@@ -1,7 +1,7 @@
-/* request: an event as an HTTP request, made from templates.
+/* request: make an HTTP request from an event and templates.
  *
- * {topic} and {data} in the target and the body stand for the event's; the body's data is put in as it is, as a JSON
- * string's inside, or percent-encoded. Owns the templates; never touches a socket.
+ * The topic and the data of the event replace {topic} and {data} in the target and the body. The data in the body is
+ * raw, escaped for the inside of a JSON string, or percent-encoded. Owns the templates; never touches a socket.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -12,7 +12,7 @@ typedef enum { RAW, JSON, FORM } escape_t;
 static struct {
     const char *target, *body;
     escape_t escape;
-    char head[4096]; /* the headers, each with its line's end */
+    char head[4096]; /* the headers, each with its line end */
 } request = {.body = "{data}"};
 
 static char *escaped(char *out, const char *from, size_t length, escape_t escape)

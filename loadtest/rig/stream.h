@@ -1,10 +1,10 @@
-/* stream: one stream of the swarm, from its place in the queue to its end, and the counters of all of them.
+/* stream: one stream of the swarm, from its place in the queue to its end, and the counters of all streams.
  *
- * Connects from a source address of its own, asks for its topic, takes the response head, undoes chunks (RFC 9112 section
- * 7.1), and hands the body to check.h. A stream that is over waits for whoever wants it back to put it into the queue.
+ * Connects from the source address of its block of streams, requests its topic, reads the response head, decodes chunks
+ * (RFC 9112 section 7.1), and passes the body to check.h. An ended stream stays out of the queue until swarm.c adds it.
  *
- * Owns the sockets, the queue and what is counted; never reads a command, writes a report, or looks at the time to decide
- * what comes next.
+ * Owns the sockets, the queue and the counters; never reads a command, writes a report, or decides the next step by the
+ * time.
  */
 #include <arpa/inet.h>
 #include <ctype.h>
@@ -37,22 +37,22 @@ enum {
 
 typedef enum { OVER, WAITING, CONNECTING, HEAD, OPEN } state_t;
 typedef enum { HEALTHY, SLOW, STALLED } manner_t;
-/* A chunk (RFC 9112 section 7.1): its size, what is left of that line, the data, the line end after it. */
+/* A chunk (RFC 9112 section 7.1): its size, the rest of that line, the data, the line end after it. */
 typedef enum { RAW, SIZE, EXTENSION, DATA, DATA_END } chunked_t;
 typedef struct stream {
     reader_t reader;
     struct stream *after; /* WAITING: behind it in the queue */
     uint64_t asked_ns;    /* when it began to connect */
-    uint64_t ends_ns;     /* when its life is over; 0 for none */
+    uint64_t ends_ns;     /* when its life ends; 0 for never */
     int fd;
     uint8_t state, manner;
     uint8_t begun;       /* has been opened before */
-    uint8_t status_read; /* HEAD: the first line has been */
+    uint8_t status_read; /* HEAD: the first line has been read */
     uint8_t had_event;   /* in this connection */
-    uint8_t recovering;  /* dropped by a storm, and has had no event since */
-    uint8_t reached;     /* has seen event `until`, or would have if it were of its topic */
-    uint8_t chunked;     /* where in a body of chunks */
-    uint32_t chunk_left; /* SIZE: the size read so far; DATA: bytes to come */
+    uint8_t recovering;  /* dropped by a storm, no event received since */
+    uint8_t reached;     /* has seen all its events up to event `until` */
+    uint8_t chunked;     /* position in a chunked body */
+    uint32_t chunk_left; /* SIZE: the size read so far; DATA: remaining bytes */
 } stream_t;
 
 typedef struct {
@@ -68,7 +68,7 @@ static struct {
     size_t streams, slow, stalled;
     double seconds, life_s;
     int reconnect;
-    uint64_t first; /* number of the first event each stream must see; 0 takes any */
+    uint64_t first; /* number of the first event that each stream must see; 0 accepts any */
 } settings = {.host = "127.0.0.1", .path = "/events", .concurrency = 256, .per_address = 10000, .slow_bytes = 1024,
               .source_base = 0x7f010101, .streams = 100, .seconds = 60, .first = 1};
 
@@ -127,7 +127,7 @@ static void stream_over(stream_t *stream, uint64_t *counter)
             stream->reached = 0;
         }
     }
-    stream->state = OVER; /* one that comes back does so at the next tick, lest a server that refuses be run over */
+    stream->state = OVER; /* a stream reconnects at the next tick, so that it does not flood a server that refuses it */
     ++*counter;
     close(stream->fd);
     stream->fd = -1;
@@ -149,7 +149,7 @@ static void take(stream_t *stream, const char *at, const char *end)
     }
 }
 
-/* Hand on the data of chunks, which are cut anywhere; their sizes and line ends are not of the stream. */
+/* Pass on the data of chunks, which may be split at any position, without their sizes and line ends. */
 static void take_chunks(stream_t *stream, const char *at, const char *end)
 {
     while (at < end && stream->state == OPEN) {
@@ -202,10 +202,10 @@ static void stream_open(stream_t *stream)
         stream->reached = stream->reader.next > until;
         reached += stream->reached;
     } else
-        watch(stream, 0, EPOLL_CTL_MOD); /* still reports the end of the connection */
+        watch(stream, 0, EPOLL_CTL_MOD); /* epoll still reports the end of the connection */
 }
 
-/* Write the path of a stream, with its topic in the places that are meant for it. */
+/* Write the path of a stream, with its topic in the placeholders. */
 static size_t make_path(size_t topic, char *path)
 {
     const char *from = settings.path;
@@ -240,14 +240,14 @@ static size_t make_request(const stream_t *stream, char *request)
                            with_id ? "\r\n" : "");
 }
 
-/* Number of the first event that concerns stream i: the first of its rest from `first` on. */
+/* Number of the first event of stream i: the first n from `first` on with n mod stride = i mod stride. */
 static uint64_t first_of(size_t i)
 {
     const uint64_t rest = i % stride, from = settings.first % stride;
     return settings.first + (rest + stride - from) % stride;
 }
 
-/* Send the request, or wait until the connection stands. */
+/* Send the request, or wait until the connection is established. */
 static void send_request(stream_t *stream, int operation)
 {
     static char request[REQUEST_BYTES];
@@ -266,7 +266,7 @@ static void send_request(stream_t *stream, int operation)
 static void begin_reading(stream_t *stream, size_t i)
 {
     reader_t *reader = &stream->reader;
-    if (!stream->begun || settings.life_s > 0) { /* of another life: a new subscriber */
+    if (!stream->begun || settings.life_s > 0) { /* a new life is a new subscriber */
         reader->next = first_of(i);
         reader->any_next = settings.first == 0 || stream->begun;
         reader->told = 0;
@@ -302,7 +302,7 @@ static void connect_next(void)
         return;
     }
     if (settings.source_base) {
-        /* A port is chosen at connect, so that each source address has the whole range to this server. */
+        /* The kernel chooses the port at connect, so each source address has the whole range for this server. */
         struct sockaddr_in source = {.sin_family = AF_INET};
         source.sin_addr.s_addr = htonl(settings.source_base + (uint32_t)(i / (size_t)settings.per_address));
         setsockopt(stream->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
@@ -316,11 +316,11 @@ static void connect_next(void)
         stream_over(stream, &counters.failed);
         return;
     }
-    /* On loopback the handshake is over when connect returns, so that there is nothing to wait for. */
+    /* On loopback, the handshake is complete when connect returns, so no wait is needed. */
     send_request(stream, EPOLL_CTL_ADD);
 }
 
-/* A line of the response head, without its end. Returns -1 at a status other than 200, 1 at the head's end. */
+/* Take a line of the response head, without its end. Return -1 for a status other than 200, 1 after the head. */
 static int take_head_line(stream_t *stream, char *line)
 {
     static const char encoding[] = "transfer-encoding:";
@@ -333,7 +333,7 @@ static int take_head_line(stream_t *stream, char *line)
     return *line == 0;
 }
 
-/* Take the response head; what follows it is the stream. */
+/* Take the response head; the bytes after it are the stream. */
 static void read_head(stream_t *stream, const char *at, const char *end)
 {
     reader_t *reader = &stream->reader;

@@ -1,17 +1,17 @@
-/* swarm: thousands of SSE clients in one thread, cheap enough not to be what is measured.
+/* swarm: thousands of SSE clients in one thread, cheap enough not to distort the measurement.
  *
  * Opens N streams, reads them with one large buffer, and checks every event (check.h): gaps, duplicates and wrong
- * order of each stream, and one latency histogram of the healthy ones. Some streams may be stalled (nothing is read
- * after the response head) or slow (a few bytes each tick), to be a nuisance. With --topics N, stream i has topic i mod N,
- * which stands for {} in the path, and expects the events whose numbers leave the same rest; {%M} stands for that topic
- * mod M. With --reconnect a stream that has been closed or refused comes back with its last id, and must have lost
- * nothing; with --life S each ends after S/2 to 3 S/2 seconds and a new one takes its place.
+ * order of each stream, and one latency histogram of the healthy streams. To disturb the server, some streams may stall
+ * (read nothing after the response head) or be slow (read a few bytes each tick). With --topics N, stream i has topic
+ * i mod N, which replaces {} in the path, and expects the events n with n mod N = i mod N; that topic mod M replaces
+ * {%M}. With --reconnect, a closed or refused stream reconnects with its last id and must have lost nothing. With
+ * --life S, each stream ends after S/2 to 3 S/2 seconds and a new one takes its place.
  *
- * Owns its sockets and counters; never publishes. Speaks lines of JSON on stdout: one report "ready" when every stream
- * is open or has failed, one "recovered" after a storm, one "mark" for each mark asked for, one "done" at the end. Takes
- * lines on stdin: `until N` (done once every healthy stream has seen event N), `mark`, `reset` (forget the latencies so
- * far), `histograms` (tell them, and forget), `storm` (drop all streams and come back), `stop`. Ends by itself after
- * --seconds, or when stdin ends.
+ * Owns its sockets and counters; never publishes. Writes lines of JSON to stdout: a report "ready" when every stream
+ * is open or has failed, "recovered" after a storm, "mark" for each command `mark`, and "done" at the end. Reads
+ * commands from stdin: `until N` (done once every healthy stream has seen event N), `mark`, `reset` (discard the
+ * latencies so far), `histograms` (report and discard them), `storm` (drop all streams and reconnect), `stop`. Ends
+ * after --seconds, or when stdin ends.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -23,8 +23,8 @@
 
 enum {
     EVENTS_A_TURN = 1024,
-    TICK_MS = 100,   /* how often the slow read, the deadlines are looked at, and those that are over come back */
-    SETTLE_MS = 200, /* after the last event, time for a duplicate to show itself */
+    TICK_MS = 100,   /* period in which slow streams read, deadlines are checked and ended streams reconnect */
+    SETTLE_MS = 200, /* after the last event, time for a duplicate to arrive */
 };
 
 static int tick_fd;
@@ -69,7 +69,7 @@ static void report(const char *name)
     fflush(stdout);
 }
 
-/* The buckets that hold something: upper end in µs, count. */
+/* The buckets that are not empty: upper end in µs, count. */
 static void print_histogram(const char *name, const histogram_t *histogram)
 {
     const char *comma = "";
@@ -113,7 +113,7 @@ static void set_until(uint64_t n)
     }
 }
 
-/* Drop every stream at once, and let all come back. */
+/* Drop every stream at once, and let all reconnect. */
 static void storm(void)
 {
     waiting.first = waiting.last = NULL;
@@ -187,7 +187,7 @@ static void tick(void)
     }
 }
 
-/* After each turn: what comes next. */
+/* After each turn: decide the next step. */
 static void advance(void)
 {
     while (waiting.first && in_flight < (size_t)settings.concurrency)
@@ -252,7 +252,7 @@ static void prepare(void)
         streams[i].reader.place = places ? &places[i] : NULL;
         enqueue(&streams[i]);
     }
-    /* The nuisances are spread evenly among the others. */
+    /* The stalled and slow streams are distributed evenly among the others. */
     size_t odd = settings.slow + settings.stalled;
     for (size_t k = 0; k < odd; k++)
         streams[k * settings.streams / odd].manner = k % odd < settings.stalled ? STALLED : SLOW;
@@ -261,7 +261,7 @@ static void prepare(void)
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = &tick_fd};
     epoll_ctl(epoll_fd, EPOLL_CTL_ADD, tick_fd, &event);
     event.data.ptr = &epoll_fd;
-    /* A file or /dev/null cannot be watched: then there are no commands. */
+    /* epoll cannot watch a file or /dev/null; then there are no commands. */
     if (fcntl(STDIN_FILENO, F_SETFL, O_NONBLOCK) == 0)
         epoll_ctl(epoll_fd, EPOLL_CTL_ADD, STDIN_FILENO, &event);
 }
@@ -324,7 +324,7 @@ int main(int argc, char **argv)
         settings.per_address < 1 || settings.slow_bytes < 1 || settings.slow_bytes > READ_BYTES ||
         settings.slow + settings.stalled > settings.streams)
         usage();
-    stride = stride ? stride : 1; /* 0: no topics of their own */
+    stride = stride ? stride : 1; /* 0: one topic for all streams */
     prepare();
     run();
 }

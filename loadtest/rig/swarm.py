@@ -23,24 +23,23 @@ class SwarmReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         time_ns: time of the report, CLOCK_MONOTONIC.
-        opened, failed, refused, closed: streams opened; not connected; answered by another status than 200;
-            ended by the server. dropped: ended by the swarm, whose streams come back. A stream that comes back is
-            counted again.
+        opened, failed, refused, closed: streams opened; not connected; answered with a status other than 200;
+            ended by the server. dropped: ended by the swarm before a reconnect. A stream that reconnects is counted
+            again.
         connect_s: from the first connect to the last response head.
-        reopen_s, recover_s: after a storm, until all streams were open again, and until each had had an event.
+        reopen_s, recover_s: after a storm, until all streams were open again, and until each had received an event.
         open: streams open.
         healthy_open: streams open that read all they can.
         reached: of these, the number that have seen the awaited event.
-        deliveries: events received; bytes: of streams' bodies; reads: calls that brought some.
-        gaps, missed: places where the numbers jumped, and how many events were jumped over; untold: of these,
-            how many the stream was not told of.
-        told_gaps, told_missed: relay.gap events, and the events they say were missed.
-        duplicates: the same event again; wrong_order: an older one; torn: cut short; foreign: of another
-            stream's topic, or of an event type that is neither the publisher's nor relay's own.
-        last_min, last_max: least and greatest number that a healthy stream stands at: it has seen every event up to
-            that one which concerns it.
+        deliveries: events received; bytes: bytes of the bodies; reads: calls that returned bytes.
+        gaps, missed: places where the numbers jumped, and the number of skipped events; untold: skipped events that no
+            gap event reported.
+        told_gaps, told_missed: relay.gap events, and the missed events that they report.
+        duplicates: repeated events; wrong_order: older events; torn: truncated events; foreign: events of another
+            stream's topic, or of a type that neither the publisher nor relay uses.
+        last_min, last_max: least and greatest number up to which a healthy stream has seen all its events.
         samples, p50_ms … max_ms: latency from publish to read, healthy streams only.
-        cpu_s: the swarm's own.
+        cpu_s: CPU seconds of the swarm.
     """
 
     time_ns: int
@@ -107,9 +106,9 @@ class Swarm:
     Args:
         port: the server's port.
         streams: how many; one process holds as many as the descriptor limit allows.
-        path: request target; `{}` in it becomes the stream's topic where there are several.
-        topics: stream i has topic i mod so many, and expects the events whose number has the same rest, which is
-            what a publisher with as many topics sends there; 0 is one topic for all.
+        path: request target; with several topics, the stream's topic replaces `{}`.
+        topics: stream i has topic i mod `topics` and expects the events n with the same remainder, as a publisher with
+            the same number of topics sends them; 0 is one topic for all.
         concurrency: connections being opened at one time.
         seconds: the swarm ends after this time.
         first: number of the first event that each stream must see; 0 accepts any.

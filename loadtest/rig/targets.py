@@ -14,7 +14,7 @@ from loadtest.rig.publisher import HttpEntrance
 from relay import __version__
 
 CONCURRENCY = 1000
-"""Streams that may be opening at one time, for a server without a bound of its own."""
+"""Maximum number of streams that may be opening at one time; a target may set its own."""
 
 
 @dataclass(frozen=True, slots=True)

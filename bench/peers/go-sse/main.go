@@ -23,7 +23,7 @@ func main() {
 	if len(os.Args) != 3 {
 		log.Fatal("usage: go-sse PORT SOCKET")
 	}
-	// One more, for an event that nobody gets: it has id 0, and all that comes after id 0 can be asked for.
+	// One more, for an event that no client receives: it has id 0, so a client can request all events after id 0.
 	replayer, err := sse.NewFiniteReplayer(historyEvents+1, true)
 	if err != nil {
 		log.Fatal(err)
@@ -31,7 +31,7 @@ func main() {
 	server := &sse.Server{
 		Provider: &sse.Joe{Replayer: replayer},
 		OnSession: func(w http.ResponseWriter, r *http.Request) ([]string, bool) {
-			// The library sends the head with the first event; a stream shall be open before.
+			// The library sends the head with the first event. Send it now, so that the stream is open before.
 			w.Header().Set("Content-Type", "text/event-stream")
 			return r.URL.Query()["topic"], http.NewResponseController(w).Flush() == nil
 		},

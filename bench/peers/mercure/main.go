@@ -1,4 +1,4 @@
-// Caddy with Mercure's hub in it, as xcaddy would make it, without the modules that no hub needs.
+// Caddy with Mercure's hub, as built by xcaddy, without the modules that a hub does not need.
 package main
 
 import (

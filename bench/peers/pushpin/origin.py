@@ -1,4 +1,4 @@
-"""The origin behind Pushpin: answers each request with the word to hold it open on its topic: origin.py PORT."""
+"""The origin behind Pushpin, which tells it to hold each request open on its topic: origin.py PORT."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def head_of(reader: asyncio.StreamReader) -> str:
-    """The head of the next request, which has no body; nothing when the client has gone."""
+    """Return the head of the next request, which has no body; empty if the client has disconnected."""
     try:
         return (await reader.readuntil(b"\r\n\r\n")).decode()
     except (asyncio.IncompleteReadError, ConnectionError):
