@@ -26,7 +26,7 @@ PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 .PHONY: help demo run test test-all docs reference release browser lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
-help:  ## Say what there is to make.
+help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED)  ## Run relay with a live sample feed and print the address of a page that shows it.
@@ -41,13 +41,13 @@ PARALLEL := -n $(JOBS) --dist worksteal
 test: $(INSTALLED_TEST) $(NODE_MODULES)  ## Run the tests, except the slow ones.
 	$(PYTEST) $(PARALLEL) -m "not slow and not alone" $(ARGS)
 
-test-all: test test-slow  ## Run all tests: faults, load scenarios and the tests of the benchmarks too.
+test-all: test test-slow  ## Run all tests, including faults, load scenarios and the tests of the benchmarks.
 
 test-slow: $(INSTALLED_TEST) $(NODE_MODULES)
 	$(PYTEST) $(PARALLEL) -m "slow and not alone" $(ARGS) || [ $$? = 5 ]
 	$(PYTEST) -m alone $(ARGS) || [ $$? = 5 ]
 
-retest: $(INSTALLED_TEST)  ## Run the tests that failed last once more, one after the other.
+retest: $(INSTALLED_TEST)  ## Run the tests that failed last again, one after the other.
 	$(PYTEST) --last-failed --last-failed-no-failures none $(ARGS)
 
 docs: $(INSTALLED_TEST)  ## Build the documentation in build/site; a broken link is an error.
@@ -80,7 +80,7 @@ lint: $(INSTALLED_TEST)  ## Check style, types, imports and stubs.
 	$(BIN)/lint-imports
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint _speedups
 ifeq ($(RELAY_BUILD),pure)
-	@echo "RELAY_BUILD=pure: no relay._speedups to hold its stubs against"
+	@echo "RELAY_BUILD=pure: no relay._speedups to check the stubs against"
 else
 	$(BIN)/python -m mypy.stubtest relay._speedups
 endif
@@ -118,13 +118,13 @@ sanitized: $(INSTALLED_TEST) $(NODE_MODULES)
 	CC="gcc -fsanitize=address,undefined -fno-sanitize-recover=undefined" SIM_SEEDS=100 \
 	$(PYTEST) $(PARALLEL) $(ARGS)
 
-bench: $(INSTALLED_TEST)  ## Measure relay against its limits, one line of JSON a case: make bench ARGS=--list.
+bench: $(INSTALLED_TEST)  ## Compare relay with its limits, one line of JSON per case: make bench ARGS=--list.
 	$(BIN)/python -m bench $(ARGS)
 
 bench-fanout: $(INSTALLED_TEST)  ## Measure relay, a bare C loop and the installed peers under the same loads.
 	$(BIN)/python -m bench.fanout $(ARGS)
 
-peers:  ## Install the servers that relay is measured beside, as far as the registries have them; some minutes.
+peers:  ## Install the available servers to compare relay with; takes some minutes.
 	@$(MAKE) --no-print-directory --keep-going $(PEERS:%=bench/peers/.installed/%/version)
 
 .SECONDEXPANSION:
@@ -132,30 +132,30 @@ bench/peers/.installed/%/version: $$(wildcard bench/peers/$$*/*) bench/peers/unp
 	rm -rf $(@D) && mkdir -p $(@D)
 	bench/peers/$*/install $(abspath $(@D))
 
-bench-micro: $(INSTALLED_TEST)  ## Measure the parts one by one, both twins, beside other packages; writes bench/MICRO.md.
+bench-micro: $(INSTALLED_TEST)  ## Measure each part, both implementations, and other packages; writes bench/MICRO.md.
 	$(BIN)/python -m bench.micro $(ARGS)
 
-bench-restart: $(INSTALLED_TEST)  ## Measure what --data costs, and how long a start with a full file takes; two minutes.
+bench-restart: $(INSTALLED_TEST)  ## Measure the cost of --data and the time to start with a full file; two minutes.
 	$(BIN)/python -m bench.restart $(ARGS)
 
-bench-gate: bench-instructions bench-ratios  ## Fail if relay became slower: what CI asks. About four minutes.
+bench-gate: bench-instructions bench-ratios  ## Fail if relay became slower (the check in CI); about four minutes.
 
-bench-instructions: $(INSTALLED_TEST)  ## Count the workloads' instructions against bench/baseline.json (needs valgrind).
+bench-instructions: $(INSTALLED_TEST)  ## Compare the workloads' instructions with bench/baseline.json (needs valgrind).
 	$(BIN)/python -m bench.gate instructions $(ARGS)
 
-bench-ratios: $(INSTALLED_TEST)  ## Measure relay against bench/floor.c, and hold it to the limits of bench/ratios.py.
+bench-ratios: $(INSTALLED_TEST)  ## Measure relay and bench/floor.c, and check the limits of bench/ratios.py.
 	$(BIN)/python -m bench.gate ratios
 
-bench-baseline: $(INSTALLED_TEST)  ## Write bench/baseline.json anew; the commit says why.
+bench-baseline: $(INSTALLED_TEST)  ## Rewrite bench/baseline.json; state the reason in the commit.
 	$(BIN)/python -m bench.gate baseline
 
 load: $(INSTALLED_TEST)  ## Put locust's load on a relay for a minute: make load ARGS="--scenario storm".
 	$(BIN)/python -m loadtest $(ARGS)
 
-load-ui: $(INSTALLED_TEST)  ## The same, from locust's web page.
+load-ui: $(INSTALLED_TEST)  ## Run the same load from locust's web page.
 	$(BIN)/python -m loadtest --ui $(ARGS)
 
-clean:  ## Remove everything that was made here.
+clean:  ## Remove all files that make created.
 	rm -rf .venv .venv-sanitize build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -rf relay/_speedups.*.so _speedups/*.c _speedups/*.html tests/clients/node_modules bench/bin loadtest/rig/bin bench/peers/.installed
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -188,9 +188,9 @@ $(INSTALLED_FUZZ): $(VENV)/.made $(SOURCES)
 # A JavaScript parser that checks the encoder's output, if node is installed.
 $(NODE_MODULES): tests/clients/package.json
 	@if ! command -v npm >/dev/null; then \
-		echo "npm is not installed: eventsource-parser will not be asked"; \
+		echo "npm is not installed: the tests skip eventsource-parser"; \
 	elif npm install --prefix tests/clients --no-package-lock --no-audit --no-fund --loglevel=error </dev/null; then \
 		touch $@; \
 	else \
-		echo "npm could not install eventsource-parser: it will not be asked"; \
+		echo "npm could not install eventsource-parser: the tests skip it"; \
 	fi

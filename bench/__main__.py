@@ -20,17 +20,17 @@ from loadtest.rig.native import ProgramError
 def main() -> int:
     """Run the named cases, or all; return 1 if a limit is not met, 2 if a run failed."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=main.__doc__)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help="all, and written to README.md, when none is named")
-    parser.add_argument("--list", action="store_true", help="say which cases there are")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="default: run all and write README.md")
+    parser.add_argument("--list", action="store_true", help="list the cases")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each server (3)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each feed (5)")
     parser.add_argument("--targets", default="floor,relay", help="servers to measure (floor,relay)")
     parser.add_argument("--relay-args", default="", help="more arguments for relay serve")
-    parser.add_argument("--write", action="store_true", help="keep the results though cases are named")
+    parser.add_argument("--write", action="store_true", help="save the results even if cases are named")
     parser.add_argument(
         "--pin",
         action=argparse.BooleanOptionalAction,
-        help="server and load on cores of their own; as the case says",
+        help="run server and load on separate cores (default: as the case requires)",
     )
     options = parser.parse_args()
     if options.list:

@@ -35,8 +35,8 @@ OPEN_MAX_MS = 5.0
 def main() -> int:
     """Measure and print; 1 if the p99 of the other streams, or the opening of a large one, is over its limit."""
     parser = argparse.ArgumentParser(prog="python -m bench.crowd", description=main.__doc__)
-    parser.add_argument("--streams", type=int, default=300, help="how many come and go at once (300)")
-    parser.add_argument("--topics", type=int, default=0, help="topics with an event that are known before (0)")
+    parser.add_argument("--streams", type=int, default=300, help="large streams that open and close at once (300)")
+    parser.add_argument("--topics", type=int, default=0, help="topics that have an event before the run (0)")
     options = parser.parse_args()
     raise_descriptor_limit()
     with MeasuredServer(TARGETS["relay"]) as server:
@@ -105,7 +105,7 @@ def measure(server: MeasuredServer, streams: int) -> dict[str, list[float]]:
         for _ in ("coming", "leaving"):
             ours.send(None)
             if not ours.poll(ANSWER_S):
-                raise MeasureError("the crowd did not come or go in time")
+                raise MeasureError("the large streams did not open or close in time")
             ours.recv()
             time.sleep(AFTER_S)  # closing continues for a moment; a request to /stats would itself add a delay
             marks.append(time.monotonic())

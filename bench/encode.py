@@ -40,7 +40,7 @@ def _twins() -> dict[str, Encode]:
     try:
         from relay import _speedups
     except ImportError as error:
-        raise MeasureError(f"there is no compiled encoder to measure: {error}") from None
+        raise MeasureError(f"the compiled encoder is not built: {error}") from None
     return {"speedups": _speedups.encode_event, "native": codec.encode_event}
 
 

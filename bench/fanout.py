@@ -80,11 +80,11 @@ LOADS = {
 def main() -> int:
     """Put the servers under the loads that the command line names, or all; 1 if relay itself failed in one."""
     parser = argparse.ArgumentParser(prog="python -m bench.fanout", description=main.__doc__)
-    parser.add_argument("loads", nargs="*", metavar="LOAD", help=f"all when none is named: {', '.join(LOADS)}")
-    parser.add_argument("--targets", default="", help=f"servers, of {', '.join(TARGETS)} (all that are installed)")
+    parser.add_argument("loads", nargs="*", metavar="LOAD", help=f"default: all of {', '.join(LOADS)}")
+    parser.add_argument("--targets", default="", help=f"servers (all installed: {', '.join(TARGETS)})")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each server under each load (1)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each feed (5)")
-    parser.add_argument("--write", action="store_true", help="keep the results though loads or servers are named")
+    parser.add_argument("--write", action="store_true", help="save the results even if loads or servers are named")
     options = parser.parse_args()
     names = options.targets.split(",") if options.targets else list(TARGETS)
     unknown = sorted({*options.loads} - {*LOADS} | {*names} - {*TARGETS})

@@ -262,7 +262,7 @@ class _Contender:
             published = publisher.done()
         after = self._swarm.wait_for(published.last, CATCH_UP_S)
         if after.last_min < published.last:
-            raise MeasureError(f"{self.name}: event {published.last} did not come to every stream")
+            raise MeasureError(f"{self.name}: event {published.last} did not reach every stream")
         self._published = published.last
         self._turns.append(_figures(before, after, watch.read(published.cpu_s)))
 

@@ -28,7 +28,7 @@ def check_instructions(names: Sequence[str]) -> int:
     if "valgrind" not in here:
         return _cannot(["valgrind is not installed (Debian: apt install valgrind)"])
     if other := instructions.differing(base.environment, here, instructions.DECISIVE):
-        return _cannot([*other, "such counts do not compare: make bench-baseline takes them anew, best on the parent"])
+        return _cannot([*other, "not comparable: run make bench-baseline, preferably on the parent commit"])
     expected = {name: count for name, count in base.workloads.items() if not names or name in names}
     counts = instructions.count(names or list(WORKLOADS))
     comparison = instructions.compare(expected, counts)
@@ -42,7 +42,7 @@ def check_instructions(names: Sequence[str]) -> int:
         return 0
     for line in instructions.differing(base.environment, here, instructions.PACKAGES):
         print(f"note: {line}")
-    print("If it has to be so: make bench-baseline, and say why in the commit.")
+    print("If the growth is necessary, run make bench-baseline and state the reason in the commit.")
     return 1
 
 
@@ -63,7 +63,7 @@ def write_baseline() -> int:
         raise MeasureError("valgrind is not installed (Debian: apt install valgrind)")
     counts = instructions.with_bytecodes(instructions.count(list(WORKLOADS)), list(WORKLOADS))
     instructions.write(instructions.Baseline(here, counts))
-    print(f"{instructions.BASELINE}: {len(counts)} workloads; say in the commit why")
+    print(f"{instructions.BASELINE}: {len(counts)} workloads; state the reason in the commit")
     return 0
 
 
@@ -75,7 +75,7 @@ def check_ratios() -> int:
     """
     bad = ratios.check()
     for limit in bad:
-        print(f"{limit.case}: {limit.figure} is beyond its limit, twice")
+        print(f"{limit.case}: {limit.figure} exceeded its limit twice")
     return int(bool(bad))
 
 
@@ -84,12 +84,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gate", description=main.__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
     part = parts.add_parser("instructions", help="count the workloads' instructions and compare with baseline.json")
-    part.add_argument("names", nargs="*", metavar="WORKLOAD", help="of these only")
+    part.add_argument("names", nargs="*", metavar="WORKLOAD", help="count only these")
     parts.add_parser("ratios", help="measure relay and the floor, and compare")
-    parts.add_parser("baseline", help="write baseline.json anew")
+    parts.add_parser("baseline", help="rewrite baseline.json")
     options = parser.parse_args()
     if unknown := sorted({*getattr(options, "names", ())} - {*WORKLOADS}):
-        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
+        parser.error(f"unknown: {', '.join(unknown)}; the workloads are {', '.join(WORKLOADS)}")
     raise_descriptor_limit()
     try:
         if options.part == "instructions":

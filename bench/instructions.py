@@ -127,7 +127,7 @@ def count(names: Collection[str], *, command: tuple[str, ...] = ("-m", "bench.wo
             functions = parse(out.read_text(errors="replace").splitlines())
         total = sum(functions.values())
         if not total:
-            raise MeasureError(f"{name}: callgrind saw no call of {COLLECTED}, which the work is called through")
+            raise MeasureError(f"{name}: callgrind saw no call of {COLLECTED}, through which ctypes calls the work")
         return Count(
             round(total / units, 1),
             {name: round(cost / units, 1) for name, cost in functions.items() if cost >= total * SHARE_MIN},

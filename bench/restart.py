@@ -31,7 +31,7 @@ SIZE = 150
 def main() -> int:
     """Measure, print and write bench/README.md; return 1 if an event was missing after a kill."""
     parser = argparse.ArgumentParser(prog="python -m bench.restart", description=main.__doc__)
-    parser.add_argument("--events", type=int, default=1_000_000, help="how many the file has (1000000)")
+    parser.add_argument("--events", type=int, default=1_000_000, help="events in the file (1000000)")
     parser.add_argument("--repeat", type=int, default=3, help="runs (3)")
     options = parser.parse_args()
     starts: list[float] = []

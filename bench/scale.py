@@ -34,10 +34,10 @@ SECONDS = 400.0
 def main() -> int:
     """Measure many streams; return 1 if a stream was refused or missed an event, 2 if the run failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=main.__doc__)
-    parser.add_argument("--streams", type=int, default=100_000, help="how many (100000)")
-    parser.add_argument("--workers", type=int, default=6, help="processes that hold them (6)")
-    parser.add_argument("--events", type=int, default=3, help="events to all of them, one by one (3)")
-    parser.add_argument("--no-storm", action="store_true", help="do not let all of them come back at once")
+    parser.add_argument("--streams", type=int, default=100_000, help="number of streams (100000)")
+    parser.add_argument("--workers", type=int, default=6, help="worker processes that hold the streams (6)")
+    parser.add_argument("--events", type=int, default=3, help="events to all streams, one by one (3)")
+    parser.add_argument("--no-storm", action="store_true", help="skip the run in which all streams reconnect at once")
     options = parser.parse_args()
     raise_descriptor_limit()
     try:

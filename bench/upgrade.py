@@ -30,10 +30,10 @@ BEFORE_S = 2.0
 def main() -> int:
     """Upgrade a relay under load; return 1 if a stream was closed or missed an event, 2 if the run failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.upgrade", description=main.__doc__)
-    parser.add_argument("--streams", type=int, default=10_000, help="how many (10000)")
-    parser.add_argument("--rate", type=float, default=20.0, help="events a second, each to all of them (20)")
-    parser.add_argument("--upgrades", type=int, default=3, help="how often (3)")
-    parser.add_argument("--history", type=int, default=100_000, help="events retained before it begins (100000)")
+    parser.add_argument("--streams", type=int, default=10_000, help="number of streams (10000)")
+    parser.add_argument("--rate", type=float, default=20.0, help="events a second, each to all streams (20)")
+    parser.add_argument("--upgrades", type=int, default=3, help="number of upgrades (3)")
+    parser.add_argument("--history", type=int, default=100_000, help="events retained before the run (100000)")
     options = parser.parse_args()
     raise_descriptor_limit()
     try:
@@ -105,7 +105,7 @@ def _successor(session: int, gone: int) -> int:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             if int(fields[3]) == session and fields[0] != "Z" and int(folder.name) != gone:
                 return int(folder.name)
-    raise MeasureError("nobody serves after the upgrade")
+    raise MeasureError("no process serves after the upgrade")
 
 
 if __name__ == "__main__":
