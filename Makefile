@@ -23,11 +23,11 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # downloaded: give CENTRIFUGO=PATH, or put it on the path.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo run test test-all docs reference release browser lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-gate bench-instructions \
+.PHONY: help demo run test test-all docs reference release browser lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED)  ## Run relay with a live sample feed and print the address of a page that shows it.
 	$(BIN)/relay demo $(ARGS)
@@ -134,6 +134,9 @@ bench/peers/.installed/%/version: $$(wildcard bench/peers/$$*/*) bench/peers/unp
 
 bench-micro: $(INSTALLED_TEST)  ## Measure each part, both implementations, and other packages; writes bench/MICRO.md.
 	$(BIN)/python -m bench.micro $(ARGS)
+
+bench-http2: $(INSTALLED_TEST)  ## Measure the cost of a stream and a delivery over HTTP/2 and TLS; a minute.
+	$(BIN)/python -m bench.http2 $(ARGS)
 
 bench-restart: $(INSTALLED_TEST)  ## Measure the cost of --data and the time to start with a full file; two minutes.
 	$(BIN)/python -m bench.restart $(ARGS)
