@@ -188,12 +188,12 @@ $(INSTALLED_FUZZ): $(VENV)/.made $(SOURCES)
 	$(call install,fuzz)
 	@touch $(INSTALLED) $(INSTALLED_TEST) $@
 
-# A JavaScript parser that checks the encoder's output, if node is installed.
+# Clients and parsers in JavaScript for tests.
 $(NODE_MODULES): tests/clients/package.json
 	@if ! command -v npm >/dev/null; then \
-		echo "npm is not installed: the tests skip eventsource-parser"; \
+		echo "npm is not installed: the tests skip clients in JavaScript"; \
 	elif npm install --prefix tests/clients --no-package-lock --no-audit --no-fund --loglevel=error </dev/null; then \
 		touch $@; \
 	else \
-		echo "npm could not install eventsource-parser: the tests skip it"; \
+		echo "npm could not install the packages: the tests skip clients in JavaScript"; \
 	fi

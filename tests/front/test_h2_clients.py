@@ -9,9 +9,7 @@ import contextlib
 import json
 import shutil
 import signal
-import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import pytest
 from relay.sse import Decoder
 from tests import ROOT
 from tests.browser import Browser
+from tests.cable import Cable
 from tests.certificate import Certificate, make_certificate
 from tests.running import TIMEOUT_S, TOKEN, Relay, eventually, relay
 
@@ -57,44 +56,6 @@ def published(server: Relay) -> None:
     """Publish the events, slowly enough that several reads are needed."""
     for data in DATA:
         server.publish(data, "a")
-
-
-class Cable:
-    """Forwards the connections of a port to a server, and can cut all of them."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._ends: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                ends = (self._listener.accept()[0], socket.create_connection(("127.0.0.1", self._target)))
-                self._ends += ends
-                for each in (ends, ends[::-1]):
-                    threading.Thread(target=self._copy, args=each, daemon=True).start()
-
-    def _copy(self, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1000):
-                target.sendall(data)
-
-    def cut(self) -> None:
-        """Cut the open connections."""
-        ends, self._ends = self._ends, []
-        for end in ends:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-
-    def close(self) -> None:
-        """Accept no more, and cut the open connections."""
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.cut()
 
 
 def check_lines(server: Relay, command: list[str]) -> None:

@@ -1,0 +1,2 @@
+#!/bin/sh
+exec curl --no-buffer --silent --show-error --fail "$@"
