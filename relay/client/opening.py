@@ -1,9 +1,9 @@
-"""Opens an event stream of another server over HTTP: redirects, content codings and error responses.
+"""Opens a stream of another server over HTTP: redirects, content codings and error responses.
 
 The server is not trusted. Waits, redirects and decompression therefore have limits. The text of an error never contains
 the query of an address, which may contain a token.
 
-Owns these limits and the check that a response is an event stream. Never waits before a new attempt and never parses
+Owns these limits and the check that a response is a stream. Never waits before a new attempt and never parses
 events.
 """
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 RETRY_AFTER_S_MAX = 300.0
 """Longest reconnection time that a server can request, by `retry` or by `Retry-After`."""
+
+SSE = "text/event-stream"
+NDJSON = "application/x-ndjson"
+"""Content types of the streams that the client reads."""
 
 REDIRECTS_MAX = 10
 """Redirects followed for one attempt; browsers follow 20."""
@@ -50,8 +54,8 @@ def no_cookies() -> CookieJar:
 
 async def listen(
     client: httpx.AsyncClient, request: httpx.Request, private: Collection[str], open_s_max: float
-) -> AsyncGenerator[bytes, None]:
-    """Open one event stream and yield its bytes, after an empty first piece. Return only if the server answers 204.
+) -> AsyncGenerator[str | bytes, None]:
+    """Open one stream and yield its content type, `SSE` or `NDJSON`, then its bytes. Return only after 204.
 
     Args:
         client: sends the request.
@@ -71,7 +75,7 @@ async def listen(
         async with contextlib.aclosing(response):
             if response.status_code == 204:
                 return
-            yield b""
+            yield _media_type(response)
             inflater = _Inflater() if _coding(response) == "gzip" else None
             async for data in response.aiter_raw():
                 for piece in inflater.feed(data) if inflater is not None else (data,):
@@ -94,7 +98,7 @@ def shown(url: httpx.URL) -> str:
 
 
 async def _open(client: httpx.AsyncClient, request: httpx.Request, private: Collection[str]) -> httpx.Response:
-    """Send a request, follow redirects, and return a response that is an event stream or 204."""
+    """Send a request, follow redirects, and return a response that is a stream or 204."""
     for _ in range(REDIRECTS_MAX + 1):
         response = await client.send(request, stream=True, follow_redirects=False)
         try:
@@ -126,7 +130,7 @@ def _redirected(request: httpx.Request, following: httpx.Request, private: Colle
 
 
 async def _check(response: httpx.Response) -> None:
-    """Accept an event stream or 204. Raise LostError for a temporary failure and RelayError for a permanent one."""
+    """Accept a stream or 204. Raise LostError for a temporary failure and RelayError for a permanent one."""
     status = response.status_code
     if status in (408, 429) or status >= 500:
         raise LostError(str(await refusal(response)), _retry_after_s(response))
@@ -134,14 +138,18 @@ async def _check(response: httpx.Response) -> None:
         raise await refusal(response)
     if status == 204:
         return
-    media = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if status != 200 or media != "text/event-stream":
+    media = _media_type(response)
+    if status != 200 or media not in (SSE, NDJSON):
         given = f"status {status}, content type {media[:100] or 'missing'}"
         raise RelayError(f"{shown(response.url)} did not respond with an event stream: {given}")
     coding = _coding(response)
     if coding not in ("", "gzip"):
         supported = "relay requested identity, and supports only gzip"
         raise RelayError(f"{shown(response.url)} responded with the content coding {coding[:100]!r}: {supported}")
+
+
+def _media_type(response: httpx.Response) -> str:
+    return str(response.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
 
 
 def _coding(response: httpx.Response) -> str:

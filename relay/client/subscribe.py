@@ -1,7 +1,11 @@
 """Subscribes from Python: opens an event stream, reconnects and resumes.
 
+`subscribe` prefers NDJSON, which has the topic of each event. A server that does not support NDJSON sends an event
+stream, which the client reads as well.
+
 Owns reconnection: the wait before an attempt, the position to resume from, and the set of final errors. Never parses
-the stream (`relay.sse`), never checks a response (`relay.client.opening`) and never prints. Requires httpx.
+the stream (`relay.sse`, `relay.client.ndjson`), never checks a response (`relay.client.opening`) and never prints.
+Requires httpx.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from relay.backoff import Backoff
-from relay.client.opening import RETRY_AFTER_S_MAX, listen, no_cookies
+from relay.client.ndjson import LineDecoder
+from relay.client.opening import NDJSON, RETRY_AFTER_S_MAX, SSE, listen, no_cookies
 from relay.client.publish import endpoint, tls_context
 from relay.errors import EventError, LostError, RelayError
 from relay.event import Event
@@ -46,6 +51,9 @@ at once after a repeated event or an event without an id does not reset it."""
 RESUME_ID_BYTES_MAX = 7 * 1024
 """Longest id to resume from. Most servers and proxies reject a header line of more than 8 KiB."""
 
+PREFER_NDJSON = f"{NDJSON}, {SSE};q=0.9"
+"""The value of Accept for which a relay sends NDJSON, and any other server an event stream."""
+
 PIECE_BYTES = 16 * 1024
 """Bytes that are decoded before other tasks run. They take at most 5 ms, even if each byte is a line."""
 
@@ -67,7 +75,7 @@ class Position:
         self.resume_id = last_event_id  # the newest id that fits into a request
         self.retry_s = 0.0
 
-    def read(self, decoder: Decoder, data: bytes) -> Iterator[Event | EventError]:
+    def read(self, decoder: Decoder | LineDecoder, data: bytes) -> Iterator[Event | EventError]:
         """Decode line by line, so that the last event id always belongs to the event that was just yielded."""
         for line in data.splitlines(keepends=True):
             items: Sequence[Event | EventError]
@@ -99,7 +107,10 @@ Item = Event | EventError | LostError | Progress
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """Options of every connection of a stream. The arguments of `subscribe` with these names explain them."""
+    """Options of every connection of a stream. The arguments of `subscribe` with these names explain them.
+
+    `accept` is the value of the header Accept, unless `headers` has another.
+    """
 
     headers: Mapping[str, str]
     read_timeout_s: float
@@ -107,6 +118,7 @@ class StreamOptions:
     ca: str | None = None
     client: httpx.AsyncClient | None = None
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+    accept: str = SSE
 
 
 async def subscribe(
@@ -148,18 +160,20 @@ async def subscribe(
         draw: returns random numbers from 0 to 1.
 
     Yields:
-        Each event. Its `id` is the last event id after the event, and its topic is None.
+        Each event. Its `id` is the last event id after the event. Its `topic` is None for events of relay itself, for
+        example gaps, and for all events of a server that sends an event stream. Data that is a JSON object or array has
+        a space for each line end. For the exact text, send the header `Accept: text/event-stream`.
 
     Raises:
         RequestError: the server rejected the request permanently.
         EventError: an event is too large.
-        RelayError: httpx is missing, the address is malformed, or the response is not an event stream.
+        RelayError: httpx is missing, the address is malformed, or the response is not a stream.
     """
     need_httpx("client")
     address = endpoint(url, "/events")
     for topic in topics:
         address = address.copy_add_param("topic", topic)
-    options = StreamOptions(headers or {}, read_timeout_s, event_bytes_max, ca, client, sleep)
+    options = StreamOptions(headers or {}, read_timeout_s, event_bytes_max, ca, client, sleep, PREFER_NDJSON)
     position, backoff = Position(last_event_id or ""), Backoff(backoff_least_s, backoff_most_s, draw)
     async with contextlib.aclosing(follow(address, position, options, backoff, since=since)) as items:
         async for item in items:
@@ -203,16 +217,19 @@ async def follow(
             client = httpx.AsyncClient(verify=tls_context(options.ca), cookies=no_cookies())
             await stack.enter_async_context(client)
         while True:
-            request = _request(client, address, position.resume_id, since, options.headers, timeout)
+            request = _request(client, address, position.resume_id, since, options, timeout)
             opened_s, began_at = loop.time(), position.last_event_id
-            decoder = Decoder(options.event_bytes_max, position.resume_id)
+            decoder: Decoder | LineDecoder = Decoder(options.event_bytes_max, position.resume_id)
             stream = listen(client, request, options.headers, CONNECT_TIMEOUT_S + options.read_timeout_s)
             try:
                 async with contextlib.aclosing(stream) as pieces:
                     async for data in pieces:
-                        if not data:
+                        if isinstance(data, str):
+                            if data == NDJSON:
+                                decoder = LineDecoder(options.event_bytes_max, position.resume_id)
                             opened_s = loop.time()
                             yield Progress.OPENED
+                            continue
                         for item in _items(position, decoder, data):
                             yield item
                 return
@@ -230,7 +247,7 @@ async def follow(
             await options.sleep(wait_s)
 
 
-def _items(position: Position, decoder: Decoder, data: bytes) -> Iterator[Item]:
+def _items(position: Position, decoder: Decoder | LineDecoder, data: bytes) -> Iterator[Item]:
     """Decode received bytes. Report progress after each piece."""
     for place in range(0, len(data), PIECE_BYTES):
         yield from position.read(decoder, data[place : place + PIECE_BYTES])
@@ -242,12 +259,12 @@ def _request(
     address: httpx.URL,
     last_event_id: str,
     since: str | None,
-    headers: Mapping[str, str],
+    options: StreamOptions,
     timeout: httpx.Timeout,
 ) -> httpx.Request:
     """Build the request that resumes at the subscriber's position."""
-    fields = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store"}
-    fields.update(headers)
+    fields = {"Accept": options.accept, "Accept-Encoding": "identity", "Cache-Control": "no-store"}
+    fields.update(options.headers)
     if last_event_id and _HEADER_VALUE.fullmatch(last_event_id):
         fields["Last-Event-ID"] = last_event_id
     elif last_event_id:

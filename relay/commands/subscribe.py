@@ -55,7 +55,8 @@ def subscribe(
 ) -> int:
     """Print the events of URL, the address of a server or of its /events. Reconnect and resume after a failure.
 
-    A gap is an event of type relay.gap. With `--output data`, the command reports gaps on standard error.
+    Each event has its topic if the server is a relay. A gap is an event of type relay.gap. With `--output data`, the
+    command reports gaps on standard error.
     """
     pairs = [header.partition(":") for header in headers]
     if any(not colon or not name.strip() for name, colon, _ in pairs):

@@ -25,7 +25,9 @@ async def read(url: str, open_s_max: float = 5.0, transport: httpx.AsyncBaseTran
         request = client.build_request("GET", url, headers=PRIVATE | {"Authorization": "Bearer t"}, timeout=open_s_max)
         try:
             async with contextlib.aclosing(listen(client, request, PRIVATE, open_s_max)) as pieces:
+                assert await anext(pieces) == "text/event-stream"
                 async for data in pieces:
+                    assert isinstance(data, bytes)
                     assert len(data) <= INFLATED_PIECE_BYTES
                     found.append(data)
         except LostError as error:

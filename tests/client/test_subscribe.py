@@ -77,7 +77,7 @@ async def test_an_address_without_path_means_events_and_topics_are_appended() ->
         )
     assert server.path(0) == "/events?topic=a+b&topic=orders.%2A%2A&since=10m"
     assert server.path(1) == "/edge/events?topic=x&topic=y&key=1"
-    assert server.header(0, "Accept") == "text/event-stream"
+    assert server.header(0, "Accept") == "application/x-ndjson, text/event-stream;q=0.9"
     assert server.header(0, "Last-Event-ID") is None
     assert server.header(1, "Authorization") == "Bearer ü"
 

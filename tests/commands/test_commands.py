@@ -55,8 +55,8 @@ def test_arguments_are_published_and_their_ids_printed(server: Relay, topic: str
     assert (done.returncode, done.stderr) == (0, "")
     ids = done.stdout.split()
     assert received(server, topic, 2) == [
-        {"id": ids[0], "event": "note", "data": "first", "retry": 5},
-        {"id": ids[1], "event": "note", "data": "zweite\nZeile ü", "retry": 5},
+        {"id": ids[0], "event": "note", "data": "first", "retry": 5, "topic": topic},
+        {"id": ids[1], "event": "note", "data": "zweite\nZeile ü", "retry": 5, "topic": topic},
     ]
 
 
