@@ -14,6 +14,7 @@ and an event costs one comparison while no pattern changes.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
@@ -79,6 +80,7 @@ class Audiences:
     """All audiences and subscriptions of one log."""
 
     def __init__(self, log: Log) -> None:
+        self.forms: Counter[str] = Counter()  # number of open streams by the name of their form
         self._log = log
         self._audiences: dict[str, dict[Form, Audience]] = {}
         self._patterns: TermTree[Audience] = TermTree()
@@ -119,6 +121,7 @@ class Audiences:
     def enter(self, subscription: Subscription) -> None:
         """Count one more stream of a subscription."""
         subscription.streams += 1
+        self.forms[subscription.form.name] += 1
         shared = len(subscription.audiences) > 1
         for audience in subscription.audiences:
             audience.streams += 1
@@ -127,6 +130,7 @@ class Audiences:
     def leave(self, subscription: Subscription) -> None:
         """Count one stream of a subscription less; drop the subscription with its last stream."""
         subscription.streams -= 1
+        self.forms[subscription.form.name] -= 1
         shared = len(subscription.audiences) > 1
         for audience in subscription.audiences:
             audience.streams -= 1

@@ -118,7 +118,10 @@ class Metrics(Collector):
         """Yield the counts of the hub and the engine. The registry calls this method."""
         hub = self._hub
         engine, log, actions = hub.engine, hub.log, hub.catchup.actions
-        yield _gauge("relay_streams", "Open streams.", engine.open)
+        streams = GaugeMetricFamily("relay_streams", "Open streams, by form.", labels=("form",))
+        for form in hub.forms:
+            streams.add_metric((form,), hub.audiences.forms[form])
+        yield streams
         yield _gauge("relay_streams_max", "Largest number of open streams.", hub.admission.streams_max)
         yield _gauge("relay_streams_lagging", "Open streams that lag or replay.", len(hub.catchup.streams))
         yield _gauge("relay_topics", "Topics that have retained events or streams.", len(log.topics))

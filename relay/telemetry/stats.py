@@ -57,6 +57,7 @@ class Stats:
             held=counters(),
             ready=hub.ready,
             streams=engine.open,
+            forms={form: count for form, count in hub.audiences.forms.items() if count},
             lagging=len(hub.catchup.streams),
             events=log.head - 1,
             encodes=hub.writer.encodes,

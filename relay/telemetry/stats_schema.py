@@ -105,6 +105,7 @@ class ServerStats(Struct):
     held: dict[str, int] = {}
     ready: bool = False
     streams: int = 0
+    forms: dict[str, int] = {}
     lagging: int = 0
     events: int = 0
     encodes: int = 0

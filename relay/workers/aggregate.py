@@ -26,7 +26,7 @@ ANSWER_S = 1.0
 _ADDED = (
     *("streams", "lagging", "encodes", "deliveries", "bytes", "writes", "short_writes", "input_errors", "gc_objects"),
 )
-_COUNTED = ("policy_actions", "closes", "resumes", "held")
+_COUNTED = ("forms", "policy_actions", "closes", "resumes", "held")
 _OF_A_WORKER = ("uptime_s", "streams", "lagging", "deliveries", "bytes", "writes", "short_writes", "encodes")
 
 Sample = tuple[str, dict[str, str], float]

@@ -34,6 +34,7 @@ def part(count: int, lag_events: int, **topics: int) -> bytes:
     stats |= {"version": "1", "engine": "native", "ready": True, "events": 0, "topics_total": 0, "store": None}
     stats |= {"log": dict.fromkeys(LOG, 0), "dedup": dict.fromkeys(DEDUP, 0)}
     stats |= {"uptime_s": 1.0, "policy_actions": {"drop": count}, "closes": {}, "resumes": {}, "held": {}}
+    stats["forms"] = {"sse": count}
     stats["topics"] = [{"topic": name, "subscribers": n, "retained": n} for name, n in topics.items()]
     slow = {"address": "127.0.0.1", "topics": ["a"], "policy": "block", "lag_bytes": 1, "lag_s": 1.0}
     stats["slowest"] = [slow | {"lag_events": lag_events}]
@@ -49,6 +50,7 @@ def test_stats_add_counts_merge_topics_and_mark_a_worker_that_did_not_answer() -
     total = orjson.loads(aggregate.stats(part(1, 5), {1: part(2, 9, a=2, b=1)}, {1: link(0), 2: link(7)}))
     assert {total[name] for name in COUNTS} == {3}
     assert total["policy_actions"] == {"drop": 3}
+    assert total["forms"] == {"sse": 3}
     assert [topic["topic"] for topic in total["topics"]] == ["a", "b"]
     assert [stream["lag_events"] for stream in total["slowest"]] == [9, 5]
     assert [(each["worker"], each["answered"], each["link_lag_events"]) for each in total["workers"]] == [
