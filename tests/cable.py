@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 from dataclasses import dataclass, field
 
@@ -18,10 +19,17 @@ class Connection:
     sent: bytes = b""
     received: bytes = b""
     left: int | None = None  # bytes for the client until the cut; None without a cut
+    reset: bool = False  # the cut is a reset
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def close(self) -> None:
         """End both sides."""
+        if self.reset:
+            client = self.ends[0]
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RD)  # wakes the thread that reads, and sends nothing
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.close()
         for end in self.ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -87,11 +95,16 @@ class Cable:
         for connection in connections:
             connection.close()
 
-    def cut_after(self, count: int) -> None:
-        """Forward this number of bytes to each client that is connected now, then cut its connection."""
+    def cut_after(self, count: int, *, reset: bool = False) -> None:
+        """Forward this number of bytes to each client that is connected now, then cut its connection.
+
+        Args:
+            count: the number of bytes.
+            reset: send a TCP reset instead of an orderly end.
+        """
         for connection in self.connections:
             with connection.lock:
-                connection.left = count
+                connection.left, connection.reset = count, reset
 
     def close(self) -> None:
         """Accept no more, and cut the open connections."""

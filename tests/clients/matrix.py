@@ -71,21 +71,27 @@ LATE = {
 }
 """Combinations in which the client waits for more bytes. Nothing is lost: the events arrive with later ones."""
 
-UNNOTICED = {
+UNNOTICED_RESET = {
     **{
         (row, "node-fetch"): "after `Connection: close`, undici takes any end of the connection for the end of the body"
-        for row in ("chunked", "gzip", "ndjson", "envelope", "tls")
+        for row in ("chunked", "plain", "gzip", "ndjson", "envelope", "tls")
     },
-    **{
-        ("plain", client): "a body without chunks ends with the connection, so the cut looks like the end"
-        for client in CLIENTS
-        if client not in EVENT_SOURCES
-    },
+    ("plain", "aiohttp"): "aiohttp takes a reset for the end of a body without chunks",
 }
-"""Combinations in which the client takes the cut for a clean end."""
+"""Combinations in which the client takes a cut by a TCP reset for a clean end."""
+
+UNNOTICED_CLOSE = UNNOTICED_RESET | {
+    ("plain", client): "a body without chunks ends with the connection, so the cut looks like the end"
+    for client in CLIENTS
+    if client not in EVENT_SOURCES
+}
+"""Combinations in which the client takes a cut by an orderly end of the connection for a clean end."""
 
 TORN = {("plain", "sseclient-py"): "it delivers an unfinished block at the end of the body"}
-"""Combinations in which the client delivers a torn event as a whole one."""
+"""Combinations in which the client delivers a torn event as a whole one when the connection ends in order."""
+
+CUTS = {"close": UNNOTICED_CLOSE, "reset": UNNOTICED_RESET}
+"""The ways to cut a connection, and the combinations that do not notice it."""
 
 LARGE = "".join(random.Random(12).choices("abcdefghijklmnopqrstuvwxyz0123456789ABCDEF", k=100_000))
 QUIET: list[dict[str, str]] = [
@@ -120,16 +126,22 @@ class Event:
 
 
 @dataclass
+class Reports:
+    """The events of one stream, and the records of each client that read it."""
+
+    published: list[Event]
+    records: dict[str, list[Record]]
+
+
+@dataclass
 class Run:
-    """The published events and the reports of the clients of one row."""
+    """The reports of the clients of one row: of the quiet stream, and of a stream for each way to cut it."""
 
     row: str
-    quiet: list[Event]
-    cut: list[Event]
-    quiet_records: dict[str, list[Record]]
-    cut_records: dict[str, list[Record]]
+    quiet: Reports
+    cuts: dict[str, Reports]
     wire: list[tuple[bytes, bytes]]
-    """First bytes of each connection to the stream that was cut: from the client, and from the server."""
+    """First bytes of each connection: from the client, and from the server."""
 
 
 def publish(server: Relay, topic: str, message: dict[str, str], syntax: str) -> Event:
@@ -175,7 +187,7 @@ def end(records: list[Record]) -> str | None:
 
 
 def run_row(name: str, server: Relay, clients: dict[str, Client]) -> Run:
-    """Let all clients of a row read its two streams."""
+    """Let all clients of a row read its streams."""
     row = ROWS[name]
     cable = Cable(server.port, http1_0=row.http1_0)
     address = f"{server.url.rpartition(':')[0]}:{cable.port}"
@@ -185,24 +197,30 @@ def run_row(name: str, server: Relay, clients: dict[str, Client]) -> Run:
         if page is not None:
             page.browser.open(f"{address}/healthz")
         begin(row, server, address, f"{name}.quiet", able)
-        quiet = publish_quietly(server, f"{name}.quiet", row.syntax)
-        quiet_records = wait_for_ends(able)
-        begin(row, server, address, f"{name}.cut", able)
-        punctual = {client: each for client, each in able.items() if (name, client) not in LATE}
-        resuming = {client: each for client, each in able.items() if client in EVENT_SOURCES}
-        cut = [publish(server, f"{name}.cut", message, row.syntax) for message in BEFORE]
-        wait_for(punctual, lambda records: any("second" in str(record) for record in records), "has all events")
-        cable.cut_after(CUT_BYTES)
-        cut.append(publish(server, f"{name}.cut", {"data": LARGE}, row.syntax))
-        wait_for(resuming, lambda records: any(LARGE in str(record) for record in records), "has resumed")
-        cut += [publish(server, f"{name}.cut", message, row.syntax) for message in AFTER]
-        cut_records = wait_for_ends(able)
+        quiet = Reports(publish_quietly(server, f"{name}.quiet", row.syntax), wait_for_ends(able))
+        cuts = {}
+        for cut in CUTS:
+            begin(row, server, address, f"{name}.{cut}", able)
+            cuts[cut] = Reports(publish_and_cut(name, server, cable, cut, able), wait_for_ends(able))
         wire = [(each.sent, each.received) for each in cable.connections]
     finally:
         if page is not None:
             page.browser.open("about:blank")
         cable.close()
-    return Run(name, quiet, cut, quiet_records, cut_records, wire)
+    return Run(name, quiet, cuts, wire)
+
+
+def publish_and_cut(name: str, server: Relay, cable: Cable, cut: str, clients: dict[str, Client]) -> list[Event]:
+    """Publish events, and cut all connections within a large one; return the events."""
+    topic, syntax = f"{name}.{cut}", ROWS[name].syntax
+    punctual = {client: each for client, each in clients.items() if (name, client) not in LATE}
+    resuming = {client: each for client, each in clients.items() if client in EVENT_SOURCES}
+    published = [publish(server, topic, message, syntax) for message in BEFORE]
+    wait_for(punctual, lambda records: any("second" in str(record) for record in records), "has all events")
+    cable.cut_after(CUT_BYTES, reset=cut == "reset")
+    published.append(publish(server, topic, {"data": LARGE}, syntax))
+    wait_for(resuming, lambda records: any(LARGE in str(record) for record in records), "has resumed")
+    return published + [publish(server, topic, message, syntax) for message in AFTER]
 
 
 def begin(row: Row, server: Relay, address: str, topic: str, clients: dict[str, Client]) -> None:
