@@ -7,6 +7,12 @@ from libc.stdlib cimport free, malloc, realloc
 cdef Py_ssize_t _chunks = 0  # Chunk objects in this process
 
 
+cdef struct Check:
+    uint32_t crc      # CRC-32 of some content
+    uint32_t size     # its bytes modulo 2^32, as the trailer of gzip counts them
+    uint32_t factor   # what appending the content multiplies a CRC by
+
+
 cdef class Chunk:
     """Entries joined into one buffer that many streams are sent.
 
@@ -14,6 +20,8 @@ cdef class Chunk:
         frames: the frames, at least one.
         sequences: their sequences, rising.
         cursor: the cursor of a stream that has them all.
+        checks: for a compressed form, the CRC-32 and the size of the content of each frame; else None.
+        events: number of events, if the only frame holds several; 0 for one per frame.
     """
 
     cdef readonly bytes data
@@ -22,12 +30,16 @@ cdef class Chunk:
     cdef uint64_t *sequences  # owned, of `count`
     cdef uint32_t *ends       # owned, of `count`: offset in `data` after each frame
     cdef Py_ssize_t count
+    cdef Py_ssize_t events    # in all frames
+    cdef Check *checks        # owned, of `count`; NULL unless the form is compressed
+    cdef Check check          # of all frames
 
-    def __cinit__(self, list frames, sequences, uint64_t cursor):
+    def __cinit__(self, list frames, sequences, uint64_t cursor, list checks=None, Py_ssize_t events=0):
         cdef Py_ssize_t row, end = 0
         global _chunks
         _chunks += 1
         self.count = len(frames)
+        self.events = events if events else self.count
         if self.count == 0 or len(sequences) != self.count:
             raise ValueError("a chunk has one sequence for each of its frames, and at least one")
         self.sequences = <uint64_t *>malloc(self.count * sizeof(uint64_t))
@@ -41,12 +53,37 @@ cdef class Chunk:
             end += len(<bytes>frames[row])
             self.ends[row] = end
             self.sequences[row] = sequences[row]
+        if checks is not None:
+            self._take_checks(checks)
+
+    cdef int _take_checks(self, list checks) except -1:
+        cdef Py_ssize_t row
+        cdef uint32_t crc, size
+        cdef uint64_t whole = 0
+        if len(checks) != self.count:
+            raise ValueError("a chunk of a compressed form has one check for each of its frames")
+        self.checks = <Check *>malloc(self.count * sizeof(Check))
+        if self.checks == NULL:
+            raise MemoryError
+        self.check = Check(0, 0, CRC_ONE)
+        for row in range(self.count):
+            crc, size = checks[row]
+            if row and size == self.checks[row - 1].size:
+                self.checks[row] = Check(crc, size, self.checks[row - 1].factor)
+            else:
+                self.checks[row] = Check(crc, size, _crc_factor(size))
+            self.check.crc = _crc_multiply(self.checks[row].factor, self.check.crc) ^ crc
+            whole += size
+        self.check.size = <uint32_t>whole
+        self.check.factor = _crc_factor(whole)
+        return 0
 
     def __dealloc__(self):
         global _chunks
         _chunks -= 1
         free(self.sequences)
         free(self.ends)
+        free(self.checks)
 
     def __len__(self):
         return self.count

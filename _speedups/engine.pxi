@@ -15,6 +15,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 from posix.unistd cimport close
+from zlib import crc32 as _crc32
 
 cdef enum State:
     FREE = 0      # the row is not in use
@@ -31,6 +32,7 @@ cdef enum:
     DISCARD_BYTES = 4096     # read at once of what a client sends
 
 cdef uint32_t MANY = 0xFFFFFFFF  # stands for every combination of more than COMBINED_MAX
+cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF  # no sequence
 
 cdef struct Stream:
     # Who: owned references; the subscription and the address are shared by many streams.
@@ -51,6 +53,10 @@ cdef struct Stream:
     uint8_t state
     uint8_t reason
     uint8_t form             # number of its form; chooses its heartbeat
+    # For compressed forms only.
+    uint64_t clean_since     # all events from this sequence on were sent, and nothing between them; or NEVER
+    uint32_t crc             # CRC-32 of the content sent so far, with the frame that is half sent
+    uint32_t size            # bytes of it, modulo 2^32
 
 
 # What exists in this process, of all engines; `counters` tells tests and /stats.
@@ -78,6 +84,24 @@ cdef inline void _let_go(Stream *stream) noexcept:
         _frames -= 1
 
 
+cdef inline void _interrupt(Stream *stream, uint64_t cursor) noexcept nogil:
+    # Something else than the next event is sent before `cursor`.
+    if stream.clean_since != NEVER:
+        stream.clean_since = cursor
+
+
+cdef inline void _count(Stream *stream, Chunk chunk, Py_ssize_t first, Py_ssize_t stop) noexcept:
+    # Count the content of the rows [first, stop) of a chunk.
+    cdef Py_ssize_t row
+    if first == 0 and stop == chunk.count:
+        stream.crc = _crc_multiply(chunk.check.factor, stream.crc) ^ chunk.check.crc
+        stream.size += chunk.check.size
+        return
+    for row in range(first, stop):
+        stream.crc = _crc_multiply(chunk.checks[row].factor, stream.crc) ^ chunk.checks[row].crc
+        stream.size += chunk.checks[row].size
+
+
 cdef class Engine:
     """Open streams and their sockets. It neither parses nor encodes nor decides.
 
@@ -100,6 +124,7 @@ cdef class Engine:
     cdef readonly uint64_t bytes
     cdef readonly uint64_t writes
     cdef readonly uint64_t short_writes
+    cdef readonly uint64_t unshared
 
     def __cinit__(self, uint32_t discard_bytes_max):
         self._discard_bytes_max = discard_bytes_max
@@ -150,7 +175,7 @@ cdef class Engine:
         return stream
 
     def add(self, int fd, object subscription, object address, uint64_t cursor, bytes pending, double now_s,
-            uint8_t form=0):
+            uint8_t form=0, bint joins=False):
         """Take a connected, non-blocking socket as a stream that is behind.
 
         Args:
@@ -160,6 +185,7 @@ cdef class Engine:
             cursor: the first sequence that it needs.
             pending: bytes to send first (response head, priming).
             form: number of the form that the stream receives.
+            joins: whether the stream may receive what a shared compressor wrote; see `broadcast`.
 
         Returns:
             the stream's handle.
@@ -194,6 +220,8 @@ cdef class Engine:
         stream.offset = 0
         stream.discarded = 0
         stream.form = form
+        stream.clean_since = cursor if joins else NEVER
+        stream.crc = stream.size = 0
         stream.combined = stream.round = 0
         stream.last_write_s = <float>(now_s - self._started_s)
         stream.subscription = <PyObject *>subscription
@@ -340,13 +368,14 @@ cdef class Engine:
         if chunk is None:
             return 1
         if taken == size:
-            self.deliveries += chunk.count - first
+            self.deliveries += chunk.events - first
+            if chunk.checks != NULL:
+                _count(stream, chunk, first, chunk.count)
             if chunk.cursor > stream.cursor:
                 stream.cursor = chunk.cursor
             return 1
         taken += start
         last = chunk.row_of_offset(taken)
-        self.deliveries += last - first
         start = chunk.ends[last - 1] if last else 0
         if taken == start:
             stream.cursor = chunk.sequences[last]
@@ -354,8 +383,12 @@ cdef class Engine:
             frame = <bytes>chunk.frames[last]
             _hold(stream, frame)
             stream.offset = taken - start
-            stream.cursor = chunk.sequences[last] + 1
-            self.deliveries += 1
+            last += 1
+            stream.cursor = chunk.cursor if last == chunk.count else chunk.sequences[last - 1] + 1
+        if last > first:
+            self.deliveries += chunk.events - chunk.count + last - first
+            if chunk.checks != NULL:
+                _count(stream, chunk, first, last)
         return 0
 
     def write(self, uint64_t handle, Chunk chunk, double now_s):
@@ -394,7 +427,25 @@ cdef class Engine:
         """Move the cursor of a stream that is behind; `notice` is sent after the frame that is half sent."""
         cdef Stream *stream = self._behind(handle)
         stream.cursor = cursor
+        _interrupt(stream, cursor)
         self._append(stream, notice)
+
+    def count_content(self, uint64_t handle, bytes content):
+        """Count the content of a notice of a compressed form, which `add`, `skip` or `close` sends."""
+        cdef Stream *stream = self._need(handle)
+        cdef uint32_t size = <uint32_t>len(content)
+        stream.crc = _crc_multiply(_crc_factor(size), stream.crc) ^ <uint32_t>_crc32(content)
+        stream.size += size
+
+    def content(self, uint64_t handle):
+        """Return the CRC-32 of the content of a stream of a compressed form, and its bytes modulo 2^32."""
+        cdef Stream *stream = self._need(handle)
+        return stream.crc, stream.size
+
+    def continue_content(self, uint64_t handle, uint32_t crc, uint32_t size):
+        """Continue to count a stream's content from the values that `content` returned in another process."""
+        cdef Stream *stream = self._need(handle)
+        stream.crc, stream.size = crc, size
 
     cdef int _append(self, Stream *stream, bytes more) except -1:
         cdef bytes pending = more
@@ -406,7 +457,8 @@ cdef class Engine:
         stream.offset = 0
         return 0
 
-    def broadcast(self, Members members, Py_ssize_t start, Chunk chunk, bint combined, double now_s, double slice_s):
+    def broadcast(self, Members members, Py_ssize_t start, Chunk chunk, bint combined, double now_s, double slice_s,
+                  Chunk shared=None, uint64_t key_cursor=0):
         """Send a flush's chunk to the live streams of an audience, each from its own cursor on.
 
         Args:
@@ -414,6 +466,9 @@ cdef class Engine:
             start: place in `members` to begin at.
             combined: whether these members are a combination that `combine` made; the others leave those out.
             slice_s: time after which it stops.
+            shared: the same entries as one frame, which a compressor wrote that the members share; None without one.
+            key_cursor: the compressor refers to content from this sequence on. Only streams that have received exactly
+                this content can read `shared`; the others get `chunk`, and `unshared` counts them.
 
         Returns:
             the place to go on from; `len(members)` when it is done.
@@ -430,7 +485,12 @@ cdef class Engine:
                 continue
             if stream.cursor >= chunk.cursor or chunk.sequences[chunk.count - 1] < stream.cursor:
                 continue
-            result = self._write(stream, chunk, now_s)
+            if shared is not None and stream.clean_since <= key_cursor and stream.cursor <= chunk.sequences[0]:
+                result = self._write(stream, shared, now_s)
+            else:
+                if shared is not None and stream.clean_since != NEVER:
+                    self.unshared += 1
+                result = self._write(stream, chunk, now_s)
             if result == 0:
                 stream.state = BEHIND
                 self._lagging.append(handle)
@@ -497,11 +557,14 @@ cdef class Engine:
                     (<Members>group).push(members.handles[place])
         return list(groups.items())
 
-    def heartbeat(self, list frames, Py_ssize_t start, double idle_s, double now_s, double slice_s):
+    def heartbeat(self, list frames, Py_ssize_t start, double idle_s, double now_s, double slice_s,
+                  list contents=None, uint64_t cursor=0):
         """Send a heartbeat to the live streams that nothing was written to for `idle_s` seconds.
 
         Args:
             frames: the heartbeat of each form.
+            contents: the content of each, for the forms that are compressed; empty for the others.
+            cursor: live streams have received everything before it.
 
         Returns:
             what to go on with as `start`; 0 when it is done.
@@ -518,6 +581,9 @@ cdef class Engine:
             if stream.state != LIVE or stream.last_write_s > idle_since_s:
                 continue
             frame = frames[stream.form]
+            if contents is not None and contents[stream.form]:
+                _interrupt(stream, max(stream.cursor, cursor))
+                self.count_content((<uint64_t>stream.generation << 32) | row, contents[stream.form])
             taken = self._send(stream, <const char *>frame, len(frame), now_s)
             if taken == -2:
                 self._die(stream, self._reason(_reason_of(errno)))

@@ -18,7 +18,7 @@ __all__ = ["Decoder", "comment", "encode", "priming"]
 PRIMING_BYTES_MAX = 1024
 
 
-def encode(event: Event, id: str | None, bytes_max: int, *, in_chunk: bool = False) -> bytes:
+def encode(event: Event, id: str | None, bytes_max: int, in_chunk: bool = False) -> bytes:
     """Encode one event as one frame.
 
     Args:

@@ -49,13 +49,14 @@ class Rig:
         subscription: object = None,
         address: object = None,
         now_s: float = 0.0,
+        joins: bool = False,
     ) -> int:
         """Open a lagging stream."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.sends)
-        handle = self.engine.add(ours.detach(), subscription, address, cursor, pending, now_s)
+        handle = self.engine.add(ours.detach(), subscription, address, cursor, pending, now_s, 0, joins)
         self.peers[handle] = theirs
         return handle
 

@@ -6,6 +6,7 @@ Owns a plain decoder for every form, written without the server's code except it
 from __future__ import annotations
 
 import json
+import zlib
 from typing import Any
 
 from relay.event import Event
@@ -60,6 +61,7 @@ class Reader:
     def __init__(self, form: str = "sse", bytes_max: int = 1 << 24) -> None:
         self.syntax, _, framing = form.partition("/")
         self.body = Body(chunked=framing != "plain")
+        self.gzip = zlib.decompressobj(16 + zlib.MAX_WBITS) if framing == "gzip" else None
         self.content = b""
         self.last_event_id = ""
         self.topics: list[str | None] = []  # of the events so far, where the form names it
@@ -69,10 +71,18 @@ class Reader:
     def feed(self, data: bytes) -> list[Event]:
         """Add bytes of the body; return the events that they complete."""
         events: list[Event] = []
-        for content in self.body.feed(data):
+        for part in self.body.feed(data):
+            content = part if self.gzip is None else self.gzip.decompress(part)
+            assert self.gzip is None or not self.gzip.unused_data
             self.content += content
             events += self._lines(content) if self.syntax == "ndjson" else self._blocks(content)
         return events
+
+    @property
+    def complete(self) -> bool:
+        """Whether the body has ended in order; zlib has then checked the trailer of gzip."""
+        assert self.gzip is None or self.gzip.eof == self.body.complete
+        return self.body.complete
 
     def _blocks(self, content: bytes) -> list[Event]:
         events = self._decoder.feed(content)

@@ -336,6 +336,11 @@ class Stream:
         self.raw = self._reader.content
 
     @property
+    def complete(self) -> bool:
+        """Whether the body has ended in order."""
+        return self._reader.complete
+
+    @property
     def last_event_id(self) -> str:
         """The last event id that a client would send to resume."""
         return self._reader.last_event_id
@@ -404,6 +409,8 @@ def form_of(head: bytes) -> str:
     """Return the form of a stream with this response head; an envelope is read as an event stream."""
     text = head.decode("latin-1").lower()
     syntax = "ndjson" if "application/x-ndjson" in text else "sse"
+    if "content-encoding: gzip" in text:
+        return f"{syntax}/gzip"
     return syntax if "transfer-encoding: chunked" in text else f"{syntax}/plain"
 
 

@@ -12,6 +12,7 @@ import errno
 import select
 import socket
 import time
+import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from enum import Enum
@@ -70,11 +71,24 @@ class Chunk:
         frames: the frames, at least one.
         sequences: their sequences, rising.
         cursor: the cursor of a stream that has them all.
+        checks: for a compressed form, the CRC-32 and the size of the content of each frame; else None.
+        events: number of events, if the only frame holds several; 0 for one per frame.
     """
 
-    def __init__(self, frames: list[bytes], sequences: Sequence[int], cursor: int) -> None:
+    def __init__(
+        self,
+        frames: list[bytes],
+        sequences: Sequence[int],
+        cursor: int,
+        checks: list[tuple[int, int]] | None = None,
+        events: int = 0,
+    ) -> None:
         if not frames or len(frames) != len(sequences):
             raise ValueError("a chunk has one sequence for each of its frames, and at least one")
+        if checks is not None and len(checks) != len(frames):
+            raise ValueError("a chunk of a compressed form has one check for each of its frames")
+        self._checks = checks
+        self._events = events or len(frames)
         self.data = frames[0] if len(frames) == 1 else b"".join(frames)
         self.cursor = cursor
         self._frames = frames
@@ -84,6 +98,18 @@ class Chunk:
 
     def __len__(self) -> int:
         return len(self._frames)
+
+    def _sent(self, stream: _Stream, first: int, stop: int) -> int:
+        """Count the content of some rows for a stream that was sent them; return the number of events."""
+        for crc, size in self._checks[first:stop] if self._checks is not None else ():
+            stream.crc = _appended(stream.crc, crc, size)
+            stream.size = (stream.size + size) % 2**32
+        return self._events - len(self._frames) + stop - first if stop > first else 0
+
+
+def _appended(crc: int, more: int, size: int) -> int:
+    """Return the CRC-32 of content and `size` bytes more, from the CRC-32 of each (RFC 1952 section 8)."""
+    return zlib.crc32(bytes(size), crc ^ 0xFFFFFFFF) ^ 0xFFFFFFFF ^ more
 
 
 class Members:
@@ -99,7 +125,9 @@ class Members:
 class _Stream:
     __slots__ = (
         "address",
+        "clean_since",
         "combined",
+        "crc",
         "cursor",
         "discarded",
         "form",
@@ -108,6 +136,7 @@ class _Stream:
         "offset",
         "pending",
         "reason",
+        "size",
         "sock",
         "state",
         "subscription",
@@ -122,6 +151,7 @@ class _Stream:
         cursor: int,
         pending: bytes,
         form: int,
+        joins: bool,
     ) -> None:
         self.handle = handle
         self.sock = sock
@@ -130,6 +160,10 @@ class _Stream:
         self.cursor = cursor
         self.pending = pending
         self.form = form
+        # All events from this sequence on were sent, and nothing between them. None where no compressor is shared.
+        self.clean_since = cursor if joins else None
+        self.crc = 0  # of the content sent so far, with the frame that is half sent
+        self.size = 0
         self.offset = 0
         self.state = _State.BEHIND
         self.combined = 0
@@ -151,6 +185,7 @@ class Engine:
         self.bytes = 0
         self.writes = 0
         self.short_writes = 0
+        self.unshared = 0
         self._discard_bytes_max = discard_bytes_max
         self._streams: dict[int, _Stream] = {}
         self._by_fd: dict[int, int] = {}
@@ -194,11 +229,19 @@ class Engine:
         return self._epoll.fileno()
 
     def add(
-        self, fd: int, subscription: object, address: object, cursor: int, pending: bytes, now_s: float, form: int = 0
+        self,
+        fd: int,
+        subscription: object,
+        address: object,
+        cursor: int,
+        pending: bytes,
+        now_s: float,
+        form: int = 0,
+        joins: bool = False,
     ) -> int:
         """Take a connected, non-blocking socket as a stream that is behind; see the compiled twin."""
         handle = self._next_handle
-        stream = _Stream(handle, self._register(handle, fd), subscription, address, cursor, pending, form)
+        stream = _Stream(handle, self._register(handle, fd), subscription, address, cursor, pending, form, joins)
         stream.last_write_s = now_s
         self._streams[handle] = stream
         self._next_handle += 1
@@ -302,17 +345,17 @@ class Engine:
         if taken < 0 or chunk is None:
             return taken >= 0
         if taken == len(data):
-            self.deliveries += len(chunk) - first
+            self.deliveries += chunk._sent(stream, first, len(chunk))
             stream.cursor = max(stream.cursor, chunk.cursor)
             return True
         last = bisect_right(chunk._ends, start + taken)
         offset = start + taken - (chunk._ends[last - 1] if last else 0)
-        self.deliveries += last - first
         stream.cursor = chunk._sequences[last]
         if offset:
             stream.pending, stream.offset = chunk._frames[last], offset
-            stream.cursor += 1
-            self.deliveries += 1
+            last += 1
+            stream.cursor = chunk.cursor if last == len(chunk) else stream.cursor + 1
+        self.deliveries += chunk._sent(stream, first, last)
         return False
 
     def write(self, handle: int, chunk: Chunk | None, now_s: float) -> bool:
@@ -351,13 +394,43 @@ class Engine:
         """Move the cursor of a stream that is behind; `notice` is sent after the frame that is half sent."""
         stream = self._behind(handle)
         stream.cursor = cursor
+        self._interrupt(stream, cursor)
         self._append(stream, notice)
+
+    def _interrupt(self, stream: _Stream, cursor: int) -> None:
+        """Note that something else than the next event is sent before `cursor`."""
+        if stream.clean_since is not None:
+            stream.clean_since = cursor
+
+    def count_content(self, handle: int, content: bytes) -> None:
+        """Count the content of a notice of a compressed form, which `add`, `skip` or `close` sends."""
+        stream = self._streams[handle]
+        stream.crc = zlib.crc32(content, stream.crc)
+        stream.size = (stream.size + len(content)) % 2**32
+
+    def content(self, handle: int) -> tuple[int, int]:
+        """Return the CRC-32 of the content of a stream of a compressed form, and its bytes modulo 2^32."""
+        stream = self._streams[handle]
+        return stream.crc, stream.size
+
+    def continue_content(self, handle: int, crc: int, size: int) -> None:
+        """Continue to count a stream's content from the values that `content` returned in another process."""
+        stream = self._streams[handle]
+        stream.crc, stream.size = crc, size
 
     def _append(self, stream: _Stream, more: bytes) -> None:
         stream.pending, stream.offset = stream.pending[stream.offset :] + more, 0
 
     def broadcast(
-        self, members: Members, start: int, chunk: Chunk, combined: bool, now_s: float, slice_s: float
+        self,
+        members: Members,
+        start: int,
+        chunk: Chunk,
+        combined: bool,
+        now_s: float,
+        slice_s: float,
+        shared: Chunk | None = None,
+        key_cursor: int = 0,
     ) -> int:
         """Send a flush's chunk to the live streams of an audience, each from its own cursor on.
 
@@ -366,6 +439,9 @@ class Engine:
             start: place in `members` to begin at.
             combined: whether these members are a combination that `combine` made; the others leave those out.
             slice_s: time after which it stops.
+            shared: the same entries as one frame, which a compressor wrote that the members share; None without one.
+            key_cursor: the compressor refers to content from this sequence on. Only streams that have received exactly
+                this content can read `shared`; the others get `chunk`, and `unshared` counts them.
 
         Returns:
             the place to go on from; `len(members)` when it is done.
@@ -378,12 +454,22 @@ class Engine:
                 continue
             if stream.cursor >= chunk.cursor or chunk._sequences[-1] < stream.cursor:
                 continue
-            if not self._write(stream, chunk, now_s) and stream.state is _State.LIVE:
+            sent = chunk
+            if shared is not None:
+                if self._is_clean(stream, key_cursor) and stream.cursor <= chunk._sequences[0]:
+                    sent = shared
+                elif stream.clean_since is not None:
+                    self.unshared += 1
+            if not self._write(stream, sent, now_s) and stream.state is _State.LIVE:
                 self._note_lagging(stream)
             sends += 1
             if sends % CLOCK_EVERY == 0 and self._monotonic_s() >= stop_s:
                 return place + 1
         return len(members)
+
+    @staticmethod
+    def _is_clean(stream: _Stream, cursor: int) -> bool:
+        return stream.clean_since is not None and stream.clean_since <= cursor
 
     def _note_lagging(self, stream: _Stream) -> None:
         stream.state = _State.BEHIND
@@ -415,11 +501,22 @@ class Engine:
                 groups.setdefault(key, Members())._handles.append(handle)
         return list(groups.items())
 
-    def heartbeat(self, frames: list[bytes], start: int, idle_s: float, now_s: float, slice_s: float) -> int:
+    def heartbeat(
+        self,
+        frames: list[bytes],
+        start: int,
+        idle_s: float,
+        now_s: float,
+        slice_s: float,
+        contents: list[bytes] | None = None,
+        cursor: int = 0,
+    ) -> int:
         """Send a heartbeat to the live streams that nothing was written to for `idle_s` seconds.
 
         Args:
             frames: the heartbeat of each form.
+            contents: the content of each, for the forms that are compressed; empty for the others.
+            cursor: live streams have received everything before it.
 
         Returns:
             what to go on with as `start`; 0 when it is done.
@@ -429,6 +526,9 @@ class Engine:
             stream = self._streams[handle]
             if stream.state is _State.LIVE and now_s - stream.last_write_s >= idle_s:
                 frame = frames[stream.form]
+                if contents is not None and contents[stream.form]:
+                    self._interrupt(stream, max(stream.cursor, cursor))
+                    self.count_content(handle, contents[stream.form])
                 try:
                     taken = self._send(stream, frame, now_s)
                 except _DiedError as error:

@@ -433,6 +433,22 @@ class Config:
         "text",
         "TERM",
     )
+    compress: str = setting(
+        "off",
+        "Coding of streams whose clients accept it. Off by default: where events mix secrets with text that others "
+        "choose, the size of compressed events can reveal the secrets (BREACH).",
+        "off|gzip",
+    )
+    compress_level: int = setting(
+        6, "Level of gzip, from 1 (fastest) to 9 (smallest).", "number", least=1
+    )
+    compress_contexts: int = setting(
+        64,
+        "Topics and patterns that are compressed at the same time, each for all of its streams. Each takes 256 KiB. "
+        "Those with the most streams are chosen; the streams of others get gzip without compression.",
+        "number",
+        least=0,
+    )
     streams_max: int = setting(
         0,
         "Open streams in total; relay answers more with 503. 0, the default, allows as many as the descriptor "
@@ -627,6 +643,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Streams": (
         *("heartbeat", "heartbeat-as", "retry-min", "retry-max", "prime", "max-age", "client-buffer"),
         *("client-timeout", "discard-bytes-max", "refuse-streams", "envelope"),
+        *("compress", "compress-level", "compress-contexts"),
     ),
     "Access": (
         *("subscribe", "jwt-*", "ticket", "publish-rate", "allowed-host", "unix-mode", "unix-group", "unix-user"),

@@ -20,6 +20,7 @@ from itertools import islice
 
 from relay.core.backfill import Wanted, backfill
 from relay.core.forms.form import Form
+from relay.core.forms.gzip import Compressor
 from relay.core.index import Index, Topic
 from relay.core.log import Log
 from relay.core.policy import Rule
@@ -33,7 +34,7 @@ RESOLVED_MAX = 1000
 class Audience:
     """The streams that share one term and one form."""
 
-    __slots__ = ("due", "form", "index", "members", "shared", "streams", "subscriptions", "term")
+    __slots__ = ("compressor", "due", "form", "index", "members", "shared", "streams", "subscriptions", "term")
 
     def __init__(self, term: str, form: Form, index: Index) -> None:
         self.term = term
@@ -44,12 +45,13 @@ class Audience:
         self.streams = 0  # number of open streams
         self.shared = 0  # number of streams that are in other audiences too
         self.due = False  # new entries wait for the flush
+        self.compressor: Compressor | None = None
 
 
 class Subscription:
     """The terms, the rule and the form that some streams share."""
 
-    __slots__ = ("audiences", "form", "indexes", "rule", "streams", "terms", "waiting")
+    __slots__ = ("audiences", "form", "indexes", "joins", "rule", "streams", "terms", "waiting")
 
     def __init__(self, terms: tuple[str, ...], audiences: tuple[Audience, ...], rule: Rule, form: Form) -> None:
         self.terms = terms
@@ -57,6 +59,8 @@ class Subscription:
         self.indexes = tuple(audience.index for audience in audiences)
         self.rule = rule
         self.form = form
+        # Streams that receive the events of one audience only can share a compressor.
+        self.joins = form.compressed and len(audiences) == 1
         self.streams = 0
         self.waiting = 0  # replays that wait for the indexes
 

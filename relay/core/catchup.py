@@ -225,6 +225,8 @@ class CatchUp:
         if state.told:
             del state.told[: bisect_left(state.told, engine.cursor(handle))]
         if whole and ((chunk is None and batch is None) or engine.cursor(handle) >= log.head):
+            if state.conflating:
+                engine.skip(handle, engine.cursor(handle), b"")  # It has not received each event before its cursor.
             self._caught_up(handle)
             return False
         state.seen = subscription.ordinal(engine.cursor(handle))
@@ -254,16 +256,14 @@ class CatchUp:
         # The last segment grows. If streams got an old part of it, few of them would ever be live under a steady feed.
         if chunk is None or chunk.cursor <= cursor or index.segment(chunk.cursor) == number:
             sequences, finished = index.rows(number, log.tail)
-            chunk = Chunk(
-                subscription.form.entries(log, sequences), sequences, sequences[-1] + 1 if finished else log.head
-            )
+            chunk = subscription.form.chunk(log, sequences, sequences[-1] + 1 if finished else log.head)
             self._keep(key, chunk)
         return chunk
 
     def _join(self, subscription: Subscription, batch: Batch | None) -> Chunk | None:
         if batch is None or not batch.sequences:
             return None
-        return Chunk(subscription.form.entries(self._log, batch.sequences), batch.sequences, batch.cursor)
+        return subscription.form.chunk(self._log, batch.sequences, batch.cursor)
 
     def _keep(self, key: object, chunk: Chunk | None) -> None:
         if chunk is None:
@@ -283,7 +283,7 @@ class CatchUp:
         untold = [] if batch is None else sorted(set(batch.superseded).difference(state.told))
         if untold:
             told = notice.gap("conflated", len(untold), log.id(untold[0]), log.id(untold[-1]))
-            self._engine.skip(handle, cursor, subscription.form.notice(told))
+            self._tell(handle, subscription, cursor, told)
             state.told = array("Q", sorted((*state.told, *untold)))
         return batch, self._join(subscription, batch)
 
@@ -354,8 +354,15 @@ class CatchUp:
         if missed > 0:
             self.actions[subscription.rule.policy.value] += 1
             told = notice.gap("slow", missed, *self._ends(subscription, before, cursor))
-        self._engine.skip(handle, cursor, subscription.form.notice(told))
+        self._tell(handle, subscription, cursor, told)
         state.seen = subscription.ordinal(cursor)
+
+    def _tell(self, handle: int, subscription: Subscription, cursor: int, frame: bytes) -> None:
+        """Move a cursor, and send a notice, if any, before the event at the cursor."""
+        form = subscription.form
+        self._engine.skip(handle, cursor, form.notice(frame))
+        if form.compressed:
+            self._engine.count_content(handle, form.notice_content(frame))
 
     def _ends(self, subscription: Subscription, before: int, cursor: int) -> tuple[str, str]:
         """Return the ids of the first and the last event that a stream misses when it skips from `before` to `cursor`.

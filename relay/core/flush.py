@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from zlib import crc32
 
 from relay.core.audience import Audience
+from relay.core.compression import Compression
 from relay.core.index import SEGMENT_BYTES
-from relay.core.log import Log
+from relay.core.log import Batch, Log
 from relay.core.measures import Observer
 from relay.speedups import Chunk, Engine, Members
 
@@ -41,6 +43,9 @@ class _Round:
     oldest_s: float
     task: int = 0
     chunk: Chunk | None = None
+    shared: Chunk | None = None
+    key_cursor: int = 0
+    unshared: int = 0
     place: int = 0
 
 
@@ -51,6 +56,7 @@ class Flush:
         log: the log to read.
         engine: the engine that holds the streams.
         fall_behind: called with the handle of a stream and the cursor from which it has to catch up.
+        compression: the compressors of audiences.
         flush_s: histogram of the duration of a flush.
         written_s: histogram of the age of the oldest event of a flush when the flush ends.
         clock: the time in seconds.
@@ -61,6 +67,7 @@ class Flush:
         log: Log,
         engine: Engine,
         fall_behind: Callable[[int, int], None],
+        compression: Compression,
         flush_s: Observer,
         written_s: Observer,
         clock: Callable[[], float],
@@ -69,6 +76,7 @@ class Flush:
         self._log = log
         self._engine = engine
         self._fall_behind = fall_behind
+        self._compression = compression
         self._flush_s = flush_s
         self._written_s = written_s
         self._clock = clock
@@ -90,6 +98,7 @@ class Flush:
         for audience in self._due:
             audience.due = False
         self._due, self._round, self._since = [], None, sequence
+        self._compression.begin()
 
     def mark(self, audiences: Iterable[Audience], sequence: int) -> bool:
         """Mark audiences as due from an appended entry; return whether no audience was due before."""
@@ -116,11 +125,15 @@ class Flush:
                 sent += MEMBERS_A_JOIN
             if flush.chunk is not None:
                 began = flush.place
-                flush.place = self._engine.broadcast(members, began, flush.chunk, combined, now_s, SLICE_S)
+                flush.place = self._engine.broadcast(
+                    members, began, flush.chunk, combined, now_s, SLICE_S, flush.shared, flush.key_cursor
+                )
                 sent += flush.place - began
                 if flush.place < len(members):
                     return True
-            flush.task, flush.chunk, flush.place = flush.task + 1, None, 0
+                if flush.shared is not None and (compressor := audiences[0].compressor) is not None:
+                    compressor.waiting = self._engine.unshared - flush.unshared
+            flush.task, flush.chunk, flush.shared, flush.place = flush.task + 1, None, None, 0
             if sent > MEMBERS_A_SLICE:
                 return True
         self._round = None
@@ -138,6 +151,9 @@ class Flush:
     def _begin(self) -> _Round:
         """List the due audiences and each combination of them that a stream has."""
         log, since = self._log, self._since
+        for audience in self._due:
+            if not audience.streams:
+                self._compression.lose(audience)
         due, self._due = [audience for audience in self._due if audience.streams], []
         shared = [audience for audience in due if audience.shared]
         groups = self._engine.combine([audience.members for audience in shared] if len(shared) > 1 else [])
@@ -157,7 +173,23 @@ class Flush:
         if audiences and batch is None:
             return None
         if batch is not None and batch.cursor == flush.until:
-            return Chunk(audiences[0].form.entries(log, batch.sequences), batch.sequences, flush.until)
+            if audiences[0].form.compressed and len(audiences) == 1:
+                self._compress(audiences[0], batch, flush)
+            return audiences[0].form.chunk(log, batch.sequences, flush.until)
+        for audience in audiences:
+            self._compression.lose(audience)
         for handle in self._engine.listed(members):
             self._fall_behind(handle, flush.since)
         return None
+
+    def _compress(self, audience: Audience, batch: Batch, flush: _Round) -> None:
+        """Compress the entries once for all streams of an audience that can read the output."""
+        compressor = self._compression.compressor(audience)
+        if compressor is None:
+            return
+        content = b"".join(audience.form.contents(self._log, batch.sequences))
+        output = compressor.feed(content, flush.since, audience.streams)
+        assert compressor.key_cursor is not None
+        check = crc32(content), len(content)
+        flush.shared = Chunk([output], batch.sequences[:1], flush.until, [check], len(batch.sequences))
+        flush.key_cursor, flush.unshared = compressor.key_cursor, self._engine.unshared

@@ -25,6 +25,7 @@ from relay.core.admission import Admission
 from relay.core.audience import Audiences, Subscription
 from relay.core.catchup import CatchUp
 from relay.core.close_reason import CLEAN, CloseReason
+from relay.core.compression import Compression
 from relay.core.ended import Ended, is_end
 from relay.core.flush import SLICE_S, Flush
 from relay.core.forms.registry import all_forms
@@ -110,6 +111,9 @@ class Hub:
         self._draw = draw
         heartbeat = notice.heartbeat(config.heartbeat_as)
         self._heartbeats = [form.notice(heartbeat) for form in self.forms.values()]
+        self._heartbeat_contents = [
+            form.notice_content(heartbeat) if form.compressed else b"" for form in self.forms.values()
+        ]
         self._heartbeat_place = 0  # where the next slice of the heartbeat begins; 0 when it is complete
         self.leases = Leases()
         self.admission = Admission(config, streams_max, self.audiences, self.leases)
@@ -122,7 +126,10 @@ class Hub:
         self._leaving: deque[Subscription] = deque()  # of closed streams, still counted in their audiences
         self.writer = Writer(config, self.log, self._append, self.ended, self.end_topic)
         self.publish_one = self.writer.publish_one  # an alias: each event passes here
-        self._flush = Flush(self.log, engine, self._fall_behind, measures.flush_s, measures.written_s, clock)
+        self.compression = Compression(config.compress_level, config.compress_contexts)
+        self._flush = Flush(
+            self.log, engine, self._fall_behind, self.compression, measures.flush_s, measures.written_s, clock
+        )
 
     # Publishing
 
@@ -281,6 +288,7 @@ class Hub:
                 reason,
                 self.leases.pack(handle),
                 self.catchup.pack(handle) if reason is None else None,
+                self.engine.content(handle),
             )
             streams.append((fd, stream))
         return list(places), streams
@@ -303,8 +311,16 @@ class Hub:
             self.audiences.complete(subscription, stream.cursor, evicted=False)
         address = sys.intern(stream.address)
         handle = self.engine.add(
-            fd, subscription, address, stream.cursor, stream.pending, stream.written_s, subscription.form.number
+            fd,
+            subscription,
+            address,
+            stream.cursor,
+            stream.pending,
+            stream.written_s,
+            subscription.form.number,
+            subscription.joins,
         )
+        self.engine.continue_content(handle, *stream.content)
         self._enter(handle, subscription, address)
         if stream.lease is not None:
             self.leases.add(handle, *stream.lease)
@@ -336,7 +352,8 @@ class Hub:
             done(None)
             return lambda: None
         terms = disjoint(request.terms)
-        subscription = self._subscription(request, terms)
+        rule = self._rules.choose(request.terms, request.policy)
+        subscription = self.audiences.get(terms, rule, self.forms[request.form])
         cursor, evicted = self._reach(request, self._sequence(request, terms), now_s)
         cancel = self.replays.prepare(subscription, cursor, done, evicted=evicted)
         if self.replays.due:
@@ -360,7 +377,8 @@ class Hub:
             raise RequestError(503, "the server is draining", RETRY_SOON)
         terms = disjoint(request.terms)
         self.admission.check(self.engine.open, address, request.grant, terms)
-        subscription, form = self._subscription(request, terms), self.forms[request.form]
+        form = self.forms[request.form]
+        subscription = self.audiences.get(terms, self._rules.choose(request.terms, request.policy), form)
         try:
             cursor, gap = self._start(request, subscription, now_s)
             told = gap if self._config.prime else b""  # without a priming id, each reconnect would report the gap again
@@ -368,10 +386,16 @@ class Hub:
                 raise RequestError(204, "its topics have ended for good")
             padding = comment(" " * notice.PADDING_BYTES) if request.padding else comment("")
             # The gap precedes the priming id. A client that is cut off between the two receives the gap again.
-            pending = [request.head, form.notice(padding), form.notice(gap)]
+            primed = b""
             if self._config.prime:
-                pending.append(form.notice(priming(self.draw_retry_ms(), f"{self.log.epoch}-{cursor - 1}")))
-            handle = self.engine.add(fd, subscription, address, cursor, b"".join(pending), now_s, form.number)
+                primed = priming(self.draw_retry_ms(), f"{self.log.epoch}-{cursor - 1}")
+            content = form.notice_content(padding, gap, primed)
+            pending = b"".join((request.head, form.framing.start, form.framing.wrap(content)))
+            handle = self.engine.add(
+                fd, subscription, address, cursor, pending, now_s, form.number, subscription.joins
+            )
+            if form.compressed:
+                self.engine.count_content(handle, content)
         except (OSError, RequestError):
             self.audiences.release(subscription)
             raise
@@ -382,10 +406,6 @@ class Hub:
             self.catchup.ready(handle)
             self._wake_up()
         self._sweep()
-
-    def _subscription(self, request: Subscribe, terms: tuple[str, ...]) -> Subscription:
-        rule = self._rules.choose(request.terms, request.policy)
-        return self.audiences.get(terms, rule, self.forms[request.form])
 
     def _enter(self, handle: int, subscription: Subscription, address: str) -> None:
         self.audiences.enter(subscription)
@@ -474,6 +494,7 @@ class Hub:
         self.log.retain(now_s)
         self.writer.seen.expire(now_s)
         self.catchup.tick(now_s)
+        self.compression.tick()
         for handle, reason in self.leases.ended(now_s, ENDED_A_TICK):
             self._end(handle, reason, now_s)
         self._settle(now_s)
@@ -482,7 +503,13 @@ class Hub:
     def heartbeat(self, now_s: float) -> bool:
         """Send heartbeats to idle streams for one slice; return whether more streams are left."""
         self._heartbeat_place = self.engine.heartbeat(
-            self._heartbeats, self._heartbeat_place, self._config.heartbeat_s, now_s, SLICE_S
+            self._heartbeats,
+            self._heartbeat_place,
+            self._config.heartbeat_s,
+            now_s,
+            SLICE_S,
+            self._heartbeat_contents,
+            self._flush.flushed,
         )
         self._settle(now_s)
         return self._heartbeat_place > 0
@@ -536,7 +563,12 @@ class Hub:
     def _close(self, handle: int, reason: str, now_s: float, last: bytes = b"") -> None:
         """Close a stream after the current frame and a last notice; complete its body if the reason is clean."""
         form = cast(Subscription, self.engine.subscription(handle)).form
-        self.catchup.close(handle, reason, now_s, form.notice(last) + (form.end if reason in CLEAN else b""))
+        end = b""
+        if reason in CLEAN:
+            if form.compressed:
+                self.engine.count_content(handle, form.notice_content(last))
+            end = form.framing.end(*self.engine.content(handle))
+        self.catchup.close(handle, reason, now_s, form.notice(last) + end)
 
     def revoke(self, valid: Callable[[Grant], bool], now_s: float) -> int:
         """Close the streams whose grant is no longer valid; return their number."""

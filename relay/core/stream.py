@@ -79,3 +79,4 @@ class PackedStream(msgspec.Struct, frozen=True, array_like=True):
     reason: str | None
     lease: tuple[float, str, Grant] | None
     behind: PackedLag | None
+    content: tuple[int, int] = (0, 0)  # CRC-32 and size of the content, in a compressed form

@@ -16,7 +16,7 @@ import msgspec
 
 from relay.config.model import Config
 from relay.core.ended import END, Ended
-from relay.core.forms.form import CHUNK_BYTES_MAX
+from relay.core.forms.framing import CHUNK_BYTES_MAX
 from relay.core.log import Entry, Log
 from relay.core.seen import Seen
 from relay.errors import EndedError, EventError, RequestError
@@ -216,7 +216,7 @@ class Writer:
             check_topic(topic)
         if event.key is not None and not event.key.isascii():
             _check_text("key", event.key)
-        return encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max, in_chunk=True)
+        return encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max, True)
 
 
 def _reserved() -> EventError:

@@ -2,6 +2,7 @@
 
 A client gets NDJSON if it names that media type in `Accept` (RFC 9110 section 12.5.1), else the event stream. It gets
 the envelope if it asks by `?envelope=1`, or if a pattern of `envelope` covers one of its terms. HTTP/1.0 has no chunks.
+A client that accepts gzip gets it if the setting `compress` is on.
 
 Owns these rules. Never parses an event, and never builds a response.
 """
@@ -9,17 +10,19 @@ Owns these rules. Never parses an event, and never builds a response.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 from relay.config.model import Config
-from relay.core.forms.registry import DEFAULT, PLAIN, SYNTAXES
+from relay.core.forms.registry import DEFAULT, SYNTAXES, name_of
 from relay.errors import RequestError
 from relay.http.request import Request
 from relay.topic import TermTree
 
 ENVELOPE = "envelope"
+GZIP = "gzip"
 
 _SYNTAX_OF = {kind: syntax.name for syntax in reversed(SYNTAXES) for kind in syntax.media_types}
+_CODING_OF = {"gzip": GZIP, "x-gzip": GZIP}  # RFC 9110 section 8.4.1.3
 _QUALITY = re.compile(r";\s*q\s*=\s*(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\s*(?:;|$)", re.IGNORECASE)
 
 
@@ -27,13 +30,15 @@ class Negotiator:
     """Chooses the forms of streams.
 
     Args:
-        config: the patterns of `envelope`.
+        config: `compress`, and the patterns of `envelope`.
     """
 
     def __init__(self, config: Config) -> None:
+        self._compresses = config.compress == GZIP
         self._envelope: TermTree[bool] = TermTree()
         for term in config.envelope:
             self._envelope.add(term, True)
+        self.vary: tuple[str, ...] = ("Accept", "Accept-Encoding") if self._compresses else ("Accept",)
 
     def form(self, request: Request, terms: Iterable[str], envelope: str | None) -> str:
         """Return the name of the form.
@@ -48,25 +53,30 @@ class Negotiator:
         """
         if envelope not in (None, "0", "1"):
             raise RequestError(400, "query: envelope must be 0 or 1")
-        name = _accepted(request.headers.get("accept", ""))
-        if name == DEFAULT and (self._wraps(terms) if envelope is None else envelope == "1"):
-            name = ENVELOPE
-        return name if request.version == "1.1" else name + PLAIN
+        syntax = _best(request.headers.get("accept", ""), _SYNTAX_OF, DEFAULT)
+        if syntax == DEFAULT and (self._wraps(terms) if envelope is None else envelope == "1"):
+            syntax = ENVELOPE
+        if request.version != "1.1":
+            return name_of(syntax, "plain")
+        coding = request.headers.get("accept-encoding", "") if self._compresses else ""
+        return name_of(syntax, _best(coding, _CODING_OF, ""))
 
     def _wraps(self, terms: Iterable[str]) -> bool:
         return bool(self._envelope) and any(self._envelope.covering(term) for term in terms)
 
 
-def _accepted(accept: str) -> str:
-    """Return the syntax with the highest quality among those that Accept names; the first of several, else `sse`."""
-    best, best_quality = DEFAULT, 0.0
-    for item in accept.split(","):
-        kind, semicolon, parameters = item.partition(";")
-        syntax = _SYNTAX_OF.get(kind.strip().lower())
-        if syntax is None:
-            continue
-        found = _QUALITY.search(semicolon + parameters)
-        quality = float(found[1]) if found else 1.0
-        if quality > best_quality:
-            best, best_quality = syntax, quality
+def _best(header: str, names: Mapping[str, str], default: str) -> str:
+    """Return the value of the name with the highest quality in an Accept header; of several, the first."""
+    best, best_quality = default, 0.0
+    for name, quality in _qualities(header):
+        if name in names and quality > best_quality:
+            best, best_quality = names[name], quality
     return best
+
+
+def _qualities(header: str) -> Iterator[tuple[str, float]]:
+    """Yield the items of an Accept header with their qualities (RFC 9110 section 12.4.2); 1 without a valid one."""
+    for item in header.split(","):
+        name, semicolon, parameters = item.partition(";")
+        found = _QUALITY.search(semicolon + parameters)
+        yield name.strip().lower(), float(found[1]) if found else 1.0

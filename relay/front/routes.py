@@ -123,12 +123,14 @@ class Router:
 
     def _build_head(self, origin: str | None, form: Form) -> bytes:
         """Return the response head of a stream."""
-        return stream_head(form.syntax.media_types[0], self._cors(origin), chunked=form.chunked)
+        return stream_head(
+            form.syntax.media_types[0], form.framing.headers, self._negotiator.vary, self._cors(origin)
+        )
 
     def whole_stream(self, request: Request, frame: bytes) -> bytes:
         """Return a response with an event stream that has only this notice."""
-        form = self._forms[DEFAULT if request.version == "1.1" else DEFAULT + PLAIN]
-        return self._heads(self._origin(request), form) + form.notice(frame) + form.end
+        form = self._forms[DEFAULT if request.version == "1.1" else PLAIN]
+        return self._heads(self._origin(request), form) + form.notice(frame) + form.framing.end(0, 0)
 
     def route(self, request: Request) -> Route:
         """Return the route of a request.

@@ -65,22 +65,24 @@ def cors_headers(allowed: Allowed, origin: str | None) -> Headers:
     return (("Access-Control-Allow-Origin", "*"), *vary) if allowed.any else vary
 
 
-def stream_head(media_type: str, cors: Headers = (), *, chunked: bool) -> bytes:
+def stream_head(media_type: str, framing: Headers, vary: tuple[str, ...], cors: Headers = ()) -> bytes:
     """Build the response head of a stream. The connection closes after its body.
 
     Args:
         media_type: the value of Content-Type.
+        framing: the headers that describe the coding of the body. Without Transfer-Encoding, the body ends when the
+            connection closes (RFC 9112 section 6.3).
+        vary: the request headers that the choice of the form depends on.
         cors: the CORS headers.
-        chunked: the body is sent in chunks; else it ends when the connection closes (RFC 9112 section 6.3).
     """
-    vary = ", ".join(["Accept", *(value for name, value in cors if name == "Vary")])
+    names = (*vary, *(value for name, value in cors if name == "Vary"))
     lines = [
         "HTTP/1.1 200 OK",
         f"Content-Type: {media_type}",
         "Cache-Control: no-cache, no-transform",
         "Connection: close",
-        *(("Transfer-Encoding: chunked",) if chunked else ()),
-        f"Vary: {vary}",
+        *(f"{name}: {value}" for name, value in framing),
+        f"Vary: {', '.join(names)}",
         "X-Accel-Buffering: no",
         *(f"{name}: {value}" for name, value in cors if name != "Vary"),
     ]

@@ -12,7 +12,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 
 from relay.config.model import Config, is_event_stream
-from relay.core.forms.form import unwrap
+from relay.core.forms.framing import unwrap
 from relay.core.hub import Hub
 from relay.errors import ConfigError, RelayError
 from relay.ids import may_keep

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from relay.core.forms.form import CHUNK_BYTES_MAX, wrap
+from relay.core.forms.framing import CHUNK_BYTES_MAX, wrap
 from relay.core.log import Entry
 from relay.errors import ConfigError
 

@@ -137,6 +137,8 @@ class Metrics(Collector):
         yield _counter("relay_sent_bytes", "Bytes handed to the kernel.", engine.bytes)
         yield _counter("relay_writes", "Calls of send().", engine.writes)
         yield _counter("relay_short_writes", "Calls of send() that wrote less than was asked.", engine.short_writes)
+        yield _gauge("relay_compressors", "Topics and patterns compressed once for all streams.", len(hub.compression))
+        yield _counter("relay_unshared", "Flushes sent uncompressed to streams until a key frame.", engine.unshared)
         writer, journal = hub.writer, hub.writer.journal
         yield _counter("relay_dedup_hits", "Events left out as repeats, by their `dedup` key.", writer.seen.hits)
         yield _counter("relay_dedup_pushed_out", "Dedup keys forgotten too early.", writer.seen.pushed_out)

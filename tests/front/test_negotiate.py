@@ -67,3 +67,33 @@ def test_an_envelope_is_0_or_1() -> None:
     with pytest.raises(RequestError, match="envelope must be 0 or 1") as caught:
         form(envelope="yes")
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("accept", "name"),
+    [
+        ("", "sse"),
+        ("gzip", "sse/gzip"),
+        ("X-GZIP", "sse/gzip"),
+        ("gzip, deflate, br, zstd", "sse/gzip"),
+        ("br;q=1.0, gzip;q=0.8, *;q=0.1", "sse/gzip"),
+        ("gzip;q=0", "sse"),
+        ("identity", "sse"),
+        ("deflate, br", "sse"),
+    ],
+)
+def test_gzip_is_for_clients_that_accept_it(accept: str, name: str) -> None:
+    assert form(f"Accept-Encoding: {accept}", config=Config(compress="gzip")) == name
+    assert form(f"Accept-Encoding: {accept}") == "sse", "compress is off by default"
+
+
+def test_every_syntax_can_be_compressed_but_not_in_http_1_0() -> None:
+    config = Config(compress="gzip")
+    assert form("Accept-Encoding: gzip", envelope="1", config=config) == "envelope/gzip"
+    assert form("Accept-Encoding: gzip", "Accept: application/x-ndjson", config=config) == "ndjson/gzip"
+    assert form("Accept-Encoding: gzip", version="1.0", config=config) == "sse/plain"
+
+
+def test_caches_learn_which_headers_the_form_depends_on() -> None:
+    assert Negotiator(Config()).vary == ("Accept",)
+    assert Negotiator(Config(compress="gzip")).vary == ("Accept", "Accept-Encoding")

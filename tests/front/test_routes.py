@@ -18,6 +18,7 @@ from relay.http.request import Request, RequestParser, parse_head
 from relay.http.response import stream_head
 from relay.ids import ID_CHARACTERS_MAX, LAST_ID_NAMES
 
+CHUNKED = (("Transfer-Encoding", "chunked"),)
 VARY = ("Vary", "Origin")
 CONFIG = Config(topic="news", topics_per_stream_max=3, cors_origin=("https://a.example", "https://b.example"))
 
@@ -48,7 +49,7 @@ def rejection(target: str, *lines: str, method: str = "GET", config: Config = CO
 
 
 def test_a_stream_without_a_topic_receives_the_default_topic() -> None:
-    head = stream_head("text/event-stream", (VARY,), chunked=True)
+    head = stream_head("text/event-stream", CHUNKED, ("Accept",), (VARY,))
     assert stream("/events") == Subscribe(("news",), (), None, None, False, head)
 
 
@@ -300,8 +301,8 @@ def test_streams_of_one_origin_share_their_head() -> None:
     assert isinstance(second, Subscribe)
     assert first.head is second.head
     allowed = ("Access-Control-Allow-Origin", "https://a.example"), ("Access-Control-Allow-Credentials", "true")
-    assert first.head == stream_head("text/event-stream", (*allowed, VARY), chunked=True)
-    other = stream_head("text/event-stream", (VARY,), chunked=True)
+    assert first.head == stream_head("text/event-stream", CHUNKED, ("Accept",), (*allowed, VARY))
+    other = stream_head("text/event-stream", CHUNKED, ("Accept",), (VARY,))
     assert stream("/events", "Origin: https://c.example").head == other
 
 
@@ -333,7 +334,7 @@ def test_without_allowed_hosts_any_host_is_accepted() -> None:
 
 
 def test_a_head_request_for_a_stream_is_checked_like_the_stream() -> None:
-    head = stream_head("text/event-stream", (VARY,), chunked=True)
+    head = stream_head("text/event-stream", CHUNKED, ("Accept",), (VARY,))
     assert route("/events", method="HEAD") == StreamHead((CONFIG.topic,), head)
     assert rejection("/events?topic=", method="HEAD").status == 400
 

@@ -35,13 +35,14 @@ def test_json_is_not_cached() -> None:
 
 
 def test_the_head_of_a_stream_has_the_headers_for_proxies_and_browsers() -> None:
-    assert stream_head("text/event-stream", chunked=True) == (
+    assert stream_head("text/event-stream", CHUNKED, ("Accept",)) == (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n"
         b"Connection: close\r\nTransfer-Encoding: chunked\r\nVary: Accept\r\nX-Accel-Buffering: no\r\n\r\n"
     )
-    assert b"Transfer-Encoding" not in stream_head("text/event-stream", chunked=False)
+    assert b"Transfer-Encoding" not in stream_head("text/event-stream", (), ("Accept",))
 
 
+CHUNKED = (("Transfer-Encoding", "chunked"),)
 ORIGIN = ("Access-Control-Allow-Origin", "https://a.example")
 CREDENTIALS = ("Access-Control-Allow-Credentials", "true")
 ANY = ("Access-Control-Allow-Origin", "*")
@@ -74,9 +75,9 @@ def test_the_date_is_formatted_once_a_second() -> None:
     dates = Dates(lambda: next(times))
     first = dates.now()
     assert first == "Sun, 06 Nov 1994 08:49:37 GMT"
-    head = dates.head(stream_head("text/event-stream", chunked=True))
+    head = dates.head(stream_head("text/event-stream", CHUNKED, ("Accept",)))
     assert head.startswith(b"HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: ")
-    assert dates.head(stream_head("text/event-stream", chunked=True)) is head
+    assert dates.head(stream_head("text/event-stream", CHUNKED, ("Accept",))) is head
     assert dates.now() == "Sun, 06 Nov 1994 08:49:38 GMT"
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from relay._native.engine import Chunk, Members
-from relay.core import audience, catchup, flush
+from relay.core import audience, flush
+from relay.core.forms import form
 
 
 @pytest.fixture(autouse=True)
 def native_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the core create the native engine's chunks and members."""
     monkeypatch.setattr(audience, "Members", Members)
-    monkeypatch.setattr(catchup, "Chunk", Chunk)
+    monkeypatch.setattr(form, "Chunk", Chunk)
     monkeypatch.setattr(flush, "Chunk", Chunk)

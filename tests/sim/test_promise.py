@@ -67,8 +67,9 @@ def simulate(seed: int) -> World:
     draw = random.Random(seed)
     world = World(config_of(draw))
     pool = [draw_terms(draw) for _ in range(draw.choice([1, 2, 6]))]
+    form = draw.choice([None, None, "sse/gzip", "ndjson/gzip"])  # of all clients, so that they share compressors
     for _ in range(draw.randint(1, 6)):
-        world.client(draw.choice(pool), draw.choice(POLICIES), draw.choice([1, 60, 300, 5000, 1 << 20]))
+        world.client(draw.choice(pool), draw.choice(POLICIES), draw.choice([1, 60, 300, 5000, 1 << 20]), form)
     ids = 0
     for _ in range(draw.choice([30, 200])):
         client = draw.choice(world.clients)
@@ -103,16 +104,18 @@ def test_every_subscriber_receives_every_event_or_a_gap(first: int) -> None:
 
 def test_the_simulations_reach_all_intended_faults() -> None:
     """The promise is tested under real faults: gaps, policies and resumes all happen."""
-    gaps = seen = 0
+    gaps = seen = shared = 0
     actions: set[str] = set()
     resumes: set[str] = set()
     for seed in range(100):
         world = simulate(seed)
         gaps += sum(client.oracle.gaps for client in world.clients)
         seen += sum(client.oracle.seen for client in world.clients)
+        shared += world.engine.shared_flushes
         actions |= set(map(str, world.hub.catchup.actions))
         resumes |= set(world.hub.resumes)
     assert gaps > 100
     assert seen > 5000
+    assert shared > 100
     assert actions == {"drop-oldest", "drop-newest", "conflate", "disconnect", "block"}
     assert resumes == {"hit", "gap", "missed"}

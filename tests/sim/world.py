@@ -12,7 +12,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import cast
 
-from relay._native.engine import Engine, _Stream
+from relay._native.engine import Chunk, Engine, Members, _Stream
 from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.core.stream import Subscribe
@@ -57,6 +57,7 @@ class SimEngine(Engine):
         self.edges: dict[int, int] = {}  # handle → mask
         self.handles_by_fd: dict[int, int] = {}
         self.sends_a_slice = 0
+        self.shared_flushes = 0
         self._looks = 0
 
     def report(self, fd: int, mask: int) -> None:
@@ -81,6 +82,22 @@ class SimEngine(Engine):
         if not data:
             raise BlockingIOError
         return len(data)
+
+    def broadcast(
+        self,
+        members: Members,
+        start: int,
+        chunk: Chunk,
+        combined: bool,
+        now_s: float,
+        slice_s: float,
+        shared: Chunk | None = None,
+        key_cursor: int = 0,
+    ) -> int:
+        unshared = self.unshared
+        place = super().broadcast(members, start, chunk, combined, now_s, slice_s, shared, key_cursor)
+        self.shared_flushes += shared is not None and self.unshared == unshared
+        return place
 
     def _recv(self, stream: _Stream) -> bytes:
         if not cast(Pipe, stream.sock).client_open:
@@ -165,10 +182,11 @@ class World:
         self.published.add(event, self.hub.publish_one(event, self.now_s))
         return True
 
-    def client(self, terms: tuple[str, ...], policy: str | None, room: int) -> Client:
-        """Make a client that is not connected yet. The clients take all forms in turn."""
+    def client(self, terms: tuple[str, ...], policy: str | None, room: int, form: str | None = None) -> Client:
+        """Make a client that is not connected yet. Without a given form, the clients take all forms in turn."""
         name, forms = len(self.clients), list(self.hub.forms)
-        client = Client(name, terms, policy, room, Oracle(self.published, terms), forms[name % len(forms)])
+        form = forms[name % len(forms)] if form is None else form
+        client = Client(name, terms, policy, room, Oracle(self.published, terms), form)
         self.clients.append(client)
         return client
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.core.forms.form import wrap
+from relay.core.forms.framing import wrap
 from relay.core.log import Entry
 from relay.errors import ConfigError
 from relay.store.file import APPLICATION_ID, Key, Store, Trim, WriteBatch

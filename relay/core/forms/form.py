@@ -2,52 +2,39 @@
 
 Theory of operation. The log stores each event once, as an SSE frame in a chunk of an HTTP body (RFC 9112 section 7.1).
 A form turns these stored chunks into the bytes of one kind of response. It has two parts. The syntax tells how an event
-is written (`sse`, `envelope`, `ndjson`). The framing tells how the body ends: in chunks, whose last chunk is empty, or
-plain, until the connection closes. The stored chunks are the form `sse` in chunks, so most streams share them as they
-are. Other forms derive their bytes from the stored chunks, once per entry.
+is written (`sse`, `envelope`, `ndjson`). The framing tells how the body carries it: in chunks, plain until the
+connection closes, or compressed in chunks. The stored chunks are the form `sse` in chunks, so most streams share them
+as they are. Other forms derive their bytes from the stored chunks, once per entry.
 
 An audience is keyed by its term and its form. Nothing else depends on the form: flushing, catching up, cursors,
 policies and gaps are the same for all forms. A form sends one chunk per event, so a cursor can point to any event, and
 a stream never ends within one.
 
-To add a syntax, write a module with a class like `relay.core.forms.ndjson.Ndjson` and add it to `SYNTAXES` in
-`relay.core.forms.registry`.
+To add a form, write a module with a syntax like `relay.core.forms.ndjson.Ndjson` or a framing like
+`relay.core.forms.gzip.Gzip`, and add its class to `relay.core.forms.registry`.
 
-Owns the framing and the derived bytes. Never chooses a form, and never sends.
+Owns the derived bytes. Never chooses a form, and never sends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
+from zlib import crc32
 
+from relay.core.forms.framing import Chunked, Framing, unwrap
 from relay.core.log import Log
-
-LAST_CHUNK = b"0\r\n\r\n"
-"""Ends a body in chunks. A body that ends without it was cut off."""
-
-CHUNK_BYTES_MAX = 16
-"""More bytes than a chunk adds to its content: the size in hexadecimal digits, and two line ends."""
+from relay.speedups import Chunk
 
 DERIVED_BYTES_MAX = 1024 * 1024
 """Maximum bytes of derived entries that a form keeps for other audiences of the same events."""
-
-
-def wrap(content: bytes) -> bytes:
-    """Return a chunk with this content."""
-    return b"%x\r\n%b\r\n" % (len(content), content)
-
-
-def unwrap(chunk: bytes) -> bytes:
-    """Return the content of one chunk."""
-    return chunk[chunk.index(b"\n") + 1 : -2]
 
 
 class Syntax(Protocol):
     """How events are written in a body."""
 
     name: str
-    """The name in messages between processes and in metrics."""
+    """The first part of the names of its forms."""
     media_types: tuple[str, ...]
     """The media types in Accept that select the syntax; the first is the value of Content-Type."""
 
@@ -82,52 +69,63 @@ class Form:
     """One form of one log's entries.
 
     Args:
+        name: the name in messages between processes and in metrics.
         syntax: how events are written.
+        framing: how the body carries them.
         number: the number of the form in the engine.
-        chunked: send chunks; else the bytes of the body only, as HTTP/1.0 requires.
     """
 
-    def __init__(self, syntax: Syntax, number: int, *, chunked: bool) -> None:
+    def __init__(self, name: str, syntax: Syntax, framing: Framing, number: int) -> None:
+        self.name = name
         self.syntax = syntax
+        self.framing = framing
         self.number = number
-        self.chunked = chunked
-        self.name = syntax.name if chunked else f"{syntax.name}/plain"
-        self.end = LAST_CHUNK if chunked else b""  # ends a body; an aborted stream does not get it
-        self._stored = chunked and isinstance(syntax, Sse)
-        self._derived: dict[int, tuple[bytes, bytes]] = {}  # sequence → stored chunk, derived bytes
+        self.compressed = framing.compressed
+        self._is_sse = isinstance(syntax, Sse)
+        self._is_stored = self._is_sse and isinstance(framing, Chunked)
+        self._derived: dict[int, tuple[bytes, bytes]] = {}  # sequence → stored chunk, content
         self._derived_bytes = 0
 
     def __repr__(self) -> str:
         return f"<Form {self.name}>"
 
-    def entries(self, log: Log, sequences: Sequence[int]) -> list[bytes]:
-        """Return the bytes of retained entries.
+    def chunk(self, log: Log, sequences: Sequence[int], cursor: int) -> Chunk:
+        """Return retained entries as one buffer for many streams.
 
         Args:
             log: the log, always the same one.
             sequences: the sequences of the entries.
+            cursor: the cursor of a stream that has received them all.
         """
-        stored = log.pick(sequences)
-        if self._stored:
-            return stored
-        return [self._derive(log, *pair) for pair in zip(sequences, stored, strict=True)]
+        if self._is_stored:
+            return Chunk(log.pick(sequences), sequences, cursor)
+        contents = self.contents(log, sequences)
+        checks = [(crc32(content), len(content)) for content in contents] if self.compressed else None
+        return Chunk([self.framing.wrap(content) for content in contents], sequences, cursor, checks)
+
+    def contents(self, log: Log, sequences: Sequence[int]) -> list[bytes]:
+        """Return retained entries in the syntax of the form, without framing."""
+        return [self._content(log, *pair) for pair in zip(sequences, log.pick(sequences), strict=True)]
+
+    def notice_content(self, *frames: bytes) -> bytes:
+        """Return notices, which are SSE frames or comments, in the syntax of the form; nothing for an empty one."""
+        if not self._is_sse:
+            frames = tuple(self.syntax.notice(frame) for frame in frames if frame)
+        return b"".join(frames)
 
     def notice(self, frame: bytes) -> bytes:
         """Return the bytes of a notice, which is an SSE frame or comment; nothing for an empty one."""
-        if not frame:
-            return b""
-        content = self.syntax.notice(frame)
-        return wrap(content) if self.chunked else content
+        content = self.notice_content(frame)
+        return self.framing.wrap(content) if content else b""
 
-    def _derive(self, log: Log, sequence: int, stored: bytes) -> bytes:
+    def _content(self, log: Log, sequence: int, stored: bytes) -> bytes:
         known = self._derived.get(sequence)
         if known is not None and known[0] is stored:  # a log that begins again reuses sequences
             return known[1]
         content = self.syntax.entry(unwrap(stored), log.topic_of(sequence))
-        data = wrap(content) if self.chunked else content
         if self._derived_bytes > DERIVED_BYTES_MAX:
             self._derived.clear()
             self._derived_bytes = 0
-        self._derived[sequence] = stored, data
-        self._derived_bytes += len(stored) + len(data)
-        return data
+        self._derived[sequence] = stored, content
+        self._derived_bytes += len(stored) + len(content)
+        return content

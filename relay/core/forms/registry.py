@@ -7,22 +7,30 @@ from __future__ import annotations
 
 from relay.core.forms.envelope import Envelope
 from relay.core.forms.form import Form, Sse, Syntax
+from relay.core.forms.framing import Chunked, Framing, Plain
+from relay.core.forms.gzip import Gzip
 from relay.core.forms.ndjson import Ndjson
 
 SYNTAXES: tuple[Syntax, ...] = (Sse(), Envelope(), Ndjson())
+FRAMINGS: tuple[Framing, ...] = (Chunked(), Plain(), Gzip())
 
 DEFAULT = "sse"
 """The form of HTTP/1.1 clients that ask for nothing else. The log stores its bytes."""
 
-PLAIN = "/plain"
-"""Ending of the names of forms without chunks."""
+PLAIN = "sse/plain"
+"""The form of HTTP/1.0 clients that ask for nothing else."""
+
+
+def name_of(syntax: str, framing: str) -> str:
+    """Return the name of a form."""
+    return f"{syntax}/{framing}" if framing else syntax
 
 
 def all_forms() -> dict[str, Form]:
     """Return new forms for one log, by name; their numbers are their places."""
     forms: dict[str, Form] = {}
     for syntax in SYNTAXES:
-        for chunked in (True, False):
-            form = Form(syntax, len(forms), chunked=chunked)
-            forms[form.name] = form
+        for framing in FRAMINGS:
+            name = name_of(syntax.name, framing.name)
+            forms[name] = Form(name, syntax, framing, len(forms))
     return forms

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from zlib import crc32
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.core.forms.envelope import Envelope
-from relay.core.forms.form import LAST_CHUNK, Form, unwrap, wrap
+from relay.core.forms.form import Form
+from relay.core.forms.framing import LAST_CHUNK, Chunked, unwrap, wrap
 from relay.core.forms.ndjson import Fields, Ndjson
 from relay.core.forms.registry import all_forms
 from relay.core.log import Log
@@ -37,37 +39,38 @@ def test_the_forms_have_the_numbers_of_their_places() -> None:
 def test_each_event_is_read_back_from_each_form(name: str) -> None:
     events = [Event("one", "e", "1", topic="a"), Event("two\nlines", topic="b.c"), Event('{"price": 1}', topic="a")]
     form, reader, log = all_forms()[name], Reader(name), entered(*events)
-    sent = b"".join(form.entries(log, [1, 2, 3])) + form.end
+    content = b"".join(form.contents(log, [1, 2, 3]))
+    sent = form.framing.start + form.chunk(log, [1, 2, 3], 4).data + form.framing.end(crc32(content), len(content))
     read = reader.feed(sent)
     assert [(event.event, event.id) for event in read] == [("e", "1"), (None, None), (None, None)]
     assert [event.data for event in read] == ["one", "two\nlines", '{"price": 1}']
-    assert reader.body.complete == form.chunked
+    assert reader.complete == form.framing.chunked
     if form.syntax.name != "sse":
         assert reader.topics == ["a", "b.c", "a"]
 
 
 def test_the_stored_chunks_are_sent_as_they_are() -> None:
     log = entered(Event("x"))
-    assert all_forms()["sse"].entries(log, [1])[0] is log.frame(1)
+    assert all_forms()["sse"].chunk(log, [1], 2).data is log.frame(1)
 
 
 def test_an_entry_is_derived_once() -> None:
     log, form = entered(Event("x")), all_forms()["ndjson"]
-    assert form.entries(log, [1])[0] is form.entries(log, [1])[0]
+    assert form.contents(log, [1])[0] is form.contents(log, [1])[0]
 
 
 def test_an_entry_with_the_sequence_of_an_older_one_is_derived_again() -> None:
     log, form = entered(Event("x")), all_forms()["ndjson"]
-    form.entries(log, [1])
+    form.contents(log, [1])
     log.begin("f", 1, 0.0)
     log.append(log.topic("t"), wrap(b"data: y\n\n"), None, None, 0.0)
-    assert json.loads(unwrap(form.entries(log, [1])[0])) == {"topic": "t", "data": "y"}
+    assert json.loads(form.contents(log, [1])[0]) == {"topic": "t", "data": "y"}
 
 
 def test_derived_entries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.core.forms.form.DERIVED_BYTES_MAX", 1000)
     log, form = entered(*[Event("x" * 100)] * 100), all_forms()["envelope"]
-    form.entries(log, range(1, 101))
+    form.contents(log, range(1, 101))
     assert len(form._derived) < 10
 
 
@@ -104,10 +107,10 @@ def test_notices_without_data() -> None:
 
 
 def test_a_notice_is_one_chunk_and_nothing_stays_nothing() -> None:
-    form = Form(Ndjson(), 0, chunked=True)
+    form = Form("ndjson", Ndjson(), Chunked(), 0)
     assert form.notice(b":\n") == b"1\r\n\n\r\n"
     assert form.notice(b"") == b""
-    assert form.end == LAST_CHUNK
+    assert form.framing.end(0, 0) == LAST_CHUNK
 
 
 @given(EVENTS)
