@@ -47,6 +47,7 @@ class Row:
 ROWS = {
     "chunked": Row(),
     "plain": Row(http1_0=True, head=b"Connection: close"),
+    "gzip": Row(flags=("--compress", "gzip"), head=b"Content-Encoding: gzip"),
     "ndjson": Row(syntax="ndjson", head=b"Content-Type: application/x-ndjson"),
     "envelope": Row(syntax="envelope"),
     "tls": Row(flags=("--http2", "off"), tls=True),
