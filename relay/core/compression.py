@@ -28,6 +28,7 @@ class Compression:
         self._level = level
         self._count_max = count_max
         self._audiences: set[Audience] = set()
+        self._streams_min = STREAMS_MIN  # of an audience that gets a compressor
 
     def __len__(self) -> int:
         return len(self._audiences)
@@ -40,12 +41,14 @@ class Compression:
         return audience.compressor
 
     def _deserves(self, audience: Audience) -> bool:
-        if not audience.form.compressed or audience.streams < STREAMS_MIN:
+        if not self._count_max or not audience.form.compressed or audience.streams < self._streams_min:
             return False
         if len(self._audiences) < self._count_max:
             return True
-        smallest = min(self._audiences, key=lambda each: each.streams, default=None)
-        if smallest is None or smallest.streams * GROWTH > audience.streams:
+        smallest = min(self._audiences, key=lambda each: each.streams)
+        # Until the next tick, smaller audiences need not search again.
+        self._streams_min = max(STREAMS_MIN, smallest.streams * GROWTH)
+        if audience.streams < self._streams_min:
             return False
         self._drop(smallest)
         return True
@@ -62,6 +65,7 @@ class Compression:
 
     def tick(self) -> None:
         """Drop the compressors of audiences that have become too small."""
+        self._streams_min = STREAMS_MIN
         for audience in list(self._audiences):
             if audience.streams < STREAMS_MIN:
                 self._drop(audience)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from relay.core.audience import Audience
 from relay.core.compression import Compression
 from relay.core.forms.registry import all_forms
@@ -59,3 +61,15 @@ def test_a_log_that_begins_again_drops_all_compressors() -> None:
     compression.begin()
     assert one.compressor is None
     assert len(compression) == 0
+
+
+def test_many_small_audiences_do_not_search_for_a_smaller_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    compression = Compression(6, 2)
+    for streams in (10, 50):
+        compression.compressor(audience(streams))
+    assert compression.compressor(audience(5)) is None
+    monkeypatch.setattr("builtins.min", lambda *_, **__: pytest.fail("searched again"))
+    assert compression.compressor(audience(19)) is None
+    monkeypatch.undo()
+    compression.tick()
+    assert compression.compressor(audience(20)) is not None
