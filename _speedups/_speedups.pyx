@@ -1,8 +1,8 @@
 # cython: auto_pickle=False, autotestdict=False
 #
-# The compiled twins of relay._native: the codec of the stream's bytes, and the engine of open streams.
+# The compiled counterpart of relay._native: the codec, the conversion of JSON text, and the engine of open streams.
 #
-# One extension of several parts, each of which is a file of its own; `relay.speedups` alone imports it.
+# One extension, whose parts are separate files. Only `relay.speedups` imports it.
 
 include "encode.pxi"
 include "decode.pxi"

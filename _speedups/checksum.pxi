@@ -1,8 +1,8 @@
 # CRC-32 of content that is sent in pieces (RFC 1952 section 8, ISO 3309).
 #
-# Theory of operation. A CRC is a polynomial over GF(2) modulo P. To append a piece of n bytes to content multiplies the
-# CRC of the content by x^(8n) modulo P and adds the CRC of the piece. So a stream needs no look at the bytes that it is
-# sent: the piece's CRC and the factor x^(8n) are computed once, and each stream pays one multiplication.
+# Theory of operation. A CRC is a polynomial over GF(2) modulo P. Appending a piece of n bytes to content multiplies the
+# CRC of the content by x^(8n) modulo P and adds the CRC of the piece. The CRC of the piece and the factor x^(8n) are
+# computed once for all streams. Each stream then costs one multiplication, and its bytes are not read again.
 
 from libc.stdint cimport uint32_t, uint64_t
 

@@ -1,4 +1,4 @@
-# What the engine is handed: chunks, which many streams are sent, and members, the streams of one audience.
+# The engine's arguments: chunks, which are sent to many streams, and members, the streams of one audience.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
@@ -10,23 +10,23 @@ cdef Py_ssize_t _chunks = 0  # Chunk objects in this process
 cdef struct Check:
     uint32_t crc      # CRC-32 of some content
     uint32_t size     # its bytes modulo 2^32, as the trailer of gzip counts them
-    uint32_t factor   # what appending the content multiplies a CRC by
+    uint32_t factor   # multiplies the CRC of the bytes before the content; see checksum.pxi
 
 
 cdef class Chunk:
-    """Entries joined into one buffer that many streams are sent.
+    """Entries joined into one buffer, which the engine sends to many streams.
 
     Args:
         frames: the frames, at least one.
-        sequences: their sequences, rising.
-        cursor: the cursor of a stream that has them all.
+        sequences: their sequences, in ascending order.
+        cursor: the cursor of a stream that has received all of them.
         checks: for a compressed form, the CRC-32 and the size of the content of each frame; else None.
         events: number of events, if the only frame holds several; 0 for one per frame.
     """
 
     cdef readonly bytes data
     cdef readonly uint64_t cursor
-    cdef list frames          # owns the frames, so that a half-sent one can be held without the rest
+    cdef list frames          # owns the frames; a stream can hold a half-sent frame without the others
     cdef uint64_t *sequences  # owned, of `count`
     cdef uint32_t *ends       # owned, of `count`: offset in `data` after each frame
     cdef Py_ssize_t count
@@ -89,7 +89,7 @@ cdef class Chunk:
         return self.count
 
     cdef Py_ssize_t row_of_cursor(self, uint64_t cursor) noexcept nogil:
-        # The first row at or after the cursor.
+        # Returns the first row at or after the cursor.
         cdef Py_ssize_t low = 0, high = self.count, middle
         if cursor <= self.sequences[0]:
             return 0
@@ -102,7 +102,7 @@ cdef class Chunk:
         return low
 
     cdef Py_ssize_t row_of_offset(self, Py_ssize_t offset) noexcept nogil:
-        # The row whose frame holds the byte at `offset`.
+        # Returns the row of the frame that contains the byte at `offset`.
         cdef Py_ssize_t low = 0, high = self.count, middle
         while low < high:
             middle = (low + high) // 2
@@ -114,7 +114,7 @@ cdef class Chunk:
 
 
 cdef class Members:
-    """The streams of one audience, as the engine walks them: an array of handles, which may hold stale ones."""
+    """The handles of one audience's streams; some may be stale."""
 
     cdef uint64_t *handles    # owned
     cdef Py_ssize_t count

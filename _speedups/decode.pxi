@@ -1,4 +1,4 @@
-# The decoder. Its Python twin, `relay._native.codec.Decoder`, documents the theory of operation and has the same names.
+# The decoder. `relay._native.codec.Decoder`, its Python counterpart, describes the theory and has the same names.
 #
 # This decoder finds line ends with memchr, which searches the available bytes once for each kind of line end. It keeps
 # the unfinished line and the data of the block in two buffers, which grow and are reused.

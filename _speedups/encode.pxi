@@ -1,9 +1,9 @@
 # The encoder: one event to one frame, with one copy of the payload.
 #
-# Theory of operation. A first pass over the data counts its line ends, from which the frame's exact size
-# follows; the frame is allocated once and each line is copied straight into it. What the format cannot carry
-# unchanged, and what is too large, goes to the Python twin, which words the refusal: so the words exist once,
-# and the usual way pays one comparison a rule.
+# Theory of operation. A first pass over the data counts its line ends and so determines the exact size of the frame.
+# The frame is allocated once, and each line is copied into it. If the format cannot carry a value unchanged, or the
+# frame is too large, this encoder calls its Python counterpart, which raises the error. So each message exists once,
+# and a valid event costs one comparison per rule.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
@@ -21,15 +21,15 @@ cdef extern from "Python.h":
     object PyUnicode_DecodeUTF8(const char *text, Py_ssize_t size, const char *errors)
 
 cdef enum:
-    COUNT_BLOCK = 240           # bytes a counter of eight bits can count, in whole vectors
+    COUNT_BLOCK = 240           # bytes that a counter of eight bits can count, a multiple of the vector size
     RETRY_DIGITS_MAX = 10
-    # The parts of a frame besides the values: `event: ` and so on, each with its line end.
+    # The sizes of the constant parts of a frame: `event: ` and so on, each with its line end.
     EVENT_BYTES = 8
     ID_BYTES = 5
     RETRY_BYTES = 8
     DATA_BYTES = 7
     EMPTY_LINE_BYTES = 1
-    LINE_END_BYTES = 2          # CRLF, which HTTP puts after the size of a chunk and after its content
+    LINE_END_BYTES = 2          # the CRLF after the size of an HTTP chunk and after its content
 
 cdef long long RETRY_MS_MAX = _RETRY_MS_MAX
 cdef uint64_t HIGH_BITS = 0x8080808080808080
@@ -45,7 +45,7 @@ cdef struct LineEnds:
 
 
 cdef inline int _take_utf8(object value, Text *text) except -1:
-    # Takes a string's bytes, which the string owns; a lone surrogate raises.
+    # Gets the UTF-8 bytes of a string, which still owns them. Raises if it has a lone surrogate.
     if PyUnicode_IS_COMPACT_ASCII(value):
         text.start = PyUnicode_DATA(value)
         text.size = PyUnicode_GET_LENGTH(value)
@@ -59,7 +59,7 @@ cdef inline bint _has(const Text *text, char byte) noexcept nogil:
 
 
 cdef inline bint _take_field(object value, Text *text) except -1:
-    # Returns False for what no field can carry.
+    # Returns False if no field can carry the value.
     if not isinstance(value, str):
         return False
     _take_utf8(value, text)
@@ -111,8 +111,8 @@ cdef bint _take_data(object value, Text *text) except -1:
 
 
 cdef LineEnds _count_line_ends(const Text *text) noexcept nogil:
-    # In blocks, so that the compiler can count sixteen bytes at once in counters of eight bits. The byte
-    # after the last may be read: strings and bytes end with a NUL.
+    # Counts in blocks, so that the compiler can count sixteen bytes at once in counters of eight bits. Reading the byte
+    # after the last is safe, because strings and bytes end with a NUL.
     cdef const char *start = text.start
     cdef Py_ssize_t place = 0, stop
     cdef uint8_t lf, cr, crlf
@@ -143,7 +143,7 @@ cdef inline char *_put_line(char *end, const char *line, Py_ssize_t size) noexce
 
 
 cdef char *_put_lines(char *end, const Text *text, const LineEnds *ends) noexcept nogil:
-    # Text has one kind of line end, as a rule, and so one byte to look for.
+    # Most texts have one kind of line end, so there is one byte to search for.
     cdef char mark = c"\r" if ends.cr else c"\n"
     cdef bint mixed = ends.cr and ends.lf != ends.crlf
     cdef const char *line = text.start
@@ -172,7 +172,7 @@ cdef inline int _hex_digits(Py_ssize_t size) noexcept nogil:
 
 
 cdef inline char *_put_chunk_head(char *end, Py_ssize_t size, int digits) noexcept nogil:
-    # Writes the size of a chunk in `digits` hexadecimal digits, and CRLF (RFC 9112 section 7.1).
+    # Writes the size of a chunk as `digits` hexadecimal digits, and CRLF (RFC 9112 section 7.1).
     cdef int place = digits
     while place:
         place -= 1
@@ -182,7 +182,7 @@ cdef inline char *_put_chunk_head(char *end, Py_ssize_t size, int digits) noexce
 
 
 cdef bytes _encode(object data, object event, object id, object retry, Py_ssize_t bytes_max, bint in_chunk):
-    # Returns the frame, or None for what is refused.
+    # Returns the frame, or None if the event is rejected.
     cdef Text event_text = Text(NULL, 0)
     cdef Text id_text = event_text, retry_text = event_text, data_text = event_text
     cdef LineEnds ends = LineEnds(0, 0, 0)

@@ -1,12 +1,13 @@
 # The engine of streams: an array of structs, one epoll descriptor, and send().
 #
-# Theory of operation. A stream is a row of `Engine._streams`, named by a handle (generation << 32 | row), so that a
-# handle kept too long is seen to be stale. A LIVE stream has everything of its audiences up to the last flush;
-# broadcast() sends it the flush's chunk. A send that the kernel does not take whole makes it BEHIND: it keeps a
-# reference to the one frame that is half sent (`pending`, `offset`) and the cursor after it, and nothing else. Epoll is
-# edge-triggered and armed once for the life of the stream, so neither becoming slow nor catching up costs a system
-# call; poll() names the streams that became writable, and the hub gives them what they need by write(). Closing marks
-# (DEAD) or, where the peer shall have every byte, sends the end and waits for the peer's (ENDED); sweep() closes.
+# Theory of operation. A stream is a row of `Engine._streams`. Its handle is generation << 32 | row, so that the engine
+# detects a stale handle. A LIVE stream has received everything of its audiences up to the last flush; broadcast() sends
+# it the flush's chunk. If the kernel does not accept a whole send, the stream is BEHIND: it keeps only a reference to
+# the half-sent frame (`pending`, `offset`) and the cursor after it. Epoll is edge-triggered, and a descriptor is
+# registered once for the life of its stream. A change between LIVE and BEHIND therefore costs no system call. poll()
+# returns the streams that became writable, and the hub continues them with write(). close() sends the rest and the end
+# (CLOSING), and then waits until the peer closes (ENDED). abort() or a failure marks a stream as DEAD. sweep() closes
+# the descriptors of DEAD streams.
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_DECREF, Py_XDECREF
@@ -19,53 +20,53 @@ from zlib import crc32 as _crc32
 
 cdef enum State:
     FREE = 0      # the row is not in use
-    LIVE = 1      # has everything of its audiences up to the last flush
-    BEHIND = 2    # lagging or replaying: `cursor` is what it needs next, after `pending`
+    LIVE = 1      # has received everything of its audiences up to the last flush
+    BEHIND = 2    # lagging or replaying: needs `pending`, then the entries from `cursor` on
     CLOSING = 3   # sends `pending`, then ends
-    ENDED = 4     # has been sent its end; waits for the peer to close
+    ENDED = 4     # has sent its end; waits for the peer to close
     DEAD = 5      # waits for sweep()
 
 cdef enum:
-    POLL_EVENTS = 512        # events taken from epoll a call
-    CLOCK_EVERY = 16         # sends between two looks at the clock
-    COMBINED_MAX = 16        # audiences in one combination; a stream in more that are due catches up by itself
-    DISCARD_BYTES = 4096     # read at once of what a client sends
+    POLL_EVENTS = 512        # maximum number of events that one call takes from epoll
+    CLOCK_EVERY = 16         # number of sends between two readings of the clock
+    COMBINED_MAX = 16        # maximum number of audiences in a combination; a stream in more due audiences catches up
+    DISCARD_BYTES = 4096     # bytes per read of discarded input
 
-cdef uint32_t MANY = 0xFFFFFFFF  # stands for every combination of more than COMBINED_MAX
+cdef uint32_t MANY = 0xFFFFFFFF  # any combination of more than COMBINED_MAX audiences
 cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF  # no sequence
 
 cdef struct Stream:
-    # Who: owned references; the subscription and the address are shared by many streams.
+    # Identity: owned references. Many streams share a subscription or an address.
     PyObject *subscription
     PyObject *address
-    # Where it is: owned reference to the frame that is half sent, or NULL, and the bytes of it that are sent.
+    # Progress: owned reference to the half-sent frame, or NULL; the next sequence; and the bytes of the frame sent.
     PyObject *pending
     uint64_t cursor
     uint32_t offset
-    # What it is.
+    # State.
     int fd
     uint32_t generation
-    uint32_t discarded       # bytes read and thrown away
-    float last_write_s       # since the engine was made
-    uint64_t round           # of combine(); never wraps
-    uint64_t combined        # round in which it was put into a combination of several audiences
-    uint32_t combination     # in the round that `round` names
+    uint32_t discarded       # bytes of discarded input
+    float last_write_s       # time of the last write, since the start of the engine
+    uint64_t round           # last round of combine() that saw the stream; never wraps
+    uint64_t combined        # last round in which it was in a combination of several audiences
+    uint32_t combination     # its combination in the round `round`
     uint8_t state
     uint8_t reason
-    uint8_t form             # number of its form; chooses its heartbeat
+    uint8_t form             # number of its form, which selects its heartbeat
     # For compressed forms only.
     uint64_t clean_since     # all events from this sequence on were sent, and nothing between them; or NEVER
-    uint32_t crc             # CRC-32 of the content sent so far, with the frame that is half sent
-    uint32_t size            # bytes of it, modulo 2^32
+    uint32_t crc             # CRC-32 of the content sent so far, including the half-sent frame
+    uint32_t size            # bytes of this content, modulo 2^32
 
 
-# What exists in this process, of all engines; `counters` tells tests and /stats.
-cdef Py_ssize_t _frames = 0  # references that streams hold to bytes that are half sent
+# Totals of all engines in this process; `counters` returns them.
+cdef Py_ssize_t _frames = 0  # references of streams to half-sent frames
 cdef Py_ssize_t _streams = 0  # rows in use
 
 
 def counters():
-    """Return how many chunks, half-sent frames and streams exist in this process; none, where none is leaked."""
+    """Return the numbers of chunks, half-sent frames and streams in this process, so that tests can detect leaks."""
     return {"chunks": _chunks, "frames": _frames, "streams": _streams}
 
 
@@ -85,13 +86,13 @@ cdef inline void _let_go(Stream *stream) noexcept:
 
 
 cdef inline void _interrupt(Stream *stream, uint64_t cursor) noexcept nogil:
-    # Something else than the next event is sent before `cursor`.
+    # Notes that something other than the next event is sent before `cursor`.
     if stream.clean_since != NEVER:
         stream.clean_since = cursor
 
 
 cdef inline void _count(Stream *stream, Chunk chunk, Py_ssize_t first, Py_ssize_t stop) noexcept:
-    # Count the content of the rows [first, stop) of a chunk.
+    # Counts the content of the rows [first, stop) of a chunk.
     cdef Py_ssize_t row
     if first == 0 and stop == chunk.count:
         stream.crc = _crc_multiply(chunk.check.factor, stream.crc) ^ chunk.check.crc
@@ -103,19 +104,19 @@ cdef inline void _count(Stream *stream, Chunk chunk, Py_ssize_t first, Py_ssize_
 
 
 cdef class Engine:
-    """Open streams and their sockets. It neither parses nor encodes nor decides.
+    """Open streams and their sockets. Never parses, encodes or decides.
 
     Args:
-        discard_bytes_max: what one client may send after its request; above it its stream is closed.
+        discard_bytes_max: maximum bytes that a client may send after its request; above it, its stream is closed.
     """
 
     cdef Stream *_streams     # owned, of `_room` rows
     cdef uint32_t _room
     cdef list _free           # rows not in use
     cdef list _dead           # handles that wait for sweep()
-    cdef list _lagging        # handles that a broadcast left behind
-    cdef list _reasons        # close reasons; a stream holds the place of its own
-    cdef int _epoll_fd        # 0, which is not one of ours, until it is opened
+    cdef list _lagging        # handles for the next lagging()
+    cdef list _reasons        # close reasons; a stream holds the place of its reason
+    cdef int _epoll_fd        # 0 until it is opened
     cdef uint64_t _round
     cdef uint32_t _discard_bytes_max
     cdef double _started_s
@@ -151,7 +152,7 @@ cdef class Engine:
             close(self._epoll_fd)
 
     def fileno(self):
-        """Return the epoll descriptor, readable when a stream has something to tell."""
+        """Return the epoll descriptor, which is readable when a stream has an event for `poll`."""
         return self._epoll_fd
 
     cdef Stream *_get(self, uint64_t handle) noexcept nogil:
@@ -176,22 +177,22 @@ cdef class Engine:
 
     def add(self, int fd, object subscription, object address, uint64_t cursor, bytes pending, double now_s,
             uint8_t form=0, bint joins=False):
-        """Take a connected, non-blocking socket as a stream that is behind.
+        """Add a connected, non-blocking socket as a stream that is behind.
 
         Args:
-            fd: owned by the engine when this returns.
-            subscription: what the hub keeps for the stream; shared.
-            address: the peer's address; shared.
-            cursor: the first sequence that it needs.
+            fd: the descriptor; the engine owns it after the return.
+            subscription: an object of the hub, which several streams may share.
+            address: the peer's address, which several streams may share.
+            cursor: the first sequence that the stream needs.
             pending: bytes to send first (response head, priming).
             form: number of the form that the stream receives.
-            joins: whether the stream may receive what a shared compressor wrote; see `broadcast`.
+            joins: whether the stream may receive the output of a shared compressor; see `broadcast`.
 
         Returns:
             the stream's handle.
 
         Raises:
-            OSError: epoll does not take the descriptor, which is then still the caller's.
+            OSError: epoll rejects the descriptor; the caller still owns it.
         """
         cdef uint32_t row, room
         cdef uint64_t handle
@@ -239,7 +240,7 @@ cdef class Engine:
         members.push(handle)
 
     def compact(self, Members members):
-        """Drop the handles of streams that are no more."""
+        """Remove the handles of streams that no longer exist."""
         cdef Py_ssize_t place, kept = 0
         for place in range(members.count):
             if self._get(members.handles[place]) != NULL:
@@ -248,22 +249,22 @@ cdef class Engine:
         members.count = kept
 
     def listed(self, Members members):
-        """List the handles of an audience, stale ones too."""
+        """Return the handles of an audience, including stale ones."""
         return [members.handles[place] for place in range(members.count)]
 
-    # What a stream is
+    # Reading the state of a stream
 
     def is_behind(self, uint64_t handle):
-        """Say whether the stream is lagging or replaying."""
+        """Return whether the stream is behind (lagging or replaying)."""
         cdef Stream *stream = self._get(handle)
         return stream != NULL and stream.state == BEHIND
 
     def cursor(self, uint64_t handle):
-        """Return the first sequence of which no byte is sent and none is pending."""
+        """Return the first sequence of which no byte is sent or pending."""
         return self._need(handle).cursor
 
     def subscription(self, uint64_t handle):
-        """Return what the stream was added with."""
+        """Return the subscription that the stream was added with."""
         return <object>self._need(handle).subscription
 
     def address(self, uint64_t handle):
@@ -271,7 +272,7 @@ cdef class Engine:
         return <object>self._need(handle).address
 
     def handles(self):
-        """List the handles of all streams that are open and not closing."""
+        """Return the handles of all live and behind streams."""
         cdef uint32_t row
         return [
             (<uint64_t>self._streams[row].generation << 32) | row
@@ -280,11 +281,11 @@ cdef class Engine:
         ]
 
     def pack(self):
-        """Describe the streams for another process to go on with, which then adds them; nothing changes here.
+        """Describe the streams for another process, which adds them; nothing changes in this one.
 
         Returns:
-            (handle, descriptor, cursor, what is left of the pending bytes, time of the last write, close reason) of
-            each that is not dead, in the order of their rows; the reason is None of one that is not closing.
+            (handle, descriptor, cursor, unsent `pending` bytes, time of the last write, close reason) of each stream
+            that is not dead, in the order of their rows. The reason is None unless the stream is closing or ended.
         """
         cdef uint32_t row
         cdef Stream *stream
@@ -306,8 +307,8 @@ cdef class Engine:
     # Writing
 
     cdef ssize_t _send(self, Stream *stream, const char *data, Py_ssize_t size, double now_s) noexcept:
-        # Send `pending` and then `data` in one system call.
-        # Returns the bytes of `data` taken; -1 when `pending` is not finished (0 <= offset), -2 when the stream died.
+        # Sends `pending` and then `data` in one system call.
+        # Returns the bytes of `data` sent; -1 if `pending` is not finished (0 <= offset), -2 if the socket failed.
         cdef iovec parts[2]
         cdef msghdr message
         cdef Py_ssize_t rest = 0
@@ -331,7 +332,7 @@ cdef class Engine:
             message.msg_iovlen = 2
             sent = sendmsg(stream.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
         if sent < 0 and errno == EINTR:
-            return self._send(stream, data, size, now_s)  # as Python does for the twin (PEP 475)
+            return self._send(stream, data, size, now_s)  # Python does the same for the counterpart (PEP 475).
         self.writes += 1
         if sent < 0:
             if errno != EAGAIN:
@@ -350,7 +351,7 @@ cdef class Engine:
         return sent - rest
 
     cdef int _write(self, Stream *stream, Chunk chunk, double now_s) except -2:
-        # Returns 1 when the stream has all of the chunk, 0 when it has not, -1 when it died.
+        # Returns 1 if the whole chunk was sent, 0 if not, -1 if the stream is dead.
         cdef Py_ssize_t first = 0, last, start = 0, size = 0
         cdef ssize_t taken
         cdef const char *data = NULL
@@ -392,18 +393,18 @@ cdef class Engine:
         return 0
 
     def write(self, uint64_t handle, Chunk chunk, double now_s):
-        """Send a stream that is behind what is pending, then the chunk from its cursor on, in one system call.
+        """Write the `pending` bytes and the chunk from the cursor on to a stream that is behind, in one system call.
 
         Args:
-            chunk: entries that follow the cursor, or None for what is pending alone.
+            chunk: entries that follow the cursor; None to write only the `pending` bytes.
 
         Returns:
-            True when all of it is sent; False when the stream has to wait until it is writable again, or died.
+            True if everything was sent; False if the stream must wait until it is writable again, or is dead.
         """
         return self._write(self._behind(handle), chunk, now_s) == 1
 
     def live(self, uint64_t handle, uint64_t cursor):
-        """Let the stream have what the flushes send from `cursor` on; nothing may be pending."""
+        """Make a stream live: flushes send it the entries from `cursor` on. It must have no `pending` bytes."""
         cdef Stream *stream = self._behind(handle)
         if stream.pending != NULL:
             raise RuntimeError("only a stream that has all of its bytes can be live")
@@ -411,7 +412,7 @@ cdef class Engine:
         stream.cursor = cursor
 
     def fall_behind(self, uint64_t handle, uint64_t cursor):
-        """Let a live stream catch up by itself from `cursor`, or from its own if that is later.
+        """Put a live stream behind, with the later of `cursor` and its own cursor.
 
         Returns:
             whether it was live.
@@ -424,26 +425,26 @@ cdef class Engine:
         return True
 
     def skip(self, uint64_t handle, uint64_t cursor, bytes notice):
-        """Move the cursor of a stream that is behind; `notice` is sent after the frame that is half sent."""
+        """Move the cursor of a stream that is behind; send `notice` after the half-sent frame."""
         cdef Stream *stream = self._behind(handle)
         stream.cursor = cursor
         _interrupt(stream, cursor)
         self._append(stream, notice)
 
     def count_content(self, uint64_t handle, bytes content):
-        """Count the content of a notice of a compressed form, which `add`, `skip` or `close` sends."""
+        """Count the content of a notice that `add`, `skip` or `close` sends in a compressed form."""
         cdef Stream *stream = self._need(handle)
         cdef uint32_t size = <uint32_t>len(content)
         stream.crc = _crc_multiply(_crc_factor(size), stream.crc) ^ <uint32_t>_crc32(content)
         stream.size += size
 
     def content(self, uint64_t handle):
-        """Return the CRC-32 of the content of a stream of a compressed form, and its bytes modulo 2^32."""
+        """Return the CRC-32 of the content that a stream of a compressed form received, and its size modulo 2^32."""
         cdef Stream *stream = self._need(handle)
         return stream.crc, stream.size
 
     def continue_content(self, uint64_t handle, uint32_t crc, uint32_t size):
-        """Continue to count a stream's content from the values that `content` returned in another process."""
+        """Continue the count of a stream's content from the values that `content` returned in another process."""
         cdef Stream *stream = self._need(handle)
         stream.crc, stream.size = crc, size
 
@@ -459,19 +460,19 @@ cdef class Engine:
 
     def broadcast(self, Members members, Py_ssize_t start, Chunk chunk, bint combined, double now_s, double slice_s,
                   Chunk shared=None, uint64_t key_cursor=0):
-        """Send a flush's chunk to the live streams of an audience, each from its own cursor on.
+        """Send a flush's chunk to the live streams of an audience, to each from its cursor on.
 
         Args:
             members: the audience.
-            start: place in `members` to begin at.
-            combined: whether these members are a combination that `combine` made; the others leave those out.
-            slice_s: time after which it stops.
-            shared: the same entries as one frame, which a compressor wrote that the members share; None without one.
+            start: place in `members` at which to begin.
+            combined: whether `combine` made these members. Other broadcasts of the round omit their streams.
+            slice_s: maximum duration, after which the call returns.
+            shared: the same entries as one frame from a compressor that the members share; None without a compressor.
             key_cursor: the compressor refers to content from this sequence on. Only streams that have received exactly
-                this content can read `shared`; the others get `chunk`, and `unshared` counts them.
+                this content can read `shared`. Other streams receive `chunk`; `unshared` counts those that could join.
 
         Returns:
-            the place to go on from; `len(members)` when it is done.
+            the place at which to continue; `len(members)` when all members are done.
         """
         cdef Py_ssize_t place, sends = 0
         cdef double stop_s = _monotonic_s() + slice_s
@@ -500,15 +501,15 @@ cdef class Engine:
         return members.count
 
     def combine(self, list audiences):
-        """Begin a flush in which several audiences are due: find the streams that are in more than one of them.
+        """Begin a flush of several due audiences: find the streams that are in more than one of them.
 
         Args:
-            audiences: the members of each audience that is due.
+            audiences: the members of each due audience.
 
         Returns:
-            (places in `audiences`, members) for each combination of several that some stream has, and ((), members)
-            for the streams that are in more than `COMBINED_MAX`. These streams are left out by every broadcast that is
-            not `combined`, until the next call.
+            (places in `audiences`, members) for each combination of audiences that a stream has, and ((), members) for
+            the streams in more than `COMBINED_MAX` audiences. Until the next call, only a `combined` broadcast sends
+            to these streams.
         """
         cdef uint64_t number, count = len(audiences), key, seen_key = 0
         cdef uint32_t seen_next = 0
@@ -559,15 +560,15 @@ cdef class Engine:
 
     def heartbeat(self, list frames, Py_ssize_t start, double idle_s, double now_s, double slice_s,
                   list contents=None, uint64_t cursor=0):
-        """Send a heartbeat to the live streams that nothing was written to for `idle_s` seconds.
+        """Send a heartbeat to each live stream whose last write is at least `idle_s` seconds ago.
 
         Args:
             frames: the heartbeat of each form.
-            contents: the content of each, for the forms that are compressed; empty for the others.
-            cursor: live streams have received everything before it.
+            contents: the content of the heartbeat of each compressed form; empty for other forms.
+            cursor: live streams have received everything before this sequence.
 
         Returns:
-            what to go on with as `start`; 0 when it is done.
+            the `start` of the next call; 0 when all streams are done.
         """
         cdef uint32_t row
         cdef int count = 0
@@ -597,15 +598,15 @@ cdef class Engine:
         return 0
 
     def lagging(self):
-        """Return the handles of the streams that became behind since the last call."""
+        """Return the handles of the streams that fell behind in a broadcast or heartbeat since the last call."""
         found, self._lagging = self._lagging, []
         return found
 
     # Polling and closing
 
     cdef int _discard(self, Stream *stream) noexcept nogil:
-        # Read and throw away what the client sent. Returns 0, or -1 when it is gone, -2 when it sent too much, -3 when
-        # the socket failed (errno).
+        # Reads and discards input from the client. Returns 0; -1 if the peer disconnected, -2 if it sent too much, -3
+        # if the socket failed (errno).
         cdef char buffer[DISCARD_BYTES]
         cdef ssize_t count
         while True:
@@ -621,7 +622,7 @@ cdef class Engine:
                 return -2
 
     cdef int _error(self, Stream *stream) noexcept nogil:
-        # The errno with which the socket failed; 0 when it did not.
+        # Returns the errno with which the socket failed; 0 if it did not fail.
         cdef int number = 0
         cdef socklen_t size = sizeof(number)
         if getsockopt(stream.fd, SOL_SOCKET, SO_ERROR, &number, &size) < 0:
@@ -629,10 +630,10 @@ cdef class Engine:
         return number
 
     def poll(self):
-        """Take what epoll has to tell: closed peers are marked, what clients sent is thrown away.
+        """Process events of epoll: mark streams of disconnected peers as dead, and discard input from clients.
 
         Returns:
-            handles of the streams behind that are writable; and whether there may be more to tell.
+            the handles of behind streams that became writable, and whether more events may be waiting.
         """
         cdef epoll_event events[POLL_EVENTS]
         cdef int place, count, result
@@ -687,12 +688,12 @@ cdef class Engine:
         return 0
 
     def close(self, uint64_t handle, reason, bytes last=b""):
-        """Close a stream between frames: what is half sent, and then `last`, leave first.
+        """Close a stream between frames: send the rest of the half-sent frame, and then `last`, first.
 
-        Then only sending is shut down, and what the peer still sends is thrown away until it closes too: the kernel
-        answers whatever arrives at a closed socket with a reset, and a reset throws away what is on its way to the
-        peer. A stream whose peer does not read, or does not close, stays until `abort`. The first reason given is the
-        one that counts. It may be a subclass of str; `sweep` returns it as a str.
+        Then shut down only the sending side, and discard input until the peer closes. The kernel answers input at a
+        closed socket with a reset, which would discard bytes on their way to the peer. If the peer does not read, or
+        does not close, the stream stays until `abort`. Only the first reason counts. It may be a subclass of str;
+        `sweep` returns it as a str.
         """
         cdef Stream *stream = self._need(handle)
         if stream.state == CLOSING or stream.state == ENDED or stream.state == DEAD:
@@ -703,14 +704,14 @@ cdef class Engine:
         self._finish(stream)
 
     def abort(self, uint64_t handle, reason):
-        """Close a stream without waiting for what is half sent; `reason` as in `close`."""
+        """Close a stream without sending the rest of its half-sent frame; `reason` as in `close`."""
         self._die(self._need(handle), self._reason(str(reason)))
 
     def sweep(self):
         """Close the descriptors of dead streams and free their rows.
 
         Returns:
-            (handle, subscription, address, cursor, reason) of each.
+            (handle, subscription, address, cursor, reason) of each dead stream.
         """
         cdef Stream *stream
         cdef uint64_t handle
@@ -719,8 +720,8 @@ cdef class Engine:
         self._dead = []
         for handle in dead:
             stream = self._get(handle)
-            self._discard(stream)  # what is left unread would make the kernel reset, and lose the tail
-            epoll_ctl(self._epoll_fd, EPOLL_CTL_DEL, stream.fd, NULL)  # the socket may live on in another process
+            self._discard(stream)  # Unread input would make the kernel reset the connection and lose sent bytes.
+            epoll_ctl(self._epoll_fd, EPOLL_CTL_DEL, stream.fd, NULL)  # Another process may still use the socket.
             close(stream.fd)
             swept.append((handle, <object>stream.subscription, <object>stream.address, stream.cursor,
                           self._reasons[stream.reason]))

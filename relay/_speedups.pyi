@@ -1,4 +1,4 @@
-# Types of the compiled twins; `make lint` holds them against the module with stubtest.
+# Types of the compiled counterpart of `relay._native`; `make lint` checks them against the module with stubtest.
 
 from collections.abc import Sequence
 from typing import Self, TypeAlias

@@ -1,1 +1,1 @@
-"""Readable Python twins of `relay._speedups` with the same interfaces, for machines without a C compiler."""
+"""Readable Python counterparts of `relay._speedups`, with the same interfaces, for machines without a C compiler."""

@@ -1,7 +1,7 @@
-"""The codec in Python: events to the bytes of the WHATWG event stream, and back.
+"""The codec in Python: encodes events as WHATWG event-stream bytes, and decodes such bytes.
 
-Owns the rules of both ways (WHATWG HTML 9.2.5 and 9.2.6); never knows topics, sockets or time.
-`relay._speedups` has the same in Cython, and asks this twin to word its refusals.
+Owns the rules of both directions (WHATWG HTML 9.2.5 and 9.2.6). Never handles topics, sockets or time.
+`relay._speedups` has the compiled counterpart, which calls this module to raise the encoder's errors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from relay.errors import EventError
 from relay.event import Event
 
 RETRY_MS_MAX = 2**31 - 1
-"""Longest reconnection time: above it the timers of JavaScript fire at once."""
+"""Maximum reconnection time: with a longer delay, JavaScript timers fire at once."""
 
 BOM = codecs.BOM_UTF8
 
@@ -28,18 +28,18 @@ def encode_event(
     """Encode one event as one frame: its fields in the order event, id, retry, data, and an empty line.
 
     Args:
-        data: text or UTF-8 bytes, a field for each of its lines; None for no field, which dispatches nothing.
+        data: text or UTF-8 bytes, encoded as one field per line; None for no field, so that clients dispatch no event.
         event: the event type; None for `message`.
         id: the event's id.
         retry: reconnection time in milliseconds, at most RETRY_MS_MAX.
         bytes_max: largest frame, in bytes.
-        in_chunk: return the frame in a chunk of an HTTP body (RFC 9112 section 7.1), which `bytes_max` does not count.
+        in_chunk: wrap the frame in an HTTP chunk (RFC 9112 section 7.1), whose extra bytes `bytes_max` does not count.
 
     Returns:
         the frame.
 
     Raises:
-        EventError: a field that the format cannot carry unchanged, or a frame of more than `bytes_max`.
+        EventError: the format cannot carry a field unchanged, or the frame is larger than `bytes_max`.
     """
     lines = []
     if event is not None:
@@ -90,28 +90,27 @@ def _utf8(name: str, text: str | bytes) -> bytes:
     raise EventError(name, f"must be a string or bytes, not {type(text).__name__}")
 
 
-# Theory of operation. Bytes come in any pieces; a line is taken as soon as its end is there, and what has no
-# end yet waits in `_line`. A CR ends its line at once, since waiting to see whether a LF follows would hold
-# an event back for ever; the LF, if it comes, is then skipped (`_after_cr`). The block is in one of two states:
+# Theory of operation. The input arrives in pieces of any size. The decoder processes a line as soon as it has the line
+# end; an unfinished line waits in `_line`. A CR ends its line at once, because waiting for a possible LF could delay an
+# event indefinitely; an LF that follows is skipped (`_after_cr`). The block is in one of two states:
 #
-#     TAKING    a field line is kept; an empty line dispatches the block; one too many, or too long: REFUSING
-#     REFUSING  only an `id` line counts, other lines are dropped; an empty line: TAKING
+#     TAKING    keeps field lines; an empty line dispatches the block; a line that exceeds `bytes_max` leads to REFUSING
+#     REFUSING  processes only `id` lines and drops other lines; an empty line leads to TAKING
 #
-# The decoder counts the bytes of a block's lines, so neither an endless line nor the data can grow past
-# `bytes_max`. Comments are not counted. Of an endless comment, or of a line that is too long, only a colon is
-# kept: the rest of that line is then a comment. A refused block still sets the last event id, like a block
-# without data, so that a client does not ask for the same event again. The refusal is raised after the bytes
-# at hand are processed, and the next call returns the events among them. An event that is too large therefore
-# costs no other event.
+# The decoder counts the bytes of a block's lines, so neither a line nor the data can exceed `bytes_max`. Comments are
+# not counted. Of an unfinished comment, or a line that is too long, the decoder keeps only a colon, so that the rest of
+# the line is a comment. A refused block still sets the last event id, like a block without data, so that a client does
+# not request the same event again. The error is raised after all bytes at hand are processed, and the next call
+# returns the events among them. An event that is too large therefore causes no loss of other events.
 class Decoder:
     """Decode an event stream, in pieces of any size (WHATWG HTML 9.2.6).
 
-    What comes out can be encoded again: an empty event type or id is given as None, a reconnection time of
-    more than RETRY_MS_MAX as that, and bytes that are not UTF-8 as U+FFFD. A block without data gives no
-    event. The unfinished event at the end of the stream is never given.
+    Decoded events can be encoded again: an empty event type or id becomes None, a longer reconnection time becomes
+    RETRY_MS_MAX, and invalid UTF-8 becomes U+FFFD. A block without data yields no event. An unfinished event at the
+    end of the stream is never returned.
 
     Args:
-        bytes_max: largest block, in bytes of its lines without comments.
+        bytes_max: maximum size of a block, in bytes of its lines without comments.
         last_event_id: the last event id before this stream, for a client that reconnects.
     """
 
@@ -123,8 +122,8 @@ class Decoder:
         self._after_cr = False
         self._line = bytearray()
         self._events: list[Event] = []
-        self.refused = 0  # blocks that were too large, in all
-        self._told = 0  # of them
+        self.refused = 0  # total number of blocks that were too large
+        self._told = 0  # number of these blocks that an error has reported
         self._size: int
         self._data: list[bytes] = []
         self._event: str | None
@@ -135,23 +134,22 @@ class Decoder:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a block has begun, with data or a line that is not a comment, and its empty line has not come."""
+        """Whether a block has data or an unfinished line that is not a comment, and its empty line is missing."""
         return bool(self._data) or (bool(self._line) and not self._line.startswith(b":"))
 
     def feed(self, data: bytes) -> list[Event]:
-        """Take the next bytes of the stream.
+        """Decode the next bytes of the stream.
 
         Args:
             data: any number of bytes.
 
         Returns:
-            the events that they complete. `id` is that of the event's own block, `last_event_id` the
-            stream's.
+            the completed events. The `id` of an event comes from its own block; `last_event_id` is that of the stream.
 
         Raises:
             EventError: a block is larger than `bytes_max`; raised once for each call. All of `data` has been
-                taken. The next call, which may be `feed(b"")`, returns the other events in it, and the decoder
-                goes on with the rest of the stream.
+                processed. The next call, which may be `feed(b"")`, returns the other events in it and continues with
+                the stream.
         """
         if self._start is not None:
             data = self._start + data

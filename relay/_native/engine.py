@@ -1,9 +1,9 @@
-"""The engine of streams in plain Python: the readable twin, and the oracle, of `_speedups/engine.pxi`.
+"""The engine of streams in plain Python: the readable counterpart of `_speedups/engine.pxi`, and its oracle in tests.
 
-The theory of operation stands there. Owns descriptors, cursors and the frame that each stream has half sent. Never
-parses, encodes or decides.
+`_speedups/engine.pxi` describes the theory of operation. Owns descriptors, cursors and the half-sent frame of each
+stream. Never parses, encodes or decides.
 
-The module is longer than 400 lines because it is the counterpart of one compiled module, and is read beside it.
+The module is longer than 400 lines because it has the structure of its compiled counterpart, for comparison.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from itertools import accumulate
 from weakref import WeakSet
 
 CLOCK_EVERY = 16
-"""Sends between two looks at the clock."""
+"""Number of sends between two readings of the clock."""
 
 COMBINED_MAX = 16
-"""Audiences in one combination; a stream in more that are due catches up by itself."""
+"""Maximum number of audiences in a combination; a stream in more due audiences catches up."""
 
 DISCARD_BYTES = 4096
-"""Read at once of what a client sends."""
+"""Bytes per read of discarded input."""
 
 POLL_EVENTS = 512
-"""Events taken from epoll a call."""
+"""Maximum number of events that one call takes from epoll."""
 
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 class _State(Enum):
-    LIVE = "live"  # has everything of its audiences up to the last flush
-    BEHIND = "behind"  # lagging or replaying: `cursor` is what it needs next, after `pending`
+    LIVE = "live"  # has received everything of its audiences up to the last flush
+    BEHIND = "behind"  # lagging or replaying: needs `pending`, then the entries from `cursor` on
     CLOSING = "closing"  # sends `pending`, then ends
-    ENDED = "ended"  # has been sent its end; waits for the peer to close
+    ENDED = "ended"  # has sent its end; waits for the peer to close
     DEAD = "dead"  # waits for sweep()
 
 
@@ -47,7 +47,7 @@ _engines: WeakSet[Engine] = WeakSet()
 
 
 def counters() -> dict[str, int]:
-    """Return how many chunks, half-sent frames and streams exist in this process; none, where none is leaked."""
+    """Return the numbers of chunks, half-sent frames and streams in this process, so that tests can detect leaks."""
     streams = [stream for engine in _engines for stream in engine._streams.values()]
     frames = sum(bool(stream.pending) for stream in streams)
     return {"chunks": len(_chunks), "frames": frames, "streams": len(streams)}
@@ -58,19 +58,19 @@ class _DiedError(Exception):
 
 
 def _reason_of(number: int | None) -> str:
-    """Return the close reason of a socket that failed with this errno; 0 where the peer has just gone."""
+    """Return the close reason of a socket that failed with this errno; 0 means that the peer disconnected."""
     if number == errno.ETIMEDOUT:
         return "timeout"
     return "client" if number in (0, errno.EPIPE, errno.ECONNRESET) else "error"
 
 
 class Chunk:
-    """Entries joined into one buffer that many streams are sent.
+    """Entries joined into one buffer, which the engine sends to many streams.
 
     Args:
         frames: the frames, at least one.
-        sequences: their sequences, rising.
-        cursor: the cursor of a stream that has them all.
+        sequences: their sequences, in ascending order.
+        cursor: the cursor of a stream that has received all of them.
         checks: for a compressed form, the CRC-32 and the size of the content of each frame; else None.
         events: number of events, if the only frame holds several; 0 for one per frame.
     """
@@ -100,7 +100,7 @@ class Chunk:
         return len(self._frames)
 
     def _sent(self, stream: _Stream, first: int, stop: int) -> int:
-        """Count the content of some rows for a stream that was sent them; return the number of events."""
+        """Count the content of the rows [first, stop), sent to a stream; return the number of events."""
         for crc, size in self._checks[first:stop] if self._checks is not None else ():
             stream.crc = _appended(stream.crc, crc, size)
             stream.size = (stream.size + size) % 2**32
@@ -108,12 +108,12 @@ class Chunk:
 
 
 def _appended(crc: int, more: int, size: int) -> int:
-    """Return the CRC-32 of content and `size` bytes more, from the CRC-32 of each (RFC 1952 section 8)."""
+    """Return the CRC-32 of two joined parts from the CRC-32 of each; the second has `size` bytes (RFC 1952)."""
     return zlib.crc32(bytes(size), crc ^ 0xFFFFFFFF) ^ 0xFFFFFFFF ^ more
 
 
 class Members:
-    """The streams of one audience, as the engine walks them: handles, some of which may be stale."""
+    """The handles of one audience's streams; some may be stale."""
 
     def __init__(self) -> None:
         self._handles: list[int] = []
@@ -160,10 +160,10 @@ class _Stream:
         self.cursor = cursor
         self.pending = pending
         self.form = form
-        # All events from this sequence on were sent, and nothing between them. None where no compressor is shared.
+        # All events from this sequence on were sent, and nothing between them. None without a shared compressor.
         self.clean_since = cursor if joins else None
-        self.crc = 0  # of the content sent so far, with the frame that is half sent
-        self.size = 0
+        self.crc = 0  # CRC-32 of the content sent so far, including the half-sent frame
+        self.size = 0  # bytes of this content, modulo 2^32
         self.offset = 0
         self.state = _State.BEHIND
         self.combined = 0
@@ -173,10 +173,10 @@ class _Stream:
 
 
 class Engine:
-    """Open streams and their sockets.
+    """Open streams and their sockets. Never parses, encodes or decides.
 
     Args:
-        discard_bytes_max: what one client may send after its request; above it its stream is closed.
+        discard_bytes_max: maximum bytes that a client may send after its request; above it, its stream is closed.
     """
 
     def __init__(self, discard_bytes_max: int) -> None:
@@ -196,7 +196,7 @@ class Engine:
         self._epoll = select.epoll()
         _engines.add(self)
 
-    # What a simulation puts its own in place of: the clock and the kernel.
+    # The clock and the kernel, which a simulation replaces.
 
     def _monotonic_s(self) -> float:
         return time.monotonic()
@@ -217,7 +217,7 @@ class Engine:
 
     def _close(self, stream: _Stream) -> None:
         fd = stream.sock.fileno()
-        self._epoll.unregister(fd)  # the socket may live on in another process
+        self._epoll.unregister(fd)  # Another process may still use the socket.
         del self._by_fd[fd]
         stream.sock.close()
 
@@ -225,7 +225,7 @@ class Engine:
         return [(self._by_fd[fd], mask) for fd, mask in self._epoll.poll(0, POLL_EVENTS)]
 
     def fileno(self) -> int:
-        """Return the epoll descriptor, readable when a stream has something to tell."""
+        """Return the epoll descriptor, which is readable when a stream has an event for `poll`."""
         return self._epoll.fileno()
 
     def add(
@@ -239,7 +239,7 @@ class Engine:
         form: int = 0,
         joins: bool = False,
     ) -> int:
-        """Take a connected, non-blocking socket as a stream that is behind; see the compiled twin."""
+        """Add a connected, non-blocking socket as a stream that is behind; see the compiled counterpart."""
         handle = self._next_handle
         stream = _Stream(handle, self._register(handle, fd), subscription, address, cursor, pending, form, joins)
         stream.last_write_s = now_s
@@ -253,26 +253,26 @@ class Engine:
         members._handles.append(handle)
 
     def compact(self, members: Members) -> None:
-        """Drop the handles of streams that are no more."""
+        """Remove the handles of streams that no longer exist."""
         members._handles[:] = [handle for handle in members._handles if handle in self._streams]
 
     def listed(self, members: Members) -> list[int]:
-        """List the handles of an audience, stale ones too."""
+        """Return the handles of an audience, including stale ones."""
         return list(members._handles)
 
-    # What a stream is
+    # Reading the state of a stream
 
     def is_behind(self, handle: int) -> bool:
-        """Say whether the stream is lagging or replaying."""
+        """Return whether the stream is behind (lagging or replaying)."""
         stream = self._streams.get(handle)
         return stream is not None and stream.state is _State.BEHIND
 
     def cursor(self, handle: int) -> int:
-        """Return the first sequence of which no byte is sent and none is pending."""
+        """Return the first sequence of which no byte is sent or pending."""
         return self._streams[handle].cursor
 
     def subscription(self, handle: int) -> object:
-        """Return what the stream was added with."""
+        """Return the subscription that the stream was added with."""
         return self._streams[handle].subscription
 
     def address(self, handle: int) -> object:
@@ -280,11 +280,11 @@ class Engine:
         return self._streams[handle].address
 
     def handles(self) -> list[int]:
-        """List the handles of all streams that are open and not closing."""
+        """Return the handles of all live and behind streams."""
         return [handle for handle, stream in self._streams.items() if stream.state in (_State.LIVE, _State.BEHIND)]
 
     def pack(self) -> list[tuple[int, int, int, bytes, float, str | None]]:
-        """Describe the streams for another process to go on with; see the compiled twin."""
+        """Describe the streams for another process; see the compiled counterpart."""
         return [
             (
                 handle,
@@ -307,7 +307,7 @@ class Engine:
         return stream
 
     def _send(self, stream: _Stream, data: bytes | memoryview, now_s: float) -> int:
-        """Send `pending`, then `data`; return the bytes of `data` taken, or -1 when `pending` is not finished."""
+        """Send `pending`, then `data`; return the bytes of `data` sent, or -1 if `pending` is not finished."""
         rest = len(stream.pending) - stream.offset
         parts = [part for part in (memoryview(stream.pending)[stream.offset :], data) if part]
         if not parts:
@@ -359,18 +359,18 @@ class Engine:
         return False
 
     def write(self, handle: int, chunk: Chunk | None, now_s: float) -> bool:
-        """Send a stream that is behind what is pending, then the chunk from its cursor on, in one system call.
+        """Write the `pending` bytes and the chunk from the cursor on to a stream that is behind, in one system call.
 
         Args:
-            chunk: entries that follow the cursor, or None for what is pending alone.
+            chunk: entries that follow the cursor; None to write only the `pending` bytes.
 
         Returns:
-            True when all of it is sent; False when the stream has to wait until it is writable again, or died.
+            True if everything was sent; False if the stream must wait until it is writable again, or is dead.
         """
         return self._write(self._behind(handle), chunk, now_s)
 
     def live(self, handle: int, cursor: int) -> None:
-        """Let the stream have what the flushes send from `cursor` on; nothing may be pending."""
+        """Make a stream live: flushes send it the entries from `cursor` on. It must have no `pending` bytes."""
         stream = self._behind(handle)
         if stream.pending:
             raise RuntimeError("only a stream that has all of its bytes can be live")
@@ -378,7 +378,7 @@ class Engine:
         stream.cursor = cursor
 
     def fall_behind(self, handle: int, cursor: int) -> bool:
-        """Let a live stream catch up by itself from `cursor`, or from its own if that is later.
+        """Put a live stream behind, with the later of `cursor` and its own cursor.
 
         Returns:
             whether it was live.
@@ -391,30 +391,30 @@ class Engine:
         return True
 
     def skip(self, handle: int, cursor: int, notice: bytes) -> None:
-        """Move the cursor of a stream that is behind; `notice` is sent after the frame that is half sent."""
+        """Move the cursor of a stream that is behind; send `notice` after the half-sent frame."""
         stream = self._behind(handle)
         stream.cursor = cursor
         self._interrupt(stream, cursor)
         self._append(stream, notice)
 
     def _interrupt(self, stream: _Stream, cursor: int) -> None:
-        """Note that something else than the next event is sent before `cursor`."""
+        """Note that something other than the next event is sent before `cursor`."""
         if stream.clean_since is not None:
             stream.clean_since = cursor
 
     def count_content(self, handle: int, content: bytes) -> None:
-        """Count the content of a notice of a compressed form, which `add`, `skip` or `close` sends."""
+        """Count the content of a notice that `add`, `skip` or `close` sends in a compressed form."""
         stream = self._streams[handle]
         stream.crc = zlib.crc32(content, stream.crc)
         stream.size = (stream.size + len(content)) % 2**32
 
     def content(self, handle: int) -> tuple[int, int]:
-        """Return the CRC-32 of the content of a stream of a compressed form, and its bytes modulo 2^32."""
+        """Return the CRC-32 of the content that a stream of a compressed form received, and its size modulo 2^32."""
         stream = self._streams[handle]
         return stream.crc, stream.size
 
     def continue_content(self, handle: int, crc: int, size: int) -> None:
-        """Continue to count a stream's content from the values that `content` returned in another process."""
+        """Continue the count of a stream's content from the values that `content` returned in another process."""
         stream = self._streams[handle]
         stream.crc, stream.size = crc, size
 
@@ -432,19 +432,19 @@ class Engine:
         shared: Chunk | None = None,
         key_cursor: int = 0,
     ) -> int:
-        """Send a flush's chunk to the live streams of an audience, each from its own cursor on.
+        """Send a flush's chunk to the live streams of an audience, to each from its cursor on.
 
         Args:
             members: the audience.
-            start: place in `members` to begin at.
-            combined: whether these members are a combination that `combine` made; the others leave those out.
-            slice_s: time after which it stops.
-            shared: the same entries as one frame, which a compressor wrote that the members share; None without one.
+            start: place in `members` at which to begin.
+            combined: whether `combine` made these members. Other broadcasts of the round omit their streams.
+            slice_s: maximum duration, after which the call returns.
+            shared: the same entries as one frame from a compressor that the members share; None without a compressor.
             key_cursor: the compressor refers to content from this sequence on. Only streams that have received exactly
-                this content can read `shared`; the others get `chunk`, and `unshared` counts them.
+                this content can read `shared`. Other streams receive `chunk`; `unshared` counts those that could join.
 
         Returns:
-            the place to go on from; `len(members)` when it is done.
+            the place at which to continue; `len(members)` when all members are done.
         """
         stop_s = self._monotonic_s() + slice_s
         sends = 0
@@ -476,15 +476,15 @@ class Engine:
         self._lagging.append(stream.handle)
 
     def combine(self, audiences: list[Members]) -> list[tuple[tuple[int, ...], Members]]:
-        """Begin a flush in which several audiences are due: find the streams that are in more than one of them.
+        """Begin a flush of several due audiences: find the streams that are in more than one of them.
 
         Args:
-            audiences: the members of each audience that is due.
+            audiences: the members of each due audience.
 
         Returns:
-            (places in `audiences`, members) for each combination of several that some stream has, and ((), members)
-            for the streams that are in more than `COMBINED_MAX`. These streams are left out by every broadcast that is
-            not `combined`, until the next call.
+            (places in `audiences`, members) for each combination of audiences that a stream has, and ((), members) for
+            the streams in more than `COMBINED_MAX` audiences. Until the next call, only a `combined` broadcast sends
+            to these streams.
         """
         self._round += 1
         places: dict[int, list[int]] = {}
@@ -511,15 +511,15 @@ class Engine:
         contents: list[bytes] | None = None,
         cursor: int = 0,
     ) -> int:
-        """Send a heartbeat to the live streams that nothing was written to for `idle_s` seconds.
+        """Send a heartbeat to each live stream whose last write is at least `idle_s` seconds ago.
 
         Args:
             frames: the heartbeat of each form.
-            contents: the content of each, for the forms that are compressed; empty for the others.
-            cursor: live streams have received everything before it.
+            contents: the content of the heartbeat of each compressed form; empty for other forms.
+            cursor: live streams have received everything before this sequence.
 
         Returns:
-            what to go on with as `start`; 0 when it is done.
+            the `start` of the next call; 0 when all streams are done.
         """
         stop_s = self._monotonic_s() + slice_s
         for count, handle in enumerate(sorted(h for h in self._streams if h >= start), 1):
@@ -542,14 +542,14 @@ class Engine:
         return 0
 
     def lagging(self) -> list[int]:
-        """Return the handles of the streams that became behind since the last call."""
+        """Return the handles of the streams that fell behind in a broadcast or heartbeat since the last call."""
         found, self._lagging = self._lagging, []
         return found
 
     # Polling and closing
 
     def _discard(self, stream: _Stream) -> str | None:
-        """Read and throw away what the client sent; return a close reason when it is gone or sent too much."""
+        """Read and discard input; return a close reason if the peer disconnected or sent too much, or on an error."""
         while True:
             try:
                 data = self._recv(stream)
@@ -564,10 +564,10 @@ class Engine:
                 return "input"
 
     def poll(self) -> tuple[list[int], bool]:
-        """Take what epoll has to tell: closed peers are marked, what clients sent is thrown away.
+        """Process events of epoll: mark streams of disconnected peers as dead, and discard input from clients.
 
         Returns:
-            handles of the streams behind that are writable; and whether there may be more to tell.
+            the handles of behind streams that became writable, and whether more events may be waiting.
         """
         writable = []
         events = self._events()
@@ -606,7 +606,7 @@ class Engine:
             self._die(stream, stream.reason)
 
     def close(self, handle: int, reason: str, last: bytes = b"") -> None:
-        """Close a stream between frames: what is half sent, and then `last`, leave first; see the compiled twin."""
+        """Close a stream between frames: send the rest and `last` first; see the compiled counterpart."""
         stream = self._streams[handle]
         if stream.state in (_State.CLOSING, _State.ENDED, _State.DEAD):
             return
@@ -616,18 +616,18 @@ class Engine:
         self._finish(stream)
 
     def abort(self, handle: int, reason: str) -> None:
-        """Close a stream without waiting for what is half sent."""
+        """Close a stream without sending the rest of its half-sent frame; `reason` as in `close`."""
         self._die(self._streams[handle], str(reason))
 
     def sweep(self) -> list[tuple[int, object, object, int, str]]:
-        """Close the descriptors of dead streams.
+        """Close the descriptors of dead streams and remove the streams.
 
         Returns:
-            (handle, subscription, address, cursor, reason) of each.
+            (handle, subscription, address, cursor, reason) of each dead stream.
         """
         dead, self._dead = self._dead, []
         for stream in dead:
-            self._discard(stream)  # what is left unread would make the kernel reset, and lose the tail
+            self._discard(stream)  # Unread input would make the kernel reset the connection and lose sent bytes.
             self._close(stream)
             del self._streams[stream.handle]
             self.open -= 1
