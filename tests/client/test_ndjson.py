@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import orjson
 import pytest
 from hypothesis import given
@@ -68,14 +70,14 @@ def test_ndjson_gives_the_events_of_the_event_stream_at_every_split(draws: st.Da
 
 
 def as_one_line(data: str) -> str:
-    """Return data as NDJSON keeps it: a JSON object or array without line ends, all other data as it is."""
+    """Return data as NDJSON keeps it: a JSON object or array in one line, all other data as it is."""
     if not data.startswith(("{", "[")):
         return data
     try:
         orjson.loads(data)
     except orjson.JSONDecodeError:
         return data
-    return data.replace("\n", " ")
+    return re.sub("[\x85\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", data.replace("\n", " "))
 
 
 @pytest.mark.parametrize("depth", [512, 1024, 2000])

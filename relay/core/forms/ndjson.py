@@ -5,6 +5,9 @@ the event's data. An object or array is embedded as JSON; all other data is a st
 So a feed of plain lines has strings only, whatever the lines contain. Notices have the same members without `topic`,
 and `retry` in milliseconds. A heartbeat or other comment is an empty line, which JSON parsers skip as white space.
 
+U+0085, U+2028 and U+2029 are escaped, because some clients end a line at them, for example
+`httpx.Response.iter_lines`.
+
 Owns this format, and reading the fields of a stored frame. Never sends.
 """
 
@@ -14,7 +17,17 @@ import orjson
 
 _SPACES = bytes.maketrans(b"\r\n", b"  ")
 
-dumps = orjson.dumps
+# As UTF-8. In JSON, these characters occur in strings only, and never after a backslash.
+_LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
+
+
+def dumps(members: dict[str, object]) -> bytes:
+    """Return an object as JSON in one line, by any definition of a line."""
+    line = orjson.dumps(members)
+    for character, escape in _LINE_ENDS:
+        if character in line:
+            line = line.replace(character, escape)
+    return line
 
 
 class Fields:
