@@ -141,6 +141,9 @@ bench-http2: $(INSTALLED_TEST)  ## Measure the cost of a stream and a delivery o
 bench-restart: $(INSTALLED_TEST)  ## Measure the cost of --data and the time to start with a full file; two minutes.
 	$(BIN)/python -m bench.restart $(ARGS)
 
+bench-compression: $(INSTALLED_TEST)  ## Measure gzip in relay, and in proxies in front of relay; a quarter of an hour.
+	$(BIN)/python -m bench.compression $(ARGS)
+
 bench-gate: bench-instructions bench-ratios  ## Fail if relay became slower (the check in CI); about four minutes.
 
 bench-instructions: $(INSTALLED_TEST)  ## Compare the workloads' instructions with bench/baseline.json (needs valgrind).

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from loadtest.rig.harness import Cores, MeasuredServer, MeasureError, busy_s, cpu_s
 from loadtest.rig.publisher import PublisherProgram
@@ -102,22 +103,29 @@ class Bench:
         )
 
 
-def opened(swarm: Swarm, streams: int) -> SwarmReport:
+def opened(swarm: Swarm, streams: int, timeout_s: float = CATCH_UP_S) -> SwarmReport:
     """Wait until all streams are open.
 
     Raises:
         MeasureError: some streams did not open.
     """
-    report = swarm.ready()
+    report = swarm.ready(timeout_s)
     if report.opened != streams:
         raise MeasureError(f"{report.opened} of {streams} streams open, {report.refused} refused")
     return report
 
 
+class Timed(Protocol):
+    """One server, or several together."""
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds used so far."""
+
+
 class Stopwatch:
     """Measures the CPU time of the server, of the load and of all other processes from its creation on."""
 
-    def __init__(self, server: MeasuredServer, load: Sequence[int]) -> None:
+    def __init__(self, server: Timed, load: Sequence[int]) -> None:
         self._server = server
         self._load = load
         self._began = (time.monotonic(), server.cpu_s(), sum(map(cpu_s, load)), busy_s())

@@ -168,7 +168,7 @@ class MeasuredServer:
         """Return whether the server accepts events and answers its readiness page, or opens a stream if it has none."""
         if self.target.http:
             socket.create_connection(("127.0.0.1", self._place.publish_port), timeout=5).close()
-        elif not self.unix.exists():
+        elif not self.target.forwards and not self.unix.exists():
             return False
         path = self.target.ready or self.target.path.replace("{topic}", "default")
         with self._answer(path, "text/event-stream") as response:

@@ -30,6 +30,7 @@
 enum {
     READ_BYTES = 256 * 1024,
     PATH_BYTES_MAX = 2048,
+    CODING_BYTES_MAX = 64,
     REQUEST_BYTES = PATH_BYTES_MAX + 512,
 };
 
@@ -56,21 +57,23 @@ typedef struct stream {
 } stream_t;
 
 typedef struct {
-    uint64_t bytes, reads;
+    uint64_t bytes, reads, chunks;
+    uint64_t coded; /* opened, with a Content-Encoding */
     /* failed: no connection; refused: a status other than 200; closed: by the server; dropped: by us, on purpose */
     uint64_t opened, failed, refused, closed, dropped;
 } counters_t;
 
 static struct {
-    const char *host, *path;
+    const char *host, *path, *accept_encoding;
     int port, concurrency, rcvbuf, per_address, slow_bytes;
     uint32_t source_base; /* first source address, host byte order; 0 leaves the choice to the kernel */
     size_t streams, slow, stalled;
     double seconds, life_s;
     int reconnect;
+    int count_only; /* count the bytes and chunks of bodies, and read no events */
     uint64_t first; /* number of the first event that each stream must see; 0 accepts any */
-} settings = {.host = "127.0.0.1", .path = "/events", .concurrency = 256, .per_address = 10000, .slow_bytes = 1024,
-              .source_base = 0x7f010101, .streams = 100, .seconds = 60, .first = 1};
+} settings = {.host = "127.0.0.1", .path = "/events", .accept_encoding = "", .concurrency = 256, .per_address = 10000,
+              .slow_bytes = 1024, .source_base = 0x7f010101, .streams = 100, .seconds = 60, .first = 1};
 
 static stream_t *streams;
 static counters_t counters;
@@ -136,6 +139,8 @@ static void stream_over(stream_t *stream, uint64_t *counter)
 static void take(stream_t *stream, const char *at, const char *end)
 {
     const uint64_t next = stream->reader.next;
+    if (settings.count_only)
+        return;
     parse(&stream->reader, at, end, now_ns());
     if (stream->reader.next > until && !stream->reached && stream->manner == HEALTHY) {
         stream->reached = 1;
@@ -173,6 +178,7 @@ static void take_chunks(stream_t *stream, const char *at, const char *end)
             stream->chunked = SIZE;
         } else if (stream->chunk_left) {
             stream->chunked = DATA;
+            counters.chunks++;
         } else {
             stream_over(stream, &counters.closed); /* the last chunk */
         }
@@ -234,8 +240,10 @@ static size_t make_request(const stream_t *stream, char *request)
     const size_t topic = (size_t)(stream - streams) % (size_t)stride;
     const place_t *place = stream->reader.place;
     const int with_id = place && place->length;
-    return (size_t)sprintf(request, "GET %.*s HTTP/1.1\r\nHost: %s:%d\r\nAccept: text/event-stream\r\n%s%.*s%s\r\n",
+    const int coded = settings.accept_encoding[0] != 0;
+    return (size_t)sprintf(request, "GET %.*s HTTP/1.1\r\nHost: %s:%d\r\nAccept: text/event-stream\r\n%s%s%s%s%.*s%s\r\n",
                            (int)make_path(topic, path), path, settings.host, settings.port,
+                           coded ? "Accept-Encoding: " : "", settings.accept_encoding, coded ? "\r\n" : "",
                            with_id ? "Last-Event-ID: " : "", with_id ? place->length : 0, with_id ? place->id : "",
                            with_id ? "\r\n" : "");
 }
@@ -323,13 +331,14 @@ static void connect_next(void)
 /* Take a line of the response head, without its end. Return -1 for a status other than 200, 1 after the head. */
 static int take_head_line(stream_t *stream, char *line)
 {
-    static const char encoding[] = "transfer-encoding:";
+    static const char encoding[] = "transfer-encoding:", coding[] = "content-encoding:";
     if (!stream->status_read) {
         stream->status_read = 1;
         return strncmp(line, "HTTP/1.", 7) == 0 && strncmp(line + 8, " 200", 4) == 0 ? 0 : -1;
     }
     if (strncasecmp(line, encoding, sizeof encoding - 1) == 0 && strcasestr(line, "chunked"))
         stream->chunked = SIZE;
+    counters.coded += strncasecmp(line, coding, sizeof coding - 1) == 0;
     return *line == 0;
 }
 

@@ -5,7 +5,8 @@
  * (read nothing after the response head) or be slow (read a few bytes each tick). With --topics N, stream i has topic
  * i mod N, which replaces {} in the path, and expects the events n with n mod N = i mod N; that topic mod M replaces
  * {%M}. With --reconnect, a closed or refused stream reconnects with its last id and must have lost nothing. With
- * --life S, each stream ends after S/2 to 3 S/2 seconds and a new one takes its place.
+ * --life S, each stream ends after S/2 to 3 S/2 seconds and a new one takes its place. With --accept-encoding, the
+ * requests ask for a coded body. The swarm decodes nothing: with --count-only, it counts bytes and chunks only.
  *
  * Owns its sockets and counters; never publishes. Writes lines of JSON to stdout: a report "ready" when every stream
  * is open or has failed, "recovered" after a storm, "mark" for each command `mark`, and "done" at the end. Reads
@@ -54,6 +55,7 @@ static void report(const char *name)
            (double)((ready_ns ? ready_ns : now_ns()) - began_ns) / 1e9,
            reopened_ns ? (double)(reopened_ns - storm_ns) / 1e9 : 0,
            recovered_ns ? (double)(recovered_ns - storm_ns) / 1e9 : 0, open_now, healthy_open, reached);
+    printf(",\"coded\":%" PRIu64 ",\"chunks\":%" PRIu64, counters.coded, counters.chunks);
     printf(",\"deliveries\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"reads\":%" PRIu64 ",\"gaps\":%" PRIu64
            ",\"missed\":%" PRIu64 ",\"untold\":%" PRIu64 ",\"told_gaps\":%" PRIu64 ",\"told_missed\":%" PRIu64
            ",\"duplicates\":%" PRIu64 ",\"wrong_order\":%" PRIu64 ",\"torn\":%" PRIu64 ",\"foreign\":%" PRIu64,
@@ -272,7 +274,7 @@ static void usage(void)
             "usage: swarm --port N [--host ADDRESS] [--path PATH] [--streams N] [--concurrency N] [--seconds N]\n"
             "             [--first N] [--topics N] [--reconnect] [--life SECONDS]\n"
             "             [--stalled N] [--slow N] [--slow-bytes N] [--rcvbuf N]\n"
-            "             [--source ADDRESS|any] [--per-address N]\n");
+            "             [--source ADDRESS|any] [--per-address N] [--accept-encoding CODING] [--count-only]\n");
     exit(2);
 }
 
@@ -297,6 +299,7 @@ int main(int argc, char **argv)
         {"rcvbuf", required_argument, NULL, 'r'},     {"source", required_argument, NULL, 'a'},
         {"per-address", required_argument, NULL, 'm'}, {"topics", required_argument, NULL, 't'},
         {"reconnect", no_argument, NULL, 'e'},        {"life", required_argument, NULL, 'l'},
+        {"accept-encoding", required_argument, NULL, 'g'}, {"count-only", no_argument, NULL, 'k'},
         {NULL, 0, NULL, 0}};
     int option;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -316,13 +319,15 @@ int main(int argc, char **argv)
         case 'm': settings.per_address = atoi(optarg); break;
         case 'e': settings.reconnect = 1; break;
         case 'l': settings.life_s = atof(optarg); break;
+        case 'g': settings.accept_encoding = optarg; break;
+        case 'k': settings.count_only = 1; break;
         case 't': stride = strtoull(optarg, NULL, 10); break;
         default: usage();
         }
     }
     if (settings.port <= 0 || optind != argc || !settings.streams || settings.concurrency < 1 ||
         settings.per_address < 1 || settings.slow_bytes < 1 || settings.slow_bytes > READ_BYTES ||
-        settings.slow + settings.stalled > settings.streams)
+        settings.slow + settings.stalled > settings.streams || strlen(settings.accept_encoding) > CODING_BYTES_MAX)
         usage();
     stride = stride ? stride : 1; /* 0: one topic for all streams */
     prepare();

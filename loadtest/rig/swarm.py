@@ -31,6 +31,7 @@ class SwarmReport(msgspec.Struct, frozen=True, kw_only=True):
         open: streams open.
         healthy_open: streams open that read all they can.
         reached: of these, the number that have seen the awaited event.
+        coded: streams opened with a Content-Encoding; chunks: HTTP chunks received, except the last one of a body.
         deliveries: events received; bytes: bytes of the bodies; reads: calls that returned bytes.
         gaps, missed: places where the numbers jumped, and the number of skipped events; untold: skipped events that no
             gap event reported.
@@ -55,6 +56,8 @@ class SwarmReport(msgspec.Struct, frozen=True, kw_only=True):
     open: int
     healthy_open: int
     reached: int
+    coded: int
+    chunks: int
     deliveries: int
     bytes: int
     reads: int
@@ -118,6 +121,8 @@ class Swarm:
         slow: number of streams that read only `slow_bytes` every 100 ms.
         rcvbuf: SO_RCVBUF of each stream, bytes; 0 keeps the system's.
         source: first source address; every 10,000 streams use the next one. `any` lets the kernel choose.
+        accept_encoding: value of the request header, at most 64 bytes; empty to send none. The swarm decodes no body.
+        count_only: count bytes and chunks, and check no event; for bodies that are coded.
         cpus: the cores that the swarm may use; all if empty.
     """
 
@@ -139,6 +144,8 @@ class Swarm:
         slow_bytes: int = 1024,
         rcvbuf: int = 0,
         source: str = "127.1.1.1",
+        accept_encoding: str = "",
+        count_only: bool = False,
         cpus: Collection[int] = (),
     ) -> None:
         options: dict[str, object] = {
@@ -156,10 +163,13 @@ class Swarm:
             "slow-bytes": slow_bytes,
             "rcvbuf": rcvbuf,
             "source": source,
+            "accept-encoding": accept_encoding,
         }
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         if reconnect:
             flags.append("--reconnect")
+        if count_only:
+            flags.append("--count-only")
         self._program = Program([str(build(HERE / "swarm.c")), *flags], cpus=cpus)
 
     def __enter__(self) -> Swarm:

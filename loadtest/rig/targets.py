@@ -51,6 +51,7 @@ class Target:
         replay_path: request target of a stream that first receives all retained events; empty if there is none.
         concurrency: maximum number of streams that may be opening at one time; the server refuses more.
         http: how events are published over HTTP; None for NDJSON lines into the Unix socket.
+        forwards: it is a proxy in front of another server, so no events are published to it.
         notes: settings that differ from the server's defaults, and remarks about its figures.
     """
 
@@ -63,6 +64,7 @@ class Target:
     replay_path: str = ""
     concurrency: int = CONCURRENCY
     http: HttpEntrance | None = None
+    forwards: bool = False
     notes: tuple[str, ...] = ()
 
     @property
