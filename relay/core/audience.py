@@ -123,7 +123,7 @@ class Audiences:
         return subscription
 
     def enter(self, subscription: Subscription) -> None:
-        """Count one more stream of a subscription."""
+        """Add one stream to the counts of a subscription."""
         subscription.streams += 1
         self.forms[subscription.form.name] += 1
         shared = len(subscription.audiences) > 1
@@ -132,7 +132,7 @@ class Audiences:
             audience.shared += shared
 
     def leave(self, subscription: Subscription) -> None:
-        """Count one stream of a subscription less; drop the subscription with its last stream."""
+        """Remove one stream from the counts of a subscription; drop the subscription with its last stream."""
         subscription.streams -= 1
         self.forms[subscription.form.name] -= 1
         shared = len(subscription.audiences) > 1
@@ -169,7 +169,7 @@ class Audiences:
             evicted: whether evictions at or after the cursor matter.
         """
         cursor = max(cursor, self._log.tail)
-        # The own index of a topic is always complete.
+        # A topic's own index is always complete.
         return [
             Wanted(audience.term, audience.index)
             for audience in subscription.audiences
@@ -183,11 +183,11 @@ class Audiences:
             pass
 
     def most_subscribed(self, count: int) -> list[tuple[Topic, int]]:
-        """Return topics with their numbers of subscribers, most first; those without only fill up the rest.
+        """Return topics with their numbers of subscribers, most subscribers first; other topics fill the rest.
 
-        A stream whose terms are in two audiences of a topic would count twice; disjoint terms never are. The numbers
-        are exact. But of topics without an event since a pattern came, at most `RESOLVED_MAX` are looked at anew, so
-        that the call takes no longer after patterns changed; the others are chosen by their former audiences.
+        No stream counts twice, because its terms are disjoint. The numbers are exact, but the choice of topics may not
+        be: of the topics without an event since patterns changed, one call looks up at most `RESOLVED_MAX` again, to
+        bound its duration. It ranks the others by their former audiences.
         """
         log = self._log
         stale = (topic for topic in log.topics.values() if topic.generation != log.generation)
@@ -208,7 +208,7 @@ class Audiences:
         return topic.audiences
 
     def _resolve(self, topic: Topic) -> None:
-        """Find the audiences of a topic, and let its events go into their indexes."""
+        """Find the audiences of a topic, and attach their indexes to the topic."""
         found = list(dict.fromkeys(self._patterns.covering(topic.name))) if self._patterns else []
         topic.patterns = tuple(dict.fromkeys(audience.index for audience in found))
         found += self.of_term(topic.name)
@@ -243,7 +243,7 @@ class Audiences:
             self._patterns.remove(term, audience)
             self._log.generation += 1
             if not by_form:
-                # Topics without another event still refer to the index, which must not keep its rows for them.
+                # Topics without a later event still refer to the index, so it must not keep its rows.
                 index.begin(self._log.head, index.evicted_s)
                 index.since = 0  # A backfill that is under way has nothing to add.
         else:

@@ -1,7 +1,7 @@
 """Catching up: serves the streams that lag or replay, and applies the policy of each.
 
 Owns the state of each stream that is behind, the order in which these streams are served, and the chunks that
-streams with nearby cursors share. A live stream has no state here. Never marks an audience, opens or parses.
+streams with nearby cursors share. A live stream has no state here. Never marks an audience, opens a stream or parses.
 
 The policy of a stream is applied when the stream is about to be written to. A stalled stream needs no check, because
 it holds no memory except the half-sent frame. Each tick checks only `disconnect`, `block` and soft limits.
@@ -37,13 +37,13 @@ SERVED_A_TURN = 32
 """Maximum number of streams that one turn writes to: 32 writes of 64 KiB take about a millisecond."""
 
 CHUNK_CACHE_BYTES = 16 * 1024 * 1024
-"""Maximum size of the cached chunks, which streams share that read the same part of the log at the same time."""
+"""Maximum size of the cached chunks. Streams that read the same part of the log at the same time share a chunk."""
 
 LAGS_A_TICK = 100
 """Maximum number of streams whose lag one tick adds to the histogram."""
 
 CLOSE_GRACE_S = 5.0
-"""Time in which a closing stream must read the rest of a half-sent frame."""
+"""Time for the client of a closing stream to read the rest of a half-sent frame."""
 
 
 class Lagging:
@@ -63,14 +63,14 @@ class Lagging:
 
     def __init__(self, seen: int, replaying: bool, refused: bool) -> None:
         self.seen = seen  # ordinal of the cursor at the last write
-        self.replaying = replaying  # it began before the head and has not been live yet
+        self.replaying = replaying  # the stream began before the head and has not been live yet
         self.refused = refused  # the kernel did not accept a whole chunk, so the client is slow
         self.queued = False
         self.soft_since_s: float | None = None
         self.over_since_s: float | None = None  # `block`: time since which it has held up its publishers
         self.ceiling: int | None = None  # `drop-newest`: the end of its backlog
         self.conflating = False
-        # `conflate`: superseded events that a gap has reported and the cursor has not passed, from one read at most.
+        # `conflate`: superseded events that a gap has reported and the cursor has not passed, at most of one read.
         self.told = array("Q")
 
 
@@ -127,8 +127,8 @@ class CatchUp:
 
         Args:
             handle: the stream.
-            replaying: it is new and begins before the head.
-            refused: the kernel did not accept a whole chunk.
+            replaying: whether the stream is new and begins before the head.
+            refused: whether the kernel did not accept a whole chunk.
         """
         subscription = self._subscription(handle)
         seen = subscription.ordinal(self._engine.cursor(handle))
@@ -174,7 +174,7 @@ class CatchUp:
         self._blocking.discard(handle)
 
     def close(self, handle: int, reason: str, now_s: float, last: bytes = b"") -> None:
-        """Close a stream after the current frame; abort it if it does not read the rest within `CLOSE_GRACE_S`."""
+        """Close a stream after the half-sent frame; abort it if the client does not read this in `CLOSE_GRACE_S`."""
         self._engine.close(handle, reason, last)
         self.drop(handle)
         self._closing[handle] = now_s + CLOSE_GRACE_S
@@ -253,7 +253,7 @@ class CatchUp:
         # A backfill adds older rows to a segment.
         key = (subscription.form, index, number, index.since)
         chunk = self._chunks.get(key)
-        # The last segment grows. If streams got an old part of it, few of them would ever be live under a steady feed.
+        # The last segment grows. If streams received an outdated chunk of it, few would be live under a steady feed.
         if chunk is None or chunk.cursor <= cursor or index.segment(chunk.cursor) == number:
             sequences, finished = index.rows(number, log.tail)
             chunk = subscription.form.chunk(log, sequences, sequences[-1] + 1 if finished else log.head)
@@ -367,7 +367,7 @@ class CatchUp:
     def _ends(self, subscription: Subscription, before: int, cursor: int) -> tuple[str, str]:
         """Return the ids of the first and the last event that a stream misses when it skips from `before` to `cursor`.
 
-        If these events are evicted, return default ids for the ends of the range; they name no event of another topic.
+        If these events are evicted, return default ids for the ends of the range, which name no event of another topic.
         """
         log, indexes = self._log, subscription.indexes
         if cursor == log.tail:
@@ -405,7 +405,7 @@ class CatchUp:
     # Ticks
 
     def tick(self, now_s: float) -> None:
-        """Apply `disconnect` to stalled streams, and abort closing streams that do not read a half-sent frame."""
+        """Apply `disconnect` to stalled streams; abort closing streams whose clients do not read a half-sent frame."""
         if not self.streams:
             # Cached chunks would keep evicted frames in memory while no stream reads them.
             self._chunks.clear()

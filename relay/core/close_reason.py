@@ -27,13 +27,13 @@ class CloseReason(StrEnum):
     """The client sent more than `discard-bytes-max` after its request."""
 
     SLOW = "slow"
-    """The policy `disconnect` acted, or an event that the stream needs was evicted."""
+    """The policy `disconnect` applied, or an event that the stream needed was evicted."""
 
     BLOCKED = "blocked"
     """A `block` stream held up publishers for `block-timeout`."""
 
     LAPPED = "lapped"
-    """The log of an edge began again."""
+    """An edge dropped its log and received another one from its hub."""
 
     ENDED = "ended"
     """All topics of the stream have ended."""
@@ -57,4 +57,4 @@ class CloseReason(StrEnum):
 CLEAN = frozenset(
     (CloseReason.ENDED, CloseReason.EXPIRED, CloseReason.REVOKED, CloseReason.AGE, CloseReason.DRAIN)
 )
-"""The reasons that end a stream in order. Its body is then complete; for any other reason, it is cut off."""
+"""The reasons for which a stream ends in order, with a complete body. For any other reason, the body is truncated."""

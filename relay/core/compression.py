@@ -1,4 +1,4 @@
-"""Compression: which audiences have a compressor.
+"""Compression: assigns compressors to audiences.
 
 A compressor takes 256 KiB, so their number is bounded. The audiences with the most streams have one. All other streams
 of compressed forms receive stored blocks; see `relay.core.forms.gzip`.
@@ -12,8 +12,8 @@ from relay.core.audience import Audience
 from relay.core.forms.gzip import STREAMS_MIN, Compressor
 
 GROWTH = 2
-"""An audience takes the compressor of another audience if it has this many times its streams, so that two audiences of
-similar size do not take it from each other."""
+"""An audience takes the compressor of another one only if it has this many times as many streams. Otherwise two
+audiences of similar size would take it from each other repeatedly."""
 
 
 class Compression:
@@ -54,12 +54,12 @@ class Compression:
         return True
 
     def lose(self, audience: Audience) -> None:
-        """Note that the streams of an audience receive events that its compressor was not fed."""
+        """Note that streams of an audience receive events that its compressor does not receive."""
         if audience.compressor is not None:
             audience.compressor.lose()
 
     def begin(self) -> None:
-        """Drop all compressors, because the log begins again and no stream is live."""
+        """Drop all compressors, because the log continues from another sequence and no stream is live."""
         for audience in list(self._audiences):
             self._drop(audience)
 

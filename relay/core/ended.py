@@ -4,9 +4,9 @@ Owns the set of ended topics and the form of that event. Never closes a stream (
 
 Theory of operation. The end of a topic is the last event of the topic. Like any event it has a position in the log,
 reaches every edge in order and is stored on the disk. A topic is *ending* once this event is accepted; it then rejects
-other events. It is *ended* once the event is in the log; its streams then close. With a file, a write lies between the
-two. The last `ENDED_MAX` topics are remembered even if the log does not retain their end. After a restart, only the
-topics whose end is in the file are known.
+other events. It is *ended* once the event is in the log; its streams then close. With a file, the write to the disk
+happens between the two. The last `ENDED_MAX` topics are remembered even if the log does not retain their end. After a
+restart, only the topics whose end is in the file are known.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ENDED_MAX = 10_000
 
 _FIELD = f"\r\nevent: {END}\n".encode()
 _FIELD_STOP = 8 + len(_FIELD)
-"""Where the field ends at the latest: at most 8 hexadecimal digits precede it."""
+"""Latest position of the field's end: at most 8 hexadecimal digits precede the field."""
 
 
 class Ended:

@@ -1,10 +1,10 @@
 """The flush: one round of writing new entries to the live streams.
 
 The flush joins the new entries once per audience, and once per combination of audiences that a stream has. The engine
-gets one buffer for all streams of an audience. A flush may run in slices; between slices, publishers and streams go
-on. It sends the entries that existed when it began (`until`), and to each stream only those from the stream's cursor
-on. If the entries do not fit into one segment, the streams catch up instead, and a policy can act. All audiences of a
-combination have the form of its streams.
+receives one buffer for all streams of an audience. A flush may run in slices, between which publishers and other
+streams continue. It sends the entries that existed at its start (before `until`), and to each stream only those from
+its cursor on. If the entries do not fit into one segment, the streams catch up instead, so that a policy can apply. All
+audiences of a combination have the same form.
 
 Owns the due audiences and the position up to which live streams have received everything. Never applies a policy.
 """
@@ -26,10 +26,10 @@ SLICE_S = 0.002
 """Maximum duration of a slice, after which other work of the event loop runs."""
 
 MEMBERS_A_SLICE = 512
-"""Maximum number of streams of small audiences in one slice; the clock is read only within an audience."""
+"""Maximum number of streams of small audiences in one slice; the engine reads the clock only within an audience."""
 
 MEMBERS_A_JOIN = 4
-"""Cost of joining the chunk of an audience, in streams."""
+"""Cost of joining one chunk, as a number of streams of `MEMBERS_A_SLICE`."""
 
 
 @dataclass(slots=True)

@@ -3,8 +3,8 @@
 Publishing marks, the flush writes. `publish` appends to the log and marks the audiences of the topic. `turn` does one
 slice of the pending work: first the flush to the live streams, then the streams that catch up.
 
-Owns the life of a stream from the moment it gets the descriptor to its one close reason. Never parses, opens a socket
-or reads the system's time: the caller passes descriptors, `now_s`, a clock and a wake-up function.
+Owns the life of a stream, from the receipt of its descriptor to its one close reason. Never parses, opens a socket or
+reads the system's time: the caller passes descriptors, `now_s`, a clock and a wake-up function.
 
 The module is longer than 400 lines because opening, serving, passing on and closing streams use the same parts.
 """
@@ -66,7 +66,7 @@ class Hub:
         epoch: the prefix of default ids.
         streams_max: maximum number of open streams.
         measures: histograms.
-        clock: the clock that `now_s` comes from; measures time within a call.
+        clock: the clock of `now_s`, which measures time within a call.
         wake: called once when `turn` has work to do.
         draw: returns a random number in [0, 1); used for reconnection times.
     """
@@ -123,9 +123,9 @@ class Hub:
         self._woken = False
         self.ended = Ended()
         self._ending: deque[int] = deque()  # live streams of topics that have ended
-        self._leaving: deque[Subscription] = deque()  # of closed streams, still counted in their audiences
+        self._leaving: deque[Subscription] = deque()  # of closed streams that their audiences still count
         self.writer = Writer(config, self.log, self._append, self.ended, self.end_topic)
-        self.publish_one = self.writer.publish_one  # an alias: each event passes here
+        self.publish_one = self.writer.publish_one  # an alias, to save a call for each event
         self.compression = Compression(config.compress_level, config.compress_contexts)
         self._flush = Flush(
             self.log, engine, self._fall_behind, self.compression, measures.flush_s, measures.written_s, clock
@@ -143,7 +143,7 @@ class Hub:
 
     @property
     def refusal(self) -> str:
-        """Why nothing can be published now; empty when it can."""
+        """The reason why events are rejected now; empty if they are accepted."""
         return "the server is draining" if self._input_ended else self.writer.refusal
 
     def end_input(self) -> None:
@@ -197,17 +197,17 @@ class Hub:
         """Declare that another hub feeds this one: the log is unreadable until a snapshot is complete.
 
         Args:
-            on_hold_change: called each time the topics that streams of this process hold change.
+            on_hold_change: called when the streams of this process hold or release a topic.
         """
         self.fed, self.begun, self.linked = True, False, False
         self.holds.on_change(on_hold_change)
 
     def set_linked(self, linked: bool) -> None:
-        """Record whether the hub that feeds this one is connected and stays."""
+        """Record whether the hub that feeds this one is connected and is not leaving."""
         self.linked = linked
 
     def continue_from(self, head: int) -> None:
-        """Keep the log; the feeding hub sends what is missing up to its head."""
+        """Keep the log; the feeding hub sends the missing entries up to its head."""
         self.snapshot = head
 
     def end_snapshot(self) -> bool:
@@ -244,7 +244,7 @@ class Hub:
         """Append an encoded entry from another hub or from the disk; its sequence must be the next one.
 
         Raises:
-            EventError: its topic is none.
+            EventError: its topic is invalid.
         """
         self._append(entry.topic, entry.frame, entry.id, entry.key, now_s)
         if is_end(entry.frame):
@@ -264,7 +264,7 @@ class Hub:
         """
         return self.log.find(ids, disjoint(terms))
 
-    # Streams pass to another process
+    # Handing streams over to another process
 
     def pack(self, now_s: float) -> tuple[list[PackedSubscription], list[tuple[int, PackedStream]]]:
         """Describe all streams, with their descriptors, and the subscriptions that they refer to.
@@ -294,17 +294,17 @@ class Hub:
         return list(places), streams
 
     def adopt(self, fd: int, stream: PackedStream, terms: tuple[str, ...], rule: Rule, form: str) -> int:
-        """Take a stream of another process, whose log is this one's; nothing is written to it before the next turn.
+        """Add a stream from another process with the same log; write nothing to it before the next turn.
 
         Args:
-            fd: its socket; the engine's from now on.
-            stream: what it is.
-            terms: its terms, checked and disjoint.
-            rule: what it has chosen, or was given.
-            form: the name of its form.
+            fd: the socket of the stream; the engine owns it from now on.
+            stream: the state of the stream.
+            terms: the checked and disjoint terms of the stream.
+            rule: the rule of the stream.
+            form: the name of the form.
 
         Returns:
-            its handle; one that was closing there is still to be closed here.
+            the handle. If the stream has a close reason, the caller passes both to `go_on`.
         """
         subscription = self.audiences.get(terms, rule, self.forms[form])
         if stream.cursor < self.log.head:
@@ -329,7 +329,7 @@ class Hub:
         return handle
 
     def go_on(self, closing: Iterable[tuple[int, str]], now_s: float) -> None:
-        """Begin to serve the adopted streams, and close those that were closing, with these reasons."""
+        """Begin to serve the adopted streams; close those that were closing, given with their reasons."""
         for handle, reason in closing:
             self.catchup.close(handle, reason, now_s)
         self._settle(now_s)
@@ -338,7 +338,7 @@ class Hub:
     # Opening streams
 
     def prepare(self, request: Subscribe, now_s: float, done: Done) -> Callable[[], None]:
-        """Complete the indexes that a replay of patterns reads, in slices; `subscribe` would do it in one turn.
+        """Complete the indexes that a replay of patterns reads, in slices; `subscribe` alone does it in one turn.
 
         Args:
             request: the request, with a last id or a time.
@@ -364,14 +364,14 @@ class Hub:
         """Open a stream.
 
         Args:
-            fd: a connected, non-blocking socket. The engine owns it when this returns; if this raises, the caller does.
+            fd: a connected, non-blocking socket. The engine owns it after the return; after an error, the caller does.
             request: the request.
             address: the peer's address.
             now_s: the time.
 
         Raises:
-            RequestError: as `relay.core.admission.Admission.check`, 503 during a drain, 204 if all its topics
-            have ended. OSError: the descriptor is not a socket.
+            RequestError: as `relay.core.admission.Admission.check`; 503 during a drain; 204 if all topics have ended.
+            OSError: the descriptor is not a socket.
         """
         if self.draining:
             raise RequestError(503, "the server is draining", RETRY_SOON)
@@ -457,7 +457,7 @@ class Hub:
         if request.since_s is not None:
             cursor = log.since(now_s - request.since_s)
             return cursor, cursor == log.tail and not math.isinf(request.since_s)
-        return max(log.head, self.snapshot), False  # the rest of a snapshot is not new
+        return max(log.head, self.snapshot), False  # the remaining entries of a snapshot are not new
 
     def draw_retry_ms(self) -> int:
         """Draw the reconnection time of one client."""

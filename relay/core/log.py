@@ -1,9 +1,9 @@
 """The log: all retained entries in one global order, with an index for each subscription term.
 
 Theory of operation. An entry is a row across parallel columns (frame, topic, id, key, time, superseded); its position
-is its sequence minus `_base`. Columns instead of objects spare the garbage collector half a million objects. Sequences
-increase by one and never wrap. `tail` is the oldest retained sequence, `head` the next sequence. Retention moves `tail`
-and drops the frame at once; it removes dead rows from the columns when they are an eighth of the rows.
+is its sequence minus `_base`. With an object per entry, the garbage collector would traverse half a million objects.
+Sequences increase by one and never wrap. `tail` is the oldest retained sequence, `head` the next sequence. Retention
+moves `tail` and drops the frame at once; it removes dead rows from the columns when they are an eighth of the rows.
 
 Each topic has its own index (`relay.core.index`); the index of a pattern is attached to every topic that matches.
 
@@ -108,7 +108,7 @@ class Log:
             epoch: the new prefix of default ids.
             sequence: the next sequence.
             evicted_s: time of the last entry before it, or `-math.inf`.
-            indexes: all indexes that have readers, patterns' too. The cursors of readers become invalid.
+            indexes: all indexes that have readers, including those of patterns. The cursors of readers become invalid.
         """
         while self.tail < self.head:
             self._evict(self.tail)
@@ -134,7 +134,7 @@ class Log:
             topic: one of `self.topics`.
             frame: the encoded event; at most `bytes_max` bytes.
             id: the id that the publisher chose, or None for the default id.
-            key: the key for `conflate`; None stands for the topic.
+            key: the key for `conflate`; events of a topic without a key share the key None.
             now_s: time of the entry in seconds; never less than the time of the previous entry.
 
         Returns:
@@ -188,7 +188,7 @@ class Log:
             self._base = sequence
 
     def evict_before(self, sequence: int) -> None:
-        """Evict the entries before a sequence, as another log with the same entries did."""
+        """Evict the entries before a sequence, because another log with the same entries has evicted them."""
         while self.tail < min(sequence, self.head):
             self._evict(self.tail)
 
@@ -222,7 +222,7 @@ class Log:
             self.topics.pop(topic.name, None)
 
     def evicted(self) -> Iterator[tuple[str, int, float]]:
-        """Return the topics' marks of evicted entries: name, sequence and time of the last one, as of now."""
+        """Return the current marks of evicted entries: each topic's name, and its last one's sequence and time."""
         marks, topics, last = dict(self.marks.items()), list(self.topics.values()), self.tail - 1
         forgotten = ((name, *mark) for name, mark in marks.items())
         return chain(forgotten, ((topic.name, min(topic.evicted, last), topic.evicted_s) for topic in topics))
@@ -235,7 +235,7 @@ class Log:
     ) -> None:
         """Import the marks of evicted entries of another log with the same entries.
 
-        Topics that are not in this log stay out of it.
+        This adds no topics to the log.
 
         Args:
             topics: as `evicted` returns them.
@@ -272,7 +272,7 @@ class Log:
         return frame
 
     def entry(self, sequence: int) -> Entry:
-        """Return a retained entry whole."""
+        """Return a retained entry with all its fields."""
         row = sequence - self._base
         return Entry(
             sequence,
@@ -328,7 +328,7 @@ class Log:
                 cut = min(cut, part[-1] + 1)
         if not wanted:
             return None
-        wanted.sort()  # the runs are sorted; timsort merges them
+        wanted.sort()  # The part of each index is sorted; timsort merges the parts.
         base, flags, size = self._base, self._superseded, 0
         sequences: list[int] = []
         superseded: list[int] = []
@@ -372,7 +372,7 @@ class Log:
 
         Args:
             ids: the readings of the subscriber's last id.
-            terms: of its subscription, disjoint.
+            terms: the disjoint terms of its subscription.
         """
         for id in ids:
             epoch, _, digits = id.rpartition("-")

@@ -22,14 +22,14 @@ class Subscribe:
         terms: checked topics and patterns, each once, at least one.
         last_ids: the possible readings of the client's last id; empty without one.
         since_s: replay events of at most this age; `math.inf` for all retained events; None for new events only.
-        policy: the policy that the client chose, which the settings allow; None for the configured policy.
+        policy: the client's choice among the policies that the settings allow; None for the configured policy.
         padding: begin with a comment of 2 KiB, which makes old browsers read the stream.
         head: the response head, which is sent first.
         form: name of the form of the body; see `relay.core.forms`.
         grant: the grant of the client.
         ends_s: end of the grant, in the hub's time.
         after: sequence of the last id, if the hub that feeds this one had to look it up.
-        must_know: the last id comes from `since`. If it is unknown, begin at `since_s`; without that, reject.
+        must_know: the last id comes from `since`. If it is unknown, begin at `since_s`; without `since_s`, reject.
     """
 
     terms: tuple[str, ...]
@@ -50,7 +50,7 @@ PackedSubscription = tuple[tuple[str, ...], Rule, str]
 
 
 class PackedLag(msgspec.Struct, array_like=True, frozen=True):
-    """The state of a stream that lags or replays, for another process: `Lagging`, with `seen` as a count.
+    """The state of a stream that is behind, for another process: `Lagging`, with `seen` as a count.
 
     An ordinal is valid in one log only. The head is the same in both logs, so `owed` counts back from the head.
     """

@@ -1,8 +1,8 @@
 """The writer: turns events into entries, each with a frame, a sequence and an id.
 
-Theory of operation. The writer checks and encodes a whole batch before it changes anything, so a batch is published
-all or none. An event whose `dedup` key was seen within the window is not published again; its publisher gets the first
-id. With a file, entries go through the journal and enter the log once they are on the disk.
+Theory of operation. The writer checks and encodes a whole batch before it changes anything, so it publishes all events
+of a batch or none. An event whose `dedup` key was seen within the window is not published again; its publisher receives
+the first id. With a file, the journal stores entries on the disk before the log receives them.
 
 Owns the rules for publishable events, and the dedup keys. Never waits.
 """
@@ -26,10 +26,10 @@ from relay.sse import encode
 from relay.topic import check_topic
 
 DEDUP_CHARACTERS_MAX = 256
-"""Longest dedup key: room for any digest or path, while a million of them stay below 300 MB."""
+"""Maximum length of a dedup key. Any digest or path fits, and a million keys take less than 300 MB."""
 
 RESERVED = "relay."
-"""Prefix of the event types that only relay sends, so that subscribers can believe them; publishers may send `END`."""
+"""Prefix of the event types that only relay sends, so that subscribers can trust them; publishers may send `END`."""
 
 Append = Callable[[str, bytes, str | None, str | None, float], int]
 """Appends (topic, frame, id, key, time) to the log and returns the sequence."""
@@ -63,7 +63,7 @@ class WriteAhead(Protocol):
 
     @property
     def refusal(self) -> str:
-        """Why nothing can be published now; empty when it can."""
+        """The reason why events are rejected now; empty if they are accepted."""
 
     def put(self, entries: Sequence[Entry], keys: Sequence[tuple[str, str]]) -> None:
         """Add the entries of one batch, and their dedup keys with ids."""
@@ -100,7 +100,7 @@ class Writer:
 
     @property
     def refusal(self) -> str:
-        """Why nothing can be published now; empty when it can."""
+        """The reason why events are rejected now; empty if they are accepted."""
         return "" if self.journal is None else self.journal.refusal
 
     def confirm(self, callback: Callable[[], None]) -> None:

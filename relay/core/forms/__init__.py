@@ -1,1 +1,1 @@
-"""The wire formats of streams: how an entry of the log becomes bytes of a response body."""
+"""The wire formats of streams, which turn entries of the log into bytes of a response body."""

@@ -1,10 +1,10 @@
 """Forms: the bytes that a stream receives for the entries of the log.
 
 Theory of operation. The log stores each event once, as an SSE frame in a chunk of an HTTP body (RFC 9112 section 7.1).
-A form turns these stored chunks into the bytes of one kind of response. It has two parts. The syntax tells how an event
-is written (`sse`, `envelope`, `ndjson`). The framing tells how the body carries it: in chunks, plain until the
-connection closes, or compressed in chunks. The stored chunks are the form `sse` in chunks, so most streams share them
-as they are. Other forms derive their bytes from the stored chunks, once per entry.
+A form turns these stored chunks into the bytes of one kind of response. It has two parts. The syntax is the
+representation of an event (`sse`, `envelope`, `ndjson`). The framing is the encoding of the body: in chunks, plain
+until the connection closes, or compressed in chunks. The stored chunks already have the form `sse` in chunks, so most
+streams share them unchanged. Other forms derive their bytes from the stored chunks, once per entry.
 
 An audience is keyed by its term and its form. Nothing else depends on the form: flushing, catching up, cursors,
 policies and gaps are the same for all forms. A form sends one chunk per event, so a cursor can point to any event, and
@@ -31,7 +31,7 @@ DERIVED_BYTES_MAX = 1024 * 1024
 
 
 class Syntax(Protocol):
-    """How events are written in a body."""
+    """The representation of events in a body."""
 
     name: str
     """The first part of the names of its forms."""
@@ -70,8 +70,8 @@ class Form:
 
     Args:
         name: the name in messages between processes and in metrics.
-        syntax: how events are written.
-        framing: how the body carries them.
+        syntax: the representation of events.
+        framing: the encoding of the body.
         number: the number of the form in the engine.
     """
 
@@ -108,13 +108,13 @@ class Form:
         return [self._content(log, *pair) for pair in zip(sequences, log.pick(sequences), strict=True)]
 
     def notice_content(self, *frames: bytes) -> bytes:
-        """Return notices, which are SSE frames or comments, in the syntax of the form; nothing for an empty one."""
+        """Return notices, which are SSE frames or comments, in the syntax of the form; empty ones yield nothing."""
         if not self._is_sse:
             frames = tuple(self.syntax.notice(frame) for frame in frames if frame)
         return b"".join(frames)
 
     def notice(self, frame: bytes) -> bytes:
-        """Return the bytes of a notice, which is an SSE frame or comment; nothing for an empty one."""
+        """Return the bytes of a notice, which is an SSE frame or comment; an empty one yields nothing."""
         content = self.notice_content(frame)
         return self.framing.wrap(content) if content else b""
 

@@ -1,4 +1,4 @@
-"""Framings: how a response body carries its content, and how it ends.
+"""Framings: the encodings of a response body, and of its end.
 
 Owns chunks and plain bodies. Never compresses (`relay.core.forms.gzip`).
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Protocol
 
 LAST_CHUNK = b"0\r\n\r\n"
-"""Ends a body in chunks. A body that ends without it was cut off."""
+"""Ends a body in chunks. A body without it is truncated."""
 
 CHUNK_BYTES_MAX = 16
-"""More bytes than a chunk adds to its content: the size in hexadecimal digits, and two line ends."""
+"""Upper bound of the bytes that a chunk adds to its content: the size in hexadecimal digits, and two line ends."""
 
 
 def wrap(content: bytes) -> bytes:
@@ -25,7 +25,7 @@ def unwrap(chunk: bytes) -> bytes:
 
 
 class Framing(Protocol):
-    """How a body carries its content."""
+    """The encoding of a body."""
 
     name: str
     """The second part of the names of its forms; empty for the framing of the log."""
@@ -39,7 +39,7 @@ class Framing(Protocol):
     """The first bytes of the body."""
 
     def wrap(self, content: bytes) -> bytes:
-        """Return some content, at least one byte, as a part of the body."""
+        """Encode content of at least one byte as a part of the body."""
 
     def end(self, crc: int, size: int) -> bytes:
         """Return the end of a complete body.

@@ -1,24 +1,24 @@
 """The framing `gzip`, and compressors that many streams share.
 
 Theory of operation. The body is one gzip member (RFC 1952) in chunks. Each event is first available as a stored deflate
-block (RFC 1951 section 3.2.4): five bytes more than the event, and independent of all other blocks. Every stream can
-receive every event in this way. So catching up, cursors and policies need nothing new.
+block (RFC 1951 section 3.2.4), which has five bytes more than the event and is independent of all other blocks. Every
+stream can receive every event in this form, so catching up, cursors and policies work as in other framings.
 
 The streams of one audience receive the same events, so one deflate context can compress for all of them. A flush feeds
-its events to the context and ends the output with Z_SYNC_FLUSH, which ends it at a byte. Distances in deflate count
-decompressed bytes. A stream can therefore read this output if its last decompressed bytes are exactly the bytes that
-the context was fed since its last *key frame*, with nothing in between; it does not matter in which blocks they came.
-A key frame is Z_FULL_FLUSH: what follows it refers to nothing before it. All events from `key_cursor` on were fed
-since the last one. The engine notes for each stream since which sequence it received nothing but events
-(`clean_since`). Both are compared: a stream with `clean_since <= key_cursor` gets the shared output, any other gets
-stored blocks until the next key frame. A gap, a heartbeat, a skip or a conflated read moves `clean_since` forward.
+its events to the context and ends the output with Z_SYNC_FLUSH, which ends it at a byte boundary. Distances in deflate
+count decompressed bytes. A stream can therefore read this output if its last decompressed bytes are exactly the bytes
+that the context was fed since its last *key frame*, in any kind of block, with nothing in between. A key frame is a
+Z_FULL_FLUSH: later output does not refer to content before it. The context was fed all events from `key_cursor` on
+since the last key frame. A stream has received all events from `clean_since` on, and nothing else; the engine keeps
+this sequence. If `clean_since <= key_cursor`, the stream receives the shared output; otherwise it receives stored
+blocks until the next key frame. A gap, a heartbeat, a skip or a conflated read moves `clean_since` forward.
 
-The trailer has the CRC-32 of the content of the stream. The engine combines it from the CRC-32 of the parts, and only a
-complete body needs it.
+The trailer contains the CRC-32 of the content of the stream. The engine combines it from the CRC-32 of the parts. Only
+a complete body needs it.
 
-A context takes 256 KiB, so their number is bounded. They are an optimisation: one can be dropped at any time.
+A context takes 256 KiB, so their number is bounded. Contexts are an optimisation and can be dropped at any time.
 
-Owns the compressors of one hub and their key frames. Never sends.
+Owns the compressed format and the key frames. Never sends.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ import zlib
 from relay.core.forms.framing import LAST_CHUNK, wrap
 
 KEY_BYTES = 32 * 1024
-"""Content between two key frames while streams wait: the window of deflate, so that a key frame costs little."""
+"""Minimum content between two key frames while less than half of the streams wait. It is the size of deflate's window,
+so that a key frame costs little compression."""
 
 STREAMS_MIN = 2
-"""Streams of an audience from which on a compressor is worth its memory."""
+"""Minimum number of streams of an audience for which a compressor is worth its memory."""
 
 _HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # RFC 1952 section 2.3: deflate, no time, unknown system
 _FINAL_BLOCK = b"\x03\x00"  # RFC 1951 section 3.2.3: an empty last block
@@ -80,7 +81,7 @@ class Compressor:
         self.waiting = 0  # streams that could not read the last output
 
     def lose(self) -> None:
-        """Begin the next output with a key frame, because streams have received content that was not fed."""
+        """Begin the next output with a key frame, because streams have received content that the context has not."""
         self.key_cursor = None
 
     def feed(self, content: bytes, cursor: int, streams: int) -> bytes:
@@ -88,11 +89,11 @@ class Compressor:
 
         Args:
             content: the events.
-            cursor: the sequence from which on the flush sends; live streams have received everything before it.
+            cursor: the first sequence of the flush; live streams have received everything before it.
             streams: number of streams of the audience.
 
         Returns:
-            a chunk that ends at a byte.
+            a chunk whose compressed content ends at a byte boundary.
         """
         waiting = self.waiting
         if self.key_cursor is None or (waiting and (self._fed >= KEY_BYTES or 2 * waiting >= streams)):

@@ -1,9 +1,9 @@
 """The form `ndjson`: one JSON object per line, for `Accept: application/x-ndjson`.
 
-An event is `{"id": …, "event": …, "topic": …, "data": …}`; members that the event does not have are left out. `data` is
-the event's data. An object or array is embedded as JSON; all other data is a string, also when it looks like a number.
-So a feed of plain lines has strings only, whatever the lines contain. Notices have the same members without `topic`,
-and `retry` in milliseconds. A heartbeat or other comment is an empty line, which JSON parsers skip as white space.
+An event is `{"id": …, "event": …, "topic": …, "data": …}`; absent fields are omitted. `data` is the event's data. An
+object or array is embedded as JSON; all other data is a string, even if it looks like a number. Notices have the same
+members without `topic`, and `retry` in milliseconds. A heartbeat or other comment is an empty line, which JSON parsers
+skip as white space.
 
 U+0085, U+2028 and U+2029 are escaped, because some clients end a line at them, for example
 `httpx.Response.iter_lines`.
@@ -51,7 +51,7 @@ class Fields:
                 break
             name, _, value = frame[place:stop].partition(b": ")
             if name == b"data":
-                # All lines that remain are data, except the empty line at the end.
+                # All remaining lines are data, except the empty line at the end.
                 self.data = frame[place + 6 : -2].replace(b"\ndata: ", b"\n")
                 break
             if name == b"id":
@@ -83,7 +83,7 @@ def data_json(data: bytes) -> object:
     """Return an event's data as a value for `dumps`: an object or array unchanged, anything else as a string.
 
     Args:
-        data: the data in UTF-8. JSON has no line end within a string, so line ends in it become spaces.
+        data: the data in UTF-8. In JSON, line ends are white space outside strings, so they become spaces.
     """
     if data[:1] in (b"{", b"["):
         try:

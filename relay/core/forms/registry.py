@@ -15,10 +15,10 @@ SYNTAXES: tuple[Syntax, ...] = (Sse(), Envelope(), Ndjson())
 FRAMINGS: tuple[Framing, ...] = (Chunked(), Plain(), Gzip())
 
 DEFAULT = "sse"
-"""The form of HTTP/1.1 clients that ask for nothing else. The log stores its bytes."""
+"""The form for HTTP/1.1 clients that request no other. The log stores its bytes."""
 
 PLAIN = "sse/plain"
-"""The form of HTTP/1.0 clients that ask for nothing else."""
+"""The form for HTTP/1.0 clients that request no other."""
 
 
 def name_of(syntax: str, framing: str) -> str:
