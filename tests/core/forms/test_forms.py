@@ -9,18 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.config.model import Config
+from relay.core.audience import Audiences
 from relay.core.forms.envelope import Envelope
 from relay.core.forms.form import Form
 from relay.core.forms.framing import LAST_CHUNK, Chunked, unwrap, wrap
 from relay.core.forms.ndjson import Fields, Ndjson
 from relay.core.forms.registry import all_forms
 from relay.core.log import Log
+from relay.core.policy import Rules
 from relay.event import Event
 from relay.sse import comment, encode, priming
 from tests.properties.strategies import EVENTS
 from tests.readers import Reader
 
 MIB = 1 << 20
+RULE = Rules(Config()).choose(("a.*",), None)
 
 
 def entered(*events: Event) -> Log:
@@ -47,6 +51,16 @@ def test_each_event_is_read_back_from_each_form(name: str) -> None:
     assert reader.complete == form.framing.chunked
     if form.syntax.name != "sse":
         assert reader.topics == ["a", "b.c", "a"]
+
+
+def test_the_forms_of_a_pattern_share_one_index() -> None:
+    audiences = Audiences(Log("e", bytes_max=MIB))
+    subscriptions = [audiences.get(("a.*",), RULE, form) for form in all_forms().values()]
+    assert len({id(subscription.indexes[0]) for subscription in subscriptions}) == 1
+    assert len(audiences.indexes()) == 1
+    for subscription in subscriptions:
+        audiences.release(subscription)
+    assert audiences.indexes() == []
 
 
 def test_the_stored_chunks_are_sent_as_they_are() -> None:
