@@ -56,7 +56,7 @@ class RelayGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. If the reader of its output is gone, exit by SIGPIPE, like other Unix filters."""
+        """Run the command. If the reader of its output has closed the pipe, exit by SIGPIPE, like other filters."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()

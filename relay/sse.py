@@ -1,7 +1,6 @@
 """The codec of the event stream: `Event` values to frames, and bytes to `Event` values (WHATWG HTML 9.2).
 
-Owns the wire format, sans-IO: bytes and values, no topics, no sockets, no clock. The implementation that
-`relay.speedups` chose does the work.
+Owns the wire format, sans-IO. Never handles topics, sockets or time. `relay.speedups` selects the implementation.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def encode(event: Event, id: str | None, bytes_max: int, in_chunk: bool = False)
 
 
 def comment(text: str) -> bytes:
-    """Encode a comment as one line. No empty line follows, because some clients would read an empty event.
+    """Encode a comment as one line. No empty line follows, because some clients would dispatch an empty event.
 
     Raises:
         EventError: the text has a line end, or a lone surrogate.

@@ -1,13 +1,13 @@
 """The acceptor accepts connections from the listeners and passes them to the front, within the limits.
 
-Owns the time at which a connection is accepted, the steps before its first request (PROXY header, TLS), and the choice
-of the connection to close when no descriptor is free. Never serves a request and never opens a listener.
+Owns the timing of accepts, the steps before the first request of a connection (PROXY header, TLS), and the choice of
+the connection to close when no descriptor is free. Never serves a request and never opens a listener.
 
 Theory of operation. Connections that are not accepted wait in the backlog of the listener. So when a limit is reached,
 the acceptor stops watching its listeners for a short time; it neither spins nor rejects. It counts descriptors and
-does not wait for EMFILE. Streams may not use the last descriptors. They serve ordinary requests, so /healthz and
-/metrics respond even if no more streams fit. If silent connections hold all descriptors, the acceptor closes the
-connection that has waited longest.
+does not wait for EMFILE. Streams may not use the last descriptors. These are reserved for ordinary requests, so
+/healthz and /metrics respond even if no more streams fit. If silent connections hold all descriptors, the acceptor
+closes the connection that has waited longest.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from relay.limits import Limit
 from relay.telemetry.input_errors import InputErrors
 
 ACCEPTS_A_TURN = 16
-"""Connections accepted from one listener per turn of the event loop. With 64, as many handshakes ran at the same time.
-This cost 0.3 MB permanently and a sixth of the rate (`python -m bench memory-10000 accept-10000`)."""
+"""Connections accepted from one listener per turn of the event loop. With 64, 64 handshakes ran at the same time, which
+cost 0.3 MB permanently and a sixth of the rate (`python -m bench memory-10000 accept-10000`)."""
 BURST_S = 0.1
 """Burst of `accept-rate`, in seconds of the rate."""
 PATIENCE_S = 0.5
-"""When no descriptor is free: minimum silence of a connection before the acceptor closes it to accept another."""
+"""When no descriptor is free: minimum idle time of a connection before the acceptor closes it to accept another."""
 HALF_OPEN_PATIENCE_S = 5.0
 """The same at `half-open-max`: long enough for busy clients that all reconnect at the same time."""
 PAUSE_S = 0.05
@@ -45,8 +45,8 @@ PAUSE_S = 0.05
 SPARE = 32
 """Descriptors reserved for uses that begin after the start: feeders, files, links."""
 HTTP2_SPARE = 96
-"""Descriptors that streams of HTTP/2 leave to new connections. The limit of streams cannot: it does not know how many
-streams are of HTTP/2, and have two descriptors."""
+"""Descriptors that HTTP/2 streams leave for new connections. `streams-max` cannot reserve them, because it does not
+distinguish HTTP/2 streams, which have two descriptors each."""
 HTTP2_DESCRIPTORS = 3
 """Descriptors of a stream of HTTP/2 at its hand-over: both ends of the pair, and a duplicate."""
 

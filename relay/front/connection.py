@@ -1,8 +1,7 @@
 """A connection of the front: from the first byte of a request to its response or the hand-over of its descriptor.
 
 Owns the life of a connection, publishing over HTTP and the small documents. Never parses (`relay.http.request`,
-`relay.front.routes`), never chooses a policy, and never writes to a stream (`relay.core.hub`). The module is longer
-than 400 lines because its steps share the state of one state machine.
+`relay.front.routes`), never chooses a policy, and never writes to a stream (`relay.core.hub`).
 
 Theory of operation. A connection is in one phase:
 
@@ -21,8 +20,8 @@ LINGERING reads and drops the remaining input. An immediate close would reset th
 overtake the response (RFC 9112 section 9.6). The connection stops reading in WAITING, in FLUSHING, and while too many
 responses are unsent.
 
-A long GET requests a stream of many topics. It may have to wait for its turn (`relay.front.pace`) before it is parsed.
-The connection reads nothing else meanwhile.
+A long GET is a request for a stream of many topics. It waits for its turn (`relay.front.pace`) before it is parsed.
+Meanwhile the connection reads nothing.
 
 The module is longer than 400 lines because the phases of one connection are one state machine.
 """
@@ -148,7 +147,7 @@ class FrontProtocol(asyncio.Protocol):
         self._guarded(self._serve)
 
     def eof_received(self) -> bool:
-        """Close. All complete requests have been served, because the connection reads nothing before that."""
+        """Close the connection. All complete requests have been served, because it does not read before that."""
         if self._phase is Phase.READING and self._parser.partial:
             self._guarded(lambda: self._refuse(RequestError(400, "the request is incomplete")))
         return False
@@ -326,7 +325,7 @@ class FrontProtocol(asyncio.Protocol):
             )
 
     def _prepare(self, subscribe: Subscribe) -> None:
-        """Hand over after the hub has prepared the replay; the entries of a pattern may have to be found first."""
+        """Hand over after the hub has prepared the replay, which may require a search for the entries of a pattern."""
         front = self._front
         if subscribe.last_ids or subscribe.since_s is not None:
             self._await(
@@ -468,7 +467,7 @@ class FrontProtocol(asyncio.Protocol):
         self._respond(error.status, (*headers, *error.headers), body)
 
     def _wants_retry_stream(self) -> bool:
-        """Whether the request is a browser's for a stream, and `refuse-streams` is `retry`."""
+        """Return whether the request is for an event stream and `refuse-streams` is `retry`."""
         request = self._request
         return (
             self._front.config.refuse_streams == "retry"
@@ -479,7 +478,7 @@ class FrontProtocol(asyncio.Protocol):
         )
 
     def _send_retry_stream(self, error: RequestError) -> None:
-        """Respond with a short stream that sets the reconnection time: after an error status, EventSource gives up."""
+        """Respond with a short stream that sets the reconnection time; EventSource does not retry after an error."""
         assert self._request is not None
         after_ms = 1000 * int(dict(error.headers).get("Retry-After", "0"))
         text = comment(error.reason) + come_back(after_ms + self._front.hub.draw_retry_ms())

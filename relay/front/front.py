@@ -133,7 +133,7 @@ class Front:
         return self.clock() + (grant.ends_s - self.auth.wall())
 
     def cut_oldest(self, waiting: Waiting, age_s: float) -> bool:
-        """Close the connection that has waited longest, if for at least `age_s`; return whether there was one."""
+        """Close the connection that has waited longest, if at least `age_s`; return whether one was closed."""
         found = self.deadlines.oldest(waiting)
         if found is None or found[1] < age_s:
             return False
@@ -153,7 +153,7 @@ class Front:
             each.leave()
 
     def cut_http2(self) -> None:
-        """Close all connections of HTTP/2, now and until `takes_http2` is set. Their clients reconnect and resume."""
+        """Close all HTTP/2 connections, and new ones until `takes_http2` is set. Their clients reconnect and resume."""
         self.takes_http2 = False
         for each in list(self.http2):
             each.cut()

@@ -1,19 +1,19 @@
 """HTTP/2 in the process: one connection, and a pump for each of its streams.
 
-Owns the frames of a connection, its limits, and the time at which it closes. Never serves a request: each stream is an
-ordinary HTTP/1.1 connection of the front behind a socket pair (`relay.front.h2_stream`).
+Owns the frames of a connection, its limits and its close. Never serves a request: each stream is an ordinary HTTP/1.1
+connection of the front behind a socket pair (`relay.front.h2_stream`).
 
-Theory of operation. The library `h2` keeps the state of the protocol. It receives one frame at a time, so each frame
-is counted before its work is done. All frames that are written in one turn of the loop leave in one write.
+Theory of operation. The library `h2` keeps the state of the protocol. It receives one frame at a time, so that each
+frame is counted before it is processed. All frames of one turn of the loop are sent in one write.
 
     client ── TCP or TLS ── connection ══ stream 1 ══ pair of sockets ── the front, later the engine
                                        ══ stream 3 ══ pair of sockets ── the front, later the engine
 
-Three bounds protect the process. The connection reads nothing while its client does not read. A request that is over
-the limit of concurrent streams is refused. A budget pays for frames that make no progress (`relay.front.h2_limits`).
+Three bounds protect the process. The connection reads nothing while its client does not read. A request over the limit
+of concurrent streams is refused. A budget bounds the frames that make no progress (`relay.front.h2_limits`).
 
-The server leaves a connection in two steps: GOAWAY, after which new streams are refused, and the close, when the last
-stream has ended.
+The server closes a connection in two steps. It sends GOAWAY and refuses new streams. It closes the connection when the
+last stream has ended.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Http2Connection(asyncio.Protocol):
             self.guarded(self._serve)
 
     def eof_received(self) -> bool:
-        """Close: a client that cannot open windows receives nothing more."""
+        """Close the connection, because a client that cannot open windows receives nothing more."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -106,12 +106,12 @@ class Http2Connection(asyncio.Protocol):
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """Continue in a new turn: this call may happen within a write."""
+        """Continue in a new turn, because this call may happen within a write."""
         self._congested = False
         self.front.loop.call_soon(self.guarded, self._continue)
 
     def deadline_passed(self, waiting: Waiting) -> None:
-        """Close the connection without a request, or abort it if the client does not close."""
+        """Close a connection that has no request, or abort one that the client does not close."""
         if waiting in (Waiting.LINGER, Waiting.FLUSH):
             self.abort()
             return
@@ -190,7 +190,7 @@ class Http2Connection(asyncio.Protocol):
         if not self._accepts(frame):
             return
         if frame.kind == FrameKind.GOAWAY and not frame.stream_id:
-            # The library would refuse to end the open streams. RFC 9113 section 6.8 lets them continue.
+            # The library would not end the open streams after GOAWAY. RFC 9113 section 6.8 lets them continue.
             self.leave()
             return
         for event in self._h2.receive_data(frame.data):
@@ -205,7 +205,7 @@ class Http2Connection(asyncio.Protocol):
         return limit is None
 
     def _reject(self, stream_id: int, code: ErrorCodes) -> None:
-        """Reset a stream that was not opened. Such streams are bounded as frames without progress are."""
+        """Reset a stream that was not opened. The budget of frames without progress bounds such streams."""
         self._h2.reset_stream(stream_id, code)
         if self._limits.spend(self.front.clock()):
             self.front.metrics.limited(Limit.H2_FRAMES)
@@ -270,7 +270,7 @@ class Http2Connection(asyncio.Protocol):
         self._translated(stream, lambda: stream.receive(event.data or b"", event.flow_controlled_length or 0))
 
     def _translated(self, stream: Http2Stream, step: Callable[[], None]) -> None:
-        """Pass a part of a request on; a malformed one resets its stream."""
+        """Process a part of a request; reset the stream if the request is malformed."""
         try:
             step()
         except MalformedError:
@@ -290,7 +290,7 @@ class Http2Connection(asyncio.Protocol):
         self.forget(stream)
 
     def acknowledge(self, stream_id: int, count: int) -> None:
-        """Open the windows of the client by bytes that the front has received."""
+        """Open the client's windows by the number of bytes that the front has received."""
         if not self._over:
             self._h2.acknowledge_received_data(count, stream_id)
             self._flush_soon()
@@ -314,7 +314,7 @@ class Http2Connection(asyncio.Protocol):
             stream_id: the stream.
             data: at most `room` bytes.
             ends: whether the body is complete.
-            cut: whether a window or the largest frame has cut the part.
+            cut: whether a window or the largest frame has truncated the part.
         """
         self._h2.send_data(stream_id, data, end_stream=ends)
         self._queued_bytes += len(data)
@@ -364,14 +364,14 @@ class Http2Connection(asyncio.Protocol):
             self._transport.write(data)
 
     def _send_goaway(self, code: ErrorCodes) -> None:
-        """Send GOAWAY. The library cannot: it would send no frame after it."""
+        """Send GOAWAY without the library, which would send no frame after it."""
         self._flush()
         frame = GoAwayFrame(0, last_stream_id=self._h2.highest_inbound_stream_id, error_code=code)
         if not self._transport.is_closing():
             self._transport.write(frame.serialize())
 
     def _fail(self, code: ErrorCodes, reason: str, *, announced: bool = False) -> None:
-        """Close after an error of the client."""
+        """Close the connection after an error of the client."""
         self.front.errors.report("request", "closed an HTTP/2 connection from %s: %s", self.address, reason)
         self._close(code, announced=announced)
 
@@ -384,7 +384,7 @@ class Http2Connection(asyncio.Protocol):
         else:
             self._send_goaway(code)
         self._end()
-        self._transport.resume_reading()  # and drop the input, because unread input turns the close into a reset
+        self._transport.resume_reading()  # This drops further input. Unread input would turn the close into a reset.
         if self._transport.can_write_eof():
             self._transport.write_eof()
         else:

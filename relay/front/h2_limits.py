@@ -1,12 +1,13 @@
 """The limits of one HTTP/2 connection: frames without progress, the size of heads, and the settings of the server.
 
-Owns the budget of a connection. Never closes a connection: it names the limit that a frame exceeds.
+Owns the budget of a connection. Never closes a connection: it returns the limit that a frame exceeds.
 
 Theory of operation. The budget is a token bucket. These frames cost one token each: SETTINGS, PING, PRIORITY,
 RST_STREAM, CONTINUATION, GOAWAY, unknown frames, DATA without content and without END_STREAM, and WINDOW_UPDATE. A
-rejected request costs one too. A client opens windows as it receives data, so each DATA frame sent pays for
-WINDOW_UPDATE frames: one of the stream and one of the connection for each KiB begun. A DATA frame that a small window
-has cut short pays for none: such a client asks for many frames with little content (CVE-2019-9511).
+rejected request costs one too. A client opens windows as it receives data, so each DATA frame sent allows WINDOW_UPDATE
+frames without cost: one of the stream and one of the connection for each KiB begun. A DATA frame that a small window
+has truncated allows none, because a client can use small windows to cause many frames with little content
+(CVE-2019-9511).
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ FRAMES_PER_S = 100
 FRAMES_BURST_S = 10
 """Size of the budget, in seconds of its refill: a page may close hundreds of streams at once."""
 UPDATES_MAX = 10_000
-"""Most WINDOW_UPDATE frames that sent DATA frames have paid for: those of a window of 5 MB. Browsers have larger
-windows, and open them in larger steps."""
+"""Maximum number of WINDOW_UPDATE frames without cost: those for a window of 5 MB. Browsers have larger windows, and
+open them in larger steps."""
 UPDATE_BYTES_MIN = 1024
-"""Smallest step in which clients open a window. Go's has 4 KiB. A DATA frame that a window cuts to fewer bytes pays for
-no WINDOW_UPDATE."""
+"""Smallest step in which clients open a window; Go's client uses 4 KiB. A DATA frame that a window truncates to fewer
+bytes allows no WINDOW_UPDATE."""
 
 
 class Http2Limits:
@@ -71,7 +72,7 @@ class Http2Limits:
 
         Args:
             size: bytes of its content.
-            cut: whether there was more to send.
+            cut: whether a window or the largest frame has truncated the content.
         """
         if not cut or size >= UPDATE_BYTES_MIN:
             self._updates = min(self._updates + 2 * (1 + size // UPDATE_BYTES_MIN), UPDATES_MAX)
@@ -87,9 +88,9 @@ def begin(config: Config) -> H2Connection:
     }
     connection.local_settings = Settings(client=False, initial_values=settings)
     connection.initiate_connection()
-    # A request over the limit is refused alone, and may be sent again. The library would close the connection.
+    # relay refuses only the request over the limit, and the client may retry. The library would close the connection.
     settings[SettingCodes.MAX_CONCURRENT_STREAMS] = 2 * config.h2_streams_max + 1
     connection.local_settings = Settings(client=False, initial_values=settings)
-    # The front answers 431 to a head between the two limits. A larger one ends the connection.
+    # The front responds 431 to a head between the two limits. A larger head closes the connection.
     connection.decoder.max_header_list_size = 2 * config.head_bytes_max
     return connection

@@ -1,12 +1,12 @@
-"""One stream of HTTP/2: a request, and the inner end of the socket pair that leads it to the front.
+"""One stream of HTTP/2: a request, and the inner end of its socket pair to the front.
 
 Owns the bytes of one stream in transit. Never writes a frame: `relay.front.h2` does.
 
 Theory of operation. The other end of the pair is an ordinary connection of the front (HTTP/1.1), and later a stream of
-the engine. The body of the response waits here while the windows of flow control are closed or the client does not
-read; then this end reads nothing, and the pair fills. So a slow stream of HTTP/2 is a slow stream to the engine. The
-body of the request waits in the transport of this end. Its bytes are acknowledged, which opens the window of the
-client, when the transport has room.
+the engine. The body of the response waits here while the flow-control windows are closed or the client does not read.
+Meanwhile this end reads nothing, and the pair fills, so the engine handles the stream like any other slow stream. The
+body of the request waits in the transport of this end. When the transport has room, the connection acknowledges the
+bytes, which opens the client's window.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from relay.front.h2 import Http2Connection
 
 READ_BYTES = 16 * 1024
-"""Bytes that a stream reads at once: a frame's payload, and the most that waits in one stream."""
+"""Maximum bytes of one read: the payload of a frame. At most one read waits in a stream."""
 
 _scratch = bytearray(READ_BYTES)  # All streams read into it, because each read is consumed at once.
 
@@ -80,7 +80,7 @@ class Http2Stream(asyncio.BufferedProtocol):
         self.waiting: Waiting | None = None
 
     def start(self) -> None:
-        """Connect to the front in a turn of its own: a request that the client cancels at once costs no pair."""
+        """Connect to the front in a later turn, so that a request that is cancelled at once needs no pair."""
         self._task = self._connection.front.loop.create_task(self._open())
 
     async def _open(self) -> None:
@@ -107,11 +107,11 @@ class Http2Stream(asyncio.BufferedProtocol):
     # The request, from the connection.
 
     def receive(self, data: bytes, flow_bytes: int) -> None:
-        """Pass a part of the request's body on.
+        """Forward a part of the request's body.
 
         Args:
             data: the part.
-            flow_bytes: bytes to acknowledge for it, with its padding.
+            flow_bytes: bytes to acknowledge for the part, including padding.
         """
         self._unacknowledged += flow_bytes
         self._request_unsent += self._exchange.body(data)
@@ -128,7 +128,7 @@ class Http2Stream(asyncio.BufferedProtocol):
         if self._transport is not None and not self._write_paused and not self._transport.is_closing():
             self._transport.write(bytes(self._request_unsent))
             self._request_unsent.clear()
-            if not self._write_paused:  # it was not paused by this write
+            if not self._write_paused:  # this write has not paused it
                 self._acknowledge()
 
     def _acknowledge(self) -> None:
@@ -162,7 +162,7 @@ class Http2Stream(asyncio.BufferedProtocol):
         return _scratch
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Pass a part of the response on."""
+        """Forward a part of the response."""
         self._connection.guarded(lambda: self._respond(bytes(_scratch[:nbytes])))
 
     def eof_received(self) -> bool:
@@ -180,7 +180,7 @@ class Http2Stream(asyncio.BufferedProtocol):
         try:
             events = self._exchange.receive(data)
         except MalformedError:
-            # The front has aborted the response, such as that of a stream that is too slow.
+            # The front has aborted the response, for example that of a slow stream.
             self._connection.reset(self, ErrorCodes.INTERNAL_ERROR)
             return
         for event in events:
@@ -232,14 +232,14 @@ class Http2Stream(asyncio.BufferedProtocol):
     def _wait(self) -> None:
         """Read nothing until the client accepts more."""
         self._connection.blocked.pop(self.stream_id, None)
-        self._connection.blocked[self.stream_id] = self  # behind the others
+        self._connection.blocked[self.stream_id] = self  # after the other streams
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
         if self.waiting is None:
             self._connection.front.deadlines.set(self, Waiting.FLUSH)
 
     def deadline_passed(self, waiting: Waiting) -> None:
-        """Reset the stream if its client must read the rest of a response. An open event stream may wait."""
+        """Reset the stream if its response is complete, has a length or is abandoned; an open event stream may wait."""
         if not (self._complete or self._has_length or self._is_abandoned()):
             self._connection.front.deadlines.set(self, waiting)
             return
@@ -247,7 +247,7 @@ class Http2Stream(asyncio.BufferedProtocol):
         self._connection.guarded(lambda: self._connection.reset(self, ErrorCodes.CANCEL))
 
     def _is_abandoned(self) -> bool:
-        """Return whether the engine has closed its end. The transport does not notice this while it reads nothing."""
+        """Return whether the engine has closed its end. The transport does not detect this while it reads nothing."""
         if self._transport is None or self._transport.is_closing():
             return True
         poll = select.poll()

@@ -1,8 +1,8 @@
-"""Content negotiation: the form of a stream from its request.
+"""Content negotiation: chooses the form of a stream for its request.
 
-A client gets NDJSON if it names that media type in `Accept` (RFC 9110 section 12.5.1), else the event stream. It gets
-the envelope if it asks by `?envelope=1`, or if a pattern of `envelope` covers one of its terms. HTTP/1.0 has no chunks.
-A client that accepts gzip gets it if the setting `compress` is on.
+A client receives NDJSON if it names that media type in `Accept` (RFC 9110 section 12.5.1), otherwise the event stream.
+It receives the envelope if it requests `?envelope=1`, or if a pattern of the setting `envelope` covers one of its
+terms. HTTP/1.0 has no chunks. A client that accepts gzip receives it if the setting `compress` is on.
 
 Owns these rules. Never parses an event, and never builds a response.
 """
@@ -66,7 +66,7 @@ class Negotiator:
 
 
 def _best(header: str, names: Mapping[str, str], default: str) -> str:
-    """Return the value of the name with the highest quality in an Accept header; of several, the first."""
+    """Return the value of the name with the highest quality in an Accept header; the first of several."""
     best, best_quality = default, 0.0
     for name, quality in _qualities(header):
         if name in names and quality > best_quality:
@@ -75,7 +75,7 @@ def _best(header: str, names: Mapping[str, str], default: str) -> str:
 
 
 def _qualities(header: str) -> Iterator[tuple[str, float]]:
-    """Yield the items of an Accept header with their qualities (RFC 9110 section 12.4.2); 1 without a valid one."""
+    """Yield the items of an Accept header and their qualities (RFC 9110 section 12.4.2), 1 if absent or invalid."""
     for item in header.split(","):
         name, semicolon, parameters = item.partition(";")
         found = _QUALITY.search(semicolon + parameters)

@@ -1,4 +1,4 @@
-"""The routes map a request head to a route.
+"""The routes: map a request head to a route.
 
 Owns the paths, their query names and their methods. Pure: a request in, one small value out. Never reads a body,
 publishes or opens a stream.
@@ -92,7 +92,7 @@ _RESOURCES = {resource.value: resource for resource in Resource}
 
 
 class Router:
-    """Tells what requests ask for, under one set of settings.
+    """Maps requests to routes, under one set of settings.
 
     Args:
         config: topic, limits, policies and origins.
@@ -128,7 +128,7 @@ class Router:
         )
 
     def whole_stream(self, request: Request, frame: bytes) -> bytes:
-        """Return a response with an event stream that has only this notice."""
+        """Return a complete response whose event stream contains only this notice."""
         form = self._forms[DEFAULT if request.version == "1.1" else PLAIN]
         return self._heads(self._origin(request), form) + form.notice(frame) + form.framing.end(0, 0)
 
@@ -164,7 +164,7 @@ class Router:
         raise RequestError(404, "no such path")
 
     def _options(self, request: Request, methods: tuple[str, ...]) -> Options:
-        """Return the response to OPTIONS: to a preflight request of an allowed origin, else the methods only."""
+        """Return the response to OPTIONS: the allowed methods, and CORS for a preflight of an allowed origin."""
         headers = (("Allow", ", ".join(methods)),)
         if "access-control-request-method" not in request.headers or not self._allows(request):
             return Options(headers)
@@ -267,6 +267,6 @@ def _last_ids(request: Request) -> tuple[str, ...]:
     for name in LAST_ID_NAMES:
         values = [value for value in request.raw_values(name) if value]
         if values:
-            # Several values are not an id. No id contains LF, so joining them with LF matches none.
+            # Several values are not an id. No id contains LF, so the values joined by LF match no id.
             return query_readings("\n".join(dict.fromkeys(values)))
     return ()

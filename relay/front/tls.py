@@ -6,7 +6,7 @@ Theory of operation. The pump writes decrypted bytes to one end of a socket pair
 connection of the front. Its descriptor is handed over to the engine, which sends to it as to the socket of a client.
 So streams with TLS use the same delivery and the same slow-client handling as plain ones. Each side of the pump stops
 reading when the buffer of the other side is full. A client that does not read fills its socket, then the pump, then
-the pair; then the send of the engine is short.
+the pair. Then the kernel accepts only a part of the engine's send, as for any slow client.
 
     client ── TCP, TLS ── outer ══ pump ══ inner ── pair of sockets ── the front, later the engine
 
@@ -76,7 +76,7 @@ class Tls:
         Args:
             connection: the socket of the client; the pump owns it from now on.
             http1: creates the protocol of the front's side.
-            http2: creates the protocol of a client that has chosen HTTP/2. It pumps for itself.
+            http2: creates the protocol for a client that has chosen HTTP/2, which needs no pump.
             loop: the event loop.
 
         Raises:

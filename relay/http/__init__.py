@@ -1,1 +1,1 @@
-"""HTTP/1.1 bytes, sans-IO: requests, responses and forwarded addresses."""
+"""HTTP bytes, sans-IO: requests, responses, forwarded addresses, and the frames of HTTP/2."""

@@ -1,7 +1,7 @@
 """One exchange of HTTP/2 in the form of HTTP/1.1, sans-IO: a request in one direction, its response in the other.
 
-Owns the translation of heads and bodies (RFC 9113 section 8). The libraries validate: `h2` the fields of the request,
-`h11` the HTTP/1.1 bytes of both directions. Never touches a socket and never knows a frame.
+Owns the translation of heads and bodies (RFC 9113 section 8). The library `h2` validates the fields of the request, and
+`h11` the HTTP/1.1 bytes of both directions. Never touches a socket and never handles a frame.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NAMED = frozenset((b"host", b"te", b"last-event-id"))
 
 
 class MalformedError(Exception):
-    """A request or a response that does not obey its standard."""
+    """A request or a response violates its standard."""
 
 
 class Exchange:

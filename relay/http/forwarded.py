@@ -1,7 +1,7 @@
 """The address of a client behind a proxy: `X-Forwarded-For` and the PROXY protocol, sans-IO.
 
-Owns both formats and the check that the sender is a trusted proxy. Never reads an address from any other sender: a
-client that can choose its address evades every limit per address.
+Owns both formats and the check that the sender is a trusted proxy. Never reads an address from any other sender,
+because a client that could choose its address would evade every limit per address.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The frames of HTTP/2 (RFC 9113 section 4), sans-IO: bytes in, whole frames out.
 
-Owns the boundaries of frames, so that the caller can count each frame and handle it alone. Never interprets the payload
-of a frame: the library `h2` does.
+Owns the boundaries of frames, so that the caller can count and process each frame separately. Never interprets the
+payload of a frame: the library `h2` does.
 """
 
 from __future__ import annotations

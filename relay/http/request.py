@@ -3,10 +3,9 @@
 Owns the grammar of requests. Never touches a socket or a clock, and never interprets a path
 (`relay.front.routes`) or builds a response (`relay.http.response`).
 
-Theory of operation. The caller pulls. `feed()` only stores bytes. `head()` returns the next request once its
-head is complete. `body()` returns the body of that request. The parser reads nothing beyond this body before the
-next call of `head()`. So bytes that follow a request for a stream are never parsed, and pipelined requests are
-served one after the other.
+Theory of operation. `feed()` only stores bytes. `head()` returns the next request once its head is complete. `body()`
+returns the body of that request. The parser reads nothing beyond this body before the next call of `head()`. So bytes
+that follow a request for a stream are never parsed, and pipelined requests are served one after the other.
 
     state    call      input                 next state
     HEAD     head()    a head without body   HEAD       (`body()` returns b"" at once)
@@ -17,8 +16,8 @@ served one after the other.
 llhttp in its strict mode validates the field lines (bare CR and LF, folded lines, white space before the colon,
 control characters, Content-Length that is repeated, malformed or combined with Transfer-Encoding). This module
 rejects the errors that llhttp accepts: other protocols and versions, a loose request line, a missing or repeated
-Host, Transfer-Encoding in HTTP/1.0 or other than `chunked`. `relay.http.chunks` decodes chunks, since llhttp does not
-report where in the input a message ends.
+Host, Transfer-Encoding in HTTP/1.0 or other than `chunked`. `relay.http.chunks` decodes chunks, because llhttp does not
+report the position of a message's end in the input.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from relay.limits import Limit
 PREFACE_HEAD = b"PRI * HTTP/2.0\r\n\r\n"
 """The part of HTTP/2's preface that looks like a request head (RFC 9113 section 3.4)."""
 LONG_BYTES = 2048
-"""Requests for a stream up to this size are parsed quickly: a hundred topics take half a millisecond."""
+"""Maximum size of a request for a stream that is parsed at once: a hundred topics take half a millisecond."""
 
 _TOKEN_BYTES = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])")
@@ -54,7 +53,7 @@ _SINGLE = frozenset(("host", "authorization", "content-type", "origin", "content
 
 
 class Http2PrefaceError(RequestError):
-    """The client speaks HTTP/2. The unread bytes continue after `PREFACE_HEAD`."""
+    """The client uses HTTP/2. The unread bytes continue after `PREFACE_HEAD`."""
 
     def __init__(self) -> None:
         super().__init__(505, "HTTP/2 is off or not possible on this connection; use HTTP/1.1")
@@ -91,7 +90,7 @@ class Request:
     def values(self, name: str) -> list[str]:
         """Return all values of a query name, decoded, in order.
 
-        Other values are not decoded, because links may carry foreign names with malformed values.
+        Other values are not decoded, because links may contain foreign names with malformed values.
 
         Raises:
             RequestError: 400 if a value is malformed.
@@ -293,7 +292,7 @@ def parse_head(head: bytes) -> Request:
         raise RequestError(400, f"malformed request: {error}") from None
     headers = _join(fields.lines)
     if last_ids:
-        # Several values are not an id. No id contains LF, so joining them with LF matches none.
+        # Several values are not an id. No id contains LF, so the values joined by LF match no id.
         headers["last-event-id"] = "\n".join(value.strip(b" \t").decode("latin-1") for value in last_ids)
     host = _HOST.fullmatch(headers.get("host", "" if version == "1.0" else " "))
     if host is None:
@@ -313,15 +312,15 @@ def parse_head(head: bytes) -> Request:
         keep_alive="close" not in connection and (version == "1.1" or "keep-alive" in connection),
         expects_continue=expect != "" and version == "1.1",
         body_length=_body_length(headers, version),
-        host=(authority or host[1]).lower(),  # RFC 9112 section 3.2.2: the target's host wins.
+        host=(authority or host[1]).lower(),  # RFC 9112 section 3.2.2: the target's host has precedence.
     )
 
 
 def _cut_last_ids(fields: bytes) -> tuple[list[bytes], bytes]:
     """Remove the values of Last-Event-ID from the field lines before llhttp validates them.
 
-    An id may contain any bytes, because an EventSource does not reconnect after status 400. A bare CR and a folded
-    line change where the field ends; they stay in place, and llhttp rejects them.
+    An id may contain any bytes, because an EventSource does not reconnect after status 400. A bare CR or a folded line
+    would change the end of the field; both stay in place, and llhttp rejects them.
     """
     if b"\r\nlast-event-id:" not in fields.lower():
         return [], fields

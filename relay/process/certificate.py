@@ -1,6 +1,6 @@
 """The certificate of a server: a PEM file and its key become a TLS context.
 
-Owns the choice of protocol versions and the messages for files that cannot be used. Never opens a connection.
+Owns the choice of protocol versions and the messages for unusable files. Never opens a connection.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read_context(certificate: str, key: str, *, http2: bool = False) -> ssl.SSLC
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["h2", "http/1.1"] if http2 else ["http/1.1"])
     try:
-        # Without a password of its own, OpenSSL would ask for one at the terminal.
+        # Without a password argument, OpenSSL would prompt for one at the terminal.
         context.load_cert_chain(certificate, key or None, password="")
     except (ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None)

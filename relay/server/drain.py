@@ -1,6 +1,6 @@
 """The drain: deliver every acknowledged event, then end the streams.
 
-Owns the order of the drain and its time limits. Never closes what the server opened, except the clients' listeners and
+Owns the order of the drain and its time limits. Never closes other parts of the server than the clients' listeners and
 the acceptor.
 """
 
@@ -91,7 +91,7 @@ async def _settle(parts: Parts) -> None:
 
 
 async def _end_streams(hub: Hub, config: Config, drained: asyncio.Event) -> None:
-    """End the streams evenly at `drain_rate`, or within half of `drain_timeout_s`, and wait until they have ended."""
+    """End the streams evenly, at `drain_rate` or within half of `drain_timeout_s`, and wait until all have ended."""
     streams = hub.engine.open
     takes_s = min(streams / config.drain_rate, config.drain_timeout_s / 2)
     batch = math.ceil(streams / max(1, round(takes_s / DRAIN_STEP_S)))

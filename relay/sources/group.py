@@ -25,12 +25,12 @@ _logger = logging.getLogger("relay.sources.group")
 
 
 class Sources:
-    """The sources of one server. Each reads only once it is started.
+    """The sources of one server. Each one reads only after its start.
 
     Args:
         config: the settings.
         hub: publishes the events.
-        metrics: counts bad input.
+        metrics: counts invalid input.
         loop: the event loop.
         on_eof: called once, after standard input has ended and all of it is published.
     """
@@ -51,7 +51,7 @@ class Sources:
 
         Args:
             listener: a listener that another process opened; None opens one at the path in the settings.
-            file: identity of the socket file (`unix_listener.identity`), if this process is to remove the file.
+            file: identity of the socket file (`unix_listener.identity`), if this process must remove the file.
 
         Raises:
             ConfigError: the path, its group or a user is not usable.

@@ -1,9 +1,9 @@
 """The store: one SQLite file with the log's entries and the dedup keys, which survive the process.
 
 Theory of operation. The file is in WAL mode and locked by one process. Every transaction is synced to the disk before
-it commits (`synchronous=FULL`). Each write packs its entries into one row. This needs few statements (Python's lock
-changes hands at each), and a million entries are read back in seconds. The checksum of a row covers the epoch and the
-time too, and the sequences of the rows are contiguous. So relay detects damage that SQLite does not detect.
+it commits (`synchronous=FULL`). Each write packs its entries into one row. This needs few statements (each one releases
+Python's lock), and a million entries are read back in seconds. The checksum of a row also covers the epoch and the
+time, and the sequences of the rows are contiguous. So relay detects damage that SQLite does not detect.
 
 relay never replaces a file that it cannot trust with a new one. It raises an error that names the file if the file is
 not a database, belongs to another program, is truncated or corrupt, lacks entries, or has lost its write-ahead log.
@@ -31,13 +31,13 @@ APPLICATION_ID = 0x72656C79
 """`rely` in the file's header; distinguishes the file from the files of other programs."""
 
 FORMAT = 2
-"""In format 1, which is read too, entries have frames without chunks. Rows of both formats may be in one file."""
+"""The current format. relay also reads format 1, whose entries are frames without chunks; a file may have both."""
 
 Key = tuple[str, str]
 """A dedup key and the id of its event."""
 
 LOCK_S = 2.0
-"""How long to wait for another process to release the file."""
+"""Time to wait for another process to release the file."""
 
 PAGES_A_CHECKPOINT = 4096
 """Pages of the write-ahead log (16 MiB) before a checkpoint copies them into the database."""
@@ -182,7 +182,7 @@ class Store:
         """Check that the file ends where a log with this epoch and head ends.
 
         Raises:
-            ConfigError: it does not.
+            ConfigError: the file ends elsewhere.
         """
         with self._named():
             last = self._db.execute("SELECT max(last) FROM entries").fetchone()[0]
@@ -193,7 +193,7 @@ class Store:
     def entries(self) -> Iterator[tuple[float, list[Entry]]]:
         """Yield the retained entries row by row, in order.
 
-        Each row comes with wall-clock time minus the time of the clock that its entries were stamped with.
+        The number of each row is the wall-clock time minus the time on the clock of its entries.
 
         Raises:
             ConfigError: the file is damaged.
