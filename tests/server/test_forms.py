@@ -21,6 +21,7 @@ from tests.running import TIMEOUT_S, Relay, Stream, eventually, free_port, relay
 
 FORMS = ("sse", "envelope", "ndjson", "sse/plain", "envelope/plain", "ndjson/plain")
 CHUNKED = FORMS[:3]
+COMPRESSED = ("sse/gzip", "envelope/gzip", "ndjson/gzip")
 SLOW = ("--client-buffer", "16KiB", "--lag-bytes", "64KiB")
 TYPES = {"sse": "text/event-stream", "envelope": "text/event-stream", "ndjson": "application/x-ndjson"}
 
@@ -48,9 +49,11 @@ class FormStream(Stream):
         syntax = form.partition("/")[0]
         if syntax == "envelope":
             query += "&envelope=1"
-        super().__init__(port, query, {"Accept": TYPES[syntax]} | (headers or {}), receive_buffer)
+        accept = {"Accept": TYPES[syntax]} | ({"Accept-Encoding": "gzip"} if form in COMPRESSED else {})
+        super().__init__(port, query, accept | (headers or {}), receive_buffer)
         assert f"Content-Type: {TYPES[syntax]}\r\n".encode() in self.head
-        assert (b"Transfer-Encoding: chunked" in self.head) == (form in CHUNKED)
+        assert (b"Transfer-Encoding: chunked" in self.head) == (form not in FORMS[3:])
+        assert (b"Content-Encoding: gzip" in self.head) == (form in COMPRESSED)
 
     def _open(self, query: str, headers: dict[str, str], context: Any) -> None:
         self.socket.connect(("127.0.0.1", self.port))
@@ -233,6 +236,19 @@ def test_a_clean_end_has_a_last_chunk(reason: str, flags: tuple[str, ...], cause
             server.wait()
         else:
             eventually(lambda: server.stats()["closes"] == {reason: len(FORMS)}, "the streams are closed")
+
+
+def test_compressed_forms_have_the_same_events_and_a_last_chunk() -> None:
+    with relay("--compress", "gzip") as server, one_each(server, "topic=a.*", COMPRESSED + CHUNKED) as streams:
+        ids = [*publish(server, {"data": "x" * 1000}, topic="a.b"), *publish(server, {"data": "x" * 1000}, topic="a.c")]
+        assert server.stats()["forms"] == dict.fromkeys(COMPRESSED + CHUNKED, 1)
+        drained(server)
+        for stream in streams:
+            assert [event.id for event in stream.end()] == ids
+            assert stream.has_last_chunk
+            if not stream.form.startswith("sse"):
+                assert stream.topics == ["a.b", "a.c"]
+        server.wait()
 
 
 @pytest.mark.parametrize("reason", ["expired", "revoked"])
