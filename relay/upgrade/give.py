@@ -8,12 +8,12 @@ A signal may arrive at either process at any moment. It is lost only in the last
     to         when                              SIGTERM, SIGINT              SIGHUP               SIGUSR2
     the old    before it stops (Hello, the log)  the upgrade ends, it drains  both reload          ignored
                after that, until it exits        passed on to the new         passed on            ignored
-    the new    before Ready                      it ends, the old goes on     reloads once serving upgrades once serving
+    the new    before Ready                      it ends, the old continues   reloads once serving upgrades once serving
                after Ready                       takes over, then drains      reloads once serving upgrades once serving
 
 The old process runs no loop after it has stopped, so it records these signals and passes them on. If the upgrade then
-fails, its loop handles them. The new process starts with SIGHUP and SIGUSR2 held back (`relay.process.startup`).
-Before it says Ready, its loop takes over SIGTERM and SIGINT, and runs for the first time after Go.
+fails, its loop handles them. The new process starts with SIGHUP and SIGUSR2 blocked (`relay.process.startup`).
+Before it reports Ready, its loop takes over SIGTERM and SIGINT. The loop runs for the first time after Go.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ REST_ENTRIES = 1000
 """This process stops serving only when at most this many entries are unsent."""
 
 ROUNDS_MAX = 100
-"""Largest number of rounds of sending, because a feed may be faster than the handover."""
+"""Maximum number of rounds of sending, because sources may publish faster than the handover sends."""
 
 SETTLE_S = 1.0
 """Time for pending requests to finish; the connections of slower requests are closed."""
@@ -62,7 +62,7 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that the old process passes on if they arrive after it has stopped."""
 
 STOPPED_S = 5.0
-"""Time limit of one step while this process has stopped; a step took 0.1 s with 10,000 streams."""
+"""Time limit of one step after this process has stopped; a step took 0.1 s with 10,000 streams."""
 
 _logger = logging.getLogger("relay.upgrade")
 
@@ -254,7 +254,7 @@ async def _settle(front: Front) -> None:
     """
     front.cut_http2()
     for _ in range(round(SETTLE_S / SETTLE_STEP_S)):
-        # A timer, not only a turn of the loop: the front then knows every connection accepted before it fired.
+        # After a timer, unlike after one turn of the loop, the front knows every connection accepted before.
         await asyncio.sleep(SETTLE_STEP_S)
         settled = all(connection.pack() is not None for connection in front.connections)
         if settled and not front.arriving and not front.http2:

@@ -15,7 +15,7 @@ number of descriptors in flight.
     Keys …, Rest                     Ready        the new process has used no descriptor, but has opened the file
     Go, and exits                    serves
 
-Until Go, the old process can resume as if nothing had happened. If the channel closes before Go, the new process exits.
+Until Go, the old process can resume with its state unchanged. If the channel closes before Go, the new process exits.
 
 Owns the messages and the channel. Never decides the contents of a message.
 """
@@ -43,7 +43,7 @@ VARIABLE = "RELAY_TAKEOVER"
 """Environment variable that contains the descriptor of the new process's end of the channel."""
 
 FDS_MAX = 200
-"""Largest number of descriptors in one message; Linux allows 253 (SCM_MAX_FD)."""
+"""Maximum number of descriptors in one message; Linux allows 253 (SCM_MAX_FD)."""
 
 MESSAGE_BYTES_MAX = 1 << 30
 
@@ -62,7 +62,7 @@ class UpgradeHello(Message, frozen=True, tag="Hello"):
 
 
 class Start(Message, frozen=True):
-    """The first sequence of the log; sent again if the entries that come next were evicted."""
+    """The first sequence of the log; sent again if the next entries were evicted."""
 
     own_token: str
     data: str

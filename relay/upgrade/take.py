@@ -1,7 +1,7 @@
 """Taking over: the new process's part of an upgrade.
 
-Owns the order in which it receives everything, and keeps what only the front and the sources need until it may serve.
-Never reads from or writes to a descriptor that it received: until Go, the old process may resume with all of them.
+Owns the order of receipt, and keeps the state for the front and the sources until this process may serve. Never reads
+from or writes to a descriptor that it received: until Go, the old process may resume with all of them.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def take(channel: Channel, start: messages.Start, hub: Hub, now_s: float, before
 
 def _begin(hub: Hub, start: messages.Start, now_s: float) -> None:
     hub.begin(start.epoch, start.sequence, start.sequence, start.evicted_s, now_s)
-    # Evict nothing until the streams are here, so that they count the events they miss.
+    # Evict nothing until the streams have arrived, so that they count their missed events.
     hub.log.keep_from(start.sequence)
 
 

@@ -1,10 +1,10 @@
 """The hub's end of a link: reads the log for one edge, with a cursor; sans-IO.
 
 Theory of operation. The edge sends Hello with its epoch and the next sequence that it needs. The hub replies with Begin
-and continues from that sequence if it retains it, otherwise from its oldest entry. When the edge has received all
-earlier bytes, the connection calls `take` for the next ones: replies first, then entries after the cursor, one segment
-at a time. So an edge that does not read occupies one segment and delays no other edge. If the log evicts entries that
-the edge has not received, the edge is lapped: it receives another Begin and starts a new log.
+and continues from that sequence if its log retains it, otherwise from its oldest entry. When all earlier bytes are
+sent, the connection calls `take` for the next ones: replies first, then entries from the cursor on, one segment at a
+time. So an edge that does not read occupies one segment and delays no other edge. If the log evicts entries that the
+edge has not received, the edge is lapped: it receives another Begin and starts a new log.
 
 Owns the cursor, the pending requests of its edge, and the terms that the edge holds. Never waits, never publishes.
 """
@@ -93,7 +93,7 @@ class RequestHandler(Protocol):
 
 
 class Chunks:
-    """Encodes the entries after a cursor, once for all links with the same cursor.
+    """Encodes the entries from a cursor on, once for all links with the same cursor.
 
     Args:
         log: the log to read.

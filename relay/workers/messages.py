@@ -3,7 +3,7 @@
 A message consists of the payload's length (32 bits, little-endian), a kind (8 bits) and the payload. Entries have a
 compact binary form, because each event is sent as one. The payload of every other message is a MessagePack map that
 names its type. Decoding ignores unknown fields and rejects unknown types. A change of a message's meaning increments
-`VERSION`. The tags on the wire are older than some class names; they do not change.
+`VERSION`. Some tags on the wire differ from the class names, which are newer; the tags do not change.
 
     edge → hub   Hello, once; Status each second and when its held terms change; PublishRequest, Find, Head, Ask; Answer
     hub → edge   Refuse, or Begin, EvictedMarks, EndedTopics and the entries; Beat each second; Published, Found,
@@ -98,7 +98,7 @@ class Begin(_Message, frozen=True):
     Args:
         head: head of the hub's log; the edge has the snapshot when its own head reaches this one.
         now_s: the hub's time.
-        evicted_s: time of the last entry before `sequence`, as far as it is known.
+        evicted_s: upper bound of the time of the last entry before `sequence`, in the hub's time.
     """
 
     epoch: str

@@ -6,12 +6,12 @@ reset. A worker is a new process, never a fork: it must not share the hub's loop
 listeners and one end of a socket pair, receives its Setup over that link, and accepts connections once it has the
 snapshot of the log.
 
-A worker that exits is restarted: at once if it ran for long, otherwise after a pause that doubles. This also holds
-while relay starts, because the workers that are ready already serve. If a worker exits `STARTS_MAX` times during the
-start and was never ready, relay exits with an error, because its settings or its installation are wrong.
+A worker that exits is restarted: at once if it ran for `STEADY_S`, otherwise after a pause that doubles. This also
+applies while relay starts, because ready workers already serve. If a worker exits `STARTS_MAX` times during the start
+and was never ready, relay exits with an error, because its settings or its installation are wrong.
 
 A worker that loses its hub drains and exits. The ids belong to the log of that hub, and the next hub opens its own
-listeners. So a worker watches only its end of the link.
+listeners. So a worker monitors only its end of the link.
 
 Owns the worker processes. Never serves a stream and never encodes messages of a link.
 """
@@ -38,7 +38,7 @@ from relay.workers.messages import Setup
 
 RESTART_MIN_S = 0.1
 RESTART_MAX_S = 5.0
-"""Limits of the pause before a worker that exited soon is restarted again. The first restart has no pause."""
+"""Limits of the pause before the restart of a worker that exited early. The first restart has no pause."""
 
 STARTS_MAX = 5
 """Failed starts of one worker after which relay exits; with the pauses this takes seconds."""
@@ -47,7 +47,7 @@ STEADY_S = 10.0
 """A worker that ran for this time started successfully; its next restart has no pause."""
 
 SILENT_S = 30.0
-"""A worker without output for this time is killed, because its share of the new connections gets no answer."""
+"""A worker without output for this time is killed, because its share of the new connections receives no response."""
 
 WATCH_S = 5.0
 
