@@ -29,19 +29,19 @@ class Body:
         """Add bytes; return the contents of the chunks that they complete."""
         if not self.chunked:
             return [data] if data else []
-        self._unread += data
-        contents = []
-        while self._unread:
-            assert not self.complete, f"bytes after the last chunk: {self._unread!r}"
-            line, end, rest = self._unread.partition(b"\r\n")
-            assert end or len(line) < 20, f"not a chunk: {line!r}"
-            if not end or len(rest) < (size := int(line, 16)) + 2:
+        data, place, contents = self._unread + data, 0, []
+        while place < len(data):
+            assert not self.complete, f"bytes after the last chunk: {data[place:]!r}"
+            end = data.find(b"\r\n", place)
+            assert end >= 0 or len(data) - place < 20, f"not a chunk: {data[place : place + 20]!r}"
+            if end < 0 or len(data) < (stop := end + 2 + int(data[place:end], 16)) + 2:
                 break
-            assert rest[size : size + 2] == b"\r\n", f"not the end of a chunk: {rest[size : size + 2]!r}"
-            self.complete = not size
-            self._unread = rest[size + 2 :]
-            if size:
-                contents.append(rest[:size])
+            assert data[stop : stop + 2] == b"\r\n", f"not the end of a chunk: {data[stop : stop + 2]!r}"
+            content, place = data[end + 2 : stop], stop + 2
+            self.complete = not content
+            if content:
+                contents.append(content)
+        self._unread = data[place:]
         return contents
 
     @property
@@ -62,7 +62,7 @@ class Reader:
         self.syntax, _, framing = form.partition("/")
         self.body = Body(chunked=framing != "plain")
         self.gzip = zlib.decompressobj(16 + zlib.MAX_WBITS) if framing == "gzip" else None
-        self.content = b""
+        self._contents: list[bytes] = []
         self.last_event_id = ""
         self.topics: list[str | None] = []  # of the events so far, where the form names it
         self._decoder = Decoder(bytes_max)
@@ -74,9 +74,15 @@ class Reader:
         for part in self.body.feed(data):
             content = part if self.gzip is None else self.gzip.decompress(part)
             assert self.gzip is None or not self.gzip.unused_data
-            self.content += content
+            self._contents.append(content)
             events += self._lines(content) if self.syntax == "ndjson" else self._blocks(content)
         return events
+
+    @property
+    def content(self) -> bytes:
+        """The decoded content so far."""
+        self._contents = [b"".join(self._contents)]
+        return self._contents[0]
 
     @property
     def complete(self) -> bool:

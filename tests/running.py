@@ -307,7 +307,6 @@ class Stream:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(TIMEOUT_S)
         self.head = b""
-        self.raw = b""
         self._reader = Reader()
         self._events: list[Event] = []
         try:
@@ -333,7 +332,11 @@ class Stream:
     def take_bytes(self, data: bytes) -> None:
         """Accept bytes that other code has read from the socket."""
         self._events += self._reader.feed(data)
-        self.raw = self._reader.content
+
+    @property
+    def raw(self) -> bytes:
+        """The content that has been read so far, without chunks."""
+        return self._reader.content
 
     @property
     def complete(self) -> bool:

@@ -75,7 +75,7 @@ def make_rig(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     # The implementation is chosen at import, so it is replaced in every module that imported it.
     monkeypatch.setattr("relay.sse.encode_event", twins.codec.encode_event)
     monkeypatch.setattr("relay.core.audience.Members", twins.engine.members)
-    for module in ("flush", "catchup"):
+    for module in ("flush", "forms.form"):
         monkeypatch.setattr(f"relay.core.{module}.Chunk", twins.engine.chunk)
     rigs: list[LocalHub] = []
 

@@ -83,7 +83,6 @@ REQUEST_LINES = [
     case("9110-2.5 HTTP/1.9 needs a Host too", b"GET /healthz HTTP/1.9\r\n\r\n", 400, end=CLOSE),
     case("9110-15.6.6 HTTP/2.0", line(b"GET /healthz HTTP/2.0"), 505, end=CLOSE),
     case("9110-15.6.6 HTTP/0.9 with a version", line(b"GET /healthz HTTP/0.9"), 505, end=CLOSE),
-    case("9113-3.4 HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, end=CLOSE),
     case("9112-2.3 HTTP/0.9", b"GET /healthz\r\n\r\n", 400, end=CLOSE),
     case("9110-9.1 unknown method", request(method=b"BREW"), 501, end=CLOSE),
     case("9110-9.1 methods know case", request(method=b"get"), 501, end=CLOSE),
