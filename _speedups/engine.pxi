@@ -393,7 +393,7 @@ cdef class Engine:
         return 0
 
     def write(self, uint64_t handle, Chunk chunk, double now_s):
-        """Write the `pending` bytes and the chunk from the cursor on to a stream that is behind, in one system call.
+        """Send `pending`, then the chunk from the cursor on, to a stream that is behind, in one system call.
 
         Args:
             chunk: entries that follow the cursor; None to write only the `pending` bytes.

@@ -1,7 +1,7 @@
 """The limits that `relay_limited_total` counts.
 
 Owns their names. A limit with a setting has the name of the setting. `docs/reference/limits.md` documents each of them.
-Never enforces a limit. The names have a module of their own, because both the HTTP parsers and the core use them.
+Never enforces a limit. The names have a separate module, because both the HTTP parsers and the core use them.
 """
 
 from __future__ import annotations

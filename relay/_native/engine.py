@@ -359,7 +359,7 @@ class Engine:
         return False
 
     def write(self, handle: int, chunk: Chunk | None, now_s: float) -> bool:
-        """Write the `pending` bytes and the chunk from the cursor on to a stream that is behind, in one system call.
+        """Send `pending`, then the chunk from the cursor on, to a stream that is behind, in one system call.
 
         Args:
             chunk: entries that follow the cursor; None to write only the `pending` bytes.

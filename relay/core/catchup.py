@@ -383,7 +383,7 @@ class CatchUp:
         return cursor + fits
 
     def _limit(self, handle: int, state: Lagging, subscription: Subscription, broken: bool) -> None:
-        """`drop-newest`: end the backlog where the limit was exceeded; at its end, report the events dropped since."""
+        """`drop-newest`: end the backlog at the limit; after its last event, report the events dropped since then."""
         log, rule, cursor = self._log, subscription.rule, self._engine.cursor(handle)
         if state.ceiling is None and broken:
             whole = self.lag(subscription, cursor, 0.0)

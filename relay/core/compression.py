@@ -28,13 +28,13 @@ class Compression:
         self._level = level
         self._count_max = count_max
         self._audiences: set[Audience] = set()
-        self._streams_min = STREAMS_MIN  # of an audience that gets a compressor
+        self._streams_min = STREAMS_MIN  # smaller audiences receive no compressor
 
     def __len__(self) -> int:
         return len(self._audiences)
 
     def compressor(self, audience: Audience) -> Compressor | None:
-        """Return the compressor of an audience; give it one if it has enough streams."""
+        """Return the compressor of an audience; assign one if the audience has enough streams."""
         if audience.compressor is None and self._deserves(audience):
             audience.compressor = Compressor(self._level)
             self._audiences.add(audience)

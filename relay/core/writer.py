@@ -36,7 +36,7 @@ Append = Callable[[str, bytes, str | None, str | None, float], int]
 
 
 class WriteAhead(Protocol):
-    """A journal that stores entries before the log gets them; see `relay.store.journal`."""
+    """A journal that stores entries before the log receives them; see `relay.store.journal`."""
 
     @property
     def head(self) -> int:
@@ -77,7 +77,7 @@ class Writer:
 
     Args:
         config: the settings.
-        log: the log that gets the entries.
+        log: the log that receives the entries.
         append: appends one entry to it.
         ended: the topics that have ended.
         on_end: called with a topic whose last event is in the log.
@@ -95,7 +95,7 @@ class Writer:
         self._event_bytes_max = min(config.event_bytes_max, config.history_bytes - CHUNK_BYTES_MAX)
 
     def use_journal(self, journal: WriteAhead) -> None:
-        """Store each entry in this journal before the log gets it."""
+        """Store each entry in this journal before the log receives it."""
         self.journal = journal
 
     @property

@@ -74,7 +74,7 @@ class Trim(NamedTuple):
 
     Args:
         tail: sequence of the oldest retained entry.
-        evicted_s: time of the last entry before `tail`, as far as it is known.
+        evicted_s: upper bound of the time of the last entry before `tail`.
         keys_since_s: older dedup keys are dropped.
     """
 
@@ -179,7 +179,7 @@ class Store:
         return row[0]
 
     def check(self, epoch: str, head: int) -> None:
-        """Check that the file ends where a log with this epoch and head ends.
+        """Check that the file and a log with this epoch and head have the same end.
 
         Raises:
             ConfigError: the file ends elsewhere.

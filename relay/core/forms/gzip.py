@@ -8,10 +8,11 @@ The streams of one audience receive the same events, so one deflate context can 
 its events to the context and ends the output with Z_SYNC_FLUSH, which ends it at a byte boundary. Distances in deflate
 count decompressed bytes. A stream can therefore read this output if its last decompressed bytes are exactly the bytes
 that the context was fed since its last *key frame*, in any kind of block, with nothing in between. A key frame is a
-Z_FULL_FLUSH: later output does not refer to content before it. The context was fed all events from `key_cursor` on
-since the last key frame. A stream has received all events from `clean_since` on, and nothing else; the engine keeps
-this sequence. If `clean_since <= key_cursor`, the stream receives the shared output; otherwise it receives stored
-blocks until the next key frame. A gap, a heartbeat, a skip or a conflated read moves `clean_since` forward.
+Z_FULL_FLUSH: later output does not refer to content before it. Since the last key frame, the context was fed exactly
+the events from `key_cursor` on. The engine keeps `clean_since` of each stream: since this sequence, the stream has
+received all events and nothing else. If `clean_since <= key_cursor`, the stream receives the shared output; otherwise
+it receives stored blocks until the next key frame. A gap, a heartbeat, a skip or a conflated read moves `clean_since`
+forward.
 
 The trailer contains the CRC-32 of the content of the stream. The engine combines it from the CRC-32 of the parts. Only
 a complete body needs it.
