@@ -32,6 +32,7 @@ from bench.chain import SETTLE_EVENTS, WARM_UP_EVENTS, Arrangement, measure
 from bench.contents import fragments, quotes, tokens
 from bench.feed import Figures
 from bench.proxies import caddy, nginx, program, versions
+from bench.standings import Spread
 from loadtest.rig.harness import MeasureError, raise_descriptor_limit
 from loadtest.rig.native import ProgramError
 
@@ -173,23 +174,17 @@ REQUIREMENTS = (
 )
 
 
-class Spread(msgspec.Struct, frozen=True):
-    """Median, least and greatest of repeated figures."""
+def spread(values: Sequence[float]) -> Spread:
+    """Summarise repeated figures."""
+    return Spread(statistics.median(values), min(values), max(values))
 
-    median: float
-    least: float
-    greatest: float
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Summarise figures."""
-        return cls(statistics.median(values), min(values), max(values))
-
-    def __str__(self) -> str:
-        shown = report.number(self.median)
-        if self.least != self.greatest:
-            shown += f" ({report.number(self.least)} to {report.number(self.greatest)})"
-        return shown
+def shown(value: Spread) -> str:
+    """Write the median, and the range if the figures differ."""
+    text = report.number(value.median)
+    if value.least != value.greatest:
+        text += f" ({report.number(value.least)} to {report.number(value.greatest)})"
+    return text
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,7 +197,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     met: bool
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class LoadRuns(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of one load.
 
     Args:
@@ -278,7 +273,7 @@ def describe(load: Traffic) -> str:
 
 def run(
     load: Traffic, arrangements: Sequence[Arrangement], *, seconds: float, repeat: int, streams_max: int
-) -> Outcome:
+) -> LoadRuns:
     """Measure each arrangement under a load, in turns.
 
     Args:
@@ -303,10 +298,10 @@ def run(
                 errors[each.name] = str(error).strip()
                 print(f"{load.name}: {each.name}: {error}", file=sys.stderr, flush=True)
     averages = (before, os.getloadavg()[0])
-    return Outcome(load=load.name, what=describe(load), load_average=averages, runs=runs, errors=errors)
+    return LoadRuns(load=load.name, what=describe(load), load_average=averages, runs=runs, errors=errors)
 
 
-def judge(load: Traffic, outcome: Outcome) -> list[Verdict]:
+def judge(load: Traffic, outcome: LoadRuns) -> list[Verdict]:
     """Compare the runs of a load with the requirements; runs of one turn are compared with each other."""
     verdicts = []
     for each in REQUIREMENTS:
@@ -317,19 +312,19 @@ def judge(load: Traffic, outcome: Outcome) -> list[Verdict]:
             of[each.figure] - to[each.figure] if each.difference else of[each.figure] / to[each.figure]
             for of, to in pairs
         ]
-        value = Spread.of(values)
+        value = spread(values)
         met = value.median >= each.bound if each.at_least else value.median <= each.bound
         required = f"{'≥' if each.at_least else '≤'} {report.number(each.bound)}"
         verdicts.append(Verdict(load=load.name, what=each.what, value=value, required=required, met=met))
     return verdicts
 
 
-def table(outcome: Outcome) -> str:
+def table(outcome: LoadRuns) -> str:
     """Return the figures of a load as Markdown."""
     lines = [f"**{outcome.what}**", "", _row(["", *COLUMNS.values()]), _row(["---"] * (len(COLUMNS) + 1))]
     for name, figures in outcome.runs.items():
         if figures:
-            cells = [str(Spread.of([each[column] for each in figures])) for column in COLUMNS]
+            cells = [shown(spread([each[column] for each in figures])) for column in COLUMNS]
         else:
             cells = ["failed", *[""] * (len(COLUMNS) - 1)]
         lines.append(_row([ARRANGEMENTS[name].title, *cells]))
@@ -342,7 +337,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
     """Return the requirements and their measured values as Markdown."""
     lines = [_row(["load", "figure", "measured", "required", "met"]), _row(["---"] * 5)]
     for each in verdicts:
-        lines.append(_row([each.load, each.what, str(each.value), each.required, "yes" if each.met else "**no**"]))
+        lines.append(_row([each.load, each.what, shown(each.value), each.required, "yes" if each.met else "**no**"]))
     return "\n".join(lines) + "\n"
 
 
@@ -350,7 +345,7 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def write(outcomes: Sequence[Outcome], verdicts: Sequence[Verdict], command: str, seconds: float) -> None:
+def write(outcomes: Sequence[LoadRuns], verdicts: Sequence[Verdict], command: str, seconds: float) -> None:
     """Write `compression.json` and the section of `README.md`."""
     stamped = report.stamp({"seconds": seconds, "outcomes": outcomes, "requirements": verdicts}, command)
     facts = stamped["machine"]

@@ -10,7 +10,7 @@ import pytest
 
 from bench import compression, contents, report
 from bench.chain import VERIFIERS, Arrangement, Verifier, measure, serving, verifying
-from bench.compression import ARRANGEMENTS, LOADS, Outcome, judge
+from bench.compression import ARRANGEMENTS, LOADS, LoadRuns, judge
 from bench.proxies import program
 from loadtest.rig.harness import MeasureError
 from loadtest.rig.swarm import Swarm
@@ -99,7 +99,7 @@ def figures(bytes_per_delivery: float, cpu_us: float, memory: float) -> dict[str
     }
 
 
-OUTCOME = Outcome(
+OUTCOME = LoadRuns(
     load="json-10000x10",
     what="JSON",
     load_average=(0.5, 0.6),
