@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ import subprocess
 import pytest
 
 from relay.event import Event
-from tests.running import Relay, Stream, eventually, relay
+from tests.running import Relay, Stream, environment, eventually, relay
 
 GZIP = {"Accept-Encoding": "gzip"}
 
@@ -132,7 +133,12 @@ def test_curl_reads_each_event_at_once() -> None:
     with relay("--compress", "gzip") as server:
         url = f"{server.url}/events"
         command = ["curl", "-sN", "--compressed", url]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as curl, Stream(server.port, headers=GZIP) as stream:
+        with (
+            subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(LD_PRELOAD="")) as curl,
+            contextlib.ExitStack() as stack,
+            Stream(server.port, headers=GZIP) as stream,
+        ):
+            stack.callback(curl.terminate)
             eventually(lambda: server.metric("relay_streams") == 2, "both streams are open")
             assert curl.stdout is not None
             for number in range(3):
@@ -140,4 +146,3 @@ def test_curl_reads_each_event_at_once() -> None:
                 lines = iter(curl.stdout.readline, b"")
                 assert next(line for line in lines if line.startswith(b"data")) == f"data: event {number}\n".encode()
             stream.take(3)
-            curl.terminate()
