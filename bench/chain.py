@@ -27,6 +27,9 @@ from relay.speedups import Decoder
 VERIFIERS = 3
 """Streams that decode and check everything; from two on, they share a compressor of relay."""
 
+WARM_UP_STREAMS = 100
+"""Streams that come and go before the memory is measured."""
+
 WARM_UP_EVENTS, WARM_UP_RATE = 200, 200.0
 SETTLE_EVENTS, SETTLE_RATE = 5, 2.0
 """Events to all streams before the measurement, in which relay's compressor has a key frame for the new streams."""
@@ -185,9 +188,9 @@ def verifying(chain: Chain, *, coded: bool) -> Iterator[list[Verifier]]:
 def measure(arrangement: Arrangement, streams: int, texts: Sequence[str], rate: float) -> Figures:
     """Feed the streams of a fresh chain.
 
-    The memory per stream is the growth by the swarm's streams, measured after the feed; the few streams that are open
-    before have already made relay's compressor, which all streams share. `shared_bytes` includes it: the growth of the
-    empty servers by these few streams and by `WARM_UP_EVENTS` events of history.
+    The memory per stream is the growth by the swarm's streams: before the feed, when they have received nothing, and
+    after it, when a proxy has used its buffers. relay's compressor, which all streams share, exists before them. It is
+    in `shared_bytes`: the growth of the empty servers by the first streams and `WARM_UP_EVENTS` events of history.
 
     Args:
         arrangement: what serves.
@@ -197,9 +200,10 @@ def measure(arrangement: Arrangement, streams: int, texts: Sequence[str], rate: 
 
     Returns:
         `bytes_per_delivery` (of bodies, with the framing of chunks), `chunks_per_delivery`, `joined` (events per read),
-        `cpu_us_per_delivery` of all servers and `relay_us_per_delivery` of relay alone, `memory_bytes_per_stream`,
-        `shared_bytes`, `taken_s` (from the first event until all streams had all events), latencies `p50_ms` and
-        `max_ms` of the streams that check their contents; those of `Stopwatch`.
+        `cpu_us_per_delivery` of all servers and `relay_us_per_delivery` of relay alone, `idle_bytes_per_stream`
+        and `memory_bytes_per_stream` (before and after the feed), `shared_bytes`, `taken_s` (from the first event until
+        all streams had all events), latencies `p50_ms` and `max_ms` of the streams that check their contents; those of
+        `Stopwatch`.
 
     Raises:
         MeasureError: streams did not open, or did not receive exactly the events that were published.
@@ -211,11 +215,14 @@ def measure(arrangement: Arrangement, streams: int, texts: Sequence[str], rate: 
         verifiers = stack.enter_context(verifying(chain, coded=arrangement.coded))
         chain.publish(texts_before[:WARM_UP_EVENTS], WARM_UP_RATE)
         _until(lambda: _all_have(verifiers, WARM_UP_EVENTS), "all streams have the first events", verifiers, FIRST_S)
+        with _swarm(chain, min(streams, WARM_UP_STREAMS)) as few:
+            few.ready(OPEN_S)
         base_bytes = chain.pss_bytes()
         swarm = stack.enter_context(_swarm(chain, streams))
         coded = opened(swarm, streams, OPEN_S).coded
         if coded != streams * arrangement.coded:
             raise MeasureError(f"{coded} of {streams} streams are compressed")
+        idle_bytes = chain.pss_bytes()
         chain.publish(texts_before[WARM_UP_EVENTS:], SETTLE_RATE)
         before, delivered = _quiet(swarm, verifiers, len(texts_before)), chain.delivered()
         watch, relay_cpu_s = Stopwatch(chain, [swarm.pid]), chain.relay.cpu_s()
@@ -234,6 +241,7 @@ def measure(arrangement: Arrangement, streams: int, texts: Sequence[str], rate: 
         "joined": deliveries / max(1, after.reads - before.reads),
         "cpu_us_per_delivery": times["cpu_s"] / delivered * 1e6,
         "relay_us_per_delivery": relay_cpu_s / delivered * 1e6,
+        "idle_bytes_per_stream": (idle_bytes - base_bytes) / streams,
         "memory_bytes_per_stream": (full_bytes - base_bytes) / streams,
         "shared_bytes": base_bytes - empty_bytes,
         "taken_s": times["wall_s"] - QUIET_S,

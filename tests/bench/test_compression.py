@@ -95,6 +95,7 @@ def figures(bytes_per_delivery: float, cpu_us: float, memory: float) -> dict[str
     return dict.fromkeys(compression.COLUMNS, 1.0) | {
         "bytes_per_delivery": bytes_per_delivery,
         "cpu_us_per_delivery": cpu_us,
+        "idle_bytes_per_stream": memory,
         "memory_bytes_per_stream": memory,
     }
 
