@@ -299,6 +299,8 @@ class Stream:
         headers: dict[str, str] | None = None,
         receive_buffer: int | None = None,
         context: ssl.SSLContext | None = None,
+        version: str = "1.1",
+        form: str | None = None,
     ) -> None:
         self.port = port
         self.socket = socket.socket()
@@ -307,26 +309,27 @@ class Stream:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(TIMEOUT_S)
         self.head = b""
+        self._form = form  # None to read it from the head
         self._reader = Reader()
         self._events: list[Event] = []
         try:
-            self._open(query, headers or {}, context)
+            self._open(query, headers or {}, context, version)
         except BaseException:
             self.socket.close()
             raise
 
-    def _open(self, query: str, headers: dict[str, str], context: ssl.SSLContext | None) -> None:
+    def _open(self, query: str, headers: dict[str, str], context: ssl.SSLContext | None, version: str) -> None:
         self.socket.connect(("127.0.0.1", self.port))
         if context is not None:
             self.socket = context.wrap_socket(self.socket, server_hostname="127.0.0.1")
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self.socket.sendall(f"GET /events?{query} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode())
+        self.socket.sendall(f"GET /events?{query} HTTP/{version}\r\nHost: localhost\r\n{lines}\r\n".encode())
         while b"\r\n\r\n" not in self.head:
             data = self.socket.recv(65536)
             assert data, f"closed within the head: {self.head!r}"
             self.head += data
         self.head, _, rest = self.head.partition(b"\r\n\r\n")
-        self._reader = Reader(form_of(self.head))
+        self._reader = Reader(self._form or form_of(self.head))
         self.take_bytes(rest)
 
     def take_bytes(self, data: bytes) -> None:

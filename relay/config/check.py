@@ -201,8 +201,6 @@ def _check_policies(config: Config) -> None:
     for policy in config.policy_request:
         if policy not in policies:
             raise ConfigError(f"policy-request: {policy!r} is not one of {', '.join(policies)}")
-    if config.compress_level > 9:
-        raise ConfigError("compress-level: must be from 1 to 9")
     for term in config.envelope:
         try:
             check_term(term)

@@ -440,14 +440,13 @@ class Config:
         "off|gzip",
     )
     compress_level: int = setting(
-        6, "Level of gzip, from 1 (fastest) to 9 (smallest).", "number", least=1
+        6, "Level of gzip, from 1 (fastest) to 9 (smallest).", "number", least=1, most=9
     )
     compress_contexts: int = setting(
         64,
         "Topics and patterns that are compressed at the same time, each for all of its streams. Each takes 256 KiB. "
         "Those with the most streams are chosen; the streams of others get gzip without compression.",
         "number",
-        least=0,
     )
     streams_max: int = setting(
         0,

@@ -360,9 +360,10 @@ class CatchUp:
     def _tell(self, handle: int, subscription: Subscription, cursor: int, frame: bytes) -> None:
         """Move a cursor, and send a notice, if any, before the event at the cursor."""
         form = subscription.form
-        self._engine.skip(handle, cursor, form.notice(frame))
+        content = form.notice_content(frame)
+        self._engine.skip(handle, cursor, form.part(content))
         if form.compressed:
-            self._engine.count_content(handle, form.notice_content(frame))
+            self._engine.count_content(handle, content)
 
     def _ends(self, subscription: Subscription, before: int, cursor: int) -> tuple[str, str]:
         """Return the ids of the first and the last event that a stream misses when it skips from `before` to `cursor`.

@@ -563,12 +563,12 @@ class Hub:
     def _close(self, handle: int, reason: str, now_s: float, last: bytes = b"") -> None:
         """Close a stream after the current frame and a last notice; complete its body if the reason is clean."""
         form = cast(Subscription, self.engine.subscription(handle)).form
-        end = b""
+        content, end = form.notice_content(last), b""
         if reason in CLEAN:
             if form.compressed:
-                self.engine.count_content(handle, form.notice_content(last))
+                self.engine.count_content(handle, content)
             end = form.framing.end(*self.engine.content(handle))
-        self.catchup.close(handle, reason, now_s, form.notice(last) + end)
+        self.catchup.close(handle, reason, now_s, form.part(content) + end)
 
     def revoke(self, valid: Callable[[Grant], bool], now_s: float) -> int:
         """Close the streams whose grant is no longer valid; return their number."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import select
-import socket
 import typing
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from h2.errors import ErrorCodes
 
 from relay.front.connection import FrontProtocol
 from relay.front.deadlines import Waiting
+from relay.front.pair import open_pair
 from relay.http.exchange import Exchange, MalformedError
 from relay.limits import Limit
 
@@ -88,15 +88,11 @@ class Http2Stream(asyncio.BufferedProtocol):
         if self.over:
             return
         try:
-            ours, theirs = socket.socketpair()
+            ours, theirs = open_pair(front.config.client_buffer)
         except OSError as error:
             self._connection.failed(self, error)
             return
-        for each in (ours, theirs):
-            each.setblocking(False)
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, front.config.client_buffer)
         try:
-            # Not create_unix_connection: if the transport closes before that returns, uvloop closes a descriptor twice.
             await front.loop.connect_accepted_socket(lambda: FrontProtocol(front, self._connection.address), theirs)
             await front.loop.connect_accepted_socket(lambda: self, ours)
         except OSError as error:

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from relay.config.model import Config
 from relay.core.catchup import CLOSE_GRACE_S
 from relay.errors import ConfigError
+from relay.front.pair import open_pair
 from relay.process.certificate import read_context
 
 DESCRIPTORS_A_STREAM = 3
@@ -98,11 +99,7 @@ class Tls:
                 protocol.connection_made(transport)
                 transport.resume_reading()
                 return
-            ours, theirs = socket.socketpair()
-            for each in (ours, theirs):
-                each.setblocking(False)
-                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._config.client_buffer)
-            # Not create_unix_connection: if the transport closes before that returns, uvloop closes a descriptor twice.
+            ours, theirs = open_pair(self._config.client_buffer)
             await loop.connect_accepted_socket(lambda: pump.inner, ours)
             await loop.connect_accepted_socket(http1, theirs)
             pump.start()

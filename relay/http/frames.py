@@ -11,7 +11,9 @@ from enum import IntEnum
 
 from h2.errors import ErrorCodes
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+from relay.http.request import PREFACE_HEAD
+
+PREFACE = PREFACE_HEAD + b"SM\r\n\r\n"
 """First bytes of a client's connection (RFC 9113 section 3.4)."""
 HEAD_BYTES = 9
 """Length of the head of a frame."""

@@ -132,13 +132,18 @@ async def test_http_1_0_receives_a_stream_too(site: Site) -> None:
     assert len(site.hub.streams) == 1
 
 
-@on_uvloop
-async def test_the_hub_receives_a_stream_when_its_replay_is_ready(site: Site) -> None:
+async def begin_replay(site: Site) -> None:
+    """Request a stream, and wait until the hub prepares its replay. The test ends the preparation."""
     site.hub.slow_to_prepare = True
     client = await site.client()
     client.writer.write(get("/events?topic=o.*&since=earliest"))
     while not site.hub.preparing:
         await asyncio.sleep(0)
+
+
+@on_uvloop
+async def test_the_hub_receives_a_stream_when_its_replay_is_ready(site: Site) -> None:
+    await begin_replay(site)
     assert site.hub.streams == []
     site.hub.preparing[0](None)
     assert len(site.hub.streams) == 1
@@ -146,11 +151,7 @@ async def test_the_hub_receives_a_stream_when_its_replay_is_ready(site: Site) ->
 
 @on_uvloop
 async def test_a_client_that_disconnects_before_its_replay_is_ready_cancels_it(site: Site) -> None:
-    site.hub.slow_to_prepare = True
-    client = await site.client()
-    client.writer.write(get("/events?topic=o.*&since=earliest"))
-    while not site.hub.preparing:
-        await asyncio.sleep(0)
+    await begin_replay(site)
     [connection] = site.front.connections
     connection.abort()
     assert site.hub.preparing == []

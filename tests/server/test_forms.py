@@ -16,7 +16,6 @@ import pytest
 from relay.core.close_reason import CLEAN
 from relay.event import Event
 from tests.auth.test_access import JWT, bearer, token
-from tests.readers import Reader
 from tests.running import TIMEOUT_S, Relay, Stream, eventually, free_port, relay
 
 FORMS = ("sse", "envelope", "ndjson", "sse/plain", "envelope/plain", "ndjson/plain")
@@ -50,23 +49,11 @@ class FormStream(Stream):
         if syntax == "envelope":
             query += "&envelope=1"
         accept = {"Accept": TYPES[syntax]} | ({"Accept-Encoding": "gzip"} if form in COMPRESSED else {})
-        super().__init__(port, query, accept | (headers or {}), receive_buffer)
+        version = "1.0" if form.endswith("/plain") else "1.1"
+        super().__init__(port, query, accept | (headers or {}), receive_buffer, version=version, form=form)
         assert f"Content-Type: {TYPES[syntax]}\r\n".encode() in self.head
         assert (b"Transfer-Encoding: chunked" in self.head) == (form not in FORMS[3:])
         assert (b"Content-Encoding: gzip" in self.head) == (form in COMPRESSED)
-
-    def _open(self, query: str, headers: dict[str, str], context: Any) -> None:
-        self.socket.connect(("127.0.0.1", self.port))
-        version = "1.0" if self.form.endswith("/plain") else "1.1"
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self.socket.sendall(f"GET /events?{query} HTTP/{version}\r\nHost: localhost\r\n{lines}\r\n".encode())
-        while b"\r\n\r\n" not in self.head:
-            data = self.socket.recv(65536)
-            assert data, f"closed within the head: {self.head!r}"
-            self.head += data
-        self.head, _, rest = self.head.partition(b"\r\n\r\n")
-        self._reader = Reader(self.form)
-        self.take_bytes(rest)
 
     def __enter__(self) -> FormStream:
         return self

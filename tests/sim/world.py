@@ -10,9 +10,9 @@ from __future__ import annotations
 import select
 import socket
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
-from relay._native.engine import Chunk, Engine, Members, _Stream
+from relay._native.engine import Engine, _Stream
 from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.core.stream import Subscribe
@@ -83,19 +83,10 @@ class SimEngine(Engine):
             raise BlockingIOError
         return len(data)
 
-    def broadcast(
-        self,
-        members: Members,
-        start: int,
-        chunk: Chunk,
-        combined: bool,
-        now_s: float,
-        slice_s: float,
-        shared: Chunk | None = None,
-        key_cursor: int = 0,
-    ) -> int:
-        unshared = self.unshared
-        place = super().broadcast(members, start, chunk, combined, now_s, slice_s, shared, key_cursor)
+    def broadcast(self, *arguments: Any) -> int:
+        """Send a flush, and count those whose live streams all received the shared output."""
+        unshared, shared = self.unshared, arguments[6]
+        place = super().broadcast(*arguments)
         self.shared_flushes += shared is not None and self.unshared == unshared
         return place
 

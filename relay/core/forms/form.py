@@ -115,7 +115,10 @@ class Form:
 
     def notice(self, frame: bytes) -> bytes:
         """Return the bytes of a notice, which is an SSE frame or comment; an empty one yields nothing."""
-        content = self.notice_content(frame)
+        return self.part(self.notice_content(frame))
+
+    def part(self, content: bytes) -> bytes:
+        """Return some content as a part of the body; nothing for no content."""
         return self.framing.wrap(content) if content else b""
 
     def _content(self, log: Log, sequence: int, stored: bytes) -> bytes:

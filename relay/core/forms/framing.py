@@ -29,8 +29,6 @@ class Framing(Protocol):
 
     name: str
     """The second part of the names of its forms; empty for the framing of the log."""
-    chunked: bool
-    """Whether the body is sent in chunks."""
     compressed: bool
     """Whether the engine counts the content, and streams may share a compressor."""
     headers: tuple[tuple[str, str], ...]
@@ -54,7 +52,6 @@ class Chunked:
     """Chunks, for HTTP/1.1. The log stores entries in this framing."""
 
     name = ""
-    chunked = True
     compressed = False
     headers: tuple[tuple[str, str], ...] = (("Transfer-Encoding", "chunked"),)
     start = b""
@@ -72,7 +69,6 @@ class Plain:
     """The content alone, for HTTP/1.0. The body ends when the connection closes (RFC 9112 section 6.3)."""
 
     name = "plain"
-    chunked = False
     compressed = False
     headers: tuple[tuple[str, str], ...] = ()
     start = b""

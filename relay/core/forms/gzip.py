@@ -54,7 +54,6 @@ class Gzip:
     """gzip in chunks."""
 
     name = "gzip"
-    chunked = True
     compressed = True
     headers: tuple[tuple[str, str], ...] = (("Content-Encoding", "gzip"), ("Transfer-Encoding", "chunked"))
     start = wrap(_HEADER)
