@@ -98,6 +98,7 @@ def counted(stream: Stream, total: int) -> tuple[int, int]:
     return seen, missed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest", "conflate"])
 @pytest.mark.parametrize("term", ["a", "a&topic=b&topic=*"])
 def test_received_and_missed_events_add_up_to_the_published_events(policy: str, term: str, tmp_path: Path) -> None:

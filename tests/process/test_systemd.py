@@ -54,6 +54,7 @@ def notify(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str
         yield address, manager
 
 
+@pytest.mark.slow
 def test_the_manager_is_notified_of_readiness_reloads_and_the_end(notify: tuple[str, Manager]) -> None:
     address, manager = notify
     with relay(environ={"NOTIFY_SOCKET": address}) as server:

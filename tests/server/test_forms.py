@@ -18,6 +18,8 @@ from relay.event import Event
 from tests.auth.test_access import JWT, bearer, token
 from tests.running import TIMEOUT_S, Relay, Stream, eventually, free_port, relay
 
+pytestmark = pytest.mark.slow
+
 FORMS = ("sse", "envelope", "ndjson", "sse/plain", "envelope/plain", "ndjson/plain")
 CHUNKED = FORMS[:3]
 COMPRESSED = ("sse/gzip", "envelope/gzip", "ndjson/gzip")

@@ -18,6 +18,8 @@ import pytest
 
 from tests.running import Relay, Stream, eventually, relay
 
+pytestmark = pytest.mark.slow
+
 BETWEEN = """
 import json, os, pathlib, select, signal, socket, struct, sys
 
