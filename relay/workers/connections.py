@@ -39,13 +39,28 @@ _logger = logging.getLogger("relay.links")
 
 
 class DownlinkProtocol(asyncio.Protocol):
-    """The hub's connection to one edge."""
+    """The hub's connection to one edge.
 
-    def __init__(self, links: Links, token: str | None, *, worker: int = 0) -> None:
+    Args:
+        links: the links of the hub; the connection adds and removes itself.
+        token: the token that the edge must send; None for a worker.
+        worker: number of the worker, from 1; 0 for an edge on another machine.
+        on_heard: called after each input.
+    """
+
+    def __init__(
+        self,
+        links: Links,
+        token: str | None,
+        *,
+        worker: int = 0,
+        on_heard: Callable[[], None] | None = None,
+    ) -> None:
         self.worker = worker
         self.down = links.downlink(token, self.pump)
         self.over = False
         self._links = links
+        self._on_heard = on_heard
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._ended = False
@@ -71,8 +86,8 @@ class DownlinkProtocol(asyncio.Protocol):
             _logger.info("linked %s from %s", self.down.name, self._transport.get_extra_info("peername"))
         if self.down.full:
             self._transport.pause_reading()
-        if self.worker:
-            self._links.on_heard()
+        if self._on_heard is not None:
+            self._on_heard()
         self.pump()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -148,7 +163,6 @@ class Links:
         self.all: set[DownlinkProtocol] = set()
         self.leaving = False  # Beats tell the edges to report that they are not ready
         self._config = config
-        self.on_heard: Callable[[], None] = lambda: None  # called after each input from a worker
         self._hub = hub
         self._handler = handler
         self._clock = clock

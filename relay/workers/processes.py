@@ -121,7 +121,6 @@ class Workers:
             drain_delay_s=0.0,
             drain_rate=max(1, config.drain_rate // count),
         )
-        links.on_heard = self._on_heard
 
     async def open(self, stop: asyncio.Event) -> None:
         """Start the workers and wait until all are ready or `stop` is set.
@@ -194,7 +193,7 @@ class Workers:
             self._processes[number] = process
             theirs.close()
             _, link = await self._loop.create_unix_connection(
-                lambda: DownlinkProtocol(self._links, None, worker=number), sock=ours.dup()
+                lambda: DownlinkProtocol(self._links, None, worker=number, on_heard=self._on_heard), sock=ours.dup()
             )
         self.links[number] = link.down
         setup = Setup(config=self._config, number=number, listeners=listeners, own_token=self._own_token)
