@@ -21,7 +21,7 @@ from h2.errors import ErrorCodes
 
 from relay.front.connection import FrontProtocol
 from relay.front.deadlines import Waiting
-from relay.front.pair import open_pair
+from relay.front.pair import connect_pair
 from relay.http.exchange import Exchange, MalformedError
 from relay.limits import Limit
 
@@ -87,17 +87,12 @@ class Http2Stream(asyncio.BufferedProtocol):
         front = self._connection.front
         if self.over:
             return
+        address = self._connection.address
         try:
-            ours, theirs = open_pair(front.config.client_buffer)
+            await connect_pair(
+                front.loop, front.config.client_buffer, lambda: self, lambda: FrontProtocol(front, address)
+            )
         except OSError as error:
-            self._connection.failed(self, error)
-            return
-        try:
-            await front.loop.connect_accepted_socket(lambda: FrontProtocol(front, self._connection.address), theirs)
-            await front.loop.connect_accepted_socket(lambda: self, ours)
-        except OSError as error:
-            for each in (ours, theirs):
-                each.close()
             self._connection.failed(self, error)
 
     # The request, from the connection.

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from relay.config.model import Config
 from relay.core.catchup import CLOSE_GRACE_S
 from relay.errors import ConfigError
-from relay.front.pair import open_pair
+from relay.front.pair import connect_pair
 from relay.process.certificate import read_context
 
 DESCRIPTORS_A_STREAM = 3
@@ -99,9 +99,7 @@ class Tls:
                 protocol.connection_made(transport)
                 transport.resume_reading()
                 return
-            ours, theirs = open_pair(self._config.client_buffer)
-            await loop.connect_accepted_socket(lambda: pump.inner, ours)
-            await loop.connect_accepted_socket(http1, theirs)
+            await connect_pair(loop, self._config.client_buffer, lambda: pump.inner, http1)
             pump.start()
         except BaseException:
             pump.abort()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,9 +17,11 @@ from cryptography.hazmat.primitives import serialization
 from relay.config.model import Config
 from relay.errors import ConfigError
 from relay.event import Event
-from relay.front.tls import BUFFER_BYTES, DESCRIPTORS_A_STREAM
+from relay.front.tls import BUFFER_BYTES, DESCRIPTORS_A_STREAM, Tls
 from relay.process.certificate import read_context
 from tests.certificate import Certificate, make_certificate
+from tests.front.site import on_uvloop
+from tests.front.test_pair import AbortsAtOnce, check_closed_once, keep_pairs
 from tests.running import TIMEOUT_S, TOKEN, Relay, Stream, eventually, relay, run
 
 STREAMS = 300
@@ -150,6 +153,24 @@ def test_data_that_is_not_tls_harms_no_other(certificate: Certificate) -> None:
         text = server.request("GET", "/metrics")[2].decode()
         assert 'relay_input_errors_total{kind="tls",source="accept"}' in text
         assert not [record for record in server.log if record.get("levelname") == "ERROR"]
+
+
+@on_uvloop
+async def test_a_connection_that_the_front_aborts_at_once_is_closed_once(
+    certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, ends = asyncio.get_running_loop(), keep_pairs(monkeypatch)
+    tls = Tls(Config(tls_cert=str(certificate.cert), tls_key=str(certificate.key)))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        client = loop.create_task(asyncio.open_connection(*listener.getsockname(), ssl=certificate.context()))
+        await tls.open((await loop.sock_accept(listener))[0], AbortsAtOnce, asyncio.Protocol, loop)
+        reader, writer = await client
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+    assert not tls.pumps
+    check_closed_once(ends)
 
 
 def test_requests_and_responses_of_any_size_pass(certificate: Certificate) -> None:
