@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import math
 import os
 import typing
@@ -46,7 +45,7 @@ from relay.core.stream import Subscribe
 from relay.errors import RETRY_SOON, EventError, RelayError, RequestError
 from relay.event import Event
 from relay.front.deadlines import Waiting
-from relay.front.front import Ask, Front, PackedConnection
+from relay.front.front import Ask, Front, PackedConnection, guarded
 from relay.front.routes import Options, PublishBody, Resource, Route, StreamHead, Ticket
 from relay.http.forwarded import client_address
 from relay.http.request import PREFACE_HEAD, Http2PrefaceError, Request, RequestParser
@@ -67,8 +66,6 @@ BecomeHttp2 = Callable[[asyncio.Transport, bytes], None]
 
 _FOR_NOW = (429, 503)
 _TEXT = (("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), ("Cache-Control", "no-store"))
-
-_logger = logging.getLogger("relay.protocol")
 
 
 class Phase(Enum):
@@ -208,12 +205,7 @@ class FrontProtocol(asyncio.Protocol):
     # The life of a request.
 
     def _guarded(self, step: Callable[[], None]) -> None:
-        """Run a step as the outermost callback. An unexpected error is logged and aborts only this connection."""
-        try:
-            step()
-        except Exception:
-            _logger.exception("failed to serve a connection")
-            self.abort()
+        guarded(step, self.abort)
 
     def _take_turn(self) -> None:
         """Serve the long request in its turn. The deadline of its head still applies."""

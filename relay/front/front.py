@@ -44,6 +44,20 @@ Ask = Callable[[Literal["stats", "metrics"], Callable[[bytes | RelayError], None
 _logger = logging.getLogger("relay.front")
 
 
+def guarded(step: Callable[[], None], abort: Callable[[], None]) -> None:
+    """Run a step of a connection as the outermost callback. An unexpected error is logged, and aborts the connection.
+
+    Args:
+        step: the step.
+        abort: aborts this connection only.
+    """
+    try:
+        step()
+    except Exception:
+        _logger.exception("failed to serve a connection")
+        abort()
+
+
 class PackedConnection(msgspec.Struct, frozen=True, array_like=True):
     """An idle connection on its way to another process: the address of its peer and the unparsed bytes."""
 

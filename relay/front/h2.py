@@ -31,7 +31,7 @@ from h2.exceptions import ProtocolError
 from hyperframe.frame import GoAwayFrame
 
 from relay.front.deadlines import Waiting
-from relay.front.front import Front
+from relay.front.front import Front, guarded
 from relay.front.h2_limits import Http2Limits, begin
 from relay.front.h2_stream import Http2Stream
 from relay.http.exchange import Exchange, MalformedError
@@ -147,14 +147,9 @@ class Http2Connection(asyncio.Protocol):
     # Frames from the client.
 
     def guarded(self, step: Callable[[], None]) -> None:
-        """Run a step as the outermost callback. An unexpected error is logged and aborts only this connection."""
-        if self._over:
-            return
-        try:
-            step()
-        except Exception:
-            _logger.exception("failed to serve a connection")
-            self.abort()
+        """Run a step as the outermost callback, unless the connection is over."""
+        if not self._over:
+            guarded(step, self.abort)
 
     def _serve(self) -> None:
         """Handle the complete frames, for one turn."""
