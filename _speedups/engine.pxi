@@ -403,6 +403,28 @@ cdef class Engine:
         """
         return self._write(self._behind(handle), chunk, now_s) == 1
 
+    def write_each(self, list handles, Chunk chunk not None, double now_s):
+        """Call `write` with one chunk for each of some streams; omit streams that are not behind any more.
+
+        Returns:
+            the handles of the streams that received everything, and those of the streams that must wait.
+        """
+        cdef uint64_t handle
+        cdef Stream *stream
+        cdef list whole = [], short = []
+        cdef int result
+        for item in handles:
+            handle = item
+            stream = self._get(handle)
+            if stream == NULL or stream.state != BEHIND:
+                continue
+            result = self._write(stream, chunk, now_s)
+            if result == 1:
+                whole.append(item)
+            elif result == 0:
+                short.append(item)
+        return whole, short
+
     def live(self, uint64_t handle, uint64_t cursor):
         """Make a stream live: flushes send it the entries from `cursor` on. It must have no `pending` bytes."""
         cdef Stream *stream = self._behind(handle)

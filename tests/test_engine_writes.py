@@ -137,6 +137,38 @@ def test_a_skip_without_notice_leaves_nothing_pending(rig: Rig) -> None:
     assert not rig.engine.is_behind(handle)
 
 
+def test_one_call_writes_a_chunk_to_many_streams_from_the_cursor_of_each(rig: Rig) -> None:
+    chunk = rig.twin.chunk([b"a", b"b", b"c"], [10, 20, 30], 40)
+    handles = {rig.open(cursor): data for cursor, data in ((1, b"abc"), (11, b"bc"), (20, b"bc"), (30, b"c"))}
+    assert rig.engine.write_each(list(handles), chunk, 7.0) == (list(handles), [])
+    for handle, data in handles.items():
+        assert rig.read(handle) == b"head" + data
+        assert rig.engine.cursor(handle) == 40
+        assert rig.engine.is_behind(handle)
+    assert (rig.engine.writes, rig.engine.deliveries) == (4, 8)
+
+
+def test_one_call_tells_the_streams_that_must_wait_from_those_that_received_everything(rig: Rig) -> None:
+    wide, narrow, stalled = rig.open(8), rig.open(), rig.open()
+    rig.stall(stalled)
+    chunk = rig.chunk(FRAMES)
+    assert rig.engine.write_each([narrow, stalled, wide], chunk, 0.0) == ([wide], [narrow, stalled])
+    assert rig.read(wide) == b"head" + FRAMES[7]
+    assert rig.finish(narrow, chunk) == b"head" + DATA
+    assert rig.engine.cursor(stalled) == 1
+
+
+def test_one_call_omits_streams_that_are_not_behind_any_more(rig: Rig) -> None:
+    live, gone, broken, last = rig.open_live(), rig.open(), rig.open(), rig.open()
+    rig.engine.abort(gone, "test")
+    rig.peers[broken].close()
+    assert rig.engine.write_each([live, gone, broken, last], rig.chunk([b"a"]), 0.0) == ([last], [])
+    assert sorted(rig.closes()) == sorted([(gone, "test"), (broken, "client")])
+    assert rig.engine.write_each([gone, last], rig.chunk([b"b"], first=2), 0.0) == ([last], [])
+    assert rig.read(last) == b"headab"
+    assert rig.read(live) == b""
+
+
 def test_a_stall_at_any_byte_leaves_the_frames_whole(rig: Rig) -> None:
     frames = [b"<%d %s>" % (number, b"x" * 60) for number in range(200)]
     chunk, data = rig.chunk(frames), b"".join(frames)

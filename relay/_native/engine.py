@@ -369,6 +369,22 @@ class Engine:
         """
         return self._write(self._behind(handle), chunk, now_s)
 
+    def write_each(self, handles: list[int], chunk: Chunk, now_s: float) -> tuple[list[int], list[int]]:
+        """Call `write` with one chunk for each of some streams; omit streams that are not behind any more.
+
+        Returns:
+            the handles of the streams that received everything, and those of the streams that must wait.
+        """
+        whole, short = [], []
+        for handle in handles:
+            if not self.is_behind(handle):
+                continue
+            if self.write(handle, chunk, now_s):
+                whole.append(handle)
+            elif self.is_behind(handle):
+                short.append(handle)
+        return whole, short
+
     def live(self, handle: int, cursor: int) -> None:
         """Make a stream live: flushes send it the entries from `cursor` on. It must have no `pending` bytes."""
         stream = self._behind(handle)

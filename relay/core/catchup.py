@@ -33,8 +33,11 @@ from relay.speedups import Chunk, Engine
 
 _logger = logging.getLogger("relay.catchup")
 
-SERVED_A_TURN = 32
-"""Maximum number of streams that one turn writes to: 32 writes of 64 KiB take about a millisecond."""
+SLICE_S = 0.001
+"""Duration after which a turn takes no more streams from the queue. With `SERVED_AT_ONCE`, a turn takes about 2 ms."""
+
+SERVED_AT_ONCE = 32
+"""Maximum number of streams taken from the queue at once: 32 writes of 64 KiB take about a millisecond."""
 
 CHUNK_CACHE_BYTES = 16 * 1024 * 1024
 """Maximum size of the cached chunks. Streams that read the same part of the log at the same time share a chunk."""
@@ -73,6 +76,16 @@ class Lagging:
         # `conflate`: superseded events that a gap has reported and the cursor has not passed, at most of one read.
         self.told = array("Q")
 
+    @property
+    def limited(self) -> bool:
+        """Whether the limits apply; not to a replay, nor to a burst that has not been offered to the stream yet."""
+        return self.refused and not self.replaying
+
+    @property
+    def alone(self) -> bool:
+        """Whether a policy is acting on the stream or a soft limit is exceeded, so that it is served alone."""
+        return self.conflating or self.ceiling is not None or self.soft_since_s is not None or bool(self.told)
+
 
 class CatchUp:
     """Serves the streams that are behind, round robin, one chunk at a time.
@@ -84,6 +97,7 @@ class CatchUp:
         block_timeout_s: maximum time for which one stream may hold up publishers.
         caught_up: called with the handle of a stream that has received the whole log.
         lag_s: histogram of the lag of these streams; each tick observes some.
+        clock: the time in seconds.
     """
 
     def __init__(
@@ -94,6 +108,7 @@ class CatchUp:
         block_timeout_s: float,
         caught_up: Callable[[int], None],
         lag_s: Observer,
+        clock: Callable[[], float],
     ) -> None:
         self.actions: Counter[str] = Counter()
         self.streams: dict[int, Lagging] = {}
@@ -104,6 +119,7 @@ class CatchUp:
         self._block_timeout_s = block_timeout_s
         self._caught_up = caught_up
         self._lag_s = lag_s
+        self._clock = clock
         self._ready: deque[int] = deque()
         self._blocking: set[int] = set()
         self._closing: dict[int, float] = {}
@@ -182,16 +198,80 @@ class CatchUp:
     # Serving
 
     def turn(self, now_s: float) -> bool:
-        """Serve some of the queued streams; return whether others are left."""
-        for _ in range(min(SERVED_A_TURN, len(self._ready))):
+        """Serve queued streams, each at most once, for one slice; return whether others are left."""
+        stop_s = self._clock() + SLICE_S
+        left = len(self._ready)
+        while left and self._clock() < stop_s:
+            count = min(left, SERVED_AT_ONCE)
+            self._serve_next(count, now_s)
+            left -= count
+        return bool(self._ready)
+
+    def _serve_next(self, count: int, now_s: float) -> None:
+        """Serve the next `count` queued streams, and those of one subscription together."""
+        groups: dict[tuple[Subscription, bool], list[int]] = {}
+        for _ in range(count):
             handle = self._ready.popleft()
             state = self.streams.get(handle)
             if state is None:
                 continue
             state.queued = False
-            if self._engine.is_behind(handle) and self.serve(handle, now_s):
+            if not self._engine.is_behind(handle):
+                continue
+            if not state.alone:
+                groups.setdefault((self._subscription(handle), state.limited), []).append(handle)
+            elif self.serve(handle, now_s):
                 self.ready(handle)
-        return bool(self._ready)
+        for (subscription, limited), handles in groups.items():
+            try:
+                self._serve_together(subscription, limited, handles, now_s)
+            except Exception:
+                _logger.exception("cannot serve streams")
+                for handle in handles:
+                    self._engine.abort(handle, CloseReason.ERROR)
+
+    def _serve_together(self, subscription: Subscription, limited: bool, handles: list[int], now_s: float) -> None:
+        """Write one chunk to each stream; the streams that read the same segment share the chunk and the checks.
+
+        The lag decreases as the cursor increases. If it is within the limits at one cursor, it is so at later cursors.
+
+        Args:
+            subscription: the subscription of the streams.
+            limited: whether the hard limits apply to them.
+            handles: streams that need not be served alone; those that were served are removed.
+            now_s: the time.
+        """
+        engine = self._engine
+        handles.sort(key=engine.cursor)
+        while handles:
+            cursor = engine.cursor(handles[0])
+            chunk = self._chunk(subscription, cursor) if self._fits(subscription, limited, cursor, now_s) else None
+            if chunk is None:
+                if self.serve(handles[0], now_s):
+                    self.ready(handles[0])
+                del handles[0]
+                continue
+            stop = bisect_left(handles, chunk.cursor, key=engine.cursor)
+            whole, short = engine.write_each(handles[:stop], chunk, now_s)
+            del handles[:stop]
+            for handle in short:
+                state = self.streams[handle]
+                state.seen, state.refused = subscription.ordinal(engine.cursor(handle)), True
+            if chunk.cursor >= self._log.head:
+                for handle in whole:
+                    self._caught_up(handle)
+                continue
+            seen = subscription.ordinal(chunk.cursor)
+            for handle in whole:
+                self.streams[handle].seen = seen
+                self.ready(handle)
+
+    def _fits(self, subscription: Subscription, limited: bool, cursor: int, now_s: float) -> bool:
+        """Return whether no policy acts on a stream at this cursor; `limited` as in `_serve_together`."""
+        if cursor < self._log.tail:
+            return False
+        rule, lag = subscription.rule, self.lag(subscription, cursor, now_s)
+        return not (rule.soft.passed(lag) or (limited and rule.hard.passed(lag)))
 
     def serve(self, handle: int, now_s: float) -> bool:
         """Write one chunk to a stream; return whether the kernel accepted all of it and more is due.
@@ -303,15 +383,12 @@ class CatchUp:
         return Lag(events, size, 0.0 if first is None else now_s - self._log.time_s(max(first, self._log.tail)))
 
     def _broken(self, state: Lagging, rule: Rule, lag: Lag, now_s: float) -> bool:
-        """Return whether the lag exceeds a limit for long enough.
-
-        The initial lag of a replay does not count, nor does a burst that has not been offered to the stream yet.
-        """
+        """Return whether a limit applies and the lag exceeds it for long enough."""
         if not rule.soft.passed(lag):
             state.soft_since_s = None
         elif state.soft_since_s is None:
             state.soft_since_s = now_s
-        return state.refused and not state.replaying and rule.broken(lag, state.soft_since_s, now_s)
+        return state.limited and rule.broken(lag, state.soft_since_s, now_s)
 
     def _judge(self, handle: int, state: Lagging, subscription: Subscription, now_s: float) -> bool:
         """Apply the policy if a limit is exceeded; return whether the stream stays open."""

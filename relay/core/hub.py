@@ -94,7 +94,9 @@ class Hub:
         self.audiences = Audiences(self.log)
         self.replays = Replays(self.log, self.audiences, clock)
         self.holds = Holds(self.audiences)
-        self.catchup = CatchUp(self.log, engine, self.holds, config.block_timeout_s, self._caught_up, measures.lag_s)
+        self.catchup = CatchUp(
+            self.log, engine, self.holds, config.block_timeout_s, self._caught_up, measures.lag_s, clock
+        )
         self.draining = False
         self._input_ended = False
         self.fed = False  # another hub sends the entries, and nothing is published here

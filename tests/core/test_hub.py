@@ -8,10 +8,12 @@ from itertools import count
 import pytest
 
 from relay.config.model import Config
+from relay.core.audience import Subscription
 from relay.core.catchup import CatchUp
 from relay.core.flush import SLICE_S
 from relay.errors import EventError
 from relay.event import Event
+from relay.speedups import Chunk
 from relay.telemetry.stats import Stats
 from relay.telemetry.stats_schema import TopicStats
 from tests.sim.conftest import native_engine
@@ -73,6 +75,37 @@ def test_an_error_while_serving_a_stream_ends_only_that_stream(
     world.step()
     world.read(other, 1 << 20)
     assert other.oracle.seen == 1
+
+
+def test_an_error_while_serving_streams_together_ends_only_the_streams_of_this_subscription(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(Config())
+    clients = [world.client((topic,), None, 400, "sse") for topic in ("a", "a", "b")]
+    for client in clients:
+        world.connect(client)
+        world.read(client, 1 << 20)
+    for topic in ("a", "b"):
+        world.publish(topic, 1000)
+        world.publish(topic, 10)
+    world.step()
+    real = CatchUp._chunk
+
+    def failing(self: CatchUp, subscription: Subscription, cursor: int) -> Chunk | None:
+        if subscription.terms == ("a",):
+            raise RuntimeError("planted")
+        return real(self, subscription, cursor)
+
+    monkeypatch.setattr(CatchUp, "_chunk", failing)
+    with caplog.at_level(logging.ERROR):
+        for _ in range(10):
+            for client in clients:
+                world.read(client, 1 << 20)
+            world.step()
+    assert "cannot serve streams" in caplog.text
+    caplog.records[0].exc_info = None  # its frames refer to the world, and so to the engine's descriptor
+    assert world.hub.closes == {"error": 2}
+    assert clients[2].oracle.seen == 2
 
 
 def test_the_log_stays_bounded_with_a_stalled_block_stream() -> None:

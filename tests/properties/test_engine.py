@@ -28,6 +28,7 @@ STEPS = (
     "write",
     "write",
     "write",
+    "write_each",
     "read",
     "read",
     "poll",
@@ -86,7 +87,7 @@ class Run:
     def run(self, script: list[Step]) -> None:
         """Run a script, and drain the remaining streams."""
         for step in script:
-            if step.kind in ("publish", "flush", "poll", "heartbeat", "idle", "open", "sweep", "compact"):
+            if step.kind in ("publish", "flush", "write_each", "poll", "heartbeat", "idle", "open", "sweep", "compact"):
                 getattr(self, step.kind)(step.number)
             elif self.subscribers:
                 # Mostly an open stream, sometimes a closed one.
@@ -177,6 +178,22 @@ class Run:
         cursor = self.engine.cursor(one.handle)
         if whole and not self.between(cursor, self.flushed):
             self.engine.live(one.handle, max(cursor, self.flushed))
+
+    def write_each(self, number: int) -> None:
+        behind = [one.handle for one in self.subscribers if self.engine.is_behind(one.handle)]
+        if not behind:
+            return
+        first = sorted(map(self.engine.cursor, behind))[number % len(behind)]
+        rows = [sequence for sequence in self.frames if sequence >= first][: 1 + number % 5]
+        if not rows:
+            return
+        chunk = self.rig.twin.chunk([self.frames[row] for row in rows], rows, rows[-1] + 1)
+        before = self.moving()
+        reached = [self.subscribers[name].handle for name, cursor in before.items() if cursor >= first]
+        whole, short = self.engine.write_each(reached, chunk, self.now_s)
+        self.moved(before)
+        assert all(self.engine.cursor(handle) >= chunk.cursor for handle in whole)
+        self.trace.append((self.names(whole), self.names(short)))
 
     def skip(self, one: Subscriber, number: int) -> None:
         if self.engine.is_behind(one.handle):

@@ -12,7 +12,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from relay._native.engine import Engine, _Stream
+from relay._native.engine import Chunk, Engine, _Stream
 from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.core.stream import Subscribe
@@ -58,6 +58,7 @@ class SimEngine(Engine):
         self.handles_by_fd: dict[int, int] = {}
         self.sends_a_slice = 0
         self.shared_flushes = 0
+        self.writes_together = 0
         self._looks = 0
 
     def report(self, fd: int, mask: int) -> None:
@@ -89,6 +90,11 @@ class SimEngine(Engine):
         place = super().broadcast(*arguments)
         self.shared_flushes += shared is not None and self.unshared == unshared
         return place
+
+    def write_each(self, handles: list[int], chunk: Chunk, now_s: float) -> tuple[list[int], list[int]]:
+        """Write a chunk to some streams, and count the writes of calls with several streams."""
+        self.writes_together += len(handles) if len(handles) > 1 else 0
+        return super().write_each(handles, chunk, now_s)
 
     def _recv(self, stream: _Stream) -> bytes:
         if not cast(Pipe, stream.sock).client_open:
