@@ -290,6 +290,9 @@ class Stream:
         headers: more request headers.
         receive_buffer: SO_RCVBUF, for slow clients.
         context: the TLS context, if the server uses TLS.
+        version: of HTTP.
+        form: the name of the form; None to read it from the head.
+        timeout_s: longest time without data.
     """
 
     def __init__(
@@ -301,15 +304,16 @@ class Stream:
         context: ssl.SSLContext | None = None,
         version: str = "1.1",
         form: str | None = None,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.port = port
         self.socket = socket.socket()
         OPEN_STREAMS.add(self)
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(TIMEOUT_S)
+        self.socket.settimeout(timeout_s)
         self.head = b""
-        self._form = form  # None to read it from the head
+        self._form = form
         self._reader = Reader()
         self._events: list[Event] = []
         try:

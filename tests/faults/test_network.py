@@ -14,9 +14,11 @@ import pytest
 
 from relay.client.subscribe import subscribe
 from relay.event import Event
-from relay.sse import Decoder
+from tests.faults.follower import Follower
 from tests.faults.network import BadNetwork
+from tests.forms import FAULT_FORMS, FormStream, request
 from tests.oracle import Oracle, Published
+from tests.readers import Reader
 from tests.running import ASIDE_BYTES, TIMEOUT_S, Feeder, Relay, Stream, eventually, relay
 
 pytestmark = pytest.mark.slow
@@ -77,21 +79,46 @@ async def test_resuming_over_a_network_that_delays_stalls_and_cuts_delivers_all_
         eventually(lambda: server.stats()["streams"] == 0, "no stream is left")
 
 
+async def test_each_form_resumes_over_a_network_that_delays_stalls_and_cuts() -> None:
+    published, count, draw = Published(), 200, random.Random(4)
+    arguments = ("--heartbeat", "100ms", "--retry-min", "1ms", "--retry-max", "2ms", "--compress", "gzip")
+    with relay(*arguments) as server:
+        async with BadNetwork(server.port, seed=4) as network:
+            followers = [Follower(network.port, form, count, draw, timeout_s=0.5) for form in FAULT_FORMS]
+            for follower in followers:
+                follower.start()
+            try:
+                for number in range(count):
+                    await publish(server, published, f"{number}:" + "x" * (number * 7 % 300))
+                for follower in followers:
+                    await asyncio.to_thread(follower.join, TIMEOUT_S)
+                    assert not follower.is_alive(), f"{follower.form} hangs after event {follower.sequence}"
+            finally:
+                for follower in followers:
+                    follower.stopped.set()
+        for follower in followers:
+            assert follower.failure is None, follower.failure
+            follower.check(published)
+            assert follower.seen.count(None) > 1, "no cut"
+            assert follower.complete == 0, "a cut body is not complete"
+        print(f"{network.cuts} cuts, {network.stalls} stalls")
+        assert network.cuts >= 25
+        assert network.stalls >= 4
+
+
 async def publish(server: Relay, published: Published, data: str) -> None:
     """Publish an event from another thread, so that the network continues."""
     [id] = await asyncio.to_thread(server.publish, data, "net")
     published.add(Event(data, topic="net"), id)
 
 
-async def open_once(port: int, last_id: str, expected: list[str], all_here: asyncio.Barrier) -> str:
+async def open_once(port: int, form: str, last_id: str, expected: list[str], all_here: asyncio.Barrier) -> str:
     """Open a stream, wait for these data and for all other streams; close, and return the last id."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    field = f"Last-Event-ID: {last_id}\r\n" if last_id else ""
-    writer.write(f"GET /events?topic=storm HTTP/1.1\r\nHost: a\r\n{field}\r\n".encode())
+    writer.write(request(form, "topic=storm", {"Last-Event-ID": last_id} if last_id else {}))
     head = await reader.readuntil(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 "), head
-    decoder = Decoder(MIB)
-    seen: list[object] = []
+    decoder, seen = Reader(form), list[str]()
     while len(seen) < len(expected) or not decoder.last_event_id:
         data = await reader.read(65536)
         assert data, "closed"
@@ -103,15 +130,18 @@ async def open_once(port: int, last_id: str, expected: list[str], all_here: asyn
 
 
 async def test_a_herd_that_reconnects_at_once_misses_nothing() -> None:
-    with relay() as server:
+    forms = [FAULT_FORMS[number % len(FAULT_FORMS)] for number in range(STORM)]
+    with relay("--compress", "gzip") as server:
         before_bytes = server.memory_bytes()
         loop = asyncio.get_running_loop()
         all_here = asyncio.Barrier(STORM)
-        ids = await asyncio.gather(*(open_once(server.port, "", [], all_here) for _ in range(STORM)))
+        ids = await asyncio.gather(*(open_once(server.port, form, "", [], all_here) for form in forms))
         await asyncio.to_thread(server.publish, "while all were away", "storm")
         began_s = loop.time()
         async with asyncio.timeout(2 * TIMEOUT_S):
-            again = await asyncio.gather(*(open_once(server.port, id, ["while all were away"], all_here) for id in ids))
+            missed = ["while all were away"]
+            herd = zip(forms, ids, strict=True)
+            again = await asyncio.gather(*(open_once(server.port, *each, missed, all_here) for each in herd))
         took_s = loop.time() - began_s
         grown_bytes, bound_bytes = server.memory_bytes() - before_bytes, 16 * MIB + STORM * 8192 + ASIDE_BYTES
         print(f"{STORM} came back in {took_s:.2f} s; memory grew by {grown_bytes}, bound {bound_bytes}")
@@ -125,8 +155,9 @@ def test_a_feeder_that_is_too_fast_costs_bounded_memory(tmp_path: Path) -> None:
     path, count, size = tmp_path / "relay.sock", 60_000, 1000
     history_bytes, stalled = 8 * MIB, 20
     arguments = ("--unix", str(path), "--history-bytes", str(history_bytes), "--lag-bytes", "1MiB")
-    with relay(*arguments, "--client-buffer", "16KiB") as server:
-        readers = [Stream(server.port, "topic=**", receive_buffer=8192) for _ in range(stalled)]
+    with relay(*arguments, "--client-buffer", "16KiB", "--compress", "gzip") as server:
+        forms = [FAULT_FORMS[number % len(FAULT_FORMS)] for number in range(stalled)]
+        readers = [FormStream(server.port, form, "topic=**", receive_buffer=8192) for form in forms]
         reader = Stream(server.port, "topic=**")
         reader.read_until(b"\n\n")
         epoch = reader.last_event_id.rpartition("-")[0]

@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 
 from relay.event import Event
+from tests import forms
 from tests.faults.raw import RawClient
 from tests.faults.torture_cases import publish, request
 from tests.faults.witness import Witness
+from tests.forms import FAULT_FORMS, FormStream
 from tests.oracle import Oracle, Published
 from tests.running import Feeder, Stream, eventually, relay
 
@@ -40,7 +42,7 @@ sys.stdin.read()
 CLIENT = """
 import socket, sys
 client = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-client.sendall(b"GET /events?topic=** HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
+client.sendall(bytes.fromhex(sys.argv[2]))
 seen = b""
 while b"witness" not in seen:
     seen += client.recv(65536)
@@ -105,10 +107,11 @@ def test_each_feeder_killed_at_random_leaves_a_prefix_of_its_events(tmp_path: Pa
 
 
 def test_a_client_killed_within_a_stream_leaves_nothing(tmp_path: Path) -> None:
-    with relay() as server:
+    with relay("--compress", "gzip") as server:
         witness = Witness(server)
-        clients = [child(CLIENT, str(server.port)) for _ in range(5)]
-        eventually(lambda: server.stats()["streams"] == 6, "all subscribe")
+        requests = [forms.request(form, "topic=**") for form in FAULT_FORMS]
+        clients = [child(CLIENT, str(server.port), wanted.hex()) for wanted in requests]
+        eventually(lambda: server.stats()["streams"] == 1 + len(clients), "all subscribe")
         witness.publish("witness")
         for client in clients:
             assert client.stdout is not None
@@ -116,48 +119,40 @@ def test_a_client_killed_within_a_stream_leaves_nothing(tmp_path: Path) -> None:
             kill(client)
             witness.publish("one less")
         witness.check()
-        assert server.stats()["closes"] == {"client": 5}
+        assert server.stats()["closes"] == {"client": len(clients)}
         witness.close()
 
 
 def test_a_killed_server_has_sent_complete_events_and_the_next_one_reports_the_gap(tmp_path: Path) -> None:
     path = tmp_path / "relay.sock"
-    with relay("--unix", str(path)) as server:
-        streams = [Stream(server.port, "topic=**") for _ in range(10)]
+    with relay("--unix", str(path), "--compress", "gzip") as server:
+        streams = [FormStream(server.port, form, "topic=**") for form in FAULT_FORMS]
         with Feeder(path) as feeder:
             feeder.send(*({"id": f"own-{number}", "data": "x" * 900} for number in range(2000)))
-        for stream in streams:
-            stream.next()
+        begun = [stream.next() for stream in streams]
         server.process.kill()
-        for stream in streams:
-            with contextlib.suppress(ConnectionResetError):
-                stream.rest()
+        for stream, first in zip(streams, begun, strict=True):
+            events = [first, *stream.end()]
+            assert [event.id for event in events] == [f"own-{number}" for number in range(len(events))]
+            assert {event.data for event in events} == {"x" * 900}
+            assert not stream.has_last_chunk
             stream.close()
         server.wait()
-    assert all(0 < seen(stream) <= 2000 for stream in streams)
-    with relay() as server:
+    with relay("--compress", "gzip") as server:
         server.publish("of the new run")
         for stream in streams:
-            with Stream(server.port, "topic=**", {"Last-Event-ID": stream.last_event_id}) as back:
+            with FormStream(server.port, stream.form, "topic=**", {"Last-Event-ID": stream.last_event_id}) as back:
                 gap, event = back.take(2)
                 assert json.loads(gap.data)["reason"] == "unknown"
                 assert event.data == "of the new run"
 
 
-def seen(stream: Stream) -> int:
-    """Return the number of whole events that a stream received; check where each begins and ends."""
-    *whole, _ = stream.raw.split(b"\n\n")
-    events = [block for block in whole if b"data: " in block]
-    for number, block in enumerate(events):
-        assert block == b"id: own-%d\ndata: %b" % (number, b"x" * 900)
-    return len(events)
-
-
 def test_a_stopped_server_continues_at_the_same_event(tmp_path: Path) -> None:
     path, stopped_s, count = tmp_path / "relay.sock", 2.0, 500
-    with relay("--unix", str(path), "--heartbeat", "500ms") as server, Feeder(path) as feeder:
+    arguments = ("--unix", str(path), "--heartbeat", "500ms", "--compress", "gzip")
+    with relay(*arguments) as server, Feeder(path) as feeder:
         published = Published()
-        streams = [Stream(server.port, "topic=**") for _ in range(10)]
+        streams = [FormStream(server.port, form, "topic=**") for form in FAULT_FORMS]
         server.process.send_signal(signal.SIGSTOP)
         try:
             feeder.socket.settimeout(stopped_s)

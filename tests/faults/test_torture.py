@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests import forms
 from tests.faults.raw import RawClient
 from tests.faults.torture_cases import (
     BODY_BYTES_MAX,
@@ -25,6 +26,7 @@ from tests.faults.torture_cases import (
     request,
 )
 from tests.faults.witness import Witness
+from tests.forms import FAULT_FORMS
 from tests.running import ASIDE_BYTES, TIMEOUT_S, Relay, eventually, relay
 
 pytestmark = pytest.mark.slow
@@ -36,7 +38,8 @@ HEAD_TIMEOUT_S = 0.4
 @pytest.fixture(scope="module")
 def patient() -> Iterator[Relay]:
     """A server with long time limits, so that no answer is caused by a timeout."""
-    with relay("--body-bytes-max", str(BODY_BYTES_MAX), "--discard-bytes-max", str(DISCARD_BYTES_MAX)) as server:
+    limits = ("--body-bytes-max", str(BODY_BYTES_MAX), "--discard-bytes-max", str(DISCARD_BYTES_MAX))
+    with relay(*limits, "--compress", "gzip") as server:
         yield server
 
 
@@ -201,6 +204,21 @@ def test_a_misbehaving_client_harms_only_itself(
 ) -> None:
     with RawClient(patient.port) as client:
         manner(client)
+
+
+def send_too_much(client: RawClient) -> None:
+    client.send(SMUGGLED + b"x" * DISCARD_BYTES_MAX)
+
+
+@pytest.mark.parametrize("form", FAULT_FORMS)
+def test_a_client_that_breaks_its_stream_harms_only_itself(patient: Relay, witness: Witness, form: str) -> None:
+    for harm in (RawClient.reset, RawClient.finish, send_too_much):
+        with RawClient(patient.port) as client:
+            client.send(forms.request(form, "topic=**&since=earliest"))
+            client.read_until(b"data")
+            harm(client)
+            if harm is not RawClient.reset:
+                assert client.ended()
 
 
 SLOW = [

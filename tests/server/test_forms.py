@@ -16,75 +16,12 @@ import pytest
 from relay.core.close_reason import CLEAN
 from relay.event import Event
 from tests.auth.test_access import JWT, bearer, token
+from tests.forms import CHUNKED, COMPRESSED, FORMS, FormStream
 from tests.running import TIMEOUT_S, Relay, Stream, eventually, free_port, relay
 
 pytestmark = pytest.mark.slow
 
-FORMS = ("sse", "envelope", "ndjson", "sse/plain", "envelope/plain", "ndjson/plain")
-CHUNKED = FORMS[:3]
-COMPRESSED = ("sse/gzip", "envelope/gzip", "ndjson/gzip")
 SLOW = ("--client-buffer", "16KiB", "--lag-bytes", "64KiB")
-TYPES = {"sse": "text/event-stream", "envelope": "text/event-stream", "ndjson": "application/x-ndjson"}
-
-
-class FormStream(Stream):
-    """A stream in a form.
-
-    Args:
-        port: of the server.
-        form: the name of the form.
-        query: after `/events?`.
-        headers: more request headers.
-        receive_buffer: SO_RCVBUF, for slow clients.
-    """
-
-    def __init__(
-        self,
-        port: int,
-        form: str,
-        query: str = "topic=default",
-        headers: dict[str, str] | None = None,
-        receive_buffer: int | None = None,
-    ) -> None:
-        self.form = form
-        syntax = form.partition("/")[0]
-        if syntax == "envelope":
-            query += "&envelope=1"
-        accept = {"Accept": TYPES[syntax]} | ({"Accept-Encoding": "gzip"} if form in COMPRESSED else {})
-        version = "1.0" if form.endswith("/plain") else "1.1"
-        super().__init__(port, query, accept | (headers or {}), receive_buffer, version=version, form=form)
-        assert f"Content-Type: {TYPES[syntax]}\r\n".encode() in self.head
-        assert (b"Transfer-Encoding: chunked" in self.head) == (form not in FORMS[3:])
-        assert (b"Content-Encoding: gzip" in self.head) == (form in COMPRESSED)
-
-    def __enter__(self) -> FormStream:
-        return self
-
-    def primed(self) -> None:
-        """Wait until the priming has arrived."""
-        self.read_until(b'"retry":' if "ndjson" in self.form else b"\nid: ")
-
-    def end(self) -> list[Event]:
-        """Read to the end of the connection, which may be a reset."""
-        deadline_s = time.monotonic() + TIMEOUT_S
-        with contextlib.suppress(ConnectionResetError):
-            while data := self._receive(deadline_s, "the end of the stream"):
-                self.take_bytes(data)
-        return self.events()
-
-    @property
-    def has_last_chunk(self) -> bool:
-        return self._reader.body.complete
-
-    @property
-    def is_torn(self) -> bool:
-        """Whether the stream ended within a chunk."""
-        return self._reader.body.torn
-
-    @property
-    def topics(self) -> list[str | None]:
-        """The topics of the events so far; empty if the form does not name them."""
-        return self._reader.topics
 
 
 @contextlib.contextmanager
