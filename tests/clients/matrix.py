@@ -43,6 +43,16 @@ class Row:
     http1_0: bool = False
     head: bytes = b"Transfer-Encoding: chunked"
 
+    @property
+    def compressed(self) -> bool:
+        """Whether the clients accept gzip, and the server sends it."""
+        return "gzip" in self.flags
+
+    @property
+    def form(self) -> str:
+        """The name of the form, as /stats lists it."""
+        return self.syntax + "/gzip" * self.compressed + "/plain" * self.http1_0
+
 
 ROWS = {
     "chunked": Row(),
@@ -52,6 +62,8 @@ ROWS = {
     "envelope": Row(syntax="envelope"),
     "tls": Row(flags=("--http2", "off"), tls=True),
     "h2": Row(tls=True, h2=True),
+    "ndjson-gzip": Row(flags=("--compress", "gzip"), syntax="ndjson", head=b"Content-Encoding: gzip"),
+    "h2-gzip": Row(flags=("--compress", "gzip"), tls=True, h2=True),
 }
 
 LINES = ("requests", "httpx", "aiohttp", "urllib", "curl", "node-fetch", "go", "chromium-fetch")
@@ -60,9 +72,23 @@ PARSERS = ("sseclient-py", "httpx-sse", *EVENT_SOURCES)
 CLIENTS = (*LINES, *PARSERS)
 
 IMPOSSIBLE = {
-    **{("h2", client): "the client has no HTTP/2" for client in ("requests", "sseclient-py", "aiohttp", "urllib")},
-    **{("ndjson", client): "the client reads only event streams" for client in PARSERS},
-    ("gzip", "urllib"): "urllib does not decompress, and `gzip.GzipFile` waits for a full buffer",
+    **{
+        (name, client): "the client has no HTTP/2"
+        for name, row in ROWS.items()
+        for client in ("requests", "sseclient-py", "aiohttp", "urllib")
+        if row.h2
+    },
+    **{
+        (name, client): "the client reads only event streams"
+        for name, row in ROWS.items()
+        for client in PARSERS
+        if row.syntax == "ndjson"
+    },
+    **{
+        (name, "urllib"): "urllib does not decompress, and `gzip.GzipFile` waits for a full buffer"
+        for name, row in ROWS.items()
+        if row.compressed
+    },
 }
 """Combinations that a client cannot do, with the reason."""
 
@@ -74,8 +100,10 @@ LATE = {
 
 UNNOTICED_RESET = {
     **{
-        (row, "node-fetch"): "after `Connection: close`, undici takes any end of the connection for the end of the body"
-        for row in ("chunked", "plain", "gzip", "ndjson", "envelope", "tls")
+        (name, "node-fetch"): "after `Connection: close`, undici takes any end of the connection for the end of the "
+        "body"
+        for name, row in ROWS.items()
+        if not row.h2
     },
     ("plain", "aiohttp"): "aiohttp takes a reset for the end of a body without chunks",
 }
@@ -141,6 +169,8 @@ class Run:
     row: str
     quiet: Reports
     cuts: dict[str, Reports]
+    forms: dict[str, int]
+    """Number of clients that read the quiet stream in each form, from /stats."""
     wire: list[tuple[bytes, bytes]]
     """First bytes of each connection: from the client, and from the server."""
 
@@ -198,6 +228,7 @@ def run_row(name: str, server: Relay, clients: dict[str, Client]) -> Run:
         if page is not None:
             page.browser.open(f"{address}/healthz")
         begin(row, server, address, f"{name}.quiet", able)
+        forms = server.stats()["forms"]
         quiet = Reports(publish_quietly(server, f"{name}.quiet", row.syntax), wait_for_ends(able))
         cuts = {}
         for cut in CUTS:
@@ -208,7 +239,7 @@ def run_row(name: str, server: Relay, clients: dict[str, Client]) -> Run:
         if page is not None:
             page.browser.open("about:blank")
         cable.close()
-    return Run(name, quiet, cuts, wire)
+    return Run(name, quiet, cuts, forms, wire)
 
 
 def publish_and_cut(name: str, server: Relay, cable: Cable, cut: str, clients: dict[str, Client]) -> list[Event]:
@@ -229,7 +260,7 @@ def begin(row: Row, server: Relay, address: str, topic: str, clients: dict[str, 
     url = f"{address}/events?topic={topic}" + "&envelope=1" * (row.syntax == "envelope")
     headers = {"Accept": "application/x-ndjson"} if row.syntax == "ndjson" else {}
     for client in clients.values():
-        client.begin(Job(url, headers, h2=row.h2, compressed="gzip" in row.flags))
+        client.begin(Job(url, headers, h2=row.h2, compressed=row.compressed))
     eventually(lambda: server.stats()["streams"] == len(clients), f"all clients have a stream of {topic}")
 
 

@@ -211,6 +211,7 @@ def test_an_event_source_resumes_and_receives_every_event_once(run: Run, client:
 @pytest.mark.parametrize("run", ROWS, indirect=True)
 def test_each_row_has_the_bytes_that_it_claims(run: Run) -> None:
     row = ROWS[run.row]
+    assert run.forms == {row.form: len(run.quiet.records)}
     if row.tls:
         # ALPN in the ClientHello is not encrypted, and the server chooses HTTP/2 whenever a client offers it.
         assert run.wire
