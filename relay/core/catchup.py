@@ -122,6 +122,7 @@ class CatchUp:
         self._clock = clock
         self._ready: deque[int] = deque()
         self._blocking: set[int] = set()
+        self._ticking: set[int] = set()  # streams that each tick checks
         self._closing: dict[int, float] = {}
         self._chunks: OrderedDict[object, Chunk] = OrderedDict()
         self._chunks_bytes = 0
@@ -149,8 +150,11 @@ class CatchUp:
         subscription = self._subscription(handle)
         seen = subscription.ordinal(self._engine.cursor(handle))
         self.streams[handle] = Lagging(seen, replaying, refused)
-        if subscription.rule.policy is Policy.BLOCK:
+        rule = subscription.rule
+        if rule.policy is Policy.BLOCK:
             self._blocking.add(handle)
+        if rule.policy is Policy.DISCONNECT or rule.soft != Limits():
+            self._ticking.add(handle)
 
     def pack(self, handle: int) -> PackedLag:
         """Describe a stream that is behind."""
@@ -188,6 +192,7 @@ class CatchUp:
         self.streams.pop(handle, None)
         self._closing.pop(handle, None)
         self._blocking.discard(handle)
+        self._ticking.discard(handle)
 
     def close(self, handle: int, reason: str, now_s: float, last: bytes = b"") -> None:
         """Close a stream after the half-sent frame; abort it if the client does not read this in `CLOSE_GRACE_S`."""
@@ -490,16 +495,11 @@ class CatchUp:
             self._chunks_bytes = 0
         for handle in islice(self.streams, LAGS_A_TICK):
             self._lag_s.observe(self.lag(self._subscription(handle), self._engine.cursor(handle), now_s).age_s)
-        for handle, state in list(self.streams.items()):
-            subscription = self._subscription(handle)
-            rule = subscription.rule
-            if rule.policy is not Policy.DISCONNECT and rule.soft == Limits():
-                continue
-            broken = self._broken(
-                state, rule, self.lag(subscription, self._engine.cursor(handle), now_s), now_s
-            )
-            if broken and rule.policy is Policy.DISCONNECT:
-                self._disconnect(handle, rule, now_s)
+        for handle in list(self._ticking):
+            state, subscription = self.streams[handle], self._subscription(handle)
+            lag = self.lag(subscription, self._engine.cursor(handle), now_s)
+            if self._broken(state, subscription.rule, lag, now_s) and subscription.rule.policy is Policy.DISCONNECT:
+                self._disconnect(handle, subscription.rule, now_s)
         for handle, stop_s in list(self._closing.items()):
             if now_s >= stop_s:
                 del self._closing[handle]
