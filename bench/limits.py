@@ -68,13 +68,13 @@ def _cpu(streams: int, rate: int) -> Case:
     )
 
 
-def _rate(streams: int, rate: int) -> Case:
+def _rate(streams: int, rate: int, limit: float = 0.95) -> Case:
     return Case(
         name=f"rate-{streams}x{rate}",
         what=f"deliveries a second, {streams:,} streams × {rate:,}/s",
         value="deliveries_per_s",
         unit="/s",
-        limit=0.95,
+        limit=limit,
         ratio=True,
         at_least=True,
         run=apart(fed(streams, rate, overload=True)),
@@ -91,7 +91,7 @@ CASES = {
         _cpu(10_000, 100),
         _rate(1000, 1000),
         _rate(10_000, 1000),
-        _rate(10_000, 4000),  # exceeds the capacity of both servers, which keep up with the other two rates
+        _rate(10_000, 4000, 0.9),  # exceeds the capacity of both servers, which keep up with the other two rates
         Case(
             name="latency-10000x10",
             what="p99 latency, Unix socket to client, 10,000 streams × 10/s",

@@ -39,6 +39,7 @@ STREAMS = 1000
 EVENTS_A_FLUSH = 10
 TOPICS = 100
 HISTORY_EVENTS = 200
+OVERLOAD_EVENTS = 500  # about 90 KiB, more than one segment
 BYTES_MAX = 1 << 20
 ID = "0123456789abcdef-12345"
 
@@ -162,6 +163,22 @@ def _resume(count: int) -> Work:
     return work
 
 
+def _overload(count: int) -> Work:
+    rig = LocalHub(Engine)
+    event = Event(data=SAMPLES["small"], topic="default")
+    for _ in range(count):
+        rig.subscribe("default")
+    rig.flush()
+    for _ in range(OVERLOAD_EVENTS):
+        rig.hub.publish_one(event, NOW_S)
+
+    def work() -> None:
+        rig.flush()
+        _check(rig, count * OVERLOAD_EVENTS)
+
+    return work
+
+
 def _ingest(count: int) -> Work:
     rig = _full()
     line = msgspec.json.encode({"topic": "default", "data": SAMPLES["small"]}) + b"\n"
@@ -195,6 +212,7 @@ WORKLOADS = {
     "flush": Workload(f"{EVENTS_A_FLUSH} events published and flushed to {STREAMS:,} streams", 20, _flush),
     "topics": Workload(f"{STREAMS:,} streams of two topics each, one event on each topic, flushed", 10, _topics),
     "resume": Workload(f"a stream opened and sent {HISTORY_EVENTS} events of history", 500, _resume),
+    "overload": Workload("a stream that falls behind, receives two segments and catches up", 1000, _overload),
     "ingest": Workload("a line of NDJSON into a full log", 5000, _ingest),
 }
 

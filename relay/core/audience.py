@@ -23,7 +23,7 @@ from relay.core.forms.form import Form
 from relay.core.forms.gzip import Compressor
 from relay.core.index import Index, Topic
 from relay.core.log import Log
-from relay.core.policy import Rule
+from relay.core.policy import Limits, Policy, Rule
 from relay.speedups import Members
 from relay.topic import TermTree, check_topic, is_pattern
 
@@ -51,7 +51,7 @@ class Audience:
 class Subscription:
     """The terms, the rule and the form that some streams share."""
 
-    __slots__ = ("audiences", "form", "indexes", "joins", "rule", "streams", "terms", "waiting")
+    __slots__ = ("audiences", "form", "indexes", "joins", "rule", "streams", "terms", "timed", "waiting")
 
     def __init__(self, terms: tuple[str, ...], audiences: tuple[Audience, ...], rule: Rule, form: Form) -> None:
         self.terms = terms
@@ -61,6 +61,8 @@ class Subscription:
         self.form = form
         # Streams that receive the events of one audience only can share a compressor.
         self.joins = form.compressed and len(audiences) == 1
+        # The policy acts at some time even if nothing is written to a stream.
+        self.timed = rule.policy is Policy.DISCONNECT or rule.soft != Limits()
         self.streams = 0
         self.waiting = 0  # replays that wait for the indexes
 

@@ -27,7 +27,7 @@ from relay.core.holds import Holds
 from relay.core.index import SEGMENT_BYTES, Index
 from relay.core.log import Batch, Log
 from relay.core.measures import Observer
-from relay.core.policy import Lag, Limits, Policy, Rule
+from relay.core.policy import Lag, Policy, Rule
 from relay.core.stream import PackedLag
 from relay.speedups import Chunk, Engine
 
@@ -122,7 +122,7 @@ class CatchUp:
         self._clock = clock
         self._ready: deque[int] = deque()
         self._blocking: set[int] = set()
-        self._ticking: set[int] = set()  # streams that each tick checks
+        self._timed: set[int] = set()  # those that each tick checks
         self._closing: dict[int, float] = {}
         self._chunks: OrderedDict[object, Chunk] = OrderedDict()
         self._chunks_bytes = 0
@@ -150,11 +150,10 @@ class CatchUp:
         subscription = self._subscription(handle)
         seen = subscription.ordinal(self._engine.cursor(handle))
         self.streams[handle] = Lagging(seen, replaying, refused)
-        rule = subscription.rule
-        if rule.policy is Policy.BLOCK:
+        if subscription.rule.policy is Policy.BLOCK:
             self._blocking.add(handle)
-        if rule.policy is Policy.DISCONNECT or rule.soft != Limits():
-            self._ticking.add(handle)
+        if subscription.timed:
+            self._timed.add(handle)
 
     def pack(self, handle: int) -> PackedLag:
         """Describe a stream that is behind."""
@@ -192,7 +191,7 @@ class CatchUp:
         self.streams.pop(handle, None)
         self._closing.pop(handle, None)
         self._blocking.discard(handle)
-        self._ticking.discard(handle)
+        self._timed.discard(handle)
 
     def close(self, handle: int, reason: str, now_s: float, last: bytes = b"") -> None:
         """Close a stream after the half-sent frame; abort it if the client does not read this in `CLOSE_GRACE_S`."""
@@ -495,7 +494,7 @@ class CatchUp:
             self._chunks_bytes = 0
         for handle in islice(self.streams, LAGS_A_TICK):
             self._lag_s.observe(self.lag(self._subscription(handle), self._engine.cursor(handle), now_s).age_s)
-        for handle in list(self._ticking):
+        for handle in list(self._timed):
             state, subscription = self.streams[handle], self._subscription(handle)
             lag = self.lag(subscription, self._engine.cursor(handle), now_s)
             if self._broken(state, subscription.rule, lag, now_s) and subscription.rule.policy is Policy.DISCONNECT:
