@@ -117,6 +117,7 @@ cdef class Engine:
     cdef list _lagging        # handles for the next lagging()
     cdef list _reasons        # close reasons; a stream holds the place of its reason
     cdef int _epoll_fd        # 0 until it is opened
+    cdef Py_ssize_t _live     # number of live streams
     cdef uint64_t _round
     cdef uint32_t _discard_bytes_max
     cdef double _started_s
@@ -162,6 +163,10 @@ cdef class Engine:
         if self._streams[row].generation != <uint32_t>(handle >> 32) or self._streams[row].state == FREE:
             return NULL
         return &self._streams[row]
+
+    cdef inline void _become(self, Stream *stream, State state) noexcept nogil:
+        self._live += (state == LIVE) - (stream.state == LIVE)
+        stream.state = state
 
     cdef Stream *_need(self, uint64_t handle) except NULL:
         cdef Stream *stream = self._get(handle)
@@ -216,7 +221,7 @@ cdef class Engine:
             raise OSError(errno, "epoll_ctl")
         self._free.pop()
         stream.fd = fd
-        stream.state = BEHIND
+        self._become(stream, BEHIND)
         stream.cursor = cursor
         stream.offset = 0
         stream.discarded = 0
@@ -430,7 +435,7 @@ cdef class Engine:
         cdef Stream *stream = self._behind(handle)
         if stream.pending != NULL:
             raise RuntimeError("only a stream that has all of its bytes can be live")
-        stream.state = LIVE
+        self._become(stream, LIVE)
         stream.cursor = cursor
 
     def fall_behind(self, uint64_t handle, uint64_t cursor):
@@ -442,7 +447,7 @@ cdef class Engine:
         cdef Stream *stream = self._get(handle)
         if stream == NULL or stream.state != LIVE:
             return False
-        stream.state = BEHIND
+        self._become(stream, BEHIND)
         stream.cursor = max(stream.cursor, cursor)
         return True
 
@@ -501,6 +506,8 @@ cdef class Engine:
         cdef uint64_t handle
         cdef Stream *stream
         cdef int result
+        if self._live == 0:
+            return members.count  # In overload, the walk would take 3 % of the CPU time.
         for place in range(start, members.count):
             handle = members.handles[place]
             stream = self._get(handle)
@@ -515,7 +522,7 @@ cdef class Engine:
                     self.unshared += 1
                 result = self._write(stream, chunk, now_s)
             if result == 0:
-                stream.state = BEHIND
+                self._become(stream, BEHIND)
                 self._lagging.append(handle)
             sends += 1
             if sends % CLOCK_EVERY == 0 and _monotonic_s() >= stop_s:
@@ -612,7 +619,7 @@ cdef class Engine:
                 self._die(stream, self._reason(_reason_of(errno)))
             elif taken < len(frame):
                 self._append(stream, frame[taken:])
-                stream.state = BEHIND
+                self._become(stream, BEHIND)
                 self._lagging.append((<uint64_t>stream.generation << 32) | row)
             count += 1
             if count % CLOCK_EVERY == 0 and _monotonic_s() >= stop_s:
@@ -695,7 +702,7 @@ cdef class Engine:
         if stream.state != DEAD:
             if stream.state != CLOSING and stream.state != ENDED:
                 stream.reason = reason
-            stream.state = DEAD
+            self._become(stream, DEAD)
             self._dead.append((<uint64_t>stream.generation << 32) | <uint32_t>(stream - self._streams))
         return 0
 
@@ -706,7 +713,7 @@ cdef class Engine:
         if taken == -2 or shutdown(stream.fd, SHUT_WR) < 0:
             self._die(stream, stream.reason)
         else:
-            stream.state = ENDED
+            self._become(stream, ENDED)
         return 0
 
     def close(self, uint64_t handle, reason, bytes last=b""):
@@ -721,7 +728,7 @@ cdef class Engine:
         if stream.state == CLOSING or stream.state == ENDED or stream.state == DEAD:
             return
         self._append(stream, last)
-        stream.state = CLOSING
+        self._become(stream, CLOSING)
         stream.reason = self._reason(str(reason))
         self._finish(stream)
 
