@@ -267,8 +267,9 @@ class CatchUp:
                 continue
             seen = subscription.ordinal(chunk.cursor)
             for handle in whole:
-                self.streams[handle].seen = seen
-                self.ready(handle)
+                state = self.streams[handle]
+                state.seen, state.queued = seen, True
+            self._ready.extend(whole)
 
     def _fits(self, subscription: Subscription, limited: bool, cursor: int, now_s: float) -> bool:
         """Return whether no policy acts on a stream at this cursor; `limited` as in `_serve_together`."""
