@@ -81,6 +81,10 @@ async def _show(client: httpx.AsyncClient, address: httpx.URL, interval: float |
     from rich.console import Console
     from rich.live import Live
 
+    if interval is not None:
+        # rich prefers these variables to the size of the terminal, and they do not follow its changes.
+        for name in ("COLUMNS", "LINES"):
+            os.environ.pop(name, None)
     console = Console()
     stats = await fetch(client, address)
     if interval is None:

@@ -20,7 +20,7 @@ import msgspec
 import pyte
 import pytest
 
-from relay.commands.top import render, share
+from relay.commands.top import HEAD_LINES, render, share
 from relay.config.model import size_text
 from relay.telemetry.stats_schema import ServerStats
 from tests.running import TIMEOUT_S, Relay, Stream, command, environment, eventually, relay, run
@@ -134,6 +134,8 @@ def test_sections_receive_lines_in_rotation() -> None:
 class Terminal:
     """`relay top` in a terminal of 80 × 24, whose screen can be read.
 
+    The environment contains the first size too, as in a child of a program that uses GNU readline.
+
     Args:
         url: of the server.
     """
@@ -150,7 +152,7 @@ class Terminal:
             stdin=self.theirs,
             stdout=self.theirs,
             stderr=self.theirs,
-            env=environment(TERM="xterm"),
+            env=environment(TERM="xterm", COLUMNS="80", LINES="24"),
         )
 
     def read(self, timeout_s: float = TIMEOUT_S) -> bool:
@@ -163,13 +165,17 @@ class Terminal:
         return True
 
     def wait(self, text: str) -> list[str]:
-        """Wait until a text is on the screen below a complete first line; return the lines of the screen."""
+        """Wait until a text is on the screen and the figures are in their place; return the lines of the screen."""
         deadline_s = time.monotonic() + TIMEOUT_S
-        while text not in "\n".join(self.screen.display) or not self.screen.display[0].startswith("relay "):
+        while text not in "\n".join(self.screen.display) or not self._is_in_place():
             if not self.read(max(0.0, deadline_s - time.monotonic())):
                 state = f"exit code {self.process.poll()}, last bytes {self.raw[-300:]!r}"
                 raise AssertionError("\n".join((f"no {text!r} on the screen; {state}", *self.screen.display)))
         return list(self.screen.display)
+
+    def _is_in_place(self) -> bool:
+        """Return whether no line above the figures is missing or wraps."""
+        return self.screen.display[0].startswith("relay ") and self.screen.display[HEAD_LINES].startswith("streams ")
 
     def ended(self) -> int:
         """Wait for the exit; return the exit code."""
@@ -228,7 +234,6 @@ def test_a_signal_ends_top_and_restores_the_terminal(server: Relay, number: sign
         assert is_restored(shown)
 
 
-@pytest.mark.alone
 def test_the_frame_fits_the_terminal_or_is_truncated() -> None:
     with relay() as server, contextlib.ExitStack() as streams:
         for number in range(30):
