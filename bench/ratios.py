@@ -42,7 +42,7 @@ class RatioLimit:
 # measurements of three runs each, the medians were 1.00 to 1.05 (CPU), 0.6 to 1.3 and 0.92 to 1.07 (p99 of 1,000 and of
 # 10,000 streams), 0.97 to 1.15 (rates) and 211 to 245 bytes. Single runs of the rate of 10,000 streams were 0.84 to
 # 1.21, because both servers share the two cores with the client. In overload (10,000 × 4,000/s), while other processes
-# used a core, the medians were 0.92 and 1.08, and pairs of runs 0.81 to 1.36.
+# used a core, the medians were 0.85 to 1.08, and single pairs of runs 0.70 to 1.36.
 LIMITS = (
     RatioLimit("cpu-1000x100", "cpu_us_per_delivery", 1.25),
     RatioLimit("cpu-1000x100", "p99_ms", 2.5),
