@@ -329,7 +329,7 @@ class Log:
         if not wanted:
             return None
         wanted.sort()  # The part of each index is sorted; timsort merges the parts.
-        base, flags, size = self._base, self._superseded, 0
+        base, frames, flags, size = self._base, self._frames, self._superseded, 0
         sequences: list[int] = []
         superseded: list[int] = []
         if len(wanted) > READ_ENTRIES_MAX:
@@ -340,7 +340,7 @@ class Log:
             if conflate and flags[sequence - base]:
                 superseded.append(sequence)
                 continue
-            size += len(self.frame(sequence))
+            size += len(frames[sequence - base])  # type: ignore[arg-type]
             if sequences and size > bytes_max:
                 cut = sequence
                 break
