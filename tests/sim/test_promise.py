@@ -13,8 +13,6 @@ from relay.config.model import Config
 from tests.sim.seeds import BATCHES, run_batch
 from tests.sim.world import World
 
-"""Seeds in a run; each is a simulation of its own, and reproduces it."""
-
 TOPICS = ("a", "b", "orders.eu", "orders.us", "orders.eu.new")
 TERMS = (
     ("a",),

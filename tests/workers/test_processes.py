@@ -265,6 +265,7 @@ class Follower:
         assert self._stream.last_event_id == last
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_does_not_delay_the_others_or_cost_memory(tmp_path: Path, spread: Spread) -> None:
     settings = ("--workers", "2", "--unix", str(tmp_path / "u"), "--history-bytes", "4MiB")
     with relay(*settings) as server:
