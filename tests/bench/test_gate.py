@@ -177,7 +177,8 @@ def baseline() -> Baseline:
 def checkout(tmp_path: Path, baseline: Baseline) -> Path:
     """Return a copy of the measured code, with that baseline."""
     for folder in ("relay", "bench", "loadtest"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "results"))
+        ignored = shutil.ignore_patterns("__pycache__", "results", ".installed")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
     instructions.write(baseline, tmp_path / "bench" / "baseline.json")
     return tmp_path
 
