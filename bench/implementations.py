@@ -38,7 +38,7 @@ def load(name: str, part: str) -> Any:
 
     Args:
         name: `native` or `speedups`.
-        part: `codec`, `engine` or `jsontext`; the compiled implementation is one module.
+        part: `arrivals`, `codec`, `engine` or `jsontext`; the compiled implementation is one module.
 
     Raises:
         ModuleNotFoundError: `relay._speedups` is not built.

@@ -51,6 +51,8 @@ LIMITS = (
     RatioLimit("rate-1000x1000", "deliveries_per_s", 0.95, at_least=True),
     RatioLimit("rate-10000x1000", "deliveries_per_s", 0.85, at_least=True),
     RatioLimit("rate-10000x4000", "deliveries_per_s", 0.75, at_least=True),
+    RatioLimit("accept-10000", "cpu_us_per_stream", 2.0),
+    RatioLimit("resume-10000", "cpu_ratio", 1.5, ratio=False),
     RatioLimit("memory-10000", "bytes_per_stream", 260, ratio=False),
 )
 

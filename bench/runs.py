@@ -9,9 +9,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from urllib.request import urlopen
 
 from bench.feed import CATCH_UP_S, Bench, Feed, Figures, Stopwatch, opened, run_duel, run_feed
-from loadtest.rig.harness import MeasureError, tcp_memory_bytes
+from loadtest.rig.harness import MeasuredServer, MeasureError, tcp_memory_bytes
 from loadtest.rig.targets import Target
 
 IDLE_S = 10.0
@@ -100,6 +101,38 @@ def accept(streams: int) -> Run:
         }
 
     return run
+
+
+def resume(streams: int, missed: int) -> Run:
+    """Open streams as fast as the server accepts them: new ones, then ones whose last id is `missed` events old."""
+
+    def run(target: Target, bench: Bench) -> Figures:
+        with bench.server(target) as server:
+            with bench.publisher(server, rate=REPLAY_RATE, count=2 * missed, seconds=REPLAY_S) as publisher:
+                publisher.done()
+            epoch, _, last = _last_id(server).rpartition("-")
+            path = f"{target.path.replace('{topic}', 'default')}&lastEventId={epoch}-{int(last) - missed}"
+            cpu_us = []
+            for each in ("", path):
+                before = server.cpu_s()
+                with bench.swarm(server, streams, path=each, concurrency=1000) as swarm:
+                    opened(swarm, streams)
+                    cpu_us.append((server.cpu_s() - before) / streams * 1e6)
+            stats = server.stats()
+        if stats["resumes"] != {"hit": streams} or stats["deliveries"] != streams * missed:
+            raise MeasureError(f"{streams} streams resumed: {stats['resumes']}, {stats['deliveries']} deliveries")
+        return {"cpu_us_new": cpu_us[0], "cpu_us_resumed": cpu_us[1], "cpu_ratio": cpu_us[1] / cpu_us[0]}
+
+    return run
+
+
+def _last_id(server: MeasuredServer) -> str:
+    """Return the id that the server gives to a new stream."""
+    with urlopen(f"http://127.0.0.1:{server.port}/events?topic=default", timeout=REPLAY_S) as stream:
+        for line in stream:
+            if line.startswith(b"id: "):
+                return str(line[4:].decode().strip())
+    raise MeasureError("a new stream has no id")
 
 
 def ingest(events: int) -> Run:

@@ -9,9 +9,11 @@ Never counts instructions itself; `bench.instructions` does, from outside.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ctypes
 import gc
 import math
+import socket
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -19,18 +21,26 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import jwt
 import msgspec
+from prometheus_client import CollectorRegistry
 
-from bench.local_hub import NOW_S, LocalHub
+from bench.local_hub import EPOCH, NOW_S, LocalHub
 from bench.samples import SAMPLES
 from loadtest.rig.harness import raise_descriptor_limit
+from relay.auth.keys import read_secret
+from relay.auth.tokens import Auth
+from relay.config.model import Config
 from relay.core import flush
 from relay.event import Event
+from relay.front.front import Front
+from relay.front.openings import Openings
 from relay.sources.feeder import READ_BYTES
 from relay.sources.intake import ANSWER_BYTES_MAX, Intake, State
 from relay.sources.lines import LineSplitter, parse_line
-from relay.speedups import Engine
+from relay.speedups import Engine, accept
 from relay.sse import Decoder, encode
+from relay.telemetry.metrics import Metrics
 
 COLLECTED = "ffi_call"
 """The C function within which instructions are counted. ctypes calls the work through it, and no other code uses it."""
@@ -40,6 +50,8 @@ EVENTS_A_FLUSH = 10
 TOPICS = 100
 HISTORY_EVENTS = 200
 OVERLOAD_EVENTS = 500  # about 90 KiB, more than one segment
+MISSED_EVENTS = 10
+SECRET = "0123456789abcdef0123456789abcdef"
 BYTES_MAX = 1 << 20
 ID = "0123456789abcdef-12345"
 
@@ -179,6 +191,53 @@ def _overload(count: int) -> Work:
     return work
 
 
+def _open(*, events: int = 0, signed: bool = False) -> Callable[[int], Work]:
+    """Make the opening of streams directly from accepted connections.
+
+    Args:
+        events: number of events that each client missed and receives; 0 for clients without a last id.
+        signed: whether subscribing needs a token; the grant of the clients' token is known.
+    """
+
+    def prepare(count: int) -> Work:
+        rig, listener = LocalHub(Engine), socket.create_server(("127.0.0.1", 0), backlog=count)
+        listener.setblocking(False)
+        event = Event(data=SAMPLES["small"], topic="default")
+        for _ in range(HISTORY_EVENTS):
+            rig.hub.publish_one(event, NOW_S)
+        openings = Openings(_front(rig, signed=signed))
+        fields = [b"Host: localhost:8080", b"User-Agent: bench", b"Accept: text/event-stream"]
+        if events:
+            fields.append(b"Last-Event-ID: %b-%d" % (EPOCH.encode(), HISTORY_EVENTS - events))
+        if signed:
+            claims = {"exp": NOW_S + 60, "sub": "bench", "relay": {"subscribe": ["**"]}}
+            fields.append(b"Authorization: Bearer " + jwt.encode(claims, SECRET, "HS256").encode())
+        request = b"\r\n".join((b"GET /events?topic=default HTTP/1.1", *fields, b"", b""))
+        for _ in range(count):
+            rig.peers.append(socket.create_connection(listener.getsockname()))
+            rig.peers[-1].sendall(request)
+
+        def work() -> None:
+            for _ in range(count):
+                accepted = accept(listener.fileno(), openings.bytes_max)
+                if accepted is None or not openings.open(*accepted):
+                    raise RuntimeError(f"a stream did not open: {accepted}")
+            _check(rig, count * events)
+
+        return work
+
+    return prepare
+
+
+def _front(rig: LocalHub, *, signed: bool) -> Front:
+    """Return a front for the hub, without listeners and connections."""
+    config = Config(subscribe="jwt", jwt_secret=SECRET) if signed else Config()
+    keys = read_secret(SECRET, "jwt-secret") if signed else None
+    auth = Auth(config, frozenset(), keys, wall=lambda: NOW_S)
+    metrics = Metrics(rig.hub, CollectorRegistry())
+    return Front(rig.hub, config, metrics, lambda _: b"", b"", auth, asyncio.new_event_loop(), lambda: NOW_S)
+
+
 def _ingest(count: int) -> Work:
     rig = _full()
     line = msgspec.json.encode({"topic": "default", "data": SAMPLES["small"]}) + b"\n"
@@ -213,6 +272,11 @@ WORKLOADS = {
     "topics": Workload(f"{STREAMS:,} streams of two topics each, one event on each topic, flushed", 10, _topics),
     "resume": Workload(f"a stream opened and sent {HISTORY_EVENTS} events of history", 500, _resume),
     "overload": Workload("a stream that falls behind, receives two segments and catches up", 1000, _overload),
+    "open": Workload("a stream opened from an accepted connection", 500, _open()),
+    "open-resume": Workload(
+        f"the same with a last id, and {MISSED_EVENTS} missed events", 500, _open(events=MISSED_EVENTS)
+    ),
+    "open-jwt": Workload("the same with a JWT whose grant is known", 500, _open(signed=True)),
     "ingest": Workload("a line of NDJSON into a full log", 5000, _ingest),
 }
 

@@ -28,10 +28,32 @@ ENGINE = _choose(os.environ.get("RELAY_ENGINE") or "auto")
 """The implementation in use: `speedups` or `native`."""
 
 if TYPE_CHECKING or ENGINE == "speedups":
-    from relay._speedups import Chunk, Decoder, Engine, Members, counters, encode_event, json_data
+    from relay._speedups import (
+        Chunk,
+        Decoder,
+        Engine,
+        Members,
+        accept,
+        counters,
+        cut_head,
+        encode_event,
+        json_data,
+    )
 else:
+    from relay._native.arrivals import accept, cut_head
     from relay._native.codec import Decoder, encode_event
     from relay._native.engine import Chunk, Engine, Members, counters
     from relay._native.jsontext import json_data
 
-__all__ = ["ENGINE", "Chunk", "Decoder", "Engine", "Members", "counters", "encode_event", "json_data"]
+__all__ = [
+    "ENGINE",
+    "Chunk",
+    "Decoder",
+    "Engine",
+    "Members",
+    "accept",
+    "counters",
+    "cut_head",
+    "encode_event",
+    "json_data",
+]

@@ -183,12 +183,12 @@ def disjoint(terms: tuple[str, ...]) -> tuple[str, ...]:
     A term that another pattern covers is dropped. Patterns that overlap in part are joined by `JOINT` into one. The
     work is linear in the topics, and quadratic only in the patterns, whose number `patterns-per-stream-max` bounds.
     """
+    if not any(map(is_pattern, terms)):
+        return terms
     tree: TermTree[str] = TermTree()
     for term in terms:
         if is_pattern(term):
             tree.add(term, term)
-    if not tree:
-        return terms
     made: dict[str, str] = {}
     patterns: dict[str, list[str]] = {}
     for term in terms:

@@ -11,6 +11,7 @@ import hmac
 import logging
 import math
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ PATTERNS_MAX = 1000
 TICKETS_MAX = 100_000
 COOKIES_MAX = 4
 """Maximum number of cookies tried. A browser sends all cookies of the name, from several paths and domains."""
+VERIFIED_MAX = 10_000
+"""Maximum number of verified tokens whose grants are kept, so that a client that reconnects costs no verification. The
+key is the digest of the token; new keys clear them. Expiry and revocation are checked at each request."""
 LEEWAY_S = 30
 """How far in the future `nbf` and `iat` may lie, because the issuer's clock may be ahead (RFC 7519 section 4.1.5).
 `exp` has no leeway: a token, and each stream opened with it, ends at that time by the clock of this machine."""
@@ -64,12 +68,23 @@ class Auth:
         unknown_key: Callable[[], bool] | None = None,
     ) -> None:
         self.tokens = tokens
-        self.keys = keys
+        self._keys = keys
+        self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
         self.revoked = revoked
         self._config = config
         self.wall = wall
         self._unknown_key = unknown_key or (lambda: False)
         self.tickets: dict[str, tuple[float, Grant]] = {}
+
+    @property
+    def keys(self) -> Keys | None:
+        """The keys that verify JWTs."""
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: Keys | None) -> None:
+        self._keys = keys
+        self._verified.clear()
 
     def subscriber(self, request: Request) -> Grant:
         """Return the grant of a subscriber.
@@ -86,7 +101,7 @@ class Auth:
         tickets = request.values("ticket")
         if tickets:
             return self._redeem(tickets[0])
-        token = _bearer(request)
+        token = _bearer(request.headers.get("authorization", ""))
         refused = RequestError(401, "subscribing requires a token", challenge())
         for number, each in enumerate([token] if token else _cookies(request, self._config.jwt_cookie)):
             try:
@@ -96,13 +111,26 @@ class Auth:
                 refused = error if number == 0 or error.status == 503 else refused
         raise refused
 
+    def bearer(self, authorization: str) -> Grant:
+        """Return the grant of a subscriber with this `Authorization` field, and without a ticket or a cookie.
+
+        Raises:
+            RequestError: as for `subscriber`.
+        """
+        if self._config.subscribe == "open":
+            return ANYBODY
+        token = _bearer(authorization)
+        if not token:
+            raise RequestError(401, "subscribing requires a token", challenge())
+        return self._verify(token)
+
     def publisher(self, request: Request) -> Grant:
         """Return the grant of a publisher. Cookies are not accepted, because a foreign page could send them.
 
         Raises:
             RequestError: 401 if there is no valid token.
         """
-        token = _bearer(request)
+        token = _bearer(request.headers.get("authorization", ""))
         if not token:
             raise RequestError(401, "publishing requires a token", challenge())
         given = token.encode("latin-1", "replace")
@@ -156,6 +184,11 @@ class Auth:
         """Verify a JWT (RFC 7519, RFC 8725) and return its grant."""
         if len(token) > TOKEN_BYTES_MAX:
             raise _refusal(_NOT_VALID)
+        digest = hashlib.sha256(token.encode("latin-1", "replace")).digest()
+        verified = self._verified.get(digest)
+        if verified is not None:
+            self._verified.move_to_end(digest)
+            return self._check(verified)
         header = _header(token)
         if self.keys is None:
             raise RequestError(503, "the keys have not been fetched yet", RETRY_SOON)
@@ -165,7 +198,10 @@ class Auth:
                 continue
             claims = self._claims(token, key)
             if claims is not None:
-                return self._grant(claims)
+                verified = self._verified[digest] = self._read(claims)
+                if len(self._verified) > VERIFIED_MAX:
+                    self._verified.popitem(last=False)
+                return self._check(verified)
         if header.id is not None and header.id not in self.keys.by_id and self._unknown_key():
             # After a 401, an EventSource does not reconnect. After a 503 it does, and the key may be present then.
             raise RequestError(503, "the keys are being fetched", RETRY_SOON)
@@ -199,11 +235,11 @@ class Auth:
             raise _refusal(_NOT_VALID) from None
         return claims
 
-    def _grant(self, claims: dict[str, Any]) -> Grant:
+    def _read(self, claims: dict[str, Any]) -> _Verified:
         """Return the grant in the claims of a token with a valid signature.
 
         Raises:
-            RequestError: 401 if the claims are malformed, expired, not valid yet or revoked.
+            RequestError: 401 if the claims are malformed.
         """
         try:
             own = claims.get(self._config.jwt_claim, {})
@@ -219,13 +255,30 @@ class Auth:
             begins_s = max(_time(claims.get(name, 0)) for name in ("nbf", "iat"))
         except ValueError:
             raise _refusal(_NOT_VALID) from None
+        return _Verified(grant, begins_s)
+
+    def _check(self, verified: _Verified) -> Grant:
+        """Return the grant of a verified token.
+
+        Raises:
+            RequestError: 401 if the token is expired, not valid yet or revoked.
+        """
+        grant = verified.grant
         if self.wall() >= grant.ends_s:
             raise _refusal("the token has expired")
-        if self.wall() + LEEWAY_S < begins_s:
+        if self.wall() + LEEWAY_S < verified.begins_s:
             raise _refusal("the token is not valid yet")
         if not self.valid(grant):
             raise _refusal("the token is revoked")
         return grant
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """The grant of a token with a valid signature, and the time at which it begins."""
+
+    grant: Grant
+    begins_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,8 +340,8 @@ def _terms(value: object) -> tuple[str, ...]:
         raise ValueError from None
 
 
-def _bearer(request: Request) -> str:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+def _bearer(authorization: str) -> str:
+    scheme, _, token = authorization.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 
 

@@ -155,6 +155,28 @@ class CatchUp:
         if subscription.timed:
             self._timed.add(handle)
 
+    def begin_stream(self, handle: int, now_s: float) -> bool:
+        """Write the first chunk to a new stream; add the stream unless it has received the whole log.
+
+        Returns:
+            whether the stream has received the whole log.
+        """
+        engine, subscription, cursor = self._engine, self._subscription(handle), self._engine.cursor(handle)
+        try:
+            chunk = self._chunk(subscription, cursor) if cursor < self._log.head else None
+            whole = engine.write(handle, chunk, now_s)
+        except Exception:
+            _logger.exception("cannot open a stream")
+            engine.abort(handle, CloseReason.ERROR)
+            return False
+        if whole and (chunk is None or engine.cursor(handle) >= self._log.head):
+            self._caught_up(handle)
+            return True
+        self.add(handle, replaying=True, refused=not whole)
+        if whole:
+            self.ready(handle)
+        return False
+
     def pack(self, handle: int) -> PackedLag:
         """Describe a stream that is behind."""
         state = self.streams[handle]
@@ -263,6 +285,7 @@ class CatchUp:
                 state.seen, state.refused = subscription.ordinal(engine.cursor(handle)), True
             if chunk.cursor >= self._log.head:
                 for handle in whole:
+                    self.drop(handle)
                     self._caught_up(handle)
                 continue
             seen = subscription.ordinal(chunk.cursor)
@@ -312,6 +335,7 @@ class CatchUp:
         if whole and ((chunk is None and batch is None) or engine.cursor(handle) >= log.head):
             if state.conflating:
                 engine.skip(handle, engine.cursor(handle), b"")  # It has not received each event before its cursor.
+            self.drop(handle)
             self._caught_up(handle)
             return False
         state.seen = subscription.ordinal(engine.cursor(handle))

@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from relay.errors import RequestError
 from relay.topic import TermTree
 
 EVERYTHING = ("**",)
+COVERS_CACHED = 1024
+"""Number of comparisons of a grant with terms that are kept, for clients that reconnect."""
 _REALM = 'Bearer realm="relay"'
 
 
@@ -50,12 +53,21 @@ ANYBODY = Grant(subscribe=EVERYTHING)
 def _check(granted: tuple[str, ...], terms: Iterable[str], doing: str) -> None:
     if granted == EVERYTHING:
         return
+    term = _uncovered(granted, tuple(terms))
+    if term is not None:
+        raise RequestError(403, f"the token does not allow to {doing} {term!r}", challenge("insufficient_scope"))
+
+
+@lru_cache(COVERS_CACHED)
+def _uncovered(granted: tuple[str, ...], terms: tuple[str, ...]) -> str | None:
+    """Return the first term that no granted pattern covers; None if all are covered."""
     tree: TermTree[str] = TermTree()
     for each in granted:
         tree.add(each, each)
     for term in terms:
         if not tree.covering(term):
-            raise RequestError(403, f"the token does not allow to {doing} {term!r}", challenge("insufficient_scope"))
+            return term
+    return None
 
 
 def challenge(error: str = "") -> tuple[tuple[str, str], ...]:

@@ -17,6 +17,7 @@ import random
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import cast
 
 from relay.config.model import Config
@@ -28,6 +29,7 @@ from relay.core.close_reason import CLEAN, CloseReason
 from relay.core.compression import Compression
 from relay.core.ended import Ended, is_end
 from relay.core.flush import SLICE_S, Flush
+from relay.core.forms.form import Form
 from relay.core.forms.registry import all_forms
 from relay.core.grant import Grant
 from relay.core.holds import Holds
@@ -53,6 +55,12 @@ ENDED_A_TICK = 200
 
 ENDED_A_TURN = 1000
 """Maximum number of streams of ended topics that one turn moves to catching up."""
+
+CHOICES_CACHED = 1024
+"""Number of requests whose disjoint terms, rule and form are kept, for clients that reconnect."""
+
+_GREETING = comment("")
+_PADDING = comment(" " * notice.PADDING_BYTES)
 
 _logger = logging.getLogger("relay.hub")
 
@@ -108,6 +116,7 @@ class Hub:
         self.resumes: Counter[str] = Counter()
         self._config = config
         self._rules = Rules(config)
+        self._chosen = lru_cache(CHOICES_CACHED)(self._choose)
         self._clock = clock
         self._wake = wake
         self._draw = draw
@@ -353,14 +362,24 @@ class Hub:
         if not any(map(is_pattern, request.terms)):
             done(None)
             return lambda: None
-        terms = disjoint(request.terms)
-        rule = self._rules.choose(request.terms, request.policy)
-        subscription = self.audiences.get(terms, rule, self.forms[request.form])
+        terms, rule, form = self._chosen(request.terms, request.policy, request.form)
+        subscription = self.audiences.get(terms, rule, form)
         cursor, evicted = self._reach(request, self._sequence(request, terms), now_s)
         cancel = self.replays.prepare(subscription, cursor, done, evicted=evicted)
         if self.replays.due:
             self._wake_up()
         return cancel
+
+    def can_replay(self, request: Subscribe, now_s: float) -> bool:
+        """Return whether the indexes that a replay reads are complete, so that `prepare` has nothing to do."""
+        if not any(map(is_pattern, request.terms)):
+            return True
+        terms, rule, form = self._chosen(request.terms, request.policy, request.form)
+        subscription = self.audiences.get(terms, rule, form)
+        cursor, evicted = self._reach(request, self._sequence(request, terms), now_s)
+        complete = not self.audiences.wanted(subscription, cursor, evicted=evicted)
+        self.audiences.release(subscription)
+        return complete
 
     def subscribe(self, fd: int, request: Subscribe, address: str, now_s: float) -> None:
         """Open a stream.
@@ -377,37 +396,39 @@ class Hub:
         """
         if self.draining:
             raise RequestError(503, "the server is draining", RETRY_SOON)
-        terms = disjoint(request.terms)
+        terms, rule, form = self._chosen(request.terms, request.policy, request.form)
         self.admission.check(self.engine.open, address, request.grant, terms)
-        form = self.forms[request.form]
-        subscription = self.audiences.get(terms, self._rules.choose(request.terms, request.policy), form)
+        subscription = self.audiences.get(terms, rule, form)
         try:
-            cursor, gap = self._start(request, subscription, now_s)
+            cursor, gap, resume = self._start(request, subscription, now_s)
             told = gap if self._config.prime else b""  # without a priming id, each reconnect would report the gap again
             if self.begun and self.ended.all(terms) and not told and not subscription.has(cursor):
                 raise RequestError(204, "its topics have ended for good")
-            padding = comment(" " * notice.PADDING_BYTES) if request.padding else comment("")
             # The gap precedes the priming id. A client that is cut off between the two receives the gap again.
             primed = b""
             if self._config.prime:
                 primed = priming(self.draw_retry_ms(), f"{self.log.epoch}-{cursor - 1}")
-            content = form.notice_content(padding, gap, primed)
+            content = form.notice_content(_PADDING if request.padding else _GREETING, gap, primed)
             pending = b"".join((request.head, form.framing.start, form.framing.wrap(content)))
             handle = self.engine.add(
                 fd, subscription, address, cursor, pending, now_s, form.number, subscription.joins
             )
             if form.compressed:
                 self.engine.count_content(handle, content)
+            if resume:
+                self.resumes[resume] += 1
         except (OSError, RequestError):
             self.audiences.release(subscription)
             raise
         self._enter(handle, subscription, address)
         self.leases.begin(handle, request.grant, request.ends_s, self._config.max_age_s, now_s, self._draw)
-        self.catchup.add(handle, replaying=True)
-        if self.catchup.serve(handle, now_s):
-            self.catchup.ready(handle)
+        if not self.catchup.begin_stream(handle, now_s):
             self._wake_up()
-        self._sweep()
+            self._sweep()
+
+    def _choose(self, terms: tuple[str, ...], policy: str | None, form: str) -> tuple[tuple[str, ...], Rule, Form]:
+        """Return the disjoint terms of a request, its rule and its form."""
+        return disjoint(terms), self._rules.choose(terms, policy), self.forms[form]
 
     def _enter(self, handle: int, subscription: Subscription, address: str) -> None:
         self.audiences.enter(subscription)
@@ -416,9 +437,12 @@ class Hub:
             self.engine.join(handle, audience.members)
             self._flush.compact(audience)
 
-    def _start(self, request: Subscribe, subscription: Subscription, now_s: float) -> tuple[int, bytes]:
-        """Return the first cursor of a stream, and the gap event to send before it (empty without a gap)."""
-        log, gap, sequence = self.log, b"", self._sequence(request, subscription.terms)
+    def _start(self, request: Subscribe, subscription: Subscription, now_s: float) -> tuple[int, bytes, str]:
+        """Return the first cursor of a stream, the gap event to send before it, and the result of a resume.
+
+        The gap is empty if nothing is missing. The result is empty if the client sent no last id.
+        """
+        log, gap, resume, sequence = self.log, b"", "", self._sequence(request, subscription.terms)
         cursor, evicted = self._reach(request, sequence, now_s)
         if cursor < log.head or evicted:
             self.audiences.complete(subscription, cursor, evicted=evicted)
@@ -426,16 +450,16 @@ class Hub:
             if (last := subscription.evicted) >= cursor:
                 gap = notice.gap("history", None, log.id(cursor), log.id(last))
             cursor = max(cursor, log.tail)
-            self.resumes["gap" if gap else "hit"] += 1
+            resume = "gap" if gap else "hit"
         elif request.last_ids and not request.must_know:
             gap = notice.gap("unknown", None, None, None)
-            self.resumes["missed"] += 1
+            resume = "missed"
         elif request.since_s is not None:
             if evicted and any(index.evicted_s >= now_s - request.since_s for index in subscription.indexes):
                 gap = notice.gap("history", None, None, log.id(subscription.evicted))
         elif request.must_know:
             raise unknown_since(request.last_ids)
-        return cursor, gap
+        return cursor, gap, resume
 
     def _sequence(self, request: Subscribe, terms: tuple[str, ...]) -> int | None:
         """Return the sequence of the last event that a client received; None if unknown."""
@@ -547,7 +571,6 @@ class Hub:
     # Closing streams
 
     def _caught_up(self, handle: int) -> None:
-        self.catchup.drop(handle)
         if self.draining:
             after_ms = round(1000 * (self._config.retry_min_s + self._config.drain_spread_s * self._draw()))
             self._close(handle, CloseReason.DRAIN, self._clock(), notice.come_back(after_ms))

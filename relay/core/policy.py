@@ -9,9 +9,11 @@ A limit of 0 is off. A single event never exceeds a limit, however large or old 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import NamedTuple
+
+import msgspec
 
 from relay.config.check import split_policy
 from relay.config.model import Config
@@ -36,8 +38,7 @@ class Lag(NamedTuple):
     age_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """The maximum lag; 0 for no limit."""
 
     events: int = 0
@@ -51,8 +52,7 @@ class Limits:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """A policy and its limits. `hard` acts at once, `soft` after the lag exceeded it for `soft_for_s` seconds."""
 
     policy: Policy

@@ -6,7 +6,6 @@ Owns these structures. Never opens, reads or writes a stream.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import msgspec
 
@@ -14,8 +13,7 @@ from relay.core.grant import ANYBODY, Grant
 from relay.core.policy import Rule
 
 
-@dataclass(frozen=True, slots=True)
-class Subscribe:
+class Subscribe(msgspec.Struct, frozen=True):
     """A request to open a stream.
 
     Args:

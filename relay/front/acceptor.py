@@ -7,12 +7,14 @@ Theory of operation. Connections that are not accepted wait in the backlog of th
 the acceptor stops watching its listeners for a short time; it neither spins nor rejects. It counts descriptors and
 does not wait for EMFILE. Streams may not use the last descriptors. These are reserved for ordinary requests, so
 /healthz and /metrics respond even if no more streams fit. If silent connections hold all descriptors, the acceptor
-closes the connection that has waited longest.
+closes the connection that has waited longest. If the kernel has no descriptor all the same, because its limit was
+lowered or other parts hold more than expected, the acceptor gives up a spare one, so each client receives a response.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -25,10 +27,12 @@ from relay.front.connection import FrontProtocol
 from relay.front.deadlines import Waiting
 from relay.front.front import Front
 from relay.front.h2 import Http2Connection
+from relay.front.openings import Openings
 from relay.front.rate import Rates
 from relay.front.tls import DESCRIPTORS_A_STREAM, Tls
 from relay.http.forwarded import BINARY_BYTES_MAX, read_header, trusted
 from relay.limits import Limit
+from relay.speedups import accept
 from relay.telemetry.input_errors import InputErrors
 
 ACCEPTS_A_TURN = 16
@@ -83,19 +87,25 @@ class Acceptor:
         self._rates = Rates(front.config.accept_rate, BURST_S)
         self._listeners: Sequence[socket.socket] = ()
         self._resume: asyncio.TimerHandle | None = None
+        self._spare: int | None = None
         self._errors = InputErrors("accept", front.metrics, loop, _logger)
+        self._openings = Openings(front)
+        # A connection that begins with TLS or a PROXY header does not begin with a request.
+        self._read_bytes = 0 if tls is not None or front.config.proxy_protocol else self._openings.bytes_max
 
     def open(self, listeners: Sequence[socket.socket]) -> None:
         """Listen, and start to accept connections."""
         self._listeners = listeners
         for each in listeners:
             each.listen(self._front.config.backlog)
+        self._has_spare()
         self._watch()
 
     def close(self) -> None:
         """Stop accepting. The listeners and the accepted connections stay open."""
         self._look_away()
         self._listeners = ()
+        self._release_spare()
         self._errors.close()
 
     def abort(self) -> None:
@@ -110,6 +120,10 @@ class Acceptor:
 
     def _watch(self) -> None:
         self._resume = None
+        if not self._has_spare():
+            self._cut_one()
+            self._pause(Limit.DESCRIPTORS, PAUSE_S)
+            return
         for each in self._listeners:
             self._loop.add_reader(each.fileno(), self._accept, each)
 
@@ -126,37 +140,69 @@ class Acceptor:
         self._resume = self._loop.call_later(pause_s, self._watch)
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPTS_A_TURN):
-            if not self._has_room():
+        for _ in range(self._count_room()):
+            if (wait_s := self._rates.take("", 1, self._front.clock())) > 0:
+                self._pause(Limit.ACCEPT_RATE, wait_s)
                 return
             try:
-                connection, address = listener.accept()
-            except (BlockingIOError, InterruptedError):
-                return
+                accepted = accept(listener.fileno(), self._read_bytes)
             except OSError as error:
                 if error.errno in _EXHAUSTED:
                     self._errors.report("descriptors", "cannot accept connections: %s", error.strerror)
-                    self._cut_one()
+                    if not self._cut_one():
+                        self._accept_with_spare(listener)
                     self._pause(Limit.DESCRIPTORS, PAUSE_S)
                     return
                 continue  # The client has disconnected.
-            connection.setblocking(False)
-            task = self._loop.create_task(self._open(connection, address[0]))
-            self._front.arriving[task] = self._loop.time()
-            task.add_done_callback(self._front.arriving.__delitem__)
+            if accepted is None:
+                return
+            fd, address, received = accepted
+            if not received or not self._openings.open(fd, address, received):
+                self._start(listener, fd, address, received)
 
-    def _has_room(self) -> bool:
-        """Return whether one more connection may be accepted. If not, close a connection or pause."""
-        front = self._front
-        waiting = front.deadlines.count(Waiting.HEAD) + len(front.arriving)
-        if front.config.half_open_max and waiting >= front.config.half_open_max:
-            return self._make_room(Limit.HALF_OPEN_MAX, HALF_OPEN_PATIENCE_S, resting=False)
-        if self._used() + self._cost + 1 > self._room:  # a hand-over duplicates a descriptor
-            return self._make_room(Limit.DESCRIPTORS, PATIENCE_S, resting=True)
-        wait_s = self._rates.take("", 1, front.clock())
-        if wait_s:
-            self._pause(Limit.ACCEPT_RATE, wait_s)
-        return not wait_s
+    def _start(self, listener: socket.socket, fd: int, address: str, received: bytes) -> None:
+        """Open a connection of the front for an accepted socket and the input that was read from it."""
+        connection = socket.socket(listener.family, listener.type, listener.proto, fd)
+        task = self._loop.create_task(self._open(connection, address, received))
+        self._front.arriving[task] = self._loop.time()
+        task.add_done_callback(self._front.arriving.__delitem__)
+
+    # The spare descriptor. If streams have all others, it lets one connection at a time receive a response.
+
+    def _has_spare(self) -> bool:
+        """Open the spare descriptor unless it is open; return whether it is."""
+        if self._spare is None:
+            with contextlib.suppress(OSError):  # No descriptor is free yet; the caller tries again.
+                self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        return self._spare is not None
+
+    def _release_spare(self) -> None:
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
+
+    def _accept_with_spare(self, listener: socket.socket) -> None:
+        """Accept one connection in place of the spare descriptor. A stream gets 503, because none is left for it."""
+        self._release_spare()
+        with contextlib.suppress(OSError):  # Another process took the descriptor.
+            accepted = accept(listener.fileno(), 0)
+            if accepted is not None:
+                self._start(listener, *accepted)
+
+    def _count_room(self) -> int:
+        """Return the number of connections to accept in this turn. If it is 0, close a connection or pause."""
+        front, count = self._front, ACCEPTS_A_TURN
+        if front.config.half_open_max:
+            waiting = front.deadlines.count(Waiting.HEAD) + len(front.arriving)
+            count = min(count, front.config.half_open_max - waiting)
+            if count <= 0:
+                self._make_room(Limit.HALF_OPEN_MAX, HALF_OPEN_PATIENCE_S, resting=False)
+                return 0
+        free = self._room - self._used() - 1  # a hand-over duplicates a descriptor
+        if free < self._cost:
+            self._make_room(Limit.DESCRIPTORS, PATIENCE_S, resting=True)
+            return 0
+        return min(count, free // self._cost)
 
     def _used(self) -> int:
         """Return the number of descriptors that connections and streams use.
@@ -171,13 +217,12 @@ class Acceptor:
     def _has_room_for_http2(self) -> bool:
         return self._used() + HTTP2_DESCRIPTORS + HTTP2_SPARE <= self._room
 
-    def _make_room(self, limit: Limit, patience_s: float, *, resting: bool) -> bool:
-        """Close a connection, so that the next turn can accept one; pause if none can be closed. Return False."""
+    def _make_room(self, limit: Limit, patience_s: float, *, resting: bool) -> None:
+        """Close a connection, so that the next turn can accept one; pause if none can be closed."""
         if self._cut_one(patience_s, resting=resting):
             self._front.metrics.limited(limit)
         else:
             self._pause(limit, PAUSE_S)
-        return False
 
     def _cut_one(self, patience_s: float = PATIENCE_S, *, resting: bool = True) -> bool:
         """Close the least useful connection. Return False if every connection is new or active."""
@@ -193,7 +238,7 @@ class Acceptor:
 
     # Steps before the first request.
 
-    async def _open(self, connection: socket.socket, address: str) -> None:
+    async def _open(self, connection: socket.socket, address: str, received: bytes) -> None:
         """Read the PROXY header, start TLS, and pass the connection to the front."""
         front = self._front
         try:
@@ -205,7 +250,8 @@ class Acceptor:
                 await self._tls.open(connection, http1, http2, self._loop)
                 return
             become = partial(self._become_http2, address) if front.config.http2 == "on" else None
-            await self._loop.connect_accepted_socket(partial(FrontProtocol, front, address, become), connection)
+            protocol = partial(FrontProtocol, front, address, become, received)
+            await self._loop.connect_accepted_socket(protocol, connection)
         except RequestError as error:
             self._errors.report("proxy", "rejected a connection from %s: %s", address, error.reason)
             connection.close()

@@ -34,10 +34,11 @@ import math
 import os
 import typing
 from collections.abc import Callable
-from dataclasses import replace
 from enum import Enum
 from http import HTTPStatus
 from typing import Any
+
+from msgspec.structs import replace
 
 from relay.core.grant import ANYBODY, Grant
 from relay.core.notice import come_back
@@ -85,6 +86,7 @@ class FrontProtocol(asyncio.Protocol):
         front: the state that all connections share.
         address: the address of the client; by default, the peer of the transport.
         become_http2: continues with HTTP/2, from a transport and the bytes received; None if that is not possible.
+        received: input that was read before the connection existed.
     """
 
     __slots__ = (
@@ -103,10 +105,13 @@ class FrontProtocol(asyncio.Protocol):
         "waiting",
     )
 
-    def __init__(self, front: Front, address: str = "", become_http2: BecomeHttp2 | None = None) -> None:
+    def __init__(
+        self, front: Front, address: str = "", become_http2: BecomeHttp2 | None = None, received: bytes = b""
+    ) -> None:
         self._front = front
         self._become_http2 = become_http2
         self._parser = RequestParser(front.config.head_bytes_max)
+        self._parser.feed(received)
         self._phase = Phase.READING
         self._paused = False
         self._in_turn = False
@@ -128,6 +133,9 @@ class FrontProtocol(asyncio.Protocol):
             self._peer = str(transport.get_extra_info("peername")[0])
         self._front.connections.add(self)
         self._front.deadlines.set(self, Waiting.HEAD)
+        if self._parser.partial:
+            self._paused = True  # uvloop reads as soon as this call returns, and a call to abort() here is not safe.
+            self._front.loop.call_soon(self.resume_writing)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Release everything that the connection holds."""
@@ -145,6 +153,8 @@ class FrontProtocol(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Close the connection. All complete requests have been served, because it does not read before that."""
+        if self._paused:
+            return True  # The end is read again when the connection resumes.
         if self._phase is Phase.READING and self._parser.partial:
             self._guarded(lambda: self._refuse(RequestError(400, "the request is incomplete")))
         return False
@@ -345,6 +355,7 @@ class FrontProtocol(asyncio.Protocol):
         except (RequestError, OSError):
             os.close(fd)
             raise
+        front.metrics.opened["connection"] += 1
         self.abort()
 
     def _publish(self, route: PublishBody, body: bytes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, cast
@@ -144,6 +145,8 @@ class Front:
 
     def until_s(self, grant: Grant) -> float:
         """Return the end of a grant in the hub's time; later steps of the wall clock do not change it."""
+        if grant.ends_s == math.inf:
+            return math.inf
         return self.clock() + (grant.ends_s - self.auth.wall())
 
     def cut_oldest(self, waiting: Waiting, age_s: float) -> bool:

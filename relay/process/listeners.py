@@ -10,6 +10,9 @@ import socket
 from relay.config.model import Config, parse_address
 from relay.errors import ConfigError
 
+DEFER_ACCEPT_S = 1
+"""A connection without input is accepted after this time only. Others are accepted with their input, so that most
+streams open at once (`relay.front.openings`)."""
 KEEPALIVE_IDLE_S = 60
 KEEPALIVE_INTERVAL_S = 15
 KEEPALIVE_PROBES = 4
@@ -60,6 +63,7 @@ def tune(listener: socket.socket, config: Config) -> None:
         (tcp, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
         (tcp, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
         (tcp, socket.TCP_NODELAY, 1),
+        (tcp, socket.TCP_DEFER_ACCEPT, DEFER_ACCEPT_S),
         (tcp, socket.TCP_NOTSENT_LOWAT, config.client_buffer),
     ]
     if config.client_timeout_s:

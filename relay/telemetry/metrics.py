@@ -72,6 +72,7 @@ class Metrics(Collector):
 
     def __init__(self, hub: Hub, registry: CollectorRegistry) -> None:
         self._upstream: Callable[[], UpstreamStats | None] = lambda: None
+        self.opened = {"direct": 0, "connection": 0}  # opened streams by path; the front counts them
         self._hub = hub
         self.registry = registry
         self._input_errors = Counter(
@@ -156,6 +157,7 @@ class Metrics(Collector):
             yield _counter("relay_upstream_repeats", "Upstream events left out as repeats.", upstream.repeats or 0)
             yield _counter("relay_upstream_refused", "Upstream events that were refused.", upstream.refused or 0)
         yield _labelled("relay_policy_actions", "Actions of policies on slow streams, by policy.", "policy", actions)
+        yield _labelled("relay_opens", "Streams opened, by path.", "path", self.opened)
         yield _labelled("relay_closes", "Streams closed, by reason.", "reason", hub.closes)
         yield _labelled("relay_resumes", "Streams opened with a last id, by result.", "result", hub.resumes)
 

@@ -7,7 +7,8 @@ acknowledged (so no request was smuggled). The server's descriptors are back to 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import pytest
 
@@ -27,9 +28,15 @@ from tests.faults.torture_cases import (
 )
 from tests.faults.witness import Witness
 from tests.forms import FAULT_FORMS
+from tests.front.paths import opened, opens, send_in_pieces, send_whole
 from tests.running import ASIDE_BYTES, TIMEOUT_S, Relay, eventually, relay
 
 pytestmark = pytest.mark.slow
+
+STREAM_CASES = [case for case in CASES if b"/events" in cast(Case, case.values[0]).data]
+"""The cases that a server can serve on either path (`relay.front.openings`)."""
+
+Send = Callable[[Relay, Sequence[bytes]], list[RawClient]]
 
 DISCARD_BYTES_MAX = 8192
 HEAD_TIMEOUT_S = 0.4
@@ -61,9 +68,19 @@ def witness(watched: Witness) -> Iterator[Witness]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_response_has_the_status_of_the_standard(patient: Relay, witness: Witness, case: Case) -> None:
+    check(patient, witness, case, send_whole)
+
+
+@pytest.mark.parametrize("case", STREAM_CASES)
+def test_a_request_for_a_stream_in_two_pieces_has_the_same_status(patient: Relay, witness: Witness, case: Case) -> None:
+    check(patient, witness, case, send_in_pieces)
+
+
+def check(patient: Relay, witness: Witness, case: Case, send: Send) -> None:
+    """Send the request of a case, and check its answers and the final state of the connection."""
     ids: list[str] = []
-    with RawClient(patient.port) as client:
-        client.send(case.data)
+    [client] = send(patient, [case.data])
+    with client:
         witness.publish("meanwhile") if not case.published else None
         for status in case.statuses:
             answer = client.answer(bodyless=case.data.startswith(b"HEAD "))
@@ -119,13 +136,6 @@ def half_close_after(client: RawClient) -> None:
     assert client.rest() == b""
 
 
-def half_close_of_a_stream(client: RawClient) -> None:
-    client.send(request(b"/events"))
-    client.read_until(b"\n\n")
-    client.finish()
-    assert client.ended()
-
-
 def reset_immediately(client: RawClient) -> None:
     client.reset()
 
@@ -147,23 +157,9 @@ def reset_with_answers_unread(client: RawClient) -> None:
     client.reset()
 
 
-def reset_within_a_stream(client: RawClient) -> None:
-    client.send(request(b"/events?topic=**&since=earliest"))
-    client.read_until(b"data: ")
-    client.reset()
-
-
 def reset_after_an_error(client: RawClient) -> None:
     client.send(b"GARBAGE\r\n\r\n" + SMUGGLED)
     client.reset()
-
-
-def bytes_after_a_stream(client: RawClient) -> None:
-    client.send(request(b"/events") + SMUGGLED)
-    client.read_until(b"\n\n")
-    client.send(SMUGGLED)
-    client.send(b"x" * DISCARD_BYTES_MAX)
-    assert client.ended()
 
 
 def bytes_after_a_rejection(client: RawClient) -> None:
@@ -185,14 +181,11 @@ MANNERS = [
     half_close_in_the_body,
     half_close_in_a_chunk,
     half_close_after,
-    half_close_of_a_stream,
     reset_immediately,
     reset_in_the_head,
     reset_in_the_body,
     reset_with_answers_unread,
-    reset_within_a_stream,
     reset_after_an_error,
-    bytes_after_a_stream,
     bytes_after_a_rejection,
     byte_by_byte,
 ]
@@ -210,15 +203,34 @@ def send_too_much(client: RawClient) -> None:
     client.send(SMUGGLED + b"x" * DISCARD_BYTES_MAX)
 
 
+def break_stream(client: RawClient, harm: Callable[[RawClient], None]) -> None:
+    """Break the stream of a client; the server closes it."""
+    harm(client)
+    if harm is not RawClient.reset:
+        assert client.ended()
+
+
+HARMS = (RawClient.reset, RawClient.finish, send_too_much)
+
+
 @pytest.mark.parametrize("form", FAULT_FORMS)
 def test_a_client_that_breaks_its_stream_harms_only_itself(patient: Relay, witness: Witness, form: str) -> None:
-    for harm in (RawClient.reset, RawClient.finish, send_too_much):
+    for harm in HARMS:
         with RawClient(patient.port) as client:
             client.send(forms.request(form, "topic=**&since=earliest"))
             client.read_until(b"data")
-            harm(client)
-            if harm is not RawClient.reset:
-                assert client.ended()
+            break_stream(client, harm)
+
+
+@pytest.mark.parametrize(("send", "path"), [(send_whole, "direct"), (send_in_pieces, "connection")])
+def test_a_client_harms_only_itself_on_either_path(patient: Relay, witness: Witness, send: Send, path: str) -> None:
+    for harm in HARMS:
+        before = opens(patient)
+        [client] = send(patient, [request(b"/events?topic=**", b"Last-Event-ID: none")])
+        with client:
+            client.read_until(b"relay.gap")
+            assert opened(before, opens(patient)) == {path: 1}
+            break_stream(client, harm)
 
 
 SLOW = [

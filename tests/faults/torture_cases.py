@@ -35,7 +35,9 @@ class Case:
     header: str = ""
 
 
-def case(id: str, data: bytes, *statuses: int, end: str, published: tuple[str, ...] = (), header: str = "") -> object:
+def case(
+    id: str, data: bytes, *statuses: int, end: str, published: tuple[str, ...] = (), header: str = ""
+) -> pytest.ParameterSet:
     """Make a parameter of a case."""
     return pytest.param(Case(data, statuses, end, published, header), id=id)
 

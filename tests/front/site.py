@@ -38,6 +38,7 @@ class FakeHub:
     def __init__(self) -> None:
         self.preparing: list[Callable[[None], None]] = []
         self.slow_to_prepare = False
+        self.known = True
         self.draining = False
         self.refuse: Exception | None = None
         self.streams: list[tuple[socket.socket, Subscribe, str]] = []
@@ -52,7 +53,7 @@ class FakeHub:
         return not self.draining
 
     def find(self, terms: tuple[str, ...], ids: Sequence[str]) -> int | None:
-        return 0
+        return 0 if self.known else None
 
     def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
         for event in events:
@@ -66,6 +67,9 @@ class FakeHub:
         if not self.slow_to_prepare:
             done(None)
         return lambda: self.preparing.remove(done)
+
+    def can_replay(self, request: Subscribe, now_s: float) -> bool:
+        return not self.slow_to_prepare
 
     def held(self, topic: str) -> bool:
         return self.holding and topic == "held"
@@ -106,6 +110,7 @@ class FakeMetrics:
     def __init__(self) -> None:
         self.errors: list[tuple[str, str]] = []
         self.limits: list[str] = []
+        self.opened = {"direct": 0, "connection": 0}
         self.broken = False
 
     def limited(self, limit: str) -> None:

@@ -46,6 +46,12 @@ def silent(server: Relay, count: int) -> Iterator[list[socket.socket]]:
         ]
 
 
+def begin_requests(clients: list[socket.socket]) -> None:
+    """Send one byte of each client, because the kernel reports a connection without input only after a second."""
+    for client in clients:
+        client.sendall(b"G")
+
+
 def authorization(subject: str) -> dict[str, str]:
     """Return the header of a client that may read everything."""
     claims = {"sub": subject, "exp": time.time() + 600, "relay": {"subscribe": ["**"]}}
@@ -143,7 +149,8 @@ def test_connections_above_the_rate_wait_in_the_backlog_and_nothing_spins() -> N
 
 
 def test_the_oldest_of_too_many_silent_connections_is_closed_for_a_new_one() -> None:
-    with relay("--half-open-max", "10") as server, silent(server, 14):
+    with relay("--half-open-max", "10") as server, silent(server, 14) as clients:
+        begin_requests(clients)
         began_s = time.monotonic()
         assert server.request("GET", "/healthz")[0] == 200
         assert time.monotonic() - began_s < 9, "it did not wait for their time limit"
@@ -170,7 +177,8 @@ def test_operators_receive_answers_when_every_descriptor_is_in_use(tmp_path: Pat
     ):
         streams = [stack.enter_context(Stream(server.port, "topic=a")) for _ in range(300 - 128)]
         assert server.request("GET", "/events?topic=a")[0] == 503
-        with silent(server, 150):
+        with silent(server, 150) as clients:
+            begin_requests(clients)
             cpu_s, began_s = server.cpu_s(), time.monotonic()
             admin(server)
             assert limited(server)["descriptors"] > 0

@@ -19,6 +19,7 @@ TARGETS = (
     "forms",
     "forwarded",
     "h2",
+    "heads",
     "http",
     "ids",
     "keys",

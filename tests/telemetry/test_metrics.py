@@ -12,7 +12,7 @@ from tests.running import Stream, relay
 
 PAGE = ROOT / "docs" / "reference" / "metrics.md"
 UPSTREAM, WORKERS = "## With an upstream", "## With workers"
-LABELS = {"form", "kind", "le", "limit", "policy", "reason", "result", "source"}
+LABELS = {"form", "path", "kind", "le", "limit", "policy", "reason", "result", "source"}
 
 
 def documented(section: str = "") -> dict[str, tuple[str, str]]:
