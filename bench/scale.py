@@ -86,6 +86,8 @@ def measure(streams: int, workers: int, events: int, *, storm: bool) -> dict[str
 
         ready = each(lambda swarm: swarm.ready(SECONDS))
         connect_s = time.monotonic() - began_s
+        reached = sum(report.healthy_open for report in ready)
+        print(f"scale: {reached:,} streams after {connect_s:.0f} s", file=sys.stderr)
         user_bytes, kernel_bytes = server.pss_bytes() - user_bytes, kernel_memory_bytes() - kernel_bytes
         spread = [worker["streams"] for worker in server.stats()["workers"]]
         rounds = []
@@ -97,6 +99,7 @@ def measure(streams: int, workers: int, events: int, *, storm: bool) -> dict[str
             with server.publisher(rate=1.0, count=1, first=number) as publisher:
                 publisher.done()
                 done = each(lambda swarm: swarm.wait_for(number, SECONDS))  # noqa: B023
+            print(f"scale: event {number} has reached all streams", file=sys.stderr)
             rounds.append(
                 {
                     "last_ms": max(report.max_ms for report in done),
@@ -110,7 +113,7 @@ def measure(streams: int, workers: int, events: int, *, storm: bool) -> dict[str
             "workers": workers,
             "swarms": len(swarms),
             "cores": os.cpu_count(),
-            "open": sum(report.healthy_open for report in ready),
+            "open": reached,
             "spread": spread,
             "connect_s": round(connect_s, 2),
             "user_bytes_a_stream": round(user_bytes / streams),
