@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--no-storm", action="store_true", help="skip the run in which all streams reconnect at once")
     options = parser.parse_args()
     raise_descriptor_limit()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # end the server and the swarms too
     try:
         result = measure(options.streams, options.workers, options.events, storm=not options.no_storm)
     except (MeasureError, ProgramError) as error:
