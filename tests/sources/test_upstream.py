@@ -161,6 +161,7 @@ async def test_a_gap_replaces_an_event_that_is_too_large_and_the_rest_is_publish
                     assert [event.event for event in stream.take(2)] == ["relay.gap", None]
                 assert server.stats()["input_errors"] == 1
                 assert server.metric("relay_upstream_refused_total") == 1
+                eventually(lambda: bool(server.messages("upstream: rejected an event")), "it is logged")
                 [line] = server.messages("upstream: rejected an event")
                 assert "larger than 1000 bytes" in line
 
