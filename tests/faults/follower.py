@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import zlib
 
 from relay.event import Event
 from tests.forms import FormStream
@@ -53,7 +54,8 @@ class Follower(threading.Thread):
         since = {"Last-Event-ID": self._last} if self._last else {}
         try:
             return FormStream(self._port, self.form, "topic=**&since=earliest", since, timeout_s=self._timeout_s)
-        except AssertionError as error:  # the connection ended within the head, or the server is not ready
+        # The connection ended within the head, or the server is not ready: then its answer is not compressed.
+        except (AssertionError, zlib.error) as error:
             raise ConnectionError from error
 
     def _read(self, stream: FormStream) -> None:
