@@ -102,7 +102,7 @@ class Auth:
         if tickets:
             return self._redeem(tickets[0])
         token = _bearer(request.headers.get("authorization", ""))
-        refused = RequestError(401, "subscribing requires a token", challenge())
+        refused = _missing("subscribing")
         for number, each in enumerate([token] if token else _cookies(request, self._config.jwt_cookie)):
             try:
                 return self._verify(each)
@@ -121,7 +121,7 @@ class Auth:
             return ANYBODY
         token = _bearer(authorization)
         if not token:
-            raise RequestError(401, "subscribing requires a token", challenge())
+            raise _missing("subscribing")
         return self._verify(token)
 
     def publisher(self, request: Request) -> Grant:
@@ -132,7 +132,7 @@ class Auth:
         """
         token = _bearer(request.headers.get("authorization", ""))
         if not token:
-            raise RequestError(401, "publishing requires a token", challenge())
+            raise _missing("publishing")
         given = token.encode("latin-1", "replace")
         # Compare every token, so that the response time does not depend on the tokens.
         if sum(hmac.compare_digest(given, known.encode()) for known in self.tokens):
@@ -306,6 +306,10 @@ def _header(token: str) -> _Header:
     if id is not None and not isinstance(id, str):
         raise _refusal(_NOT_VALID)
     return _Header(id, header.get("alg"))
+
+
+def _missing(doing: str) -> RequestError:
+    return RequestError(401, f"{doing} requires a token", challenge())
 
 
 def _refusal(reason: str) -> RequestError:

@@ -362,9 +362,7 @@ class Hub:
         if not any(map(is_pattern, request.terms)):
             done(None)
             return lambda: None
-        terms, rule, form = self._chosen(request.terms, request.policy, request.form)
-        subscription = self.audiences.get(terms, rule, form)
-        cursor, evicted = self._reach(request, self._sequence(request, terms), now_s)
+        subscription, cursor, evicted = self._replay(request, now_s)
         cancel = self.replays.prepare(subscription, cursor, done, evicted=evicted)
         if self.replays.due:
             self._wake_up()
@@ -374,12 +372,15 @@ class Hub:
         """Return whether the indexes that a replay reads are complete, so that `prepare` has nothing to do."""
         if not any(map(is_pattern, request.terms)):
             return True
-        terms, rule, form = self._chosen(request.terms, request.policy, request.form)
-        subscription = self.audiences.get(terms, rule, form)
-        cursor, evicted = self._reach(request, self._sequence(request, terms), now_s)
+        subscription, cursor, evicted = self._replay(request, now_s)
         complete = not self.audiences.wanted(subscription, cursor, evicted=evicted)
         self.audiences.release(subscription)
         return complete
+
+    def _replay(self, request: Subscribe, now_s: float) -> tuple[Subscription, int, bool]:
+        """Return the subscription of a replay, and the result of `_reach`."""
+        terms, rule, form = self._chosen(request.terms, request.policy, request.form)
+        return self.audiences.get(terms, rule, form), *self._reach(request, self._sequence(request, terms), now_s)
 
     def subscribe(self, fd: int, request: Subscribe, address: str, now_s: float) -> None:
         """Open a stream.

@@ -42,6 +42,11 @@ class Subscribe(msgspec.Struct, frozen=True):
     after: int | None = None
     must_know: bool = False
 
+    @property
+    def replays(self) -> bool:
+        """Whether the stream may begin with retained events."""
+        return bool(self.last_ids) or self.since_s is not None
+
 
 PackedSubscription = tuple[tuple[str, ...], Rule, str]
 """The terms, the rule and the form that some streams share, for another process."""

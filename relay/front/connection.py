@@ -302,12 +302,10 @@ class FrontProtocol(asyncio.Protocol):
         route = self._front.router.route(request)
         if isinstance(route, PublishBody | Subscribe) and self._front.hub.draining:
             raise RequestError(503, "the server is draining", RETRY_SOON)
-        if isinstance(route, Subscribe | StreamHead):
-            grant = self._front.auth.subscriber(request)
-            grant.check_subscribe(route.terms)
-            if isinstance(route, Subscribe):
-                head = self._front.dates.head(route.head)
-                return replace(route, head=head, grant=grant, ends_s=self._front.until_s(grant))
+        if isinstance(route, StreamHead):
+            self._front.auth.subscriber(request).check_subscribe(route.terms)
+        if isinstance(route, Subscribe):
+            return self._front.admit(route, self._front.auth.subscriber(request))
         if isinstance(route, PublishBody):
             self._grant = self._front.auth.publisher(request)
             length = request.body_length
@@ -317,19 +315,19 @@ class FrontProtocol(asyncio.Protocol):
 
     def _subscribe(self, subscribe: Subscribe) -> None:
         """Open a stream at its position. At an edge, the hub may have to look up the last id."""
-        find, terms, ids = self._front.find, subscribe.terms, subscribe.last_ids
-        if find is None or not ids or self._front.hub.find(terms, ids) is not None:
+        find = self._front.find
+        if find is None or self._front.knows(subscribe):
             self._prepare(subscribe)
         else:
             self._await(
-                lambda done: find(terms, ids, done),
+                lambda done: find(subscribe.terms, subscribe.last_ids, done),
                 lambda sequence: self._prepare(replace(subscribe, after=sequence)),
             )
 
     def _prepare(self, subscribe: Subscribe) -> None:
         """Hand over after the hub has prepared the replay, which may require a search for the entries of a pattern."""
         front = self._front
-        if subscribe.last_ids or subscribe.since_s is not None:
+        if subscribe.replays:
             self._await(
                 lambda done: front.hub.prepare(subscribe, front.clock(), done), lambda _: self._hand_over(subscribe)
             )

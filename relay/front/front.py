@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from relay.auth.tokens import Auth
 from relay.config.model import Config
 from relay.config.networks import Network, parse_networks
 from relay.core.grant import Grant
 from relay.core.hub import Hub
+from relay.core.stream import Subscribe
 from relay.errors import RelayError
 from relay.front.deadlines import Deadlines, Waiting
 from relay.front.pace import Pace
@@ -148,6 +150,19 @@ class Front:
         if grant.ends_s == math.inf:
             return math.inf
         return self.clock() + (grant.ends_s - self.auth.wall())
+
+    def admit(self, route: Subscribe, grant: Grant) -> Subscribe:
+        """Return the request of a stream with its grant and the current date.
+
+        Raises:
+            RequestError: 403, the grant does not cover the terms.
+        """
+        grant.check_subscribe(route.terms)
+        return replace(route, head=self.dates.head(route.head), grant=grant, ends_s=self.until_s(grant))
+
+    def knows(self, route: Subscribe) -> bool:
+        """Return whether the hub of this process can find the last id of a stream, if any, without asking another."""
+        return self.find is None or not route.last_ids or self.hub.find(route.terms, route.last_ids) is not None
 
     def cut_oldest(self, waiting: Waiting, age_s: float) -> bool:
         """Close the connection that has waited longest, if at least `age_s`; return whether one was closed."""

@@ -60,37 +60,22 @@ class Openings:
         if known is None:
             return False
         request, route = known
-        if not last_id and (route.since_s is not None or route.must_know):
+        if last_id:
+            route = replace(route, last_ids=readings(last_id), since_s=None, must_know=False)
+        elif route.since_s is not None or route.must_know:
             route = cast(Subscribe, front.router.route(request))  # `since` may depend on the time
         try:
-            grant = front.auth.bearer(authorization.decode("ascii"))
-            grant.check_subscribe(route.terms)
-            route = replace(
-                route,
-                head=front.dates.head(route.head),
-                grant=grant,
-                ends_s=front.until_s(grant),
-                last_ids=readings(last_id) if last_id else route.last_ids,
-                since_s=None if last_id else route.since_s,
-                must_know=not last_id and route.must_know,
-            )
+            route = front.admit(route, front.auth.bearer(authorization.decode("ascii")))
             if forwarded and front.proxies:
                 address = client_address(address, forwarded.decode("ascii"), front.proxies)
             now_s = front.clock()
-            if (route.last_ids or route.since_s is not None) and not self._can_replay(route, now_s):
-                return False
+            if route.replays and not (front.knows(route) and front.hub.can_replay(route, now_s)):
+                return False  # The connection waits.
             front.hub.subscribe(fd, route, address, now_s)
         except (RequestError, OSError):
             return False  # The connection meets the same error and responds.
         front.metrics.opened["direct"] += 1
         return True
-
-    def _can_replay(self, route: Subscribe, now_s: float) -> bool:
-        """Return whether the hub of this process can find the last id and replay, without waiting."""
-        front = self._front
-        if front.find is not None and route.last_ids and front.hub.find(route.terms, route.last_ids) is None:
-            return False
-        return front.hub.can_replay(route, now_s)
 
     def _read(self, shape: bytes) -> tuple[Request, Subscribe] | None:
         """Return the request and the route of a shape; None unless it is a plain request for a stream."""
