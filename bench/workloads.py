@@ -124,12 +124,19 @@ def _publish(count: int) -> Work:
     return work
 
 
-def _flush(count: int) -> Work:
-    rig = LocalHub(Engine)
-    event = Event(data=SAMPLES["small"], topic="default")
-    for _ in range(STREAMS):
+def _filled(*, streams: int = 0, events: int = 0) -> LocalHub:
+    """Return a hub with live streams, and with events that it has published but not sent."""
+    rig, event = LocalHub(Engine), Event(data=SAMPLES["small"], topic="default")
+    for _ in range(streams):
         rig.subscribe("default")
     rig.flush()
+    for _ in range(events):
+        rig.hub.publish_one(event, NOW_S)
+    return rig
+
+
+def _flush(count: int) -> Work:
+    rig, event = _filled(streams=STREAMS), Event(data=SAMPLES["small"], topic="default")
 
     def work() -> None:
         for _ in range(count):
@@ -160,10 +167,7 @@ def _topics(count: int) -> Work:
 
 
 def _resume(count: int) -> Work:
-    rig = LocalHub(Engine)
-    event = Event(data=SAMPLES["small"], topic="default")
-    for _ in range(HISTORY_EVENTS):
-        rig.hub.publish_one(event, NOW_S)
+    rig = _filled(events=HISTORY_EVENTS)
     descriptors = [rig.socket() for _ in range(count)]
 
     def work() -> None:
@@ -176,13 +180,7 @@ def _resume(count: int) -> Work:
 
 
 def _overload(count: int) -> Work:
-    rig = LocalHub(Engine)
-    event = Event(data=SAMPLES["small"], topic="default")
-    for _ in range(count):
-        rig.subscribe("default")
-    rig.flush()
-    for _ in range(OVERLOAD_EVENTS):
-        rig.hub.publish_one(event, NOW_S)
+    rig = _filled(streams=count, events=OVERLOAD_EVENTS)
 
     def work() -> None:
         rig.flush()
@@ -200,11 +198,8 @@ def _open(*, events: int = 0, signed: bool = False) -> Callable[[int], Work]:
     """
 
     def prepare(count: int) -> Work:
-        rig, listener = LocalHub(Engine), socket.create_server(("127.0.0.1", 0), backlog=count)
+        rig, listener = _filled(events=HISTORY_EVENTS), socket.create_server(("127.0.0.1", 0), backlog=count)
         listener.setblocking(False)
-        event = Event(data=SAMPLES["small"], topic="default")
-        for _ in range(HISTORY_EVENTS):
-            rig.hub.publish_one(event, NOW_S)
         openings = Openings(_front(rig, signed=signed))
         fields = [b"Host: localhost:8080", b"User-Agent: bench", b"Accept: text/event-stream"]
         if events:
