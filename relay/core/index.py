@@ -55,17 +55,27 @@ class Index:
         else:
             self.sequences, self._ends = array("Q", (sequence,)), array("q", (self._origin + size,))
 
-    def evict(self, sequence: int) -> None:
-        """Mark the oldest row as dead; remove dead rows when they are half of the rows."""
-        self.evicted = sequence
-        if sequence < self.since:
-            return
-        self._dead = dead = self._dead + 1
-        if (dead > 64 and dead * 2 > len(self.sequences)) or dead == len(self.sequences):
+    def evict(self, stop: int, last: int, last_s: float) -> None:
+        """Mark the rows before a sequence as dead; remove dead rows when they are half of the rows.
+
+        Args:
+            stop: the sequence; not less than in earlier calls.
+            last: sequence of the last entry of this term before it, or of an earlier one.
+            last_s: time of that entry.
+        """
+        if last > self.evicted:
+            self.evicted, self.evicted_s = last, last_s
+        self._dead = dead = bisect_left(self.sequences, stop, lo=self._dead)
+        if (dead > 64 and dead * 2 > len(self.sequences)) or dead == len(self.sequences) > 0:
             self._origin = self._ends[dead - 1]
             self._base += dead
             del self.sequences[:dead], self._ends[:dead]
             self._dead = 0
+
+    @property
+    def retained(self) -> int:
+        """Number of rows whose entries are retained."""
+        return len(self.sequences) - self._dead
 
     @property
     def origin(self) -> int:
@@ -147,13 +157,12 @@ class Topic(Index):
     not use. See `Log.resolve_with`.
     """
 
-    __slots__ = ("audiences", "generation", "name", "newest", "patterns", "pinned", "retained")
+    __slots__ = ("audiences", "generation", "name", "newest", "patterns", "pinned")
 
     def __init__(self, name: str, since: int, evicted: int, evicted_s: float = -inf) -> None:
         super().__init__(since, evicted, evicted_s)
         self.name = name
         self.newest: dict[str | None, int] = {}
-        self.retained = 0
         self.pinned = False
         self.generation = -1
         self.patterns: Sequence[Index] = ()

@@ -3,7 +3,9 @@
 Theory of operation. An entry is a row across parallel columns (frame, topic, id, key, time, superseded); its position
 is its sequence minus `_base`. With an object per entry, the garbage collector would traverse half a million objects.
 Sequences increase by one and never wrap. `tail` is the oldest retained sequence, `head` the next sequence. Retention
-moves `tail` and drops the frame at once; it removes dead rows from the columns when they are an eighth of the rows.
+moves `tail` and drops the frames at once; it removes dead rows from the columns when they are an eighth of the rows.
+A log at its limit would evict an entry for each new one, which takes longer than to append it. So it evicts a batch
+each time, `EVICTED_SHARE` of the limit.
 
 Each topic has its own index (`relay.core.index`); the index of a pattern is attached to every topic that matches.
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from math import inf
 from typing import NamedTuple
 
@@ -25,6 +27,9 @@ from relay.core.own_ids import OwnIds
 
 READ_ENTRIES_MAX = 1024
 """Maximum number of entries that one merging read examines."""
+
+EVICTED_SHARE = 256
+"""A full log evicts entries until it is below the limit by the limit divided by this."""
 
 _DEAD_ROWS_MIN = 1024
 
@@ -110,8 +115,7 @@ class Log:
             evicted_s: time of the last entry before it, or `-math.inf`.
             indexes: all indexes that have readers, including those of patterns. The cursors of readers become invalid.
         """
-        while self.tail < self.head:
-            self._evict(self.tail)
+        self.evict_before(self.head)
         del self._frames[:], self._topics[:], self._ids[:], self._keys[:], self._times[:], self._superseded[:]
         self.epoch, self.floor = epoch, None
         self._base = self.tail = self.head = sequence
@@ -128,7 +132,7 @@ class Log:
         return topic
 
     def append(self, topic: Topic, frame: bytes, id: str | None, key: str | None, now_s: float) -> int:
-        """Append an entry and apply retention.
+        """Append an entry and apply the limits of bytes and events.
 
         Args:
             topic: one of `self.topics`.
@@ -155,14 +159,13 @@ class Log:
         if older is not None:
             self._superseded[older - self._base] = 1
         topic.newest[key] = sequence
-        topic.retained += 1
         if topic.generation != self.generation:
             self._resolve(topic)
         topic.append(sequence, size)
         for index in topic.patterns:
             index.append(sequence, size)
         self.bytes += size
-        if self.bytes > self.bytes_max or (self.head - self.tail > self.events_max > 0) or self.age_s_max:
+        if self.bytes > self.bytes_max or self.head - self.tail > self.events_max > 0:
             self.retain(now_s)
         return sequence
 
@@ -171,48 +174,66 @@ class Log:
         self.floor = sequence
 
     def retain(self, now_s: float) -> None:
-        """Evict entries over the limits, oldest first, but none from `floor` on."""
+        """Evict entries over the limits, oldest first, but none from `floor` on, nor the newest for its size.
+
+        Call this regularly too: appending does not apply the limit of age.
+        """
         stop = self.head if self.floor is None else min(self.floor, self.head)
-        stop_events = self.head - self.events_max if self.events_max else 0
-        oldest_s = now_s - self.age_s_max if self.age_s_max else float("-inf")
-        base, times, sequence = self._base, self._times, self.tail
-        while sequence < stop and (
-            self.bytes > self.bytes_max or sequence < stop_events or times[sequence - base] < oldest_s
-        ):
-            self._evict(sequence)
-            sequence += 1
-        dead = sequence - base
+        if stop <= self.tail:
+            return
+        over = self.tail
+        if self.head - over > self.events_max > 0:
+            over = self.head - self.events_max + self.events_max // EVICTED_SHARE
+        if self.bytes > self.bytes_max:
+            excess = self.bytes - self.bytes_max + self.bytes_max // EVICTED_SHARE
+            over = max(over, min(self._after_bytes(excess), self.head - 1))
+        if self.age_s_max:
+            over = max(over, self.since(now_s - self.age_s_max))
+        self.evict_before(min(over, stop))
+        dead = self.tail - self._base
         if dead > _DEAD_ROWS_MIN and dead * 8 > len(self._frames):
             del self._frames[:dead], self._topics[:dead], self._ids[:dead], self._keys[:dead]
             del self._times[:dead], self._superseded[:dead]
-            self._base = sequence
+            self._base = self.tail
+
+    def _after_bytes(self, size: int) -> int:
+        """Return the sequence after the oldest entries that have at least this many bytes together."""
+        row, count = self.tail - self._base, 16
+        while row < len(self._frames):
+            ends = list(accumulate(map(len, self._frames[row : row + count])))  # type: ignore[arg-type]
+            if ends[-1] >= size:
+                return self._base + row + bisect_left(ends, size) + 1
+            size -= ends[-1]
+            row += len(ends)
+            count *= 2
+        return self.head
 
     def evict_before(self, sequence: int) -> None:
-        """Evict the entries before a sequence, because another log with the same entries has evicted them."""
-        while self.tail < min(sequence, self.head):
-            self._evict(self.tail)
-
-    def _evict(self, sequence: int) -> None:
-        row = sequence - self._base
-        topic, frame, id, key = self._topics[row], self._frames[row], self._ids[row], self._keys[row]
-        assert frame is not None
-        self.tail = sequence + 1
-        self.bytes -= len(frame)
-        self._frames[row] = None
-        if id is not None:
-            self.ids.evict(id, topic.name)
-        if topic.newest.get(key) == sequence:
-            del topic.newest[key]
-        if topic.generation != self.generation:
-            self._resolve(topic)
-        time_s = self._times[row]
-        topic.evict(sequence)
-        topic.evicted_s = time_s
-        for index in topic.patterns:
-            index.evict(sequence)
-            index.evicted_s = time_s
-        topic.retained -= 1
-        if not topic.retained:
+        """Evict the entries before a sequence."""
+        stop = min(sequence, self.head)
+        if stop <= self.tail:
+            return
+        base, rows = self._base, slice(self.tail - self._base, stop - self._base)
+        frames, topics = self._frames[rows], self._topics[rows]
+        self._frames[rows] = [None] * len(frames)
+        self.bytes -= sum(map(len, frames))  # type: ignore[arg-type]
+        columns = zip(topics, self._ids[rows], self._keys[rows], strict=True)
+        for each, (topic, id, key) in enumerate(columns, self.tail):
+            if id is not None:
+                self.ids.evict(id, topic.name)
+            if key is not None and topic.newest.get(key) == each:
+                del topic.newest[key]
+        last = dict(zip(topics, range(self.tail, stop), strict=True))
+        self.tail = stop
+        for topic, evicted in last.items():
+            if topic.newest.get(None, stop) < stop:
+                del topic.newest[None]
+            if topic.generation != self.generation:
+                self._resolve(topic)
+            time_s = self._times[evicted - base]
+            topic.evict(stop, evicted, time_s)
+            for index in topic.patterns:
+                index.evict(stop, evicted, time_s)
             self.forget(topic)
 
     def forget(self, topic: Topic) -> None:

@@ -10,7 +10,7 @@ import pytest
 from relay.core import evicted
 from relay.core.backfill import Wanted, backfill
 from relay.core.index import SEGMENT_BYTES, Index, Topic
-from relay.core.log import READ_ENTRIES_MAX, Log
+from relay.core.log import EVICTED_SHARE, READ_ENTRIES_MAX, Log
 
 
 def make_log(**limits: float) -> Log:
@@ -97,11 +97,27 @@ def test_events_are_retained_exactly_up_to_the_limit() -> None:
     assert (log.tail, log.head, log.bytes) == (8, 11, 30)
 
 
-def test_age_is_checked_at_each_append_and_when_time_passes() -> None:
+def test_a_full_log_evicts_a_batch_but_never_the_newest_entry() -> None:
+    log = make_log(events_max=1000)
+    for _ in range(1000):
+        put(log, "a")
+    assert len(log) == 1000
+    put(log, "a")
+    assert len(log) == 1000 - 1000 // EVICTED_SHARE
+    log = make_log(bytes_max=2560)
+    for _ in range(256):
+        put(log, "a")
+    put(log, "a", 1)
+    assert log.bytes == 2541
+    put(log, "a", 2560)
+    assert (len(log), log.bytes) == (1, 2560)
+
+
+def test_age_is_checked_when_time_passes() -> None:
     log = make_log(age_s_max=10)
-    for now_s in (0.0, 1.0, 2.0):
+    for now_s in (0.0, 1.0, 2.0, 11.0):
         put(log, "a", now_s=now_s)
-    put(log, "a", now_s=11.0)  # An age of exactly ten seconds does not exceed ten seconds.
+    log.retain(11.0)  # An age of exactly ten seconds does not exceed ten seconds.
     assert log.tail == 2
     log.retain(12.5)
     assert log.tail == 4
@@ -465,7 +481,7 @@ def test_frames_and_times_are_returned_as_appended() -> None:
         log.append(log.topic("a"), b"%d" % number, None, None, float(number))
     assert log.frame(3999) == b"3998"
     assert log.time_s(3999) == 3998.0
-    assert log.pick(array("Q", [2501, 4000])) == [b"2500", b"3999"]
+    assert log.pick(array("Q", [log.tail, 4000])) == [b"%d" % (log.tail - 1), b"3999"]
 
 
 # Ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hypothesis import settings
@@ -13,7 +14,7 @@ from relay.core import log as log_module
 from relay.core.backfill import Wanted, backfill
 from relay.core.evicted import MARKS_MAX
 from relay.core.index import SEGMENT_BYTES, Index, Topic
-from relay.core.log import Log
+from relay.core.log import EVICTED_SHARE, Log
 from relay.topic import disjoint
 from tests.oracle import matches
 
@@ -78,18 +79,23 @@ class LogMachine(RuleBasedStateMachine):
     def superseded(self, entry: Entry) -> bool:
         return any((e.topic, e.key) == (entry.topic, entry.key) for e in self.entries[entry.sequence :])
 
-    def evict(self) -> None:
-        """Apply retention to the list."""
+    def evict(self, *, age: bool) -> None:
+        """Apply retention to the list; a full list is emptied below its limits by a share of them."""
         log = self.log
         stop = log.head if log.floor is None else log.floor
-        while (left := self.retained()) and left[0].sequence < stop:
-            age_s = self.now_s - left[0].time_s
-            if (
-                sum(entry.size for entry in left) <= log.bytes_max
-                and not (log.events_max and len(left) > log.events_max)
-                and not (log.age_s_max and age_s > log.age_s_max)
-            ):
-                break
+        left = self.retained()
+        if log.age_s_max and age:
+            self.drop(stop, lambda left: self.now_s - left[0].time_s > log.age_s_max)
+        if 0 < log.events_max < len(left):
+            events = log.events_max - log.events_max // EVICTED_SHARE
+            self.drop(stop, lambda left: len(left) > events)
+        if sum(entry.size for entry in left) > log.bytes_max:
+            size = log.bytes_max - log.bytes_max // EVICTED_SHARE
+            self.drop(min(stop, log.head - 1), lambda left: sum(entry.size for entry in left) > size)
+
+    def drop(self, stop: int, is_over: Callable[[list[Entry]], bool]) -> None:
+        """Evict the oldest entries before a sequence while there are too many."""
+        while (left := self.retained()) and left[0].sequence < stop and is_over(left):
             self.tail = left[0].sequence + 1
 
     def indexes(self) -> dict[str, Index]:
@@ -106,19 +112,19 @@ class LogMachine(RuleBasedStateMachine):
                 known = self.log.topic(topic)
             self.entries.append(Entry(len(self.entries) + 1, topic, size, id, key, self.now_s))
             assert self.log.append(known, bytes(size), id, key, self.now_s) == len(self.entries)
-            self.evict()
+            self.evict(age=False)
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 10.0]))
     def pass_time(self, seconds: float) -> None:
         self.now_s += seconds
         self.log.retain(self.now_s)
-        self.evict()
+        self.evict(age=True)
 
     @rule(back=st.none() | st.integers(0, 20))
     def set_floor(self, back: int | None) -> None:
         self.log.floor = None if back is None else max(1, self.log.head - back)
         self.log.retain(self.now_s)
-        self.evict()
+        self.evict(age=True)
 
     @rule(topic=st.sampled_from(TOPICS), pinned=st.booleans())
     def pin(self, topic: str, pinned: bool) -> None:
