@@ -12,7 +12,7 @@ import subprocess
 import pytest
 
 from relay.config.model import Config
-from relay.process.listeners import KEEPALIVE_IDLE_S, listen
+from relay.process.listeners import KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, listen
 from tests.running import TIMEOUT_S, Relay, command, environment, run
 
 
@@ -29,23 +29,48 @@ def test_a_port_in_use_is_one_clear_line_and_exit_code_2() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_accepted_connections_have_the_socket_options_that_limit_a_stream() -> None:
-    config = Config(client_buffer=32 * 1024, client_timeout_s=7.5)
+def options_of_a_connection(config: Config, *options: tuple[int, int]) -> list[int]:
+    """Return socket options of a connection that a listener with these settings accepted."""
     with listen("127.0.0.1:0", config) as listener:
         listener.listen(1)
         listener.settimeout(TIMEOUT_S)
-        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+        with socket.create_connection(listener.getsockname()) as client:
+            client.send(b"G")  # a silent connection is accepted after a second only
+            with listener.accept()[0] as accepted:
+                return [accepted.getsockopt(*option) for option in options]
 
-            def option(level: int, name: int) -> int:
-                return accepted.getsockopt(level, name)
 
-            tcp = socket.IPPROTO_TCP
-            assert option(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 32 * 1024  # socket(7): the kernel doubles it
-            assert option(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-            assert option(tcp, socket.TCP_KEEPIDLE) == KEEPALIVE_IDLE_S
-            assert option(tcp, socket.TCP_NODELAY) == 1
-            assert option(tcp, socket.TCP_NOTSENT_LOWAT) == 32 * 1024
-            assert option(tcp, socket.TCP_USER_TIMEOUT) == 7500
+TCP = socket.IPPROTO_TCP
+KEEPALIVE = (socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+def test_accepted_connections_have_the_socket_options_that_limit_a_stream() -> None:
+    options = (
+        (socket.SOL_SOCKET, socket.SO_SNDBUF),
+        (TCP, socket.TCP_NODELAY),
+        (TCP, socket.TCP_NOTSENT_LOWAT),
+        (TCP, socket.TCP_USER_TIMEOUT),
+    )
+    found = options_of_a_connection(Config(client_buffer=32 * 1024, client_timeout_s=7.5), *options)
+    assert found == [2 * 32 * 1024, 1, 32 * 1024, 7500]  # socket(7): the kernel doubles the buffer
+
+
+@pytest.mark.parametrize(
+    ("client_timeout_s", "idle_s", "interval_s"),
+    [
+        (0.0, KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S),
+        (30.0, 10, 5),
+        (3600.0, KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S),
+        (0.5, 1, 1),
+    ],
+)
+def test_the_kernel_probes_only_streams_without_heartbeats(
+    client_timeout_s: float, idle_s: int, interval_s: int
+) -> None:
+    options = (KEEPALIVE, (TCP, socket.TCP_KEEPIDLE), (TCP, socket.TCP_KEEPINTVL))
+    config = Config(heartbeat_s=0, client_timeout_s=client_timeout_s)
+    assert options_of_a_connection(config, *options) == [1, idle_s, interval_s]
+    assert options_of_a_connection(Config(client_timeout_s=client_timeout_s), KEEPALIVE) == [0]
 
 
 def limited(limit: str, *arguments: str) -> subprocess.CompletedProcess[str]:
