@@ -104,19 +104,28 @@ fuzz: $(INSTALLED_FUZZ)  ## Fuzz one parser for a minute, or all in turn: make f
 # hide reads of freed memory. Python does not free all memory at exit, so the tests count leaks instead.
 SANITIZE_VENV := $(VENV)-sanitize
 SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell gcc -print-file-name=$(name)))
-sanitize:  ## Run the tests, except those that measure time, with the compiled engine and the C programs under gcc's ASan and UBSan.
+sanitize: sanitize-build sanitize-test  ## Run the tests, except those that measure time, with the compiled engine and the C programs under gcc's ASan and UBSan.
+
+sanitize-build:
 	@mkdir -p $(SANITIZE_VENV)
 	rm -rf $(SANITIZE_VENV)/src $(SANITIZE_VENV)/venv/.installed-* && mkdir $(SANITIZE_VENV)/src
 	tar -c --exclude-vcs --exclude='./.*' --exclude='./build' --exclude='*.so' --exclude='bin' --exclude='node_modules' . \
 		| tar -x -C $(SANITIZE_VENV)/src
-	$(MAKE) -C $(SANITIZE_VENV)/src sanitized VENV=$(abspath $(SANITIZE_VENV))/venv RELAY_BUILD=sanitize
+	$(SANITIZED) installed
 
-.PHONY: sanitized
-sanitized: $(INSTALLED_TEST) $(NODE_MODULES)
+sanitize-test:
+	$(SANITIZED) sanitized
+
+SANITIZED = $(MAKE) -C $(SANITIZE_VENV)/src VENV=$(abspath $(SANITIZE_VENV))/venv RELAY_BUILD=sanitize
+
+.PHONY: sanitize-build sanitize-test sanitized installed
+sanitized: installed
 	LD_PRELOAD="$(SANITIZERS)" PYTHONMALLOC=malloc RELAY_ENGINE=speedups \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:quarantine_size_mb=64 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	CC="gcc -fsanitize=address,undefined -fno-sanitize-recover=undefined" SIM_SEEDS=100 \
 	$(PYTEST) $(PARALLEL) -m "not alone" $(ARGS)
+
+installed: $(INSTALLED_TEST) $(NODE_MODULES)
 
 bench: $(INSTALLED_TEST)  ## Compare relay with its limits, one line of JSON per case: make bench ARGS=--list.
 	$(BIN)/python -m bench $(ARGS)
