@@ -107,10 +107,11 @@ class Hub:
         )
         self.draining = False
         self._input_ended = False
-        self.fed = False  # another hub sends the entries, and nothing is published here
+        self.fed = False  # another hub or a broker sends the entries, and nothing is published here
         self.begun = True  # the log is readable; in a fed hub, once the snapshot is complete
         self.snapshot = 0  # entries before this sequence belong to the snapshot
-        self.linked = True  # the hub that feeds this one is connected
+        self.linked = True  # the hub or the broker that feeds this one is connected
+        self.acknowledged = 0  # in a cluster: head of the broker's log after the last publish of this node
         self._on_entry: Callable[[], None] | None = None
         self.closes: Counter[str] = Counter()
         self.resumes: Counter[str] = Counter()
@@ -166,7 +167,7 @@ class Hub:
     def head(self) -> int:
         """Sequence of the next event. An acknowledged event may not be in the log yet."""
         journal = self.writer.journal
-        return self.log.head if journal is None else journal.head
+        return max(self.log.head, self.acknowledged) if journal is None else journal.head
 
     def _append(self, topic: str, frame: bytes, id: str | None, key: str | None, now_s: float) -> int:
         known = self.log.topics.get(topic)
@@ -205,7 +206,7 @@ class Hub:
     # Being fed
 
     def feed(self, on_hold_change: Callable[[], None]) -> None:
-        """Declare that another hub feeds this one: the log is unreadable until a snapshot is complete.
+        """Declare that another hub or a broker feeds this one: the log is unreadable until a snapshot is complete.
 
         Args:
             on_hold_change: called when the streams of this process hold or release a topic.
@@ -245,7 +246,7 @@ class Hub:
         self._settle(now_s)
         self.ended.topics.clear()
         self.begun = not self.fed
-        self.snapshot = head
+        self.snapshot, self.acknowledged = head, 0
         self._flush.begin(sequence)
         self.log.begin(epoch, sequence, evicted_s, self.audiences.indexes())
         self.replays.begin()

@@ -31,6 +31,8 @@ DEDUP_CHARACTERS_MAX = 256
 RESERVED = "relay."
 """Prefix of the event types that only relay sends, so that subscribers can trust them; publishers may send `END`."""
 
+_SEQUENCE_MAX = 2**63
+
 Append = Callable[[str, bytes, str | None, str | None, float], int]
 """Appends (topic, frame, id, key, time) to the log and returns the sequence."""
 
@@ -92,7 +94,7 @@ class Writer:
         self._log = log
         self._append = append
         self._on_end = on_end
-        self._event_bytes_max = min(config.event_bytes_max, config.history_bytes - CHUNK_BYTES_MAX)
+        self.event_bytes_max = min(config.event_bytes_max, config.history_bytes - CHUNK_BYTES_MAX)
 
     def use_journal(self, journal: WriteAhead) -> None:
         """Store each entry in this journal before the log receives it."""
@@ -148,6 +150,33 @@ class Writer:
         self.encodes += 1
         return event.id if event.id is not None else f"{self._log.epoch}-{sequence}"
 
+    def check(self, event: Event, *, foreign: bool = False) -> Event:
+        """Check that an event can be published in a log that another program writes.
+
+        Args:
+            event: as for `publish_one`. The check of its topic's end is omitted if it has a `dedup` key.
+            foreign: as for `publish_one`.
+
+        Returns:
+            the event, without an id that cannot be kept.
+
+        Raises:
+            EventError: the event is rejected.
+        """
+        topic = event.topic
+        if topic is None:
+            raise EventError("topic", "is missing")
+        if event.id is not None:
+            if not foreign:
+                check_id(event.id)
+            elif not may_keep(event.id, self._log.epoch):
+                event = msgspec.structs.replace(event, id=None)
+        if event.event is not None and event.event.startswith(RESERVED) and event.event != END and not foreign:
+            raise _reserved()
+        # Every id that the event can get is shorter than this one, so that each node can encode the event.
+        self._encode(event, topic, _SEQUENCE_MAX, may_have_ended=event.dedup is not None)
+        return event
+
     def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
         """Publish events, all or none.
 
@@ -170,7 +199,7 @@ class Writer:
         keys: dict[str, str] = {}
         ending: set[str] = set()
         for event in events:
-            key = None if event.dedup is None else _dedup_key(event)
+            key = None if event.dedup is None else dedup_key(event)
             known = None if key is None else self.seen.find(key, now_s) or keys.get(key)
             if known is not None:
                 ids.append(known)
@@ -208,15 +237,15 @@ class Writer:
             self.journal.put(entries, list(keys.items()))
         return ids
 
-    def _encode(self, event: Event, topic: str, sequence: int) -> bytes:
+    def _encode(self, event: Event, topic: str, sequence: int, *, may_have_ended: bool = False) -> bytes:
         log = self._log
-        if topic in self._ended.topics:
+        if topic in self._ended.topics and not may_have_ended:
             raise EndedError
         if topic not in log.topics:
             check_topic(topic)
         if event.key is not None and not event.key.isascii():
             _check_text("key", event.key)
-        return encode(event, f"{log.epoch}-{sequence}", self._event_bytes_max, True)
+        return encode(event, f"{log.epoch}-{sequence}", self.event_bytes_max, True)
 
 
 def _reserved() -> EventError:
@@ -225,8 +254,12 @@ def _reserved() -> EventError:
     )
 
 
-def _dedup_key(event: Event) -> str:
-    """Return the dedup key of an event. Topics never share a key, because no topic contains LF."""
+def dedup_key(event: Event) -> str:
+    """Return the dedup key of an event. Topics never share a key, because no topic contains LF.
+
+    Raises:
+        EventError: the key is too short, too long, or not valid text.
+    """
     dedup = str(event.dedup)
     if not 0 < len(dedup) <= DEDUP_CHARACTERS_MAX:
         raise EventError("dedup", f"has {len(dedup)} characters; 1 to {DEDUP_CHARACTERS_MAX} are allowed")

@@ -316,7 +316,7 @@ class Server:
             unix_file: the device and inode of the listener's file, if this process must remove it.
             at_path: whether to listen at the path of the setting, if there is no listener.
         """
-        sources = Sources(self._config, self._hub, self._metrics, self._loop, self._on_eof)
+        sources = Sources(self._config, self._hub, self._hub, self._metrics, self._loop, self._on_eof)
         self._parts.sources = sources
         self._stack.callback(sources.close)
         if unix is not None or (self._config.unix and at_path):

@@ -10,7 +10,7 @@ at the other end blocks. Other callbacks of the event loop run between two turns
                           │    └─ full: room ───────┤
                           └─────────────────────────┘
 
-Answers are sent once the hub confirms the events that they acknowledge, which may wait for the disk. Until then, the
+Answers are sent once the sink confirms the events that they acknowledge, which may wait for the disk. Until then, the
 intake has no room for further answers.
 
 Owns this order. Subclasses read the descriptor, watch it and send answers. Never parses or publishes.
@@ -21,14 +21,13 @@ from __future__ import annotations
 import logging
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import msgspec
 
-from relay.core.hub import Hub
 from relay.sources.intake import ANSWER_BYTES_MAX, Intake, State
 from relay.sources.lines import LineSplitter
+from relay.sources.sink import EventSink
 
 READ_BYTES = 64 * 1024
 """Largest read. `READ_BYTES` and `TURN_LINES` limit the work of one turn."""
@@ -54,7 +53,7 @@ class Feeder:
     Args:
         name: name in log lines.
         intake: parses and publishes the bytes.
-        hub: reports when a hold ends.
+        sink: publishes the events; reports when a hold ends.
         loop: the event loop.
         clock: returns the hub's `now_s`.
     """
@@ -63,14 +62,14 @@ class Feeder:
         self,
         name: str,
         intake: Intake[Any],
-        hub: Hub,
+        sink: EventSink,
         loop: AbstractEventLoop,
         clock: Callable[[], float],
     ) -> None:
         self.name = name
         self.closed = False
         self._intake = intake
-        self._hub = hub
+        self._sink = sink
         self._loop = loop
         self._clock = clock
         self._ended = False
@@ -147,7 +146,7 @@ class Feeder:
             self._fail()
 
     def _on_release(self) -> None:
-        # The hub calls this while it works; do not publish before it has finished.
+        # The sink calls this while it works; do not publish before it has finished.
         self._loop.call_soon(self._on_turn)
 
     def _receive(self) -> None:
@@ -193,7 +192,7 @@ class Feeder:
         if self._state is State.BUSY:
             self._loop.call_soon(self._on_turn)
         elif self._state is State.HELD:
-            self._hub.on_release(self._on_release)
+            self._sink.on_release(self._on_release)
         elif self._state is State.IDLE and not self._confirming:
             self._finish()
 
@@ -201,18 +200,17 @@ class Feeder:
         """Run one turn of the intake and send its answers."""
         self._state = State.BUSY
         state = self._intake.work(self._clock(), 0 if self._confirming else self._room())
-        answers = self._intake.take_answers()
-        if answers:
+        if self._intake.has_answers and not self._confirming:
             self._confirming = True
-            self._hub.confirm(partial(self._confirmed, answers))
+            self._sink.confirm(self._confirmed)
         return State.BUSY if state is State.FULL and not self._confirming and self._room() else state
 
-    def _confirmed(self, answers: bytes) -> None:
-        """Send answers that the hub has confirmed, and continue the work that waited for them."""
+    def _confirmed(self) -> None:
+        """Send the answers to events that the sink has confirmed, and continue the work that waited for them."""
         self._confirming = False
         if self.closed:
             return
-        self._answer(answers)
+        self._answer(self._intake.take_answers())
         if self._draining and self._state is not State.BUSY:
             self.close()
         elif self._room():

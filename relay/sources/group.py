@@ -16,6 +16,7 @@ from relay.core.forms.framing import unwrap
 from relay.core.hub import Hub
 from relay.errors import ConfigError, RelayError
 from relay.ids import may_keep
+from relay.sources.sink import EventSink
 from relay.sources.stdin import StdinSource, stdin_fd
 from relay.sources.unix import UnixSource
 from relay.sources.upstream import UpstreamSource
@@ -29,20 +30,28 @@ class Sources:
 
     Args:
         config: the settings.
-        hub: publishes the events.
+        hub: contains the retained events.
+        sink: publishes the events.
         metrics: counts invalid input.
         loop: the event loop.
         on_eof: called once, after standard input has ended and all of it is published.
     """
 
     def __init__(
-        self, config: Config, hub: Hub, metrics: Counter, loop: AbstractEventLoop, on_eof: Callable[[], None]
+        self,
+        config: Config,
+        hub: Hub,
+        sink: EventSink,
+        metrics: Counter,
+        loop: AbstractEventLoop,
+        on_eof: Callable[[], None],
     ) -> None:
-        self.stdin = StdinSource(config, hub, metrics, loop, on_eof, stdin_fd())
+        self.stdin = StdinSource(config, sink, metrics, loop, on_eof, stdin_fd())
         self.unix: UnixSource | None = None
         self.upstream: UpstreamSource | None = None
         self._config = config
         self._hub = hub
+        self._sink = sink
         self._metrics = metrics
         self._loop = loop
 
@@ -56,7 +65,7 @@ class Sources:
         Raises:
             ConfigError: the path, its group or a user is not usable.
         """
-        self.unix = UnixSource(self._config, self._hub, self._metrics, self._loop)
+        self.unix = UnixSource(self._config, self._sink, self._metrics, self._loop)
         _logger.info("feeders at unix:%s", self.unix.open(listener, file))
 
     def follow(self) -> None:

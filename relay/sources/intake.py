@@ -18,15 +18,15 @@ from codecs import BOM_UTF8
 from collections.abc import Callable
 from enum import Enum, auto
 from functools import partial
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Generic, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 from msgspec.structs import force_setattr
 
-from relay.core.hub import Hub
 from relay.errors import EventError
 from relay.event_json import BAD_JSON, json_error
 from relay.sources.lines import NO_ACK, Line
+from relay.sources.sink import EventSink, Receipt
 
 TURN_LINES = 512
 """Items published in one turn: 2 ms, at 4 µs per event from the line to the log."""
@@ -38,6 +38,9 @@ ACK_BYTES_MAX = 1024
 """Longest `ack`, as JSON. Any number or identifier fits."""
 
 _REASON_CHARACTERS_MAX = 200
+
+_LATE_ANSWER_BYTES = 128
+"""Assumed size of an answer that is encoded later. Most are smaller, and `ack` and id are limited."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -59,6 +62,14 @@ class Splitter(Protocol[Item]):
     def end(self) -> list[Item | None]: ...
 
 
+class _LateAnswer(NamedTuple):
+    """The answer to a line whose event gets its id later. `number` is that of the line."""
+
+    ack: msgspec.Raw
+    receipt: Receipt
+    number: int
+
+
 class State(Enum):
     """The state of an intake after a turn."""
 
@@ -78,7 +89,7 @@ class Intake(Generic[Item]):
     Args:
         splitter: turns bytes into items.
         parse: turns an item into an event; raises EventError or an error of `BAD_JSON`.
-        hub: publishes the events.
+        sink: publishes the events.
         topic: topic of events that name none.
         report: called for each item that is not published, with its kind (`line`, `json`, `event`, `unpublished`),
             its number and a printable reason.
@@ -90,7 +101,7 @@ class Intake(Generic[Item]):
         self,
         splitter: Splitter[Item],
         parse: Callable[[Item], Line],
-        hub: Hub,
+        sink: EventSink,
         topic: str,
         report: Callable[[str, int, str], None],
         answering: bool,
@@ -98,17 +109,17 @@ class Intake(Generic[Item]):
         foreign: bool = False,
     ) -> None:
         self.answering = answering
-        self._publish = partial(hub.publish_one, foreign=True) if foreign else hub.publish_one
+        self._publish = partial(sink.publish_one, foreign=True) if foreign else sink.publish_one
         self.splitter = splitter
         self._parse = parse
-        self._hub = hub
+        self._held = sink.held
         self._topic = topic
         self._report = report
         self._items: list[Item | None] = []
         self._done = 0  # items that are done
         self._number = 0  # number of the last item done, counted from the first byte
         self._begins = True  # the next item is the first of a writer
-        self._answers: list[bytes] = []
+        self._answers: list[bytes | _LateAnswer] = []
         self._answer_bytes = 0
 
     def pack(self) -> tuple[int, list[Item | None]]:
@@ -146,9 +157,17 @@ class Intake(Generic[Item]):
             if isinstance(first := self._items[0], bytes):
                 self._items[0] = cast(Item, first.removeprefix(BOM_UTF8))
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether there are answers to take."""
+        return bool(self._answers)
+
     def take_answers(self) -> bytes:
-        """Return the answers written since the last call, in order, each as one line of JSON."""
-        answers = b"".join(self._answers)
+        """Return the answers written since the last call, in order, each as one line of JSON.
+
+        Call only when the sink has confirmed the events, because an id may be assigned until then.
+        """
+        answers = b"".join(each if isinstance(each, bytes) else self._late(each) for each in self._answers)
         self._answers.clear()
         self._answer_bytes = 0
         return answers
@@ -160,7 +179,7 @@ class Intake(Generic[Item]):
             now_s: time on the hub's clock.
             answer_bytes_max: free space for answers; 0 while earlier answers are unsent.
         """
-        parse, held, publish = self._parse, self._hub.held, self._publish
+        parse, held, publish = self._parse, self._held, self._publish
         state = None
         done = 0
         for item in self._items[self._done : self._done + TURN_LINES]:
@@ -191,7 +210,11 @@ class Intake(Generic[Item]):
                     break
             else:
                 if ack is not NO_ACK and self.answering:
-                    self._answer({"ack": ack, "id": id})
+                    if isinstance(id, str):
+                        self._answer({"ack": ack, "id": id})
+                    else:
+                        self._answers.append(_LateAnswer(ack, id, self._number + done + 1))
+                        self._answer_bytes += _LATE_ANSWER_BYTES
             done += 1
         self._number += done
         self._done += done
@@ -226,6 +249,14 @@ class Intake(Generic[Item]):
             return "event", _printable(str(error))
         assert isinstance(item, bytes)
         return "json", _printable(str(json_error(error, item)))
+
+    def _late(self, answer: _LateAnswer) -> bytes:
+        """Encode the answer to a line whose event got its id after it was published."""
+        error = answer.receipt.error
+        if error is None:
+            return _encode({"ack": answer.ack, "id": answer.receipt.id}) + b"\n"
+        reason = _printable(str(error))
+        return _encode({"error": reason, "line": answer.number, "ack": answer.ack}) + b"\n"
 
     def _answer(self, answer: dict[str, object]) -> None:
         line = _encode(answer) + b"\n"

@@ -26,10 +26,10 @@ from collections.abc import Callable
 from typing import Any
 
 from relay.config.model import Config
-from relay.core.hub import Hub
 from relay.sources.feeder import READ_BYTES, Feeder, PackedFeeder
 from relay.sources.intake import Intake
 from relay.sources.lines import LineSplitter, StreamSplitter, parse_line, parse_text, pass_event
+from relay.sources.sink import EventSink
 from relay.telemetry.input_errors import Counter, InputErrors
 
 _logger = logging.getLogger("relay.sources.stdin")
@@ -58,7 +58,7 @@ class StdinSource(Feeder):
 
     Args:
         config: `stdin`, `topic`, `line_bytes_max`, `event_bytes_max`.
-        hub: publishes the events.
+        sink: publishes the events.
         metrics: counts bad input as `stdin`.
         loop: the event loop.
         on_eof: called once, after all input is published or after an internal error; never if the format is `off`,
@@ -70,7 +70,7 @@ class StdinSource(Feeder):
     def __init__(
         self,
         config: Config,
-        hub: Hub,
+        sink: EventSink,
         metrics: Counter,
         loop: AbstractEventLoop,
         on_eof: Callable[[], None],
@@ -79,7 +79,7 @@ class StdinSource(Feeder):
     ) -> None:
         self.form = choose_form(config.stdin, fd)
         self._errors = InputErrors("stdin", metrics, loop, _logger)
-        super().__init__("stdin", _intake(self.form, config, hub, self._report), hub, loop, clock)
+        super().__init__("stdin", _intake(self.form, config, sink, self._report), sink, loop, clock)
         self._on_eof = on_eof
         self._stdin = fd
         self._epoll: select.epoll | None = None
@@ -193,12 +193,12 @@ class StdinSource(Feeder):
 
 
 def _intake(
-    form: str, config: Config, hub: Hub, report: Callable[[str, int, str], None]
+    form: str, config: Config, sink: EventSink, report: Callable[[str, int, str], None]
 ) -> Intake[Any]:
     topic = config.topic
     if form == "sse":
         events = StreamSplitter(topic, config.event_bytes_max)
-        return Intake(events, pass_event, hub, topic, report, answering=False, foreign=True)
+        return Intake(events, pass_event, sink, topic, report, answering=False, foreign=True)
     lines = LineSplitter(config.line_bytes_max)
     parse = parse_text if form == "lines" else parse_line
-    return Intake(lines, parse, hub, topic, report, answering=False)
+    return Intake(lines, parse, sink, topic, report, answering=False)

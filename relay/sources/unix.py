@@ -19,10 +19,10 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 
 from relay.config.model import Config, parse_group, parse_mode
-from relay.core.hub import Hub
 from relay.sources.feeder import READ_BYTES, Feeder, PackedFeeder
 from relay.sources.intake import ANSWER_BYTES_MAX, Intake
 from relay.sources.lines import LineSplitter, parse_line
+from relay.sources.sink import EventSink
 from relay.sources.unix_listener import bind_unix, identity, parse_users
 from relay.telemetry.input_errors import Counter, InputErrors
 
@@ -49,12 +49,12 @@ class UnixFeeder(Feeder):
         name: str,
         connection: socket.socket,
         intake: Intake[bytes],
-        hub: Hub,
+        sink: EventSink,
         loop: AbstractEventLoop,
         clock: Callable[[], float],
         on_close: Callable[[UnixFeeder], None],
     ) -> None:
-        super().__init__(name, intake, hub, loop, clock)
+        super().__init__(name, intake, sink, loop, clock)
         connection.setblocking(False)
         self._connection = connection
         self._fd = connection.fileno()
@@ -139,7 +139,7 @@ class UnixSource:
 
     Args:
         config: `unix`, `unix_mode`, `unix_group`, `unix_user`, `topic`, `line_bytes_max`.
-        hub: publishes the events.
+        sink: publishes the events.
         metrics: counts bad input as `unix`.
         loop: the event loop.
         clock: returns the hub's `now_s`.
@@ -148,14 +148,14 @@ class UnixSource:
     def __init__(
         self,
         config: Config,
-        hub: Hub,
+        sink: EventSink,
         metrics: Counter,
         loop: AbstractEventLoop,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.feeders: set[UnixFeeder] = set()
         self._config = config
-        self._hub = hub
+        self._sink = sink
         self._loop = loop
         self._clock = clock
         self._errors = InputErrors("unix", metrics, loop, _logger)
@@ -261,9 +261,9 @@ class UnixSource:
             errors.report(kind, "%s, line %d: %s", name, number, reason)
 
         splitter = LineSplitter(self._config.line_bytes_max)
-        intake = Intake(splitter, parse_line, self._hub, self._config.topic, report, answering=True)
+        intake = Intake(splitter, parse_line, self._sink, self._config.topic, report, answering=True)
         return UnixFeeder(
-            name, connection, intake, self._hub, self._loop, self._clock, self.feeders.discard
+            name, connection, intake, self._sink, self._loop, self._clock, self.feeders.discard
         )
 
 
