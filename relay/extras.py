@@ -7,12 +7,27 @@ from __future__ import annotations
 
 import importlib.util
 
-from relay.errors import RelayError
+from relay.errors import ConfigError, RelayError
 
 
 def missing_extra(name: str) -> str:
     """Return how to install an extra: from the checkout, because `relay` on PyPI is another project."""
     return f"run pip install '.[{name}]' in the checkout of relay"
+
+
+def need_extra(module: str, extra: str, setting: str) -> None:
+    """Check that the library of a setting is installed.
+
+    Args:
+        module: the module of the library.
+        extra: the extra of relay that installs it.
+        setting: the setting that needs it.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"{setting}: needs the library {module}, which is not installed; {missing_extra(extra)}")
 
 
 def need_httpx(extra: str) -> None:

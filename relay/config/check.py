@@ -6,10 +6,12 @@ Owns these rules and their errors. Never parses a value, except the limits insid
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from relay.config.broker_address import has_password, parse_redis
 from relay.config.model import (
     SETTINGS,
     Config,
@@ -32,6 +34,7 @@ _LIMITS = (*(name for pair in _HARD_AND_SOFT for name in pair), "lag-soft-for")
 _JWT_KEYS = ("jwt-secret", "jwt-secret-file", "jwt-public-key-file", "jwt-jwks-url", "jwt-key", "jwt-key-file")
 """The settings of keys that verify JWTs. The last two are older spellings."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_CLUSTER_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")  # a token (RFC 6265 section 4.1.1)
 
 
@@ -52,6 +55,7 @@ def check(config: Config) -> Config:
     _check_sources(config)
     _check_policies(config)
     _check_scale(config)
+    _check_cluster(config)
     if config.retry_min_s > config.retry_max_s:
         raise ConfigError("retry-min: must not exceed retry-max")
     return config
@@ -159,6 +163,44 @@ def _check_scale(config: Config) -> None:
             raise ConfigError(f"link-listen: {error}") from None
     if (follows or config.link_listen) and not config.link_token:
         raise ConfigError("link-token: upstream and link-listen need a token, the same at both ends")
+
+
+def _check_cluster(config: Config) -> None:
+    """Check that no other setting contradicts `cluster`."""
+    if not config.cluster:
+        for name in ("cluster-password-file", "cluster-tls-ca", "cluster-tls-cert", "cluster-tls-key"):
+            if getattr(config, SETTINGS[name].name):
+                raise ConfigError(f"{name}: needs a broker; add cluster (--cluster URL)")
+        return
+    parse_redis(config.cluster)
+    if not _CLUSTER_NAME.fullmatch(config.cluster_name):
+        raise ConfigError("cluster-name: must have 1 to 64 letters, digits, `-`, `_` or `.`")
+    for name, reason in (
+        ("data", "the broker stores the history; remove data, and configure persistence in the broker"),
+        ("upstream", "the nodes of a cluster follow the broker; remove upstream, or publish from outside the cluster"),
+        ("link-listen", "the nodes of a cluster follow the broker; remove link-listen"),
+    ):
+        if getattr(config, SETTINGS[name].name):
+            raise ConfigError(f"{name}: not possible with cluster: {reason}")
+    rules = [config, *(split_policy(text, config)[1] for text in config.policy_for)]
+    if any(each.policy == "block" for each in rules) or "block" in config.policy_request:
+        raise ConfigError(
+            "policy: `block` is not possible with cluster, because a node cannot hold up the publishers of other "
+            "nodes; use disconnect, and clients resume without loss"
+        )
+
+
+def check_flags(flags: Mapping[str, object]) -> None:
+    """Check that the command line contains no password of a broker.
+
+    Raises:
+        ConfigError: it does. The text does not contain the password.
+    """
+    if has_password(str(flags.get("cluster", ""))):
+        raise ConfigError(
+            "--cluster: other users of this machine can read a password in the command line; set RELAY_CLUSTER, or "
+            "cluster-password-file"
+        )
 
 
 def split_policy(text: str, config: Config) -> tuple[str, Config]:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from relay.config.check import check
+from relay.config.check import check, check_flags
 from relay.config.model import SETTINGS, Config
 from relay.config.values import hint, read, show
 from relay.errors import ConfigError
@@ -66,6 +66,7 @@ def load(
         repeatable = isinstance(each.default, tuple)
         split = [part.strip() for part in text.split(",") if part.strip()] if repeatable else text
         values[each.name] = read(key, each, split)
+    check_flags(flags)
     for name, value in flags.items():
         values[SETTINGS[name].name] = read(f"--{name}", SETTINGS[name], value)
     return check(Config(**values))

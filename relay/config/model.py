@@ -601,6 +601,42 @@ class Config:
         "duration",
         least=0.1,
     )
+    cluster: str = setting(
+        "",
+        "Broker that keeps the log of a cluster of relays: redis://HOST:PORT/DB, rediss:// (TLS), valkey://, or "
+        "redis+sentinel://HOST:PORT,…/NAME/DB. Every node has the same events and ids. An address with a password "
+        "belongs in RELAY_CLUSTER, because other users can read command lines.",
+        "text",
+        "URL",
+        secret=True,
+    )
+    cluster_name: str = setting(
+        "relay",
+        "Name of the cluster, part of the keys in the broker; the same at all nodes. Different names keep clusters "
+        "apart that share a broker.",
+        "text",
+        "NAME",
+    )
+    cluster_timeout_s: float = setting(
+        30.0,
+        "Time for which the broker may be unavailable, or this node may lag without progress, before /readyz fails. "
+        "30 seconds by default, because a failover of the broker takes some seconds, and all nodes lack the broker at "
+        "the same time.",
+        "duration",
+        least=1,
+    )
+    cluster_password_file: str = setting(
+        "", "File of the broker's password. relay reads it again for each connection.", "text", "PATH"
+    )
+    cluster_tls_ca: str = setting(
+        "",
+        "PEM file of the certificate authorities that the broker's certificate is checked against. If empty, those of "
+        "the system.",
+        "text",
+        "PATH",
+    )
+    cluster_tls_cert: str = setting("", "PEM file of the certificate that relay shows to the broker.", "text", "PATH")
+    cluster_tls_key: str = setting("", "PEM file of the private key of cluster-tls-cert.", "text", "PATH")
     link_listen: str = setting(
         "",
         "Address for edges that have this relay as their upstream. With tls-cert, links use TLS.",
@@ -654,7 +690,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("keepalive-timeout", "backlog", "accept-rate", "half-open-max"),
     ),
     "Stopping and upgrading": ("exit-on-eof", "drain-*", "upgrade-timeout"),
-    "Several machines": ("upstream", "upstream-*", "link-*"),
+    "Several machines": ("cluster", "cluster-*", "upstream", "upstream-*", "link-*"),
     "Log": ("log-format",),
 }
 """The groups of settings in `--help`, the most common first. `*` matches the rest of a name."""

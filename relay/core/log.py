@@ -395,12 +395,22 @@ class Log:
             ids: the readings of the subscriber's last id.
             terms: the disjoint terms of its subscription.
         """
+        sequence = self.default_sequence(ids)
+        if sequence is None:
+            return self.ids.find(ids, terms)
+        return sequence if sequence < self.head else None
+
+    def default_sequence(self, ids: Sequence[str]) -> int | None:
+        """Return the sequence in a default id of this epoch, even if it is beyond the head; None for other ids.
+
+        Args:
+            ids: the readings of a last id.
+        """
         for id in ids:
             epoch, _, digits = id.rpartition("-")
             if epoch == self.epoch and digits.isascii() and digits.isdigit() and len(digits) <= 20:
-                sequence = int(digits)
-                return sequence if sequence < self.head and digits == str(sequence) else None
-        return self.ids.find(ids, terms)
+                return int(digits) if digits == str(int(digits)) else None
+        return None
 
     def since(self, time_s: float) -> int:
         """Return the first retained sequence whose time is at or after `time_s`."""

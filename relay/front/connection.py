@@ -427,7 +427,7 @@ class FrontProtocol(asyncio.Protocol):
         elif resource is Resource.READY:
             ready = front.ready and front.hub.ready
             leaving = not front.ready or front.hub.draining
-            status = "ready" if ready else "draining" if leaving else "waiting for its hub"
+            status = "ready" if ready else "draining" if leaving else "waiting for its log"
             self._respond(200 if ready else 503, *json_body({"status": status}))
         elif front.ask is not None:
             self._ask(front.ask, resource)

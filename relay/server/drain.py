@@ -84,6 +84,8 @@ async def _settle(parts: Parts) -> None:
         async with asyncio.timeout(parts.config.drain_timeout_s / 2):
             if parts.journal is not None:
                 await parts.journal.settle()
+            if parts.cluster is not None:
+                await parts.cluster.settle()
             if parts.is_edge:
                 await parts.membership.settle()
     except TimeoutError:

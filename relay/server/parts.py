@@ -10,6 +10,7 @@ import socket
 from dataclasses import dataclass, field
 
 from relay.auth.credentials import Credentials
+from relay.cluster.cluster import Cluster
 from relay.config.load import worker_count
 from relay.config.model import Config
 from relay.core.hub import Hub
@@ -42,6 +43,7 @@ class Parts:
         journal: the writer of the data file; None without a file.
         sources: the inputs other than HTTP; None at an edge.
         acceptor: None until clients are accepted, and if only the workers accept them.
+        cluster: the follower and the publisher of a cluster; None without a cluster.
     """
 
     config: Config
@@ -59,6 +61,7 @@ class Parts:
     journal: Journal | None = None
     sources: Sources | None = None
     acceptor: Acceptor | None = None
+    cluster: Cluster | None = None
 
     @property
     def status(self) -> str:
@@ -77,5 +80,5 @@ def leads(config: Config) -> bool:
 
 
 def is_linked(config: Config) -> bool:
-    """Return whether the settings ask for workers, edges or an upstream."""
-    return leads(config) or bool(config.upstream)
+    """Return whether the settings ask for workers, edges, an upstream or a cluster."""
+    return leads(config) or bool(config.upstream or config.cluster)

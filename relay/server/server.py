@@ -1,8 +1,11 @@
 """The server: one process, one loop, and the order in which its parts open and close.
 
-Owns the parts of the server, and one start function for each mode: alone, hub, edge, worker, and takeover
-from an old process. Never handles a signal (`relay.server.signals`) and never drains (`relay.server.drain`). Nothing
-here is on the data path: the loop watches the engine's descriptor and runs the hub's turns between its other work.
+Owns the parts of the server, and one start function for each mode: alone, hub, node of a cluster, edge, worker, and
+takeover from an old process. Never handles a signal (`relay.server.signals`) and never drains (`relay.server.drain`).
+Nothing here is on the data path: the loop watches the engine's descriptor and runs the hub's turns between its other
+work.
+
+The module is longer than 400 lines because each mode has a start function.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from relay.auth.credentials import Credentials
+from relay.cluster.cluster import Cluster
 from relay.config.load import worker_count
 from relay.config.model import Config, is_event_stream
 from relay.core.hub import Hub
@@ -42,6 +46,7 @@ from relay.server.parts import Parts, is_linked, leads
 from relay.server.pulse import Pulse
 from relay.server.signals import Signals
 from relay.sources.group import Sources
+from relay.sources.sink import EventSink
 from relay.speedups import ENGINE, Engine
 from relay.store.journal import Journal
 from relay.store.restore import open_journal
@@ -120,7 +125,7 @@ class Server:
         self._hub = Hub(
             config,
             Engine(config.discard_bytes_max),
-            epoch="" if self._is_edge else secrets.token_hex(4),
+            epoch="" if self._is_edge or config.cluster else secrets.token_hex(4),
             streams_max=config.streams_max or self._streams_available,
             measures=self._histograms,
             clock=time.monotonic,
@@ -162,6 +167,8 @@ class Server:
             await self._start_worker(self._worker)
         elif self._is_edge:
             await self._start_edge()
+        elif self._config.cluster:
+            await self._start_cluster()
         elif leads(self._config):
             await self._start_hub()
         else:
@@ -184,6 +191,27 @@ class Server:
         self._handle_signals()
         sources = self._open_sources(given_unix)
         await self._lead(link_listener, shared)
+        if not self._stop.is_set():
+            self._accept(shared[0])
+            self._start_sources(sources)
+
+    async def _start_cluster(self) -> None:
+        """Start a node of a cluster; it may have workers."""
+        config = self._config
+        shared, given_unix = self._bind()
+        self._open_parts(secrets.token_urlsafe(24), shared)
+        cluster = Cluster(config, self._hub, self._metrics, self._histograms.broker_s, self._loop, time.monotonic)
+        self._parts.cluster = cluster
+        self._stack.push_async_callback(cluster.close)
+        self._handle_signals()
+        await cluster.start(self._stop)
+        membership = self._parts.membership
+        membership.join(cluster.publisher, cluster.find, cluster.stats)
+        self._metrics.report_cluster(membership.cluster)
+        self._parts.front.become_edge(membership, membership.find)
+        sources = self._open_sources(given_unix, sink=cluster.publisher)
+        if leads(config) and not self._stop.is_set():
+            await self._lead(None, shared)
         if not self._stop.is_set():
             self._accept(shared[0])
             self._start_sources(sources)
@@ -307,7 +335,11 @@ class Server:
         self._pulse.start()
 
     def _open_sources(
-        self, unix: socket.socket | None, unix_file: tuple[int, int] | None = None, at_path: bool = True
+        self,
+        unix: socket.socket | None,
+        unix_file: tuple[int, int] | None = None,
+        at_path: bool = True,
+        sink: EventSink | None = None,
     ) -> Sources:
         """Open standard input and the Unix socket; neither is read before `_start_sources`.
 
@@ -315,8 +347,9 @@ class Server:
             unix: a listener from the service manager or from the old process.
             unix_file: the device and inode of the listener's file, if this process must remove it.
             at_path: whether to listen at the path of the setting, if there is no listener.
+            sink: publishes the events; None for the hub.
         """
-        sources = Sources(self._config, self._hub, self._hub, self._metrics, self._loop, self._on_eof)
+        sources = Sources(self._config, self._hub, sink or self._hub, self._metrics, self._loop, self._on_eof)
         self._parts.sources = sources
         self._stack.callback(sources.close)
         if unix is not None or (self._config.unix and at_path):
@@ -375,6 +408,8 @@ class Server:
         parts.credentials.auth.purge()
         if parts.journal is not None:
             parts.journal.tick(now_s)
+        if parts.cluster is not None:
+            parts.cluster.tick(now_s)
         if self._is_process_1:
             reap_orphans([] if parts.membership.workers is None else parts.membership.workers.pids)
 

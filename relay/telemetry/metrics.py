@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from relay.core.hub import Hub
 from relay.limits import Limit
 from relay.telemetry import logs
-from relay.telemetry.stats_schema import UpstreamStats
+from relay.telemetry.stats_schema import ClusterStats, UpstreamStats
 
 FLUSH_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 LAG_BUCKETS_S = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
@@ -54,6 +54,12 @@ class Histograms:
             buckets=FLUSH_BUCKETS_S,
             registry=registry,
         )
+        self.broker_s = Histogram(
+            "relay_cluster_publish_seconds",
+            "Time of a call that publishes events to the broker.",
+            buckets=FLUSH_BUCKETS_S,
+            registry=registry,
+        )
         self.stall_s = Histogram(
             "relay_loop_stall_seconds",
             "Delay of a timer of the event loop, which fires every second, or every 0.25 s if streams lag.",
@@ -73,6 +79,7 @@ class Metrics(Collector):
     def __init__(self, hub: Hub, registry: CollectorRegistry) -> None:
         self._upstream: Callable[[], UpstreamStats | None] = lambda: None
         self.opened = {"direct": 0, "connection": 0}  # opened streams by path; the front counts them
+        self._cluster: Callable[[], ClusterStats | None] = lambda: None
         self._hub = hub
         self.registry = registry
         self._input_errors = Counter(
@@ -92,6 +99,10 @@ class Metrics(Collector):
     def report_upstream(self, state: Callable[[], UpstreamStats | None]) -> None:
         """Add the upstream's metrics to each collection; `state` returns None while this server has no upstream."""
         self._upstream = state
+
+    def report_cluster(self, state: Callable[[], ClusterStats | None]) -> None:
+        """Add the cluster's metrics to each collection; `state` returns None without a cluster."""
+        self._cluster = state
 
     def input_error(self, source: str, kind: str) -> None:
         """Count a rejected input.
@@ -156,6 +167,16 @@ class Metrics(Collector):
             yield _counter("relay_upstream_events", "Upstream events that were published.", upstream.events)
             yield _counter("relay_upstream_repeats", "Upstream events left out as repeats.", upstream.repeats or 0)
             yield _counter("relay_upstream_refused", "Upstream events that were refused.", upstream.refused or 0)
+        cluster = self._cluster()
+        if cluster is not None:
+            yield _gauge("relay_cluster_connected", "1 while following the broker.", float(cluster.connected))
+            yield _gauge("relay_cluster_lag_events", "Events of the broker that are missing.", cluster.lag_events)
+            yield _counter("relay_cluster_reconnects", "Connections to the broker lost.", cluster.reconnects)
+            yield _counter("relay_cluster_lapped", "Times that the broker trimmed missing events.", cluster.lapped)
+            yield _counter("relay_cluster_renewals", "Epochs renewed after a loss in the broker.", cluster.renewals)
+            yield _counter("relay_cluster_published", "Events published to the broker.", cluster.published)
+            yield _counter("relay_cluster_repeats", "Events left out as repeats by the broker.", cluster.repeats)
+            yield _gauge("relay_cluster_pending", "Events waiting for the broker.", cluster.pending)
         yield _labelled("relay_policy_actions", "Actions of policies on slow streams, by policy.", "policy", actions)
         yield _labelled("relay_opens", "Streams opened, by path.", "path", self.opened)
         yield _labelled("relay_closes", "Streams closed, by reason.", "reason", hub.closes)

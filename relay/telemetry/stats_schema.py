@@ -69,6 +69,22 @@ class UpstreamStats(Struct):
     ended: str | UnsetType = UNSET
 
 
+class ClusterStats(Struct):
+    """The cluster. `broker` is its address without credentials; `error` is empty while the follower is connected."""
+
+    broker: str = ""
+    connected: bool = False
+    current: bool = False
+    lag_events: int = 0
+    reconnects: int = 0
+    lapped: int = 0
+    renewals: int = 0
+    published: int = 0
+    repeats: int = 0
+    pending: int = 0
+    error: str = ""
+
+
 class EdgeStats(Struct):
     """One edge on another machine."""
 
@@ -95,7 +111,7 @@ class WorkerStats(Struct):
 
 
 class ServerStats(Struct):
-    """The body of /stats. The last four fields depend on the mode of the server."""
+    """The body of /stats. The last five fields depend on the mode of the server."""
 
     version: str = ""
     engine: str = ""
@@ -122,6 +138,7 @@ class ServerStats(Struct):
     topics_total: int = 0
     topics: list[TopicStats] = []
     slowest: list[SlowStream] = []
+    cluster: ClusterStats | UnsetType = UNSET
     upstream: UpstreamStats | UnsetType = UNSET
     edges: list[EdgeStats] | UnsetType = UNSET
     worker_restarts: int | UnsetType = UNSET

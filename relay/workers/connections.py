@@ -235,7 +235,7 @@ class Links:
         self._timer = self.loop.call_later(BEAT_S, self._beat)
         now_s = self._clock()
         for link in list(self.all):
-            link.down.beat(SILENT_S, leaving=self.leaving)
+            link.down.beat(SILENT_S, leaving=self.leaving or not self._hub.linked)
             if not link.worker and link.down.linked and now_s - link.down.heard_s > SILENT_S:
                 _logger.warning("closing the link of %s: no input for %.0f s", link.down.name, SILENT_S)
                 link.cut()

@@ -19,7 +19,7 @@ from relay.event import Event
 from relay.sources.requests import BatchPublisher, Cancel, Done, nothing
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.stats import Stats
-from relay.telemetry.stats_schema import EdgeStats, ServerStats, UpstreamStats, to_json
+from relay.telemetry.stats_schema import ClusterStats, EdgeStats, ServerStats, UpstreamStats, to_json
 from relay.workers import aggregate
 from relay.workers.connections import Links, Upstream
 from relay.workers.edge_end import Uplink
@@ -31,6 +31,7 @@ SETTLE_STEP_S = 0.01
 """Interval at which a draining edge compares its log with its hub's."""
 
 FoundDone = Callable[[int | RelayError | None], None]
+Find = Callable[[tuple[str, ...], tuple[str, ...], FoundDone], Cancel]
 
 
 class Membership:
@@ -68,6 +69,8 @@ class Membership:
         self._upstream: Upstream | None = None
         self._links: Links | None = None
         self._event_stream: Callable[[], UpstreamStats] | None = None
+        self._find_elsewhere: Find | None = None
+        self._cluster: Callable[[], ClusterStats] | None = None
 
     # As an edge
 
@@ -118,6 +121,22 @@ class Membership:
     @property
     def _is_linked(self) -> bool:
         return self.uplink is not None and self.uplink.linked
+
+    # In a cluster
+
+    def join(self, publisher: BatchPublisher, find: Find, state: Callable[[], ClusterStats]) -> None:
+        """Publish to a cluster's broker.
+
+        Args:
+            publisher: publishes at the broker.
+            find: finds a last id that this process does not have.
+            state: returns the cluster's part of /stats.
+        """
+        self.publisher, self._find_elsewhere, self._cluster = publisher, find, state
+
+    def cluster(self) -> ClusterStats | None:
+        """Return the state of the cluster; None without one."""
+        return None if self._cluster is None else self._cluster()
 
     # As a hub
 
@@ -170,10 +189,12 @@ class Membership:
         return self.publisher.publish(events, done)
 
     def find(self, terms: tuple[str, ...], ids: tuple[str, ...], done: FoundDone) -> Cancel:
-        """Find the sequence of a subscription's last id in this process, then at the hub if this process is an edge."""
+        """Find the sequence of a last id in this process, then at the hub of an edge, or in a cluster."""
         sequence = self._hub.find(terms, ids)
         if sequence is None and self.uplink is not None:
             return self.uplink.find(terms, ids, done)
+        if sequence is None and self._find_elsewhere is not None:
+            return self._find_elsewhere(terms, ids, done)
         done(sequence)
         return nothing
 
@@ -210,7 +231,9 @@ class Membership:
     def stats(self, now_s: float) -> ServerStats:
         """Return the /stats of this process, with its links."""
         result = self._stats.collect(now_s)
-        upstream = self.upstream()
+        cluster, upstream = self.cluster(), self.upstream()
+        if cluster is not None:
+            result.cluster = cluster
         if upstream is not None:
             result.upstream = upstream
         if self._links is not None:

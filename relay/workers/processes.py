@@ -118,6 +118,11 @@ class Workers:
             data="",
             durable=False,
             link_listen="",
+            cluster="",
+            cluster_password_file="",
+            cluster_tls_ca="",
+            cluster_tls_cert="",
+            cluster_tls_key="",
             drain_delay_s=0.0,
             drain_rate=max(1, config.drain_rate // count),
         )

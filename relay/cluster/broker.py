@@ -1,0 +1,154 @@
+"""The broker of a cluster: the calls that a follower and a publisher make, and their values.
+
+Theory of operation. A broker keeps one log for the whole cluster. It assigns contiguous sequences to entries, and an
+epoch to the log. Each entry has a *mark*. Two logs that differ before an entry have different marks at this entry, so
+that a follower notices that the broker has lost entries: the mark before the next entry is not the mark that it knows.
+
+Owns the protocol and its values. Never connects. `relay.cluster.redis_broker` implements the protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from relay.errors import RelayError
+
+
+class BrokerError(RelayError):
+    """The broker cannot be reached, or rejects a command. A later attempt may succeed. Contains no credentials."""
+
+
+class LogChangedError(RelayError):
+    """The broker's log does not continue the follower's log: it has lost or replaced entries."""
+
+
+class Position(NamedTuple):
+    """The state of the broker's log.
+
+    Args:
+        epoch: the epoch of the log.
+        head: sequence of the next entry.
+        mark: mark of the newest entry; empty for a log without entries.
+        tail: sequence of the oldest retained entry; equal to `head` if there is none.
+        tail_ms: time of that entry; the broker's time if there is none.
+        time_ms: the broker's time.
+        ended: the topics that have ended, oldest end first.
+
+    Times are milliseconds of Unix time on the broker's clock.
+    """
+
+    epoch: str
+    head: int
+    mark: bytes
+    tail: int = 0
+    tail_ms: int = 0
+    time_ms: int = 0
+    ended: Sequence[str] = ()
+
+
+class LogEntry(NamedTuple):
+    """One entry of the broker's log.
+
+    Args:
+        sequence: its sequence.
+        time_ms: its time, in milliseconds of Unix time on the broker's clock; it never decreases.
+        form: the version of the payload's format.
+        payload: the event; see `relay.cluster.entry`.
+        mark: its mark.
+    """
+
+    sequence: int
+    time_ms: int
+    form: bytes
+    payload: bytes
+    mark: bytes
+
+
+class NewEntry(NamedTuple):
+    """One event to publish.
+
+    Args:
+        topic: its topic.
+        payload: the event; see `relay.cluster.entry`.
+        id: the id that the publisher chose, if any.
+        dedup: the dedup key, if any, as `relay.core.writer.dedup_key` returns it.
+        ends: whether the event ends its topic.
+    """
+
+    topic: str
+    payload: bytes
+    id: str | None
+    dedup: str | None
+    ends: bool
+
+
+ENDED: None = None
+"""The result of an event whose topic has ended."""
+
+Request = Sequence[NewEntry]
+"""Events that are published together, all or none."""
+
+Result = int | str | None
+"""The sequence of an event, the id of an earlier event with its dedup key, or `ENDED`."""
+
+
+class Broker(Protocol):
+    """The log of a cluster.
+
+    One follower calls `open`, `renew`, `read`, `position` and `trim`, one after the other. One publisher calls
+    `connect`, `publish` and `head`. Each of them has a connection of its own. After an error, the caller closes its
+    connection (`close_follower`, `close_publisher`) and begins again with `open` or `connect`.
+
+    Every call raises BrokerError if the broker cannot be reached.
+    """
+
+    async def open(self, epoch: str) -> Position:
+        """Connect the follower. If the broker has no log, create one with this epoch."""
+
+    async def renew(self, known: str, epoch: str) -> Position:
+        """Replace the epoch `known` by `epoch`, unless another node has replaced it before."""
+
+    async def position(self) -> Position:
+        """Return epoch, head and mark of the log."""
+
+    async def read(self, after: int, count_max: int, epoch: str, mark: bytes, wait_s: float) -> Sequence[LogEntry]:
+        """Return the next entries, in order; wait up to `wait_s` for the first one.
+
+        Args:
+            after: sequence of the last entry that the follower has.
+            count_max: maximum number of entries.
+            epoch: epoch of the follower's log; empty to read entries that precede a position of `open`, of which only
+                the sequences are checked.
+            mark: mark of the last entry that the follower has.
+            wait_s: time to wait.
+
+        Raises:
+            LogChangedError: the entries do not continue the follower's log.
+        """
+
+    async def trim(self, before: int) -> None:
+        """Remove entries before a sequence, as far as the broker can do it cheaply."""
+
+    async def close_follower(self) -> None:
+        """Close the follower's connection."""
+
+    async def connect(self) -> None:
+        """Connect the publisher."""
+
+    async def publish(self, call: int, requests: Sequence[Request]) -> tuple[str, list[Result]]:
+        """Publish requests in order.
+
+        Args:
+            call: number of the call. The broker returns the first result if the last call is repeated.
+            requests: the requests.
+
+        Returns:
+            the epoch, and the results of all events in order.
+        """
+
+    async def head(self) -> int:
+        """Return the sequence of the next entry, on the publisher's connection."""
+
+    async def close_publisher(self) -> None:
+        """Close the publisher's connection."""

@@ -1,0 +1,390 @@
+"""The publisher: passes the events of this node's publishers to the broker.
+
+Theory of operation. Events wait in a queue. One call at a time takes the next ones to the broker; meanwhile the queue
+fills again, so that a slower broker gets larger calls. The events that are published in one turn of the loop go out in
+one call. Their publishers are answered when the broker has them. This node delivers them when they come back through
+the follower, so that all nodes have the same order.
+
+    publish ── check ──► queue ── one call at a time ──► broker ──► ids, acknowledgements
+                           │                                │
+                           └─ at the limit: feeders wait     └─ lost: the same call again, after a reconnect
+
+If a connection breaks during a call, the publisher does not know whether the broker has the events. It repeats the call
+with the same number, and the broker does not append the events again. While the broker is unavailable, requests are
+rejected with 503, and feeders wait.
+
+Owns the queue and the calls. Never delivers an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from relay.backoff import Backoff, half_jitter
+from relay.cluster.broker import Broker, BrokerError, NewEntry, Result
+from relay.cluster.entry import encode_payload
+from relay.cluster.follower import RECONNECT_MAX_S, RECONNECT_MIN_S
+from relay.config.model import Config
+from relay.core.ended import END
+from relay.core.hub import Hub
+from relay.core.measures import Observer
+from relay.core.writer import dedup_key
+from relay.errors import RETRY_LATER, RETRY_SOON, EndedError, RelayError, RequestError
+from relay.event import Event
+from relay.sources.requests import HOLD_GRACE_S, Cancel, Done, nothing
+from relay.sources.sink import Receipt
+from relay.telemetry.input_errors import InputErrors
+
+CALL_EVENTS_MAX = 1000
+CALL_BYTES_MAX = 1024 * 1024
+"""Limits of one call, so that it occupies the broker for a few milliseconds; a larger request is one call."""
+
+QUEUE_EVENTS_MAX = 16 * 1024
+QUEUE_BYTES_MAX = 16 * 1024 * 1024
+"""Events, and bytes of them, that may wait before feeders wait and requests are rejected."""
+
+UNAVAILABLE = "the broker is unavailable"
+
+_logger = logging.getLogger("relay.cluster")
+
+
+class _Publication:
+    """Events that are published together, and the function that receives their result.
+
+    A publication that is withdrawn keeps its place in the queue, without entries.
+    """
+
+    __slots__ = ("done", "entries", "sent", "size")
+
+    def __init__(self, entries: Sequence[NewEntry], done: Callable[[list[str] | RelayError], None]) -> None:
+        self.entries = entries
+        self.done = done
+        self.sent = False
+        self.size = sum(len(entry.payload) for entry in entries)
+
+
+class HeadDone(Protocol):
+    """Receives the sequence of the next entry, or an error."""
+
+    def __call__(self, head: int | RelayError, /) -> None: ...
+
+
+class ClusterPublisher:
+    """The publisher of one node: for HTTP requests, for workers and for sources.
+
+    Args:
+        config: the settings.
+        hub: checks the events.
+        broker: appends the events.
+        errors: counts events that are rejected after their source has passed them on.
+        call_s: observes the duration of each call.
+        loop: runs the timers.
+        clock: returns the hub's time.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        hub: Hub,
+        broker: Broker,
+        errors: InputErrors,
+        call_s: Observer,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+    ) -> None:
+        self.connected = False
+        self.following = False  # the follower is connected; set by the owner
+        self.events = 0  # events that the broker has appended
+        self.repeats = 0  # events that were left out because of their dedup key
+        self.pending = 0  # events in the queue and in the call
+        self._hub = hub
+        self._broker = broker
+        self._errors = errors
+        self._call_s = call_s
+        self.loop = loop
+        self._clock = clock
+        self._timeout_s = config.block_timeout_s + HOLD_GRACE_S
+        self._dedup = config.dedup_window_s > 0
+        self._queue: deque[_Publication] = deque()
+        self._bytes = 0  # of the events in the queue
+        self._call: list[_Publication] = []  # sent, and not answered
+        self._number = 0  # of the call
+        self._heads: list[HeadDone] = []
+        self._due = asyncio.Event()
+        self._confirms: deque[tuple[int, Callable[[], None]]] = deque()
+        self._put = self._finished = 0  # publications of all time
+        self._on_release: list[Callable[[], None]] = []
+        self._held = False
+
+    # Requests
+
+    def publish(self, events: list[Event], done: Done) -> Cancel:
+        """Publish all events or none; call `done` once, with their ids or with an error."""
+        refusal = self._hub.refusal or ("" if self.available else UNAVAILABLE)
+        if refusal:
+            done(RequestError(503, refusal, RETRY_LATER))
+            return nothing
+        if self._full:
+            done(RequestError(503, "too many events wait for the broker", RETRY_SOON))
+            return nothing
+        try:
+            entries = [self._entry(event, foreign=False) for event in events]
+        except RelayError as error:
+            done(error)
+            return nothing
+        if not entries:
+            done([])
+            return nothing
+        request = _Waiting(self, entries, done, self._timeout_s)
+        self._append(request.publication)
+        return request.cancel
+
+    def head(self, done: HeadDone) -> None:
+        """Ask the broker for the sequence of the next entry; call `done` once."""
+        if not self.available:
+            done(RequestError(503, UNAVAILABLE, RETRY_LATER))
+        else:
+            self._heads.append(done)
+            self._due.set()
+
+    # Sources
+
+    def publish_one(self, event: Event, now_s: float, *, foreign: bool = False) -> Receipt:
+        """Publish an event of a source, and return its receipt.
+
+        Raises:
+            EventError: the event is rejected.
+        """
+        receipt = Receipt()
+
+        def done(result: list[str] | RelayError) -> None:
+            if isinstance(result, RelayError):
+                receipt.error = result
+                self._errors.report("event", "cluster: an event was rejected: %s", result)
+            else:
+                receipt.id = result[0]
+
+        self._append(_Publication([self._entry(event, foreign=foreign)], done))
+        return receipt
+
+    def held(self, topic: str) -> bool:
+        """Return whether sources have to wait: the broker is unavailable, or the queue is full."""
+        if not self.available or self._full:
+            self._held = True
+            return True
+        return False
+
+    def on_release(self, callback: Callable[[], None]) -> None:
+        """Call back once, when sources may continue."""
+        self._on_release.append(callback)
+
+    def confirm(self, callback: Callable[[], None]) -> None:
+        """Call back once, when the broker has everything published so far; possibly within this call."""
+        if self._finished == self._put:
+            callback()
+        else:
+            self._confirms.append((self._put, callback))
+
+    # State
+
+    @property
+    def available(self) -> bool:
+        """Whether the broker can be reached, as far as known."""
+        return self.connected and self.following
+
+    @property
+    def _full(self) -> bool:
+        return self.pending >= QUEUE_EVENTS_MAX or self._bytes >= QUEUE_BYTES_MAX
+
+    def set_following(self, following: bool) -> None:
+        """Record whether the follower is connected. If it is not, reject the requests that wait."""
+        self.following = following
+        if following:
+            self._release()
+        else:
+            self._reject()
+
+    async def settle(self) -> None:
+        """Wait until the broker has everything published so far."""
+        settled = asyncio.Event()
+        self.confirm(settled.set)
+        await settled.wait()
+
+    # The queue
+
+    def _entry(self, event: Event, *, foreign: bool) -> NewEntry:
+        dedup = None if event.dedup is None or not self._dedup else dedup_key(event)
+        event = self._hub.writer.check(event, foreign=foreign)
+        return NewEntry(str(event.topic), encode_payload(event), event.id, dedup, event.event == END)
+
+    def _append(self, publication: _Publication) -> None:
+        self._queue.append(publication)
+        self._put += 1
+        self.pending += len(publication.entries)
+        self._bytes += publication.size
+        # The task that waits for it runs in the next turn of the loop, after everything else that this turn publishes.
+        self._due.set()
+
+    def withdraw(self, publication: _Publication) -> bool:
+        """Withdraw a publication that has not been sent; return whether it was withdrawn."""
+        if publication.sent:
+            return False
+        self.pending -= len(publication.entries)
+        self._bytes -= publication.size
+        publication.entries, publication.size = (), 0
+        return True
+
+    def _reject(self) -> None:
+        """Fail the requests for positions, and the publish requests that have not been sent."""
+        error = RequestError(503, UNAVAILABLE, RETRY_LATER)
+        heads, self._heads = self._heads, []
+        for done in heads:
+            done(error)
+        for publication in self._queue:
+            if isinstance(publication.done, _Waiting) and publication.entries:
+                self.withdraw(publication)
+                publication.done(error)
+
+    # The calls
+
+    async def run(self) -> None:
+        """Publish until the task is cancelled; reconnect after each error."""
+        backoff = Backoff(RECONNECT_MIN_S, RECONNECT_MAX_S, half_jitter)
+        reason = ""
+        try:
+            while True:
+                try:
+                    await self._broker.connect()
+                    self.connected = True
+                    self._release()
+                    if reason:
+                        _logger.info("cluster: publishing to the broker works again")
+                        reason = ""
+                    await self._serve(backoff)
+                except BrokerError as error:
+                    if not reason:
+                        _logger.error("cluster: cannot publish to the broker: %s", error)
+                    reason = str(error)
+                except Exception:
+                    _logger.exception("cluster: the publisher failed")
+                    reason = "internal error"
+                self.connected = False
+                self._reject()
+                await self._broker.close_publisher()
+                await asyncio.sleep(backoff.next_s())
+        finally:
+            await self._broker.close_publisher()
+
+    async def _serve(self, backoff: Backoff) -> None:
+        while True:
+            if not self._call and not self._queue and not self._heads:
+                self._due.clear()
+                await self._due.wait()
+            if self._call or self._queue:
+                await self._publish_some()
+                backoff.reset()
+            if self._heads:
+                heads, self._heads = self._heads, []
+                try:
+                    head: int | RelayError = await self._broker.head()
+                except BrokerError:
+                    self._heads = heads + self._heads
+                    raise
+                for done in heads:
+                    done(head)
+
+    async def _publish_some(self) -> None:
+        """Make one call: the one that was not answered, or the next one."""
+        if not self._call:
+            self._fill()
+        began_s = self._clock()
+        requests = [publication.entries for publication in self._call]
+        epoch, results = await self._broker.publish(self._number, requests)
+        self._call_s.observe(self._clock() - began_s)
+        call, self._call = self._call, []
+        self._answer(call, epoch, iter(results))
+
+    def _fill(self) -> None:
+        self._number += 1
+        events = size = 0
+        while self._queue:
+            events += len(self._queue[0].entries)
+            size += self._queue[0].size
+            if self._call and (events > CALL_EVENTS_MAX or size > CALL_BYTES_MAX):
+                return
+            publication = self._queue.popleft()
+            publication.sent = True
+            self._call.append(publication)
+
+    def _answer(self, call: list[_Publication], epoch: str, results: Iterator[Result]) -> None:
+        """Answer the publications of a call."""
+        for publication in call:
+            self.pending -= len(publication.entries)
+            self._bytes -= publication.size
+            ids: list[str] = []
+            ended = False
+            for entry in publication.entries:
+                result = next(results)
+                if result is None:
+                    ended = True
+                elif isinstance(result, str):
+                    self.repeats += 1
+                    ids.append(result)
+                else:
+                    self.events += 1
+                    if epoch == self._hub.log.epoch:
+                        self._hub.acknowledged = max(self._hub.acknowledged, result + 1)
+                    ids.append(f"{epoch}-{result}" if entry.id is None else entry.id)
+            publication.done(EndedError() if ended else ids)
+        self._finish(len(call))
+
+    def _finish(self, count: int) -> None:
+        self._finished += count
+        while self._confirms and self._confirms[0][0] <= self._finished:
+            self._confirms.popleft()[1]()
+        self._release()
+
+    def _release(self) -> None:
+        """Call sources back that wait, if they may continue."""
+        if self._held and self.available and not self._full:
+            self._held = False
+            waiting, self._on_release = self._on_release, []
+            for callback in waiting:
+                callback()
+
+
+class _Waiting:
+    """A request that waits for the broker, with a time limit."""
+
+    __slots__ = ("_done", "_owner", "_timer", "publication")
+
+    def __init__(
+        self, owner: ClusterPublisher, entries: list[NewEntry], done: Done, timeout_s: float
+    ) -> None:
+        self._owner = owner
+        self._done: Done | None = done
+        self.publication = _Publication(entries, self)
+        self._timer = owner.loop.call_later(timeout_s, self._time_out)
+
+    def __call__(self, result: list[str] | RelayError) -> None:
+        """Answer the request, unless it is cancelled or has timed out."""
+        self._timer.cancel()
+        done, self._done = self._done, None
+        if done is not None:
+            done(result)
+
+    def cancel(self) -> None:
+        """Do not call back. Events that have not been sent are never published."""
+        self._timer.cancel()
+        self._done = None
+        self._owner.withdraw(self.publication)
+
+    def _time_out(self) -> None:
+        if self._owner.withdraw(self.publication):
+            self(RequestError(503, UNAVAILABLE, RETRY_LATER))
+        else:
+            self(RequestError(503, "the broker did not answer in time; it may be published yet", RETRY_SOON))

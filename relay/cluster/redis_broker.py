@@ -1,0 +1,269 @@
+"""The log of a cluster in Redis or Valkey: a stream, and the script `log.lua`, which appends to it.
+
+Owns the keys, the commands and the two connections. Never logs, never waits to try again. redis-py is imported only
+here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import importlib.resources
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from relay.cluster.broker import BrokerError, LogChangedError, LogEntry, Position, Request, Result
+from relay.config.broker_address import RedisAddress
+
+ANSWER_S = 5.0
+"""Time limit of a connection attempt and of an answer, in addition to the time that the call may wait."""
+
+READ_ENTRIES_MAX = 512
+"""Entries in one read; the node takes them in about 3 ms."""
+
+READ_BYTES = 4 * 1024 * 1024
+"""Target size of a read. After a read of large entries, the next read requests fewer."""
+
+_SOCKET_READ_BYTES = 256 * 1024
+
+_SCRIPT = importlib.resources.files("relay.cluster").joinpath("log.lua").read_bytes()
+_SCRIPT_SHA1 = hashlib.sha1(_SCRIPT).hexdigest()  # noqa: S324 (Redis names scripts by their SHA-1)
+
+
+class RedisBroker:
+    """The log of one cluster.
+
+    Args:
+        address: the server.
+        name: the name of the cluster, which is part of all keys.
+        node: identifies this process as a publisher: 8 hexadecimal digits.
+        dedup_window_s: lifetime of dedup keys.
+        password: returns the password; called before each connection.
+        tls: files for TLS: `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`.
+    """
+
+    def __init__(
+        self,
+        address: RedisAddress,
+        name: str,
+        node: str,
+        dedup_window_s: float,
+        password: Callable[[], str],
+        tls: dict[str, str],
+    ) -> None:
+        self._address = address
+        self._node = node
+        self._window_ms = str(max(1, round(1000 * dedup_window_s)))
+        self._password = password
+        self._tls = tls
+        # All keys share a hash tag, so that one server of a Redis Cluster has all of them.
+        prefix = f"{{{name}}}:"
+        self._log = prefix + "log"
+        self._state = prefix + "state"
+        self._keys = (self._log, self._state, prefix + "ended", prefix + "dedup:", f"{prefix}call:{node}")
+        self._follower: _Client | None = None
+        self._publisher: _Client | None = None
+        self._read_entries = READ_ENTRIES_MAX
+
+    # The follower
+
+    async def open(self, epoch: str) -> Position:
+        """Connect the follower. If the broker has no log, create one with this epoch."""
+        self._follower = _Client(self._address, self._password, self._tls)
+        return _position(await self._follower.script(self._keys, "open", epoch))
+
+    async def renew(self, known: str, epoch: str) -> Position:
+        """Replace the epoch `known` by `epoch`, unless another node has replaced it before."""
+        return _position(await self._following.script(self._keys, "renew", known, epoch))
+
+    async def position(self) -> Position:
+        """Return epoch, head and mark of the log."""
+        epoch, head, stamp = await self._following.call("HMGET", self._state, "epoch", "head", "stamp")
+        if epoch is None:
+            raise LogChangedError("the broker has no log any more")
+        return Position(epoch.decode(), int(head) + 1, stamp)
+
+    async def read(self, after: int, count_max: int, epoch: str, mark: bytes, wait_s: float) -> Sequence[LogEntry]:
+        """Return the next entries, in order; wait up to `wait_s` for the first one."""
+        count, block_ms = min(count_max, self._read_entries), max(1, round(1000 * wait_s))
+        reply = await self._following.call(
+            "XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", self._log, f"{after}-0", wait_s=wait_s
+        )
+        if not reply:
+            return ()
+        entries = _entries(reply[0][1], after, epoch.encode(), mark)
+        size = sum(len(entry.payload) for entry in entries) // len(entries) + 1
+        self._read_entries = max(1, min(READ_ENTRIES_MAX, READ_BYTES // size))
+        return entries
+
+    async def trim(self, before: int) -> None:
+        """Remove the nodes of the stream that contain only entries before a sequence."""
+        await self._following.call("XTRIM", self._log, "MINID", "~", f"{before}-0")
+
+    async def close_follower(self) -> None:
+        """Close the follower's connection."""
+        client, self._follower = self._follower, None
+        if client is not None:
+            await client.close()
+
+    @property
+    def _following(self) -> _Client:
+        assert self._follower is not None, "the follower is not connected"
+        return self._follower
+
+    # The publisher
+
+    async def connect(self) -> None:
+        """Connect the publisher."""
+        self._publisher = _Client(self._address, self._password, self._tls)
+        await self._publisher.call("PING")
+
+    async def publish(self, call: int, requests: Sequence[Request]) -> tuple[str, list[Result]]:
+        """Publish requests in order."""
+        arguments: list[str | bytes] = []
+        for request in requests:
+            flags = ""
+            for topic, payload, id, dedup, ends in request:
+                if ends:
+                    flags += "x"
+                if dedup is None:
+                    arguments += (flags, topic, payload)
+                else:
+                    arguments += (flags + "d", topic, payload, dedup, id or "")
+                flags = "+"
+        reply = await self._publishing.script(
+            self._keys, "publish", secrets.token_hex(4), self._node, str(call), self._window_ms, *arguments
+        )
+        epoch, *results = reply.decode().split("\n")
+        return epoch, [_result(each) for each in results]
+
+    async def head(self) -> int:
+        """Return the sequence of the next entry, on the publisher's connection."""
+        return int(await self._publishing.call("HGET", self._state, "head") or 0) + 1
+
+    async def close_publisher(self) -> None:
+        """Close the publisher's connection."""
+        client, self._publisher = self._publisher, None
+        if client is not None:
+            await client.close()
+
+    @property
+    def _publishing(self) -> _Client:
+        assert self._publisher is not None, "the publisher is not connected"
+        return self._publisher
+
+
+class _Client:
+    """One connection. After an error it must be closed."""
+
+    def __init__(self, address: RedisAddress, password: Callable[[], str], tls: dict[str, str]) -> None:
+        tls_options = {"ssl": True, **tls} if address.tls else {}
+        options: dict[str, Any] = {
+            "db": address.db,
+            "username": address.user or None,
+            "password": address.password or password() or None,
+            "socket_timeout": None,  # `call` limits the time
+            "socket_connect_timeout": ANSWER_S,
+            "socket_keepalive": True,
+            "socket_read_size": _SOCKET_READ_BYTES,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+            **tls_options,
+        }
+        self._sentinel: Sentinel | None = None
+        if address.sentinel:
+            for_sentinels = {"socket_timeout": ANSWER_S, "protocol": 2, **tls_options}
+            self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
+                address.hosts, sentinel_kwargs=for_sentinels, **options
+            )
+            self._redis: Redis = self._sentinel.master_for(address.sentinel)
+        else:
+            [(host, port)] = address.hosts
+            self._redis = Redis(host=host, port=port, single_connection_client=True, **options)
+        self._redis.set_response_callback("XREAD", _unchanged)  # redis-py would build a dictionary for each entry
+
+    async def call(self, *command: str | bytes | int, wait_s: float = 0.0) -> Any:
+        """Send a command and return the reply.
+
+        Raises:
+            BrokerError: the server cannot be reached, does not answer in time or returns an error.
+        """
+        try:
+            async with asyncio.timeout(wait_s + ANSWER_S):
+                return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+        except NoScriptError:
+            raise
+        except TimeoutError:
+            raise BrokerError(f"no answer within {wait_s + ANSWER_S:g} s") from None
+        except (RedisError, OSError) as error:
+            raise BrokerError(_reason(error)) from None
+
+    async def script(self, keys: Sequence[str], *arguments: str | bytes) -> Any:
+        """Run the script and return its reply."""
+        rest = (len(keys), *keys, *arguments)
+        try:
+            return await self.call("EVALSHA", _SCRIPT_SHA1, *rest)
+        except NoScriptError:
+            return await self.call("EVAL", _SCRIPT, *rest)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        with contextlib.suppress(RedisError, OSError):
+            await self._redis.aclose(close_connection_pool=True)
+            for each in self._sentinel.sentinels if self._sentinel is not None else ():
+                await each.aclose(close_connection_pool=True)
+
+
+def _unchanged(response: Any, **_: Any) -> Any:
+    return response
+
+
+def _reason(error: Exception) -> str:
+    """Return the text of an error on one line. It contains names of hosts and users, but no password."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _position(reply: list[Any]) -> Position:
+    epoch, head, stamp, tail, tail_ms, time_ms, ended = reply
+    topics = [topic.decode() for topic in ended]
+    return Position(epoch.decode(), int(head) + 1, stamp, int(tail), int(tail_ms), int(time_ms), topics)
+
+
+def _result(text: str) -> Result:
+    if text == "!":
+        return None
+    return text[1:] if text.startswith("=") else int(text)
+
+
+def _entries(rows: list[Any], after: int, epoch: bytes, mark: bytes) -> list[LogEntry]:
+    """Check that entries of the stream continue the log after an entry, and return them."""
+    entries = []
+    stamp, time_ms = b"", 0
+    for place, fields in rows:
+        after += 1
+        if place != b"%d-0" % after:
+            raise LogChangedError(f"entry {after} is missing: the broker has {place.decode()} instead")
+        if len(fields) == 4:
+            form, payload, _, stamp = fields
+            continues = stamp == mark
+        elif len(fields) == 6:
+            form, payload, _, stamp, _, previous = fields
+            continues = previous == b"%b %b" % (epoch, mark)
+        else:
+            raise BrokerError(f"entry {after} was not written by relay's script")
+        if epoch and not continues:
+            raise LogChangedError(f"entry {after} does not continue the log")
+        if stamp != mark or not time_ms:
+            time_ms = int(stamp.partition(b"-")[0])
+        mark = stamp
+        entries.append(LogEntry(after, time_ms, form, payload, mark))
+    return entries

@@ -1,0 +1,91 @@
+"""The address of a cluster's broker: `--cluster URL`.
+
+Owns the grammar of the address. Never connects, and never writes a password into an error.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+from relay.errors import ConfigError
+
+REDIS_PORT = 6379
+SENTINEL_PORT = 26379
+SCHEMES = ("redis", "rediss", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel")
+FORMS = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB (TLS), valkey://HOST:PORT/DB, redis+sentinel://HOST:PORT,…/NAME/DB"
+
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^:\[\]\s/,@]+))(?::([0-9]{1,5}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """The address of a Redis or Valkey server, or of the sentinels that know it.
+
+    Args:
+        hosts: names and ports; several only for sentinels.
+        tls: whether connections use TLS.
+        sentinel: the name under which the sentinels know the server; empty for a direct connection.
+        db: the number of the database.
+        user: the name of the ACL user; empty for the default user.
+        password: the password; empty if the address has none.
+    """
+
+    hosts: tuple[tuple[str, int], ...]
+    tls: bool
+    sentinel: str
+    db: int
+    user: str
+    password: str = field(repr=False)
+
+    @property
+    def shown(self) -> str:
+        """The address without user and password, for log lines."""
+        scheme = ("rediss" if self.tls else "redis") + ("+sentinel" if self.sentinel else "")
+        hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
+        return f"{scheme}://{hosts}/{self.sentinel + '/' if self.sentinel else ''}{self.db}"
+
+
+def parse_redis(url: str) -> RedisAddress:
+    """Parse the address of a Redis or Valkey server.
+
+    Raises:
+        ConfigError: the address is malformed. The text does not contain the address, because of its password.
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme not in SCHEMES:
+        raise ConfigError(f"cluster: the address must have one of the forms {FORMS}")
+    parts = urlsplit(url)
+    if parts.query or parts.fragment:
+        raise ConfigError("cluster: the address must not have a query or a fragment; use the settings cluster-…")
+    login, _, hosts_text = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    by_sentinel = scheme.endswith("+sentinel")
+    hosts = tuple(_host(text, SENTINEL_PORT if by_sentinel else REDIS_PORT) for text in hosts_text.split(","))
+    path = parts.path.strip("/").split("/") if parts.path.strip("/") else []
+    name = path.pop(0) if by_sentinel and path else ""
+    if by_sentinel and not name:
+        raise ConfigError("cluster: the address of sentinels needs the server's name: redis+sentinel://HOST:PORT/NAME")
+    if not by_sentinel and len(hosts) > 1:
+        raise ConfigError("cluster: only redis+sentinel:// has several hosts")
+    db = path.pop(0) if path else "0"
+    if path or not db.isascii() or not db.isdigit() or len(db) > 5:
+        raise ConfigError("cluster: the path of the address must be the number of a database, such as /0")
+    tls = scheme.startswith(("rediss", "valkeys"))
+    return RedisAddress(hosts, tls, unquote(name), int(db), unquote(user), unquote(password))
+
+
+def has_password(url: str) -> bool:
+    """Return whether an address contains a password."""
+    try:
+        return bool(urlsplit(url).password)
+    except ValueError:
+        return False
+
+
+def _host(text: str, port: int) -> tuple[str, int]:
+    match = _HOST.fullmatch(text)
+    if match is None or int(match[3] or port) > 65535 or match[3] == "0":
+        raise ConfigError("cluster: a host of the address is not HOST or HOST:PORT, such as 10.0.0.1:6379")
+    return match[1] or match[2], int(match[3] or port)
