@@ -77,6 +77,7 @@ class RedisBroker:
 
     async def open(self, epoch: str) -> Position:
         """Connect the follower. If the broker has no log, create one with this epoch."""
+        await self.close_follower()
         self._follower = _Client(self._address, self._password, self._tls)
         return _position(await self._follower.script(self._keys, "open", epoch))
 
@@ -123,6 +124,7 @@ class RedisBroker:
 
     async def connect(self) -> None:
         """Connect the publisher."""
+        await self.close_publisher()
         self._publisher = _Client(self._address, self._password, self._tls)
         await self._publisher.call("PING")
 

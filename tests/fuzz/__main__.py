@@ -16,6 +16,7 @@ from typing import Any
 HERE = Path(__file__).parent
 TARGETS = (
     "client",
+    "entry",
     "forms",
     "forwarded",
     "h2",
