@@ -20,7 +20,11 @@ class BrokerError(RelayError):
 
 
 class LogChangedError(RelayError):
-    """The broker's log does not continue the follower's log: it has lost or replaced entries."""
+    """The broker's log does not continue the follower's log; the follower has to compare them."""
+
+
+class EntriesReplacedError(LogChangedError):
+    """The broker has another entry in the place of one that the follower has, or has renewed the epoch."""
 
 
 class Position(NamedTuple):
@@ -124,7 +128,8 @@ class Broker(Protocol):
             wait_s: time to wait.
 
         Raises:
-            LogChangedError: the entries do not continue the follower's log.
+            EntriesReplacedError: the entries continue another log than the follower's.
+            LogChangedError: the next entry is not retained any more.
         """
 
     async def trim(self, before: int) -> None:

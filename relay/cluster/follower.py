@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from relay.backoff import Backoff, half_jitter
-from relay.cluster.broker import Broker, BrokerError, LogChangedError, LogEntry, Position
+from relay.cluster.broker import Broker, BrokerError, EntriesReplacedError, LogChangedError, LogEntry, Position
 from relay.cluster.entry import decode_payload, replacement
 from relay.config.model import Config
 from relay.core.hub import Hub
@@ -89,6 +89,7 @@ class Follower:
         self._on_lost = on_lost
         self._on_advance = on_advance
         self._mark = b""  # of the last entry in the log
+        self._replaced = False  # the broker's next entry does not continue the log
         self._begun_at = 0  # head of the broker's log when this node began; its older entries are not compared
         self._progress = 0  # head of this node's log when `current_s` was set
         self._offset_s = 0.0  # this node's time minus the broker's time
@@ -122,6 +123,7 @@ class Follower:
         try:
             await self._follow()
         except LogChangedError as error:
+            self._replaced = isinstance(error, EntriesReplacedError)
             _logger.warning("cluster: the broker's log has changed: %s", error)
             return str(error)
         except BrokerError as error:
@@ -157,6 +159,7 @@ class Follower:
             epoch = secrets.token_hex(4)
             position = await self._broker.renew(log.epoch, epoch)
             self.renewals += position.epoch == epoch
+        self._replaced = False
         self._offset_s = now_s - position.time_ms / 1000
         self.broker_head = position.head
         if position.epoch == log.epoch and position.tail <= log.head:
@@ -187,7 +190,8 @@ class Follower:
     def _has_lost(self, position: Position) -> bool:
         """Return whether the broker lacks the last entry of this log, or has another one in its place."""
         head = self._hub.log.head
-        return position.head < head or (position.head == head and bool(self._mark) and position.mark != self._mark)
+        has_another = position.head == head and bool(self._mark) and position.mark != self._mark
+        return position.head < head or has_another or self._replaced
 
     async def _check(self) -> None:
         """Compare the position with the broker's, and trim the broker's log like the log of this node."""

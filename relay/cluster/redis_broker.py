@@ -20,7 +20,15 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from relay.cluster.broker import BrokerError, LogChangedError, LogEntry, Position, Request, Result
+from relay.cluster.broker import (
+    BrokerError,
+    EntriesReplacedError,
+    LogChangedError,
+    LogEntry,
+    Position,
+    Request,
+    Result,
+)
 from relay.config.broker_address import RedisAddress
 
 ANSWER_S = 5.0
@@ -263,7 +271,7 @@ def _entries(rows: list[Any], after: int, epoch: bytes, mark: bytes) -> list[Log
         else:
             raise BrokerError(f"entry {after} was not written by relay's script")
         if epoch and not continues:
-            raise LogChangedError(f"entry {after} does not continue the log")
+            raise EntriesReplacedError(f"entry {after} does not continue the log")
         if stamp != mark or not time_ms:
             time_ms = int(stamp.partition(b"-")[0])
         mark = stamp

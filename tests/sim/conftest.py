@@ -9,9 +9,14 @@ from relay.core import audience, flush
 from relay.core.forms import form
 
 
-@pytest.fixture(autouse=True)
-def native_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def use_native_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the core create the native engine's chunks and members."""
     monkeypatch.setattr(audience, "Members", Members)
     monkeypatch.setattr(form, "Chunk", Chunk)
     monkeypatch.setattr(flush, "Chunk", Chunk)
+
+
+@pytest.fixture(autouse=True)
+def native_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the native engine in each simulation."""
+    use_native_engine(monkeypatch)
