@@ -45,7 +45,9 @@ class Cable:
     """
 
     def __init__(self, port: int, *, http1_0: bool = False) -> None:
-        self._target = port
+        self.target = port  # of the server; changes affect new connections
+        self.flowing = threading.Event()  # when cleared, bytes for the clients wait
+        self.flowing.set()
         self._http1_0 = http1_0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -56,9 +58,12 @@ class Cable:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                connection = Connection(
-                    (self._listener.accept()[0], socket.create_connection(("127.0.0.1", self._target)))
-                )
+                client = self._listener.accept()[0]
+                try:
+                    connection = Connection((client, socket.create_connection(("127.0.0.1", self.target))))
+                except OSError:
+                    client.close()
+                    continue
                 for end in connection.ends:
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self.connections.append(connection)
@@ -80,6 +85,7 @@ class Cable:
         with contextlib.suppress(OSError):
             while data := server.recv(65536):
                 connection.received = (connection.received + data)[:FIRST_BYTES_MAX]
+                self.flowing.wait()
                 with connection.lock:
                     if connection.left is not None:
                         data = data[: connection.left]
@@ -108,6 +114,7 @@ class Cable:
 
     def close(self) -> None:
         """Accept no more, and cut the open connections."""
+        self.flowing.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._accepting.join()

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -35,12 +37,16 @@ class RedisServer:
         folder: its working directory.
         arguments: more settings, as flags of redis-server.
         port: the port; 0 to choose a free one.
+        command: all arguments, instead of the usual ones.
     """
 
-    def __init__(self, folder: Path, *arguments: str, port: int = 0) -> None:
+    def __init__(self, folder: Path, *arguments: str, port: int = 0, command: Sequence[str] = ()) -> None:
         self.port = port or free_port()
-        self._folder = folder
-        self._arguments = arguments
+        self._arguments = command or (
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""),
+            *("--appendonly", "no", "--repl-diskless-sync-delay", "0"),
+            *arguments,
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._client: Redis | None = None
         self.start()
@@ -51,8 +57,8 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
-    def client(self) -> Redis:
-        """A client of the server."""
+    def client(self) -> Any:
+        """A client of the server. redis-py does not type all of its methods."""
         if self._client is None:
             self._client = Redis(port=self.port, protocol=2, socket_timeout=TIMEOUT_S)
         return self._client
@@ -60,14 +66,7 @@ class RedisServer:
     def start(self, *arguments: str) -> None:
         """Start the server, and wait until it answers. Without `--save`, it starts empty."""
         self._process = subprocess.Popen(
-            [
-                PROGRAM,
-                *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), "--save", ""),
-                *("--appendonly", "no", "--repl-diskless-sync-delay", "0"),
-                *self._arguments,
-                *arguments,
-            ],
-            stdout=subprocess.DEVNULL,
+            [PROGRAM, *self._arguments, *arguments], stdout=subprocess.DEVNULL
         )
         self.wait_until_it_answers()
 

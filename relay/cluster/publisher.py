@@ -114,6 +114,7 @@ class ClusterPublisher:
         self._call: list[_Publication] = []  # sent, and not answered
         self._number = 0  # of the call
         self._heads: list[HeadDone] = []
+        self._stale = False  # the connection must be replaced
         self._due = asyncio.Event()
         self._confirms: deque[tuple[int, Callable[[], None]]] = deque()
         self._put = self._finished = 0  # publications of all time
@@ -206,6 +207,9 @@ class ClusterPublisher:
         if following:
             self._release()
         else:
+            # An idle connection does not report that the broker is gone, so it is replaced.
+            self._stale, self.connected = True, False
+            self._due.set()
             self._reject()
 
     async def settle(self) -> None:
@@ -259,7 +263,7 @@ class ClusterPublisher:
             while True:
                 try:
                     await self._broker.connect()
-                    self.connected = True
+                    self.connected, self._stale = True, False
                     self._release()
                     if reason:
                         _logger.info("cluster: publishing to the broker works again")
@@ -281,9 +285,11 @@ class ClusterPublisher:
 
     async def _serve(self, backoff: Backoff) -> None:
         while True:
-            if not self._call and not self._queue and not self._heads:
+            if not self._call and not self._queue and not self._heads and not self._stale:
                 self._due.clear()
                 await self._due.wait()
+            if self._stale:
+                raise BrokerError("the follower has lost its connection")
             if self._call or self._queue:
                 await self._publish_some()
                 backoff.reset()

@@ -26,6 +26,8 @@ class MemoryLog:
     dedup: dict[str, str] = field(default_factory=dict)
     calls: dict[object, tuple[int, tuple[str, list[Result]]]] = field(default_factory=dict)
     down: bool = False
+    silent: bool = False
+    """Whether followers do not notice new entries until `wake`."""
     lose_answers: int = 0
     """Number of calls that are carried out, and whose answers are lost."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -36,7 +38,8 @@ class MemoryLog:
         self.entries.append((LogEntry(self.head, self.time_ms, form, payload, mark), before))
         self.head += 1
         self.mark = mark
-        self.changed.set()
+        if not self.silent:
+            self.changed.set()
         return self.head - 1
 
     def trim(self, before: int) -> None:

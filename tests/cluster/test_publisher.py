@@ -217,6 +217,7 @@ async def test_a_follower_that_is_not_connected_makes_the_broker_unavailable(nod
     node.publisher.head(answers.append)
     assert [error.status for error in (*node.answers, *answers)] == [503, 503, 503]
     node.publisher.set_following(True)
+    await node.until(lambda: node.publisher.available)
     node.request(event("2"))
     await node.until(lambda: len(node.answers) == 3)
     assert node.answers[2] == ["sim-1"]  # the first request was withdrawn

@@ -1,0 +1,162 @@
+"""The cluster's part of a node, over a broker in memory: last ids that only another node has, and readiness."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from relay.cluster import cluster as module
+from relay.cluster import follower, publisher
+from relay.cluster.cluster import AHEAD_MAX, Cluster
+from relay.config.model import Config
+from relay.errors import ConfigError
+from relay.event import Event
+from tests.cluster.memory_broker import MemoryBroker, MemoryLog
+from tests.cluster.test_publisher import Observed
+from tests.sim.conftest import use_native_engine
+from tests.sim.world import World
+
+
+class Member(World):
+    """One node over a broker in memory."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        super().__init__(Config(cluster="redis://127.0.0.1"))
+        self.hub.log.epoch = ""
+        self.stop = asyncio.Event()
+        self.cluster = Cluster(
+            self.config, self.hub, self, Observed(), asyncio.get_running_loop(), lambda: self.now_s
+        )
+        self.found: list[Any] = []
+        self.log = log
+
+    def input_error(self, source: str, kind: str) -> None:
+        """Ignore the error."""
+
+    def find(self, id: str) -> Callable[[], None]:
+        """Look a last id up; the result is added to `found`."""
+        return self.cluster.find(("a",), (id,), self.found.append)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Run the loop until a condition holds."""
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def node(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Member]:
+    """Start a node at a log with one event."""
+    use_native_engine(monkeypatch)
+    for each in (follower, publisher):
+        monkeypatch.setattr(each, "RECONNECT_MIN_S", 0.0)
+        monkeypatch.setattr(each, "RECONNECT_MAX_S", 0.0)
+    log = MemoryLog(epoch="0a1b2c3d")
+    monkeypatch.setattr(module, "_broker", lambda config: (MemoryBroker(log), "memory://"))
+    log.append(b'{"topic":"a","data":"1"}', b"1")
+    node = Member(log)
+    await node.cluster.start(node.stop)
+    await node.until(lambda: node.cluster.publisher.available)
+    yield node
+    await node.cluster.close()
+    node.engine._epoll.close()
+
+
+async def test_the_start_ends_with_the_history(node: Member) -> None:
+    assert node.hub.ready
+    assert node.hub.log.head == 2
+
+
+async def test_a_default_id_that_is_ahead_waits_for_its_event(node: Member) -> None:
+    node.log.silent = True
+    node.log.append(b'{"topic":"a","data":"2"}', b"2")
+    node.find("0a1b2c3d-2")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert node.found == []
+    node.log.wake()
+    await node.until(lambda: node.found == [2])
+
+
+async def test_an_own_id_that_is_ahead_waits_for_its_event(node: Member) -> None:
+    node.log.silent = True
+    node.log.append(b'{"topic":"a","data":"2","id":"own"}', b"2")
+    node.find("own")
+    node.find("unknown")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    node.log.wake()
+    await node.until(lambda: len(node.found) == 2)
+    assert node.found == [2, None]
+
+
+async def test_an_id_that_the_broker_does_not_have_is_unknown(node: Member) -> None:
+    node.find("0a1b2c3d-7")
+    node.find("ffffffff-1")
+    await node.until(lambda: len(node.found) == 2)
+    assert node.found == [None, None]
+
+
+async def test_a_cancelled_client_receives_nothing(node: Member) -> None:
+    node.find("0a1b2c3d-7")()
+    node.find("0a1b2c3d-7")
+    await node.until(lambda: len(node.found) == 1)
+
+
+async def test_without_the_broker_an_id_of_the_epoch_is_trusted(node: Member) -> None:
+    node.log.down = True
+    node.log.wake()
+    await node.until(lambda: not node.cluster.publisher.available)
+    for id in ("0a1b2c3d-7", "0a1b2c3d-1", "ffffffff-1", "own", f"0a1b2c3d-{AHEAD_MAX + 10}", "0a1b2c3d-07"):
+        node.find(id)
+    assert node.found == [7, 1, None, None, None, None]
+
+
+async def test_a_lookup_whose_answer_does_not_come_is_trusted(node: Member, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node.cluster.publisher, "head", lambda done: None)
+    node.find("0a1b2c3d-7")
+    await asyncio.sleep(0)
+    node.cluster.tick(node.now_s)
+    assert node.found == []
+    node.now_s += 5.0
+    node.cluster.tick(node.now_s)
+    assert node.found == [7]
+
+
+async def test_a_lookup_that_the_broker_fails_is_trusted(node: Member) -> None:
+    node.find("0a1b2c3d-7")
+    node.log.down = True
+    await node.until(lambda: node.found == [7])
+
+
+async def test_a_node_without_its_broker_becomes_unready_after_a_time(node: Member) -> None:
+    node.log.down = True
+    node.log.wake()
+    await node.until(lambda: not node.cluster.follower.connected)
+    node.now_s += 29.0
+    node.cluster.tick(node.now_s)
+    assert node.hub.ready
+    assert node.cluster.stats().error == "the broker is down"
+    node.now_s += 2.0
+    node.cluster.tick(node.now_s)
+    assert not node.hub.ready
+    node.log.down = False
+    await node.until(lambda: node.cluster.follower.connected)
+    node.cluster.tick(node.now_s)
+    assert node.hub.ready
+
+
+async def test_a_drain_waits_for_the_broker_and_the_own_events(node: Member) -> None:
+    receipt = node.cluster.publisher.publish_one(Event("2", topic="a"), node.now_s)
+    await node.cluster.settle()
+    assert receipt.id == "0a1b2c3d-2"
+    assert node.hub.log.head == 3
+
+
+def test_a_missing_password_file_is_an_error_at_the_start() -> None:
+    config = Config(cluster="redis://127.0.0.1", cluster_password_file="/missing")
+    with pytest.raises(ConfigError, match="cluster-password-file: cannot read /missing: No such file"):
+        module._broker(config)
