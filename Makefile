@@ -23,7 +23,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # downloaded: give CENTRIFUGO=PATH, or put it on the path.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo run test test-all docs reference release browser lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-gate bench-instructions \
+.PHONY: help demo run test test-all docs reference release browser brokers lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## List the targets.
@@ -73,6 +73,10 @@ release:  ## Build the source distribution and the wheels in dist/, and check th
 browser:  ## Install Chromium (Debian, as root; 90 MB), which the tests of the page need.
 	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium-headless-shell; }
+
+brokers:  ## Install redis-server (Debian, as root), which the tests of clusters need.
+	@command -v redis-server >/dev/null || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; }
 
 lint: $(INSTALLED_TEST)  ## Check style, types, imports and stubs.
 	$(BIN)/ruff check .

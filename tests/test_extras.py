@@ -6,8 +6,8 @@ import importlib.util
 
 import pytest
 
-from relay.errors import RelayError
-from relay.extras import missing_extra, need_httpx
+from relay.errors import ConfigError, RelayError
+from relay.extras import missing_extra, need_extra, need_httpx
 
 
 def test_installed_httpx_passes_the_check() -> None:
@@ -20,3 +20,13 @@ def test_missing_httpx_is_reported_with_the_extra(extra: str, monkeypatch: pytes
     with pytest.raises(RelayError, match="httpx, which is not installed") as raised:
         need_httpx(extra)
     assert str(raised.value).endswith(missing_extra(extra))
+
+
+def test_a_missing_library_of_a_setting_is_reported_with_the_setting_and_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    need_extra("redis", "redis", "cluster")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="cluster: needs the library hiredis, which is not installed") as raised:
+        need_extra("hiredis", "redis", "cluster")
+    assert str(raised.value).endswith(missing_extra("redis"))

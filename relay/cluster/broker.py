@@ -27,7 +27,7 @@ class EntriesReplacedError(LogChangedError):
     """The broker has another entry in the place of one that the follower has, or has renewed the epoch."""
 
 
-class Position(NamedTuple):
+class LogPosition(NamedTuple):
     """The state of the broker's log.
 
     Args:
@@ -107,13 +107,13 @@ class Broker(Protocol):
     Every call raises BrokerError if the broker cannot be reached.
     """
 
-    async def open(self, epoch: str) -> Position:
+    async def open(self, epoch: str) -> LogPosition:
         """Connect the follower. If the broker has no log, create one with this epoch."""
 
-    async def renew(self, known: str, epoch: str) -> Position:
+    async def renew(self, known: str, epoch: str) -> LogPosition:
         """Replace the epoch `known` by `epoch`, unless another node has replaced it before."""
 
-    async def position(self) -> Position:
+    async def position(self) -> LogPosition:
         """Return epoch, head and mark of the log."""
 
     async def read(self, after: int, count_max: int, epoch: str, mark: bytes, wait_s: float) -> Sequence[LogEntry]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from relay.cluster.broker import Broker, BrokerError
-from relay.cluster.follower import Follower
+from relay.cluster.follower import LogFollower
 from relay.cluster.publisher import ClusterPublisher
 from relay.config.broker_address import parse_redis
 from relay.config.model import Config
@@ -77,7 +77,7 @@ class Cluster:
         self._errors = InputErrors("cluster", metrics, loop, _logger)
         broker, self._shown = _broker(config)
         self.publisher = ClusterPublisher(config, hub, broker, self._errors, call_s, loop, clock)
-        self.follower = Follower(
+        self.follower = LogFollower(
             config,
             hub,
             broker,
@@ -236,7 +236,8 @@ class _Find:
 def _broker(config: Config) -> tuple[Broker, str]:
     """Return the broker of the settings, and its address without credentials."""
     address = parse_redis(config.cluster)
-    need_extra("redis", "redis", "cluster")
+    for module in ("redis", "hiredis"):
+        need_extra(module, "redis", "cluster")
     from relay.cluster.redis_broker import RedisBroker  # imported here, because redis-py is optional
 
     files = {

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from relay.backoff import Backoff, half_jitter
-from relay.cluster.broker import Broker, BrokerError, EntriesReplacedError, LogChangedError, LogEntry, Position
+from relay.cluster.broker import Broker, BrokerError, EntriesReplacedError, LogChangedError, LogEntry, LogPosition
 from relay.cluster.entry import decode_payload, replacement
 from relay.config.model import Config
 from relay.core.hub import Hub
@@ -48,7 +48,7 @@ READ_MAX = 1_000_000
 _logger = logging.getLogger("relay.cluster")
 
 
-class Follower:
+class LogFollower:
     """The follower of one node.
 
     Args:
@@ -147,7 +147,7 @@ class Follower:
             if self._clock() - self._checked_s >= POLL_S:
                 await self._check()
 
-    async def _begin(self, position: Position) -> None:
+    async def _begin(self, position: LogPosition) -> None:
         """Continue with the log, or begin again."""
         hub, log, now_s = self._hub, self._hub.log, self._clock()
         if position.epoch == log.epoch and self._has_lost(position):
@@ -171,7 +171,7 @@ class Follower:
         self._note_progress(now_s)
         self._on_connected()
 
-    def _begin_again(self, position: Position, now_s: float) -> None:
+    def _begin_again(self, position: LogPosition, now_s: float) -> None:
         hub, log = self._hub, self._hub.log
         if log.epoch == position.epoch:
             self.lapped += 1
@@ -187,7 +187,7 @@ class Follower:
         self._begun_at = position.head
         self._trimmed = self._progress = position.tail
 
-    def _has_lost(self, position: Position) -> bool:
+    def _has_lost(self, position: LogPosition) -> bool:
         """Return whether the broker lacks the last entry of this log, or has another one in its place."""
         head = self._hub.log.head
         has_another = position.head == head and bool(self._mark) and position.mark != self._mark

@@ -25,7 +25,7 @@ from relay.cluster.broker import (
     EntriesReplacedError,
     LogChangedError,
     LogEntry,
-    Position,
+    LogPosition,
     Request,
     Result,
 )
@@ -83,22 +83,22 @@ class RedisBroker:
 
     # The follower
 
-    async def open(self, epoch: str) -> Position:
+    async def open(self, epoch: str) -> LogPosition:
         """Connect the follower. If the broker has no log, create one with this epoch."""
         await self.close_follower()
         self._follower = _Client(self._address, self._password, self._tls)
         return _position(await self._follower.script(self._keys, "open", epoch))
 
-    async def renew(self, known: str, epoch: str) -> Position:
+    async def renew(self, known: str, epoch: str) -> LogPosition:
         """Replace the epoch `known` by `epoch`, unless another node has replaced it before."""
         return _position(await self._following.script(self._keys, "renew", known, epoch))
 
-    async def position(self) -> Position:
+    async def position(self) -> LogPosition:
         """Return epoch, head and mark of the log."""
         epoch, head, stamp = await self._following.call("HMGET", self._state, "epoch", "head", "stamp")
         if epoch is None:
             raise LogChangedError("the broker has no log any more")
-        return Position(epoch.decode(), int(head) + 1, stamp)
+        return LogPosition(epoch.decode(), int(head) + 1, stamp)
 
     async def read(self, after: int, count_max: int, epoch: str, mark: bytes, wait_s: float) -> Sequence[LogEntry]:
         """Return the next entries, in order; wait up to `wait_s` for the first one."""
@@ -242,10 +242,10 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _position(reply: list[Any]) -> Position:
+def _position(reply: list[Any]) -> LogPosition:
     epoch, head, stamp, tail, tail_ms, time_ms, ended = reply
     topics = [topic.decode() for topic in ended]
-    return Position(epoch.decode(), int(head) + 1, stamp, int(tail), int(tail_ms), int(time_ms), topics)
+    return LogPosition(epoch.decode(), int(head) + 1, stamp, int(tail), int(tail_ms), int(time_ms), topics)
 
 
 def _result(text: str) -> Result:

@@ -56,7 +56,10 @@ def parse_redis(url: str) -> RedisAddress:
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in SCHEMES:
         raise ConfigError(f"cluster: the address must have one of the forms {FORMS}")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigError("cluster: the address is malformed") from None
     if parts.query or parts.fragment:
         raise ConfigError("cluster: the address must not have a query or a fragment; use the settings cluster-…")
     login, _, hosts_text = parts.netloc.rpartition("@")

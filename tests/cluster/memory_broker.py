@@ -6,7 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from relay.cluster.broker import BrokerError, EntriesReplacedError, LogChangedError, LogEntry, Position, Request, Result
+from relay.cluster.broker import (
+    BrokerError,
+    EntriesReplacedError,
+    LogChangedError,
+    LogEntry,
+    LogPosition,
+    Request,
+    Result,
+)
 
 CLOCK_AHEAD_MS = 5_000_000
 
@@ -72,7 +80,7 @@ class MemoryBroker:
         if self.log.down:
             raise BrokerError("the broker is down")
 
-    async def open(self, epoch: str) -> Position:
+    async def open(self, epoch: str) -> LogPosition:
         """Create the log if it is missing."""
         self._check()
         log = self.log
@@ -80,20 +88,20 @@ class MemoryBroker:
             log.epoch = epoch
         return self._position()
 
-    def _position(self) -> Position:
+    def _position(self) -> LogPosition:
         log = self.log
         tail = log.entries[0][0].sequence if log.entries else log.head
         tail_ms = log.entries[0][0].time_ms if log.entries else log.time_ms
-        return Position(log.epoch, log.head, log.mark, tail, tail_ms, log.time_ms, list(log.ended))
+        return LogPosition(log.epoch, log.head, log.mark, tail, tail_ms, log.time_ms, list(log.ended))
 
-    async def renew(self, known: str, epoch: str) -> Position:
+    async def renew(self, known: str, epoch: str) -> LogPosition:
         """Replace the epoch once."""
         self._check()
         if self.log.epoch == known:
             self.log.epoch = epoch
         return self._position()
 
-    async def position(self) -> Position:
+    async def position(self) -> LogPosition:
         """Return the position."""
         self._check()
         if not self.log.epoch:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from relay.cluster import follower as module
-from relay.cluster.follower import Follower
+from relay.cluster.follower import LogFollower
 from relay.config.model import Config
 from relay.core.forms.framing import unwrap
 from relay.event import Event
@@ -48,7 +48,7 @@ class Following(World):
         self._input_errors = InputErrors(
             "cluster", self.errors, asyncio.get_running_loop(), logging.getLogger("relay.cluster")
         )
-        self.follower = Follower(
+        self.follower = LogFollower(
             config,
             self.hub,
             self.broker,

@@ -19,10 +19,12 @@ import pytest
 from relay.cluster.broker import BrokerError
 from relay.cluster.redis_broker import RedisBroker
 from relay.config.broker_address import parse_redis
+from tests import ROOT
 from tests.cable import Cable
 from tests.certificate import make_certificate
 from tests.redis_server import RedisServer, need_redis
 from tests.running import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, eventually, free_port, relay, run
+from tests.telemetry.test_metrics import documented, exported
 
 JSON = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
 QUICK = ("--retry-min", "1ms", "--retry-max", "2ms", "--cluster-timeout", "1s")
@@ -442,6 +444,31 @@ async def test_a_broker_with_tls(tmp_path: Path) -> None:
         await broker.close_publisher()
     finally:
         server.close()
+
+
+def test_another_program_publishes_with_the_documented_script(redis: RedisServer, pair: tuple[Relay, Relay]) -> None:
+    a, b = pair
+    [first] = a.publish("1")
+    script = (ROOT / "relay" / "cluster" / "log.lua").read_text()
+    keys = ("{relay}:log", "{relay}:state", "{relay}:ended", "{relay}:dedup:", "{relay}:call:shop1")
+    event = '{"topic":"default","data":{"price":1.50}}'
+    with follow(b, first) as stream:
+        call = (script, 5, *keys, "publish", "5f0c21aa", "shop1", "1", "600000", "", "default", event)
+        assert redis.client.eval(*call) == f"{epoch(first)}\n2".encode()
+        assert redis.client.eval(*call) == f"{epoch(first)}\n2".encode()
+        wrong = ("", "default", "not JSON", "d", "default", event, "default\nk", "")
+        assert redis.client.eval(*call[:-5], "2", "600000", *wrong) == f"{epoch(first)}\n3\n4".encode()
+        events = stream.take(3)
+    assert [event.id for event in events] == [f"{epoch(first)}-{sequence}" for sequence in (2, 3, 4)]
+    assert [events[0].data, events[2].data] == ['{"price":1.50}'] * 2
+    assert json.loads(events[1].data)["reason"] == "refused"
+    assert b.metric("relay_input_errors_total") == 1
+    assert event in (ROOT / "docs" / "reference" / "broker-entries.md").read_text().replace("orders.42", "default")
+
+
+def test_the_metrics_of_a_cluster_match_the_documentation(pair: tuple[Relay, Relay]) -> None:
+    a, _ = pair
+    assert exported(a.request("GET", "/metrics")[2].decode()) == documented() | documented("## In a cluster")
 
 
 def test_a_drain_delivers_what_was_acknowledged(pair: tuple[Relay, Relay]) -> None:

@@ -20,6 +20,7 @@ from relay.config.model import MIB, SETTINGS, Config, group_settings
 from relay.errors import ConfigError
 
 LINK_TOKEN = "t" * 32
+CLUSTER = {"cluster": "redis://127.0.0.1"}
 
 
 def test_without_settings_the_defaults_apply_and_agree() -> None:
@@ -55,6 +56,7 @@ def test_every_setting_can_be_set_by_flag_variable_and_file() -> None:
         "trusted-proxy": "10.0.0.0/8",
         "proxy-protocol": "yes",
         "jwt-jwks-url": "https://a.example/keys",
+        "cluster": "redis://127.0.0.1",
     }
     for name, each in SETTINGS.items():
         kind = each.metadata["kind"]
@@ -68,6 +70,10 @@ def test_every_setting_can_be_set_by_flag_variable_and_file() -> None:
             "unix-group": {"unix": "relay.sock"},
             "upstream": {"link-token": LINK_TOKEN},
             "link-listen": {"link-token": LINK_TOKEN},
+            "cluster-password-file": CLUSTER,
+            "cluster-tls-ca": CLUSTER,
+            "cluster-tls-cert": CLUSTER,
+            "cluster-tls-key": CLUSTER,
         }.get(name, {})
         by_flag = load({name: text, **needed}, {})
         assert by_flag == load(needed, {variable(name): text}) == load(needed, {}, {name: text}), name
@@ -97,6 +103,35 @@ def test_the_number_of_workers_can_be_a_number_in_toml() -> None:
 def test_invalid_links_are_rejected(flags: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         load(flags, {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"cluster": "http://a"}, "cluster: the address must have one of the forms redis://HOST:PORT/DB"),
+        ({"cluster-tls-ca": "x"}, "cluster-tls-ca: needs a broker; add cluster (--cluster URL)"),
+        ({"cluster-password-file": "x"}, "cluster-password-file: needs a broker"),
+        ({**CLUSTER, "cluster-name": "a b"}, "cluster-name: must have 1 to 64 letters"),
+        ({**CLUSTER, "data": "x.db"}, "data: not possible with cluster: the broker stores the history"),
+        ({**CLUSTER, "upstream": "https://a"}, "upstream: not possible with cluster"),
+        ({**CLUSTER, "link-listen": ":1", "link-token": "x"}, "link-listen: not possible with cluster"),
+        ({**CLUSTER, "policy": "block"}, "policy: `block` is not possible with cluster, because a node cannot hold up"),
+        ({**CLUSTER, "policy-for": ["a=block"]}, "policy: `block` is not possible with cluster"),
+        ({**CLUSTER, "policy-request": ["block"]}, "policy: `block` is not possible with cluster"),
+        ({"cluster": "redis://:hush@a"}, "--cluster: other users of this machine can read a password"),
+    ],
+)
+def test_settings_that_contradict_a_cluster_are_rejected(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as raised:
+        load(flags, {})
+    assert "hush" not in str(raised.value)
+
+
+def test_a_password_of_the_broker_may_be_in_a_variable_or_in_a_file_and_is_not_shown() -> None:
+    url = "redis://user:hush@127.0.0.1"
+    for config in (load({}, {"RELAY_CLUSTER": url}), load({}, {}, {"cluster": url})):
+        assert config.cluster == url
+        assert "hush" not in to_toml(config)
 
 
 def test_a_file_can_use_the_types_of_toml() -> None:
