@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from itertools import cycle
 from pathlib import Path
 
 from relay.event import Event
@@ -12,20 +13,26 @@ from tests.running import Feeder
 
 
 class Resender(threading.Thread):
-    """A feeder that sends until all of its events are acknowledged, over any number of servers."""
+    """A feeder that sends until all of its events are acknowledged, over any number of servers.
 
-    def __init__(self, path: Path, count: int) -> None:
+    Args:
+        path: the Unix socket.
+        count: the number of events.
+        others: more Unix sockets; each connection uses the next one.
+    """
+
+    def __init__(self, path: Path, count: int, *others: Path) -> None:
         super().__init__(daemon=True)
         self.ids: dict[int, str] = {}
         self.sent_again = 0
         self.over = threading.Event()
         self.stopped = threading.Event()  # when set, no new connection is opened
-        self._path = path
+        self._paths = cycle((path, *others))
         self._count = count
 
     def run(self) -> None:
         while len(self.ids) < self._count and not self.stopped.is_set():
-            with contextlib.suppress(OSError, ValueError), Feeder(self._path) as feeder:
+            with contextlib.suppress(OSError, ValueError), Feeder(next(self._paths)) as feeder:
                 missing = [number for number in range(self._count) if number not in self.ids]
                 self.sent_again += len(missing)
                 sender = threading.Thread(target=self._send, args=(feeder, missing), daemon=True)
