@@ -123,8 +123,8 @@ async def nodes(log: MemoryLog) -> AsyncIterator[Callable[..., Following]]:
         return started[-1]
 
     yield start
-    for each in started:
-        await each.stop()
+    while started:
+        await started.pop().stop()
 
 
 Start = Callable[..., Following]

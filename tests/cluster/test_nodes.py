@@ -1,4 +1,4 @@
-"""Real nodes at a real Redis: every node has the same events and ids, whatever happens to the broker or to a node."""
+"""Real nodes at a real Redis have the same events and ids, also when the broker or a node fails."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_the_end_of_a_topic_holds_at_every_node(pair: tuple[Relay, Relay]) -> No
         assert [event.event for event in stream.rest()] == [None, "relay.end"]
     for server in pair:
         assert server.request("POST", "/publish?topic=t", b"late", {**JSON, "Content-Type": "text/plain"})[0] == 410
-        eventually(partial(has_ended, server, stream.last_event_id), "a client that resumes is told the end")
+        eventually(partial(has_ended, server, stream.last_event_id), "a client that resumes receives 204")
     with Feeder(b.unix_path) as feeder:
         feeder.send({"topic": "t", "data": "late", "ack": 1})
         assert feeder.answer() == {"error": "topic: has ended for good", "line": 1, "ack": 1}
