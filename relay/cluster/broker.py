@@ -4,7 +4,8 @@ Theory of operation. A broker keeps one log for the whole cluster. It assigns co
 epoch to the log. Each entry has a *mark*. Two logs that differ before an entry have different marks at this entry, so
 that a follower notices that the broker has lost entries: the mark before the next entry is not the mark that it knows.
 
-Owns the protocol and its values. Never connects. `relay.cluster.redis_broker` implements the protocol.
+Owns the protocol and its values. Never connects. `relay.cluster.redis_broker` and
+`relay.cluster.kafka_broker` implement the protocol.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class LogPosition(NamedTuple):
     Args:
         epoch: the epoch of the log.
         head: sequence of the next entry.
-        mark: mark of the newest entry; empty for a log without entries.
+        mark: mark of the newest entry; empty for a log without entries, or if the broker cannot tell.
         tail: sequence of the oldest retained entry; equal to `head` if there is none.
         tail_ms: time of that entry; the broker's time if there is none.
         time_ms: the broker's time.
@@ -87,14 +88,11 @@ class NewEntry(NamedTuple):
     ends: bool
 
 
-ENDED: None = None
-"""The result of an event whose topic has ended."""
-
 Request = Sequence[NewEntry]
 """Events that are published together, all or none."""
 
-Result = int | str | None
-"""The sequence of an event, the id of an earlier event with its dedup key, or `ENDED`."""
+Result = int | str | RelayError
+"""The sequence of an event, the id of an earlier event with its dedup key, or the reason why it was rejected."""
 
 
 class Broker(Protocol):
@@ -114,7 +112,7 @@ class Broker(Protocol):
         """Replace the epoch `known` by `epoch`, unless another node has replaced it before."""
 
     async def position(self) -> LogPosition:
-        """Return epoch, head and mark of the log."""
+        """Return epoch, head and, if possible, mark of the log."""
 
     async def read(self, after: int, count_max: int, epoch: str, mark: bytes, wait_s: float) -> Sequence[LogEntry]:
         """Return the next entries, in order; wait up to `wait_s` for the first one.
@@ -157,3 +155,6 @@ class Broker(Protocol):
 
     async def close_publisher(self) -> None:
         """Close the publisher's connection."""
+
+    async def close(self) -> None:
+        """Close all connections; the broker is not used afterwards."""

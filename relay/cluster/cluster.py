@@ -15,7 +15,7 @@ from pathlib import Path
 from relay.cluster.broker import Broker, BrokerError
 from relay.cluster.follower import LogFollower
 from relay.cluster.publisher import ClusterPublisher
-from relay.config.broker_address import parse_redis
+from relay.config.broker_address import KafkaAddress, RedisAddress, parse_broker
 from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.core.measures import Observer
@@ -75,12 +75,12 @@ class Cluster:
         self._asking = False
         self._tasks: list[asyncio.Task[None]] = []
         self._errors = InputErrors("cluster", metrics, loop, _logger)
-        broker, self._shown = _broker(config)
-        self.publisher = ClusterPublisher(config, hub, broker, self._errors, call_s, loop, clock)
+        self._broker, self._shown = _broker(config)
+        self.publisher = ClusterPublisher(config, hub, self._broker, self._errors, call_s, loop, clock)
         self.follower = LogFollower(
             config,
             hub,
-            broker,
+            self._broker,
             clock,
             self._errors,
             on_connected=self._on_connected,
@@ -103,6 +103,7 @@ class Cluster:
         for each in self._tasks:
             each.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._broker.close()
         self._errors.close()
 
     async def settle(self) -> None:
@@ -235,29 +236,50 @@ class _Find:
 
 def _broker(config: Config) -> tuple[Broker, str]:
     """Return the broker of the settings, and its address without credentials."""
-    address = parse_redis(config.cluster)
+    try:
+        _read_password(config.cluster_password_file)
+    except BrokerError as error:
+        raise ConfigError(str(error)) from None
+    address = parse_broker(config.cluster)
+    broker = _kafka(config, address) if isinstance(address, KafkaAddress) else _redis(config, address)
+    return broker, address.shown
+
+
+def _redis(config: Config, address: RedisAddress) -> Broker:
     for module in ("redis", "hiredis"):
         need_extra(module, "redis", "cluster")
     from relay.cluster.redis_broker import RedisBroker  # imported here, because redis-py is optional
 
-    files = {
-        "ssl_ca_certs": config.cluster_tls_ca,
-        "ssl_certfile": config.cluster_tls_cert,
-        "ssl_keyfile": config.cluster_tls_key,
-    }
-    broker = RedisBroker(
+    return RedisBroker(
         address,
         config.cluster_name,
         secrets.token_hex(4),
         config.dedup_window_s,
         lambda: _read_password(config.cluster_password_file),
-        {name: path for name, path in files.items() if path},
+        _tls(config, "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"),
     )
-    try:
-        _read_password(config.cluster_password_file)
-    except BrokerError as error:
-        raise ConfigError(str(error)) from None
-    return broker, address.shown
+
+
+def _kafka(config: Config, address: KafkaAddress) -> Broker:
+    need_extra("confluent_kafka", "kafka", "cluster")
+    from relay.cluster.kafka_broker import KafkaBroker  # imported here, because confluent-kafka is optional
+
+    return KafkaBroker(
+        address,
+        config.dedup_window_s,
+        config.dedup_max,
+        lambda: _read_password(config.cluster_password_file),
+        {
+            "sasl.mechanism": config.cluster_sasl.upper(),
+            **_tls(config, "ssl.ca.location", "ssl.certificate.location", "ssl.key.location"),
+        },
+    )
+
+
+def _tls(config: Config, ca: str, cert: str, key: str) -> dict[str, str]:
+    """Return the files for TLS under the names of a client library."""
+    files = {ca: config.cluster_tls_ca, cert: config.cluster_tls_cert, key: config.cluster_tls_key}
+    return {name: path for name, path in files.items() if path}
 
 
 def _read_password(path: str) -> str:

@@ -190,8 +190,9 @@ class LogFollower:
     def _has_lost(self, position: LogPosition) -> bool:
         """Return whether the broker lacks the last entry of this log, or has another one in its place."""
         head = self._hub.log.head
-        has_another = position.head == head and bool(self._mark) and position.mark != self._mark
-        return position.head < head or has_another or self._replaced
+        comparable = position.head == head and self._mark and position.mark
+        has_another = comparable and position.mark != self._mark
+        return position.head < head or bool(has_another) or self._replaced
 
     async def _check(self) -> None:
         """Compare the position with the broker's, and trim the broker's log like the log of this node."""

@@ -33,7 +33,7 @@ from relay.core.ended import END
 from relay.core.hub import Hub
 from relay.core.measures import Observer
 from relay.core.writer import dedup_key
-from relay.errors import RETRY_LATER, RETRY_SOON, EndedError, RelayError, RequestError
+from relay.errors import RETRY_LATER, RETRY_SOON, RelayError, RequestError
 from relay.event import Event
 from relay.sources.requests import HOLD_GRACE_S, Cancel, Done, nothing
 from relay.sources.sink import Receipt
@@ -332,11 +332,11 @@ class ClusterPublisher:
             self.pending -= len(publication.entries)
             self._bytes -= publication.size
             ids: list[str] = []
-            ended = False
+            rejected: RelayError | None = None
             for entry in publication.entries:
                 result = next(results)
-                if result is None:
-                    ended = True
+                if isinstance(result, RelayError):
+                    rejected = result
                 elif isinstance(result, str):
                     self.repeats += 1
                     ids.append(result)
@@ -345,7 +345,7 @@ class ClusterPublisher:
                     if epoch == self._hub.log.epoch:
                         self._hub.acknowledged = max(self._hub.acknowledged, result + 1)
                     ids.append(f"{epoch}-{result}" if entry.id is None else entry.id)
-            publication.done(EndedError() if ended else ids)
+            publication.done(ids if rejected is None else rejected)
         self._finish(len(call))
 
     def _finish(self, count: int) -> None:

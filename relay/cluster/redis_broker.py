@@ -30,6 +30,7 @@ from relay.cluster.broker import (
     Result,
 )
 from relay.config.broker_address import RedisAddress
+from relay.errors import EndedError
 
 ANSWER_S = 5.0
 """Time limit of a connection attempt and of an answer, in addition to the time that the call may wait."""
@@ -165,6 +166,11 @@ class RedisBroker:
         if client is not None:
             await client.close()
 
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.close_follower()
+        await self.close_publisher()
+
     @property
     def _publishing(self) -> _Client:
         assert self._publisher is not None, "the publisher is not connected"
@@ -250,7 +256,7 @@ def _position(reply: list[Any]) -> LogPosition:
 
 def _result(text: str) -> Result:
     if text == "!":
-        return None
+        return EndedError()
     return text[1:] if text.startswith("=") else int(text)
 
 

@@ -13,9 +13,14 @@ from relay.errors import ConfigError
 
 REDIS_PORT = 6379
 SENTINEL_PORT = 26379
-SCHEMES = ("redis", "rediss", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel")
-FORMS = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB (TLS), valkey://HOST:PORT/DB, redis+sentinel://HOST:PORT,…/NAME/DB"
+KAFKA_PORT = 9092
+SCHEMES = ("redis", "rediss", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel", "kafka", "kafkas")
+FORMS = (
+    "redis://HOST:PORT/DB, rediss://HOST:PORT/DB (TLS), valkey://HOST:PORT/DB, redis+sentinel://HOST:PORT,…/NAME/DB, "
+    "kafka://HOST:PORT,…/TOPIC, kafkas://HOST:PORT,…/TOPIC (TLS)"
+)
 
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,240}")
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^:\[\]\s/,@]+))(?::([0-9]{1,5}))?")
 
 
@@ -43,30 +48,14 @@ class RedisAddress:
     def shown(self) -> str:
         """The address without user and password, for log lines."""
         scheme = ("rediss" if self.tls else "redis") + ("+sentinel" if self.sentinel else "")
-        hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
-        return f"{scheme}://{hosts}/{self.sentinel + '/' if self.sentinel else ''}{self.db}"
+        return f"{scheme}://{_hosts_text(self.hosts)}/{self.sentinel + '/' if self.sentinel else ''}{self.db}"
 
 
 def parse_redis(url: str) -> RedisAddress:
-    """Parse the address of a Redis or Valkey server.
-
-    Raises:
-        ConfigError: the address is malformed. The text does not contain the address, because of its password.
-    """
-    scheme, separator, _ = url.partition("://")
-    if not separator or scheme not in SCHEMES:
-        raise ConfigError(f"cluster: the address must have one of the forms {FORMS}")
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise ConfigError("cluster: the address is malformed") from None
-    if parts.query or parts.fragment:
-        raise ConfigError("cluster: the address must not have a query or a fragment; use the settings cluster-…")
-    login, _, hosts_text = parts.netloc.rpartition("@")
-    user, _, password = login.partition(":")
+    """Parse the address of a Redis or Valkey server; raises as `parse_broker`."""
+    scheme = url.partition("://")[0]
     by_sentinel = scheme.endswith("+sentinel")
-    hosts = tuple(_host(text, SENTINEL_PORT if by_sentinel else REDIS_PORT) for text in hosts_text.split(","))
-    path = parts.path.strip("/").split("/") if parts.path.strip("/") else []
+    hosts, user, password, path = _split(url, SENTINEL_PORT if by_sentinel else REDIS_PORT)
     name = path.pop(0) if by_sentinel and path else ""
     if by_sentinel and not name:
         raise ConfigError("cluster: the address of sentinels needs the server's name: redis+sentinel://HOST:PORT/NAME")
@@ -76,7 +65,51 @@ def parse_redis(url: str) -> RedisAddress:
     if path or not db.isascii() or not db.isdigit() or len(db) > 5:
         raise ConfigError("cluster: the path of the address must be the number of a database, such as /0")
     tls = scheme.startswith(("rediss", "valkeys"))
-    return RedisAddress(hosts, tls, unquote(name), int(db), unquote(user), unquote(password))
+    return RedisAddress(hosts, tls, name, int(db), user, password)
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaAddress:
+    """The address of a log in Kafka.
+
+    Args:
+        hosts: names and ports of some of the servers.
+        tls: whether connections use TLS.
+        topic: the topic that contains the log.
+        user: the name of the user for SASL; empty to connect without it.
+        password: the password; empty if the address has none.
+    """
+
+    hosts: tuple[tuple[str, int], ...]
+    tls: bool
+    topic: str
+    user: str
+    password: str = field(repr=False)
+
+    @property
+    def shown(self) -> str:
+        """The address without user and password, for log lines."""
+        return f"kafka{'s' if self.tls else ''}://{_hosts_text(self.hosts)}/{self.topic}"
+
+
+def parse_broker(url: str) -> RedisAddress | KafkaAddress:
+    """Parse the address of a broker.
+
+    Raises:
+        ConfigError: the address is malformed. The text does not contain the address, because of its password.
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme not in SCHEMES:
+        raise ConfigError(f"cluster: the address must have one of the forms {FORMS}")
+    return parse_kafka(url) if scheme in ("kafka", "kafkas") else parse_redis(url)
+
+
+def parse_kafka(url: str) -> KafkaAddress:
+    """Parse the address of a log in Kafka; raises as `parse_broker`."""
+    hosts, user, password, path = _split(url, KAFKA_PORT)
+    if len(path) != 1 or not _TOPIC.fullmatch(path[0]):
+        raise ConfigError("cluster: the path of the address must be a topic of Kafka: kafka://HOST:PORT/TOPIC")
+    return KafkaAddress(hosts, url.startswith("kafkas:"), path[0], user, password)
 
 
 def has_password(url: str) -> bool:
@@ -85,6 +118,25 @@ def has_password(url: str) -> bool:
         return bool(urlsplit(url).password)
     except ValueError:
         return False
+
+
+def _split(url: str, port: int) -> tuple[tuple[tuple[str, int], ...], str, str, list[str]]:
+    """Return the hosts of an address, the user, the password, and the parts of the path."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigError("cluster: the address is malformed") from None
+    if parts.query or parts.fragment:
+        raise ConfigError("cluster: the address must not have a query or a fragment; use the settings cluster-…")
+    login, _, hosts_text = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    hosts = tuple(_host(text, port) for text in hosts_text.split(","))
+    path = [unquote(part) for part in parts.path.strip("/").split("/") if part]
+    return hosts, unquote(user), unquote(password), path
+
+
+def _hosts_text(hosts: tuple[tuple[str, int], ...]) -> str:
+    return ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in hosts)
 
 
 def _host(text: str, port: int) -> tuple[str, int]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from relay.config.broker_address import has_password, parse_redis
+from relay.config.broker_address import has_password, parse_broker
 from relay.config.model import (
     SETTINGS,
     Config,
@@ -172,7 +172,7 @@ def _check_cluster(config: Config) -> None:
             if getattr(config, SETTINGS[name].name):
                 raise ConfigError(f"{name}: needs a broker; add cluster (--cluster URL)")
         return
-    parse_redis(config.cluster)
+    parse_broker(config.cluster)
     if not _CLUSTER_NAME.fullmatch(config.cluster_name):
         raise ConfigError("cluster-name: must have 1 to 64 letters, digits, `-`, `_` or `.`")
     for name, reason in (

@@ -603,17 +603,17 @@ class Config:
     )
     cluster: str = setting(
         "",
-        "Broker that keeps the log of a cluster of relays: redis://HOST:PORT/DB, rediss:// (TLS), valkey://, or "
-        "redis+sentinel://HOST:PORT,…/NAME/DB. Every node has the same events and ids. An address with a password "
-        "belongs in RELAY_CLUSTER, because other users can read command lines.",
+        "Broker that keeps the log of a cluster of relays: redis://HOST:PORT/DB, rediss:// (TLS), valkey://, "
+        "redis+sentinel://HOST:PORT,…/NAME/DB, or kafka://HOST:PORT,…/TOPIC. Every node has the same events and ids. "
+        "An address with a password belongs in RELAY_CLUSTER, because other users can read command lines.",
         "text",
         "URL",
         secret=True,
     )
     cluster_name: str = setting(
         "relay",
-        "Name of the cluster, part of the keys in the broker; the same at all nodes. Different names keep clusters "
-        "apart that share a broker.",
+        "Name of the cluster, part of the keys in Redis; the same at all nodes. Different names keep clusters apart "
+        "that share a broker.",
         "text",
         "NAME",
     )
@@ -627,6 +627,11 @@ class Config:
     )
     cluster_password_file: str = setting(
         "", "File of the broker's password. relay reads it again for each connection.", "text", "PATH"
+    )
+    cluster_sasl: str = setting(
+        "scram-sha-512",
+        "How relay proves its password to Kafka. scram-sha-512 by default, because it does not send the password.",
+        "plain|scram-sha-256|scram-sha-512",
     )
     cluster_tls_ca: str = setting(
         "",

@@ -15,6 +15,7 @@ from relay.cluster.broker import (
     Request,
     Result,
 )
+from relay.errors import EndedError
 
 CLOCK_AHEAD_MS = 5_000_000
 
@@ -154,7 +155,7 @@ class MemoryBroker:
     def _append(self, call: int, request: Request) -> list[Result]:
         log = self.log
         if any(entry.topic in log.ended for entry in request):
-            return [None for _ in request]
+            return [EndedError() for _ in request]
         results: list[Result] = []
         for entry in request:
             if entry.dedup is not None and entry.dedup in log.dedup:
@@ -179,4 +180,7 @@ class MemoryBroker:
         """Do nothing."""
 
     async def close_publisher(self) -> None:
+        """Do nothing."""
+
+    async def close(self) -> None:
         """Do nothing."""

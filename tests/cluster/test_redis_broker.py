@@ -12,6 +12,7 @@ import pytest
 from relay.cluster.broker import BrokerError, LogChangedError, LogEntry, NewEntry, Result
 from relay.cluster.redis_broker import READ_ENTRIES_MAX, RedisBroker
 from relay.config.broker_address import parse_redis
+from relay.errors import EndedError
 from tests.redis_server import RedisServer
 
 EPOCH = "0a1b2c3d"
@@ -26,9 +27,10 @@ class Node:
         )
         self._calls = count(1)
 
-    async def publish(self, *requests: Sequence[NewEntry]) -> list[Result]:
-        """Make one call and return the results."""
-        return (await self.broker.publish(next(self._calls), requests))[1]
+    async def publish(self, *requests: Sequence[NewEntry]) -> list[Result | None]:
+        """Make one call and return the results; None for an event whose topic has ended."""
+        results = (await self.broker.publish(next(self._calls), requests))[1]
+        return [None if isinstance(result, EndedError) else result for result in results]
 
     async def read(self, after: int = 0, mark: bytes = b"", epoch: str = "") -> Sequence[LogEntry]:
         """Read entries without waiting long."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.config.broker_address import RedisAddress, has_password, parse_redis
+from relay.config.broker_address import KafkaAddress, RedisAddress, has_password, parse_broker
 from relay.errors import ConfigError
 
 
@@ -41,11 +41,23 @@ from relay.errors import ConfigError
             RedisAddress((("s1", 26379),), True, "main", 0, "", ""),
             "rediss+sentinel://s1:26379/main/0",
         ),
+        (
+            "kafka://b1,b2:9093/events",
+            KafkaAddress((("b1", 9092), ("b2", 9093)), False, "events", "", ""),
+            "kafka://b1:9092,b2:9093/events",
+        ),
+        (
+            "kafkas://user:pass@b1/events",
+            KafkaAddress((("b1", 9092),), True, "events", "user", "pass"),
+            "kafkas://b1:9092/events",
+        ),
     ],
 )
-def test_an_address_is_parsed_and_shown_without_credentials(url: str, address: RedisAddress, shown: str) -> None:
-    assert parse_redis(url) == address
-    assert parse_redis(url).shown == shown
+def test_an_address_is_parsed_and_shown_without_credentials(
+    url: str, address: RedisAddress | KafkaAddress, shown: str
+) -> None:
+    assert parse_broker(url) == address
+    assert parse_broker(url).shown == shown
     assert "pass" not in repr(address).replace("password", "")
 
 
@@ -54,7 +66,10 @@ def test_an_address_is_parsed_and_shown_without_credentials(url: str, address: R
     [
         ("", "must have one of the forms"),
         ("broker:6379", "must have one of the forms"),
-        ("kafka://hush:hush@broker", "must have one of the forms"),
+        ("mongo://hush:hush@broker", "must have one of the forms"),
+        ("kafka://hush:hush@broker", "must be a topic of Kafka"),
+        ("kafka://hush:hush@broker/a/b", "must be a topic of Kafka"),
+        ("kafka://hush:hush@broker/a b", "must be a topic of Kafka"),
         ("redis://:hush@", "is not HOST or HOST:PORT"),
         ("redis://:hush@a:99999", "is not HOST or HOST:PORT"),
         ("redis://:hush@a:0", "is not HOST or HOST:PORT"),
@@ -68,7 +83,7 @@ def test_an_address_is_parsed_and_shown_without_credentials(url: str, address: R
 )
 def test_a_wrong_address_is_an_error_without_the_password(url: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason) as raised:
-        parse_redis(url)
+        parse_broker(url)
     assert str(raised.value).startswith("cluster: ")
     assert "hush" not in str(raised.value)
 

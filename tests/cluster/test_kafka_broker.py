@@ -1,0 +1,172 @@
+"""The log in Kafka, against the mock broker of librdkafka."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import count
+from typing import cast
+
+import pytest
+from confluent_kafka import Producer
+
+from relay.cluster.broker import EntriesReplacedError, LogChangedError, LogEntry, NewEntry, Result
+from relay.cluster.kafka_broker import READ_ENTRIES_MAX, KafkaBroker
+from relay.config.broker_address import parse_kafka
+from relay.errors import RequestError
+from tests.kafka_server import KafkaServer
+
+EPOCH = "0a1b2c3d"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[KafkaServer]:
+    """Run a broker for all tests; each test has a topic of its own."""
+    server = KafkaServer()
+    yield server
+    server.close()
+
+
+class KafkaNode:
+    """The broker as one node uses it."""
+
+    def __init__(self, url: str) -> None:
+        self.broker = KafkaBroker(parse_kafka(url), 60.0, 1000, lambda: "", {"sasl.mechanism": "PLAIN"})
+        self._calls = count(1)
+
+    async def start(self) -> KafkaNode:
+        """Connect."""
+        await self.broker.open(EPOCH)
+        await self.broker.connect()
+        return self
+
+    async def publish(self, *requests: Sequence[NewEntry]) -> list[Result]:
+        """Make one call and return the results."""
+        return (await self.broker.publish(next(self._calls), requests))[1]
+
+    async def read(self, after: int = 0, mark: bytes = b"", epoch: str = "", count: int = 0) -> list[LogEntry]:
+        """Read until `count` entries have arrived, or some entries if `count` is 0."""
+        entries: list[LogEntry] = []
+        deadline_s = time.monotonic() + 20.0
+        while len(entries) < max(1, count):
+            assert time.monotonic() < deadline_s, f"only {len(entries)} entries"
+            last = entries[-1] if entries else None
+            entries += await self.broker.read(
+                last.sequence if last else after, READ_ENTRIES_MAX, epoch, last.mark if last else mark, 0.2
+            )
+        return entries
+
+
+topics = count(1)
+
+
+@pytest.fixture
+async def nodes(server: KafkaServer) -> AsyncIterator[list[KafkaNode]]:
+    """Connect two nodes to a new topic."""
+    url = f"kafka://{server.address}/topic{next(topics)}"
+    nodes = [await KafkaNode(url).start(), await KafkaNode(url).start()]
+    yield nodes
+    for node in nodes:
+        await node.broker.close()
+
+
+def entry(payload: str = "x", topic: str = "a", **fields: object) -> NewEntry:
+    """Return an event to publish."""
+    return NewEntry(topic, payload.encode(), **{"id": None, "dedup": None, "ends": False, **fields})  # type: ignore[arg-type]
+
+
+async def test_sequences_are_the_offsets_at_every_node(nodes: list[KafkaNode]) -> None:
+    first, second = nodes
+    position = await second.broker.open("ffffffff")
+    assert (position.epoch, position.head, position.tail) == (EPOCH, 1, 1)
+    assert await first.publish([entry("1")], [entry("2"), entry("3")]) == [1, 2, 3]
+    assert await second.broker.publish(9, [[entry("4")]]) == (EPOCH, [4])
+    for node in nodes:
+        read = await node.read(count=4)
+        assert [(each.sequence, each.payload, each.form) for each in read] == [
+            (number, str(number).encode(), b"v1") for number in range(1, 5)
+        ]
+    assert await first.broker.head() == (await first.broker.position()).head == 5
+    assert (await first.broker.open("")).tail == 1
+
+
+async def test_a_call_that_is_repeated_appends_nothing(nodes: list[KafkaNode]) -> None:
+    node = nodes[0]
+    answer = await node.broker.publish(1, [[entry("1"), entry("2")]])
+    await node.broker.close_publisher()
+    await node.broker.connect()
+    assert await node.broker.publish(1, [[entry("1"), entry("2")]]) == answer == (EPOCH, [1, 2])
+    assert await node.broker.head() == 3
+
+
+async def test_a_dedup_key_gives_the_first_id_at_nodes_that_have_the_event(nodes: list[KafkaNode]) -> None:
+    first, second = nodes
+    assert await first.publish([entry(dedup="k")]) == [1]
+    assert await first.publish([entry(dedup="k")]) == [f"{EPOCH}-1"]
+    assert await first.publish([entry(dedup="own", id="own id")]) == [2]
+    await second.read(count=2)
+    assert await second.publish([entry(dedup="k")], [entry(dedup="own"), entry()]) == [f"{EPOCH}-1", "own id", 3]
+
+
+async def test_a_reader_compares_its_last_entry_when_it_begins(nodes: list[KafkaNode]) -> None:
+    node = nodes[0]
+    await node.publish([entry("1"), entry("2"), entry("3")])
+    first, second, third = await node.read(count=3)
+    await node.broker.open("")
+    assert await node.read(2, second.mark, EPOCH) == [third]
+    await node.broker.open("")
+    with pytest.raises(EntriesReplacedError, match="entry 2 is another one"):
+        await node.read(2, first.mark, EPOCH)
+
+
+async def test_the_epoch_is_renewed_once(nodes: list[KafkaNode]) -> None:
+    first, second = nodes
+    waiting = asyncio.create_task(second.read(0, b"", EPOCH))
+    assert (await first.broker.renew(EPOCH, "aaaaaaaa")).epoch == "aaaaaaaa"
+    with pytest.raises(LogChangedError, match="it has the epoch aaaaaaaa"):
+        await waiting
+    assert (await second.broker.renew(EPOCH, "bbbbbbbb")).epoch == "aaaaaaaa"
+    assert (await first.broker.open("cccccccc")).epoch == "aaaaaaaa"
+    assert (await second.broker.position()).epoch == "aaaaaaaa"
+
+
+async def test_another_program_publishes_without_headers(server: KafkaServer, nodes: list[KafkaNode]) -> None:
+    node = nodes[0]
+    await node.publish([entry("1")])
+    topic = node.broker._log
+    producer = Producer({"bootstrap.servers": server.address})
+    producer.produce(topic, b'{"topic":"a"}', partition=0)
+    producer.produce(topic, b"two", partition=0, headers=[("relay", b"v2")])
+    assert producer.flush(10) == 0
+    read = await node.read(count=3)
+    assert [(each.form, each.payload) for each in read[1:]] == [(b"v1", b'{"topic":"a"}'), (b"v2", b"two")]
+    assert await node.publish([entry("4")]) == [4]
+
+
+async def test_entries_that_the_broker_has_removed_are_reported(nodes: list[KafkaNode]) -> None:
+    node = nodes[0]
+    for _ in range(8):  # the mock broker keeps 5 MB
+        await node.publish([entry("x" * 900_000)])
+    position = await node.broker.open("")
+    assert 1 < position.tail < position.head == 9
+    assert 0 < position.tail_ms <= position.time_ms
+    with pytest.raises(LogChangedError):
+        await node.read(0)
+    await node.broker.open("")
+    assert (await node.read(position.tail - 1))[0].sequence == position.tail
+
+
+async def test_a_message_that_is_too_large_is_rejected_alone(nodes: list[KafkaNode]) -> None:
+    from relay.cluster import kafka_broker  # noqa: PLC0415
+    from relay.cluster.kafka_broker import _Call, _delivered  # noqa: PLC0415
+
+    class Error:
+        def code(self) -> int:
+            return kafka_broker.KafkaError.MSG_SIZE_TOO_LARGE
+
+    call = _Call(1, EPOCH)
+    call.results, call.left = [0], 1
+    _delivered(call, 0, entry(), cast("kafka_broker.KafkaError", Error()), cast("kafka_broker.Message", None))
+    assert isinstance(call.results[0], RequestError)
+    assert (call.left, call.failed) == (0, [])
