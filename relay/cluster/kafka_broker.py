@@ -5,25 +5,18 @@ so the follower compares its last entry with the broker's whenever it begins to 
 partition. The epoch is in partition 0 of a second topic: each record replaces one known epoch by another, and a record
 whose known epoch is not the current one has no effect. So the epoch is replaced once.
 
-librdkafka sends events again after a lost connection, and the broker recognizes them. The producer is therefore kept
-over errors, and a call that is repeated waits for the same messages.
-
-Owns the consumer, the producer, and one thread for each, because their calls block. Owns the dedup keys of the followed
-entries. confluent-kafka is imported only here.
+Owns the consumer, its thread, and the dedup keys of the followed entries. `relay.cluster.kafka_producer` publishes.
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 from zlib import crc32
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from relay.cluster.broker import (
@@ -32,43 +25,22 @@ from relay.cluster.broker import (
     LogChangedError,
     LogEntry,
     LogPosition,
-    NewEntry,
     Request,
     Result,
 )
 from relay.cluster.entry import FORM
+from relay.cluster.kafka_client import ANSWER_S, KafkaOptions, KafkaThread
+from relay.cluster.kafka_producer import KafkaProducer
 from relay.config.broker_address import KafkaAddress
 from relay.core.seen import Seen
-from relay.errors import RequestError
-
-ANSWER_S = 5.0
-"""Time limit of an answer, in addition to the time that the call may wait."""
 
 READ_ENTRIES_MAX = 512
 """Entries in one read; the node takes them in about 3 ms."""
-
-MESSAGE_BYTES_MAX = 100_000_000
-"""Largest message that the client library sends; the broker has a limit of its own."""
 
 EPOCHS = "-epochs"
 """The name of the topic of epochs is that of the log and this suffix."""
 
 _NOT_RETAINED = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
-
-T = TypeVar("T")
-
-
-class _Call:
-    """The events of one call that the producer has accepted."""
-
-    def __init__(self, number: int, epoch: str) -> None:
-        self.number = number
-        self.epoch = epoch
-        self.results: list[Result] = []
-        self.dedup: list[tuple[str, int | str]] = []  # key, and place of its event in `results`
-        self.left = 0  # messages without an answer
-        self.failed: list[tuple[int, NewEntry]] = []  # messages to send again, with their places
-
 
 class KafkaBroker:
     """The log of one cluster.
@@ -91,27 +63,21 @@ class KafkaBroker:
     ) -> None:
         self._log = address.topic
         self._epochs = address.topic + EPOCHS
-        self._address = address
-        self._password = password
-        self._options = options
-        self._error = ""  # the last error that librdkafka reported
+        self._options = KafkaOptions(address, password, options)
         self._epoch = ""
         self._epochs_stop = 0  # offset of the next record in the topic of epochs
         self._next: int | None = None  # offset of the next message that the consumer returns
         self._consumer: Consumer | None = None
-        self._producer: Producer | None = None
-        self._watcher: Consumer | None = None  # asks for the head
-        self._call = _Call(0, "")
         self._seen = Seen(dedup_window_s, dedup_max)
-        self._reading = ThreadPoolExecutor(1, "relay-kafka-read")
-        self._writing = ThreadPoolExecutor(1, "relay-kafka-write")
+        self._thread = KafkaThread("relay-kafka-read", self._options)
+        self._producer = KafkaProducer(address.topic, self._options, self._seen)
 
     # The follower
 
     async def open(self, epoch: str) -> LogPosition:
         """Connect the follower. If the broker has no log, create one with this epoch."""
         await self.close_follower()
-        return await self._read_in_thread(self._open, epoch)
+        return await self._thread.run(self._open, epoch)
 
     async def renew(self, known: str, epoch: str) -> LogPosition:
         """Replace the epoch `known` by `epoch`, unless another node has replaced it before."""
@@ -120,11 +86,11 @@ class KafkaBroker:
             self._append_epoch(known, epoch)
             return self._position()
 
-        return await self._read_in_thread(renew)
+        return await self._thread.run(renew)
 
     async def position(self) -> LogPosition:
         """Return epoch and head of the log; `read` checks the marks."""
-        _, high = await self._read_in_thread(self._limits, self._log)
+        _, high = await self._thread.run(self._limits, self._log)
         return LogPosition(self._epoch, high + 1, b"")
 
     async def read(self, after: int, count_max: int, epoch: str, mark: bytes, wait_s: float) -> Sequence[LogEntry]:
@@ -132,7 +98,7 @@ class KafkaBroker:
         # The last entry is read again to compare its mark.
         first = after - 1 if epoch and mark and self._next != after else after
         count = min(count_max, READ_ENTRIES_MAX) + (after - first)
-        messages = await self._read_in_thread(self._fetch, first, count, wait_s)
+        messages = await self._thread.run(self._fetch, first, count, wait_s)
         entries: list[LogEntry] = []
         for message in messages:
             self._check(message, after)
@@ -158,14 +124,14 @@ class KafkaBroker:
 
     async def close_follower(self) -> None:
         """Close the follower's connection."""
-        await self._read_in_thread(self._close_consumer)
+        await self._thread.run(self._close_consumer)
 
     # In the thread of the follower
 
     def _open(self, epoch: str) -> LogPosition:
         self._consumer = Consumer(
             {
-                **self._client_options(),
+                **self._options.build(),
                 "group.id": "relay",  # required by librdkafka; nothing is committed
                 "enable.auto.commit": False,
                 "auto.offset.reset": "error",
@@ -208,7 +174,7 @@ class KafkaBroker:
         assert self._consumer is not None
         if self._consumer.list_topics(topic, timeout=ANSWER_S).topics[topic].error is None:
             return
-        admin = AdminClient(self._client_options())
+        admin = AdminClient(self._options.build())
         kept = {"retention.ms": "-1", "retention.bytes": "-1"} if topic == self._epochs else {}
         made = admin.create_topics([NewTopic(topic, num_partitions=1, config=kept)], request_timeout=ANSWER_S)
         for future in made.values():
@@ -253,7 +219,7 @@ class KafkaBroker:
         raise BrokerError(error.str())
 
     def _append_epoch(self, known: str, epoch: str) -> None:
-        producer = Producer({**self._client_options(), "enable.idempotence": True})
+        producer = Producer({**self._options.build(), "enable.idempotence": True})
         failures: list[KafkaError] = []
         producer.produce(
             self._epochs,
@@ -285,39 +251,15 @@ class KafkaBroker:
 
     async def connect(self) -> None:
         """Connect the publisher."""
-        await self._write_in_thread(self._connect)
+        await self._producer.connect()
 
     async def publish(self, call: int, requests: Sequence[Request]) -> tuple[str, list[Result]]:
         """Publish requests in order. The events of a request are not atomic if this process dies."""
-        if self._call.number != call:
-            self._call = self._prepare(call, requests)
-        current = self._call
-        await self._write_in_thread(self._produce, current)
-        for key, place in current.dedup:
-            if isinstance(place, int):
-                result = current.results[place]
-                if isinstance(result, int):
-                    self._seen.add(key, f"{current.epoch}-{result}", time.monotonic())
-        return current.epoch, current.results
-
-    def _prepare(self, number: int, requests: Sequence[Request]) -> _Call:
-        """Find the events that are repeats; the others are to be sent."""
-        call, now_s = _Call(number, self._epoch), time.monotonic()
-        for entry in (entry for request in requests for entry in request):
-            place = len(call.results)
-            known = None if entry.dedup is None else self._seen.find(entry.dedup, now_s)
-            call.results.append(known if known is not None else 0)
-            if known is None:
-                call.failed.append((place, entry))
-                if entry.dedup is not None and entry.id is not None:
-                    self._seen.add(entry.dedup, entry.id, now_s)
-                elif entry.dedup is not None:
-                    call.dedup.append((entry.dedup, place))
-        return call
+        return await self._producer.publish(call, self._epoch, requests)
 
     async def head(self) -> int:
         """Return the sequence of the next entry, on the publisher's connection."""
-        return await self._write_in_thread(self._head)
+        return await self._producer.head()
 
     async def close_publisher(self) -> None:
         """Keep the producer, which still sends the events that it has accepted."""
@@ -325,113 +267,8 @@ class KafkaBroker:
     async def close(self) -> None:
         """Close all connections and end the threads."""
         await self.close_follower()
-        await self._write_in_thread(self._close_producer)
-        self._reading.shutdown()
-        self._writing.shutdown()
-
-    # In the thread of the publisher
-
-    def _connect(self) -> None:
-        if self._producer is None:
-            self._producer = Producer(
-                {
-                    **self._client_options(),
-                    "enable.idempotence": True,
-                    "delivery.timeout.ms": 0,
-                    "linger.ms": 0,
-                    "message.max.bytes": MESSAGE_BYTES_MAX,
-                }
-            )
-            self._watcher = Consumer({**self._client_options(), "group.id": "relay"})
-        self._producer.list_topics(self._log, timeout=ANSWER_S)
-
-    def _produce(self, call: _Call) -> None:
-        producer = self._producer
-        assert producer is not None, "the publisher is not connected"
-        waiting, call.failed = call.failed, []
-        for place, entry in waiting:
-            headers: list[tuple[str, str | bytes | None]] = [("relay", FORM)]
-            if entry.dedup is not None:
-                headers += [("dedup", entry.dedup.encode()), ("id", (entry.id or "").encode())]
-            producer.produce(
-                self._log,
-                entry.payload,
-                partition=0,
-                headers=headers,
-                on_delivery=functools.partial(_delivered, call, place, entry),
-            )
-            call.left += 1
-            producer.poll(0)
-        deadline_s = time.monotonic() + ANSWER_S
-        while call.left:
-            if time.monotonic() >= deadline_s:
-                raise BrokerError(f"no answer within {ANSWER_S:g} s{self._why()}")
-            producer.poll(0.1)
-        if call.failed:
-            raise BrokerError(f"the broker rejected events{self._why()}")
-
-    def _close_producer(self) -> None:
-        if self._watcher is not None:
-            self._watcher.close()
-        self._watcher = self._producer = None  # the library closes a producer that nothing refers to
-
-    def _head(self) -> int:
-        assert self._watcher is not None, "the publisher is not connected"
-        return int(self._watcher.get_watermark_offsets(TopicPartition(self._log, 0), timeout=ANSWER_S)[1]) + 1
-
-    # Both
-
-    def _client_options(self) -> dict[str, Any]:
-        address = self._address
-        options: dict[str, Any] = {
-            "bootstrap.servers": ",".join(f"{host}:{port}" for host, port in address.hosts),
-            "client.id": "relay",
-            "log_level": 0,  # librdkafka writes to standard error; `_on_error` has the errors too
-            "error_cb": self._on_error,
-            "reconnect.backoff.ms": 100,
-            "reconnect.backoff.max.ms": 5000,
-            "security.protocol": ("SASL_" if address.user else "") + ("SSL" if address.tls else "PLAINTEXT"),
-            **self._options,
-        }
-        if address.user:
-            options |= {"sasl.username": address.user, "sasl.password": address.password or self._password()}
-        else:
-            options.pop("sasl.mechanism", None)
-        return options
-
-    def _on_error(self, error: KafkaError) -> None:
-        self._error = error.str()
-
-    def _why(self) -> str:
-        return f": {self._error}" if self._error else ""
-
-    async def _read_in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await self._in_thread(self._reading, function, *arguments)
-
-    async def _write_in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await self._in_thread(self._writing, function, *arguments)
-
-    async def _in_thread(self, thread: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
-        except KafkaException as error:
-            raise BrokerError(f"{_text(error)}{self._why()}") from None
-
-
-def _delivered(call: _Call, place: int, entry: NewEntry, error: KafkaError | None, message: Message) -> None:
-    """Record the answer to one message."""
-    call.left -= 1
-    if error is None:
-        call.results[place] = int(message.offset() or 0) + 1
-    elif error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-        call.results[place] = RequestError(413, "the event exceeds the limit of the broker (message.max.bytes)")
-    else:
-        call.failed.append((place, entry))
-
-
-def _text(error: KafkaException) -> str:
-    cause = error.args[0] if error.args else error
-    return cause.str() if isinstance(cause, KafkaError) else str(cause)
+        self._thread.close()
+        await self._producer.close()
 
 
 def _entry(message: Message) -> tuple[LogEntry, tuple[str, str] | None]:

@@ -631,7 +631,7 @@ class Config:
     cluster_sasl: str = setting(
         "scram-sha-512",
         "How relay proves its password to Kafka. scram-sha-512 by default, because it does not send the password.",
-        "plain|scram-sha-256|scram-sha-512",
+        "scram-sha-512|scram-sha-256|plain",
     )
     cluster_tls_ca: str = setting(
         "",

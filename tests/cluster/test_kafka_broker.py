@@ -1,4 +1,7 @@
-"""The log in Kafka, against the mock broker of librdkafka."""
+"""The log in Kafka, against the mock broker of librdkafka.
+
+Covers `relay.cluster.kafka_client`.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from itertools import count
 from typing import cast
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Message, Producer
 
 from relay.cluster.broker import EntriesReplacedError, LogChangedError, LogEntry, NewEntry, Result
 from relay.cluster.kafka_broker import READ_ENTRIES_MAX, KafkaBroker
+from relay.cluster.kafka_producer import _Call, record_delivery
 from relay.config.broker_address import parse_kafka
 from relay.errors import RequestError
 from tests.kafka_server import KafkaServer
@@ -104,9 +108,10 @@ async def test_a_dedup_key_gives_the_first_id_at_nodes_that_have_the_event(nodes
     first, second = nodes
     assert await first.publish([entry(dedup="k")]) == [1]
     assert await first.publish([entry(dedup="k")]) == [f"{EPOCH}-1"]
-    assert await first.publish([entry(dedup="own", id="own id")]) == [2]
+    assert await first.publish([entry(dedup="own", id="own id"), entry(dedup="own")]) == [2, "own id"]
     await second.read(count=2)
     assert await second.publish([entry(dedup="k")], [entry(dedup="own"), entry()]) == [f"{EPOCH}-1", "own id", 3]
+    assert await second.publish([entry(dedup="new"), entry(dedup="new")]) == [4, f"{EPOCH}-4"]
 
 
 async def test_a_reader_compares_its_last_entry_when_it_begins(nodes: list[KafkaNode]) -> None:
@@ -157,16 +162,13 @@ async def test_entries_that_the_broker_has_removed_are_reported(nodes: list[Kafk
     assert (await node.read(position.tail - 1))[0].sequence == position.tail
 
 
-async def test_a_message_that_is_too_large_is_rejected_alone(nodes: list[KafkaNode]) -> None:
-    from relay.cluster import kafka_broker  # noqa: PLC0415
-    from relay.cluster.kafka_broker import _Call, _delivered  # noqa: PLC0415
-
+def test_a_message_that_is_too_large_is_rejected_alone() -> None:
     class Error:
         def code(self) -> int:
-            return kafka_broker.KafkaError.MSG_SIZE_TOO_LARGE
+            return KafkaError.MSG_SIZE_TOO_LARGE
 
     call = _Call(1, EPOCH)
     call.results, call.left = [0], 1
-    _delivered(call, 0, entry(), cast("kafka_broker.KafkaError", Error()), cast("kafka_broker.Message", None))
+    record_delivery(call, 0, entry(), cast(KafkaError, Error()), cast(Message, None))
     assert isinstance(call.results[0], RequestError)
-    assert (call.left, call.failed) == (0, [])
+    assert (call.left, call.unsent) == (0, [])

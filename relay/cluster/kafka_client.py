@@ -1,0 +1,93 @@
+"""What the consumer and the producer of Kafka share: options, errors, and a thread in which their calls block.
+
+Owns the options of librdkafka. Never sends or receives an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException
+
+from relay.cluster.broker import BrokerError
+from relay.config.broker_address import KafkaAddress
+
+ANSWER_S = 5.0
+"""Time limit of an answer, in addition to the time that the call may wait."""
+
+T = TypeVar("T")
+
+
+class KafkaOptions:
+    """The options of all clients of one process.
+
+    Args:
+        address: the servers and the topic.
+        password: returns the password; called for each client.
+        more: further options, for TLS and SASL.
+    """
+
+    def __init__(self, address: KafkaAddress, password: Callable[[], str], more: dict[str, str]) -> None:
+        self._address = address
+        self._password = password
+        self._more = more
+        self._error = ""  # the last error that librdkafka reported
+
+    def build(self) -> dict[str, Any]:
+        """Return the options of a client."""
+        address = self._address
+        options: dict[str, Any] = {
+            "bootstrap.servers": ",".join(f"{host}:{port}" for host, port in address.hosts),
+            "client.id": "relay",
+            "log_level": 0,  # librdkafka writes to standard error; `error_cb` receives the errors too
+            "error_cb": self._on_error,
+            "reconnect.backoff.ms": 100,
+            "reconnect.backoff.max.ms": 5000,
+            "security.protocol": ("SASL_" if address.user else "") + ("SSL" if address.tls else "PLAINTEXT"),
+            **self._more,
+        }
+        if address.user:
+            options |= {"sasl.username": address.user, "sasl.password": address.password or self._password()}
+        else:
+            options.pop("sasl.mechanism", None)
+        return options
+
+    def describe(self, text: str) -> str:
+        """Return a text and the last error that the client library reported."""
+        return f"{text}: {self._error}" if self._error else text
+
+    def _on_error(self, error: KafkaError) -> None:
+        self._error = error.str()
+
+
+class KafkaThread:
+    """A thread for the calls of one client.
+
+    Args:
+        name: name of the thread.
+        options: describe errors.
+    """
+
+    def __init__(self, name: str, options: KafkaOptions) -> None:
+        self._options = options
+        self._thread = ThreadPoolExecutor(1, name)
+
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in the thread.
+
+        Raises:
+            BrokerError: the client library reports an error.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        except KafkaException as error:
+            cause = error.args[0] if error.args else error
+            text = cause.str() if isinstance(cause, KafkaError) else str(cause)
+            raise BrokerError(self._options.describe(text)) from None
+
+    def close(self) -> None:
+        """Wait for the last call and end the thread."""
+        self._thread.shutdown()
