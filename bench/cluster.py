@@ -1,0 +1,293 @@
+"""`python -m bench.cluster`: compare one node without a broker, one node with a broker, and two nodes with a broker.
+
+All runs use the same feeder and the same events. Each run measures the events per second from one feeder into all
+nodes, the CPU time per event of each process, and the latency from the feeder to a stream of the last node. With a
+broker, it also measures the start of a node with a full history, and the time from a fault to the next event.
+
+Owns these runs and the broker that it starts. Prints one line of JSON per run. Writes no file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import queue
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from bench.report import machine
+from bench.targets import TARGETS
+from loadtest.rig.harness import MeasuredServer, MeasureError, cpu_s
+
+SIZE = 150
+"""Bytes of data of an event."""
+
+BLOCK_EVENTS = 500
+LATENCY_EVENTS = 3000
+LATENCY_RATE = 1000
+WAIT_S = 120.0
+KEEP_ALL = ("--history-bytes", "2GiB", "--history-events", "0")
+QUICK = ("--retry-min", "1ms", "--retry-max", "2ms")
+
+
+RUNS = ("one node without a broker", "one node with a broker", "two nodes with a broker")
+
+
+class BenchRedis:
+    """A `redis-server` that writes each call to its disk, as a broker that must not lose events does."""
+
+    def __init__(self) -> None:
+        program = shutil.which("redis-server")
+        if program is None:
+            raise MeasureError("redis-server is not installed: make brokers installs it")
+        self._folder = tempfile.TemporaryDirectory(prefix="bench-redis-")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self._command = [
+            *(program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder.name, "--save", ""),
+            *("--appendonly", "yes", "--appendfsync", "everysec"),
+        ]
+        self.process = self._start()
+
+    @property
+    def url(self) -> str:
+        """The address for `--cluster`."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        deadline_s = time.monotonic() + WAIT_S
+        while not self._answers():
+            if time.monotonic() >= deadline_s or process.poll() is not None:
+                raise MeasureError("redis-server does not answer")
+            time.sleep(0.01)
+        return process
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as client:
+            client.sendall(b"PING\r\n")
+            return client.recv(64) == b"+PONG\r\n"
+        return False
+
+    def restart(self) -> None:
+        """Kill the server, start it again, and wait until it answers."""
+        self.process.kill()
+        self.process.wait()
+        self.process = self._start()
+
+    def close(self) -> None:
+        """End the server."""
+        self.process.kill()
+        self.process.wait()
+        self._folder.cleanup()
+
+
+class Subscriber(threading.Thread):
+    """Reads one stream, reconnects with its last id, and queues the arrival time and the data of each event."""
+
+    def __init__(self, ports: list[int], topic: str) -> None:
+        super().__init__(daemon=True)
+        self.arrivals: queue.Queue[tuple[float, str]] = queue.Queue()
+        self.opened = threading.Event()
+        self.closed = False
+        self._ports = ports
+        self._topic = topic
+        self._last_id = ""
+        self.start()
+
+    def run(self) -> None:
+        """Read until `closed`; after a lost connection, use the next port."""
+        while not self.closed:
+            with contextlib.suppress(OSError):
+                self._read(self._ports[0])
+            self._ports.append(self._ports.pop(0))
+            time.sleep(0.002)
+
+    def _read(self, port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port), 5) as connection:
+            resume = f"Last-Event-ID: {self._last_id}\r\n" if self._last_id else ""
+            request = f"GET /events?topic={self._topic} HTTP/1.0\r\nHost: localhost\r\n{resume}\r\n"
+            connection.sendall(request.encode())
+            connection.settimeout(WAIT_S)
+            for line in connection.makefile("rb"):
+                if line.startswith(b"id: "):
+                    self._last_id = line[4:].strip().decode()
+                    self.opened.set()
+                elif line.startswith(b"data: "):
+                    self.arrivals.put((time.monotonic(), line[6:].strip().decode()))
+
+
+def main() -> int:
+    """Measure, and print one line of JSON per run."""
+    parser = argparse.ArgumentParser(prog="python -m bench.cluster", description=main.__doc__)
+    parser.add_argument("--events", type=int, default=200_000, help="events from the feeder (200000)")
+    parser.add_argument("--history", type=int, default=1_000_000, help="retained events at a node's start (1000000)")
+    parser.add_argument("--url", default="", help="an empty broker that runs already, instead of a redis-server")
+    options = parser.parse_args()
+    print(json.dumps({"machine": machine(("uvloop", "redis", "hiredis", "confluent-kafka", "msgspec"))}))
+    for count, name in enumerate(RUNS):
+        with brokers(options.url, count) as broker:
+            print(json.dumps({"run": name, **measure(broker, max(1, count), options)}), flush=True)
+    return 0
+
+
+@contextlib.contextmanager
+def brokers(url: str, count: int) -> Iterator[BenchRedis | str | None]:
+    """Yield the broker of a run: None without one, the given address, or a new Redis."""
+    if not count or url:
+        yield url if count else None
+        return
+    broker = BenchRedis()
+    try:
+        yield broker
+    finally:
+        broker.close()
+
+
+def measure(broker: BenchRedis | str | None, count: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of one run."""
+    url = broker.url if isinstance(broker, BenchRedis) else broker
+    extra = (*KEEP_ALL, *QUICK, *(("--cluster", url) if url else ()))
+    with contextlib.ExitStack() as stack:
+        nodes = [stack.enter_context(MeasuredServer(TARGETS["relay"], extra=extra)) for _ in range(count)]
+        figures = throughput(nodes, broker, options.events)
+        figures |= latency(nodes)
+        if broker is not None:
+            fill(nodes, options.history)
+            began_s = time.monotonic()
+            new = stack.enter_context(MeasuredServer(TARGETS["relay"], extra=extra))
+            figures["start_s"] = round(time.monotonic() - began_s, 2)
+            figures["start_events"] = new.stats()["log"]["events"]
+        if isinstance(broker, BenchRedis) and count > 1:
+            figures |= faults(nodes, broker)
+    return figures
+
+
+def throughput(nodes: list[MeasuredServer], broker: BenchRedis | str | None, events: int) -> dict[str, Any]:
+    """Feed the first node at full speed until all nodes have the events."""
+    processes = [node.pid for node in nodes] + ([broker.process.pid] if isinstance(broker, BenchRedis) else [])
+    before = [cpu_s(pid) for pid in processes]
+    began_s = time.monotonic()
+    feed(nodes, events)
+    took_s = time.monotonic() - began_s
+    used = [(cpu_s(pid) - start) / events * 1e6 for pid, start in zip(processes, before, strict=True)]
+    names = [*("publisher", "follower")[: len(nodes)], "broker"]
+    return {
+        "events_per_s": round(events / took_s),
+        "cpu_us_per_event": {name: round(each, 2) for name, each in zip(names, used, strict=False)},
+    }
+
+
+def feed(nodes: list[MeasuredServer], events: int) -> None:
+    """Publish events at the first node, and wait until all nodes have them."""
+    heads = [node.stats()["log"]["head"] + events for node in nodes]
+    line = json.dumps({"topic": "bench", "data": "x" * SIZE}).encode() + b"\n"
+    with socket.socket(socket.AF_UNIX) as feeder:
+        feeder.settimeout(WAIT_S)
+        feeder.connect(str(nodes[0].unix))
+        for _ in range(0, events, BLOCK_EVENTS):
+            feeder.sendall(line * BLOCK_EVENTS)
+        wait_for(lambda: all(n.stats()["log"]["head"] >= head for n, head in zip(nodes, heads, strict=True)))
+
+
+def fill(nodes: list[MeasuredServer], events: int) -> None:
+    """Publish until the history has this number of events."""
+    missing = events - nodes[0].stats()["log"]["events"]
+    if missing > 0:
+        feed(nodes, -(-missing // BLOCK_EVENTS) * BLOCK_EVENTS)
+
+
+def latency(nodes: list[MeasuredServer]) -> dict[str, Any]:
+    """Publish at the first node at a fixed rate, and measure until a stream of the last node has each event."""
+    subscriber = Subscriber([nodes[-1].port], "latency")
+    taken = []
+    with socket.socket(socket.AF_UNIX) as feeder:
+        feeder.connect(str(nodes[0].unix))
+        subscriber.opened.wait(WAIT_S)
+        began_s = time.monotonic()
+        for number in range(LATENCY_EVENTS):
+            time.sleep(max(0.0, began_s + number / LATENCY_RATE - time.monotonic()))
+            event = {"topic": "latency", "data": f"{time.monotonic()!r} {'x' * SIZE}"}
+            feeder.sendall(json.dumps(event).encode() + b"\n")
+        for _ in range(LATENCY_EVENTS):
+            arrived_s, text = subscriber.arrivals.get(timeout=WAIT_S)
+            taken.append(1000 * (arrived_s - float(text.partition(" ")[0])))
+    subscriber.closed = True
+    cuts = statistics.quantiles(taken, n=100)
+    return {"latency_ms": {"p50": round(cuts[49], 2), "p99": round(cuts[98], 2), "max": round(max(taken), 2)}}
+
+
+def faults(nodes: list[MeasuredServer], broker: BenchRedis) -> dict[str, Any]:
+    """Measure the time from each fault, or from its end, to the next event that a subscriber receives."""
+    subscriber = Subscriber([nodes[1].port, nodes[0].port], "faults")
+    subscriber.opened.wait(WAIT_S)
+    times: dict[str, float] = {}
+    with Ticker(str(nodes[0].unix)):
+        subscriber.arrivals.get(timeout=WAIT_S)
+        broker.restart()
+        times["broker killed, after its restart"] = until_event(subscriber)
+        broker.process.send_signal(signal.SIGSTOP)
+        time.sleep(3.0)
+        broker.process.send_signal(signal.SIGCONT)
+        times["broker stalled for 3 s, after its end"] = until_event(subscriber)
+        os.killpg(nodes[1].pid, signal.SIGKILL)
+        times["node killed, its client at the other node"] = until_event(subscriber)
+    subscriber.closed = True
+    return {"recovery_s": times}
+
+
+class Ticker(threading.Thread):
+    """Publishes an event every 5 ms through a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(daemon=True)
+        self._path = path
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Publish until the end of the context."""
+        with socket.socket(socket.AF_UNIX) as feeder:
+            feeder.connect(self._path)
+            while not self._stopped.wait(0.005):
+                feeder.sendall(b'{"topic":"faults","data":"%r"}\n' % time.monotonic())
+
+    def __enter__(self) -> Ticker:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self.join()
+
+
+def until_event(subscriber: Subscriber) -> float:
+    """Return the seconds until an event arrives that was published after this call."""
+    began_s = time.monotonic()
+    while True:
+        arrived_s, text = subscriber.arrivals.get(timeout=WAIT_S)
+        if float(text) >= began_s:
+            return round(arrived_s - began_s, 3)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Poll until a condition holds."""
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        if time.monotonic() >= deadline_s:
+            raise MeasureError(f"not within {WAIT_S} s")
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
