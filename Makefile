@@ -23,7 +23,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # downloaded: give CENTRIFUGO=PATH, or put it on the path.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo run test test-all docs reference release browser brokers lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-gate bench-instructions \
+.PHONY: help demo run test test-all docs reference release browser brokers kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## List the targets.
@@ -77,6 +77,16 @@ browser:  ## Install Chromium (Debian, as root; 90 MB), which the tests of the p
 brokers:  ## Install redis-server (Debian, as root), which the tests of clusters need.
 	@command -v redis-server >/dev/null || \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; }
+
+# The versions are pinned by tests/kafka/pom.xml, and the files by their checksums.
+KAFKA := build/kafka/.installed
+$(KAFKA): tests/kafka/pom.xml tests/kafka/SHA256SUMS
+	rm -rf $(@D) && mkdir -p $(@D)
+	mvn --quiet --batch-mode --file tests/kafka/pom.xml dependency:copy-dependencies -DoutputDirectory=$(abspath $(@D)/lib)
+	cd $(@D)/lib && sha256sum --quiet --check $(abspath tests/kafka/SHA256SUMS)
+	@touch $@
+
+kafka: $(KAFKA)  ## Fetch the jars of a Kafka server, which some tests of clusters need (Maven, Java 17; 43 MB).
 
 lint: $(INSTALLED_TEST)  ## Check style, types, imports and stubs.
 	$(BIN)/ruff check .

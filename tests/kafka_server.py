@@ -1,13 +1,30 @@
-"""A Kafka server for tests: the mock broker of librdkafka, in a process of its own, which can be paused.
+"""Kafka servers for tests: the mock broker of librdkafka, and a real server.
 
-The mock keeps the newest 5 MB of a partition. Its port changes when it restarts, so it is never restarted.
+The mock runs in a process of its own, which can be paused. It keeps the newest 5 MB of a partition. Its port changes
+when it restarts, so it is never restarted. The real server (`make kafka`) can be killed and restarted with its data.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import os
+import secrets
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+from tests.running import free_port
+
+JARS = ROOT / "build" / "kafka" / "lib"
+START_S = 120.0
 
 PROGRAM = """
 import sys, time
@@ -47,3 +64,80 @@ class KafkaServer:
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
+
+
+PROPERTIES = """
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+log.dirs={folder}/data
+offsets.topic.replication.factor=1
+auto.create.topics.enable=false
+log.message.timestamp.type=LogAppendTime
+"""
+
+
+def need_kafka() -> None:
+    """Skip the test without the jars of Kafka and Java; in CI it fails."""
+    if not (JARS.parent / ".installed").exists() or shutil.which("java") is None:
+        reason = "Kafka is not installed: `make kafka` fetches it; it needs Java 17"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+class RealKafka:
+    """One real server, which keeps its data when it restarts.
+
+    Args:
+        folder: an empty folder for its settings and data.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self._folder = folder
+        self._settings = folder / "server.properties"
+        self._settings.write_text(PROPERTIES.format(port=self.port, controller=free_port(), folder=folder))
+        identity = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+        self._java("kafka.tools.StorageTool", "format", "-t", identity, "-c", str(self._settings)).wait(START_S)
+        self._process = self._start()
+
+    @property
+    def url(self) -> str:
+        """The address for `--cluster`."""
+        return f"kafka://127.0.0.1:{self.port}/events"
+
+    def _java(self, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self._folder / "log").open("ab") as log:
+            return subprocess.Popen(["java", "-Xmx400m", "-cp", f"{JARS}/*", *arguments], stdout=log, stderr=log)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = self._java("kafka.Kafka", str(self._settings))
+        deadline_s = time.monotonic() + START_S
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return process
+            assert process.poll() is None, (self._folder / "log").read_text()
+            assert time.monotonic() < deadline_s, "Kafka does not start"
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """End the server at once."""
+        self._process.kill()
+        self._process.wait()
+
+    def start(self) -> None:
+        """Start the server again."""
+        self._process = self._start()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the server."""
+        self._process.send_signal(number)
+
+    def close(self) -> None:
+        """End the server."""
+        self._process.send_signal(signal.SIGCONT)
+        self.kill()
