@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
 from relay.cluster.broker import Broker, BrokerError
 from relay.cluster.follower import LogFollower
 from relay.cluster.publisher import ClusterPublisher
-from relay.config.broker_address import KafkaAddress, RedisAddress, parse_broker
+from relay.config.broker_address import KafkaAddress, NatsAddress, RedisAddress, parse_broker
 from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.core.measures import Observer
@@ -241,8 +242,11 @@ def _broker(config: Config) -> tuple[Broker, str]:
     except BrokerError as error:
         raise ConfigError(str(error)) from None
     address = parse_broker(config.cluster)
-    broker = _kafka(config, address) if isinstance(address, KafkaAddress) else _redis(config, address)
-    return broker, address.shown
+    if isinstance(address, KafkaAddress):
+        return _kafka(config, address), address.shown
+    if isinstance(address, NatsAddress):
+        return _nats(config, address), address.shown
+    return _redis(config, address), address.shown
 
 
 def _redis(config: Config, address: RedisAddress) -> Broker:
@@ -273,6 +277,26 @@ def _kafka(config: Config, address: KafkaAddress) -> Broker:
             "sasl.mechanism": config.cluster_sasl.upper(),
             **_tls(config, "ssl.ca.location", "ssl.certificate.location", "ssl.key.location"),
         },
+    )
+
+
+def _nats(config: Config, address: NatsAddress) -> Broker:
+    need_extra("nats", "nats", "cluster")
+    from relay.cluster.nats_broker import NatsBroker  # imported here, because nats-py is optional
+
+    def context() -> ssl.SSLContext:
+        made = ssl.create_default_context(cafile=config.cluster_tls_ca or None)
+        if config.cluster_tls_cert:
+            made.load_cert_chain(config.cluster_tls_cert, config.cluster_tls_key or None)
+        return made
+
+    return NatsBroker(
+        address,
+        secrets.token_hex(4),
+        config.dedup_window_s,
+        lambda: _read_password(config.cluster_password_file),
+        "" if address.user else config.cluster_password_file,
+        context if address.tls else None,
     )
 
 

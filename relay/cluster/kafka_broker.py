@@ -10,7 +10,6 @@ Owns the consumer, its thread, and the dedup keys of the followed entries. `rela
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,6 +28,7 @@ from relay.cluster.broker import (
     Result,
 )
 from relay.cluster.entry import FORM
+from relay.cluster.epochs import Epochs, encode_record
 from relay.cluster.kafka_client import ANSWER_S, KafkaOptions, KafkaThread
 from relay.cluster.kafka_producer import KafkaProducer
 from relay.config.broker_address import KafkaAddress
@@ -64,7 +64,7 @@ class KafkaBroker:
         self._log = address.topic
         self._epochs = address.topic + EPOCHS
         self._options = KafkaOptions(address, password, options)
-        self._epoch = ""
+        self._epoch = Epochs()
         self._epochs_stop = 0  # offset of the next record in the topic of epochs
         self._next: int | None = None  # offset of the next message that the consumer returns
         self._consumer: Consumer | None = None
@@ -91,7 +91,7 @@ class KafkaBroker:
     async def position(self) -> LogPosition:
         """Return epoch and head of the log; `read` checks the marks."""
         _, high = await self._thread.run(self._limits, self._log)
-        return LogPosition(self._epoch, high + 1, b"")
+        return LogPosition(self._epoch.current, high + 1, b"")
 
     async def read(self, after: int, count_max: int, epoch: str, mark: bytes, wait_s: float) -> Sequence[LogEntry]:
         """Return the next entries, in order; wait up to `wait_s` for the first one."""
@@ -115,7 +115,7 @@ class KafkaBroker:
             entries.append(entry)
             if dedup is not None:
                 key, id = dedup
-                self._seen.add(key, id or f"{self._epoch}-{entry.sequence}", time.monotonic())
+                self._seen.add(key, id or f"{self._epoch.current}-{entry.sequence}", time.monotonic())
         self._next = after + len(entries)
         return entries
 
@@ -143,23 +143,23 @@ class KafkaBroker:
         if low == high:
             self._append_epoch("", epoch)
             low, high = self._limits(self._epochs)
-        self._epoch, self._epochs_stop = "", high
+        self._epoch, self._epochs_stop = Epochs(), high
         for message in self._fetch_range(self._epochs, low, high):
-            self._fold(message)
+            self._epoch.take(message.value() or b"")
         return self._position()
 
     def _position(self) -> LogPosition:
         """Return the position in the log and the current epoch, with records that have arrived since the last call."""
         _, stop = self._limits(self._epochs)
         for message in self._fetch_range(self._epochs, self._epochs_stop, stop):
-            self._fold(message)
+            self._epoch.take(message.value() or b"")
         self._epochs_stop = stop
         low, high = self._limits(self._log, create=True)
         now_ms = tail_ms = int(time.time() * 1000)
         if low < high:
             [oldest] = self._fetch_range(self._log, low, low + 1)
             tail_ms = oldest.timestamp()[1]
-        return LogPosition(self._epoch, high + 1, b"", low + 1, tail_ms, now_ms)
+        return LogPosition(self._epoch.current, high + 1, b"", low + 1, tail_ms, now_ms)
 
     def _limits(self, topic: str, *, create: bool = False) -> tuple[int, int]:
         """Return the offsets of the oldest message and after the newest one."""
@@ -223,24 +223,17 @@ class KafkaBroker:
         failures: list[KafkaError] = []
         producer.produce(
             self._epochs,
-            json.dumps({"known": known, "epoch": epoch}).encode(),
+            encode_record(known, epoch),
             partition=0,
             on_delivery=lambda error, _: failures.append(error) if error is not None else None,
         )
         if producer.flush(ANSWER_S) or failures:
             raise BrokerError(f"cannot store the epoch: {failures[0].str() if failures else 'no answer'}")
 
-    def _fold(self, message: Message) -> None:
-        """Apply a record of the topic of epochs."""
-        record = json.loads(message.value() or b"{}")
-        if not self._epoch or record.get("known") == self._epoch:
-            self._epoch = str(record.get("epoch"))
-
     def _take_epoch(self, message: Message) -> None:
-        before, self._epochs_stop = self._epoch, int(message.offset() or 0) + 1
-        self._fold(message)
-        if self._epoch != before:
-            raise LogChangedError(f"it has the epoch {self._epoch}")
+        self._epochs_stop = int(message.offset() or 0) + 1
+        if self._epoch.take(message.value() or b""):
+            raise LogChangedError(f"it has the epoch {self._epoch.current}")
 
     def _close_consumer(self) -> None:
         consumer, self._consumer, self._next = self._consumer, None, None
@@ -255,7 +248,7 @@ class KafkaBroker:
 
     async def publish(self, call: int, requests: Sequence[Request]) -> tuple[str, list[Result]]:
         """Publish requests in order. The events of a request are not atomic if this process dies."""
-        return await self._producer.publish(call, self._epoch, requests)
+        return await self._producer.publish(call, self._epoch.current, requests)
 
     async def head(self) -> int:
         """Return the sequence of the next entry, on the publisher's connection."""

@@ -14,12 +14,17 @@ from relay.errors import ConfigError
 REDIS_PORT = 6379
 SENTINEL_PORT = 26379
 KAFKA_PORT = 9092
-SCHEMES = ("redis", "rediss", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel", "kafka", "kafkas")
+NATS_PORT = 4222
+SCHEMES = (
+    *("redis", "rediss", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel"),
+    *("kafka", "kafkas", "nats", "natss"),
+)
 FORMS = (
     "redis://HOST:PORT/DB, rediss://HOST:PORT/DB (TLS), valkey://HOST:PORT/DB, redis+sentinel://HOST:PORT,…/NAME/DB, "
-    "kafka://HOST:PORT,…/TOPIC, kafkas://HOST:PORT,…/TOPIC (TLS)"
+    "kafka://HOST:PORT,…/TOPIC, kafkas://HOST:PORT,…/TOPIC (TLS), nats://HOST:PORT,…/STREAM, natss:// (TLS)"
 )
 
+_STREAM = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,240}")
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^:\[\]\s/,@]+))(?::([0-9]{1,5}))?")
 
@@ -92,7 +97,34 @@ class KafkaAddress:
         return f"kafka{'s' if self.tls else ''}://{_hosts_text(self.hosts)}/{self.topic}"
 
 
-def parse_broker(url: str) -> RedisAddress | KafkaAddress:
+@dataclass(frozen=True, slots=True)
+class NatsAddress:
+    """The address of a log in NATS JetStream.
+
+    Args:
+        hosts: names and ports of some of the servers.
+        tls: whether connections use TLS.
+        stream: the stream that contains the log.
+        user: the name of the user; empty to connect without it.
+        password: the password; empty if the address has none.
+    """
+
+    hosts: tuple[tuple[str, int], ...]
+    tls: bool
+    stream: str
+    user: str
+    password: str = field(repr=False)
+
+    @property
+    def shown(self) -> str:
+        """The address without user and password, for log lines."""
+        return f"nats{'s' if self.tls else ''}://{_hosts_text(self.hosts)}/{self.stream}"
+
+
+BrokerAddress = RedisAddress | KafkaAddress | NatsAddress
+
+
+def parse_broker(url: str) -> BrokerAddress:
     """Parse the address of a broker.
 
     Raises:
@@ -101,7 +133,9 @@ def parse_broker(url: str) -> RedisAddress | KafkaAddress:
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in SCHEMES:
         raise ConfigError(f"cluster: the address must have one of the forms {FORMS}")
-    return parse_kafka(url) if scheme in ("kafka", "kafkas") else parse_redis(url)
+    if scheme in ("kafka", "kafkas"):
+        return parse_kafka(url)
+    return parse_nats(url) if scheme in ("nats", "natss") else parse_redis(url)
 
 
 def parse_kafka(url: str) -> KafkaAddress:
@@ -110,6 +144,14 @@ def parse_kafka(url: str) -> KafkaAddress:
     if len(path) != 1 or not _TOPIC.fullmatch(path[0]):
         raise ConfigError("cluster: the path of the address must be a topic of Kafka: kafka://HOST:PORT/TOPIC")
     return KafkaAddress(hosts, url.startswith("kafkas:"), path[0], user, password)
+
+
+def parse_nats(url: str) -> NatsAddress:
+    """Parse the address of a log in NATS JetStream; raises as `parse_broker`."""
+    hosts, user, password, path = _split(url, NATS_PORT)
+    if len(path) != 1 or not _STREAM.fullmatch(path[0]):
+        raise ConfigError("cluster: the path of the address must be a stream of JetStream: nats://HOST:PORT/STREAM")
+    return NatsAddress(hosts, url.startswith("natss:"), path[0], user, password)
 
 
 def has_password(url: str) -> bool:

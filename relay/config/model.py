@@ -604,7 +604,8 @@ class Config:
     cluster: str = setting(
         "",
         "Broker that keeps the log of a cluster of relays: redis://HOST:PORT/DB, rediss:// (TLS), valkey://, "
-        "redis+sentinel://HOST:PORT,…/NAME/DB, or kafka://HOST:PORT,…/TOPIC. Every node has the same events and ids. "
+        "redis+sentinel://HOST:PORT,…/NAME/DB, kafka://HOST:PORT,…/TOPIC, or nats://HOST:PORT,…/STREAM. Every node "
+        "has the same events and ids. "
         "An address with a password belongs in RELAY_CLUSTER, because other users can read command lines.",
         "text",
         "URL",
@@ -626,7 +627,11 @@ class Config:
         least=1,
     )
     cluster_password_file: str = setting(
-        "", "File of the broker's password. relay reads it again for each connection.", "text", "PATH"
+        "",
+        "File of the broker's password, or of the credentials of NATS if the address has no user. relay reads it again "
+        "for each connection.",
+        "text",
+        "PATH",
     )
     cluster_sasl: str = setting(
         "scram-sha-512",

@@ -1,7 +1,7 @@
 """A cluster under load whose nodes and broker die and stall at random. All subscribers see all events.
 
 One seed determines the faults. Subscribers move to another node with each connection and resume with their last id. The
-feeder changes nodes too, and resends unacknowledged events. The broker writes each call to its disk before it answers.
+feeder changes nodes too, and resends unacknowledged events. The broker keeps what it has acknowledged.
 No gap, duplicate or wrong order is accepted.
 """
 
@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ import pytest
 from relay.event import Event
 from tests.cable import Cable
 from tests.faults.resender import Resender
+from tests.nats_server import NatsServer
 from tests.oracle import Oracle
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, need_redis
 from tests.running import TIMEOUT_S, Relay, Stream, eventually, free_port
 
 pytestmark = pytest.mark.slow
@@ -35,12 +37,13 @@ SEEDS = int(os.environ.get("CLUSTER_SEEDS", "2"))
 class ClusterNode:
     """One relay process, which is restarted whenever it is killed. Its connections to the broker can be cut."""
 
-    def __init__(self, folder: Path, name: str, broker: RedisServer) -> None:
+    def __init__(self, folder: Path, name: str, broker: RedisServer | NatsServer) -> None:
         self.port = free_port()
         self.path = folder / f"{name}.sock"
         self.cable = Cable(broker.port)
         self._arguments = (
-            *("--cluster", f"redis://127.0.0.1:{self.cable.port}", "--listen", f"127.0.0.1:{self.port}"),
+            *("--cluster", broker.url.replace(str(broker.port), str(self.cable.port))),
+            *("--listen", f"127.0.0.1:{self.port}"),
             *("--unix", str(self.path), "--retry-min", "1ms", "--retry-max", "2ms"),
         )
         self.server = Relay(*self._arguments)
@@ -91,15 +94,27 @@ class Mover(threading.Thread):
                 patience -= 1
 
 
+@pytest.fixture(params=["redis", "nats"])
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer | NatsServer]:
+    """Run a broker that keeps each event that it has acknowledged when it is killed."""
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    server: RedisServer | NatsServer
+    if request.param == "redis":
+        need_redis()
+        server = RedisServer(folder, "--appendonly", "yes", "--appendfsync", "always")
+    else:
+        server = NatsServer(folder)
+    yield server
+    server.close()
+
+
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_random_deaths_stalls_and_cuts_of_nodes_broker_and_clients_lose_no_event(
-    tmp_path: Path, redis: RedisServer, seed: int
+    tmp_path: Path, broker: RedisServer | NatsServer, seed: int
 ) -> None:
     draw = random.Random(seed)
-    redis.kill()
-    durable = ("--appendonly", "yes", "--appendfsync", "always")
-    redis.start(*durable)
-    nodes = [ClusterNode(tmp_path, name, redis) for name in "ab"]
+    nodes = [ClusterNode(tmp_path, name, broker) for name in "ab"]
     faults = list[str]()
     feeder = Resender(nodes[0].path, EVENTS, nodes[1].path)
     movers = [Mover([node.port for node in nodes], random.Random(draw.random())) for _ in range(SUBSCRIBERS)]
@@ -120,12 +135,12 @@ def test_random_deaths_stalls_and_cuts_of_nodes_broker_and_clients_lose_no_event
             elif fault == "cut node":
                 node.cable.cut()
             elif fault == "kill broker":
-                redis.kill()
-                redis.start(*durable)
+                broker.kill()
+                broker.start()
             else:
-                redis.signal(signal.SIGSTOP)
+                broker.signal(signal.SIGSTOP)
                 feeder.over.wait(STALL_S)
-                redis.signal(signal.SIGCONT)
+                broker.signal(signal.SIGCONT)
             before = max(mover.sequence for mover in movers)
             more = min(draw.randrange(100, 400), EVENTS - before)
             eventually(lambda: max(mover.sequence for mover in movers) >= before + more, "events continue")  # noqa: B023

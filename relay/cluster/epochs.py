@@ -1,0 +1,41 @@
+"""The epochs of a log in a broker without scripts: a second log of records that replace one epoch by another.
+
+Theory of operation. Each record names the epoch that it replaces. A record whose known epoch is not the current one has
+no effect. All nodes read the records in the same order, so the epoch is replaced once, whichever nodes ask for it.
+
+Owns the format of a record, and the current epoch. Never connects.
+"""
+
+from __future__ import annotations
+
+import json
+
+from relay.cluster.broker import LogChangedError
+
+
+def encode_record(known: str, epoch: str) -> bytes:
+    """Return a record that replaces the epoch `known`; `known` is empty in the first record."""
+    return json.dumps({"known": known, "epoch": epoch}).encode()
+
+
+class Epochs:
+    """The epochs of one log."""
+
+    def __init__(self) -> None:
+        self.current = ""
+
+    def take(self, record: bytes) -> bool:
+        """Apply the next record; return whether it replaced the epoch.
+
+        Raises:
+            LogChangedError: the record is malformed.
+        """
+        try:
+            fields = json.loads(record)
+            known, epoch = str(fields["known"]), str(fields["epoch"])
+        except (ValueError, TypeError, KeyError):
+            raise LogChangedError("a record of an epoch is malformed") from None
+        if self.current and known != self.current:
+            return False
+        self.current = epoch
+        return True
