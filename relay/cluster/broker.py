@@ -4,8 +4,8 @@ Theory of operation. A broker keeps one log for the whole cluster. It assigns co
 epoch to the log. Each entry has a *mark*. Two logs that differ before an entry have different marks at this entry, so
 that a follower notices that the broker has lost entries: the mark before the next entry is not the mark that it knows.
 
-Owns the protocol and its values. Never connects. `relay.cluster.redis_broker` and
-`relay.cluster.kafka_broker` implement the protocol.
+Owns the protocol and its values. Never connects. `relay.cluster.redis_broker`,
+`relay.cluster.kafka_broker` and `relay.cluster.nats_broker` implement the protocol.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ from relay.cluster.broker import (
 )
 from relay.cluster.entry import FORM
 from relay.cluster.epochs import Epochs, encode_record
+from relay.cluster.nats_pull import NatsPull
 from relay.config.broker_address import NatsAddress
 from relay.errors import RequestError
 
@@ -92,7 +93,7 @@ class NatsBroker:
         self._tls = tls
         self._follower: Client | None = None
         self._publisher: Client | None = None
-        self._consumer: JetStreamContext.PullSubscription | None = None
+        self._consumer: NatsPull | None = None
         self._next = 0  # sequence of the next message that the consumer returns
         self._epochs = Epochs()
         self._epochs_read = 0  # sequence of the last record of the stream of epochs
@@ -132,14 +133,11 @@ class NatsBroker:
             if self._next != first:
                 await self._subscribe(first)
             assert self._consumer is not None
-            try:
-                count = min(count_max, READ_ENTRIES_MAX) + after + 1 - first
-                messages = await self._consumer.fetch(count, timeout=wait_s)
-            except nats.errors.TimeoutError:
-                return ()
+            messages = await self._consumer.take(min(count_max, READ_ENTRIES_MAX) + after + 1 - first, wait_s)
         entries: list[LogEntry] = []
         for message in messages:
             entry, entry_epoch = self._entry(message)
+            self._next = entry.sequence + 1
             if entry.sequence == after and not entries:
                 if entry.mark != mark:
                     raise EntriesReplacedError(f"entry {after} is another one")
@@ -149,7 +147,6 @@ class NatsBroker:
             if epoch and entry_epoch not in ("", epoch):
                 raise LogChangedError(f"entry {entry.sequence} has the epoch {entry_epoch}")
             entries.append(entry)
-        self._next = after + len(entries) + 1
         return entries
 
     async def trim(self, before: int) -> None:
@@ -173,9 +170,11 @@ class NatsBroker:
         if state.messages:
             await self._subscribe(oldest)
             assert self._consumer is not None
-            [message] = await self._consumer.fetch(1, timeout=ANSWER_S)
+            found = await self._consumer.take(1, ANSWER_S)
+            if not found:
+                raise BrokerError(f"no message within {ANSWER_S:g} s")
             self._next = 0
-            tail_ms = self._entry(message)[0].time_ms
+            tail_ms = self._entry(found[0])[0].time_ms
         # JetStream has no command for its time. The response to a new consumer contains it.
         info = await self._stream.add_consumer(self._log + EPOCHS, config=_consumer(1))
         time_ms = int(info.created.timestamp() * 1000) if info.created is not None else tail_ms
@@ -214,18 +213,20 @@ class NatsBroker:
 
     async def _subscribe(self, first: int) -> None:
         if self._consumer is not None:
-            with contextlib.suppress(nats.errors.Error):
-                await self._consumer.unsubscribe()
-        self._consumer = await self._stream.pull_subscribe(
-            self._log, stream=self._log, config=_consumer(first), pending_msgs_limit=-1, pending_bytes_limit=-1
-        )
+            await self._consumer.stop()
+        assert self._follower is not None
+        info = await self._stream.add_consumer(self._log, config=_consumer(first))
+        self._consumer = NatsPull(self._follower, self._log, info.name)
+        await self._consumer.start()
         self._next = first
 
     def _entry(self, message: Msg) -> tuple[LogEntry, str]:
         """Return the entry in a message, and the epoch that its publisher knew."""
         headers = message.headers or {}
-        metadata = message.metadata
-        sequence, time_ms = metadata.sequence.stream, int(metadata.timestamp.timestamp() * 1000)
+        # $JS.ACK.STREAM.CONSUMER.DELIVERED.SEQUENCE.CONSUMER_SEQUENCE.TIME_NS.PENDING; newer servers insert two words.
+        words = message.reply.split(".")
+        place = 5 if len(words) == 9 else 7
+        sequence, time_ms = int(words[place]), int(words[place + 2]) // 1_000_000
         call = headers.get("relay-call")
         if call is not None and call.startswith(self._node):
             self._own[call] = sequence

@@ -15,6 +15,8 @@ from tests.cluster.test_nodes import QUICK, data, epoch, follow, ready, try_to_p
 from tests.kafka_server import KafkaServer
 from tests.running import Feeder, Relay, eventually, relay
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server() -> Iterator[KafkaServer]:

@@ -1,6 +1,6 @@
 """The log in JetStream, against a real server.
 
-Covers `relay.cluster.epochs`.
+Covers `relay.cluster.epochs` and `relay.cluster.nats_pull`.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from tests.cluster.test_nodes import QUICK, data, epoch, follow, publish, ready,
 from tests.nats_server import NatsServer
 from tests.running import Feeder, Relay, eventually, relay
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[NatsServer]:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from relay.config.broker_address import KafkaAddress, RedisAddress, has_password, parse_broker
+from relay.config.broker_address import (
+    BrokerAddress,
+    KafkaAddress,
+    NatsAddress,
+    RedisAddress,
+    has_password,
+    parse_broker,
+)
 from relay.errors import ConfigError
 
 
@@ -47,6 +54,16 @@ from relay.errors import ConfigError
             "kafka://b1:9092,b2:9093/events",
         ),
         (
+            "nats://n1,n2:4223/events",
+            NatsAddress((("n1", 4222), ("n2", 4223)), False, "events", "", ""),
+            "nats://n1:4222,n2:4223/events",
+        ),
+        (
+            "natss://user:pass@n1/events",
+            NatsAddress((("n1", 4222),), True, "events", "user", "pass"),
+            "natss://n1:4222/events",
+        ),
+        (
             "kafkas://user:pass@b1/events",
             KafkaAddress((("b1", 9092),), True, "events", "user", "pass"),
             "kafkas://b1:9092/events",
@@ -54,7 +71,7 @@ from relay.errors import ConfigError
     ],
 )
 def test_an_address_is_parsed_and_shown_without_credentials(
-    url: str, address: RedisAddress | KafkaAddress, shown: str
+    url: str, address: BrokerAddress, shown: str
 ) -> None:
     assert parse_broker(url) == address
     assert parse_broker(url).shown == shown
@@ -67,6 +84,7 @@ def test_an_address_is_parsed_and_shown_without_credentials(
         ("", "must have one of the forms"),
         ("broker:6379", "must have one of the forms"),
         ("mongo://hush:hush@broker", "must have one of the forms"),
+        ("nats://hush:hush@broker/a.b", "must be a stream of JetStream"),
         ("kafka://hush:hush@broker", "must be a topic of Kafka"),
         ("kafka://hush:hush@broker/a/b", "must be a topic of Kafka"),
         ("kafka://hush:hush@broker/a b", "must be a topic of Kafka"),
