@@ -255,6 +255,9 @@ def _figures(stats: ServerStats, before: ServerStats) -> Table:
     ]
     if stats.upstream:
         rows.append(("upstream", _state(stats.upstream), "breaks", f"{stats.upstream.breaks:,}"))
+    if stats.cluster:
+        state = "connected" if stats.cluster.connected else stats.cluster.error or "not connected"
+        rows.append(("cluster", state, "cluster lag", f"{stats.cluster.lag_events:,} events"))
     return _table(("", "", "", ""), rows)
 
 

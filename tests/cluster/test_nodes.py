@@ -466,9 +466,11 @@ def test_another_program_publishes_with_the_documented_script(redis: RedisServer
     assert event in (ROOT / "docs" / "reference" / "broker-entries.md").read_text().replace("orders.42", "default")
 
 
-def test_the_metrics_of_a_cluster_match_the_documentation(pair: tuple[Relay, Relay]) -> None:
+def test_the_metrics_of_a_cluster_match_the_documentation_and_top_shows_it(pair: tuple[Relay, Relay]) -> None:
     a, _ = pair
     assert exported(a.request("GET", "/metrics")[2].decode()) == documented() | documented("## In a cluster")
+    rows = [line.split() for line in run("top", a.url, "--once", COLUMNS="120").stdout.splitlines()]
+    assert ["cluster", "connected", "cluster", "lag", "0", "events"] in rows
 
 
 def test_a_drain_delivers_what_was_acknowledged(pair: tuple[Relay, Relay]) -> None:
@@ -483,6 +485,14 @@ def test_a_drain_delivers_what_was_acknowledged(pair: tuple[Relay, Relay]) -> No
         assert a.wait() == 0
         assert time.monotonic() - began_s < TIMEOUT_S
     eventually(lambda: b.stats()["log"]["head"] == 2002, "the other node has all events")
+
+
+def test_standard_input_is_published_completely_before_the_exit(redis: RedisServer) -> None:
+    lines = "".join(f"{number}\n" for number in range(5000))
+    done = run("--cluster", redis.url, "--stdin", "lines", "--exit-on-eof", "--listen", "127.0.0.1:0", input=lines)
+    assert done.returncode == 0, done.stderr
+    entries = redis.client.xrange("{relay}:log")
+    assert [json.loads(fields[b"v1"])["data"] for _, fields in entries] == lines.splitlines()
 
 
 def test_an_unreachable_broker_delays_the_start(redis: RedisServer) -> None:
