@@ -99,7 +99,7 @@ class Broker(Protocol):
     """The log of a cluster.
 
     One follower calls `open`, `renew`, `read`, `position` and `trim`, one after the other. One publisher calls
-    `connect`, `publish` and `head`. Each of them has a connection of its own. After an error, the caller closes its
+    `connect`, `publish` and `head`. Each has its own connection. After an error, the caller closes its
     connection (`close_follower`, `close_publisher`) and begins again with `open` or `connect`.
 
     Every call raises BrokerError if the broker cannot be reached.
@@ -131,7 +131,7 @@ class Broker(Protocol):
         """
 
     async def trim(self, before: int) -> None:
-        """Remove entries before a sequence, as far as the broker can do it cheaply."""
+        """Remove entries before a sequence. The broker may keep some of them, or have a retention of its own."""
 
     async def close_follower(self) -> None:
         """Close the follower's connection."""

@@ -1,7 +1,7 @@
 """The epochs of a log in a broker without scripts: a second log of records that replace one epoch by another.
 
 Theory of operation. Each record names the epoch that it replaces. A record whose known epoch is not the current one has
-no effect. All nodes read the records in the same order, so the epoch is replaced once, whichever nodes ask for it.
+no effect. All nodes read the records in the same order, so the epoch is replaced once, even if several nodes ask.
 
 Owns the format of a record, and the current epoch. Never connects.
 """

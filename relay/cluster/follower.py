@@ -78,7 +78,7 @@ class LogFollower:
         self.reconnects = 0
         self.lapped = 0
         self.renewals = 0  # epochs that this node renewed
-        self.broker_head = 1  # as far as known
+        self.broker_head = 1  # when the broker was asked last
         self.current_s = clock()  # the last time when the log had all entries of the broker, or advanced
         self._config = config
         self._hub = hub

@@ -1,4 +1,4 @@
-"""What the consumer and the producer of Kafka share: options, errors, and a thread in which their calls block.
+"""The parts that the consumer and the producer of Kafka share: options, errors, and a thread for blocking calls.
 
 Owns the options of librdkafka. Never sends or receives an event.
 """

@@ -21,7 +21,7 @@ from relay.core.seen import Seen
 from relay.errors import RequestError
 
 MESSAGE_BYTES_MAX = 100_000_000
-"""Largest message that the client library sends; the broker has a limit of its own."""
+"""Largest message that the client library sends. The broker has another limit."""
 
 
 class _Call:

@@ -194,7 +194,7 @@ class ClusterPublisher:
 
     @property
     def available(self) -> bool:
-        """Whether the broker can be reached, as far as known."""
+        """Whether the last attempts to reach the broker succeeded, those of the follower and those of the publisher."""
         return self.connected and self.following
 
     @property
