@@ -107,25 +107,27 @@ class LogFollower:
         backoff = Backoff(RECONNECT_MIN_S, RECONNECT_MAX_S, half_jitter)
         try:
             while True:
+                began_s = self._clock()
                 reason = await self._attempt()
-                if self.connected:
+                if self._clock() - began_s > RECONNECT_MAX_S:
                     backoff.reset()
-                    self.reconnects += 1
+                if reason:
+                    self.reconnects += self.connected
+                    self._on_lost(reason)
                 self.connected = False
-                self._on_lost(reason)
                 await self._broker.close_follower()
                 await asyncio.sleep(backoff.next_s())
         finally:
             await self._broker.close_follower()
 
     async def _attempt(self) -> str:
-        """Connect and follow until an error; return its reason."""
+        """Connect and follow until an error; return its reason, or nothing if only the log has changed."""
         try:
             await self._follow()
         except LogChangedError as error:
             self._replaced = isinstance(error, EntriesReplacedError)
             _logger.warning("cluster: the broker's log has changed: %s", error)
-            return str(error)
+            return ""
         except BrokerError as error:
             return str(error)
         except Exception:
