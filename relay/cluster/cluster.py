@@ -122,9 +122,7 @@ class Cluster:
             self._hub.set_linked(False)
         elif not self._hub.linked and current and self._hub.begun:
             self._hub.set_linked(True)
-        expired = [each for each in self._waiting if now_s >= each.deadline_s]
-        self._waiting = [each for each in self._waiting if now_s < each.deadline_s]
-        for each in expired:
+        for each in self._remove(lambda each: now_s >= each.deadline_s):
             each.done(self._trust(each.terms, each.ids))
 
     # Callbacks of the follower
@@ -147,11 +145,8 @@ class Cluster:
             hub.set_linked(True)
             self._begun.set()
         if self._waiting and hub.begun:
-            found = [each for each in self._waiting if each.head and each.head <= hub.log.head]
-            if found:
-                self._waiting = [each for each in self._waiting if each not in found]
-                for each in found:
-                    each.done(hub.find(each.terms, each.ids))
+            for each in self._remove(lambda each: 0 < each.head <= hub.log.head):
+                each.done(hub.find(each.terms, each.ids))
 
     # Last ids
 
@@ -176,12 +171,11 @@ class Cluster:
 
     def _ask_head(self) -> None:
         self._asking = False
-        asked = [each for each in self._waiting if not each.head]
+        asked = {each for each in self._waiting if not each.head}
 
         def answer(head: int | RelayError) -> None:
             if isinstance(head, RelayError):
-                self._waiting = [each for each in self._waiting if each not in asked]
-                for each in asked:
+                for each in self._remove(asked.__contains__):
                     each.done(self._trust(each.terms, each.ids))
                 return
             for each in asked:
@@ -189,6 +183,15 @@ class Cluster:
             self._on_advance()
 
         self.publisher.head(answer)
+
+    def _remove(self, condition: Callable[[_Find], bool]) -> list[_Find]:
+        """Remove and return the clients that meet a condition."""
+        removed: list[_Find] = []
+        waiting: list[_Find] = []
+        for each in self._waiting:
+            (removed if condition(each) else waiting).append(each)
+        self._waiting = waiting
+        return removed
 
     def _trust(self, terms: tuple[str, ...], ids: tuple[str, ...]) -> int | None:
         """Return the sequence of a last id while the broker cannot be asked.

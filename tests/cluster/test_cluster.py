@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from relay.cluster import cluster as module
 from relay.cluster import follower, publisher
-from relay.cluster.cluster import AHEAD_MAX, Cluster
+from relay.cluster.cluster import AHEAD_MAX, FINDS_MAX, Cluster
 from relay.config.model import Config
 from relay.errors import ConfigError
 from relay.event import Event
@@ -98,6 +99,15 @@ async def test_an_id_that_the_broker_does_not_have_is_unknown(node: Member) -> N
     node.find("ffffffff-1")
     await node.until(lambda: len(node.found) == 2)
     assert node.found == [None, None]
+
+
+async def test_a_storm_of_unknown_ids_is_answered_in_linear_time(node: Member) -> None:
+    """Comparing each of the clients with all others would take a minute."""
+    began_s = time.process_time()
+    for _ in range(FINDS_MAX):
+        node.find("0a1b2c3d-7")
+    await node.until(lambda: len(node.found) == FINDS_MAX)
+    assert time.process_time() - began_s < 10.0
 
 
 async def test_a_cancelled_client_receives_nothing(node: Member) -> None:
