@@ -136,7 +136,8 @@ class LogFollower:
 
     async def _follow(self) -> NoReturn:
         log = self._hub.log
-        await self._begin(await self._broker.open(secrets.token_hex(4)))
+        known = self._hub.head  # before the call, because a publish may be acknowledged meanwhile
+        await self._begin(await self._broker.open(secrets.token_hex(4)), known)
         while True:
             missing = self._begun_at - log.head
             if missing > 0:
@@ -149,13 +150,18 @@ class LogFollower:
             if self._clock() - self._checked_s >= POLL_S:
                 await self._check()
 
-    async def _begin(self, position: LogPosition) -> None:
-        """Continue with the log, or begin again."""
+    async def _begin(self, position: LogPosition, known: int) -> None:
+        """Continue with the log, or begin again.
+
+        Args:
+            position: the broker's position.
+            known: the head that this node knew before it asked for the position.
+        """
         hub, log, now_s = self._hub, self._hub.log, self._clock()
-        if position.epoch == log.epoch and self._has_lost(position):
+        if position.epoch == log.epoch and self._has_lost(position, known):
             _logger.error(
-                "cluster: the broker has lost entries; this node has %d, the broker has %d; renewing the epoch",
-                log.head - 1,
+                "cluster: the broker has lost entries; this node knows %d, the broker has %d; renewing the epoch",
+                known - 1,
                 position.head - 1,
             )
             epoch = secrets.token_hex(4)
@@ -166,6 +172,8 @@ class LogFollower:
         self.broker_head = position.head
         if position.epoch == log.epoch and position.tail <= log.head:
             hub.continue_from(position.head)
+            if position.tail == log.head and not position.mark:
+                self._mark = b""  # The broker has removed the last entry, so it cannot be compared.
         else:
             self._begin_again(position, now_s)
         self._checked_s = now_s
@@ -189,23 +197,26 @@ class LogFollower:
         self._begun_at = position.head
         self._trimmed = self._progress = position.tail
 
-    def _has_lost(self, position: LogPosition) -> bool:
-        """Return whether the broker lacks the last entry of this log, or has another one in its place."""
+    def _has_lost(self, position: LogPosition, known: int) -> bool:
+        """Return whether the broker lacks an entry that this node has or that the broker has acknowledged to this node.
+
+        This includes that the broker has another entry in the place of this log's last one.
+        """
         head = self._hub.log.head
         comparable = position.head == head and self._mark and position.mark
         has_another = comparable and position.mark != self._mark
-        return position.head < head or bool(has_another) or self._replaced
+        return position.head < known or bool(has_another) or self._replaced
 
     async def _check(self) -> None:
         """Compare the position with the broker's, and trim the broker's log like the log of this node."""
-        log = self._hub.log
+        log, known = self._hub.log, self._hub.head
         position = await self._broker.position()
         self._checked_s = now_s = self._clock()
         self.broker_head = position.head
         if position.epoch != log.epoch:
             raise LogChangedError(f"it has the epoch {position.epoch}")
-        if self._has_lost(position):
-            raise LogChangedError(f"it does not have entry {log.head - 1} of this node")
+        if self._has_lost(position, known):
+            raise LogChangedError(f"it does not have entry {known - 1}, or has another one")
         self._note_progress(now_s)
         # While this node reads old entries, it may evict some that other nodes retain.
         if log.tail > self._trimmed and log.head >= self._begun_at:

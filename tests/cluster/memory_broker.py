@@ -72,6 +72,8 @@ class MemoryBroker:
 
     def __init__(self, log: MemoryLog) -> None:
         self.log = log
+        self.has_marks = True
+        """Whether positions and entries have marks; otherwise the last entry is read again, as in Kafka."""
         self.published: list[list[Request]] = []
         self.trims: list[int] = []
         self.asked = 0
@@ -93,7 +95,8 @@ class MemoryBroker:
         log = self.log
         tail = log.entries[0][0].sequence if log.entries else log.head
         tail_ms = log.entries[0][0].time_ms if log.entries else log.time_ms
-        return LogPosition(log.epoch, log.head, log.mark, tail, tail_ms, log.time_ms, list(log.ended))
+        mark = log.mark if self.has_marks else b""
+        return LogPosition(log.epoch, log.head, mark, tail, tail_ms, log.time_ms, list(log.ended))
 
     async def renew(self, known: str, epoch: str) -> LogPosition:
         """Replace the epoch once."""
@@ -113,6 +116,8 @@ class MemoryBroker:
         """Return entries; wait until the test changes the log."""
         self._check()
         log = self.log
+        if mark and not self.has_marks:
+            self._compare(after, mark)
         if not [each for each in log.entries if each[0].sequence > after]:
             log.changed.clear()
             await log.changed.wait()
@@ -122,11 +127,18 @@ class MemoryBroker:
             after += 1
             if entry.sequence != after:
                 raise LogChangedError(f"entry {after} is missing")
-            if epoch and before != f"{epoch} {mark.decode()}":
+            if epoch and self.has_marks and before != f"{epoch} {mark.decode()}":
                 raise EntriesReplacedError(f"entry {after} does not continue the log")
             mark = entry.mark
             found.append(entry)
         return found
+
+    def _compare(self, after: int, mark: bytes) -> None:
+        marks = [entry.mark for entry, _ in self.log.entries if entry.sequence == after]
+        if not marks:
+            raise LogChangedError(f"entry {after} is not retained any more")
+        if marks != [mark]:
+            raise EntriesReplacedError(f"entry {after} is another one")
 
     async def trim(self, before: int) -> None:
         """Record and trim."""

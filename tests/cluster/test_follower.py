@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from relay.cluster import follower as module
+from relay.cluster.broker import LogPosition
 from relay.cluster.follower import LogFollower
 from relay.config.model import Config
 from relay.core.forms.framing import unwrap
@@ -249,6 +250,69 @@ async def test_an_empty_broker_begins_a_new_log_with_one_epoch(log: MemoryLog, n
     await second.follow()
     assert log.epoch != epoch
     assert first.data() == second.data() == ["2"]
+
+
+async def test_an_acknowledged_entry_that_was_lost_before_it_was_followed_renews_the_epoch(
+    log: MemoryLog, nodes: Start
+) -> None:
+    node = nodes()
+    publish(log, "1")
+    await node.follow()
+    epoch = log.epoch
+    log.silent = True
+    publish(log, "2")
+    node.hub.acknowledged = log.head  # the publisher of this node has told its client that the event is published
+    log.fork(2)
+    node.now_s += 2.0
+    log.wake()
+    await node.until(lambda: log.epoch != epoch)
+    await node.follow()
+    assert node.data() == ["1"]
+    assert node.follower.renewals == 1
+    assert node.hub.head == 2
+
+
+async def test_a_publish_that_is_acknowledged_while_the_position_is_read_is_not_a_loss(
+    log: MemoryLog, nodes: Start
+) -> None:
+    node = nodes()
+    publish(log, "1")
+    await node.follow()
+    epoch, ask = log.epoch, node.broker.position
+
+    async def ask_slowly() -> LogPosition:
+        position = await ask()
+        publish(log, "2")
+        node.hub.acknowledged = log.head
+        return position
+
+    node.broker.position = ask_slowly  # type: ignore[method-assign]
+    checked_s = node.follower._checked_s
+    node.now_s += 2.0
+    log.wake()
+    await node.until(lambda: node.follower._checked_s > checked_s)
+    await node.follow()
+    assert (log.epoch, node.connected) == (epoch, 1)
+
+
+async def test_a_node_continues_if_the_broker_has_removed_all_entries_and_has_no_marks(
+    log: MemoryLog, nodes: Start
+) -> None:
+    node = nodes()
+    node.broker.has_marks = False
+    publish(log, "1", "2")
+    await node.follow()
+    log.down = True
+    log.wake()
+    await node.until(lambda: len(node.lost) > 0)
+    log.trim(log.head)
+    log.down = False
+    connected = node.connected
+    await node.until(lambda: node.connected > connected)
+    publish(log, "3")
+    await node.follow()
+    assert node.data() == ["1", "2", "3"]
+    assert node.follower.lapped == node.follower.renewals == 0
 
 
 async def test_a_new_node_reads_a_log_whose_epoch_was_renewed(log: MemoryLog, nodes: Start) -> None:
