@@ -12,7 +12,7 @@ import functools
 import time
 from collections.abc import Sequence
 
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from relay.cluster.broker import BrokerError, NewEntry, Request, Result
 from relay.cluster.entry import FORM
@@ -31,8 +31,8 @@ class _Call:
         self.number = number
         self.epoch = epoch
         self.results: list[Result] = []
-        self.dedup: list[tuple[str, int]] = []  # key, and place of its event in `results`
-        self.repeats: list[tuple[int, int]] = []  # places of an event and of the first event with its key
+        self.dedup: list[tuple[str, int, str]] = []  # key, place of its event in `results`, and own id of the event
+        self.repeats: list[tuple[int, int, str]] = []  # place of an event; place and own id of the first with its key
         self.left = 0  # messages without an answer
         self.unsent: list[tuple[int, NewEntry]] = []  # messages to send, also again, with their places
 
@@ -65,13 +65,13 @@ class KafkaProducer:
             self._call = self._prepare(number, epoch, requests)
         call = self._call
         await self._thread.run(self._produce, call)
-        for key, place in call.dedup:
+        for key, place, id in call.dedup:
             result = call.results[place]
             if isinstance(result, int):
-                self._seen.add(key, f"{call.epoch}-{result}", time.monotonic())
-        for place, first in call.repeats:
+                self._seen.add(key, id or f"{call.epoch}-{result}", time.monotonic())
+        for place, first, id in call.repeats:
             result = call.results[first]
-            call.results[place] = f"{call.epoch}-{result}" if isinstance(result, int) else result
+            call.results[place] = id or f"{call.epoch}-{result}" if isinstance(result, int) else result
         return call.epoch, call.results
 
     async def head(self) -> int:
@@ -86,7 +86,7 @@ class KafkaProducer:
     def _prepare(self, number: int, epoch: str, requests: Sequence[Request]) -> _Call:
         """Find the events that are repeats; the others are to be sent."""
         call, now_s = _Call(number, epoch), time.monotonic()
-        firsts: dict[str, int] = {}
+        firsts: dict[str, tuple[int, str]] = {}
         for place, entry in enumerate(entry for request in requests for entry in request):
             key = entry.dedup
             known = None if key is None else self._seen.find(key, now_s)
@@ -94,16 +94,12 @@ class KafkaProducer:
             if known is not None:
                 continue
             if key is not None and key in firsts:
-                call.repeats.append((place, firsts[key]))
+                call.repeats.append((place, *firsts[key]))
                 continue
             call.unsent.append((place, entry))
-            if key is None:
-                continue
-            if entry.id is not None:
-                self._seen.add(key, entry.id, now_s)
-            else:
-                firsts[key] = place
-                call.dedup.append((key, place))
+            if key is not None:
+                firsts[key] = place, entry.id or ""
+                call.dedup.append((key, place, entry.id or ""))
         return call
 
     # In the thread
@@ -119,33 +115,57 @@ class KafkaProducer:
                     "message.max.bytes": MESSAGE_BYTES_MAX,
                 }
             )
+        if self._watcher is None:
             self._watcher = Consumer({**self._options.build(), "group.id": "relay"})
         self._producer.list_topics(self._topic, timeout=ANSWER_S)
 
     def _produce(self, call: _Call) -> None:
         producer = self._producer
         assert producer is not None, "the publisher is not connected"
-        unsent, call.unsent = call.unsent, []
-        for place, entry in unsent:
-            headers: list[tuple[str, str | bytes | None]] = [("relay", FORM)]
-            if entry.dedup is not None:
-                headers += [("dedup", entry.dedup.encode()), ("id", (entry.id or "").encode())]
-            producer.produce(
-                self._topic,
-                entry.payload,
-                partition=0,
-                headers=headers,
-                on_delivery=functools.partial(record_delivery, call, place, entry),
-            )
-            call.left += 1
-            producer.poll(0)
         deadline_s = time.monotonic() + ANSWER_S
+        unsent, call.unsent, sent = call.unsent, [], 0
+        try:
+            for place, entry in unsent:
+                self._send(producer, call, place, entry, deadline_s)
+                sent += 1
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError._FATAL:
+                self._discard(producer)
+            raise
+        finally:
+            call.unsent += unsent[sent:]
         while call.left:
             if time.monotonic() >= deadline_s:
                 raise BrokerError(self._options.describe(f"no answer within {ANSWER_S:g} s"))
             producer.poll(0.1)
         if call.unsent:
             raise BrokerError(self._options.describe("the broker rejected events"))
+
+    def _send(self, producer: Producer, call: _Call, place: int, entry: NewEntry, deadline_s: float) -> None:
+        """Pass one event to the client library; wait while its queue is full."""
+        headers: list[tuple[str, str | bytes | None]] = [("relay", FORM)]
+        if entry.dedup is not None:
+            headers += [("dedup", entry.dedup.encode()), ("id", (entry.id or "").encode())]
+        record = functools.partial(record_delivery, call, place, entry)
+        while True:
+            try:
+                producer.produce(self._topic, entry.payload, partition=0, headers=headers, on_delivery=record)
+            except BufferError:
+                if time.monotonic() >= deadline_s:
+                    raise BrokerError(self._options.describe(f"no answer within {ANSWER_S:g} s")) from None
+                producer.poll(0.1)
+                continue
+            call.left += 1
+            producer.poll(0)
+            return
+
+    def _discard(self, producer: Producer) -> None:
+        """Replace a producer that rejects all events after a fatal error, once it has answered its last messages.
+
+        The next producer sends the events without an answer again, so the broker may get them twice.
+        """
+        if not producer.flush(ANSWER_S):
+            self._producer = None
 
     def _head(self) -> int:
         assert self._watcher is not None, "the publisher is not connected"

@@ -6,15 +6,16 @@ Covers `relay.cluster.kafka_client`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from itertools import count
 from typing import cast
 
 import pytest
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from relay.cluster.broker import EntriesReplacedError, LogChangedError, LogEntry, NewEntry, Result
+from relay.cluster.broker import BrokerError, EntriesReplacedError, LogChangedError, LogEntry, NewEntry, Result
 from relay.cluster.kafka_broker import READ_ENTRIES_MAX, KafkaBroker
 from relay.cluster.kafka_producer import _Call, record_delivery
 from relay.config.broker_address import parse_kafka
@@ -172,3 +173,75 @@ def test_a_message_that_is_too_large_is_rejected_alone() -> None:
     record_delivery(call, 0, entry(), cast(KafkaError, Error()), cast(Message, None))
     assert isinstance(call.results[0], RequestError)
     assert (call.left, call.unsent) == (0, [])
+
+
+class Refusing:
+    """A producer that refuses some messages of a call with an error, and accepts the others."""
+
+    def __init__(self, *errors: Exception | None) -> None:
+        self.errors = list(errors)
+        self.sent: list[bytes] = []
+        self._answers: list[Callable[[], None]] = []
+
+    def produce(self, topic: str, payload: bytes, on_delivery: Callable[..., None], **_: object) -> None:
+        """Accept a message, or raise the next error."""
+        error = self.errors.pop(0) if self.errors else None
+        if error is not None:
+            raise error
+        self.sent.append(payload)
+        self._answers.append(functools.partial(on_delivery, None, Stored(len(self.sent) - 1)))
+
+    def poll(self, _: float) -> None:
+        """Answer the accepted messages."""
+        while self._answers:
+            self._answers.pop(0)()
+
+    def flush(self, _: float) -> int:
+        """Answer the accepted messages; none is left."""
+        self.poll(0)
+        return 0
+
+
+class Stored:
+    """A message that the broker has."""
+
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+
+    def offset(self) -> int:
+        """Return its offset."""
+        return self._offset
+
+
+async def test_a_full_queue_of_the_client_library_loses_no_event(nodes: list[KafkaNode]) -> None:
+    producer = Refusing(None, BufferError(), None, BufferError())
+    nodes[0].broker._producer._producer = cast(Producer, producer)
+    assert await nodes[0].publish([entry("1"), entry("2"), entry("3")]) == [1, 2, 3]
+    assert producer.sent == [b"1", b"2", b"3"]
+
+
+async def test_a_producer_that_failed_is_replaced_and_no_event_is_lost(nodes: list[KafkaNode]) -> None:
+    broker = nodes[0].broker
+    broker._producer._producer = cast(Producer, Refusing(None, KafkaException(KafkaError(KafkaError._FATAL))))
+    call = [[entry("1"), entry("2"), entry("3")]]
+    with pytest.raises(BrokerError):
+        await broker.publish(1, call)
+    await broker.connect()
+    # The first event has the offset that the failed producer reported; the topic of this test has the others.
+    assert await broker.publish(1, call) == (EPOCH, [1, 1, 2])
+
+
+async def test_the_key_of_a_rejected_event_is_not_a_repeat(nodes: list[KafkaNode]) -> None:
+    producer = nodes[0].broker._producer
+    large = entry(dedup="k", id="own")
+
+    class TooLarge(Refusing):
+        def produce(self, topic: str, payload: bytes, on_delivery: Callable[..., None], **_: object) -> None:
+            self._answers.append(functools.partial(on_delivery, KafkaError(KafkaError.MSG_SIZE_TOO_LARGE), None))
+
+    accepting, producer._producer = producer._producer, cast(Producer, TooLarge())
+    first, second = await nodes[0].publish([large, large])
+    assert isinstance(first, RequestError)
+    assert isinstance(second, RequestError)
+    producer._producer = accepting
+    assert await nodes[0].publish([large, large]) == [1, "own"]
