@@ -21,6 +21,7 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import quote
 from zlib import crc32
 
 import nats
@@ -56,6 +57,9 @@ BATCH_MESSAGES_MAX = 1000
 CALLS_MAX = 1000
 """Own batches whose sequences the follower remembers."""
 
+WINDOW_S_MIN = 120.0
+"""Shortest window for duplicates of a new stream. A call that is repeated after a lost connection needs it too."""
+
 EPOCHS = "-epochs"
 _BATCH_IS_REPEAT = 10201
 _MESSAGE_TOO_LARGE = 10054
@@ -87,7 +91,7 @@ class NatsBroker:
         self._address = address
         self._log = address.stream
         self._node = node
-        self._window_s = max(1.0, dedup_window_s)
+        self._window_s = max(WINDOW_S_MIN, dedup_window_s)
         self._password = password
         self._credentials = credentials
         self._tls = tls
@@ -250,7 +254,8 @@ class NatsBroker:
         run: list[NewEntry] = []
         async with _errors():
             for entry in (entry for request in requests for entry in request):
-                fits = len(entry.payload) + _HEADERS_BYTES_MAX <= self._publishing.max_payload
+                id_bytes = 0 if entry.dedup is None else len(message_id(entry.dedup))
+                fits = len(entry.payload) + id_bytes + _HEADERS_BYTES_MAX <= self._publishing.max_payload
                 if fits and entry.dedup is None:
                     run.append(entry)
                     if len(run) < BATCH_MESSAGES_MAX:
@@ -258,7 +263,7 @@ class NatsBroker:
                 results += await self._publish_batch(call, len(results), epoch, run)
                 run = []
                 if not fits:
-                    results.append(RequestError(413, "the event exceeds the limit of the broker (max_payload)"))
+                    results.append(_too_large("broker (max_payload)"))
                 elif entry.dedup is not None:
                     results.append(await self._publish_one(epoch, entry))
             results += await self._publish_batch(call, len(results), epoch, run)
@@ -283,6 +288,11 @@ class NatsBroker:
             sequence = int(answer["seq"]) - last + 1
         elif error.get("err_code") == _BATCH_IS_REPEAT:
             sequence = await self._sequence_of(id)
+        elif error.get("err_code") == _MESSAGE_TOO_LARGE:
+            if last == 1:
+                return [_too_large("stream (max_msg_size)")]
+            alone = [await self._publish_batch(call, place + at, epoch, [entry]) for at, entry in enumerate(run)]
+            return [result for results in alone for result in results]
         else:
             raise BrokerError(str(error.get("description", "JetStream rejected a batch")))
         return list(range(sequence, sequence + last))
@@ -296,13 +306,13 @@ class NatsBroker:
 
     async def _publish_one(self, epoch: str, entry: NewEntry) -> Result:
         """Publish an event with a dedup key."""
-        headers = {"relay": "v1", "relay-epoch": epoch, "Nats-Msg-Id": str(entry.dedup)}
+        headers = {"relay": "v1", "relay-epoch": epoch, "Nats-Msg-Id": message_id(str(entry.dedup))}
         message = await self._publishing.request(self._log, entry.payload, ANSWER_S, headers=headers)
         answer = json.loads(message.data)
         error = answer.get("error")
         if error is not None:
             if error.get("err_code") == _MESSAGE_TOO_LARGE:
-                return RequestError(413, "the event exceeds the limit of the stream (max_msg_size)")
+                return _too_large("stream (max_msg_size)")
             raise BrokerError(str(error.get("description", "JetStream rejected an event")))
         sequence = int(answer["seq"])
         if not answer.get("duplicate"):
@@ -356,6 +366,15 @@ class NatsBroker:
             await _close(client)
             raise
         return client
+
+
+def message_id(dedup: str) -> str:
+    """Return the message id for a dedup key. It is percent-encoded, because a header contains no line feed."""
+    return quote(dedup, safe="")
+
+
+def _too_large(limit: str) -> RequestError:
+    return RequestError(413, f"the event exceeds the limit of the {limit}")
 
 
 def _consumer(first: int) -> ConsumerConfig:

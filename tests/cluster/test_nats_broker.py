@@ -118,6 +118,29 @@ async def test_a_dedup_key_gives_the_first_id(nodes: list[NatsNode]) -> None:
     assert await first.publish([entry(dedup="a\nown", id="own"), entry(dedup="a\nown", id="own")]) == [3, "own"]
 
 
+async def test_dedup_keys_that_a_header_cannot_contain_are_different(nodes: list[NatsNode]) -> None:
+    keys = ["a\nk", "a k", "a\nk ", "a\r\nk", "a\nk\r\nNats-Rollup: all", "a\n\u20ac" + "\u20ac" * 255]
+    assert await nodes[0].publish([entry(dedup=key) for key in keys]) == [1, 2, 3, 4, 5, 6]
+    assert await nodes[1].publish([entry(dedup=key) for key in keys]) == [
+        f"{EPOCH}-{number}" for number in range(1, 7)
+    ]
+
+
+async def test_an_event_that_exceeds_the_limit_of_the_stream_is_rejected_alone(server: NatsServer) -> None:
+    client = await nats.connect(f"nats://127.0.0.1:{server.port}")
+    await client.jetstream().add_stream(
+        name="events", subjects=["events"], max_msg_size=1000, allow_atomic=True, duplicate_window=120.0
+    )
+    await client.close()
+    node = await NatsNode(server.url).start()
+    large = "x" * 2000
+    results = await node.publish([entry("1")], [entry(large)], [entry(large, dedup="a\nk")], [entry("2")])
+    assert [results[0], results[3]] == [1, 2]
+    assert isinstance(results[1], RequestError)
+    assert isinstance(results[2], RequestError)
+    await node.broker.close()
+
+
 async def test_an_event_that_is_too_large_is_rejected_alone(nodes: list[NatsNode]) -> None:
     results = await nodes[0].publish([entry("1")], [entry("x" * 2_000_000)], [entry("2")])
     assert [results[0], results[2]] == [1, 2]
