@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import msgspec
 
+from relay.core.ended import END
 from relay.core.log import Entry
 from relay.core.notice import gap_event
+from relay.core.writer import RESERVED
 from relay.errors import EventError
 from relay.event import Event
 from relay.event_json import parse_event
@@ -63,6 +65,8 @@ def decode_payload(form: bytes, payload: bytes, epoch: str, sequence: int, time_
     if topic is None:
         raise EventError("topic", "is missing")
     check_topic(topic)
+    if event.event is not None and event.event.startswith(RESERVED) and event.event != END:
+        raise EventError("event", f"types that begin with `{RESERVED}` are reserved")
     if id is not None and not may_keep(id, epoch):
         raise EventError("id", "is not an id that clients can send back")
     frame = encode(event, f"{epoch}-{sequence}", bytes_max, True)
