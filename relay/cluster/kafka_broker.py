@@ -140,12 +140,11 @@ class KafkaBroker:
             }
         )
         low, high = self._limits(self._epochs, create=True)
-        if low == high:
-            self._append_epoch("", epoch)
-            low, high = self._limits(self._epochs)
         self._epoch, self._epochs_stop = Epochs(), high
         for message in self._fetch_range(self._epochs, low, high):
             self._epoch.take(message.value() or b"")
+        if not self._epoch.current:
+            self._append_epoch("", epoch)
         return self._position()
 
     def _position(self) -> LogPosition:

@@ -111,8 +111,9 @@ class NatsBroker:
         self._follower = await self._connect()
         self._epochs, self._epochs_read = Epochs(), 0
         async with _errors():
-            epochs = await self._info(self._log + EPOCHS)
-            if not epochs.state.messages:
+            await self._info(self._log + EPOCHS)
+            await self._read_epochs()
+            if not self._epochs.current:
                 await self._append_epoch("", epoch)
             return await self._position()
 

@@ -225,5 +225,29 @@ def test_records_replace_only_the_epoch_that_they_name() -> None:
     assert epochs.take(encode_record("a", "c"))
     assert not epochs.take(encode_record("a", "d"))
     assert epochs.current == "c"
-    with pytest.raises(LogChangedError, match="malformed"):
-        epochs.take(b"[]")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *(b"", b"[]", b"\xff", b"[" * 100_000, b'{"known":"c"}'),
+        *(b'{"known":"c","epoch":""}', b'{"known":"c","epoch":"a\\nb"}'),
+    ],
+)
+def test_a_malformed_record_has_no_effect(record: bytes) -> None:
+    epochs = Epochs()
+    assert not epochs.take(record)
+    assert epochs.current == ""
+    assert epochs.take(encode_record("", "c"))
+    assert not epochs.take(record)
+    assert epochs.current == "c"
+
+
+async def test_a_malformed_first_record_does_not_prevent_a_start(server: NatsServer) -> None:
+    client = await nats.connect(f"nats://127.0.0.1:{server.port}")
+    await client.jetstream().add_stream(name="events-epochs", subjects=["events-epochs"])
+    await client.jetstream().publish("events-epochs", b"not JSON")
+    await client.close()
+    node = await NatsNode(server.url).start()
+    assert (await node.broker.position()).epoch == EPOCH
+    await node.broker.close()
