@@ -8,13 +8,18 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from relay.auth.tokens import Auth
 from relay.cluster import cluster as module
 from relay.cluster import follower, publisher
 from relay.cluster.cluster import AHEAD_MAX, FINDS_MAX, Cluster
 from relay.config.model import Config
 from relay.errors import ConfigError
 from relay.event import Event
+from relay.front.front import Front
+from relay.front.openings import Openings
+from relay.telemetry.metrics import Metrics
 from tests.cluster.memory_broker import MemoryBroker, MemoryLog
 from tests.cluster.test_publisher import Observed
 from tests.sim.conftest import use_native_engine
@@ -64,6 +69,54 @@ async def node(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Member]:
     yield node
     await node.cluster.close()
     node.engine._epoll.close()
+
+
+@pytest.fixture
+async def openings(node: Member, monkeypatch: pytest.MonkeyPatch) -> Openings:
+    """Return the part of a front that opens streams of the node directly."""
+    metrics = Metrics(node.hub, CollectorRegistry())
+    auth = Auth(node.config, frozenset(), wall=time.time)
+    loop = asyncio.get_running_loop()
+    front = Front(node.hub, node.config, metrics, lambda _: b"", b"", auth, loop, lambda: node.now_s)
+    front.become_edge(front.publisher, node.cluster.find)
+    monkeypatch.setattr(node.hub, "subscribe", lambda *_: None)  # the test has no sockets
+    return Openings(front)
+
+
+def opens(openings: Openings, last_id: str = "") -> bool:
+    """Return whether a request is opened directly; otherwise a connection looks its last id up."""
+    resume = f"Last-Event-ID: {last_id}\r\n" if last_id else ""
+    return openings.open(-1, "", f"GET /events?topic=a HTTP/1.1\r\nHost: a\r\n{resume}\r\n".encode())
+
+
+async def test_only_streams_whose_last_id_is_known_open_directly(node: Member, openings: Openings) -> None:
+    assert opens(openings)
+    assert opens(openings, "0a1b2c3d-1")
+    assert not opens(openings, "0a1b2c3d-2")
+    node.log.append(b'{"topic":"a","data":"2"}', b"2")
+    await node.until(lambda: node.hub.log.head == 3)
+    assert opens(openings, "0a1b2c3d-2")
+
+
+async def test_an_id_of_the_epoch_before_is_looked_up_after_the_new_log_is_complete(
+    node: Member, openings: Openings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "READ_MAX", 1)
+    for number in range(2, 30):
+        node.log.append(b'{"topic":"a","data":"2"}', b"%d" % number)
+    await node.until(lambda: node.hub.log.head == 30)
+    node.hub.begin("ffffffff", 1, 30, 0.0, node.now_s)  # as for a new epoch, before its entries
+    assert not opens(openings, "0a1b2c3d-1")
+    node.find("0a1b2c3d-1")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert node.found == []
+    node.log.epoch = "ffffffff"
+    node.now_s += 2.0
+    node.log.wake()
+    await node.until(lambda: node.found == [None])
+    assert node.hub.begun
+    assert node.hub.log.head == 30
 
 
 async def test_the_start_ends_with_the_history(node: Member) -> None:
