@@ -244,7 +244,8 @@ def _unchanged(response: Any, **_: Any) -> Any:
 
 def _reason(error: Exception) -> str:
     """Return the text of an error on one line. It contains names of hosts and users, but no password."""
-    text = " ".join(str(error).split())[:300]
+    # A server that does not know AUTH repeats the arguments of the command.
+    text = " ".join(str(error).partition(", with args beginning with")[0].split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from relay.cluster.broker import BrokerError, LogChangedError, LogEntry, NewEntr
 from relay.cluster.redis_broker import READ_ENTRIES_MAX, RedisBroker
 from relay.config.broker_address import parse_redis
 from relay.errors import EndedError
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, need_redis
 
 EPOCH = "0a1b2c3d"
 
@@ -236,6 +237,19 @@ async def test_errors_contain_no_password(redis: RedisServer) -> None:
         await node.broker.open(EPOCH)
     assert "a-secret" not in str(raised.value)
     await node.broker.close_follower()
+
+
+async def test_errors_of_a_server_without_authentication_contain_no_password(tmp_path: Path) -> None:
+    need_redis()
+    server = RedisServer(tmp_path, "--rename-command", "AUTH", "")
+    try:
+        node = Node(server, url=f"redis://user:a-secret@127.0.0.1:{server.port}/0")
+        with pytest.raises(BrokerError, match="unknown command") as raised:
+            await node.broker.open(EPOCH)
+        assert "a-secret" not in str(raised.value)
+        await node.broker.close_follower()
+    finally:
+        server.close()
 
 
 async def test_a_user_with_the_documented_rights_suffices(redis: RedisServer) -> None:
