@@ -19,7 +19,11 @@ from nats.aio.subscription import Subscription
 from relay.cluster.broker import BrokerError
 
 BATCH = 512
-"""Messages of one request, which bounds the messages that wait in memory."""
+"""Messages of one request."""
+
+BATCH_BYTES = 4 * 1024 * 1024
+"""Bytes of one request; more if the server accepts larger messages, so that each message fits. Together with `BATCH`,
+this bounds the messages that wait in memory."""
 
 EXPIRES_S = 30
 """Time after which the server ends a request."""
@@ -40,7 +44,8 @@ class NatsPull:
     def __init__(self, client: Client, stream: str, consumer: str) -> None:
         self._client = client
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-        self._request = json.dumps({"batch": BATCH, "expires": EXPIRES_S * 10**9}).encode()
+        size = max(BATCH_BYTES, 2 * client.max_payload)
+        self._request = json.dumps({"batch": BATCH, "max_bytes": size, "expires": EXPIRES_S * 10**9}).encode()
         self._inbox = client.new_inbox()
         self._subscription: Subscription | None = None
         self._messages: deque[Msg] = deque()
@@ -81,8 +86,8 @@ class NatsPull:
         return taken
 
     async def _ask(self) -> None:
-        """Request more messages if no request is pending and few messages wait."""
-        if self._left <= 0 and len(self._messages) < BATCH:
+        """Request more messages if no request is pending and no message waits."""
+        if self._left <= 0 and not self._messages:
             self._left = BATCH
             await self._client.publish(self._subject, self._request, reply=self._inbox)
 

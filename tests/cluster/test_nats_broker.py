@@ -5,6 +5,7 @@ Covers `relay.cluster.epochs` and `relay.cluster.nats_pull`.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -17,6 +18,7 @@ import pytest
 from relay.cluster.broker import BrokerError, EntriesReplacedError, LogChangedError, LogEntry, NewEntry, Result
 from relay.cluster.epochs import Epochs, encode_record
 from relay.cluster.nats_broker import BATCH_MESSAGES_MAX, READ_ENTRIES_MAX, NatsBroker
+from relay.cluster.nats_pull import BATCH_BYTES
 from relay.config.broker_address import parse_nats
 from relay.errors import RequestError
 from tests.nats_server import NatsServer
@@ -109,6 +111,22 @@ async def test_a_large_call_is_several_batches(nodes: list[NatsNode]) -> None:
     assert await nodes[0].publish([entry(str(place)) for place in range(number)]) == list(range(1, number + 1))
     read = await nodes[1].read(count=number)
     assert [each.payload for each in read] == [str(place).encode() for place in range(number)]
+
+
+async def test_large_messages_that_wait_are_bounded(nodes: list[NatsNode]) -> None:
+    first, second = nodes
+    for _ in range(30):
+        await first.publish([entry("x" * 900_000)])
+    read = await second.broker.read(0, 1, "", b"", 5.0)
+    pull = second.broker._consumer
+    assert pull is not None
+    async with asyncio.timeout(20):
+        while pull._left > 0:  # the server ends the request at its limit of bytes
+            await asyncio.sleep(0.01)
+    assert sum(len(message.data) for message in pull._messages) < BATCH_BYTES
+    while len(read) < 30:
+        read = [*read, *await second.broker.read(len(read), 1, "", b"", 5.0)]
+    assert [each.sequence for each in read] == list(range(1, 31))
 
 
 async def test_a_dedup_key_gives_the_first_id(nodes: list[NatsNode]) -> None:
