@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from relay.cluster.broker import BrokerError, LogChangedError, LogEntry, NewEntry, Result
-from relay.cluster.redis_broker import READ_ENTRIES_MAX, RedisBroker
+from relay.cluster.redis_broker import READ_BYTES, READ_ENTRIES_FIRST, READ_ENTRIES_MAX, RedisBroker
 from relay.config.broker_address import parse_redis
 from relay.errors import EndedError
 from tests.redis_server import RedisServer, need_redis
@@ -134,8 +134,19 @@ async def test_an_entry_with_any_bytes_is_unchanged(node: Node) -> None:
 
 async def test_a_read_is_limited(node: Node) -> None:
     await node.publish([entry(str(number)) for number in range(READ_ENTRIES_MAX + 1)])
-    assert len(await node.read()) == READ_ENTRIES_MAX
+    assert [len(await node.read()) for _ in range(7)] == [16, 32, 64, 128, 256, READ_ENTRIES_MAX, READ_ENTRIES_MAX]
     assert len(await node.broker.read(0, 2, "", b"", 0.05)) == 2
+    await node.broker.open("")
+    assert len(await node.read()) == READ_ENTRIES_FIRST
+
+
+async def test_a_read_requests_fewer_entries_while_they_are_large(node: Node) -> None:
+    for _ in range(20):
+        await node.publish([entry("x" * 1_000_000)])
+    await node.publish([entry()])
+    assert [len(await node.read()) for _ in range(2)] == [READ_ENTRIES_FIRST, READ_BYTES // 1_000_000]
+    assert [len(await node.read(20)) for _ in range(2)] == [1, 1]
+    assert [len(await node.read()) for _ in range(2)] == [16, 4]
 
 
 async def test_a_read_waits_for_the_next_entry(node: Node, other: Node) -> None:
