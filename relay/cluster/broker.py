@@ -89,7 +89,7 @@ class NewEntry(NamedTuple):
 
 
 Request = Sequence[NewEntry]
-"""Events that are published together, all or none."""
+"""Events that are published together, all or none. The implementations state the exceptions."""
 
 Result = int | str | RelayError
 """The sequence of an event, the id of an earlier event with its dedup key, or the reason why it was rejected."""

@@ -42,6 +42,7 @@ EPOCHS = "-epochs"
 
 _NOT_RETAINED = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
+
 class KafkaBroker:
     """The log of one cluster.
 
@@ -246,7 +247,10 @@ class KafkaBroker:
         await self._producer.connect()
 
     async def publish(self, call: int, requests: Sequence[Request]) -> tuple[str, list[Result]]:
-        """Publish requests in order. The events of a request are not atomic if this process dies."""
+        """Publish requests in order.
+
+        A request is not atomic if this process dies meanwhile, or if the broker rejects an event because of its size.
+        """
         return await self._producer.publish(call, self._epoch.current, requests)
 
     async def head(self) -> int:

@@ -22,7 +22,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 from relay.backoff import Backoff, half_jitter
 from relay.cluster.broker import Broker, BrokerError, NewEntry, Result
@@ -49,6 +48,9 @@ QUEUE_BYTES_MAX = 16 * 1024 * 1024
 
 UNAVAILABLE = "the broker is unavailable"
 
+HeadDone = Callable[[int | RelayError], None]
+"""Receives the sequence of the next entry, or an error."""
+
 _logger = logging.getLogger("relay.cluster")
 
 
@@ -65,12 +67,6 @@ class _Publication:
         self.done = done
         self.sent = False
         self.size = sum(len(entry.payload) for entry in entries)
-
-
-class HeadDone(Protocol):
-    """Receives the sequence of the next entry, or an error."""
-
-    def __call__(self, head: int | RelayError, /) -> None: ...
 
 
 class ClusterPublisher:
@@ -332,11 +328,11 @@ class ClusterPublisher:
             self.pending -= len(publication.entries)
             self._bytes -= publication.size
             ids: list[str] = []
-            rejected: RelayError | None = None
-            for entry in publication.entries:
+            rejected: dict[int, RelayError] = {}  # number of an event in its request → why it was rejected
+            for number, entry in enumerate(publication.entries, 1):
                 result = next(results)
                 if isinstance(result, RelayError):
-                    rejected = result
+                    rejected[number] = result
                 elif isinstance(result, str):
                     self.repeats += 1
                     ids.append(result)
@@ -345,7 +341,7 @@ class ClusterPublisher:
                     if epoch == self._hub.log.epoch:
                         self._hub.acknowledged = max(self._hub.acknowledged, result + 1)
                     ids.append(f"{epoch}-{result}" if entry.id is None else entry.id)
-            publication.done(ids if rejected is None else rejected)
+            publication.done(_rejection(rejected, len(publication.entries)) if rejected else ids)
         self._finish(len(call))
 
     def _finish(self, count: int) -> None:
@@ -363,14 +359,21 @@ class ClusterPublisher:
                 callback()
 
 
+def _rejection(rejected: dict[int, RelayError], count: int) -> RelayError:
+    """Return the error for a request of `count` events; it names the rejected ones if the others are published."""
+    [*_, (_, error)] = rejected.items()
+    if len(rejected) == count or not isinstance(error, RequestError):
+        return error
+    numbers = ", ".join(map(str, rejected))
+    return RequestError(error.status, f"of {count} events, all are published except number {numbers}: {error}")
+
+
 class _Waiting:
     """A request that waits for the broker, with a time limit."""
 
     __slots__ = ("_done", "_owner", "_timer", "publication")
 
-    def __init__(
-        self, owner: ClusterPublisher, entries: list[NewEntry], done: Done, timeout_s: float
-    ) -> None:
+    def __init__(self, owner: ClusterPublisher, entries: list[NewEntry], done: Done, timeout_s: float) -> None:
         self._owner = owner
         self._done: Done | None = done
         self.publication = _Publication(entries, self)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from relay.cluster import publisher as module
+from relay.cluster.broker import Result
 from relay.cluster.publisher import CALL_EVENTS_MAX, QUEUE_EVENTS_MAX, ClusterPublisher
 from relay.config.model import Config
 from relay.errors import EndedError, EventError, RequestError
@@ -155,6 +156,26 @@ async def test_a_topic_that_another_node_ended_rejects_a_whole_request(node: Pub
     assert isinstance(receipt.error, EndedError)
     assert node.kinds == {"cluster event": 1}
     assert node.log.entries == []
+
+
+async def test_an_error_states_which_events_of_a_request_are_published(
+    node: Publishing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = RequestError(413, "too large")
+
+    async def publish(*_: object) -> tuple[str, list[Result]]:
+        return "sim", [1, large, 2, large, large, large]
+
+    monkeypatch.setattr(node.broker, "publish", publish)
+    node.request(event("1"), event("2"), event("3"), event("4"))
+    node.request(event("5"), event("6"))
+    await node.until(lambda: len(node.answers) == 2)
+    partly, wholly = node.answers
+    assert isinstance(partly, RequestError)
+    assert partly.status == 413
+    assert str(partly) == "of 4 events, all are published except number 2, 4: too large"
+    assert wholly is large
+    assert (node.publisher.events, node.publisher.pending) == (2, 0)
 
 
 async def test_a_dedup_key_gives_the_first_id(node: Publishing) -> None:
