@@ -5,7 +5,9 @@ It keeps its data when it restarts.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -14,7 +16,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import nkeys
 import pytest
 
 from tests.running import TIMEOUT_S, free_port
@@ -90,3 +94,44 @@ class NatsServer:
         """End the server."""
         self._process.send_signal(signal.SIGCONT)
         self.kill()
+
+
+def make_accounts(folder: Path) -> tuple[Path, Path]:
+    """Write the settings of a server whose users log in with tokens, and the credentials file of a user.
+
+    Returns:
+        the paths of both files.
+    """
+    operator, system, account, user = (
+        nkeys.from_seed(nkeys.encode_seed(os.urandom(32), getattr(nkeys, f"PREFIX_BYTE_{role}")))
+        for role in ("OPERATOR", "ACCOUNT", "ACCOUNT", "USER")
+    )
+    limits = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1) | {"wildcards": True}
+    jetstream = dict.fromkeys(("disk_storage", "streams", "consumer"), -1)
+    tokens = {
+        each.public_key.decode(): _token(operator, each, "account", {"limits": granted})
+        for each, granted in ((system, limits), (account, limits | jetstream))
+    }
+    settings, credentials = folder / "accounts.conf", folder / "user.creds"
+    settings.write_text(
+        f"operator: {_token(operator, operator, 'operator', {})}\nsystem_account: {system.public_key.decode()}\n"
+        f"resolver: MEMORY\nresolver_preload: {json.dumps(tokens)}\n"
+    )
+    token = _token(account, user, "user", {"subs": -1, "data": -1, "payload": -1})
+    credentials.write_text(
+        f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n"
+    )
+    return settings, credentials
+
+
+def _token(issuer: Any, subject: Any, kind: str, claims: dict[str, Any]) -> str:
+    """Return the token with which the issuer certifies a key."""
+    keys = {"iss": issuer.public_key.decode(), "sub": subject.public_key.decode(), "name": kind, "jti": kind}
+    body = {**keys, "iat": int(time.time()), "nats": {**claims, "type": kind, "version": 2}}
+    parts = [_encoded(json.dumps(part).encode()) for part in ({"typ": "JWT", "alg": "ed25519-nkey"}, body)]
+    return ".".join([*parts, _encoded(issuer.sign(".".join(parts).encode()))])
+
+
+def _encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")

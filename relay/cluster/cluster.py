@@ -135,7 +135,8 @@ class Cluster:
 
     def _on_lost(self, reason: str) -> None:
         if not self._lost:
-            _logger.error("cluster: lost %s: %s", self._shown, reason)
+            event = "lost" if self.follower.connected else "cannot reach"
+            _logger.error("cluster: %s %s: %s; relay tries again", event, self._shown, reason)
         self._lost = reason
         self.publisher.set_following(False)
 
@@ -284,7 +285,8 @@ def _kafka(config: Config, address: KafkaAddress) -> Broker:
 
 
 def _nats(config: Config, address: NatsAddress) -> Broker:
-    need_extra("nats", "nats", "cluster")
+    for module in ("nats", "nkeys"):
+        need_extra(module, "nats", "cluster")
     from relay.cluster.nats_broker import NatsBroker  # imported here, because nats-py is optional
 
     def context() -> ssl.SSLContext:
@@ -298,7 +300,6 @@ def _nats(config: Config, address: NatsAddress) -> Broker:
         secrets.token_hex(4),
         config.dedup_window_s,
         lambda: _read_password(config.cluster_password_file),
-        "" if address.user else config.cluster_password_file,
         context if address.tls else None,
     )
 

@@ -1,30 +1,18 @@
 """The log of a cluster in NATS JetStream: a stream with one subject.
 
-Theory of operation. The sequence of an entry is that of its message. The events of a call go out as atomic batches
-(JetStream 2.12): all messages of a batch are stored next to each other, or none. An event with a dedup key goes out
-alone, with the key as its message id, so that JetStream recognizes a repeat. The first message of a batch has a message
-id too, so that a call that is repeated is not stored twice; the follower then knows its sequence.
+Theory of operation. The sequence of an entry is that of its message. The epoch is in a second stream; see
+`relay.cluster.epochs`. JetStream does not tell which entry precedes an entry, so the follower compares its last entry
+whenever it begins to read.
 
-The epoch is in a second stream; see `relay.cluster.epochs`. JetStream does not tell which entry precedes an entry, so
-the follower compares its last entry whenever it begins to read.
-
-Owns the two connections. nats-py is imported only here.
+Owns the follower's connection. `relay.cluster.nats_publisher` publishes.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-import secrets
 import ssl
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
-from urllib.parse import quote
 from zlib import crc32
 
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType, StreamConfig, StreamInfo
@@ -37,34 +25,24 @@ from relay.cluster.broker import (
     LogChangedError,
     LogEntry,
     LogPosition,
-    NewEntry,
     Request,
     Result,
 )
 from relay.cluster.entry import FORM
 from relay.cluster.epochs import Epochs, encode_record
+from relay.cluster.nats_client import ANSWER_S, NatsConnector, close, errors
+from relay.cluster.nats_publisher import NatsPublisher
 from relay.cluster.nats_pull import NatsPull
 from relay.config.broker_address import NatsAddress
-from relay.errors import RequestError
-
-ANSWER_S = 5.0
-"""Time limit of an answer, in addition to the time that the call may wait."""
 
 READ_ENTRIES_MAX = 512
-BATCH_MESSAGES_MAX = 1000
-"""Messages of an atomic batch; the default limit of the server. A larger request is several batches."""
-
-CALLS_MAX = 1000
-"""Own batches whose sequences the follower remembers."""
+"""Entries in one read; `relay.cluster.nats_pull` limits their bytes."""
 
 WINDOW_S_MIN = 120.0
 """Shortest window for duplicates of a new stream. A call that is repeated after a lost connection needs it too."""
 
 EPOCHS = "-epochs"
-_BATCH_IS_REPEAT = 10201
-_MESSAGE_TOO_LARGE = 10054
 _INACTIVE_S = 30.0
-_HEADERS_BYTES_MAX = 1024
 
 
 class NatsBroker:
@@ -74,8 +52,7 @@ class NatsBroker:
         address: the servers and the stream.
         node: identifies this process as a publisher: 8 hexadecimal digits.
         dedup_window_s: lifetime of dedup keys, if this node creates the stream.
-        password: returns the password; called before each connection.
-        credentials: path of a credentials file of NATS; empty for none.
+        password: returns the password, or the contents of a credentials file; see `NatsConnector`.
         tls: makes the context of TLS; None without TLS.
     """
 
@@ -85,32 +62,26 @@ class NatsBroker:
         node: str,
         dedup_window_s: float,
         password: Callable[[], str],
-        credentials: str,
         tls: Callable[[], ssl.SSLContext] | None,
     ) -> None:
-        self._address = address
         self._log = address.stream
-        self._node = node
         self._window_s = max(WINDOW_S_MIN, dedup_window_s)
-        self._password = password
-        self._credentials = credentials
-        self._tls = tls
+        self._connector = NatsConnector(address, password, tls)
+        self._publisher = NatsPublisher(address.stream, node, self._connector)
         self._follower: Client | None = None
-        self._publisher: Client | None = None
         self._consumer: NatsPull | None = None
         self._next = 0  # sequence of the next message that the consumer returns
         self._epochs = Epochs()
         self._epochs_read = 0  # sequence of the last record of the stream of epochs
-        self._own: OrderedDict[str, int] = OrderedDict()  # message id of an own batch → its first sequence
 
     # The follower
 
     async def open(self, epoch: str) -> LogPosition:
         """Connect the follower. If the broker has no log, create one with this epoch."""
         await self.close_follower()
-        self._follower = await self._connect()
+        self._follower = await self._connector.connect()
         self._epochs, self._epochs_read = Epochs(), 0
-        async with _errors():
+        async with errors():
             await self._info(self._log + EPOCHS)
             await self._read_epochs()
             if not self._epochs.current:
@@ -119,13 +90,13 @@ class NatsBroker:
 
     async def renew(self, known: str, epoch: str) -> LogPosition:
         """Replace the epoch `known` by `epoch`, unless another node has replaced it before."""
-        async with _errors():
+        async with errors():
             await self._append_epoch(known, epoch)
             return await self._position()
 
     async def position(self) -> LogPosition:
         """Return epoch and head of the log; `read` compares the marks."""
-        async with _errors():
+        async with errors():
             info = await self._stream.stream_info(self._log)
             await self._read_epochs()
         return LogPosition(self._epochs.current, info.state.last_seq + 1, b"")
@@ -134,7 +105,7 @@ class NatsBroker:
         """Return the next entries, in order; wait up to `wait_s` for the first one."""
         # The last entry is read again to compare its mark.
         first = after if epoch and mark and self._next != after + 1 else after + 1
-        async with _errors():
+        async with errors():
             if self._next != first:
                 await self._subscribe(first)
             assert self._consumer is not None
@@ -160,7 +131,7 @@ class NatsBroker:
     async def close_follower(self) -> None:
         """Close the follower's connection."""
         client, self._follower, self._consumer, self._next = self._follower, None, None, 0
-        await _close(client)
+        await close(client)
 
     @property
     def _stream(self) -> JetStreamContext:
@@ -232,11 +203,8 @@ class NatsBroker:
         words = message.reply.split(".")
         place = 5 if len(words) == 9 else 7
         sequence, time_ms = int(words[place]), int(words[place + 2]) // 1_000_000
-        call = headers.get("relay-call")
-        if call is not None and call.startswith(self._node):
-            self._own[call] = sequence
-            while len(self._own) > CALLS_MAX:
-                self._own.popitem(last=False)
+        if "relay-call" in headers:
+            self._publisher.note(headers["relay-call"], sequence)
         form = headers.get("relay", FORM.decode()).encode()
         mark = b"%d-%08x" % (time_ms, crc32(message.data))
         return LogEntry(sequence, time_ms, form, message.data, mark), headers.get("relay-epoch", "")
@@ -245,137 +213,25 @@ class NatsBroker:
 
     async def connect(self) -> None:
         """Connect the publisher."""
-        await self.close_publisher()
-        self._publisher = await self._connect()
+        await self._publisher.connect()
 
     async def publish(self, call: int, requests: Sequence[Request]) -> tuple[str, list[Result]]:
         """Publish requests in order. A request with dedup keys, or with many events, is not atomic."""
         epoch = self._epochs.current
-        results: list[Result] = []
-        run: list[NewEntry] = []
-        async with _errors():
-            for entry in (entry for request in requests for entry in request):
-                id_bytes = 0 if entry.dedup is None else len(message_id(entry.dedup))
-                fits = len(entry.payload) + id_bytes + _HEADERS_BYTES_MAX <= self._publishing.max_payload
-                if fits and entry.dedup is None:
-                    run.append(entry)
-                    if len(run) < BATCH_MESSAGES_MAX:
-                        continue
-                results += await self._publish_batch(call, len(results), epoch, run)
-                run = []
-                if not fits:
-                    results.append(_too_large("broker (max_payload)"))
-                elif entry.dedup is not None:
-                    results.append(await self._publish_one(epoch, entry))
-            results += await self._publish_batch(call, len(results), epoch, run)
-        return epoch, results
-
-    async def _publish_batch(self, call: int, place: int, epoch: str, run: Sequence[NewEntry]) -> list[Result]:
-        """Publish events next to each other, all or none."""
-        if not run:
-            return []
-        client, id = self._publishing, f"{self._node}-{call}-{place}"
-        first = {"relay": "v1", "relay-epoch": epoch, "relay-call": id, "Nats-Msg-Id": id}
-        last, batch_id = len(run), secrets.token_hex(8)
-        for number, entry in enumerate(run, 1):
-            batch = {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
-            headers = {**(first if number == 1 else {}), **batch}
-            if number < last:
-                await client.publish(self._log, entry.payload, headers=headers)
-        headers["Nats-Batch-Commit"] = "1"
-        answer = json.loads((await client.request(self._log, run[-1].payload, ANSWER_S, headers=headers)).data)
-        error = answer.get("error")
-        if error is None:
-            sequence = int(answer["seq"]) - last + 1
-        elif error.get("err_code") == _BATCH_IS_REPEAT:
-            sequence = await self._sequence_of(id)
-        elif error.get("err_code") == _MESSAGE_TOO_LARGE:
-            if last == 1:
-                return [_too_large("stream (max_msg_size)")]
-            alone = [await self._publish_batch(call, place + at, epoch, [entry]) for at, entry in enumerate(run)]
-            return [result for results in alone for result in results]
-        else:
-            raise BrokerError(str(error.get("description", "JetStream rejected a batch")))
-        return list(range(sequence, sequence + last))
-
-    async def _sequence_of(self, id: str) -> int:
-        """Return the sequence of an own batch that was stored before; wait until the follower has it."""
-        async with asyncio.timeout(ANSWER_S):
-            while id not in self._own:
-                await asyncio.sleep(0.01)
-        return self._own[id]
-
-    async def _publish_one(self, epoch: str, entry: NewEntry) -> Result:
-        """Publish an event with a dedup key."""
-        headers = {"relay": "v1", "relay-epoch": epoch, "Nats-Msg-Id": message_id(str(entry.dedup))}
-        message = await self._publishing.request(self._log, entry.payload, ANSWER_S, headers=headers)
-        answer = json.loads(message.data)
-        error = answer.get("error")
-        if error is not None:
-            if error.get("err_code") == _MESSAGE_TOO_LARGE:
-                return _too_large("stream (max_msg_size)")
-            raise BrokerError(str(error.get("description", "JetStream rejected an event")))
-        sequence = int(answer["seq"])
-        if not answer.get("duplicate"):
-            return sequence
-        return f"{epoch}-{sequence}" if entry.id is None else entry.id
+        return epoch, await self._publisher.publish(call, epoch, requests)
 
     async def head(self) -> int:
         """Return the sequence of the next entry, on the publisher's connection."""
-        async with _errors():
-            info = await self._publishing.jetstream(timeout=ANSWER_S).stream_info(self._log)
-        return int(info.state.last_seq) + 1
+        return await self._publisher.head()
 
     async def close_publisher(self) -> None:
         """Close the publisher's connection."""
-        client, self._publisher = self._publisher, None
-        await _close(client)
+        await self._publisher.close()
 
     async def close(self) -> None:
         """Close all connections."""
         await self.close_follower()
         await self.close_publisher()
-
-    @property
-    def _publishing(self) -> Client:
-        assert self._publisher is not None, "the publisher is not connected"
-        return self._publisher
-
-    async def _connect(self) -> Client:
-        address = self._address
-        scheme = "tls" if address.tls else "nats"
-        login: dict[str, Any] = {}
-        if self._credentials:
-            login = {"user_credentials": self._credentials}
-        elif address.user:
-            login = {"user": address.user, "password": address.password or self._password()}
-        client = Client()
-        try:
-            async with _errors():
-                await client.connect(
-                    servers=[f"{scheme}://{host}:{port}" for host, port in address.hosts],
-                    name="relay",
-                    allow_reconnect=False,
-                    connect_timeout=int(ANSWER_S),
-                    ping_interval=2,
-                    max_outstanding_pings=2,
-                    error_cb=_ignore,
-                    tls=self._tls() if self._tls is not None else None,
-                    **login,
-                )
-        except BaseException:
-            await _close(client)
-            raise
-        return client
-
-
-def message_id(dedup: str) -> str:
-    """Return the message id for a dedup key. It is percent-encoded, because a header contains no line feed."""
-    return quote(dedup, safe="")
-
-
-def _too_large(limit: str) -> RequestError:
-    return RequestError(413, f"the event exceeds the limit of the {limit}")
 
 
 def _consumer(first: int) -> ConsumerConfig:
@@ -387,25 +243,3 @@ def _consumer(first: int) -> ConsumerConfig:
         num_replicas=1,
         inactive_threshold=_INACTIVE_S,
     )
-
-
-async def _ignore(_: Exception) -> None:
-    """Ignore an error that the library also raises from the call that failed."""
-
-
-async def _close(client: Client | None) -> None:
-    if client is not None:
-        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-            async with asyncio.timeout(ANSWER_S):
-                await client.close()
-
-
-@contextlib.asynccontextmanager
-async def _errors() -> Any:
-    """Turn the library's errors into BrokerError, with a limit for the whole operation."""
-    try:
-        async with asyncio.timeout(2 * ANSWER_S):
-            yield
-    except (nats.errors.Error, OSError, TimeoutError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise BrokerError(f"{type(error).__name__}: {text}" if text else type(error).__name__) from None

@@ -1,6 +1,6 @@
 """The log in JetStream, against a real server.
 
-Covers `relay.cluster.epochs` and `relay.cluster.nats_pull`.
+Covers `relay.cluster.epochs`, `relay.cluster.nats_client` and `relay.cluster.nats_pull`.
 """
 
 from __future__ import annotations
@@ -9,19 +9,25 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import nats
 import pytest
+from nats.js.api import StreamConfig
 
-from relay.cluster.broker import BrokerError, EntriesReplacedError, LogChangedError, LogEntry, NewEntry, Result
+from relay.cluster import cluster
+from relay.cluster.broker import Broker, BrokerError, EntriesReplacedError, LogChangedError, LogEntry, NewEntry, Result
 from relay.cluster.epochs import Epochs, encode_record
-from relay.cluster.nats_broker import BATCH_MESSAGES_MAX, READ_ENTRIES_MAX, NatsBroker
+from relay.cluster.nats_broker import READ_ENTRIES_MAX, NatsBroker
+from relay.cluster.nats_publisher import BATCH_MESSAGES_MAX
 from relay.cluster.nats_pull import BATCH_BYTES
 from relay.config.broker_address import parse_nats
+from relay.config.model import Config
 from relay.errors import RequestError
-from tests.nats_server import NatsServer
+from tests.certificate import make_certificate
+from tests.nats_server import NatsServer, make_accounts
 
 EPOCH = "0a1b2c3d"
 
@@ -38,7 +44,7 @@ class NatsNode:
     """The broker as one node uses it."""
 
     def __init__(self, url: str) -> None:
-        self.broker = NatsBroker(parse_nats(url), secrets.token_hex(4), 60.0, lambda: "", "", None)
+        self.broker = NatsBroker(parse_nats(url), secrets.token_hex(4), 60.0, lambda: "", None)
         self._calls = count(1)
 
     async def start(self) -> NatsNode:
@@ -144,25 +150,56 @@ async def test_dedup_keys_that_a_header_cannot_contain_are_different(nodes: list
     ]
 
 
-async def test_an_event_that_exceeds_the_limit_of_the_stream_is_rejected_alone(server: NatsServer) -> None:
+async def set_size_max(server: NatsServer, size: int, *, new: bool = False) -> None:
+    """Limit the size of a message in the stream."""
     client = await nats.connect(f"nats://127.0.0.1:{server.port}")
-    await client.jetstream().add_stream(
-        name="events", subjects=["events"], max_msg_size=1000, allow_atomic=True, duplicate_window=120.0
-    )
+    stream = client.jetstream()
+    config = StreamConfig(name="events", subjects=["events"], allow_atomic=True, duplicate_window=120.0)
+    if not new:
+        config = (await stream.stream_info("events")).config
+    config.max_msg_size = size
+    await (stream.add_stream if new else stream.update_stream)(config)
     await client.close()
+
+
+def is_rejected(results: Sequence[Result], text: str) -> bool:
+    """Return whether all events are rejected, with the same text."""
+    return all(isinstance(result, RequestError) and str(result) == text for result in results)
+
+
+async def test_a_request_with_an_event_above_the_limit_of_the_stream_is_rejected(server: NatsServer) -> None:
+    await set_size_max(server, 2000, new=True)
     node = await NatsNode(server.url).start()
     large = "x" * 2000
-    results = await node.publish([entry("1")], [entry(large)], [entry(large, dedup="a\nk")], [entry("2")])
-    assert [results[0], results[3]] == [1, 2]
-    assert isinstance(results[1], RequestError)
-    assert isinstance(results[2], RequestError)
+    results = await node.publish(
+        [entry("1")], [entry("small"), entry(large), entry("small", dedup="a\nk")], [entry(large)], [entry("2")]
+    )
+    assert [results[0], results[5]] == [1, 2]
+    assert is_rejected(results[1:4], "event 2 exceeds the limit of the stream (max_msg_size)")
+    assert is_rejected(results[4:5], "the event exceeds the limit of the stream (max_msg_size)")
     await node.broker.close()
 
 
-async def test_an_event_that_is_too_large_is_rejected_alone(nodes: list[NatsNode]) -> None:
-    results = await nodes[0].publish([entry("1")], [entry("x" * 2_000_000)], [entry("2")])
-    assert [results[0], results[2]] == [1, 2]
-    assert isinstance(results[1], RequestError)
+async def test_a_request_with_an_event_above_the_limit_of_the_server_is_rejected(nodes: list[NatsNode]) -> None:
+    results = await nodes[0].publish([entry("1")], [entry("x" * 2_000_000), entry()], [entry("2")])
+    assert [results[0], results[3]] == [1, 2]
+    assert is_rejected(results[1:3], "event 1 exceeds the limit of the broker (max_payload)")
+
+
+@pytest.mark.parametrize("dedup", [None, "a\nk"])
+async def test_a_limit_that_is_lowered_is_read_again(
+    server: NatsServer, nodes: list[NatsNode], dedup: str | None
+) -> None:
+    await set_size_max(server, 2000)
+    call = [[entry("1")], [entry("x" * 3000, dedup=dedup)]]
+    with pytest.raises(BrokerError, match="message size exceeds maximum allowed"):
+        await nodes[0].broker.publish(1, call)
+    if dedup is not None:  # The event before it is stored. The follower receives its sequence.
+        await nodes[0].read(count=1)
+    await nodes[0].broker.connect()
+    _, results = await nodes[0].broker.publish(1, call)
+    assert results[0] == 1
+    assert is_rejected(results[1:], "the event exceeds the limit of the stream (max_msg_size)")
 
 
 async def test_a_reader_compares_its_last_entry_when_it_begins(nodes: list[NatsNode]) -> None:
@@ -217,21 +254,88 @@ async def test_a_broker_that_is_gone_is_an_error(server: NatsServer, nodes: list
         await nodes[0].broker.open("")
 
 
-async def test_errors_contain_no_password(tmp_path: Path) -> None:
+def broker_of(config: Config) -> Broker:
+    """Return the broker of the settings of a node."""
+    return cluster._broker(config)[0]
+
+
+async def test_the_password_of_the_address_or_of_the_file_is_used_and_not_shown(tmp_path: Path) -> None:
     server = NatsServer(tmp_path / "nats", "--user", "user", "--pass", "right")
     try:
-        broker = NatsBroker(
-            parse_nats(f"nats://user:a-secret@127.0.0.1:{server.port}/events"), "0" * 8, 60.0, lambda: "", "", None
-        )
+        broker = broker_of(Config(cluster=f"nats://user:a-secret@127.0.0.1:{server.port}/events"))
         with pytest.raises(BrokerError) as raised:
             await broker.open(EPOCH)
         assert "a-secret" not in str(raised.value)
         await broker.close()
-        broker = NatsBroker(
-            parse_nats(f"nats://user@127.0.0.1:{server.port}/events"), "0" * 8, 60.0, lambda: "right", "", None
-        )
+        file = tmp_path / "password"
+        file.write_text("right\n")
+        config = Config(cluster=f"nats://user@127.0.0.1:{server.port}/events", cluster_password_file=str(file))
+        broker = broker_of(config)
         assert (await broker.open(EPOCH)).epoch == EPOCH
         await broker.close()
+    finally:
+        server.close()
+
+
+async def test_a_node_logs_in_with_a_credentials_file(tmp_path: Path) -> None:
+    settings, credentials = make_accounts(tmp_path)
+    server = NatsServer(tmp_path / "nats", "--config", str(settings))
+    try:
+        url = f"nats://127.0.0.1:{server.port}/events"
+        broker = broker_of(Config(cluster=url, cluster_password_file=str(credentials)))
+        assert (await broker.open(EPOCH)).epoch == EPOCH
+        await broker.connect()
+        assert await broker.publish(1, [[entry()]]) == (EPOCH, [1])
+        await broker.close()
+        broker = broker_of(Config(cluster=url))
+        with pytest.raises(BrokerError, match=r"(?i)authorization violation"):
+            await broker.open(EPOCH)
+        await broker.close()
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        "a-secret",
+        "-----BEGIN NATS USER JWT-----\na-secret\n",
+        "-----BEGIN NATS USER JWT-----\na\n-----BEGIN USER NKEY SEED-----\na-secret\n-----END USER NKEY SEED-----\n",
+        "-----BEGIN NATS USER JWT-----\na\n-----BEGIN USER NKEY SEED-----\na-secrét\n-----END USER NKEY SEED-----\n",
+    ],
+)
+async def test_a_malformed_credentials_file_is_an_error_without_its_contents(
+    server: NatsServer, tmp_path: Path, contents: str
+) -> None:
+    file = tmp_path / "credentials"
+    file.write_text(contents)
+    broker = broker_of(Config(cluster=server.url, cluster_password_file=str(file)))
+    with pytest.raises(BrokerError, match="cluster-password-file: the file has no valid credentials") as raised:
+        await broker.open(EPOCH)
+    assert "a-secr" not in str(raised.value)
+    await broker.close()
+
+
+async def test_a_broker_with_tls(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path / "tls", "broker")
+    other = make_certificate(tmp_path / "other", "other")
+    files = ("--tlscert", str(certificate.cert), "--tlskey", str(certificate.key), "--tlscacert", str(certificate.cert))
+    server = NatsServer(tmp_path / "nats", "--tlsverify", *files)
+    try:
+        config = Config(
+            cluster=f"natss://127.0.0.1:{server.port}/events",
+            cluster_tls_ca=str(certificate.cert),
+            cluster_tls_cert=str(certificate.cert),
+            cluster_tls_key=str(certificate.key),
+        )
+        broker = broker_of(config)
+        assert (await broker.open(EPOCH)).epoch == EPOCH
+        await broker.close()
+        for wrong in (replace(config, cluster_tls_ca=str(other.cert)), replace(config, cluster_tls_cert="")):
+            broker = broker_of(wrong)
+            with pytest.raises(BrokerError):
+                await broker.open(EPOCH)
+            await broker.close()
     finally:
         server.close()
 

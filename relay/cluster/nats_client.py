@@ -1,0 +1,113 @@
+"""Connections to NATS: login, time limits and errors.
+
+Owns the options of a connection. Never sends or receives an event. Only the modules `nats_…` of this package import
+nats-py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import nats
+import nkeys
+from nats.aio.client import Client, RawCredentials
+
+from relay.cluster.broker import BrokerError
+from relay.config.broker_address import NatsAddress
+
+ANSWER_S = 5.0
+"""Time limit of an answer, in addition to the time that the call may wait."""
+
+_JWT = "-----BEGIN NATS USER JWT-----\n"
+_SEED = "-----BEGIN USER NKEY SEED-----\n(.+)\n"
+
+
+class NatsConnector:
+    """Connects to the servers of one address.
+
+    Args:
+        address: the servers.
+        password: returns the password of the address's user, or the contents of a credentials file if the address has
+            no user; called before each connection.
+        tls: makes the context of TLS; None without TLS.
+    """
+
+    def __init__(
+        self, address: NatsAddress, password: Callable[[], str], tls: Callable[[], ssl.SSLContext] | None
+    ) -> None:
+        self._address = address
+        self._password = password
+        self._tls = tls
+
+    async def connect(self) -> Client:
+        """Return a new connection.
+
+        Raises:
+            BrokerError: no server can be reached, or the login is rejected.
+        """
+        address, client = self._address, Client()
+        async with errors():
+            options = {"tls": self._tls() if self._tls is not None else None, **self._login()}
+            try:
+                await client.connect(
+                    servers=[f"{'tls' if address.tls else 'nats'}://{host}:{port}" for host, port in address.hosts],
+                    name="relay",
+                    allow_reconnect=False,
+                    connect_timeout=int(ANSWER_S),
+                    ping_interval=2,
+                    max_outstanding_pings=2,
+                    error_cb=_ignore,
+                    **options,
+                )
+            except BaseException:
+                await close(client)
+                raise
+        return client
+
+    def _login(self) -> dict[str, Any]:
+        """Return the options for the login."""
+        address = self._address
+        if address.user:
+            return {"user": address.user, "password": address.password or self._password()}
+        credentials = self._password()
+        if not credentials:
+            return {}
+        # Check the file here, because nats-py does not return from reading one without a token.
+        seed = re.search(_SEED, credentials)
+        try:
+            if _JWT not in credentials or seed is None:
+                raise ValueError
+            nkeys.from_seed(bytearray(seed[1], "ascii")).wipe()
+        except (nkeys.NkeysError, ValueError):
+            raise BrokerError(
+                "cluster-password-file: the file has no valid credentials of NATS, and the address names no user"
+            ) from None
+        return {"user_credentials": RawCredentials(credentials)}
+
+
+async def close(client: Client | None) -> None:
+    """Close a connection, also a broken one."""
+    if client is not None:
+        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                await client.close()
+
+
+@contextlib.asynccontextmanager
+async def errors() -> Any:
+    """Turn the library's errors into BrokerError, with a limit for the whole operation."""
+    try:
+        async with asyncio.timeout(2 * ANSWER_S):
+            yield
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise BrokerError(f"{type(error).__name__}: {text}" if text else type(error).__name__) from None
+
+
+async def _ignore(_: Exception) -> None:
+    """Ignore an error that the library also raises from the call that failed."""
