@@ -21,10 +21,12 @@ from pathlib import Path
 import pytest
 
 from tests import ROOT
+from tests.certificate import make_certificate
 from tests.running import free_port
 
 JARS = ROOT / "build" / "kafka" / "lib"
 START_S = 120.0
+PASSWORD = "a-password-for-kafka"
 
 PROGRAM = """
 import sys, time
@@ -70,8 +72,12 @@ PROPERTIES = """
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secure},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secure}
+sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+ssl.keystore.type=PEM
+ssl.keystore.location={folder}/keystore.pem
 controller.listener.names=CONTROLLER
 log.dirs={folder}/data
 offsets.topic.replication.factor=1
@@ -92,17 +98,23 @@ def need_kafka() -> None:
 class RealKafka:
     """One real server, which keeps its data when it restarts.
 
+    It has a second listener for TLS, where the user `app` logs in with the password `PASSWORD`.
+
     Args:
         folder: an empty folder for its settings and data.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.port = free_port()
+        self.port, self.secure_port = free_port(), free_port()
+        self.certificate = make_certificate(folder, "kafka")
+        (folder / "keystore.pem").write_bytes(self.certificate.key.read_bytes() + self.certificate.cert.read_bytes())
         self._folder = folder
         self._settings = folder / "server.properties"
-        self._settings.write_text(PROPERTIES.format(port=self.port, controller=free_port(), folder=folder))
+        ports = {"port": self.port, "secure": self.secure_port, "controller": free_port()}
+        self._settings.write_text(PROPERTIES.format(**ports, folder=folder))
         identity = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
-        self._java("kafka.tools.StorageTool", "format", "-t", identity, "-c", str(self._settings)).wait(START_S)
+        user = ("--add-scram", f"SCRAM-SHA-512=[name=app,password={PASSWORD}]")
+        self._java("kafka.tools.StorageTool", "format", "-t", identity, "-c", str(self._settings), *user).wait(START_S)
         self._process = self._start()
 
     @property

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,19 @@ from tests import ROOT
 from tests.cable import Cable
 from tests.certificate import make_certificate
 from tests.redis_server import RedisServer, need_redis
-from tests.running import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, eventually, free_port, relay, run
+from tests.running import (
+    TIMEOUT_S,
+    TOKEN,
+    Feeder,
+    Relay,
+    Stream,
+    command,
+    environment,
+    eventually,
+    free_port,
+    relay,
+    run,
+)
 from tests.telemetry.test_metrics import documented, exported
 
 JSON = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
@@ -505,7 +518,25 @@ def test_an_unreachable_broker_delays_the_start(redis: RedisServer) -> None:
         redis.start()
         node = starting.result()
     try:
-        assert node.messages("cluster: lost redis://127.0.0.1")
+        assert node.messages("cluster: cannot reach redis://127.0.0.1")
+        assert not node.messages("cluster: lost")
         publish(node, "1")
     finally:
         node.stop(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("address", ["redis://{}/0", "kafka://{}/events", "nats://{}/events"])
+def test_a_node_that_waits_for_its_broker_states_the_reason_and_stops_on_request(address: str) -> None:
+    url = address.format("app:a-secret@127.0.0.1:1")
+    arguments = command("serve", "--listen", "127.0.0.1:0")
+    log = ""
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment(RELAY_CLUSTER=url)) as process:
+        assert process.stderr is not None
+        while "cluster: cannot reach" not in log:
+            log += process.stderr.readline()
+        process.terminate()
+        log += process.stderr.read()
+    assert process.returncode == 0
+    assert f"cluster: cannot reach {address.format('127.0.0.1:1')}: " in log
+    assert "serving at" not in log
+    assert "a-secret" not in log

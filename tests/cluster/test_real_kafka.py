@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from relay.cluster import cluster
+from relay.cluster.broker import BrokerError
+from relay.config.model import Config
 from tests.cluster.test_nodes import QUICK, data, epoch, follow, publish, ready
-from tests.kafka_server import RealKafka, need_kafka
+from tests.kafka_server import PASSWORD, RealKafka, need_kafka
 from tests.running import Feeder, eventually, relay
 
 pytestmark = pytest.mark.slow
@@ -60,3 +63,19 @@ def test_an_event_above_the_limit_of_the_broker_is_rejected(kafka: RealKafka) ->
         assert (status, "message.max.bytes" in json.loads(body)["error"]) == (413, True)
         publish(node, "small")
         assert data(stream, 1) == ["small"]
+
+
+async def test_a_node_logs_in_over_tls(kafka: RealKafka, tmp_path: Path) -> None:
+    address, ca = f"127.0.0.1:{kafka.secure_port}/events", str(kafka.certificate.cert)
+    password = tmp_path / "password"
+    password.write_text(f"{PASSWORD}\n")
+    secret = ("--cluster-password-file", str(password), "--cluster-tls-ca", ca)
+    with relay("--cluster", f"kafkas://app@{address}", *secret, *QUICK) as node, follow(node) as stream:
+        publish(node, "1")
+        assert data(stream, 1) == ["1"]
+        assert PASSWORD not in json.dumps([node.log, node.stats()])
+    broker, _ = cluster._broker(Config(cluster=f"kafkas://app:a-wrong-password@{address}", cluster_tls_ca=ca))
+    with pytest.raises(BrokerError, match=r"(?i)authentication failed") as raised:
+        await broker.open("0a1b2c3d")
+    assert "a-wrong-password" not in str(raised.value)
+    await broker.close()
