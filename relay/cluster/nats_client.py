@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import re
 import ssl
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,11 @@ class NatsConnector:
             BrokerError: no server can be reached, or the login is rejected.
         """
         address, client = self._address, Client()
+        failures: deque[Exception] = deque(maxlen=1)
+
+        async def note(error: Exception) -> None:
+            failures.append(error)
+
         async with errors():
             options = {"tls": self._tls() if self._tls is not None else None, **self._login()}
             try:
@@ -59,11 +65,16 @@ class NatsConnector:
                     name="relay",
                     allow_reconnect=False,
                     connect_timeout=int(ANSWER_S),
+                    max_reconnect_attempts=1,  # also the attempts to connect to each server
+                    reconnect_time_wait=0,
                     ping_interval=2,
                     max_outstanding_pings=2,
-                    error_cb=_ignore,
+                    error_cb=note,
                     **options,
                 )
+            except nats.errors.NoServersError as error:
+                await close(client)
+                raise (failures[-1] if failures else error) from None
             except BaseException:
                 await close(client)
                 raise
@@ -107,7 +118,3 @@ async def errors() -> Any:
     except (nats.errors.Error, OSError, TimeoutError) as error:
         text = " ".join(str(error).split())[:300]
         raise BrokerError(f"{type(error).__name__}: {text}" if text else type(error).__name__) from None
-
-
-async def _ignore(_: Exception) -> None:
-    """Ignore an error that the library also raises from the call that failed."""
