@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from zlib import crc32
 
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from relay.cluster.broker import (
@@ -140,7 +140,11 @@ class KafkaBroker:
                 "allow.auto.create.topics": True,
             }
         )
-        low, high = self._limits(self._epochs, create=True)
+        try:
+            low, high = self._limits(self._epochs, create=True)
+        except KafkaException:
+            self._consumer.poll(0.0)  # The library reports the reason only here.
+            raise
         self._epoch, self._epochs_stop = Epochs(), high
         for message in self._fetch_range(self._epochs, low, high):
             self._epoch.take(message.value() or b"")

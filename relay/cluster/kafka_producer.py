@@ -117,7 +117,11 @@ class KafkaProducer:
             )
         if self._watcher is None:
             self._watcher = Consumer({**self._options.build(), "group.id": "relay"})
-        self._producer.list_topics(self._topic, timeout=ANSWER_S)
+        try:
+            self._producer.list_topics(self._topic, timeout=ANSWER_S)
+        except KafkaException:
+            self._producer.poll(0.0)  # The library reports the reason only here.
+            raise
 
     def _produce(self, call: _Call) -> None:
         producer = self._producer

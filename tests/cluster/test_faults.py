@@ -31,7 +31,7 @@ EVENTS = 4000
 FAULTS = 8
 SUBSCRIBERS = 6
 STALL_S = 0.3
-SEEDS = int(os.environ.get("CLUSTER_SEEDS", "2"))
+SEEDS = int(os.environ.get("CLUSTER_SEEDS", "1"))
 
 
 class ClusterNode:
