@@ -128,7 +128,7 @@ def test_a_client_moves_to_another_node(pair: tuple[Relay, Relay]) -> None:
 def test_a_node_that_is_behind_waits_for_the_event_of_a_last_id(redis: RedisServer) -> None:
     cable = Cable(redis.port)
     with relay("--cluster", redis.url, *QUICK) as a, relay("--cluster", f"redis://127.0.0.1:{cable.port}", *QUICK) as b:
-        a.publish("1")
+        publish(b, "1")  # Both connections of the node are open.
         eventually(lambda: b.stats()["log"]["head"] == 2, "the event arrives")
         cable.flowing.clear()
         [default] = a.publish("2")
