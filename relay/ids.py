@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes
 
 from relay.errors import EventError, RequestError
@@ -52,6 +53,20 @@ def check_id(id: str) -> None:
         )
     if _DEFAULT.fullmatch(id):
         raise EventError("id", "has the form of the ids that relay assigns (8 hexadecimal digits, `-`, a number)")
+
+
+def default_sequence(ids: Sequence[str], epoch: str) -> int | None:
+    """Return the sequence in a default id of an epoch; None for other ids.
+
+    Args:
+        ids: the readings of a last id.
+        epoch: the epoch.
+    """
+    for id in ids:
+        first, _, digits = id.rpartition("-")
+        if first == epoch and digits.isascii() and digits.isdigit() and len(digits) <= 20:
+            return int(digits) if digits == str(int(digits)) else None
+    return None
 
 
 def may_keep(id: str, epoch: str) -> bool:

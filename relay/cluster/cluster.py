@@ -22,6 +22,7 @@ from relay.core.hub import Hub
 from relay.core.measures import Observer
 from relay.errors import ConfigError, RelayError
 from relay.extras import need_extra
+from relay.ids import default_sequence
 from relay.sources.requests import Cancel
 from relay.telemetry.input_errors import Counter, InputErrors
 from relay.telemetry.stats_schema import ClusterStats
@@ -201,7 +202,7 @@ class Cluster:
         """
         sequence = self._hub.find(terms, ids)
         if sequence is None:
-            sequence = self._hub.log.default_sequence(ids)
+            sequence = default_sequence(ids, self._hub.log.epoch)
         return None if sequence is None or sequence > self._hub.log.head + AHEAD_MAX else sequence
 
     def stats(self) -> ClusterStats:

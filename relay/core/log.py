@@ -4,9 +4,7 @@ Theory of operation. An entry is a row across parallel columns (frame, topic, id
 is its sequence minus `_base`. With an object per entry, the garbage collector would traverse half a million objects.
 Sequences increase by one and never wrap. `tail` is the oldest retained sequence, `head` the next sequence. Retention
 moves `tail` and drops the frames at once; it removes dead rows from the columns when they are an eighth of the rows.
-A log at its limit would evict an entry for each new one, which takes longer than to append it. So it evicts a batch
-each time, `EVICTED_SHARE` of the limit.
-
+A full log evicts a batch each time, because to evict a single entry takes longer than to append one.
 Each topic has its own index (`relay.core.index`); the index of a pattern is attached to every topic that matches.
 
 Owns retention, ids and the topics. Never knows the readers, encodes, opens a file or reads a clock.
@@ -24,6 +22,7 @@ from typing import NamedTuple
 from relay.core.evicted import NOTHING, Mark, Marks
 from relay.core.index import Index, Topic
 from relay.core.own_ids import OwnIds
+from relay.ids import default_sequence
 
 READ_ENTRIES_MAX = 1024
 """Maximum number of entries that one merging read examines."""
@@ -51,10 +50,6 @@ class Entry(NamedTuple):
     id: str | None
     key: str | None
     frame: bytes
-
-
-def _without_patterns(topic: Topic) -> None:
-    """Do nothing: without patterns, each topic has only its own index."""
 
 
 class Log:
@@ -85,7 +80,7 @@ class Log:
         self.floor: int | None = None  # entries from this sequence on are exempt from retention
         self.topics: dict[str, Topic] = {}
         self.generation = 0  # increases when a pattern is added or removed
-        self._resolve: Callable[[Topic], None] = _without_patterns
+        self._resolve: Callable[[Topic], None] = lambda _: None  # without patterns
         self.marks = Marks()
         self._base = 1
         self._frames: list[bytes | None] = []
@@ -395,22 +390,10 @@ class Log:
             ids: the readings of the subscriber's last id.
             terms: the disjoint terms of its subscription.
         """
-        sequence = self.default_sequence(ids)
+        sequence = default_sequence(ids, self.epoch)
         if sequence is None:
             return self.ids.find(ids, terms)
         return sequence if sequence < self.head else None
-
-    def default_sequence(self, ids: Sequence[str]) -> int | None:
-        """Return the sequence in a default id of this epoch, even if it is beyond the head; None for other ids.
-
-        Args:
-            ids: the readings of a last id.
-        """
-        for id in ids:
-            epoch, _, digits = id.rpartition("-")
-            if epoch == self.epoch and digits.isascii() and digits.isdigit() and len(digits) <= 20:
-                return int(digits) if digits == str(int(digits)) else None
-        return None
 
     def since(self, time_s: float) -> int:
         """Return the first retained sequence whose time is at or after `time_s`."""

@@ -17,6 +17,7 @@ from relay.cluster import follower as module
 from relay.config.model import Config
 from relay.core.stream import Subscribe
 from relay.event import Event
+from relay.ids import default_sequence
 from tests.cluster.memory_broker import MemoryLog
 from tests.cluster.test_follower import Following, publish
 from tests.readers import Reader
@@ -49,7 +50,7 @@ class Wanderer:
         if self._pipe is not None or not node.hub.begun:
             return
         ids = (self._last_id,) if self._last_id else ()
-        if ids and node.hub.find(("a",), ids) is None and node.hub.log.default_sequence(ids) is not None:
+        if ids and node.hub.find(("a",), ids) is None and default_sequence(ids, node.hub.log.epoch) is not None:
             return
         self._pipe, self._node, self._reader, self._head_left = Pipe(fd, ROOM), node, Reader("sse"), len(HEAD)
         node.engine.pipes[fd] = self._pipe
