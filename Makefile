@@ -23,7 +23,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # downloaded: give CENTRIFUGO=PATH, or put it on the path.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo run test test-all docs reference release browser brokers kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-gate bench-instructions \
+.PHONY: help demo cluster-demo run test test-all docs reference release browser brokers kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## List the targets.
@@ -31,6 +31,9 @@ help:  ## List the targets.
 
 demo: $(INSTALLED)  ## Run relay with a live sample feed and print the address of a page that shows it.
 	$(BIN)/relay demo $(ARGS)
+
+cluster-demo: $(INSTALLED_TEST) brokers  ## Run a Redis and two nodes, kill both in turn, and count lost events (none); 20 s.
+	$(BIN)/python examples/cluster/demo.py $(ARGS)
 
 run: $(INSTALLED)  ## Run the server: make run ARGS="--listen 0.0.0.0:8080".
 	$(BIN)/relay serve $(ARGS)

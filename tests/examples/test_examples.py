@@ -21,9 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from tests import ROOT
 from tests.browser import Browser
+from tests.redis_server import need_redis
 from tests.running import TIMEOUT_S, Relay, Stream, environment, eventually, free_port, relay
 
 EXAMPLES = ROOT / "examples"
@@ -164,6 +166,20 @@ def test_every_viewer_receives_all_tokens(server: Relay) -> None:
             answers = [[event.data for event in stream.rest()] for stream in (early, late)]
     assert answers[0] == answers[1]
     assert "".join(map(json.loads, answers[0][:-1])).startswith("You asked: What is a relay? ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("intact", [True, False])
+def test_the_demo_of_a_cluster_counts_lost_events(intact: bool) -> None:
+    need_redis()
+    with running(sys.executable, "demo.py", "--seconds", "5", cwd=EXAMPLES / "cluster") as process:
+        read = output(process, "node A: open", "node B: open", "acknowledged", "kill -9")
+        if not intact:
+            with Redis.from_url(re.findall(r"redis://\S+", read)[0]) as broker:
+                broker.flushall()
+        read += output(process, "missed")
+        assert process.wait(TIMEOUT_S) == (0 if intact else 1)
+        assert ("missed 0, doubled 0, gaps 0" in read) == intact
 
 
 @pytest.mark.parametrize(
