@@ -23,7 +23,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # downloaded: give CENTRIFUGO=PATH, or put it on the path.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo cluster-demo run test test-all docs reference release browser brokers kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-gate bench-instructions \
+.PHONY: help demo cluster-demo cluster-faults run test test-all docs reference release browser brokers kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## List the targets.
@@ -80,6 +80,11 @@ browser:  ## Install Chromium (Debian, as root; 90 MB), which the tests of the p
 brokers:  ## Install redis-server (Debian, as root), which the tests of clusters need.
 	@command -v redis-server >/dev/null || \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; }
+
+# Each seed takes about ten seconds for each of Redis and JetStream, and a minute for Kafka.
+SEEDS ?= 20
+cluster-faults: $(INSTALLED_TEST) brokers kafka  ## Test clusters under random faults at each broker: make cluster-faults SEEDS=200.
+	CLUSTER_SEEDS=$(SEEDS) $(PYTEST) -s tests/cluster/test_faults.py tests/cluster/test_failovers.py $(ARGS)
 
 # The versions are pinned by tests/kafka/pom.xml, and the files by their checksums.
 KAFKA := build/kafka/.installed

@@ -19,9 +19,10 @@ class Resender(threading.Thread):
         path: the Unix socket.
         count: the number of events.
         others: more Unix sockets; each connection uses the next one.
+        rate: most events per second; 0 for no limit.
     """
 
-    def __init__(self, path: Path, count: int, *others: Path) -> None:
+    def __init__(self, path: Path, count: int, *others: Path, rate: float = 0.0) -> None:
         super().__init__(daemon=True)
         self.ids: dict[int, str] = {}
         self.sent_again = 0
@@ -29,6 +30,7 @@ class Resender(threading.Thread):
         self.stopped = threading.Event()  # when set, no new connection is opened
         self._paths = cycle((path, *others))
         self._count = count
+        self._pause_s = 1 / rate if rate else 0.0
 
     def run(self) -> None:
         while len(self.ids) < self._count and not self.stopped.is_set():
@@ -49,6 +51,8 @@ class Resender(threading.Thread):
         with contextlib.suppress(OSError):
             for number in numbers:
                 feeder.send({"ack": number, "dedup": f"event {number}", "data": f"{number} " + "x" * 200})
+                if self._pause_s and self.stopped.wait(self._pause_s):
+                    break
 
     def published(self) -> Published:
         """Return the published events in the order of their acknowledged ids."""
