@@ -19,11 +19,10 @@ INSTALLED_TEST := $(INSTALLED)-test
 INSTALLED_FUZZ := $(INSTALLED)-fuzz
 NODE_MODULES := tests/clients/node_modules/.installed
 
-# The servers to compare with relay; make peers PEERS="nchan go-sse" installs only some. The binary of centrifugo is not
-# downloaded: give CENTRIFUGO=PATH, or put it on the path.
+# The servers to compare with relay; make peers PEERS="nchan go-sse" installs only some.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo cluster-demo cluster-faults run test test-all docs reference release browser brokers kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-gate bench-instructions \
+.PHONY: help demo cluster-demo cluster-faults bench-cluster run test test-all docs reference release browser brokers kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## List the targets.
@@ -174,6 +173,9 @@ bench-restart: $(INSTALLED_TEST)  ## Measure the cost of --data and the time to 
 
 bench-compression: $(INSTALLED_TEST)  ## Measure gzip in relay, and in proxies in front of relay; a quarter of an hour.
 	$(BIN)/python -m bench.compression $(ARGS)
+
+bench-cluster: $(INSTALLED_TEST) brokers kafka  ## Measure nodes at Redis, Kafka and JetStream; or, with ARGS=--peers, at Redis beside peers.
+	$(BIN)/python -m bench.cluster $(ARGS)
 
 bench-gate: bench-instructions bench-ratios  ## Fail if relay became slower (the check in CI); about four minutes.
 

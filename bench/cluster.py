@@ -1,10 +1,11 @@
-"""`python -m bench.cluster`: compare one node without a broker, one node with a broker, and two nodes with a broker.
+"""`make bench-cluster`: compare one node without a broker with one and two nodes at Redis, Kafka and JetStream.
 
 All runs use the same feeder and the same events. Each run measures the events per second from one feeder into all
 nodes, the CPU time per event of each process, and the latency from the feeder to a stream of the last node. With a
-broker, it also measures the start of a node with a full history, and the time from a fault to the next event.
+broker, it also measures the start of a node with a full history, and with two nodes the time from each fault to the
+next event. `--peers` compares two nodes of relay, Centrifugo and nchan at one Redis instead.
 
-Owns these runs and the broker that it starts. Prints one line of JSON per run. Writes no file.
+Owns these runs. Prints one line of JSON per run. With `--save`, `bench.cluster_report` writes the results.
 """
 
 from __future__ import annotations
@@ -14,19 +15,18 @@ import contextlib
 import json
 import os
 import queue
-import shutil
 import signal
 import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bench.report import machine
+from bench.brokers import BROKERS, BenchBroker
+from bench.cluster_peers import compare
+from bench.cluster_report import save
 from bench.targets import TARGETS
 from loadtest.rig.harness import MeasuredServer, MeasureError, cpu_s
 
@@ -36,61 +36,10 @@ SIZE = 150
 BLOCK_EVENTS = 500
 LATENCY_EVENTS = 3000
 LATENCY_RATE = 1000
-WAIT_S = 120.0
+STALL_S = 3.0
+WAIT_S = 300.0
 KEEP_ALL = ("--history-bytes", "2GiB", "--history-events", "0")
 QUICK = ("--retry-min", "1ms", "--retry-max", "2ms")
-
-
-RUNS = ("one node without a broker", "one node with a broker", "two nodes with a broker")
-
-
-class BenchRedis:
-    """A `redis-server` that writes each call to its disk, as a broker that must not lose events does."""
-
-    def __init__(self) -> None:
-        program = shutil.which("redis-server")
-        if program is None:
-            raise MeasureError("redis-server is not installed: make brokers installs it")
-        self._folder = tempfile.TemporaryDirectory(prefix="bench-redis-")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self._command = [
-            *(program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder.name, "--save", ""),
-            *("--appendonly", "yes", "--appendfsync", "everysec"),
-        ]
-        self.process = self._start()
-
-    @property
-    def url(self) -> str:
-        """The address for `--cluster`."""
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        deadline_s = time.monotonic() + WAIT_S
-        while not self._answers():
-            if time.monotonic() >= deadline_s or process.poll() is not None:
-                raise MeasureError("redis-server does not answer")
-            time.sleep(0.01)
-        return process
-
-    def _answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as client:
-            client.sendall(b"PING\r\n")
-            return client.recv(64) == b"+PONG\r\n"
-        return False
-
-    def restart(self) -> None:
-        """Kill the server, start it again, and wait until it answers."""
-        self.process.kill()
-        self.process.wait()
-        self.process = self._start()
-
-    def close(self) -> None:
-        """End the server."""
-        self.process.kill()
-        self.process.wait()
-        self._folder.cleanup()
 
 
 class Subscriber(threading.Thread):
@@ -131,62 +80,70 @@ class Subscriber(threading.Thread):
 def main() -> int:
     """Measure, and print one line of JSON per run."""
     parser = argparse.ArgumentParser(prog="python -m bench.cluster", description=main.__doc__)
+    parser.add_argument("--brokers", nargs="+", choices=BROKERS, default=list(BROKERS), help="only these brokers")
     parser.add_argument("--events", type=int, default=200_000, help="events from the feeder (200000)")
     parser.add_argument("--history", type=int, default=1_000_000, help="retained events at a node's start (1000000)")
-    parser.add_argument("--url", default="", help="an empty broker that runs already, instead of a redis-server")
+    parser.add_argument("--peers", action="store_true", help="compare relay with Centrifugo and nchan at one Redis")
+    parser.add_argument("--save", action="store_true", help="write the results to a file and to README.md")
     options = parser.parse_args()
-    print(json.dumps({"machine": machine(("uvloop", "redis", "hiredis", "confluent-kafka", "msgspec"))}))
-    for count, name in enumerate(RUNS):
-        with brokers(options.url, count) as broker:
-            print(json.dumps({"run": name, **measure(broker, max(1, count), options)}), flush=True)
+    runs = []
+    for run in compare(options.events) if options.peers else measure_all(options):
+        print(json.dumps(run), flush=True)
+        runs.append(run)
+    if options.save:
+        save(runs, " ".join(sys.argv[1:]), peers=options.peers)
     return 0
 
 
-@contextlib.contextmanager
-def brokers(url: str, count: int) -> Iterator[BenchRedis | str | None]:
-    """Yield the broker of a run: None without one, the given address, or a new Redis."""
-    if not count or url:
-        yield url if count else None
-        return
-    broker = BenchRedis()
-    try:
-        yield broker
-    finally:
-        broker.close()
+def measure_all(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each run."""
+    yield {"broker": "", "nodes": 1, **measure(None, 1, options)}
+    for name in options.brokers:
+        for nodes in (1, 2):
+            with contextlib.closing(BROKERS[name]()) as broker:
+                yield {"broker": name, "nodes": nodes, **measure(broker, nodes, options)}
 
 
-def measure(broker: BenchRedis | str | None, count: int, options: argparse.Namespace) -> dict[str, Any]:
+def measure(broker: BenchBroker | None, count: int, options: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of one run."""
-    url = broker.url if isinstance(broker, BenchRedis) else broker
-    extra = (*KEEP_ALL, *QUICK, *(("--cluster", url) if url else ()))
+    extra = (*KEEP_ALL, *QUICK, *(("--cluster", broker.url) if broker else ()))
     with contextlib.ExitStack() as stack:
         nodes = [stack.enter_context(MeasuredServer(TARGETS["relay"], extra=extra)) for _ in range(count)]
         figures = throughput(nodes, broker, options.events)
-        figures |= latency(nodes)
+        figures |= latency(nodes, broker)
         if broker is not None:
             fill(nodes, options.history)
             began_s = time.monotonic()
             new = stack.enter_context(MeasuredServer(TARGETS["relay"], extra=extra))
             figures["start_s"] = round(time.monotonic() - began_s, 2)
             figures["start_events"] = new.stats()["log"]["events"]
-        if isinstance(broker, BenchRedis) and count > 1:
-            figures |= faults(nodes, broker)
+            if count > 1:
+                figures |= faults(nodes, broker)
     return figures
 
 
-def throughput(nodes: list[MeasuredServer], broker: BenchRedis | str | None, events: int) -> dict[str, Any]:
+class CpuMeter:
+    """Measures the CPU time per event of each node and of the broker, from its creation on."""
+
+    def __init__(self, nodes: list[MeasuredServer], broker: BenchBroker | None) -> None:
+        pids = dict(zip(("publisher", "follower"), (node.pid for node in nodes), strict=False))
+        self._pids = pids | ({"broker": broker.process.pid} if broker else {})
+        self._before_s = {name: cpu_s(pid) for name, pid in self._pids.items()}
+
+    def per_event_us(self, events: int) -> dict[str, float]:
+        """Return the CPU time per event of each process, in µs."""
+        return {
+            name: round((cpu_s(pid) - self._before_s[name]) / events * 1e6, 2) for name, pid in self._pids.items()
+        }
+
+
+def throughput(nodes: list[MeasuredServer], broker: BenchBroker | None, events: int) -> dict[str, Any]:
     """Feed the first node at full speed until all nodes have the events."""
-    processes = [node.pid for node in nodes] + ([broker.process.pid] if isinstance(broker, BenchRedis) else [])
-    before = [cpu_s(pid) for pid in processes]
+    meter = CpuMeter(nodes, broker)
     began_s = time.monotonic()
     feed(nodes, events)
     took_s = time.monotonic() - began_s
-    used = [(cpu_s(pid) - start) / events * 1e6 for pid, start in zip(processes, before, strict=True)]
-    names = [*("publisher", "follower")[: len(nodes)], "broker"]
-    return {
-        "events_per_s": round(events / took_s),
-        "cpu_us_per_event": {name: round(each, 2) for name, each in zip(names, used, strict=False)},
-    }
+    return {"events_per_s": round(events / took_s), "cpu_us_per_event": meter.per_event_us(events)}
 
 
 def feed(nodes: list[MeasuredServer], events: int) -> None:
@@ -208,13 +165,14 @@ def fill(nodes: list[MeasuredServer], events: int) -> None:
         feed(nodes, -(-missing // BLOCK_EVENTS) * BLOCK_EVENTS)
 
 
-def latency(nodes: list[MeasuredServer]) -> dict[str, Any]:
+def latency(nodes: list[MeasuredServer], broker: BenchBroker | None) -> dict[str, Any]:
     """Publish at the first node at a fixed rate, and measure until a stream of the last node has each event."""
     subscriber = Subscriber([nodes[-1].port], "latency")
     taken = []
     with socket.socket(socket.AF_UNIX) as feeder:
         feeder.connect(str(nodes[0].unix))
         subscriber.opened.wait(WAIT_S)
+        meter = CpuMeter(nodes, broker)
         began_s = time.monotonic()
         for number in range(LATENCY_EVENTS):
             time.sleep(max(0.0, began_s + number / LATENCY_RATE - time.monotonic()))
@@ -225,10 +183,13 @@ def latency(nodes: list[MeasuredServer]) -> dict[str, Any]:
             taken.append(1000 * (arrived_s - float(text.partition(" ")[0])))
     subscriber.closed = True
     cuts = statistics.quantiles(taken, n=100)
-    return {"latency_ms": {"p50": round(cuts[49], 2), "p99": round(cuts[98], 2), "max": round(max(taken), 2)}}
+    return {
+        "latency_ms": {"p50": round(cuts[49], 2), "p99": round(cuts[98], 2), "max": round(max(taken), 2)},
+        "cpu_us_per_event_at_1000_per_s": meter.per_event_us(LATENCY_EVENTS),
+    }
 
 
-def faults(nodes: list[MeasuredServer], broker: BenchRedis) -> dict[str, Any]:
+def faults(nodes: list[MeasuredServer], broker: BenchBroker) -> dict[str, Any]:
     """Measure the time from each fault, or from its end, to the next event that a subscriber receives."""
     subscriber = Subscriber([nodes[1].port, nodes[0].port], "faults")
     subscriber.opened.wait(WAIT_S)
@@ -237,14 +198,26 @@ def faults(nodes: list[MeasuredServer], broker: BenchRedis) -> dict[str, Any]:
         subscriber.arrivals.get(timeout=WAIT_S)
         broker.restart()
         times["broker killed, after its restart"] = until_event(subscriber)
-        broker.process.send_signal(signal.SIGSTOP)
-        time.sleep(3.0)
-        broker.process.send_signal(signal.SIGCONT)
-        times["broker stalled for 3 s, after its end"] = until_event(subscriber)
+        with stalled(broker.process.pid):
+            time.sleep(STALL_S)
+        times[f"broker stalled for {STALL_S:g} s, after its end"] = until_event(subscriber)
+        with stalled(nodes[1].pid):
+            time.sleep(STALL_S)
+        times[f"node stalled for {STALL_S:g} s, after its end"] = until_event(subscriber)
         os.killpg(nodes[1].pid, signal.SIGKILL)
         times["node killed, its client at the other node"] = until_event(subscriber)
     subscriber.closed = True
     return {"recovery_s": times}
+
+
+@contextlib.contextmanager
+def stalled(pid: int) -> Iterator[None]:
+    """Stop a process until the end of the context."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 class Ticker(threading.Thread):
