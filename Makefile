@@ -22,7 +22,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # The servers to compare with relay; make peers PEERS="nchan go-sse" installs only some.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo cluster-demo cluster-faults bench-cluster run test test-all docs reference release browser brokers kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-gate bench-instructions \
+.PHONY: help demo cluster-demo cluster-faults bench-cluster capacity run test test-all docs reference release browser brokers kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## List the targets.
@@ -176,6 +176,9 @@ bench-compression: $(INSTALLED_TEST)  ## Measure gzip in relay, and in proxies i
 
 bench-cluster: $(INSTALLED_TEST) brokers kafka  ## Measure nodes at Redis, Kafka and JetStream; or, with ARGS=--peers, at Redis beside peers.
 	$(BIN)/python -m bench.cluster $(ARGS)
+
+capacity: $(INSTALLED_TEST)  ## Compute what 1, 10 and 100 million streams need, for docs/architecture/capacity.md.
+	$(BIN)/python -m bench.capacity $(ARGS)
 
 bench-gate: bench-instructions bench-ratios  ## Fail if relay became slower (the check in CI); about four minutes.
 
