@@ -45,8 +45,11 @@ class NatsConnector:
         self._password = password
         self._tls = tls
 
-    async def connect(self) -> Client:
+    async def connect(self, closed: asyncio.Event | None = None) -> Client:
         """Return a new connection.
+
+        Args:
+            closed: is set when the connection is lost or closed.
 
         Raises:
             BrokerError: no server can be reached, or the login is rejected.
@@ -56,6 +59,10 @@ class NatsConnector:
 
         async def note(error: Exception) -> None:
             failures.append(error)
+
+        async def on_closed() -> None:
+            if closed is not None:
+                closed.set()
 
         async with errors():
             options = {"tls": self._tls() if self._tls is not None else None, **self._login()}
@@ -70,6 +77,7 @@ class NatsConnector:
                     ping_interval=2,
                     max_outstanding_pings=2,
                     error_cb=note,
+                    closed_cb=on_closed,
                     **options,
                 )
             except nats.errors.NoServersError as error:

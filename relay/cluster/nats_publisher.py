@@ -52,6 +52,7 @@ class NatsPublisher:
         self._node = node
         self._connector = connector
         self._client: Client | None = None
+        self._closed = asyncio.Event()  # the connection is lost or closed
         self._bytes_max = 0  # of a message and its headers
         self._limit = ""  # name of the setting that limits it
         self._batches: OrderedDict[str, int] = OrderedDict()  # message id of an own batch → its first sequence
@@ -59,7 +60,8 @@ class NatsPublisher:
     async def connect(self) -> None:
         """Connect, and read the limit of a message."""
         await self.close()
-        self._client = client = await self._connector.connect()
+        self._closed = asyncio.Event()
+        self._client = client = await self._connector.connect(self._closed)
         self._bytes_max, self._limit = client.max_payload, "broker (max_payload)"
         async with errors():
             with contextlib.suppress(NotFoundError):  # The follower creates the stream, without a limit.
@@ -124,21 +126,41 @@ class NatsPublisher:
         """Publish events next to each other, all or none."""
         if not run:
             return []
-        client, id = self._connected, f"{self._node}-{call}-{place}"
+        id = f"{self._node}-{call}-{place}"
         first = {"relay": "v1", "relay-epoch": epoch, "relay-call": id, "Nats-Msg-Id": id}
         last, batch_id = len(run), secrets.token_hex(8)
         for number, entry in enumerate(run, 1):
             batch = {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
             headers = {**(first if number == 1 else {}), **batch}
             if number < last:
-                await client.publish(self._log, entry.payload, headers=headers)
+                await self._connected.publish(self._log, entry.payload, headers=headers)
         headers["Nats-Batch-Commit"] = "1"
-        answer = json.loads((await client.request(self._log, run[-1].payload, ANSWER_S, headers=headers)).data)
+        answer = await self._request(run[-1].payload, headers)
         if answer.get("error", {}).get("err_code") == _BATCH_IS_REPEAT:
             sequence = await self._sequence_of(id)
         else:
             sequence = _sequence(answer) - last + 1
         return list(range(sequence, sequence + last))
+
+    async def _request(self, payload: bytes, headers: dict[str, str]) -> dict[str, Any]:
+        """Send a message and return the answer of JetStream.
+
+        nats-py would wait until the time limit if the connection is lost.
+
+        Raises:
+            BrokerError: the connection is lost.
+        """
+        answer = asyncio.ensure_future(self._connected.request(self._log, payload, ANSWER_S, headers=headers))
+        closed = asyncio.ensure_future(self._closed.wait())
+        try:
+            await asyncio.wait((answer, closed), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise BrokerError("the connection is lost")
+            document: dict[str, Any] = json.loads(answer.result().data)
+            return document
+        finally:
+            answer.cancel()
+            closed.cancel()
 
     async def _sequence_of(self, id: str) -> int:
         """Return the sequence of an own batch that was stored before; wait until the follower has it."""
@@ -150,7 +172,7 @@ class NatsPublisher:
     async def _publish_one(self, epoch: str, entry: NewEntry) -> Result:
         """Publish an event with a dedup key."""
         headers = {"relay": "v1", "relay-epoch": epoch, "Nats-Msg-Id": message_id(str(entry.dedup))}
-        answer = json.loads((await self._connected.request(self._log, entry.payload, ANSWER_S, headers=headers)).data)
+        answer = await self._request(entry.payload, headers)
         sequence = _sequence(answer)
         if not answer.get("duplicate"):
             return sequence

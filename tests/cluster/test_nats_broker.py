@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from relay.cluster import cluster
 from relay.cluster.broker import Broker, BrokerError, EntriesReplacedError, LogChangedError, LogEntry, NewEntry, Result
 from relay.cluster.epochs import Epochs, encode_record
 from relay.cluster.nats_broker import READ_ENTRIES_MAX, NatsBroker
+from relay.cluster.nats_client import ANSWER_S
 from relay.cluster.nats_publisher import BATCH_MESSAGES_MAX
 from relay.cluster.nats_pull import BATCH_BYTES
 from relay.config.broker_address import parse_nats
@@ -252,6 +254,16 @@ async def test_a_broker_that_is_gone_is_an_error(server: NatsServer, nodes: list
             await call
     with pytest.raises(BrokerError):
         await nodes[0].broker.open("")
+
+
+async def test_a_call_fails_at_once_when_the_connection_is_lost(server: NatsServer, nodes: list[NatsNode]) -> None:
+    server.signal(signal.SIGSTOP)
+    call = asyncio.ensure_future(nodes[0].publish([entry()]))
+    await asyncio.sleep(0)
+    server.kill()
+    async with asyncio.timeout(ANSWER_S / 2):
+        with pytest.raises(BrokerError, match="the connection is lost"):
+            await call
 
 
 def broker_of(config: Config) -> Broker:
