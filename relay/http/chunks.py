@@ -21,20 +21,27 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t -~\x80-\xff]*)?")
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*")
 
 
-def too_large(bytes_max: int) -> RequestError:
-    """Return the error for a body of more than `bytes_max` bytes; 0 means that the path takes no body."""
+def too_large(bytes_max: int, *, decoded: bool = False) -> RequestError:
+    """Return the error for a body of more than `bytes_max` bytes; 0 means that the path takes no body.
+
+    Args:
+        bytes_max: largest body.
+        decoded: whether the body is too large only after its content coding was decoded.
+    """
     if not bytes_max:
         return RequestError(413, "this path takes no request body")
-    return RequestError(413, f"the body is larger than {bytes_max} bytes", limit=Limit.BODY_BYTES_MAX)
+    reason = f"the {'decoded body' if decoded else 'body'} is larger than {bytes_max} bytes"
+    return RequestError(413, reason, limit=Limit.BODY_BYTES_MAX)
 
 
 class ChunkedBody:
     """Decoder of one chunked body. It checks extensions and trailers, and drops them."""
 
-    __slots__ = ("_left", "_lines_bytes", "_part", "body")
+    __slots__ = ("_left", "_lines_bytes", "_part", "_taken_bytes", "body")
 
     def __init__(self) -> None:
         self.body = bytearray()
+        self._taken_bytes = 0  # of the body, removed by `pop`
         self._part = "size"  # size → data → end → size …; size 0 → trailer
         self._left = 0
         self._lines_bytes = 0
@@ -81,6 +88,13 @@ class ChunkedBody:
             elif not _TRAILER.fullmatch(line):
                 raise RequestError(400, "malformed trailer")
 
+    def pop(self) -> bytes:
+        """Remove the decoded bytes and return them, so that a body of any length takes little memory."""
+        body = bytes(self.body)
+        self._taken_bytes += len(body)
+        self.body.clear()
+        return body
+
     def _line(self, buffer: bytearray) -> bytes | None:
         """Remove one line from the buffer and return it without its CRLF; None if the line is incomplete."""
         end = buffer.find(b"\r\n", 0, CHUNK_LINE_BYTES_MAX)
@@ -91,6 +105,6 @@ class ChunkedBody:
         line = bytes(buffer[:end])
         del buffer[: end + 2]
         self._lines_bytes += end + 2
-        if self._lines_bytes > CHUNK_LINES_BYTES_MAX + 8 * len(self.body):
+        if self._lines_bytes > CHUNK_LINES_BYTES_MAX + 8 * (self._taken_bytes + len(self.body)):
             raise RequestError(400, "more chunk lines than data")
         return line

@@ -11,6 +11,7 @@ that follow a request for a stream are never parsed, and pipelined requests are 
     HEAD     head()    a head without body   HEAD       (`body()` returns b"" at once)
     HEAD     head()    a head with body      BODY
     BODY     body()    the complete body     HEAD
+    BODY     body_part()  the end of the body  HEAD
     any      any       not HTTP, too large   FAILED     (the start of the next request is unknown)
 
 llhttp in its strict mode validates the field lines (bare CR and LF, folded lines, white space before the colon,
@@ -23,14 +24,15 @@ report the position of a message's end in the input.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from enum import Enum
-from urllib.parse import unquote_to_bytes
 
 import httptools
 
 from relay.errors import RequestError
 from relay.http.chunks import BARE_LF, ChunkedBody, too_large
+from relay.http.target import IP_LITERAL, NAME, parse_target, unescape
 from relay.limits import Limit
 
 PREFACE_HEAD = b"PRI * HTTP/2.0\r\n\r\n"
@@ -41,12 +43,7 @@ LONG_BYTES = 2048
 _TOKEN_BYTES = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])")
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
-_NAME = r"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})"
-_IP_LITERAL = r"\[[A-Za-z0-9._~!$&'()*+,;=:-]+\]"
-# RFC 9110 section 4.2: the host of a target is not empty and has no user information.
-_ABSOLUTE = re.compile(rf"https?://({_IP_LITERAL}|{_NAME}+)(?::[0-9]*)?(?=[/?#]|$)", re.IGNORECASE)
-_HOST = re.compile(rf"({_IP_LITERAL}|{_NAME}*)(?::[0-9]*)?")
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_HOST = re.compile(rf"({IP_LITERAL}|{NAME}*)(?::[0-9]*)?")
 _LAST_ID = re.compile(rb"(\r\nlast-event-id:)([^\r\n]*)(?=\r\n)", re.IGNORECASE)
 # Repeated fields of these names are rejected: joining their values would change the meaning.
 _SINGLE = frozenset(("host", "authorization", "content-type", "origin", "content-encoding"))
@@ -95,7 +92,7 @@ class Request:
         Raises:
             RequestError: 400 if a value is malformed.
         """
-        return [_unescape(value.replace("+", " "), name) for value in self.raw_values(name)]
+        return [unescape(value.replace("+", " "), name) for value in self.raw_values(name)]
 
     def raw_values(self, name: str) -> list[str]:
         """Return all values of a query name as sent, in order."""
@@ -197,6 +194,36 @@ class RequestParser:
             self._chunks = None
         return body
 
+    def body_part(self) -> tuple[bytes, bool]:
+        """Return the bytes of the body that arrived since the last call, and whether the body is complete.
+
+        A request whose body is read in parts has no limit on its size. Do not combine this with `body()`.
+
+        Raises:
+            RequestError: 400 malformed chunks.
+        """
+        if self._state is _Reading.HEAD:
+            return b"", True
+        if self._state is _Reading.FAILED:
+            raise RuntimeError("body_part() called after an error")
+        if self._chunks is not None:
+            try:
+                complete = self._chunks.take(self._buffer, sys.maxsize)
+            except RequestError:
+                self._state = _Reading.FAILED
+                raise
+            part = self._chunks.pop()
+        else:
+            length = self._length or 0
+            part = bytes(self._buffer[:length])
+            del self._buffer[:length]
+            self._length = length - len(part)
+            complete = not self._length
+        if complete:
+            self._state = _Reading.HEAD
+            self._chunks = None
+        return part, complete
+
     def _take_head(self) -> bytes | None:
         """Remove the head from the buffer and return it; None if it is incomplete."""
         buffer = self._buffer
@@ -297,7 +324,7 @@ def parse_head(head: bytes) -> Request:
     host = _HOST.fullmatch(headers.get("host", "" if version == "1.0" else " "))
     if host is None:
         raise RequestError(400, "the Host field is missing or malformed")
-    authority, raw_path, path, query = _parse_target(line[2].decode("ascii"), asterisk=line[1] == b"OPTIONS")
+    authority, raw_path, path, query = parse_target(line[2].decode("ascii"), asterisk=line[1] == b"OPTIONS")
     connection = {option.strip() for option in headers.get("connection", "").lower().split(",")}
     expect = headers.get("expect", "").lower()
     if expect not in ("", "100-continue"):
@@ -352,43 +379,3 @@ def _body_length(headers: dict[str, str], version: str) -> int | None:
     if coding.lower() != "chunked":
         raise RequestError(501, "unknown transfer coding; only chunked is supported")
     return None
-
-
-def _parse_target(target: str, *, asterisk: bool) -> tuple[str, str, str, tuple[tuple[str, str], ...]]:
-    """Split a request target: origin form, absolute form or, for OPTIONS, `*` (RFC 9112 section 3.2).
-
-    Returns:
-        The host (empty unless the form is absolute), the path as sent, the decoded path and the pairs of the query.
-    """
-    host = ""
-    if not target.startswith("/") and (absolute := _ABSOLUTE.match(target)):
-        host, target = absolute[1], target[absolute.end() :]
-        target = target if target.startswith("/") else f"/{target}"
-    if not target.startswith("/") and not (asterisk and target == "*"):
-        raise RequestError(400, "malformed request target")
-    if "#" in target:
-        raise RequestError(400, "the request target contains a fragment (#)")
-    raw_path, _, raw_query = target.partition("?")
-    pairs = []
-    for pair in raw_query.split("&") if raw_query else ():
-        name, _, value = pair.partition("=")
-        try:
-            pairs.append((_unescape(name.replace("+", " "), "query"), value))
-        except RequestError:
-            continue  # relay has no name that contains a malformed escape
-    path = _unescape(raw_path, "path")
-    if "\0" in path:
-        raise RequestError(400, "the path contains NUL")
-    return host, raw_path, path, tuple(pairs)
-
-
-def _unescape(text: str, where: str) -> str:
-    """Decode percent escapes to strict UTF-8; `where` names the part of the target in errors."""
-    if "%" not in text:
-        return text
-    if _BAD_ESCAPE.search(text):
-        raise RequestError(400, f"{where}: malformed percent escape")
-    try:
-        return unquote_to_bytes(text).decode()
-    except UnicodeDecodeError:
-        raise RequestError(400, f"{where}: a percent escape is not UTF-8") from None

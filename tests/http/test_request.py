@@ -1,4 +1,4 @@
-"""relay.http.request and relay.http.chunks accept and reject the same requests at every split of the bytes."""
+"""relay.http.request, relay.http.target and relay.http.chunks accept and reject the same requests at every split of the bytes."""
 
 from __future__ import annotations
 
