@@ -216,7 +216,7 @@ $(BIN)/python -m pip install --quiet --editable '.[$(1)]'
 endef
 
 $(INSTALLED): $(VENV)/.made $(SOURCES)
-	$(call install,auth$(comma)client)
+	$(call install,auth$(comma)client$(comma)compression)
 	@touch $@
 
 $(INSTALLED_TEST): $(VENV)/.made $(SOURCES)
