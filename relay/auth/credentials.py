@@ -15,6 +15,7 @@ from relay.auth.keys import Keys, read_file, read_public, read_secret
 from relay.auth.lists import Listed, read_revoked, read_tokens
 from relay.auth.tokens import Auth
 from relay.config.model import Config
+from relay.config.webhooks import parse_webhooks, split_secret
 from relay.errors import ConfigError
 
 SKIPPED_SHOWN = 10
@@ -49,6 +50,7 @@ class Credentials:
         unknown_key = self._jwks.ask if self._jwks is not None else None
         tokens, keys, revoked = self._tokens(), self._keys(), self._revoked()
         self.auth = Auth(config, tokens, keys, revoked, wall=wall, unknown_key=unknown_key)
+        self.auth.webhook_secrets = self._webhook_secrets()
 
     def warn_of_old_names(self) -> None:
         """Log a warning for each deprecated setting in use."""
@@ -78,6 +80,10 @@ class Credentials:
         except ConfigError as error:
             _logger.error("kept the current revocations: %s", error)
         try:
+            self.auth.webhook_secrets = self._webhook_secrets()
+        except ConfigError as error:
+            _logger.error("kept the current secrets of webhooks: %s", error)
+        try:
             self.auth.keys = self._keys() or self.auth.keys
         except ConfigError as error:
             _logger.error("kept the current keys: %s", error)
@@ -92,6 +98,21 @@ class Credentials:
             listed = read_tokens(config.publish_token_file, "publish-token-file")
             more = self._items("publish-token-file", listed)
         return frozenset(config.publish_token) | more or frozenset({self._own_token})
+
+    def _webhook_secrets(self) -> dict[str, frozenset[str]]:
+        """Return the secrets of each webhook by its pattern. A webhook without a secret is not in the result."""
+        config, secrets = self._config, dict[str, frozenset[str]]()
+        webhooks = parse_webhooks(config.webhook)
+        for text in config.webhook_secret:
+            pattern, secret = split_secret("webhook-secret", text, webhooks)
+            secrets[pattern] = secrets.get(pattern, frozenset()) | {secret}
+        for text in config.webhook_secret_file:
+            pattern, path = split_secret("webhook-secret-file", text, webhooks)
+            found = self._items("webhook-secret-file", read_tokens(path, "webhook-secret-file"))
+            if not found:
+                raise ConfigError(f"webhook-secret-file: {path} contains no secret")
+            secrets[pattern] = secrets.get(pattern, frozenset()) | found
+        return secrets
 
     def _revoked(self) -> frozenset[str]:
         path = self._config.jwt_revoked_file

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from relay.auth.keys import Keys
+from relay.auth.signatures import check_present, check_signature
 from relay.config.model import Config
+from relay.config.webhooks import Webhook
 from relay.core.grant import ANYBODY, EVERYTHING, Grant, challenge
 from relay.errors import RETRY_SOON, EventError, RequestError
 from relay.http.request import Request
@@ -68,6 +70,7 @@ class Auth:
         unknown_key: Callable[[], bool] | None = None,
     ) -> None:
         self.tokens = tokens
+        self.webhook_secrets: dict[str, frozenset[str]] = {}  # by the pattern of the webhook
         self._keys = keys
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
         self.revoked = revoked
@@ -140,6 +143,36 @@ class Auth:
         if self.keys is None:
             raise RequestError(401, _NOT_VALID, challenge("invalid_token"))
         return self._verify(token)
+
+    def has_secret(self, webhook: Webhook | None) -> bool:
+        """Return whether a webhook has a secret, so that its requests need a signature instead of a token.
+
+        The result never changes: a reload replaces secrets, but never removes the last one.
+        """
+        return webhook is not None and webhook.pattern in self.webhook_secrets
+
+    def signer(self, request: Request, webhook: Webhook, topic: str) -> Grant:
+        """Return the grant of a webhook's request, before its body is read; `check_signed` completes the check.
+
+        Raises:
+            RequestError: 401 if the request has no signature.
+        """
+        check_present(webhook.scheme, request.headers)
+        return Grant(subject=f"webhook {webhook.pattern}", publish=(topic,))
+
+    def check_signed(self, request: Request, webhook: Webhook, body: bytes) -> None:
+        """Check the signature of a webhook's request.
+
+        Args:
+            request: the head.
+            webhook: the webhook of its topic.
+            body: the body as received.
+
+        Raises:
+            RequestError: 401 if the signature is not valid.
+        """
+        secrets = self.webhook_secrets.get(webhook.pattern, frozenset())
+        check_signature(webhook.scheme, request.headers, body, secrets, self.wall())
 
     def valid(self, grant: Grant) -> bool:
         """Return whether a grant is valid: it has not expired and is not revoked."""

@@ -25,6 +25,7 @@ from relay.config.model import (
 from relay.config.networks import parse_networks
 from relay.config.origins import check_host, check_origin
 from relay.config.values import hint, read, show
+from relay.config.webhooks import parse_webhooks, split_secret
 from relay.errors import ConfigError, EventError
 from relay.topic import check_term, check_topic
 
@@ -91,6 +92,11 @@ def _check_front(config: Config) -> None:
     for token in config.publish_token:
         if not all("!" <= character <= "~" for character in token):
             raise ConfigError("publish-token: a header accepts only visible ASCII characters without spaces")
+    webhooks = parse_webhooks(config.webhook)
+    for text in config.webhook_secret:
+        split_secret("webhook-secret", text, webhooks)
+    for text in config.webhook_secret_file:
+        split_secret("webhook-secret-file", text, webhooks)
     keys = [name for name in _JWT_KEYS if getattr(config, SETTINGS[name].name)]
     if len(keys) > 1:
         raise ConfigError(f"{keys[1]}: {keys[0]} is also set; set only one of {', '.join(_JWT_KEYS[:4])}")

@@ -150,6 +150,28 @@ class Config:
         "relay answers more with 429. Off (0) by default, because only holders of a token can publish.",
         "number",
     )
+    webhook: tuple[str, ...] = setting(
+        (),
+        "Webhook whose requests to /publish/{topic} relay reads on the topics of a pattern: the scheme of its "
+        "signatures (github, stripe or none), and the header or the JSON member (.name) that holds an event's `event`, "
+        "`id`, `key` or `dedup`. relay uses the first one that matches.",
+        "text",
+        "'PATTERN=SCHEME FIELD=PLACE …'",
+    )
+    webhook_secret: tuple[str, ...] = setting(
+        (),
+        "Secret of the webhook with this pattern. relay then checks the signature of each request, and the request "
+        "needs no token. Give the new and the old secret during a rotation.",
+        "text",
+        "PATTERN=SECRET",
+        secret=True,
+    )
+    webhook_secret_file: tuple[str, ...] = setting(
+        (),
+        "File of further secrets of the webhook with this pattern, one per line. relay reads it again on SIGHUP.",
+        "text",
+        "PATTERN=PATH",
+    )
     subscribe: str = setting(
         "open",
         "Access for readers: `open` admits everybody, `jwt` requires a JWT. `open` by default, because `jwt` needs "
@@ -691,13 +713,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("compress", "compress-level", "compress-contexts"),
     ),
     "Access": (
-        *("subscribe", "jwt-*", "ticket", "publish-rate", "allowed-host", "unix-mode", "unix-group", "unix-user"),
+        *("subscribe", "jwt-*", "ticket", "publish-rate", "webhook", "webhook-*", "allowed-host"),
+        *("unix-mode", "unix-group", "unix-user"),
     ),
     "TLS, HTTP/2 and proxies": ("tls-cert", "tls-key", "http2", "h2-*", "trusted-proxy", "proxy-protocol"),
     "Limits of streams": (*("streams-max", "streams-per-*", "topics-per-stream-max", "patterns-per-stream-max"),),
     "Limits of input": (
         *("event-bytes-max", "line-bytes-max", "body-bytes-max", "batch-events-max", "head-bytes-max", "head-timeout"),
-        *("keepalive-timeout", "backlog", "accept-rate", "half-open-max"),
+        *("line-timeout", "keepalive-timeout", "backlog", "accept-rate", "half-open-max"),
     ),
     "Stopping and upgrading": ("exit-on-eof", "drain-*", "upgrade-timeout"),
     "Several machines": ("cluster", "cluster-*", "upstream", "upstream-*", "link-*"),
