@@ -60,6 +60,7 @@ class Servers:
     """The servers that the cases use."""
 
     open: Relay
+    small: Relay
     jwt: Relay
     without_keys: Relay
     draining: Relay
@@ -75,6 +76,7 @@ def servers() -> Iterator[Servers]:
         limits = ("--streams-per-address-max", "1", "--publish-rate", "1", "--batch-events-max", "20")
         started = Servers(
             open=stack.enter_context(relay(*limits)),
+            small=stack.enter_context(relay("--body-bytes-max", "2")),
             jwt=stack.enter_context(relay("--subscribe", "jwt", "--jwt-secret", SECRET)),
             without_keys=stack.enter_context(
                 relay("--subscribe", "jwt", "--jwt-jwks-url", "http://127.0.0.1:9/keys")
@@ -123,17 +125,6 @@ def ended(servers: Servers, path: str) -> Answer:
     return ask(servers.jwt, "GET", f"/events?topic={topic}" if topic == "game" else f"/events/{topic}", headers)
 
 
-def publish_after_the_end(servers: Servers) -> Answer:
-    ended(servers, "/events")
-    return publish(servers.jwt, b'{"data": 1}', query="?topic=game")
-
-
-def too_fast(servers: Servers) -> Answer:
-    """Publish faster than the rate allows. The first request may use the burst."""
-    publish(servers.open, events(15))
-    return publish(servers.open, events(15))
-
-
 def of_open(method: str, path: str, servers: Servers) -> Answer:
     return ask(servers.open, method, path)
 
@@ -172,18 +163,40 @@ def stream_cases(path: str) -> dict[Operation, Case]:
     return cases
 
 
+def publish_cases(path: str, rest: str) -> dict[Operation, Case]:
+    """Return the cases that produce each answer of a publish path; `rest` is the end of the target."""
+
+    def post(server: str, body: bytes = b'{"data": 1}', headers: Headers = JSON) -> Case:
+        return lambda servers: publish(getattr(servers, server), body, headers, rest)
+
+    def after_the_end(servers: Servers) -> Answer:
+        ended(servers, "/events")
+        return publish(servers.jwt, b'{"data": 1}', query=rest)
+
+    def too_fast(servers: Servers) -> Answer:
+        """Publish faster than the rate allows. The first requests may use the burst of ten events."""
+        answers = (publish(servers.open, b"{}", query=rest) for _ in range(15))
+        return next(answer for answer in answers if answer[0] != 200)
+
+    return {
+        ("POST", path, 200): post("small", b"{}"),
+        ("POST", path, 400): post("open", b'{"data": '),
+        ("POST", path, 401): post("open", headers={"Content-Type": "text/plain"}),
+        ("POST", path, 403): post("jwt", headers=token() | {"Content-Type": "text/plain"}),
+        ("POST", path, 410): after_the_end,
+        ("POST", path, 415): post("open", headers=BEARER | {"Content-Type": "image/png"}),
+        ("POST", path, 429): too_fast,
+        ("POST", path, 503): post("without_hub"),
+    }
+
+
 CASES: dict[Operation, Case] = {
     **stream_cases("/events"),
     **stream_cases("/events/{topic}"),
-    ("POST", "/publish", 200): lambda servers: publish(servers.jwt, b'{"data": 1}'),
-    ("POST", "/publish", 400): lambda servers: publish(servers.open, b'{"data": '),
-    ("POST", "/publish", 401): lambda servers: publish(servers.open, b'{"data": 1}', {"Content-Type": "text/plain"}),
-    ("POST", "/publish", 403): lambda servers: publish(servers.jwt, b"x", token() | {"Content-Type": "text/plain"}),
-    ("POST", "/publish", 410): publish_after_the_end,
+    **publish_cases("/publish", "?topic=game"),
+    **publish_cases("/publish/{topic}", "/game"),
     ("POST", "/publish", 413): lambda servers: publish(servers.open, events(21)),
-    ("POST", "/publish", 415): lambda servers: publish(servers.open, b"x", BEARER | {"Content-Type": "image/png"}),
-    ("POST", "/publish", 429): too_fast,
-    ("POST", "/publish", 503): lambda servers: publish(servers.without_hub, b'{"data": 1}'),
+    ("POST", "/publish/{topic}", 413): lambda servers: publish(servers.small, b"[1]", query="/game"),
     ("POST", "/ticket", 200): lambda servers: ask(servers.jwt, "POST", "/ticket", token()),
     ("POST", "/ticket", 400): lambda servers: ask(servers.jwt, "POST", "/ticket?ticket=x", token()),
     ("POST", "/ticket", 401): lambda servers: ask(servers.jwt, "POST", "/ticket"),

@@ -301,6 +301,13 @@ class Config:
         "number",
         least=1,
     )
+    line_timeout_s: float = setting(
+        300.0,
+        "Time without a line after which relay ends a publish request that stays open; an empty line counts. 5 minutes "
+        "by default, because logs pause, and an unused connection must end.",
+        "duration",
+        least=0.001,
+    )
     # Sources
     stdin: str = setting(
         "auto",

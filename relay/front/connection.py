@@ -20,6 +20,9 @@ LINGERING reads and drops the remaining input. An immediate close would reset th
 overtake the response (RFC 9112 section 9.6). The connection stops reading in WAITING, in FLUSHING, and while too many
 responses are unsent.
 
+A publish request that stays open (`relay.sources.upload`) goes from READING to WAITING and back with each batch of its
+lines.
+
 A long GET is a request for a stream of many topics. It waits for its turn (`relay.front.pace`) before it is parsed.
 Meanwhile the connection reads nothing.
 
@@ -30,7 +33,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import math
 import os
 import typing
 from collections.abc import Callable
@@ -44,16 +46,16 @@ from relay.core.grant import ANYBODY, Grant
 from relay.core.notice import come_back
 from relay.core.stream import Subscribe
 from relay.errors import RETRY_SOON, EventError, RelayError, RequestError
-from relay.event import Event
 from relay.front.deadlines import Waiting
 from relay.front.front import Ask, Front, PackedConnection, guarded
+from relay.front.publish import authorise, open_upload, read_events
 from relay.front.routes import Options, PublishBody, Resource, Route, StreamHead, Ticket
 from relay.http.forwarded import client_address
 from relay.http.request import PREFACE_HEAD, Http2PrefaceError, Request, RequestParser
-from relay.http.response import JSON, Headers, json_body, respond
+from relay.http.response import JSON, Headers, json_body, respond, upload_head
 from relay.limits import Limit
-from relay.sources.body import parse_body
 from relay.sources.requests import Cancel
+from relay.sources.upload import Upload
 from relay.sse import comment
 
 REQUESTS_A_TURN = 8
@@ -61,7 +63,12 @@ REQUESTS_A_TURN = 8
 WRITE_BUFFER_HIGH = 64 * 1024
 """Unsent bytes above which the connection serves no more requests. It resumes below a quarter of this."""
 
-_LIMITS = {Waiting.HEAD: Limit.HEAD_TIMEOUT, Waiting.BODY: Limit.BODY_TIME, Waiting.FLUSH: Limit.ANSWER_TIME}
+_LIMITS = {
+    Waiting.HEAD: Limit.HEAD_TIMEOUT,
+    Waiting.BODY: Limit.BODY_TIME,
+    Waiting.LINE: Limit.LINE_TIMEOUT,
+    Waiting.FLUSH: Limit.ANSWER_TIME,
+}
 """The name of each time limit in the metrics."""
 BecomeHttp2 = Callable[[asyncio.Transport, bytes], None]
 
@@ -102,6 +109,7 @@ class FrontProtocol(asyncio.Protocol):
         "_request",
         "_route",
         "_transport",
+        "_upload",
         "waiting",
     )
 
@@ -120,6 +128,7 @@ class FrontProtocol(asyncio.Protocol):
         self._grant: Grant = ANYBODY
         self._peer = address
         self._cancel: Cancel | None = None
+        self._upload: Upload | None = None
         self._transport: asyncio.Transport
         self.waiting: Waiting | None = None
 
@@ -139,6 +148,9 @@ class FrontProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Release everything that the connection holds."""
+        if self._upload is not None:
+            lines = f"{self._upload.published} lines are published, {self._upload.rejected} are rejected"
+            self._front.errors.report("unpublished", "lost the upload of %s: %s", self._address(), lines)
         self._end()
         self._front.connections.discard(self)
 
@@ -176,7 +188,7 @@ class FrontProtocol(asyncio.Protocol):
         if waiting in _LIMITS:
             self._front.metrics.limited(_LIMITS[waiting])
         begun = self._parser.partial
-        if self._phase is Phase.READING and begun and waiting in (Waiting.HEAD, Waiting.BODY):
+        if self._phase is Phase.READING and begun and waiting in (Waiting.HEAD, Waiting.BODY, Waiting.LINE):
             self._guarded(lambda: self._refuse(RequestError(408, f"timed out waiting for {waiting.value}")))
         elif waiting in (Waiting.FLUSH, Waiting.LINGER):
             self._transport.abort()
@@ -189,6 +201,11 @@ class FrontProtocol(asyncio.Protocol):
         """Close the connection if it is idle between two requests."""
         if self._phase is Phase.READING and self._request is None and not self._parser.partial:
             self._transport.close()
+
+    def end_upload(self) -> None:
+        """End the open publish request, if there is one. If a batch is being published, the upload ends after it."""
+        if self._upload is not None and self._phase is Phase.READING:
+            self._guarded(lambda: self._refuse(_leaving()))
 
     def abort(self) -> None:
         """Abort the connection."""
@@ -271,7 +288,9 @@ class FrontProtocol(asyncio.Protocol):
                 return False
             self._route = self._admit(request)
             if request.body_length != 0:
-                front.deadlines.set(self, Waiting.BODY)
+                front.deadlines.set(self, Waiting.BODY if self._upload is None else Waiting.LINE)
+        if self._upload is not None:
+            return self._serve_upload(self._upload)
         route = self._route
         body = self._parser.body(front.config.body_bytes_max if isinstance(route, PublishBody) else 0)
         if body is None:
@@ -307,10 +326,14 @@ class FrontProtocol(asyncio.Protocol):
         if isinstance(route, Subscribe):
             return self._front.admit(route, self._front.auth.subscriber(request))
         if isinstance(route, PublishBody):
-            self._grant = self._front.auth.publisher(request)
+            self._grant = authorise(self._front, request, route)
+            upload = open_upload(self._front, request, route, self._grant)
             length = request.body_length
-            if request.expects_continue and (length is None or 0 < length <= self._front.config.body_bytes_max):
+            fits = upload is not None or length is None or length <= self._front.config.body_bytes_max
+            if request.expects_continue and length != 0 and fits:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if upload is not None:
+                self._open_upload(request, upload)
         return route
 
     def _subscribe(self, subscribe: Subscribe) -> None:
@@ -359,30 +382,77 @@ class FrontProtocol(asyncio.Protocol):
     def _publish(self, route: PublishBody, body: bytes) -> None:
         """Publish the events of a body as soon as none of their topics is held."""
         assert self._request is not None
-        content_type = self._request.headers.get("content-type", "")
         try:
-            events = parse_body(content_type, body, route.topic, event=route.event, id=route.id, key=route.key)
+            events = read_events(self._front, self._request, route, self._grant, body)
         except EventError as error:
             self._refuse_event(error)
             return
-        events_max = self._front.config.batch_events_max
-        if len(events) > events_max:
-            raise RequestError(413, f"a request has at most {events_max} events", limit=Limit.BATCH_EVENTS_MAX)
-        self._allow(events)
         self._await(lambda done: self._front.publisher.publish(events, done), self._published)
-
-    def _allow(self, events: list[Event]) -> None:
-        """Raise RequestError 403 if a topic is not granted, 429 if the publisher exceeds its rate."""
-        front, grant = self._front, self._grant
-        grant.check_publish({str(event.topic) for event in events})
-        wait_s = front.rates.take(grant.subject, len(events), front.clock())
-        if wait_s:
-            headers = (("Retry-After", str(math.ceil(wait_s))),)
-            reason = f"rate limit exceeded: at most {front.config.publish_rate} events per second"
-            raise RequestError(429, reason, headers, limit=Limit.PUBLISH_RATE)
 
     def _published(self, ids: list[str]) -> None:
         self._respond(200, *json_body({"ids": ids}))
+
+    # An upload: a publish request whose lines are published as they arrive.
+
+    def _open_upload(self, request: Request, upload: Upload) -> None:
+        """Keep the upload, and send the head of the response if the upload answers each line."""
+        front = self._front
+        self._upload = upload
+        front.metrics.uploads += 1
+        if upload.answering:
+            headers = (("Date", front.dates.now()), *front.router.cors(request))
+            self._transport.write(upload_head(headers, chunked=request.version == "1.1"))
+
+    def _serve_upload(self, upload: Upload) -> bool:
+        """Publish the next lines, or read more; return False if no more input has arrived."""
+        request, route = self._request, self._route
+        assert request is not None
+        assert isinstance(route, PublishBody)
+        if not self._front.takes_uploads:
+            raise _leaving()
+        if upload.fill():
+            authorise(self._front, request, route)  # The token may have expired, or may be revoked.
+            self._await(upload.publish, self._published_lines)
+        elif upload.ended:
+            self._end_upload(None)
+        else:
+            data, ended = self._parser.body_part()
+            if not data and not ended:
+                return False
+            upload.receive(data, ended=ended)
+        return True
+
+    def _published_lines(self, _: None) -> None:
+        self._send_answers()
+        self._wait_for_more()
+
+    def _send_answers(self, rest: bytes = b"") -> None:
+        """Send the answers of the upload, and `rest`."""
+        assert self._request is not None
+        assert self._upload is not None
+        answers = self._upload.take_answers() + rest
+        if answers and not self._transport.is_closing():
+            self._transport.write(b"%x\r\n%b\r\n" % (len(answers), answers) if self._is_chunked() else answers)
+
+    def _is_chunked(self) -> bool:
+        return self._request is not None and self._request.version == "1.1"
+
+    def _end_upload(self, error: RequestError | None) -> None:
+        """Send the report of the upload; without answers to its lines, it is the whole response."""
+        upload = self._upload
+        assert upload is not None
+        report = upload.report(error)
+        if not upload.answering:
+            headers = JSON if error is None else (*JSON, *error.headers)
+            self._respond(200 if error is None else error.status, headers, report)
+            return
+        self._send_answers(report)
+        self._answer(b"0\r\n\r\n" if self._is_chunked() else b"", keep=False)
+
+    def _drop_upload(self) -> None:
+        if self._upload is not None:
+            self._upload = None
+            self._front.metrics.uploads -= 1
 
     def _await(self, start: Callable[[Callable[[Any], None]], Cancel], then: Callable[[Any], None]) -> None:
         """Wait for the result of another part. The connection reads nothing meanwhile.
@@ -458,6 +528,9 @@ class FrontProtocol(asyncio.Protocol):
         if error.status in (400, 401, 403, 408, 413, 414, 415, 417, 421, 429, 431, 501, 505):
             kind = "token" if error.status == 401 else "request"
             self._front.errors.report(kind, "rejected a request from %s: %s", self._address(), error.reason)
+        if self._upload is not None:
+            self._end_upload(error)
+            return
         if error.status in _FOR_NOW and self._wants_retry_stream():
             self._send_retry_stream(error)
             return
@@ -493,6 +566,7 @@ class FrontProtocol(asyncio.Protocol):
     def _answer(self, data: bytes, *, keep: bool) -> None:
         """Send a response, and wait for the next request or for the client to close."""
         self._request = self._route = None
+        self._drop_upload()
         if self._transport.is_closing():
             return
         self._transport.write(data)
@@ -507,7 +581,9 @@ class FrontProtocol(asyncio.Protocol):
 
     def _wait_for_more(self) -> None:
         """Set the deadline of the next step."""
-        if self._request is not None:
+        if self._upload is not None:
+            waiting = Waiting.LINE
+        elif self._request is not None:
             waiting = Waiting.BODY
         else:
             waiting = Waiting.HEAD if self._parser.partial else Waiting.REST
@@ -525,7 +601,12 @@ class FrontProtocol(asyncio.Protocol):
     def _end(self) -> None:
         """Enter OVER, clear the deadline and cancel the pending operation."""
         self._phase = Phase.OVER
+        self._drop_upload()
         self._front.deadlines.clear(self)
         if self._cancel is not None:
             self._cancel()
             self._cancel = None
+
+
+def _leaving() -> RequestError:
+    return RequestError(503, "the server is draining or is being replaced; connect again and send the rest", RETRY_SOON)

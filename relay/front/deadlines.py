@@ -24,6 +24,7 @@ class Waiting(Enum):
 
     HEAD = "a request head"
     BODY = "a body"
+    LINE = "a line"
     REST = "the next request"
     FLUSH = "answers to be read"
     LINGER = "the client to close"

@@ -85,7 +85,8 @@ class Front:
     At an edge, `become_edge` sets `publisher`, `find` and `ask`. `ready` is part of the answer to /readyz: whether this
     process accepts new streams. `arriving` holds accepted sockets that have no connection yet, with the time of each.
     `http2` holds the connections of HTTP/2, which have `http2_streams` streams; `takes_http2` is False while an upgrade
-    waits for them to close.
+    waits for them to close. `takes_uploads` is False while uploads (open publish requests) must end, in a drain or an
+    upgrade.
     """
 
     hub: Hub
@@ -113,6 +114,7 @@ class Front:
     http2: set[Http2Connection] = field(init=False, default_factory=set)
     http2_streams: int = field(init=False, default=0)
     takes_http2: bool = field(init=False, default=True)
+    takes_uploads: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
         self.publisher = Publishing(self.hub, self.config.block_timeout_s, self.loop, self.clock)
@@ -129,6 +131,7 @@ class Front:
             {
                 Waiting.HEAD: head_s,
                 Waiting.BODY: head_s + self.config.body_bytes_max / BODY_BYTES_PER_S_MIN,
+                Waiting.LINE: self.config.line_timeout_s,
                 Waiting.REST: self.config.keepalive_timeout_s,
                 Waiting.FLUSH: head_s,
                 Waiting.LINGER: LINGER_S,
@@ -178,11 +181,18 @@ class Front:
         return True
 
     def close_idle(self) -> None:
-        """Close the idle connections. While the hub drains, other connections close after their response."""
+        """Close the idle connections, and end the uploads. In a drain, other connections close after their response."""
+        self.end_uploads()
         for connection in list(self.connections):
             connection.close_idle()
         for each in list(self.http2):
             each.leave()
+
+    def end_uploads(self) -> None:
+        """End all uploads, and reject new ones until `takes_uploads` is set. Their publishers send the rest again."""
+        self.takes_uploads = False
+        for connection in list(self.connections):
+            connection.end_upload()
 
     def cut_http2(self) -> None:
         """Close all HTTP/2 connections, and new ones until `takes_http2` is set. Their clients reconnect and resume."""

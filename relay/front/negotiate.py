@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from relay.config.model import Config
 from relay.core.forms.registry import DEFAULT, SYNTAXES, name_of
@@ -19,7 +20,9 @@ from relay.http.request import Request
 from relay.topic import TermTree
 
 ENVELOPE = "envelope"
+NDJSON = "ndjson"
 GZIP = "gzip"
+Value = TypeVar("Value")
 
 _SYNTAX_OF = {kind: syntax.name for syntax in reversed(SYNTAXES) for kind in syntax.media_types}
 _CODING_OF = {"gzip": GZIP, "x-gzip": GZIP}  # RFC 9110 section 8.4.1.3
@@ -65,7 +68,13 @@ class Negotiator:
         return bool(self._envelope) and any(self._envelope.covering(term) for term in terms)
 
 
-def _best(header: str, names: Mapping[str, str], default: str) -> str:
+def accepts_ndjson(header: str) -> bool:
+    """Return whether an Accept header names NDJSON, with whatever quality above 0."""
+    names = dict.fromkeys((kind for kind, syntax in _SYNTAX_OF.items() if syntax == NDJSON), True)
+    return _best(header, names, False)
+
+
+def _best(header: str, names: Mapping[str, Value], default: Value) -> Value:
     """Return the value of the name with the highest quality in an Accept header; the first of several."""
     best, best_quality = default, 0.0
     for name, quality in _qualities(header):

@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 
 from relay.config.model import Config
 from relay.config.origins import Allowed
+from relay.config.webhooks import Webhook, find_webhook, parse_webhooks
 from relay.core.forms.form import Form
 from relay.core.forms.registry import DEFAULT, PLAIN, all_forms
 from relay.core.policy import Policy
@@ -21,6 +22,8 @@ from relay.core.stream import Subscribe
 from relay.errors import EventError, RequestError
 from relay.front.negotiate import Negotiator
 from relay.front.query import Names, check_names, read_since
+from relay.http.coding import check_coding
+from relay.http.idempotency import read_key
 from relay.http.request import Request
 from relay.http.response import Headers, cors_headers, stream_head
 from relay.ids import LAST_ID_NAMES, query_readings, readings
@@ -28,7 +31,7 @@ from relay.limits import Limit
 from relay.topic import check_term, check_topic, is_pattern
 
 _STREAM_NAMES = Names(("topic", "since", "policy", "envelope", "padding", "evs_preamble", "ticket", *LAST_ID_NAMES))
-_PUBLISH_NAMES = Names(("topic", "event", "id", "key"))
+_PUBLISH_NAMES = Names(("topic", "event", "id", "key", "dedup", "lines"))
 ORIGINS_CACHED = 1024
 """Size of the cache of headers per origin; a wildcard can match any number of origins."""
 
@@ -36,6 +39,9 @@ _READ = ("GET", "HEAD", "OPTIONS")
 _WRITE = ("POST", "OPTIONS")
 _POLICIES = frozenset(policy.value for policy in Policy)
 _PREFLIGHT_MAX_AGE_S = 7200
+_ALLOWED_HEADERS = (
+    *("Authorization", "Content-Type", "Last-Event-ID", "Cache-Control", "Content-Encoding", "Idempotency-Key"),
+)
 _ALLOW_ORIGIN = "Access-Control-Allow-Origin"
 
 
@@ -53,15 +59,25 @@ class PublishBody:
 
     Args:
         topic: topic of events that do not name one.
-        event: event type, if the body is text.
-        id: event id, if the body is text.
-        key: event key, if the body is text.
+        event: event type, if the body is the data of one event.
+        id: event id, if the body is the data of one event.
+        key: event key, if the body is the data of one event.
+        dedup: dedup key of events that have none.
+        is_data: whether the body is the data of one event, whatever its content type.
+        webhook: the webhook of the topic, if the path names the topic.
+        coding: the content coding of the body; empty for none.
+        as_lines: whether each line of a text is the data of an event.
     """
 
     topic: str
     event: str | None
     id: str | None
     key: str | None
+    dedup: str | None = None
+    is_data: bool = False
+    webhook: Webhook | None = None
+    coding: str = ""
+    as_lines: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +124,7 @@ class Router:
         # Streams share one head per listed origin, and one for all other origins.
         self._heads = lru_cache(ORIGINS_CACHED)(self._build_head)
         self._forms = all_forms()
+        self._webhooks = parse_webhooks(config.webhook)
         self._negotiator = Negotiator(config)
 
     def cors(self, request: Request | None) -> Headers:
@@ -149,7 +166,7 @@ class Router:
                 return self._options(request, _READ)
             stream = self._subscribe(request)
             return StreamHead(stream.terms, stream.head) if request.method == "HEAD" else stream
-        if path == "/publish":
+        if path == "/publish" or path.startswith("/publish/"):
             _check_method(request, _WRITE)
             return self._options(request, _WRITE) if request.method == "OPTIONS" else self._publish(request)
         if path == "/ticket" and self._config.subscribe == "jwt":
@@ -172,7 +189,7 @@ class Router:
             (
                 *headers,
                 ("Access-Control-Allow-Methods", ", ".join(methods)),
-                ("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID, Cache-Control"),
+                ("Access-Control-Allow-Headers", ", ".join(_ALLOWED_HEADERS)),
                 ("Access-Control-Max-Age", str(_PREFLIGHT_MAX_AGE_S)),
             )
         )
@@ -204,10 +221,8 @@ class Router:
     def _terms(self, request: Request) -> tuple[str, ...]:
         """Return the topics and patterns without duplicates: from the path, then from the query."""
         wanted = request.values("topic")
-        if request.path != "/events":
-            if request.raw_path.count("/") != 2 or request.path == "/events/":
-                raise RequestError(404, "the path is /events or /events/TOPIC")
-            wanted.insert(0, request.path.removeprefix("/events/"))
+        if (topic := _path_topic(request, "/events")) is not None:
+            wanted.insert(0, topic)
         try:
             terms = tuple(dict.fromkeys(check_term(term) for term in wanted))
         except EventError as error:
@@ -230,15 +245,27 @@ class Router:
 
     def _publish(self, request: Request) -> PublishBody:
         """Parse the arguments of a publish request."""
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise RequestError(415, "the body must not be compressed")
+        coding = check_coding(request.headers.get("content-encoding", ""))
         check_names(request, _PUBLISH_NAMES)
-        topic = _one(request, "topic") or self._config.topic
+        path_topic, query_topic = _path_topic(request, "/publish"), _one(request, "topic")
+        if path_topic is not None and query_topic is not None:
+            raise RequestError(400, "query: the path already names the topic; remove topic from the query")
+        topic = path_topic or query_topic or self._config.topic
         try:
             check_topic(topic)
         except EventError as error:
             raise RequestError(400, str(error)) from None
-        return PublishBody(topic, _one(request, "event"), _one(request, "id"), _one(request, "key"))
+        return PublishBody(
+            topic,
+            _one(request, "event"),
+            _one(request, "id"),
+            _one(request, "key"),
+            _one(request, "dedup") or read_key(request.headers.get("idempotency-key")),
+            is_data=path_topic is not None,
+            webhook=find_webhook(self._webhooks, topic) if path_topic is not None else None,
+            coding=coding,
+            as_lines=_switch(request, "lines"),
+        )
 
 
 def _check_method(request: Request, methods: tuple[str, ...]) -> None:
@@ -246,9 +273,31 @@ def _check_method(request: Request, methods: tuple[str, ...]) -> None:
         raise RequestError(405, f"{request.method} is not allowed for this path", (("Allow", ", ".join(methods)),))
 
 
+def _path_topic(request: Request, parent: str) -> str | None:
+    """Return the topic or pattern that follows `parent` in the path; None if the path ends there.
+
+    Raises:
+        RequestError: 404, the topic is empty or has an unescaped slash.
+    """
+    if request.path == parent:
+        return None
+    topic = request.path.removeprefix(f"{parent}/")
+    if request.raw_path.count("/") != 2 or not topic:
+        raise RequestError(404, f"the path is {parent} or {parent}/TOPIC")
+    return topic
+
+
 def _one(request: Request, name: str) -> str | None:
     """Return the only value of a query name, decoded; None if it is absent."""
     return _only(name, request.values(name))
+
+
+def _switch(request: Request, name: str) -> bool:
+    """Return whether a query name has the value 1; False if it is absent."""
+    value = _one(request, name)
+    if value not in (None, "0", "1"):
+        raise RequestError(400, f"query: {name} must be 0 or 1")
+    return value == "1"
 
 
 def _only(name: str, values: list[str]) -> str | None:

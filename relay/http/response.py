@@ -65,6 +65,25 @@ def cors_headers(allowed: Allowed, origin: str | None) -> Headers:
     return (("Access-Control-Allow-Origin", "*"), *vary) if allowed.any else vary
 
 
+def upload_head(headers: Headers, *, chunked: bool) -> bytes:
+    """Build the response head of an upload, whose body is NDJSON. The connection closes after the body.
+
+    Args:
+        headers: the date and the CORS headers.
+        chunked: whether the body is sent in chunks, or ends when the connection closes.
+    """
+    framing = (("Transfer-Encoding", "chunked"),) if chunked else ()
+    lines = [
+        "HTTP/1.1 200 OK",
+        "Content-Type: application/x-ndjson",
+        "Cache-Control: no-store",
+        "Connection: close",
+        "X-Accel-Buffering: no",
+        *(f"{name}: {value}" for name, value in (*framing, *headers)),
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
 def stream_head(media_type: str, framing: Headers, vary: tuple[str, ...], cors: Headers = ()) -> bytes:
     """Build the response head of a stream. The connection closes after its body.
 

@@ -79,6 +79,8 @@ class Metrics(Collector):
     def __init__(self, hub: Hub, registry: CollectorRegistry) -> None:
         self._upstream: Callable[[], UpstreamStats | None] = lambda: None
         self.opened = {"direct": 0, "connection": 0}  # opened streams by path; the front counts them
+        self.uploads = 0  # open publish requests; the front counts them and their lines
+        self.upload_lines = {"published": 0, "rejected": 0}
         self._cluster: Callable[[], ClusterStats | None] = lambda: None
         self._hub = hub
         self.registry = registry
@@ -178,6 +180,9 @@ class Metrics(Collector):
             yield _counter("relay_cluster_repeats", "Events left out as repeats by the broker.", cluster.repeats)
             yield _gauge("relay_cluster_pending", "Events waiting for the broker.", cluster.pending)
         yield _labelled("relay_policy_actions", "Actions of policies on slow streams, by policy.", "policy", actions)
+        yield _gauge("relay_uploads", "Open publish requests, whose lines are published as they arrive.", self.uploads)
+        lines = "Lines of open publish requests, by result."
+        yield _labelled("relay_upload_lines", lines, "result", self.upload_lines)
         yield _labelled("relay_opens", "Streams opened, by path.", "path", self.opened)
         yield _labelled("relay_closes", "Streams closed, by reason.", "reason", hub.closes)
         yield _labelled("relay_resumes", "Streams opened with a last id, by result.", "result", hub.resumes)

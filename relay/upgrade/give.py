@@ -141,7 +141,7 @@ async def upgrade(
             channel.send(messages.Go())
         except BaseException as error:
             _take_back(possessions, process)
-            possessions.front.takes_http2 = True
+            possessions.front.takes_http2 = possessions.front.takes_uploads = True
             if isinstance(error, TimeoutError):
                 raise RelayError(f"the new process took longer than {timeout_s:g} s") from None
             if isinstance(error, OSError):
@@ -248,10 +248,11 @@ def _next(possessions: Possessions, sent: int) -> tuple[list[messages.Message], 
 
 
 async def _settle(front: Front) -> None:
-    """Close the connections of HTTP/2, whose state cannot be handed over, and wait until no request is pending.
+    """End the uploads and close the connections of HTTP/2, whose state cannot be handed over; wait for other requests.
 
     The wait takes at most `SETTLE_S`.
     """
+    front.end_uploads()
     front.cut_http2()
     for _ in range(round(SETTLE_S / SETTLE_STEP_S)):
         # After a timer, unlike after one turn of the loop, the front knows every connection accepted before.

@@ -57,6 +57,9 @@ def test_every_setting_can_be_set_by_flag_variable_and_file() -> None:
         "proxy-protocol": "yes",
         "jwt-jwks-url": "https://a.example/keys",
         "cluster": "redis://127.0.0.1",
+        "webhook": "a=github event=X-GitHub-Event",
+        "webhook-secret": "a=secret",
+        "webhook-secret-file": "a=path",
     }
     for name, each in SETTINGS.items():
         kind = each.metadata["kind"]
@@ -70,6 +73,8 @@ def test_every_setting_can_be_set_by_flag_variable_and_file() -> None:
             "unix-group": {"unix": "relay.sock"},
             "upstream": {"link-token": LINK_TOKEN},
             "link-listen": {"link-token": LINK_TOKEN},
+            "webhook-secret": {"webhook": "a=github"},
+            "webhook-secret-file": {"webhook": "a=github"},
             "cluster-password-file": CLUSTER,
             "cluster-tls-ca": CLUSTER,
             "cluster-tls-cert": CLUSTER,

@@ -129,6 +129,24 @@ def test_the_output_of_a_command_is_served(tmp_path: Path) -> None:
             assert [line for line in lines if line.startswith(b"data:")] == [b"data: 1\n", b"data: 2\n"]
 
 
+def test_the_board_shows_signed_webhooks(browser: Browser) -> None:
+    program("openssl")
+    secret = "a-secret-for-the-example"
+    hook = '{"action": "opened", "repository": {"full_name": "ann/relay"}, "sender": {"login": "ann"}}'
+    mapping = "hooks.github=github event=X-GitHub-Event dedup=X-GitHub-Delivery"
+    flags = ("--webhook", mapping, "--webhook-secret", f"hooks.github={secret}", "--cors-origin", "*")
+    with relay(*flags) as server:
+        send = str(EXAMPLES / "webhooks" / "send.sh")
+        with running(send, "issues", hook, RELAY_URL=server.url) as process:
+            assert process.wait(TIMEOUT_S) == 0, process.communicate()
+        browser.open(f"file://{EXAMPLES / 'webhooks' / 'board.html'}?relay={server.url}")
+        browser.wait("document.querySelector('#events').textContent === 'issues opened ann/relay ann'")
+        with running(send, "issues", hook, RELAY_URL=server.url, WEBHOOK_SECRET="another") as process:
+            assert process.wait(TIMEOUT_S) != 0
+        assert server.stats()["events"] == 1
+        browser.open("about:blank")
+
+
 def test_the_shell_feeder_publishes_measurements(server: Relay, tmp_path: Path) -> None:
     variables = {"PATH": path_with_relay(tmp_path), "RELAY_SOCKET": str(server.unix_path), "PAUSE_S": "0.01"}
     with running(str(EXAMPLES / "shell" / "feed.sh"), "3", cwd=tmp_path, **variables) as process:

@@ -111,6 +111,8 @@ class FakeMetrics:
         self.errors: list[tuple[str, str]] = []
         self.limits: list[str] = []
         self.opened = {"direct": 0, "connection": 0}
+        self.uploads = 0
+        self.upload_lines = {"published": 0, "rejected": 0}
         self.broken = False
 
     def limited(self, limit: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from relay.config.model import Config
 from relay.errors import EventError, RequestError
+from relay.event import Event
 from relay.front.routes import PublishBody, Router
 from relay.http.request import RequestParser
 from relay.sources.body import parse_body
@@ -35,7 +36,8 @@ def outcome(pieces: list[bytes]) -> list[object]:
                     route = ROUTER.route(request)
                     found.append((request, body, route))
                     if isinstance(route, PublishBody):
-                        found.append(parse_body(request.headers.get("content-type", ""), body, route.topic))
+                        content_type, fields = request.headers.get("content-type", ""), Event(topic=route.topic)
+                        found.append(parse_body(content_type, body, fields, is_data=route.is_data))
                 except (RequestError, EventError) as error:
                     found.append(str(error))
                 request = None

@@ -1,4 +1,4 @@
-"""relay.http.request, relay.http.target and relay.http.chunks accept and reject the same requests at every split of the bytes."""
+"""The parsers of requests (relay.http.request relay.http.target relay.http.chunks) give one result at every split."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from relay.config.model import Config
 from relay.errors import EventError, RequestError
+from relay.event import Event
 from relay.front.routes import Router
 from relay.http.request import RequestParser
 from relay.sources.body import parse_body
@@ -101,12 +102,17 @@ def ends_at_a_request(data: bytes) -> bool:
 
 
 @given(
-    st.sampled_from(["application/json", "application/x-ndjson", "text/plain", "", "a/b;charset=x"]),
+    st.sampled_from(["application/json", "application/x-ndjson", "text/plain", "text/event-stream", "", "a;charset=x"]),
+    st.booleans(),
+    st.booleans(),
     st.binary() | st.text().map(str.encode),
 )
-def test_any_body_becomes_events_or_is_rejected(content_type: str, body: bytes) -> None:
+def test_any_body_becomes_events_or_is_rejected(
+    content_type: str, is_data: bool, as_lines: bool, body: bytes
+) -> None:
+    fields, members = Event(topic="t", dedup="d"), {"id": ".a.b"}
     try:
-        events = parse_body(content_type, body, "t")
+        events = parse_body(content_type, body, fields, is_data=is_data, as_lines=as_lines, members=members)
     except (EventError, RequestError):
         return
     assert all(isinstance(event.topic, str) for event in events)
