@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from relay.config.broker_address import has_password, parse_broker
+from relay.config.data_rules import parse_rule
 from relay.config.model import (
     SETTINGS,
     Config,
@@ -141,6 +142,8 @@ def _check_sources(config: Config) -> None:
         raise ConfigError("exit-on-eof: needs standard input, but stdin is off; set stdin, or remove exit-on-eof")
     if config.durable and not config.data:
         raise ConfigError("durable: needs a file; add data (--data PATH), or remove durable")
+    for text in config.validate:
+        parse_rule(text)
     if config.event_bytes_max > config.history_bytes:
         raise ConfigError(
             f"event-bytes-max: {size_text(config.event_bytes_max)} exceeds history-bytes "

@@ -349,6 +349,14 @@ class Config:
         "size",
         least=64,
     )
+    validate: tuple[str, ...] = setting(
+        (),
+        "Rule for the data of events on the topics of a pattern: a largest size (logs.**=size 4KiB), or a JSON Schema "
+        "in a file (orders.*=schema order.json), which needs jsonschema-rs. All rules that match apply. None by "
+        "default, because each check costs time.",
+        "text",
+        "'PATTERN=RULE VALUE'",
+    )
     # History
     history_bytes: int = setting(
         64 * MIB,
@@ -726,8 +734,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "TLS, HTTP/2 and proxies": ("tls-cert", "tls-key", "http2", "h2-*", "trusted-proxy", "proxy-protocol"),
     "Limits of streams": (*("streams-max", "streams-per-*", "topics-per-stream-max", "patterns-per-stream-max"),),
     "Limits of input": (
-        *("event-bytes-max", "line-bytes-max", "body-bytes-max", "batch-events-max", "head-bytes-max", "head-timeout"),
-        *("line-timeout", "keepalive-timeout", "backlog", "accept-rate", "half-open-max"),
+        *("event-bytes-max", "validate", "line-bytes-max", "body-bytes-max", "batch-events-max", "head-bytes-max"),
+        *("head-timeout", "line-timeout", "keepalive-timeout", "backlog", "accept-rate", "half-open-max"),
     ),
     "Stopping and upgrading": ("exit-on-eof", "drain-*", "upgrade-timeout"),
     "Several machines": ("cluster", "cluster-*", "upstream", "upstream-*", "link-*"),

@@ -87,6 +87,7 @@ class Writer:
 
     def __init__(self, config: Config, log: Log, append: Append, ended: Ended, on_end: Callable[[str], None]) -> None:
         self.encodes = 0
+        self.invalid = 0  # events that the validation has rejected
         self.seen = Seen(config.dedup_window_s, config.dedup_max)
         self.journal: WriteAhead | None = None  # None without a file
         self._durable = config.durable
@@ -99,6 +100,21 @@ class Writer:
     def use_journal(self, journal: WriteAhead) -> None:
         """Store each entry in this journal before the log receives it."""
         self.journal = journal
+
+    def use_validation(self, check: Callable[[Event], None]) -> None:
+        """Reject each event for which `check` raises EventError. Without this call, validation costs nothing."""
+        encode = self._encode
+
+        def encode_valid(event: Event, topic: str, sequence: int, *, may_have_ended: bool = False) -> bytes:
+            frame = encode(event, topic, sequence, may_have_ended=may_have_ended)
+            try:
+                check(event)
+            except EventError:
+                self.invalid += 1
+                raise
+            return frame
+
+        self._encode = encode_valid  # type: ignore[method-assign]
 
     @property
     def refusal(self) -> str:

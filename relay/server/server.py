@@ -47,6 +47,7 @@ from relay.server.pulse import Pulse
 from relay.server.signals import Signals
 from relay.sources.group import Sources
 from relay.sources.sink import EventSink
+from relay.sources.validation import Validation
 from relay.speedups import ENGINE, Engine
 from relay.store.journal import Journal
 from relay.store.restore import open_journal
@@ -131,6 +132,8 @@ class Server:
             clock=time.monotonic,
             wake=self._wake,
         )
+        if config.validate:
+            self._hub.writer.use_validation(Validation(config.validate).check)
         self._metrics = Metrics(self._hub, registry)
         self._stats = Stats(self._hub, self._metrics.input_errors, time.monotonic())
         self._loop: asyncio.AbstractEventLoop

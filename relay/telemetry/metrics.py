@@ -146,6 +146,7 @@ class Metrics(Collector):
         yield _gauge("relay_log_bytes_max", "Largest number of bytes of retained events.", log.bytes_max)
         yield _gauge("relay_draining", "1 while draining.", float(hub.draining))
         yield _counter("relay_events", "Events published.", 0 if hub.fed else log.head - 1)
+        yield _counter("relay_events_invalid", "Events rejected by a rule of `validate`.", hub.writer.invalid)
         yield _counter("relay_encodes", "Events encoded, each once for all streams.", hub.writer.encodes)
         yield _counter("relay_deliveries", "Events handed to the kernel for a stream.", engine.deliveries)
         yield _counter("relay_sent_bytes", "Bytes handed to the kernel.", engine.bytes)

@@ -118,6 +118,7 @@ class Workers:
             data="",
             durable=False,
             link_listen="",
+            validate=(),
             cluster="",
             cluster_password_file="",
             cluster_tls_ca="",

@@ -57,6 +57,7 @@ def test_every_setting_can_be_set_by_flag_variable_and_file() -> None:
         "proxy-protocol": "yes",
         "jwt-jwks-url": "https://a.example/keys",
         "cluster": "redis://127.0.0.1",
+        "validate": "a.*=size 1KiB",
         "webhook": "a=github event=X-GitHub-Event",
         "webhook-secret": "a=secret",
         "webhook-secret-file": "a=path",
