@@ -111,6 +111,7 @@ def test_help_names_every_command(option: str, capsys: pytest.CaptureFixture[str
         (["--config", "/"], "config: cannot read /: Is a directory"),
         (["subscribe", "--header", "x"], "--header must have the form NAME:VALUE"),
         (["publish", "a", "b", "--id", "1"], "--id needs exactly one DATA"),
+        (["publish", "a", "b", "--dedup", "1"], "--dedup needs exactly one DATA"),
         (["demo", "--listen", "127.0.0.1"], "listen:"),
     ],
 )

@@ -63,6 +63,7 @@ Numbered = tuple[int, Event]
 @click.option("--event", help="Event type of events that name none.")
 @click.option("--id", help="Id of the event. Requires exactly one DATA.")
 @click.option("--key", help="Key of events that name none.")
+@click.option("--dedup", help="Dedup key of the event, instead of a generated one. Requires exactly one DATA.")
 @click.option("--retry", type=click.IntRange(min=0), help="Reconnection time in milliseconds.")
 @click.option(
     "--input",
@@ -83,6 +84,7 @@ def publish(
     event: str | None,
     id: str | None,
     key: str | None,
+    dedup: str | None,
     retry: int | None,
     form: str,
     ca: str | None,
@@ -95,11 +97,12 @@ def publish(
     unacknowledged events for up to 5 minutes, and none is published twice. The exit code is 0 if all are published.
     """
     read_input = not data or data == ("-",)
-    if id is not None and (read_input or len(data) != 1):
-        raise click.UsageError("--id needs exactly one DATA, because each event has its own id")
+    for name, value in (("id", id), ("dedup", dedup)):
+        if value is not None and (read_input or len(data) != 1):
+            raise click.UsageError(f"--{name} needs exactly one DATA, because each event has its own")
     if not data and os.isatty(STDIN):
         raise click.UsageError("nothing to publish; give DATA, or give `-` to read lines from the terminal")
-    defaults = Event(topic=topic, event=event, id=id, key=key, retry=retry)
+    defaults = Event(topic=topic, event=event, id=id, key=key, retry=retry, dedup=dedup)
     sender = _Sender(target, token, ca, _Report("line" if read_input else "argument", quiet))
     if read_input:
         asyncio.run(_publish_input(sender, form, defaults))

@@ -167,3 +167,11 @@ def test_rejected_lines_are_named_and_the_others_are_published(tmp_path: Path, w
         done = run("publish", "--to", target, "--token", TOKEN, "--key", "k", "--event", "relay.end", "a", "b")
         assert done.returncode == 1
         assert done.stderr.startswith("relay: argument 2: topic: ")
+
+
+def test_an_event_with_the_same_dedup_key_is_published_once() -> None:
+    with relay() as server:
+        arguments = ("publish", "--to", server.url, "--token", TOKEN, "--dedup", "order-7", "paid")
+        ids = [run(*arguments).stdout for _ in range(2)]
+        assert ids[0] == ids[1] != ""
+        assert server.stats()["events"] == 1

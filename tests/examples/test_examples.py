@@ -26,7 +26,7 @@ from redis import Redis
 from tests import ROOT
 from tests.browser import Browser
 from tests.redis_server import need_redis
-from tests.running import TIMEOUT_S, Relay, Stream, environment, eventually, free_port, relay
+from tests.running import TIMEOUT_S, TOKEN, Relay, Stream, environment, eventually, free_port, relay
 
 EXAMPLES = ROOT / "examples"
 END = '{"event": "relay.end", "data": "bye"}'
@@ -153,6 +153,16 @@ def test_the_shell_feeder_publishes_measurements(server: Relay, tmp_path: Path) 
         assert process.wait(TIMEOUT_S) == 0
     with Stream(server.port, "topic=temperature&since=earliest") as stream:
         assert [json.loads(event.data)["number"] for event in stream.take(3)] == [1, 2, 3]
+
+
+def test_the_output_of_a_command_is_published_in_one_request(server: Relay) -> None:
+    program("curl")
+    variables = {"RELAY_URL": server.url, "RELAY_TOKEN": TOKEN}
+    with running(str(EXAMPLES / "shell" / "upload.sh"), "build", "seq", "3", cwd=EXAMPLES, **variables) as process:
+        assert json.loads(output(process, "}"))["published"] == 3
+        assert process.wait(TIMEOUT_S) == 0
+    with Stream(server.port, "topic=build&since=earliest") as stream:
+        assert [event.data for event in stream.take(3)] == ["1", "2", "3"]
 
 
 def test_the_fastapi_application_publishes(server: Relay) -> None:
