@@ -9,6 +9,11 @@ import random
 from collections.abc import Callable
 from functools import partial
 
+RECONNECT_MIN_S = 0.1
+RECONNECT_MAX_S = 5.0
+"""Limits of the pause before the next connection to a broker. It doubles, with jitter, so that nodes do not reconnect
+together."""
+
 half_jitter: Callable[[], float] = partial(random.uniform, 0.5, 1.0)
 """Jitter that shortens a wait by up to a half, so that many processes do not try again at the same moment."""
 

@@ -31,6 +31,10 @@ class LostError(RelayError):
         self.asked_s = asked_s
 
 
+class BrokerError(RelayError):
+    """The broker cannot be reached, or rejects a command. A later attempt may succeed. Contains no credentials."""
+
+
 class ConfigError(RelayError):
     """A setting is unknown, malformed or impossible on this machine."""
 

@@ -16,10 +16,6 @@ from typing import NamedTuple, Protocol
 from relay.errors import RelayError
 
 
-class BrokerError(RelayError):
-    """The broker cannot be reached, or rejects a command. A later attempt may succeed. Contains no credentials."""
-
-
 class LogChangedError(RelayError):
     """The broker's log does not continue the follower's log; the follower has to compare them."""
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import ssl
 from collections.abc import Callable
-from pathlib import Path
 
-from relay.cluster.broker import Broker, BrokerError
+from relay.brokers.credentials import read_password, tls_context
+from relay.cluster.broker import Broker
 from relay.cluster.follower import LogFollower
 from relay.cluster.publisher import ClusterPublisher
 from relay.config.broker_address import KafkaAddress, NatsAddress, RedisAddress, parse_broker
 from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.core.measures import Observer
-from relay.errors import ConfigError, RelayError
+from relay.errors import BrokerError, ConfigError, RelayError
 from relay.extras import need_extra
 from relay.ids import default_sequence
 from relay.sources.requests import Cancel
@@ -243,7 +242,7 @@ class _Find:
 def _broker(config: Config) -> tuple[Broker, str]:
     """Return the broker of the settings, and its address without credentials."""
     try:
-        _read_password(config.cluster_password_file)
+        read_password(config.cluster_password_file, "cluster-password-file")
     except BrokerError as error:
         raise ConfigError(str(error)) from None
     address = parse_broker(config.cluster)
@@ -264,7 +263,7 @@ def _redis(config: Config, address: RedisAddress) -> Broker:
         config.cluster_name,
         secrets.token_hex(4),
         config.dedup_window_s,
-        lambda: _read_password(config.cluster_password_file),
+        lambda: read_password(config.cluster_password_file, "cluster-password-file"),
         _tls(config, "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"),
     )
 
@@ -277,7 +276,7 @@ def _kafka(config: Config, address: KafkaAddress) -> Broker:
         address,
         config.dedup_window_s,
         config.dedup_max,
-        lambda: _read_password(config.cluster_password_file),
+        lambda: read_password(config.cluster_password_file, "cluster-password-file"),
         {
             "sasl.mechanism": config.cluster_sasl.upper(),
             **_tls(config, "ssl.ca.location", "ssl.certificate.location", "ssl.key.location"),
@@ -290,18 +289,14 @@ def _nats(config: Config, address: NatsAddress) -> Broker:
         need_extra(module, "nats", "cluster")
     from relay.cluster.nats_broker import NatsBroker  # imported here, because nats-py is optional
 
-    def context() -> ssl.SSLContext:
-        made = ssl.create_default_context(cafile=config.cluster_tls_ca or None)
-        if config.cluster_tls_cert:
-            made.load_cert_chain(config.cluster_tls_cert, config.cluster_tls_key or None)
-        return made
-
     return NatsBroker(
         address,
         secrets.token_hex(4),
         config.dedup_window_s,
-        lambda: _read_password(config.cluster_password_file),
-        context if address.tls else None,
+        lambda: read_password(config.cluster_password_file, "cluster-password-file"),
+        (lambda: tls_context(config.cluster_tls_ca, config.cluster_tls_cert, config.cluster_tls_key))
+        if address.tls
+        else None,
     )
 
 
@@ -309,14 +304,3 @@ def _tls(config: Config, ca: str, cert: str, key: str) -> dict[str, str]:
     """Return the files for TLS under the names of a client library."""
     files = {ca: config.cluster_tls_ca, cert: config.cluster_tls_cert, key: config.cluster_tls_key}
     return {name: path for name, path in files.items() if path}
-
-
-def _read_password(path: str) -> str:
-    """Return the password in a file; empty without a file. The file is read again for each connection."""
-    if not path:
-        return ""
-    try:
-        return Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise BrokerError(f"cluster-password-file: cannot read {path}: {reason}") from None

@@ -26,18 +26,14 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from relay.backoff import Backoff, half_jitter
-from relay.cluster.broker import Broker, BrokerError, EntriesReplacedError, LogChangedError, LogEntry, LogPosition
+from relay.backoff import RECONNECT_MAX_S, RECONNECT_MIN_S, Backoff, half_jitter
+from relay.cluster.broker import Broker, EntriesReplacedError, LogChangedError, LogEntry, LogPosition
 from relay.cluster.entry import decode_payload, replacement
 from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.core.log import Entry
-from relay.errors import EventError
+from relay.errors import BrokerError, EventError
 from relay.telemetry.input_errors import InputErrors
-
-RECONNECT_MIN_S = 0.1
-RECONNECT_MAX_S = 5.0
-"""Limits of the pause before the next connection; it doubles, with jitter, so that nodes do not reconnect together."""
 
 POLL_S = 1.0
 """Longest wait for an entry, and interval at which the follower compares its position with the broker's."""

@@ -18,21 +18,14 @@ from zlib import crc32
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-from relay.cluster.broker import (
-    BrokerError,
-    EntriesReplacedError,
-    LogChangedError,
-    LogEntry,
-    LogPosition,
-    Request,
-    Result,
-)
+from relay.brokers.kafka_client import ANSWER_S, KafkaOptions, KafkaThread
+from relay.cluster.broker import EntriesReplacedError, LogChangedError, LogEntry, LogPosition, Request, Result
 from relay.cluster.entry import FORM
 from relay.cluster.epochs import Epochs, encode_record
-from relay.cluster.kafka_client import ANSWER_S, KafkaOptions, KafkaThread
 from relay.cluster.kafka_producer import KafkaProducer
 from relay.config.broker_address import KafkaAddress
 from relay.core.seen import Seen
+from relay.errors import BrokerError
 
 READ_ENTRIES_MAX = 512
 """Entries in one read; the node takes them in about 3 ms."""

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from relay.cluster.broker import BrokerError, NewEntry, Request, Result
+from relay.brokers.kafka_client import ANSWER_S, KafkaOptions, KafkaThread
+from relay.cluster.broker import NewEntry, Request, Result
 from relay.cluster.entry import FORM
-from relay.cluster.kafka_client import ANSWER_S, KafkaOptions, KafkaThread
 from relay.core.seen import Seen
-from relay.errors import RequestError
+from relay.errors import BrokerError, RequestError
 
 MESSAGE_BYTES_MAX = 100_000_000
 """Largest message that the client library sends. The broker has another limit."""

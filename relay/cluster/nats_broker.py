@@ -19,21 +19,14 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType, S
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from relay.cluster.broker import (
-    BrokerError,
-    EntriesReplacedError,
-    LogChangedError,
-    LogEntry,
-    LogPosition,
-    Request,
-    Result,
-)
+from relay.brokers.nats_client import ANSWER_S, NatsConnector, close, errors
+from relay.cluster.broker import EntriesReplacedError, LogChangedError, LogEntry, LogPosition, Request, Result
 from relay.cluster.entry import FORM
 from relay.cluster.epochs import Epochs, encode_record
-from relay.cluster.nats_client import ANSWER_S, NatsConnector, close, errors
 from relay.cluster.nats_publisher import NatsPublisher
 from relay.cluster.nats_pull import NatsPull
 from relay.config.broker_address import NatsAddress
+from relay.errors import BrokerError
 
 READ_ENTRIES_MAX = 512
 """Entries in one read; `relay.cluster.nats_pull` limits their bytes."""

@@ -22,9 +22,9 @@ from urllib.parse import quote
 from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
-from relay.cluster.broker import BrokerError, NewEntry, Request, Result
-from relay.cluster.nats_client import ANSWER_S, NatsConnector, close, errors
-from relay.errors import RequestError
+from relay.brokers.nats_client import ANSWER_S, NatsConnector, close, errors
+from relay.cluster.broker import NewEntry, Request, Result
+from relay.errors import BrokerError, RequestError
 
 BATCH_MESSAGES_MAX = 1000
 """Messages of an atomic batch; the default limit of the server. A larger request is several batches."""

@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from relay.cluster.broker import BrokerError
+from relay.errors import BrokerError
 
 BATCH = 512
 """Messages of one request."""

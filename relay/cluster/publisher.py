@@ -23,16 +23,15 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from relay.backoff import Backoff, half_jitter
-from relay.cluster.broker import Broker, BrokerError, NewEntry, Result
+from relay.backoff import RECONNECT_MAX_S, RECONNECT_MIN_S, Backoff, half_jitter
+from relay.cluster.broker import Broker, NewEntry, Result
 from relay.cluster.entry import encode_payload
-from relay.cluster.follower import RECONNECT_MAX_S, RECONNECT_MIN_S
 from relay.config.model import Config
 from relay.core.ended import END
 from relay.core.hub import Hub
 from relay.core.measures import Observer
 from relay.core.writer import dedup_key
-from relay.errors import RETRY_LATER, RETRY_SOON, RelayError, RequestError
+from relay.errors import RETRY_LATER, RETRY_SOON, BrokerError, RelayError, RequestError
 from relay.event import Event
 from relay.sources.requests import HOLD_GRACE_S, Cancel, Done, nothing
 from relay.sources.sink import Receipt

@@ -1,39 +1,22 @@
 """The log of a cluster in Redis or Valkey: a stream, and the script `log.lua`, which appends to it.
 
-Owns the keys, the commands and the two connections. Never logs, never waits to try again. redis-py is imported only
-here.
+Owns the keys, the commands and the two connections. Never logs, never waits to try again.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
 import importlib.resources
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
-from relay.cluster.broker import (
-    BrokerError,
-    EntriesReplacedError,
-    LogChangedError,
-    LogEntry,
-    LogPosition,
-    Request,
-    Result,
-)
+from relay.brokers.redis_client import RedisClient
+from relay.cluster.broker import EntriesReplacedError, LogChangedError, LogEntry, LogPosition, Request, Result
 from relay.config.broker_address import RedisAddress
-from relay.errors import EndedError
-
-ANSWER_S = 5.0
-"""Time limit of a connection attempt and of an answer, in addition to the time that the call may wait."""
+from relay.errors import BrokerError, EndedError
 
 READ_ENTRIES_MAX = 512
 """Entries in one read; the node takes them in about 3 ms."""
@@ -48,8 +31,6 @@ A read requests as many entries as would have this size, if they were as large a
 more bytes where large entries follow small ones: at most `READ_ENTRIES_MAX` entries of `event-bytes-max`, and no more
 than the broker retains.
 """
-
-_SOCKET_READ_BYTES = 256 * 1024
 
 _SCRIPT = importlib.resources.files("relay.cluster").joinpath("log.lua").read_bytes()
 _SCRIPT_SHA1 = hashlib.sha1(_SCRIPT).hexdigest()  # noqa: S324 (Redis names scripts by their SHA-1)
@@ -86,8 +67,8 @@ class RedisBroker:
         self._log = prefix + "log"
         self._state = prefix + "state"
         self._keys = (self._log, self._state, prefix + "ended", prefix + "dedup:", f"{prefix}call:{node}")
-        self._follower: _Client | None = None
-        self._publisher: _Client | None = None
+        self._follower: _ScriptClient | None = None
+        self._publisher: _ScriptClient | None = None
         self._read_entries = READ_ENTRIES_FIRST
 
     # The follower
@@ -95,7 +76,7 @@ class RedisBroker:
     async def open(self, epoch: str) -> LogPosition:
         """Connect the follower. If the broker has no log, create one with this epoch."""
         await self.close_follower()
-        self._follower = _Client(self._address, self._password, self._tls)
+        self._follower = _ScriptClient(self._address, self._password, self._tls)
         self._read_entries = READ_ENTRIES_FIRST
         return _position(await self._follower.script(self._keys, "open", epoch))
 
@@ -134,7 +115,7 @@ class RedisBroker:
             await client.close()
 
     @property
-    def _following(self) -> _Client:
+    def _following(self) -> _ScriptClient:
         assert self._follower is not None, "the follower is not connected"
         return self._follower
 
@@ -143,7 +124,7 @@ class RedisBroker:
     async def connect(self) -> None:
         """Connect the publisher."""
         await self.close_publisher()
-        self._publisher = _Client(self._address, self._password, self._tls)
+        self._publisher = _ScriptClient(self._address, self._password, self._tls)
         await self._publisher.call("PING")
 
     async def publish(self, call: int, requests: Sequence[Request]) -> tuple[str, list[Result]]:
@@ -181,55 +162,13 @@ class RedisBroker:
         await self.close_publisher()
 
     @property
-    def _publishing(self) -> _Client:
+    def _publishing(self) -> _ScriptClient:
         assert self._publisher is not None, "the publisher is not connected"
         return self._publisher
 
 
-class _Client:
-    """One connection. After an error it must be closed."""
-
-    def __init__(self, address: RedisAddress, password: Callable[[], str], tls: dict[str, str]) -> None:
-        tls_options = {"ssl": True, **tls} if address.tls else {}
-        options: dict[str, Any] = {
-            "db": address.db,
-            "username": address.user or None,
-            "password": address.password or password() or None,
-            "socket_timeout": None,  # `call` limits the time
-            "socket_connect_timeout": ANSWER_S,
-            "socket_keepalive": True,
-            "socket_read_size": _SOCKET_READ_BYTES,
-            "retry": Retry(NoBackoff(), 0),
-            "protocol": 2,
-            **tls_options,
-        }
-        self._sentinel: Sentinel | None = None
-        if address.sentinel:
-            for_sentinels = {"socket_timeout": ANSWER_S, "protocol": 2, **tls_options}
-            self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
-                address.hosts, sentinel_kwargs=for_sentinels, **options
-            )
-            self._redis: Redis = self._sentinel.master_for(address.sentinel)
-        else:
-            [(host, port)] = address.hosts
-            self._redis = Redis(host=host, port=port, single_connection_client=True, **options)
-        self._redis.set_response_callback("XREAD", _unchanged)  # redis-py would build a dictionary for each entry
-
-    async def call(self, *command: str | bytes | int, wait_s: float = 0.0) -> Any:
-        """Send a command and return the reply.
-
-        Raises:
-            BrokerError: the server cannot be reached, does not answer in time or returns an error.
-        """
-        try:
-            async with asyncio.timeout(wait_s + ANSWER_S):
-                return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
-        except NoScriptError:
-            raise
-        except TimeoutError:
-            raise BrokerError(f"no answer within {wait_s + ANSWER_S:g} s") from None
-        except (RedisError, OSError) as error:
-            raise BrokerError(_reason(error)) from None
+class _ScriptClient(RedisClient):
+    """A connection that runs the script."""
 
     async def script(self, keys: Sequence[str], *arguments: str | bytes) -> Any:
         """Run the script and return its reply."""
@@ -238,24 +177,6 @@ class _Client:
             return await self.call("EVALSHA", _SCRIPT_SHA1, *rest)
         except NoScriptError:
             return await self.call("EVAL", _SCRIPT, *rest)
-
-    async def close(self) -> None:
-        """Close the connection."""
-        with contextlib.suppress(RedisError, OSError):
-            await self._redis.aclose(close_connection_pool=True)
-            for each in self._sentinel.sentinels if self._sentinel is not None else ():
-                await each.aclose(close_connection_pool=True)
-
-
-def _unchanged(response: Any, **_: Any) -> Any:
-    return response
-
-
-def _reason(error: Exception) -> str:
-    """Return the text of an error on one line. It contains names of hosts and users, but no password."""
-    # A server that does not know AUTH repeats the arguments of the command.
-    text = " ".join(str(error).partition(", with args beginning with")[0].split())[:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _position(reply: list[Any]) -> LogPosition:

@@ -1,4 +1,4 @@
-"""The address of a cluster's broker: `--cluster URL`.
+"""The address of a broker: `--cluster URL`, and the part before `?` of `--source URL`.
 
 Owns the grammar of the address. Never connects, and never writes a password into an error.
 """
@@ -53,22 +53,24 @@ class RedisAddress:
     def shown(self) -> str:
         """The address without user and password, for log lines."""
         scheme = ("rediss" if self.tls else "redis") + ("+sentinel" if self.sentinel else "")
-        return f"{scheme}://{_hosts_text(self.hosts)}/{self.sentinel + '/' if self.sentinel else ''}{self.db}"
+        return f"{scheme}://{hosts_text(self.hosts)}/{self.sentinel + '/' if self.sentinel else ''}{self.db}"
 
 
-def parse_redis(url: str) -> RedisAddress:
+def parse_redis(url: str, setting: str = "cluster") -> RedisAddress:
     """Parse the address of a Redis or Valkey server; raises as `parse_broker`."""
     scheme = url.partition("://")[0]
     by_sentinel = scheme.endswith("+sentinel")
-    hosts, user, password, path = _split(url, SENTINEL_PORT if by_sentinel else REDIS_PORT)
+    hosts, user, password, path = split_address(url, SENTINEL_PORT if by_sentinel else REDIS_PORT, setting)
     name = path.pop(0) if by_sentinel and path else ""
     if by_sentinel and not name:
-        raise ConfigError("cluster: the address of sentinels needs the server's name: redis+sentinel://HOST:PORT/NAME")
+        raise ConfigError(
+            f"{setting}: the address of sentinels needs the server's name: redis+sentinel://HOST:PORT/NAME"
+        )
     if not by_sentinel and len(hosts) > 1:
-        raise ConfigError("cluster: only redis+sentinel:// has several hosts")
+        raise ConfigError(f"{setting}: only redis+sentinel:// has several hosts")
     db = path.pop(0) if path else "0"
     if path or not db.isascii() or not db.isdigit() or len(db) > 5:
-        raise ConfigError("cluster: the path of the address must be the number of a database, such as /0")
+        raise ConfigError(f"{setting}: the path of the address must be the number of a database, such as /0")
     tls = scheme.startswith(("rediss", "valkeys"))
     return RedisAddress(hosts, tls, name, int(db), user, password)
 
@@ -94,7 +96,7 @@ class KafkaAddress:
     @property
     def shown(self) -> str:
         """The address without user and password, for log lines."""
-        return f"kafka{'s' if self.tls else ''}://{_hosts_text(self.hosts)}/{self.topic}"
+        return f"kafka{'s' if self.tls else ''}://{hosts_text(self.hosts)}/{self.topic}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class NatsAddress:
     @property
     def shown(self) -> str:
         """The address without user and password, for log lines."""
-        return f"nats{'s' if self.tls else ''}://{_hosts_text(self.hosts)}/{self.stream}"
+        return f"nats{'s' if self.tls else ''}://{hosts_text(self.hosts)}/{self.stream}"
 
 
 BrokerAddress = RedisAddress | KafkaAddress | NatsAddress
@@ -138,19 +140,21 @@ def parse_broker(url: str) -> BrokerAddress:
     return parse_nats(url) if scheme in ("nats", "natss") else parse_redis(url)
 
 
-def parse_kafka(url: str) -> KafkaAddress:
+def parse_kafka(url: str, setting: str = "cluster") -> KafkaAddress:
     """Parse the address of a log in Kafka; raises as `parse_broker`."""
-    hosts, user, password, path = _split(url, KAFKA_PORT)
+    hosts, user, password, path = split_address(url, KAFKA_PORT, setting)
     if len(path) != 1 or not _TOPIC.fullmatch(path[0]):
-        raise ConfigError("cluster: the path of the address must be a topic of Kafka: kafka://HOST:PORT/TOPIC")
+        raise ConfigError(f"{setting}: the path of the address must be a topic of Kafka: kafka://HOST:PORT/TOPIC")
     return KafkaAddress(hosts, url.startswith("kafkas:"), path[0], user, password)
 
 
-def parse_nats(url: str) -> NatsAddress:
+def parse_nats(url: str, setting: str = "cluster") -> NatsAddress:
     """Parse the address of a log in NATS JetStream; raises as `parse_broker`."""
-    hosts, user, password, path = _split(url, NATS_PORT)
+    hosts, user, password, path = split_address(url, NATS_PORT, setting)
     if len(path) != 1 or not _STREAM.fullmatch(path[0]):
-        raise ConfigError("cluster: the path of the address must be a stream of JetStream: nats://HOST:PORT/STREAM")
+        raise ConfigError(
+            f"{setting}: the path of the address must be a stream of JetStream: nats://HOST:PORT/STREAM"
+        )
     return NatsAddress(hosts, url.startswith("natss:"), path[0], user, password)
 
 
@@ -162,27 +166,28 @@ def has_password(url: str) -> bool:
         return False
 
 
-def _split(url: str, port: int) -> tuple[tuple[tuple[str, int], ...], str, str, list[str]]:
-    """Return the hosts of an address, the user, the password, and the parts of the path."""
+def split_address(url: str, port: int, setting: str) -> tuple[tuple[tuple[str, int], ...], str, str, list[str]]:
+    """Return the hosts of an address, the user, the password, and the parts of the path; raises as `parse_broker`."""
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise ConfigError("cluster: the address is malformed") from None
+        raise ConfigError(f"{setting}: the address is malformed") from None
     if parts.query or parts.fragment:
-        raise ConfigError("cluster: the address must not have a query or a fragment; use the settings cluster-…")
-    login, _, hosts_text = parts.netloc.rpartition("@")
+        raise ConfigError(f"{setting}: the address must not have a query or a fragment; use the settings cluster-…")
+    login, _, where = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
-    hosts = tuple(_host(text, port) for text in hosts_text.split(","))
+    hosts = tuple(_host(text, port, setting) for text in where.split(","))
     path = [unquote(part) for part in parts.path.strip("/").split("/") if part]
     return hosts, unquote(user), unquote(password), path
 
 
-def _hosts_text(hosts: tuple[tuple[str, int], ...]) -> str:
+def hosts_text(hosts: tuple[tuple[str, int], ...]) -> str:
+    """Return hosts and ports as text, separated by commas."""
     return ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in hosts)
 
 
-def _host(text: str, port: int) -> tuple[str, int]:
+def _host(text: str, port: int, setting: str) -> tuple[str, int]:
     match = _HOST.fullmatch(text)
     if match is None or int(match[3] or port) > 65535 or match[3] == "0":
-        raise ConfigError("cluster: a host of the address is not HOST or HOST:PORT, such as 10.0.0.1:6379")
+        raise ConfigError(f"{setting}: a host of the address is not HOST or HOST:PORT, such as 10.0.0.1:6379")
     return match[1] or match[2], int(match[3] or port)

@@ -6,16 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from relay.cluster.broker import (
-    BrokerError,
-    EntriesReplacedError,
-    LogChangedError,
-    LogEntry,
-    LogPosition,
-    Request,
-    Result,
-)
-from relay.errors import EndedError
+from relay.cluster.broker import EntriesReplacedError, LogChangedError, LogEntry, LogPosition, Request, Result
+from relay.errors import BrokerError, EndedError
 
 CLOCK_AHEAD_MS = 5_000_000
 

@@ -1,6 +1,6 @@
 """The log in Kafka, against the mock broker of librdkafka.
 
-Covers `relay.cluster.kafka_client`.
+Covers `relay.brokers.kafka_client`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import cast
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from relay.cluster.broker import BrokerError, EntriesReplacedError, LogChangedError, LogEntry, NewEntry, Result
+from relay.cluster.broker import EntriesReplacedError, LogChangedError, LogEntry, NewEntry, Result
 from relay.cluster.kafka_broker import READ_ENTRIES_MAX, KafkaBroker
 from relay.cluster.kafka_producer import _Call, record_delivery
 from relay.config.broker_address import parse_kafka
-from relay.errors import RequestError
+from relay.errors import BrokerError, RequestError
 from tests.kafka_server import KafkaServer
 
 EPOCH = "0a1b2c3d"

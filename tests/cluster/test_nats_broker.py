@@ -1,6 +1,6 @@
 """The log in JetStream, against a real server.
 
-Covers `relay.cluster.epochs`, `relay.cluster.nats_client` and `relay.cluster.nats_pull`.
+Covers `relay.cluster.epochs`, `relay.brokers.nats_client` and `relay.cluster.nats_pull`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import nats
 import pytest
 from nats.js.api import StreamConfig
 
+from relay.brokers.nats_client import ANSWER_S
 from relay.cluster import cluster
-from relay.cluster.broker import Broker, BrokerError, EntriesReplacedError, LogChangedError, LogEntry, NewEntry, Result
+from relay.cluster.broker import Broker, EntriesReplacedError, LogChangedError, LogEntry, NewEntry, Result
 from relay.cluster.epochs import Epochs, encode_record
 from relay.cluster.nats_broker import READ_ENTRIES_MAX, NatsBroker
-from relay.cluster.nats_client import ANSWER_S
 from relay.cluster.nats_publisher import BATCH_MESSAGES_MAX
 from relay.cluster.nats_pull import BATCH_BYTES
 from relay.config.broker_address import parse_nats
 from relay.config.model import Config
-from relay.errors import RequestError
+from relay.errors import BrokerError, RequestError
 from tests.certificate import make_certificate
 from tests.nats_server import NatsServer, make_accounts
 
@@ -322,7 +322,7 @@ async def test_a_malformed_credentials_file_is_an_error_without_its_contents(
     file = tmp_path / "credentials"
     file.write_text(contents)
     broker = broker_of(Config(cluster=server.url, cluster_password_file=str(file)))
-    with pytest.raises(BrokerError, match="cluster-password-file: the file has no valid credentials") as raised:
+    with pytest.raises(BrokerError, match="the password file has no valid credentials") as raised:
         await broker.open(EPOCH)
     assert "a-secr" not in str(raised.value)
     await broker.close()

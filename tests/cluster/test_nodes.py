@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from relay.cluster.broker import BrokerError
 from relay.cluster.redis_broker import RedisBroker
 from relay.config.broker_address import parse_redis
+from relay.errors import BrokerError
 from tests import ROOT
 from tests.cable import Cable
 from tests.certificate import make_certificate

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from relay.cluster import cluster
-from relay.cluster.broker import BrokerError
 from relay.config.model import Config
+from relay.errors import BrokerError
 from tests.cluster.test_nodes import QUICK, data, epoch, follow, publish, ready
 from tests.kafka_server import PASSWORD, RealKafka, need_kafka
 from tests.running import Feeder, eventually, relay

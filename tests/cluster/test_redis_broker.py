@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from relay.cluster.broker import BrokerError, LogChangedError, LogEntry, NewEntry, Result
+from relay.cluster.broker import LogChangedError, LogEntry, NewEntry, Result
 from relay.cluster.redis_broker import READ_BYTES, READ_ENTRIES_FIRST, READ_ENTRIES_MAX, RedisBroker
 from relay.config.broker_address import parse_redis
-from relay.errors import EndedError
+from relay.errors import BrokerError, EndedError
 from tests.redis_server import RedisServer, need_redis
 
 EPOCH = "0a1b2c3d"
@@ -283,7 +283,7 @@ async def test_a_user_with_the_documented_rights_suffices(redis: RedisServer) ->
 
 
 async def test_a_silent_broker_is_an_error(redis: RedisServer, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.cluster.redis_broker.ANSWER_S", 0.1)
+    monkeypatch.setattr("relay.brokers.redis_client.ANSWER_S", 0.1)
     redis.client.execute_command("CLIENT", "PAUSE", "2000", "ALL")
     with pytest.raises(BrokerError, match="no answer within"):
         await node.broker.position()

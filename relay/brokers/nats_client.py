@@ -1,7 +1,6 @@
 """Connections to NATS: login, time limits and errors.
 
-Owns the options of a connection. Never sends or receives an event. Only the modules `nats_…` of this package import
-nats-py.
+Owns the options of a connection. Never sends or receives an event. Only the modules `nats_…` import nats-py.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import nats
 import nkeys
 from nats.aio.client import Client, RawCredentials
 
-from relay.cluster.broker import BrokerError
 from relay.config.broker_address import NatsAddress
+from relay.errors import BrokerError
 
 ANSWER_S = 5.0
 """Time limit of an answer, in addition to the time that the call may wait."""
@@ -45,11 +44,14 @@ class NatsConnector:
         self._password = password
         self._tls = tls
 
-    async def connect(self, closed: asyncio.Event | None = None) -> Client:
+    async def connect(
+        self, closed: asyncio.Event | None = None, on_error: Callable[[Exception], None] | None = None
+    ) -> Client:
         """Return a new connection.
 
         Args:
             closed: is set when the connection is lost or closed.
+            on_error: called with errors that no call raises, such as messages that were dropped.
 
         Raises:
             BrokerError: no server can be reached, or the login is rejected.
@@ -59,6 +61,8 @@ class NatsConnector:
 
         async def note(error: Exception) -> None:
             failures.append(error)
+            if on_error is not None:
+                on_error(error)
 
         async def on_closed() -> None:
             if closed is not None:
@@ -104,7 +108,7 @@ class NatsConnector:
             nkeys.from_seed(bytearray(seed[1], "ascii")).wipe()
         except (nkeys.NkeysError, ValueError):
             raise BrokerError(
-                "cluster-password-file: the file has no valid credentials of NATS, and the address names no user"
+                "the password file has no valid credentials of NATS, and the address names no user"
             ) from None
         return {"user_credentials": RawCredentials(credentials)}
 

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
-from relay.cluster.broker import BrokerError
 from relay.config.broker_address import KafkaAddress
+from relay.errors import BrokerError
 
 ANSWER_S = 5.0
 """Time limit of an answer, in addition to the time that the call may wait."""

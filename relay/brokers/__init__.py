@@ -1,0 +1,1 @@
+"""Connections to Redis, Kafka and NATS, which clusters and sources share."""

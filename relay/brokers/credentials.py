@@ -1,0 +1,50 @@
+"""Credentials for brokers: the file of a password, and the context of TLS.
+
+Owns the reading of these files. Never stores a password.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from relay.errors import BrokerError
+
+
+def read_password(path: str, setting: str) -> str:
+    """Return the password in a file; empty without a file. Call this before each connection.
+
+    Args:
+        path: the path of the file; empty for no password.
+        setting: the setting that names the file, for errors.
+
+    Raises:
+        BrokerError: the file cannot be read.
+    """
+    if not path:
+        return ""
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise BrokerError(f"{setting}: cannot read {path}: {reason}") from None
+
+
+def tls_context(ca: str, cert: str, key: str) -> ssl.SSLContext:
+    """Return a context that checks the certificate of the broker.
+
+    Args:
+        ca: file of the certificate authorities; empty for those of the system.
+        cert: file of the certificate that relay shows; empty for none.
+        key: file of its private key; empty if the file of the certificate contains the key.
+
+    Raises:
+        BrokerError: a file cannot be read.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca or None)
+        if cert:
+            context.load_cert_chain(cert, key or None)
+    except OSError as error:
+        raise BrokerError(f"cannot read the files for TLS: {error}") from None
+    return context
