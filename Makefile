@@ -76,9 +76,11 @@ browser:  ## Install Chromium (Debian, as root; 90 MB), which the tests of the p
 	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium-headless-shell; }
 
-brokers:  ## Install redis-server (Debian, as root), which the tests of clusters need.
-	@command -v redis-server >/dev/null || \
-		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; }
+BROKERS = $(if $(shell command -v redis-server),,redis-server) $(if $(wildcard /usr/sbin/mosquitto),,mosquitto) \
+	$(if $(wildcard /usr/lib/postgresql/*/bin/initdb),,postgresql)
+brokers:  ## Install redis-server, mosquitto and postgresql (Debian, as root), which tests of clusters and sources need.
+	@[ -z "$(strip $(BROKERS))" ] || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(BROKERS); }
 
 # Each seed takes about ten seconds for each of Redis and JetStream, and a minute for Kafka.
 SEEDS ?= 20

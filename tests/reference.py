@@ -47,7 +47,9 @@ a variable; a variable overrides the file.
 - A **switch** is a flag without a value: `--durable`, `--no-durable`. In a variable and in TOML it is `true` or
   `false`.
 - A **repeatable** setting is a flag given several times, a comma-separated list in a variable, and an array in TOML.
-- TOML keys are at the top level of the file. There are no tables.
+  In `RELAY_SOURCE`, spaces separate the addresses.
+- TOML keys are at the top level of the file. Only `source` may be a table or an array of tables: see
+  [Sources](../sources.md#in-a-file).
 
 `relay serve --help` lists the settings. `relay --print-config` prints the effective settings as TOML, without secrets.
 relay does not start with an unknown setting or with an unknown variable that begins with `RELAY_`.

@@ -18,7 +18,7 @@ from tests.running import Stream, relay
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "reference"
-OPTIONAL_STATS = {"cluster", "edges", "upstream", "worker_restarts", "workers"}
+OPTIONAL_STATS = {"cluster", "edges", "sources", "upstream", "worker_restarts", "workers"}
 
 
 def names(page: str, section: str = "") -> set[str]:

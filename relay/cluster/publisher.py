@@ -185,6 +185,8 @@ class ClusterPublisher:
         else:
             self._confirms.append((self._put, callback))
 
+    confirm_stored = confirm
+
     # State
 
     @property

@@ -25,6 +25,7 @@ from relay.config.model import (
 )
 from relay.config.networks import parse_networks
 from relay.config.origins import check_host, check_origin
+from relay.config.source_address import parse_source
 from relay.config.values import hint, read, show
 from relay.config.webhooks import parse_webhooks, split_secret
 from relay.errors import ConfigError, EventError
@@ -138,6 +139,10 @@ def _check_sources(config: Config) -> None:
         each = SETTINGS[name]
         if not config.unix and getattr(config, each.name) != each.default:
             raise ConfigError(f"{name}: needs a Unix socket; add unix (--unix PATH)")
+    shown = [parse_source(each).shown for each in config.source]
+    for place, source in enumerate(shown):
+        if source in shown[:place]:
+            raise ConfigError(f"source: {source} is given twice; remove one")
     if config.exit_on_eof and config.stdin == "off":
         raise ConfigError("exit-on-eof: needs standard input, but stdin is off; set stdin, or remove exit-on-eof")
     if config.durable and not config.data:
@@ -161,8 +166,8 @@ def _check_scale(config: Config) -> None:
             parse_upstream(config.upstream)
         except ValueError as error:
             raise ConfigError(f"upstream: {error}") from None
-        if config.unix or config.stdin not in ("auto", "off"):
-            raise ConfigError("upstream: an edge has no sources of its own; use unix and stdin at the upstream")
+        if config.unix or config.source or config.stdin not in ("auto", "off"):
+            raise ConfigError("upstream: an edge has no sources of its own; use unix, source and stdin at the upstream")
         if config.data:
             raise ConfigError("upstream: an edge stores no history; remove data, or set it at the upstream")
     if config.link_listen:
@@ -209,6 +214,12 @@ def check_flags(flags: Mapping[str, object]) -> None:
         raise ConfigError(
             "--cluster: other users of this machine can read a password in the command line; set RELAY_CLUSTER, or "
             "cluster-password-file"
+        )
+    sources = flags.get("source", ())
+    if any(has_password(str(each)) for each in (sources if isinstance(sources, (list, tuple)) else [sources])):
+        raise ConfigError(
+            "--source: other users of this machine can read a password in the command line; set RELAY_SOURCE, or the "
+            "option password-file of the address"
         )
 
 

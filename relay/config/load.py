@@ -17,6 +17,7 @@ from typing import Any
 
 from relay.config.check import check, check_flags
 from relay.config.model import SETTINGS, Config
+from relay.config.source_address import join_options
 from relay.config.values import hint, read, show
 from relay.errors import ConfigError
 
@@ -49,6 +50,9 @@ def load(
     values: dict[str, Any] = {}
     for key, value in (table or {}).items():
         name = key.replace("_", "-")
+        if name == "source":
+            items = value if isinstance(value, list) else [value]
+            value = [join_options(each) if isinstance(each, dict) else each for each in items]
         if isinstance(value, dict):
             raise ConfigError(f"{source}: {_table_error(key, value)}")
         if name not in SETTINGS:
@@ -64,7 +68,8 @@ def load(
             raise ConfigError(f"unknown environment variable {key}{hint(key, [*variables, *RESERVED])}")
         each = SETTINGS[variables[key]]
         repeatable = isinstance(each.default, tuple)
-        split = [part.strip() for part in text.split(",") if part.strip()] if repeatable else text
+        parts = text.split(each.metadata["separator"]) if repeatable else ()
+        split = [part.strip() for part in parts if part.strip()] if repeatable else text
         values[each.name] = read(key, each, split)
     check_flags(flags)
     for name, value in flags.items():

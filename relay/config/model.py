@@ -31,6 +31,7 @@ def setting(
     least: float = 0,
     most: float = NUMBER_MAX,
     secret: bool = False,
+    separator: str | None = ",",
 ) -> Any:
     """Declare one setting.
 
@@ -43,6 +44,7 @@ def setting(
         least: smallest number, size or duration.
         most: largest number, size or duration.
         secret: whether relay never shows the value.
+        separator: separates repeated values in the environment variable; None for white space.
     """
     metadata = {
         "help": help,
@@ -51,6 +53,7 @@ def setting(
         "least": least,
         "most": most,
         "secret": secret,
+        "separator": separator,
     }
     return field(default=default, metadata=metadata)
 
@@ -335,6 +338,23 @@ class Config:
         "User whose processes may publish at the Unix socket. None by default: the mode alone decides.",
         "text",
         "USER",
+    )
+    source: tuple[str, ...] = setting(
+        (),
+        "Feed to read: redis://HOST:PORT/DB?stream=NAME (or ?channel=NAME), kafka://HOST:PORT,…/TOPIC, "
+        "nats://HOST:PORT/STREAM (or nats://HOST:PORT?subject=NAME), mqtt://HOST:PORT?filter=FILTER, or "
+        "postgres://HOST:PORT/DB?table=NAME (or ?channel=NAME). In RELAY_SOURCE, spaces separate addresses. None by "
+        "default. An address with a password belongs in RELAY_SOURCE, because other users can read command lines.",
+        "text",
+        "URL",
+        secret=True,
+        separator=None,
+    )
+    source_errors: str = setting(
+        "skip",
+        "Action for a message of a source that cannot be published: `skip` counts it, logs it and continues, `stop` "
+        "stops the source at it. `skip` by default, because one message must not stop a feed.",
+        "skip|stop",
     )
     line_bytes_max: int = setting(
         8 * MIB,
@@ -717,6 +737,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("listen", "unix", "stdin", "topic", "publish-token", "publish-token-file", "cors-origin", "data", "durable"),
         *("history-age", "policy", "workers", "log-level"),
     ),
+    "Sources": ("source", "source-errors"),
     "History": ("history-bytes", "history-events", "dedup-window", "dedup-max"),
     "Slow streams": (
         *("policy-for", "policy-request", "lag-bytes", "lag-events", "lag", "lag-soft-bytes", "lag-soft-events"),

@@ -153,6 +153,14 @@ class Hub:
         """Call back once, when everything published so far may be acknowledged; possibly within this call."""
         self.writer.confirm(callback)
 
+    def confirm_stored(self, callback: Callable[[], None]) -> None:
+        """Call back once, when everything published so far is on the disk; without a file, at once."""
+        journal = self.writer.journal
+        if journal is None:
+            callback()
+        else:
+            journal.confirm(callback)
+
     @property
     def refusal(self) -> str:
         """The reason why events are rejected now; empty if they are accepted."""

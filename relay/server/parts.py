@@ -80,5 +80,5 @@ def leads(config: Config) -> bool:
 
 
 def is_linked(config: Config) -> bool:
-    """Return whether the settings ask for workers, edges, an upstream or a cluster."""
-    return leads(config) or bool(config.upstream or config.cluster)
+    """Return whether the settings ask for workers, edges, an upstream, a cluster or a source that reads a feed."""
+    return leads(config) or bool(config.upstream or config.cluster or config.source)

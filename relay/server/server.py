@@ -252,7 +252,10 @@ class Server:
         """Take over the clients and the sources of an old process, and then serve them."""
         config = self._config
         if is_linked(config):
-            raise ConfigError("workers, upstream, link-listen: what has them cannot take over from another process")
+            raise ConfigError(
+                "workers, upstream, link-listen, cluster, source: a relay with one of these settings cannot take over "
+                "from another process; restart it instead"
+            )
         start = take.begin(channel, metadata.version("relay"))
         if start.data != config.data:
             raise ConfigError(f"data: {config.data!r} cannot take over from {start.data!r}; restart instead")
@@ -344,7 +347,7 @@ class Server:
         at_path: bool = True,
         sink: EventSink | None = None,
     ) -> Sources:
-        """Open standard input and the Unix socket; neither is read before `_start_sources`.
+        """Open standard input, the Unix socket and the feeds; none is read before `_start_sources`.
 
         Args:
             unix: a listener from the service manager or from the old process.
@@ -354,6 +357,9 @@ class Server:
         """
         sources = Sources(self._config, self._hub, sink or self._hub, self._metrics, self._loop, self._on_eof)
         self._parts.sources = sources
+        if sources.feeds:
+            self._metrics.report_sources(sources.feed_stats)
+            self._parts.membership.report_sources(sources.feed_stats)
         self._stack.callback(sources.close)
         if unix is not None or (self._config.unix and at_path):
             sources.listen(unix, unix_file)
@@ -365,6 +371,7 @@ class Server:
         sources.follow()
         if sources.upstream is not None:
             self._parts.membership.report_event_stream(sources.upstream.stats)
+        sources.read_feeds()
 
     async def _lead(self, link_listener: socket.socket | None, shared: list[list[socket.socket]]) -> None:
         workers = shared if self._worker_count > 1 else []

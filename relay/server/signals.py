@@ -93,7 +93,9 @@ class Signals:
         if self._is_process_1:
             _logger.error("the upgrade failed: a container ends with its process 1, which is this one; restart it")
         elif parts.is_linked:
-            _logger.error("the upgrade failed: workers and links cannot be handed over; restart, and clients resume")
+            _logger.error(
+                "the upgrade failed: workers, links and sources cannot be handed over; restart, and clients resume"
+            )
         elif parts.tls is not None:
             _logger.error("the upgrade failed: streams of TLS cannot be handed over; restart, and clients resume")
         elif self._upgrading is None and parts.sources is not None and not parts.stop.is_set():

@@ -1,4 +1,4 @@
-"""The sources of one server: standard input, the Unix socket, and another server's event stream.
+"""The sources of one server: standard input, the Unix socket, another server's event stream, and feeds.
 
 Owns the set of sources and starts and stops them together. Never reads, parses or publishes.
 """
@@ -12,15 +12,20 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 
 from relay.config.model import Config, is_event_stream
+from relay.config.source_address import SourceAddress, parse_source
 from relay.core.forms.framing import unwrap
 from relay.core.hub import Hub
 from relay.errors import ConfigError, RelayError
 from relay.ids import may_keep
+from relay.sources.feed_source import FeedSource
+from relay.sources.feeds import make_feed
+from relay.sources.mapping import MessageMapping
 from relay.sources.sink import EventSink
 from relay.sources.stdin import StdinSource, stdin_fd
 from relay.sources.unix import UnixSource
 from relay.sources.upstream import UpstreamSource
 from relay.telemetry.input_errors import Counter
+from relay.telemetry.stats_schema import SourceStats
 
 _logger = logging.getLogger("relay.sources.group")
 
@@ -35,6 +40,9 @@ class Sources:
         metrics: counts invalid input.
         loop: the event loop.
         on_eof: called once, after standard input has ended and all of it is published.
+
+    Raises:
+        ConfigError: the library of a feed is not installed, or its address is malformed.
     """
 
     def __init__(
@@ -54,6 +62,7 @@ class Sources:
         self._sink = sink
         self._metrics = metrics
         self._loop = loop
+        self.feeds = [self._feed(each) for each in map(parse_source, config.source)]
 
     def listen(self, listener: socket.socket | None = None, file: tuple[int, int] | None = None) -> None:
         """Listen on the Unix socket.
@@ -93,8 +102,32 @@ class Sources:
                 raise ConfigError(f"upstream: {error}") from None
             self.upstream.start()
 
+    def _feed(self, address: SourceAddress) -> FeedSource:
+        config = self._config
+        return FeedSource(
+            address,
+            make_feed(address),
+            MessageMapping(address.options, config.topic, address.shown),
+            self._sink,
+            self._metrics,
+            self._loop,
+            time.monotonic,
+            stops=config.source_errors == "stop",
+        )
+
+    def read_feeds(self) -> None:
+        """Begin to read the feeds."""
+        for feed in self.feeds:
+            feed.start()
+
+    def feed_stats(self) -> list[SourceStats]:
+        """Return the state of each feed."""
+        return [feed.stats() for feed in self.feeds]
+
     def drain(self) -> None:
         """Stop reading, and publish the input read so far."""
+        for feed in self.feeds:
+            feed.stop()
         if self.upstream is not None:
             self.upstream.close()
         self.stdin.drain()
@@ -103,6 +136,8 @@ class Sources:
 
     def close(self) -> None:
         """Close all sources at once."""
+        for feed in self.feeds:
+            feed.close()
         if self.upstream is not None:
             self.upstream.close()
         self.stdin.close()

@@ -45,3 +45,6 @@ class EventSink(Protocol):
 
     def confirm(self, callback: Callable[[], None]) -> None:
         """Call back once, when everything published so far may be acknowledged; possibly within this call."""
+
+    def confirm_stored(self, callback: Callable[[], None]) -> None:
+        """Call back once, when everything published so far survives a crash; without a file or a broker, at once."""

@@ -6,7 +6,7 @@ the histograms are updated, once per flush. Never uses a topic as a label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec import UNSET
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from relay.core.hub import Hub
 from relay.limits import Limit
 from relay.telemetry import logs
-from relay.telemetry.stats_schema import ClusterStats, UpstreamStats
+from relay.telemetry.stats_schema import ClusterStats, SourceStats, UpstreamStats
 
 FLUSH_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 LAG_BUCKETS_S = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
@@ -82,6 +82,7 @@ class Metrics(Collector):
         self.uploads = 0  # open publish requests; the front counts them and their lines
         self.upload_lines = {"published": 0, "rejected": 0}
         self._cluster: Callable[[], ClusterStats | None] = lambda: None
+        self._sources: Callable[[], Sequence[SourceStats]] = lambda: ()
         self._hub = hub
         self.registry = registry
         self._input_errors = Counter(
@@ -105,6 +106,10 @@ class Metrics(Collector):
     def report_cluster(self, state: Callable[[], ClusterStats | None]) -> None:
         """Add the cluster's metrics to each collection; `state` returns None without a cluster."""
         self._cluster = state
+
+    def report_sources(self, state: Callable[[], Sequence[SourceStats]]) -> None:
+        """Add the metrics of the sources to each collection."""
+        self._sources = state
 
     def input_error(self, source: str, kind: str) -> None:
         """Count a rejected input.
@@ -170,6 +175,7 @@ class Metrics(Collector):
             yield _counter("relay_upstream_events", "Upstream events that were published.", upstream.events)
             yield _counter("relay_upstream_repeats", "Upstream events left out as repeats.", upstream.repeats or 0)
             yield _counter("relay_upstream_refused", "Upstream events that were refused.", upstream.refused or 0)
+        yield from _of_sources(self._sources())
         cluster = self._cluster()
         if cluster is not None:
             yield _gauge("relay_cluster_connected", "1 while following the broker.", float(cluster.connected))
@@ -187,6 +193,23 @@ class Metrics(Collector):
         yield _labelled("relay_opens", "Streams opened, by path.", "path", self.opened)
         yield _labelled("relay_closes", "Streams closed, by reason.", "reason", hub.closes)
         yield _labelled("relay_resumes", "Streams opened with a last id, by result.", "result", hub.resumes)
+
+
+def _of_sources(sources: Sequence[SourceStats]) -> Iterator[Metric]:
+    """Yield the metrics of the sources, each with one sample for each source."""
+    connected = GaugeMetricFamily("relay_source_connected", "1 while connected to the source.", labels=("source",))
+    for each in sources:
+        connected.add_metric((each.source,), float(each.connected and not each.ended))
+    if sources:
+        yield connected
+        for name, help in (
+            ("breaks", "Connections to the source that were lost."),
+            ("events", "Messages of the source that were published, and repeats."),
+            ("errors", "Messages of the source that could not be published."),
+            ("lost", "Messages of the source that relay dropped, because too many waited."),
+        ):
+            counts = {each.source: getattr(each, name) for each in sources}
+            yield _labelled(f"relay_source_{name}", help, "source", counts)
 
 
 def _gauge(name: str, help: str, value: float) -> Metric:

@@ -69,6 +69,23 @@ class UpstreamStats(Struct):
     ended: str | UnsetType = UNSET
 
 
+class SourceStats(Struct):
+    """A source that reads a feed. `source` is its address without credentials.
+
+    `events` counts published messages, and repeats that were left out. `error` is empty while the source is connected.
+    `ended` is the reason why the source has stopped.
+    """
+
+    source: str = ""
+    connected: bool = False
+    breaks: int = 0
+    events: int = 0
+    errors: int = 0
+    lost: int = 0
+    error: str = ""
+    ended: str = ""
+
+
 class ClusterStats(Struct):
     """The cluster. `broker` is its address without credentials; `error` is empty while the follower is connected."""
 
@@ -111,7 +128,7 @@ class WorkerStats(Struct):
 
 
 class ServerStats(Struct):
-    """The body of /stats. The last five fields depend on the mode of the server."""
+    """The body of /stats. The last six fields depend on the mode of the server."""
 
     version: str = ""
     engine: str = ""
@@ -138,6 +155,7 @@ class ServerStats(Struct):
     topics_total: int = 0
     topics: list[TopicStats] = []
     slowest: list[SlowStream] = []
+    sources: list[SourceStats] | UnsetType = UNSET
     cluster: ClusterStats | UnsetType = UNSET
     upstream: UpstreamStats | UnsetType = UNSET
     edges: list[EdgeStats] | UnsetType = UNSET

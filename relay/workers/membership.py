@@ -19,7 +19,7 @@ from relay.event import Event
 from relay.sources.requests import BatchPublisher, Cancel, Done, nothing
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.stats import Stats
-from relay.telemetry.stats_schema import ClusterStats, EdgeStats, ServerStats, UpstreamStats, to_json
+from relay.telemetry.stats_schema import ClusterStats, EdgeStats, ServerStats, SourceStats, UpstreamStats, to_json
 from relay.workers import aggregate
 from relay.workers.connections import Links, Upstream
 from relay.workers.edge_end import Uplink
@@ -69,6 +69,7 @@ class Membership:
         self._upstream: Upstream | None = None
         self._links: Links | None = None
         self._event_stream: Callable[[], UpstreamStats] | None = None
+        self._sources: Callable[[], list[SourceStats]] | None = None
         self._find_elsewhere: Find | None = None
         self._cluster: Callable[[], ClusterStats] | None = None
 
@@ -228,10 +229,16 @@ class Membership:
         """Report the state of an event stream as this process's upstream."""
         self._event_stream = state
 
+    def report_sources(self, state: Callable[[], list[SourceStats]]) -> None:
+        """Report the state of the sources that read feeds."""
+        self._sources = state
+
     def stats(self, now_s: float) -> ServerStats:
         """Return the /stats of this process, with its links."""
         result = self._stats.collect(now_s)
         cluster, upstream = self.cluster(), self.upstream()
+        if self._sources is not None:
+            result.sources = self._sources()
         if cluster is not None:
             result.cluster = cluster
         if upstream is not None:

@@ -40,6 +40,7 @@ def test_every_setting_can_be_set_by_flag_variable_and_file() -> None:
         "listen": ":1",
         "cors-origin": "https://a.example",
         "allowed-host": "a.example",
+        "source": "redis://127.0.0.1?stream=a",
         "unix-mode": "0600",
         "unix-group": grp.getgrgid(os.getgid()).gr_name,
         "policy-for": "a.*=conflate",

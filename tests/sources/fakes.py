@@ -53,6 +53,9 @@ class FakeHub:
     def confirm(self, callback: Callable[[], None]) -> None:
         callback()
 
+    def confirm_stored(self, callback: Callable[[], None]) -> None:
+        callback()
+
     def release(self, topic: str) -> None:
         self.holding.discard(topic)
         callbacks, self._callbacks = self._callbacks, []
