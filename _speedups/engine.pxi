@@ -44,7 +44,7 @@ cdef struct Stream:
     uint64_t cursor
     uint32_t offset
     # State.
-    int fd
+    int fd                   # -1 once it is released
     uint32_t generation
     uint32_t discarded       # bytes of discarded input
     float last_write_s       # time of the last write, since the start of the engine
@@ -144,7 +144,8 @@ cdef class Engine:
         _streams -= self.open
         for row in range(self._room):
             if self._streams[row].state != FREE:
-                close(self._streams[row].fd)
+                if self._streams[row].fd >= 0:
+                    close(self._streams[row].fd)
                 Py_XDECREF(self._streams[row].subscription)
                 Py_XDECREF(self._streams[row].address)
                 _let_go(&self._streams[row])
@@ -736,6 +737,22 @@ cdef class Engine:
         """Close a stream without sending the rest of its half-sent frame; `reason` as in `close`."""
         self._die(self._need(handle), self._reason(str(reason)))
 
+    def release(self, uint64_t handle, reason):
+        """End a live or behind stream and give its descriptor to the caller, who continues the connection.
+
+        Returns:
+            the descriptor, the unsent `pending` bytes, and whether input from the client was discarded.
+        """
+        cdef Stream *stream = self._need(handle)
+        cdef int fd = stream.fd
+        if stream.state != LIVE and stream.state != BEHIND:
+            raise RuntimeError("the stream is closing")
+        epoll_ctl(self._epoll_fd, EPOLL_CTL_DEL, fd, NULL)
+        stream.fd = -1
+        self._die(stream, self._reason(str(reason)))
+        unsent = b"" if stream.pending == NULL else (<bytes>stream.pending)[stream.offset:]
+        return fd, unsent, stream.discarded > 0
+
     def sweep(self):
         """Close the descriptors of dead streams and free their rows.
 
@@ -749,9 +766,10 @@ cdef class Engine:
         self._dead = []
         for handle in dead:
             stream = self._get(handle)
-            self._discard(stream)  # Unread input would make the kernel reset the connection and lose sent bytes.
-            epoll_ctl(self._epoll_fd, EPOLL_CTL_DEL, stream.fd, NULL)  # Another process may still use the socket.
-            close(stream.fd)
+            if stream.fd >= 0:
+                self._discard(stream)  # Unread input would make the kernel reset the connection and lose sent bytes.
+                epoll_ctl(self._epoll_fd, EPOLL_CTL_DEL, stream.fd, NULL)  # Another process may still use the socket.
+                close(stream.fd)
             swept.append((handle, <object>stream.subscription, <object>stream.address, stream.cursor,
                           self._reasons[stream.reason]))
             Py_DECREF(<object>stream.subscription)

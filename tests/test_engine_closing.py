@@ -182,3 +182,30 @@ def test_a_dead_stream_receives_no_further_byte(rig: Rig) -> None:
     assert rig.engine.lagging() == []
     rig.engine.sweep()
     assert rig.read(live) == rig.read(behind) == b""
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_released_stream_gives_its_descriptor_and_its_unsent_bytes_to_the_caller(rig: Rig, live: bool) -> None:
+    handle = rig.open_live() if live else rig.open(pending=b"a head")
+    fd, unsent, interrupted = rig.engine.release(handle, CloseReason.ANSWERED)
+    assert (unsent, interrupted) == (b"" if live else b"a head", False)
+    assert not rig.is_open(handle)
+    with pytest.raises(RuntimeError):
+        rig.engine.release(handle, "again")
+    rig.peers[handle].send(b"the next request")
+    assert rig.engine.poll() == ([], False)
+    assert rig.closes() == [(handle, "answered")]
+    with socket.socket(fileno=fd) as released:
+        assert released.recv(100) == b"the next request", "the engine reads nothing after the release"
+        released.send(b"an answer")
+        assert rig.read(handle) == b"an answer"
+
+
+def test_a_release_reports_discarded_input(rig: Rig) -> None:
+    handle = rig.open_live()
+    rig.peers[handle].send(b"too early")
+    rig.engine.poll()
+    fd, _, interrupted = rig.engine.release(handle, "answered")
+    assert interrupted
+    socket.socket(fileno=fd).close()
+    assert rig.closes() == [(handle, "answered")]

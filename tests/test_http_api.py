@@ -115,6 +115,7 @@ def events(count: int) -> bytes:
 def ended(servers: Servers, path: str) -> Answer:
     """Resume an ended topic after its last event."""
     topic = "match" if path.endswith("{topic}") else "game"
+    own = f"/events/{topic}" if path.endswith("{topic}") else f"{path}?topic={topic}"
     body = json.dumps({"topic": topic, "event": "relay.end", "data": ""}).encode()
     status, _, answer = publish(servers.jwt, body)
     assert status in (200, 410)
@@ -122,7 +123,7 @@ def ended(servers: Servers, path: str) -> Answer:
         [ENDS[topic]] = json.loads(answer)["ids"]
     claims = {"exp": time.time() + 60, "relay": {"subscribe": ["**"]}}
     headers = {"Authorization": f"Bearer {jwt.encode(claims, SECRET, 'HS256')}", "Last-Event-ID": ENDS[topic]}
-    return ask(servers.jwt, "GET", f"/events?topic={topic}" if topic == "game" else f"/events/{topic}", headers)
+    return ask(servers.jwt, "GET", own, headers)
 
 
 def of_open(method: str, path: str, servers: Servers) -> Answer:
@@ -197,6 +198,16 @@ CASES: dict[Operation, Case] = {
     **publish_cases("/publish/{topic}", "/game"),
     ("POST", "/publish", 413): lambda servers: publish(servers.open, events(21)),
     ("POST", "/publish/{topic}", 413): lambda servers: publish(servers.small, b"[1]", query="/game"),
+    ("GET", "/poll", 200): lambda servers: ask(servers.open, "GET", "/poll?wait=0"),
+    ("GET", "/poll", 204): lambda servers: ended(servers, "/poll"),
+    ("GET", "/poll", 400): partial(of_open, "GET", "/poll?waits=x"),
+    ("GET", "/poll", 401): partial(of_jwt, "GET", "/poll"),
+    ("GET", "/poll", 403): lambda servers: ask(servers.jwt, "GET", "/poll?topic=other", token()),
+    ("GET", "/poll", 429): lambda servers: over_the_limit(servers, "/poll"),
+    ("GET", "/poll", 503): lambda servers: ask(servers.without_keys, "GET", "/poll", token()),
+    ("HEAD", "/poll", 200): partial(of_open, "HEAD", "/poll"),
+    ("HEAD", "/poll", 400): partial(of_open, "HEAD", "/poll?waits=x"),
+    ("HEAD", "/poll", 401): partial(of_jwt, "HEAD", "/poll"),
     ("POST", "/ticket", 200): lambda servers: ask(servers.jwt, "POST", "/ticket", token()),
     ("POST", "/ticket", 400): lambda servers: ask(servers.jwt, "POST", "/ticket?ticket=x", token()),
     ("POST", "/ticket", 401): lambda servers: ask(servers.jwt, "POST", "/ticket"),

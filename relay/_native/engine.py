@@ -9,6 +9,7 @@ The module is longer than 400 lines because it has the structure of its compiled
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import time
@@ -136,6 +137,7 @@ class _Stream:
         "offset",
         "pending",
         "reason",
+        "released",
         "size",
         "sock",
         "state",
@@ -170,6 +172,7 @@ class _Stream:
         self.discarded = 0
         self.last_write_s = 0.0
         self.reason = ""
+        self.released = False  # the caller of `release` owns the socket
 
 
 class Engine:
@@ -215,11 +218,14 @@ class Engine:
         self._by_fd[fd] = handle
         return socket.socket(fileno=fd)
 
-    def _close(self, stream: _Stream) -> None:
+    def _release(self, stream: _Stream) -> int:
         fd = stream.sock.fileno()
         self._epoll.unregister(fd)  # Another process may still use the socket.
         del self._by_fd[fd]
-        stream.sock.close()
+        return stream.sock.detach()
+
+    def _close(self, stream: _Stream) -> None:
+        os.close(self._release(stream))
 
     def _events(self) -> list[tuple[int, int]]:
         return [(self._by_fd[fd], mask) for fd, mask in self._epoll.poll(0, POLL_EVENTS)]
@@ -635,6 +641,15 @@ class Engine:
         """Close a stream without sending the rest of its half-sent frame; `reason` as in `close`."""
         self._die(self._streams[handle], str(reason))
 
+    def release(self, handle: int, reason: str) -> tuple[int, bytes, bool]:
+        """End a live or behind stream and give its descriptor to the caller; see the compiled counterpart."""
+        stream = self._streams[handle]
+        if stream.state not in (_State.LIVE, _State.BEHIND):
+            raise RuntimeError("the stream is closing")
+        stream.released = True
+        self._die(stream, str(reason))
+        return self._release(stream), stream.pending[stream.offset :], stream.discarded > 0
+
     def sweep(self) -> list[tuple[int, object, object, int, str]]:
         """Close the descriptors of dead streams and remove the streams.
 
@@ -643,8 +658,9 @@ class Engine:
         """
         dead, self._dead = self._dead, []
         for stream in dead:
-            self._discard(stream)  # Unread input would make the kernel reset the connection and lose sent bytes.
-            self._close(stream)
+            if not stream.released:
+                self._discard(stream)  # Unread input would make the kernel reset the connection and lose sent bytes.
+                self._close(stream)
             del self._streams[stream.handle]
             self.open -= 1
         return [(s.handle, s.subscription, s.address, s.cursor, s.reason) for s in dead]

@@ -570,6 +570,13 @@ class Config:
         "size",
         most=1024 * MIB,
     )
+    poll_wait_max_s: float = setting(
+        60.0,
+        "Longest time that a long poll waits for an event, whatever its `wait`. 60 seconds by default, the timeout of "
+        "common proxies.",
+        "duration",
+        most=3600,
+    )
     heartbeat_s: float = setting(
         15.0,
         "Idle time after which relay sends a heartbeat on a stream; 0 is off. 15 seconds by default, below the "
@@ -745,7 +752,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Streams": (
         *("heartbeat", "heartbeat-as", "retry-min", "retry-max", "prime", "max-age", "client-buffer"),
-        *("client-timeout", "discard-bytes-max", "refuse-streams", "envelope"),
+        *("client-timeout", "discard-bytes-max", "refuse-streams", "envelope", "poll-wait-max"),
         *("compress", "compress-level", "compress-contexts"),
     ),
     "Access": (

@@ -163,7 +163,8 @@ class CatchUp:
         """
         engine, subscription, cursor = self._engine, self._subscription(handle), self._engine.cursor(handle)
         try:
-            chunk = self._chunk(subscription, cursor) if cursor < self._log.head else None
+            once = subscription.form.once
+            chunk = self._chunk(subscription, cursor) if cursor < self._log.head and not once else None
             whole = engine.write(handle, chunk, now_s)
         except Exception:
             _logger.exception("cannot open a stream")
@@ -244,7 +245,9 @@ class CatchUp:
             state.queued = False
             if not self._engine.is_behind(handle):
                 continue
-            if not state.alone:
+            if self._subscription(handle).form.once:
+                self._serve_poll(handle, now_s)
+            elif not state.alone:
                 groups.setdefault((self._subscription(handle), state.limited), []).append(handle)
             elif self.serve(handle, now_s):
                 self.ready(handle)
@@ -255,6 +258,16 @@ class CatchUp:
                 _logger.exception("cannot serve streams")
                 for handle in handles:
                     self._engine.abort(handle, CloseReason.ERROR)
+
+    def _serve_poll(self, handle: int, now_s: float) -> None:
+        """Report a poll as caught up once its response head is sent, because the hub answers it."""
+        try:
+            if self._engine.write(handle, None, now_s):
+                self.drop(handle)
+                self._caught_up(handle)
+        except Exception:
+            _logger.exception("cannot serve a poll")
+            self._engine.abort(handle, CloseReason.ERROR)
 
     def _serve_together(self, subscription: Subscription, limited: bool, handles: list[int], now_s: float) -> None:
         """Write one chunk to each stream; the streams that read the same segment share the chunk and the checks.

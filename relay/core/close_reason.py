@@ -35,6 +35,9 @@ class CloseReason(StrEnum):
     LAPPED = "lapped"
     """An edge dropped its log and received another one from its hub."""
 
+    ANSWERED = "answered"
+    """A waiting poll received its answer."""
+
     ENDED = "ended"
     """All topics of the stream have ended."""
 
@@ -55,6 +58,13 @@ class CloseReason(StrEnum):
 
 
 CLEAN = frozenset(
-    (CloseReason.ENDED, CloseReason.EXPIRED, CloseReason.REVOKED, CloseReason.AGE, CloseReason.DRAIN)
+    (
+        CloseReason.ANSWERED,
+        CloseReason.ENDED,
+        CloseReason.EXPIRED,
+        CloseReason.REVOKED,
+        CloseReason.AGE,
+        CloseReason.DRAIN,
+    )
 )
 """The reasons for which a stream ends in order, with a complete body. For any other reason, the body is truncated."""

@@ -169,6 +169,10 @@ class Flush:
     def _join(self, audiences: tuple[Audience, ...], members: Members, flush: _Round) -> Chunk | None:
         """Join the entries for these members; if they are too large, make the members catch up and return None."""
         log = self._log
+        if audiences and audiences[0].form.once:
+            for handle in self._engine.listed(members):
+                self._fall_behind(handle, flush.since)
+            return None
         batch = log.merge([audience.index for audience in audiences], flush.since, flush.until, SEGMENT_BYTES)
         if audiences and batch is None:
             return None

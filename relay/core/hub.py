@@ -30,13 +30,14 @@ from relay.core.compression import Compression
 from relay.core.ended import Ended, is_end
 from relay.core.flush import SLICE_S, Flush
 from relay.core.forms.form import Form
-from relay.core.forms.registry import all_forms
+from relay.core.forms.registry import POLL, all_forms
 from relay.core.grant import Grant
 from relay.core.holds import Holds
 from relay.core.leases import Leases
 from relay.core.log import Entry, Log
 from relay.core.measures import Measures
 from relay.core.policy import Rule, Rules
+from relay.core.polls import NO_POLICY, PollResult, Polls
 from relay.core.replays import Done, Replays
 from relay.core.stream import PackedStream, PackedSubscription, Subscribe
 from relay.core.writer import Writer
@@ -58,6 +59,9 @@ ENDED_A_TURN = 1000
 
 CHOICES_CACHED = 1024
 """Number of requests whose disjoint terms, rule and form are kept, for clients that reconnect."""
+
+GiveBack = Callable[[int, str, bytes, bool], None]
+"""Receives an answered poll: its descriptor, its address, the bytes to send, and whether the connection stays open."""
 
 _GREETING = comment("")
 _PADDING = comment(" " * notice.PADDING_BYTES)
@@ -100,6 +104,8 @@ class Hub:
         )
         self.forms = all_forms()
         self.audiences = Audiences(self.log)
+        self.polls = Polls(self.log, self.forms[POLL])
+        self._give_back: GiveBack | None = None  # set by the front that opens polls
         self.replays = Replays(self.log, self.audiences, clock)
         self.holds = Holds(self.audiences)
         self.catchup = CatchUp(
@@ -342,6 +348,8 @@ class Hub:
         )
         self.engine.continue_content(handle, *stream.content)
         self._enter(handle, subscription, address)
+        if subscription.form.once:
+            self.polls.wait(handle, 0.0)  # Its time is unknown, so the first tick answers it.
         if stream.lease is not None:
             self.leases.add(handle, *stream.lease)
         if stream.behind is not None:
@@ -418,27 +426,63 @@ class Hub:
             primed = b""
             if self._config.prime:
                 primed = priming(self.draw_retry_ms(), f"{self.log.epoch}-{cursor - 1}")
-            content = form.notice_content(_PADDING if request.padding else _GREETING, gap, primed)
-            pending = b"".join((request.head, form.framing.start, form.framing.wrap(content)))
+            content = b""
+            if not form.once:
+                content = form.notice_content(_PADDING if request.padding else _GREETING, gap, primed)
+            pending = b"".join((request.head, form.framing.start, form.part(content)))
             handle = self.engine.add(
                 fd, subscription, address, cursor, pending, now_s, form.number, subscription.joins
             )
             if form.compressed:
                 self.engine.count_content(handle, content)
-            if resume:
+            if resume and not form.once:
                 self.resumes[resume] += 1
         except (OSError, RequestError):
             self.audiences.release(subscription)
             raise
         self._enter(handle, subscription, address)
         self.leases.begin(handle, request.grant, request.ends_s, self._config.max_age_s, now_s, self._draw)
-        if not self.catchup.begin_stream(handle, now_s):
+        if form.once:
+            self.polls.wait(handle, now_s + request.wait_s)
+        if not self.catchup.begin_stream(handle, now_s) or form.once:
             self._wake_up()
             self._sweep()
 
+    def answer(self, request: Subscribe, events_max: int, now_s: float, *, newest: bool = False) -> PollResult:
+        """Return the events that a poll can receive now.
+
+        Args:
+            request: the request, in a form of polls.
+            events_max: maximum number of events.
+            now_s: the time.
+            newest: whether to return the newest events and not the first ones.
+
+        Raises:
+            RequestError: 503 while another hub has not sent its log; 400 for an unknown id in `since`.
+        """
+        if not self.begun:
+            raise RequestError(503, "the server is waiting for its hub", RETRY_SOON)
+        terms, rule, form = self._chosen(request.terms, request.policy, request.form)
+        subscription = self.audiences.get(terms, rule, form)
+        try:
+            cursor, gap, resume = self._start(request, subscription, now_s)
+            if newest:
+                cursor = self.polls.newest(subscription, events_max)
+            answer = self.polls.answer(subscription, cursor, gap, events_max)
+        finally:
+            self.audiences.release(subscription)
+        if resume:
+            self.resumes[resume] += 1
+        return answer
+
+    def on_answer(self, give_back: GiveBack) -> None:
+        """Set the function that receives the answered polls."""
+        self._give_back = give_back
+
     def _choose(self, terms: tuple[str, ...], policy: str | None, form: str) -> tuple[tuple[str, ...], Rule, Form]:
         """Return the disjoint terms of a request, its rule and its form."""
-        return disjoint(terms), self._rules.choose(terms, policy), self.forms[form]
+        rule = NO_POLICY if self.forms[form].once else self._rules.choose(terms, policy)
+        return disjoint(terms), rule, self.forms[form]
 
     def _enter(self, handle: int, subscription: Subscription, address: str) -> None:
         self.audiences.enter(subscription)
@@ -457,8 +501,7 @@ class Hub:
         if cursor < log.head or evicted:
             self.audiences.complete(subscription, cursor, evicted=evicted)
         if sequence is not None:
-            if (last := subscription.evicted) >= cursor:
-                gap = notice.gap("history", None, log.id(cursor), log.id(last))
+            gap = self.polls.history_gap(subscription, cursor)
             cursor = max(cursor, log.tail)
             resume = "gap" if gap else "hit"
         elif request.last_ids and not request.must_know:
@@ -531,6 +574,7 @@ class Hub:
         self.writer.seen.expire(now_s)
         self.catchup.tick(now_s)
         self.compression.tick()
+        self._answer_polls(self.polls.ended(now_s))
         for handle, reason in self.leases.ended(now_s, ENDED_A_TICK):
             self._end(handle, reason, now_s)
         self._settle(now_s)
@@ -581,10 +625,13 @@ class Hub:
     # Closing streams
 
     def _caught_up(self, handle: int) -> None:
+        subscription = cast(Subscription, self.engine.subscription(handle))
         if self.draining:
             after_ms = round(1000 * (self._config.retry_min_s + self._config.drain_spread_s * self._draw()))
             self._close(handle, CloseReason.DRAIN, self._clock(), notice.come_back(after_ms))
-        elif self.ended.all(cast(Subscription, self.engine.subscription(handle)).terms):
+        elif subscription.form.once and self.polls.due(handle, subscription, self.engine.cursor(handle)):
+            self._close(handle, CloseReason.ANSWERED, self._clock())
+        elif self.ended.all(subscription.terms):
             self._close(handle, CloseReason.ENDED, self._clock())
         else:
             # A client may have reconnected from another edge whose log was further ahead.
@@ -598,12 +645,36 @@ class Hub:
     def _close(self, handle: int, reason: str, now_s: float, last: bytes = b"") -> None:
         """Close a stream after the current frame and a last notice; complete its body if the reason is clean."""
         form = cast(Subscription, self.engine.subscription(handle)).form
+        if form.once:
+            self._answer(handle, reason)
+            return
         content, end = form.notice_content(last), b""
         if reason in CLEAN:
             if form.compressed:
                 self.engine.count_content(handle, content)
             end = form.framing.end(*self.engine.content(handle))
         self.catchup.close(handle, reason, now_s, form.part(content) + end)
+
+    def _answer_polls(self, handles: Iterable[int]) -> None:
+        """PollResult waiting polls in the next turns."""
+        for handle in handles:
+            self._fall_behind(handle, self._flush.flushed)
+            self._wake_up()
+
+    def _answer(self, handle: int, reason: str) -> None:
+        """End a waiting poll, and give its descriptor and its answer back to the front."""
+        engine = self.engine
+        engine.fall_behind(handle, self._flush.flushed)
+        if not engine.is_behind(handle):
+            return  # The connection is lost.
+        subscription, cursor = cast(Subscription, engine.subscription(handle)), engine.cursor(handle)
+        form, address = subscription.form, cast(str, engine.address(handle))
+        answer = self.polls.answer(subscription, cursor, self.polls.history_gap(subscription, cursor))
+        fd, unsent, interrupted = engine.release(handle, reason)
+        self.catchup.drop(handle)
+        assert self._give_back is not None
+        data = unsent + form.part(answer.body) + form.framing.end(0, 0)
+        self._give_back(fd, address, data, form.name == POLL and not interrupted and not self.draining)
 
     def revoke(self, valid: Callable[[Grant], bool], now_s: float) -> int:
         """Close the streams whose grant is no longer valid; return their number."""
@@ -623,6 +694,7 @@ class Hub:
         self.draining = True
         self._drained = drained
         self._staying.extend(self.engine.handles())
+        self._answer_polls(self.polls.end_all())
         self._settle(now_s)
 
     def end_some(self, count: int) -> bool:
@@ -643,6 +715,7 @@ class Hub:
         for handle, subscription, address, cursor, reason in self.engine.sweep():
             self.catchup.drop(handle)
             self.leases.drop(handle)
+            self.polls.drop(handle)
             self._leaving.append(cast(Subscription, subscription))
             self.admission.leave(cast(str, address))
             self.closes[reason] += 1
@@ -666,9 +739,9 @@ class Hub:
                 return
 
     def _tell_closes(self) -> None:
-        """Log the number of closed streams per reason since the last call, without `client`."""
+        """Log the number of closed streams per reason since the last call, without the ordinary reasons."""
         closed = self.closes - self._closes_told
-        del closed[CloseReason.CLIENT]
+        del closed[CloseReason.CLIENT], closed[CloseReason.ANSWERED]
         if closed:
             _logger.info("streams closed: %s", ", ".join(f"{count} {reason}" for reason, count in closed.items()))
         self._closes_told = self.closes.copy()

@@ -48,6 +48,10 @@ class Leases:
         if not math.isinf(ends_s):
             heapq.heappush(self._ends, (ends_s, handle))
 
+    def handles(self) -> list[int]:
+        """Return the streams that have a lease."""
+        return list(self._held)
+
     def pack(self, handle: int) -> tuple[float, str, Grant] | None:
         """Return the lease of a stream (end time, close reason, grant), or None."""
         return self._held.get(handle)

@@ -27,6 +27,7 @@ class Subscribe(msgspec.Struct, frozen=True):
         grant: the grant of the client.
         ends_s: end of the grant, in the hub's time.
         after: sequence of the last id, if the hub that feeds this one had to look it up.
+        wait_s: maximum time until a poll is answered; ignored for other forms.
         must_know: the last id comes from `since`. If it is unknown, begin at `since_s`; without `since_s`, reject.
     """
 
@@ -41,6 +42,7 @@ class Subscribe(msgspec.Struct, frozen=True):
     ends_s: float = math.inf
     after: int | None = None
     must_know: bool = False
+    wait_s: float = 0.0
 
     @property
     def replays(self) -> bool:

@@ -19,7 +19,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 
 from relay.errors import RequestError
@@ -90,6 +90,7 @@ class Acceptor:
         self._spare: int | None = None
         self._errors = InputErrors("accept", front.metrics, loop, _logger)
         self._openings = Openings(front)
+        front.hub.on_answer(self._take_back)
         # A connection that begins with TLS or a PROXY header does not begin with a request.
         self._read_bytes = 0 if tls is not None or front.config.proxy_protocol else self._openings.bytes_max
 
@@ -163,7 +164,23 @@ class Acceptor:
     def _start(self, listener: socket.socket, fd: int, address: str, received: bytes) -> None:
         """Open a connection of the front for an accepted socket and the input that was read from it."""
         connection = socket.socket(listener.family, listener.type, listener.proto, fd)
-        task = self._loop.create_task(self._open(connection, address, received))
+        self._add_arriving(self._open(connection, address, received))
+
+    def _take_back(self, fd: int, address: str, data: bytes, keep: bool) -> None:
+        """Continue the connection of a poll that has waited as a stream, and send its answer."""
+        self._add_arriving(self._resume_connection(socket.socket(fileno=fd), address, data, keep))
+
+    async def _resume_connection(self, connection: socket.socket, address: str, data: bytes, keep: bool) -> None:
+        become = partial(FrontProtocol, self._front, address)
+        try:
+            _, protocol = await self._loop.connect_accepted_socket(become, connection)
+        except (OSError, asyncio.CancelledError):  # The client has disconnected, or its descriptor is needed.
+            connection.close()
+        else:
+            protocol.send(data, keep=keep)
+
+    def _add_arriving(self, step: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(step)
         self._front.arriving[task] = self._loop.time()
         task.add_done_callback(self._front.arriving.__delitem__)
 

@@ -32,11 +32,13 @@ The module is longer than 400 lines because the phases of one connection are one
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import os
 import typing
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -49,7 +51,7 @@ from relay.errors import RETRY_SOON, EventError, RelayError, RequestError
 from relay.front.deadlines import Waiting
 from relay.front.front import Ask, Front, PackedConnection, guarded
 from relay.front.publish import authorise, open_upload, read_events
-from relay.front.routes import Options, PublishBody, Resource, Route, StreamHead, Ticket
+from relay.front.routes import Options, Poll, PublishBody, Resource, Route, StreamHead, Ticket
 from relay.http.forwarded import client_address
 from relay.http.request import PREFACE_HEAD, Http2PrefaceError, Request, RequestParser
 from relay.http.response import JSON, Headers, json_body, respond, upload_head
@@ -229,6 +231,10 @@ class FrontProtocol(asyncio.Protocol):
         else:
             self._front.deadlines.set(self, Waiting.REST)
 
+    def send(self, data: bytes, *, keep: bool) -> None:
+        """Send the answer to a poll that was handed over before, on a connection that continues it."""
+        self._guarded(lambda: self._answer(data, keep=keep))
+
     # The life of a request.
 
     def _guarded(self, step: Callable[[], None]) -> None:
@@ -296,7 +302,9 @@ class FrontProtocol(asyncio.Protocol):
         if body is None:
             return False
         if isinstance(route, Subscribe):
-            self._subscribe(route)
+            self._locate(route, self._hand_over)
+        elif isinstance(route, Poll):
+            self._locate(route.subscribe, partial(self._poll, route))
         elif isinstance(route, StreamHead):
             assert self._request is not None
             self._answer(front.dates.head(route.head), keep=False)
@@ -319,12 +327,15 @@ class FrontProtocol(asyncio.Protocol):
             RequestError: the head is invalid, the token is missing or invalid, or the server is draining.
         """
         route = self._front.router.route(request)
-        if isinstance(route, PublishBody | Subscribe) and self._front.hub.draining:
+        if isinstance(route, PublishBody | Subscribe | Poll) and self._front.hub.draining:
             raise RequestError(503, "the server is draining", RETRY_SOON)
         if isinstance(route, StreamHead):
             self._front.auth.subscriber(request).check_subscribe(route.terms)
         if isinstance(route, Subscribe):
             return self._front.admit(route, self._front.auth.subscriber(request))
+        if isinstance(route, Poll):
+            subscribe = self._front.admit(route.subscribe, self._front.auth.subscriber(request))
+            return dataclasses.replace(route, subscribe=subscribe)
         if isinstance(route, PublishBody):
             self._grant = authorise(self._front, request, route)
             upload = open_upload(self._front, request, route, self._grant)
@@ -336,26 +347,41 @@ class FrontProtocol(asyncio.Protocol):
                 self._open_upload(request, upload)
         return route
 
-    def _subscribe(self, subscribe: Subscribe) -> None:
-        """Open a stream at its position. At an edge, the hub may have to look up the last id."""
+    def _locate(self, subscribe: Subscribe, then: Callable[[Subscribe], None]) -> None:
+        """Find the position of a stream or a poll. At an edge, the hub may have to look up the last id."""
         find = self._front.find
         if find is None or self._front.knows(subscribe):
-            self._prepare(subscribe)
+            self._prepare(subscribe, then)
         else:
             self._await(
                 lambda done: find(subscribe.terms, subscribe.last_ids, done),
-                lambda sequence: self._prepare(replace(subscribe, after=sequence)),
+                lambda sequence: self._prepare(replace(subscribe, after=sequence), then),
             )
 
-    def _prepare(self, subscribe: Subscribe) -> None:
-        """Hand over after the hub has prepared the replay, which may require a search for the entries of a pattern."""
+    def _prepare(self, subscribe: Subscribe, then: Callable[[Subscribe], None]) -> None:
+        """Continue when the hub has prepared the replay, which may require a search for the entries of a pattern."""
         front = self._front
         if subscribe.replays:
             self._await(
-                lambda done: front.hub.prepare(subscribe, front.clock(), done), lambda _: self._hand_over(subscribe)
+                lambda done: front.hub.prepare(subscribe, front.clock(), done), lambda _: then(subscribe)
             )
         else:
-            self._hand_over(subscribe)
+            then(subscribe)
+
+    def _poll(self, route: Poll, subscribe: Subscribe) -> None:
+        """Respond to a poll, or hand it over as a stream that waits for an event."""
+        front, request = self._front, self._request
+        assert request is not None
+        answer = front.hub.answer(subscribe, route.events_max, front.clock(), newest=route.newest)
+        if not answer.empty or not route.wait_s:
+            front.metrics.polls["history" if route.newest else "at-once"] += 1
+            self._respond(200, JSON, answer.body)
+            return
+        # The engine drops further input. A proxy may use this connection for other clients, whose addresses differ.
+        keep = request.keep_alive and not self._parser.unread and self._address() == self._peer
+        waiting = replace(subscribe, wait_s=route.wait_s, after=answer.following - 1)
+        waiting = front.router.waiting(request, waiting, keep=keep and request.version == "1.1")
+        self._hand_over(replace(waiting, head=front.dates.head(waiting.head)))
 
     def _hand_over(self, subscribe: Subscribe) -> None:
         """Hand the descriptor over to the hub after all earlier responses are sent."""
@@ -376,7 +402,10 @@ class FrontProtocol(asyncio.Protocol):
         except (RequestError, OSError):
             os.close(fd)
             raise
-        front.metrics.opened["connection"] += 1
+        if isinstance(self._route, Poll):
+            front.metrics.polls["waiting"] += 1
+        else:
+            front.metrics.opened["connection"] += 1
         self.abort()
 
     def _publish(self, route: PublishBody, body: bytes) -> None:

@@ -1,6 +1,7 @@
 """Content negotiation: chooses the form of a stream for its request.
 
-A client receives NDJSON if it names that media type in `Accept` (RFC 9110 section 12.5.1), otherwise the event stream.
+A client receives NDJSON or one JSON document if it names that media type in `Accept` (RFC 9110 section 12.5.1),
+otherwise the event stream.
 It receives the envelope if it requests `?envelope=1`, or if a pattern of the setting `envelope` covers one of its
 terms. HTTP/1.0 has no chunks. A client that accepts gzip receives it if the setting `compress` is on.
 
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from relay.config.model import Config
-from relay.core.forms.registry import DEFAULT, SYNTAXES, name_of
+from relay.core.forms.registry import DEFAULT, POLL, SYNTAXES, name_of
 from relay.errors import RequestError
 from relay.http.request import Request
 from relay.topic import TermTree
@@ -59,6 +60,8 @@ class Negotiator:
         syntax = _best(request.headers.get("accept", ""), _SYNTAX_OF, DEFAULT)
         if syntax == DEFAULT and (self._wraps(terms) if envelope is None else envelope == "1"):
             syntax = ENVELOPE
+        if syntax == POLL:
+            return POLL
         if request.version != "1.1":
             return name_of(syntax, "plain")
         coding = request.headers.get("accept-encoding", "") if self._compresses else ""

@@ -2,22 +2,28 @@
 
 Owns the paths, their query names and their methods. Pure: a request in, one small value out. Never reads a body,
 publishes or opens a stream.
+
+The module is longer than 400 lines because it defines the arguments of every path.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache, partial
 
-from relay.config.model import Config
+from msgspec.structs import replace
+
+from relay.config.model import Config, parse_duration
 from relay.config.origins import Allowed
 from relay.config.webhooks import Webhook, find_webhook, parse_webhooks
 from relay.core.forms.form import Form
-from relay.core.forms.registry import DEFAULT, PLAIN, all_forms
+from relay.core.forms.registry import DEFAULT, PLAIN, POLL, POLL_AND_CLOSE, all_forms
 from relay.core.policy import Policy
+from relay.core.polls import EVENTS_MAX
 from relay.core.stream import Subscribe
 from relay.errors import EventError, RequestError
 from relay.front.negotiate import Negotiator
@@ -30,7 +36,14 @@ from relay.ids import LAST_ID_NAMES, query_readings, readings
 from relay.limits import Limit
 from relay.topic import check_term, check_topic, is_pattern
 
-_STREAM_NAMES = Names(("topic", "since", "policy", "envelope", "padding", "evs_preamble", "ticket", *LAST_ID_NAMES))
+_STREAM_NAMES = Names(
+    ("topic", "since", "policy", "envelope", "padding", "evs_preamble", "ticket", "limit", *LAST_ID_NAMES)
+)
+_POLL_NAMES = Names(("topic", "since", "wait", "limit", "ticket", *LAST_ID_NAMES))
+HISTORY_EVENTS = 100
+"""Number of events of a history without `limit`."""
+POLL_WAIT_S = 30.0
+"""Time that a poll without `wait` waits. Proxies usually give up after 60 seconds."""
 _PUBLISH_NAMES = Names(("topic", "event", "id", "key", "dedup", "lines"))
 ORIGINS_CACHED = 1024
 """Size of the cache of headers per origin; a wildcard can match any number of origins."""
@@ -51,6 +64,23 @@ class StreamHead:
 
     terms: tuple[str, ...]
     head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """Respond with one JSON document of events.
+
+    Args:
+        subscribe: the terms and the position.
+        wait_s: maximum time to wait for an event; 0 to respond at once.
+        events_max: maximum number of events.
+        newest: respond with the newest events instead of those after a position.
+    """
+
+    subscribe: Subscribe
+    wait_s: float
+    events_max: int
+    newest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +132,7 @@ class Resource(Enum):
     STATS = "/stats"
 
 
-Route = Subscribe | StreamHead | PublishBody | Ticket | Options | Resource
+Route = Subscribe | StreamHead | Poll | PublishBody | Ticket | Options | Resource
 
 _RESOURCES = {resource.value: resource for resource in Resource}
 
@@ -141,8 +171,17 @@ class Router:
     def _build_head(self, origin: str | None, form: Form) -> bytes:
         """Return the response head of a stream."""
         return stream_head(
-            form.syntax.media_types[0], form.framing.headers, self._negotiator.vary, self._cors(origin)
+            form.syntax.media_types[0],
+            form.framing.headers,
+            self._negotiator.vary,
+            self._cors(origin),
+            keep_alive=form.name == POLL,
         )
+
+    def waiting(self, request: Request, subscribe: Subscribe, *, keep: bool) -> Subscribe:
+        """Return the stream of a poll that waits; `keep` states whether its connection stays open afterwards."""
+        form = POLL if keep else POLL_AND_CLOSE
+        return replace(subscribe, form=form, head=self._heads(self._origin(request), self._forms[form]))
 
     def whole_stream(self, request: Request, frame: bytes) -> bytes:
         """Return a complete response whose event stream contains only this notice."""
@@ -164,8 +203,14 @@ class Router:
             _check_method(request, _READ)
             if request.method == "OPTIONS":
                 return self._options(request, _READ)
+            check_names(request, _STREAM_NAMES)
             stream = self._subscribe(request)
+            if stream.form == POLL or request.raw_values("limit"):
+                return self._history(request, stream)
             return StreamHead(stream.terms, stream.head) if request.method == "HEAD" else stream
+        if path == "/poll":
+            _check_method(request, _READ)
+            return self._options(request, _READ) if request.method == "OPTIONS" else self._poll(request)
         if path == "/publish" or path.startswith("/publish/"):
             _check_method(request, _WRITE)
             return self._options(request, _WRITE) if request.method == "OPTIONS" else self._publish(request)
@@ -199,7 +244,6 @@ class Router:
 
     def _subscribe(self, request: Request) -> Subscribe:
         """Parse the arguments of a stream."""
-        check_names(request, _STREAM_NAMES)
         last_ids, since_s, must_know = _last_ids(request), None, False
         since = _only("since", request.raw_values("since"))
         if since and not last_ids:
@@ -218,10 +262,26 @@ class Router:
             must_know=must_know,
         )
 
+    def _poll(self, request: Request) -> Poll:
+        """Parse the arguments of a poll."""
+        check_names(request, _POLL_NAMES)
+        wait_s = _duration(request, "wait", POLL_WAIT_S)
+        if request.method == "HEAD":
+            wait_s = 0.0
+        subscribe = replace(self._subscribe(request), form=POLL, policy=None)
+        return Poll(subscribe, min(wait_s, self._config.poll_wait_max_s), _events_max(request, EVENTS_MAX))
+
+    def _history(self, request: Request, stream: Subscribe) -> Poll:
+        """Return the route of a stream's request whose client wants the events as a document."""
+        newest = not stream.replays and not _only("since", request.raw_values("since"))
+        since_s = math.inf if newest else stream.since_s
+        subscribe = replace(stream, form=POLL, policy=None, since_s=since_s)
+        return Poll(subscribe, 0.0, _events_max(request, HISTORY_EVENTS), newest)
+
     def _terms(self, request: Request) -> tuple[str, ...]:
         """Return the topics and patterns without duplicates: from the path, then from the query."""
         wanted = request.values("topic")
-        if (topic := _path_topic(request, "/events")) is not None:
+        if request.path != "/poll" and (topic := _path_topic(request, "/events")) is not None:
             wanted.insert(0, topic)
         try:
             terms = tuple(dict.fromkeys(check_term(term) for term in wanted))
@@ -298,6 +358,27 @@ def _switch(request: Request, name: str) -> bool:
     if value not in (None, "0", "1"):
         raise RequestError(400, f"query: {name} must be 0 or 1")
     return value == "1"
+
+
+def _duration(request: Request, name: str, default_s: float) -> float:
+    """Return the value of a query name as a time in seconds."""
+    text = _one(request, name)
+    if not text:
+        return default_s
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise RequestError(400, f"query: {name}: {error}") from None
+
+
+def _events_max(request: Request, default: int) -> int:
+    """Return the value of `limit`."""
+    text = _one(request, "limit")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= EVENTS_MAX):
+        raise RequestError(400, f"query: limit must be a number from 1 to {EVENTS_MAX}")
+    return int(text)
 
 
 def _only(name: str, values: list[str]) -> str | None:

@@ -84,8 +84,10 @@ def upload_head(headers: Headers, *, chunked: bool) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
-def stream_head(media_type: str, framing: Headers, vary: tuple[str, ...], cors: Headers = ()) -> bytes:
-    """Build the response head of a stream. The connection closes after its body.
+def stream_head(
+    media_type: str, framing: Headers, vary: tuple[str, ...], cors: Headers = (), *, keep_alive: bool = False
+) -> bytes:
+    """Build the response head of a stream.
 
     Args:
         media_type: the value of Content-Type.
@@ -93,13 +95,14 @@ def stream_head(media_type: str, framing: Headers, vary: tuple[str, ...], cors: 
             connection closes (RFC 9112 section 6.3).
         vary: the request headers that the choice of the form depends on.
         cors: the CORS headers.
+        keep_alive: send `Connection: keep-alive` instead of `close`.
     """
     names = (*vary, *(value for name, value in cors if name == "Vary"))
     lines = [
         "HTTP/1.1 200 OK",
         f"Content-Type: {media_type}",
         "Cache-Control: no-cache, no-transform",
-        "Connection: close",
+        f"Connection: {'keep-alive' if keep_alive else 'close'}",
         *(f"{name}: {value}" for name, value in framing),
         f"Vary: {', '.join(names)}",
         "X-Accel-Buffering: no",

@@ -65,16 +65,16 @@ async def drain(parts: Parts) -> None:
     if hub.engine.open:
         _logger.warning("drain timed out with %d streams open", hub.engine.open)
     hub.abort(time.monotonic())
-    await _close_http2(parts.front)
+    await _close_connections(parts.front)
     _logger.info("drained")
 
 
-async def _close_http2(front: Front) -> None:
-    """Wait until the connections of HTTP/2 have sent the ends of their streams and are closed, for a limited time."""
+async def _close_connections(front: Front) -> None:
+    """Wait until polls have their answers, and HTTP/2 has sent the ends of its streams, for a limited time."""
     front.close_idle()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CLOSE_GRACE_S):
-            while front.http2:
+            while front.http2 or front.arriving:
                 await asyncio.sleep(DRAIN_STEP_S)
 
 

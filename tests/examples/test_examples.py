@@ -119,6 +119,17 @@ def test_the_page_shows_events_and_the_end(browser: Browser, server: Relay) -> N
     browser.wait("document.querySelector('#state').textContent === 'ended'")
 
 
+def test_the_page_polls_until_the_end(browser: Browser, server: Relay) -> None:
+    browser.open(f"file://{EXAMPLES / 'browser' / 'poll.html'}?relay={server.url}&topic=news")
+    browser.wait("document.querySelector('#events').textContent === 'first'")
+    eventually(lambda: server.stats()["streams"] == 1, "the page polls")
+    server.publish("<b>second</b>", "news")
+    browser.wait("document.querySelector('#events').lastChild.textContent === '<b>second</b>'")
+    server.publish(END, "news", "application/json")
+    browser.wait("document.querySelector('#state').textContent === 'ended'")
+    assert browser.value("document.querySelector('#events').lastChild.textContent") == "bye"
+
+
 def test_the_output_of_a_command_is_served(tmp_path: Path) -> None:
     listen = f"127.0.0.1:{free_port()}"
     variables = {"PATH": path_with_relay(tmp_path), "RELAY_LISTEN": listen}

@@ -19,6 +19,7 @@ import uvloop
 from relay.auth.tokens import Auth
 from relay.config.model import Config
 from relay.core.hub import Hub
+from relay.core.polls import PollResult
 from relay.core.stream import Subscribe
 from relay.errors import EventError
 from relay.event import Event
@@ -71,6 +72,9 @@ class FakeHub:
     def can_replay(self, request: Subscribe, now_s: float) -> bool:
         return not self.slow_to_prepare
 
+    def answer(self, request: Subscribe, events_max: int, now_s: float, *, newest: bool = False) -> PollResult:
+        return PollResult(b'{"events":[],"next":"e-0"}', True, 1)
+
     def held(self, topic: str) -> bool:
         return self.holding and topic == "held"
 
@@ -113,6 +117,7 @@ class FakeMetrics:
         self.opened = {"direct": 0, "connection": 0}
         self.uploads = 0
         self.upload_lines = {"published": 0, "rejected": 0}
+        self.polls = {"waiting": 0, "at-once": 0, "history": 0}
         self.broken = False
 
     def limited(self, limit: str) -> None:

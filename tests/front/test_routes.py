@@ -13,7 +13,7 @@ import pytest
 from relay.config.model import Config
 from relay.core.stream import Subscribe
 from relay.errors import RequestError
-from relay.front.routes import Options, PublishBody, Resource, Route, Router, StreamHead
+from relay.front.routes import Options, Poll, PublishBody, Resource, Route, Router, StreamHead
 from relay.http.request import Request, RequestParser, parse_head
 from relay.http.response import stream_head
 from relay.ids import ID_CHARACTERS_MAX, LAST_ID_NAMES
@@ -388,3 +388,36 @@ def test_a_preflight_of_an_allowed_origin_is_granted() -> None:
     for lines in ((ask,), (ask, "Origin: https://c.example"), ("Origin: https://b.example",)):
         plain = route("/publish", *lines, method="OPTIONS")
         assert plain == Options((("Allow", "POST, OPTIONS"),))
+
+
+def test_a_poll_has_the_terms_and_the_position_of_a_stream() -> None:
+    poll = route("/poll?topic=a&topic=b.*&lastEventId=e-7&wait=5s&limit=3")
+    assert isinstance(poll, Poll)
+    assert (poll.subscribe.terms, poll.subscribe.last_ids) == (("a", "b.*"), ("e-7",))
+    assert (poll.subscribe.form, poll.wait_s, poll.events_max, poll.newest) == ("json", 5.0, 3, False)
+    longest = route("/poll?wait=10m")
+    assert isinstance(longest, Poll)
+    assert longest.wait_s == CONFIG.poll_wait_max_s
+    head = route("/poll?wait=5s", method="HEAD")
+    assert isinstance(head, Poll)
+    assert head.wait_s == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "accept", "newest", "events_max", "since_s"),
+    [
+        ("/events/a?limit=5", "*/*", True, 5, math.inf),
+        ("/events/a", "application/json", True, 100, math.inf),
+        ("/events/a?limit=5&since=10s", "*/*", False, 5, 10.0),
+        ("/events/a?limit=5&since=latest", "*/*", False, 5, None),
+        ("/events/a?limit=5&lastEventId=e-1", "*/*", False, 5, None),
+    ],
+)
+def test_a_history_is_newest_first_only_without_a_position(
+    target: str, accept: str, newest: bool, events_max: int, since_s: float | None
+) -> None:
+    poll = route(target, f"Accept: {accept}")
+    assert isinstance(poll, Poll)
+    assert (poll.newest, poll.events_max, poll.wait_s, poll.subscribe.since_s) == (newest, events_max, 0, since_s)
+
+

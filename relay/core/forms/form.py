@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Protocol
 from zlib import crc32
 
+from relay.core.forms.document import Document
 from relay.core.forms.framing import Chunked, Framing, unwrap
 from relay.core.log import Log
 from relay.speedups import Chunk
@@ -81,6 +82,7 @@ class Form:
         self.framing = framing
         self.number = number
         self.compressed = framing.compressed
+        self.once = isinstance(syntax, Document)  # its streams are polls, which end with their first events
         self._is_sse = isinstance(syntax, Sse)
         self._is_stored = self._is_sse and isinstance(framing, Chunked)
         self._derived: dict[int, tuple[bytes, bytes]] = {}  # sequence → stored chunk, content
