@@ -1,4 +1,4 @@
-"""Opens a stream of another server over HTTP: redirects, content codings and error responses.
+"""Opens a stream of another server, or polls it, over HTTP: redirects, content codings and error responses.
 
 The server is not trusted. Waits, redirects and decompression therefore have limits. The text of an error never contains
 the query of an address, which may contain a token.
@@ -67,11 +67,9 @@ async def listen(
         LostError: a new attempt may succeed.
         RelayError: the server rejects the request, or the response is not an event stream.
     """
-    import httpx
-
-    try:
+    with _translated(request, open_s_max):
         async with asyncio.timeout(open_s_max):
-            response = await _open(client, request, private)
+            response = await _open(client, request, private, (SSE, NDJSON))
         async with contextlib.aclosing(response):
             if response.status_code == 204:
                 return
@@ -82,8 +80,55 @@ async def listen(
                     if piece:
                         yield piece
         raise LostError("the server closed the stream")
+
+
+async def fetch(
+    client: httpx.AsyncClient,
+    request: httpx.Request,
+    private: Collection[str],
+    answer_s_max: float,
+    media_type: str,
+    bytes_max: int,
+) -> bytes | None:
+    """Make one request and return its body; None after 204.
+
+    Args:
+        client: sends the request.
+        request: the first request.
+        private: names of headers that a redirect to another origin removes.
+        answer_s_max: time limit for all redirects and the whole response.
+        media_type: the only accepted content type.
+        bytes_max: largest body.
+
+    Raises:
+        LostError: a new attempt may succeed.
+        RelayError: the server rejects the request, or the response has another content type.
+    """
+    with _translated(request, answer_s_max):
+        async with asyncio.timeout(answer_s_max):
+            response = await _open(client, request, private, (media_type,))
+            async with contextlib.aclosing(response):
+                if response.status_code == 204:
+                    return None
+                if _coding(response):
+                    raise LostError("the answer to a poll is compressed, although the client requested identity")
+                body = bytearray()
+                async for data in response.aiter_raw():
+                    body += data
+                    if len(body) > bytes_max:
+                        raise LostError(f"the answer to a poll is larger than {bytes_max} bytes")
+                return bytes(body)
+
+
+@contextlib.contextmanager
+def _translated(request: httpx.Request, s_max: float) -> Iterator[None]:
+    """Turn the errors of httpx into errors of relay."""
+    import httpx
+
+    try:
+        yield
     except TimeoutError:
-        raise LostError(f"the server did not respond within {open_s_max:g} s") from None
+        raise LostError(f"the server did not respond within {s_max:g} s") from None
     except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
         raise RelayError(f"{shown(request.url)}: {error}") from error
     except httpx.TransportError as error:
@@ -97,14 +142,16 @@ def shown(url: httpx.URL) -> str:
     return str(url.copy_with(query=None, userinfo=b"", fragment=None))
 
 
-async def _open(client: httpx.AsyncClient, request: httpx.Request, private: Collection[str]) -> httpx.Response:
-    """Send a request, follow redirects, and return a response that is a stream or 204."""
+async def _open(
+    client: httpx.AsyncClient, request: httpx.Request, private: Collection[str], media_types: Collection[str]
+) -> httpx.Response:
+    """Send a request, follow redirects, and return a response that has one of the content types or is 204."""
     for _ in range(REDIRECTS_MAX + 1):
         response = await client.send(request, stream=True, follow_redirects=False)
         try:
             following = response.next_request
             if following is None:
-                await _check(response)
+                await _check(response, media_types)
                 return response
         except BaseException:
             await response.aclose()
@@ -129,8 +176,13 @@ def _redirected(request: httpx.Request, following: httpx.Request, private: Colle
     return following
 
 
-async def _check(response: httpx.Response) -> None:
-    """Accept a stream or 204. Raise LostError for a temporary failure and RelayError for a permanent one."""
+async def _check(response: httpx.Response, media_types: Collection[str]) -> None:
+    """Accept a response of these content types or 204.
+
+    Raises:
+        LostError: a temporary failure.
+        RelayError: a permanent failure.
+    """
     status = response.status_code
     if status in (408, 429) or status >= 500:
         raise LostError(str(await refusal(response)), _retry_after_s(response))
@@ -139,9 +191,10 @@ async def _check(response: httpx.Response) -> None:
     if status == 204:
         return
     media = _media_type(response)
-    if status != 200 or media not in (SSE, NDJSON):
+    if status != 200 or media not in media_types:
+        wanted = "an event stream" if SSE in media_types else " or ".join(media_types)
         given = f"status {status}, content type {media[:100] or 'missing'}"
-        raise RelayError(f"{shown(response.url)} did not respond with an event stream: {given}")
+        raise RelayError(f"{shown(response.url)} did not respond with {wanted}: {given}")
     coding = _coding(response)
     if coding not in ("", "gzip"):
         supported = "relay requested identity, and supports only gzip"

@@ -1,5 +1,8 @@
 """Subscribes from Python: opens an event stream, reconnects and resumes.
 
+A network may hold streams back, for example with a proxy that buffers responses. After a stream that delivered nothing,
+`subscribe` falls back to long polling.
+
 `subscribe` prefers NDJSON, which has the topic of each event. A server that does not support NDJSON sends an event
 stream, which the client reads as well.
 
@@ -13,20 +16,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from msgspec.structs import replace
 
 from relay.backoff import Backoff
 from relay.client.ndjson import LineDecoder
-from relay.client.opening import NDJSON, RETRY_AFTER_S_MAX, SSE, listen, no_cookies
+from relay.client.opening import NDJSON, RETRY_AFTER_S_MAX, SSE, fetch, listen, no_cookies
+from relay.client.poll import JSON, poll_address, read_answer
 from relay.client.publish import endpoint, tls_context
-from relay.errors import EventError, LostError, RelayError
+from relay.errors import EventError, LostError, RelayError, RequestError
 from relay.event import Event
 from relay.extras import need_httpx
 
@@ -54,6 +59,17 @@ RESUME_ID_BYTES_MAX = 7 * 1024
 PREFER_NDJSON = f"{NDJSON}, {SSE};q=0.9"
 """The value of Accept for which a relay sends NDJSON, and any other server an event stream."""
 
+START_MARGIN_S = 2.0
+"""Time that the request of a first poll may take without the loss of an event. The poll begins this much earlier."""
+
+EMPTY_S_MIN = 1.0
+"""Shortest time of a poll without an event. After a shorter one, the client waits before it polls again."""
+
+ANSWER_BYTES = 4 * 1024 * 1024
+"""Bytes of the answer to a poll, in addition to those of the largest event. A relay's has at most 1,000 events."""
+
+Transport = Literal["stream", "poll"]
+
 PIECE_BYTES = 16 * 1024
 """Bytes that are decoded before other tasks run. They take at most 5 ms, even if each byte is a line."""
 
@@ -74,6 +90,7 @@ class Position:
         self.last_event_id = last_event_id
         self.resume_id = last_event_id  # the newest id that fits into a request
         self.retry_s = 0.0
+        self.transport: Transport = "stream"
 
     def read(self, decoder: Decoder | LineDecoder, data: bytes) -> Iterator[Event | EventError]:
         """Decode line by line, so that the last event id always belongs to the event that was just yielded."""
@@ -83,13 +100,18 @@ class Position:
                 items = decoder.feed(line)
             except EventError as error:
                 items = (error,)
-            if decoder.last_event_id != self.last_event_id:
-                self.last_event_id = decoder.last_event_id
-                if len(self.last_event_id.encode()) <= RESUME_ID_BYTES_MAX:
-                    self.resume_id = self.last_event_id
+            self.move(decoder.last_event_id)
             if decoder.retry_ms is not None:
                 self.retry_s = min(max(decoder.retry_ms / 1000, RETRY_S_MIN), RETRY_AFTER_S_MAX)
             yield from items
+
+
+    def move(self, last_event_id: str) -> None:
+        """Set the last event id."""
+        if last_event_id != self.last_event_id:
+            self.last_event_id = last_event_id
+            if len(last_event_id.encode()) <= RESUME_ID_BYTES_MAX:
+                self.resume_id = last_event_id
 
 
 class Progress(Enum):
@@ -109,7 +131,8 @@ Item = Event | EventError | LostError | Progress
 class StreamOptions:
     """Options of every connection of a stream. The arguments of `subscribe` with these names explain them.
 
-    `accept` is the value of the header Accept, unless `headers` has another.
+    `accept` is the value of the header Accept, unless `headers` has another. `falls_back` states whether to poll
+    after a stream that delivered nothing.
     """
 
     headers: Mapping[str, str]
@@ -119,9 +142,38 @@ class StreamOptions:
     client: httpx.AsyncClient | None = None
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     accept: str = SSE
+    falls_back: bool = False
 
 
-async def subscribe(
+class SubscribedEvents:
+    """The events of a subscription, as an asynchronous iterator. `aclose` closes the connection.
+
+    Args:
+        events: yields the events.
+        position: the position of the subscriber.
+    """
+
+    def __init__(self, events: AsyncGenerator[Event, None], position: Position) -> None:
+        self._events = events
+        self._position = position
+
+    @property
+    def transport(self) -> Transport:
+        """`stream`, or `poll` while the events arrive by long polling, because a stream delivered nothing."""
+        return self._position.transport
+
+    def __aiter__(self) -> SubscribedEvents:
+        return self
+
+    async def __anext__(self) -> Event:
+        return await self._events.__anext__()
+
+    async def aclose(self) -> None:
+        """Close the connection and end the iteration."""
+        await self._events.aclose()
+
+
+def subscribe(
     url: str,
     topics: Sequence[str] = (),
     *,
@@ -136,12 +188,15 @@ async def subscribe(
     client: httpx.AsyncClient | None = None,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     draw: Callable[[], float] = random.random,
-) -> AsyncGenerator[Event, None]:
+) -> SubscribedEvents:
     """Subscribe, and reconnect and resume while the caller reads.
 
     It reconnects after a lost or silent stream and after 408, 429 or 5xx. 204 ends the iteration. Any other response is
-    an error. An event of type `relay.gap` reports missed events. To stop early, close the generator
+    an error. An event of type `relay.gap` reports missed events. To stop early, close the iterator
     (`contextlib.aclosing`), which closes the connection.
+
+    If a stream delivers neither an event nor a heartbeat for `read_timeout_s`, the client falls back to long polling,
+    if the server supports it. It then logs a warning, and `transport` of the iterator is `poll`.
 
     Args:
         url: address of the server. The default path is `/events`.
@@ -159,22 +214,31 @@ async def subscribe(
         sleep: waits for a number of seconds.
         draw: returns random numbers from 0 to 1.
 
-    Yields:
-        Each event. Its `id` is the last event id after the event. Its `topic` is None for events of relay itself, for
-        example gaps, and for all events of a server that sends an event stream. Data that is a JSON object or array has
-        a space for each line end. For the exact text, send the header `Accept: text/event-stream`.
+    Returns:
+        An iterator of the events. The `id` of an event is the last event id after the event. Its `topic` is None for
+        events of relay itself, for example gaps, and for all events of a server that sends an event stream. Data that
+        is a JSON object or array has a space for each line end. For the exact text, send the header
+        `Accept: text/event-stream`. The iterator raises `RequestError` if the server rejects the request permanently,
+        `EventError` for an event that is too large, and `RelayError` if the response is not a stream.
 
     Raises:
-        RequestError: the server rejected the request permanently.
-        EventError: an event is too large.
-        RelayError: httpx is missing, the address is malformed, or the response is not a stream.
+        RelayError: httpx is missing, or the address is malformed.
     """
     need_httpx("client")
     address = endpoint(url, "/events")
     for topic in topics:
         address = address.copy_add_param("topic", topic)
-    options = StreamOptions(headers or {}, read_timeout_s, event_bytes_max, ca, client, sleep, PREFER_NDJSON)
+    options = StreamOptions(
+        headers or {}, read_timeout_s, event_bytes_max, ca, client, sleep, PREFER_NDJSON, falls_back=True
+    )
     position, backoff = Position(last_event_id or ""), Backoff(backoff_least_s, backoff_most_s, draw)
+    return SubscribedEvents(_events(address, position, options, backoff, since), position)
+
+
+async def _events(
+    address: httpx.URL, position: Position, options: StreamOptions, backoff: Backoff, since: str | None
+) -> AsyncGenerator[Event, None]:
+    """Yield the events of `follow`, each with the last event id."""
     async with contextlib.aclosing(follow(address, position, options, backoff, since=since)) as items:
         async for item in items:
             if isinstance(item, Event):
@@ -207,44 +271,102 @@ async def follow(
     """
     import httpx
 
-    from relay.sse import Decoder  # Imported here, because some commands run without the codec.
-
-    timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=options.read_timeout_s)
     loop = asyncio.get_running_loop()
     async with contextlib.AsyncExitStack() as stack:
         client = options.client
         if client is None:
             client = httpx.AsyncClient(verify=tls_context(options.ca), cookies=no_cookies())
             await stack.enter_async_context(client)
+        polls = poll_address(address) if options.falls_back else None
+        subscribed_s = loop.time()
         while True:
-            request = _request(client, address, position.resume_id, since, options, timeout)
-            opened_s, began_at = loop.time(), position.last_event_id
-            decoder: Decoder | LineDecoder = Decoder(options.event_bytes_max, position.resume_id)
-            stream = listen(client, request, options.headers, CONNECT_TIMEOUT_S + options.read_timeout_s)
+            began_s = opened_s = loop.time()
+            began_at, progress = position.last_event_id, None
+            if position.transport == "poll" and polls is not None:
+                # Without an id, the first poll covers the time in which the stream delivered nothing.
+                silent_s = began_s - subscribed_s + START_MARGIN_S
+                start = f"{math.ceil(1000 * silent_s)}ms" if since in (None, "latest") else since
+                attempt = _poll(client, polls, position, options, start)
+            else:
+                attempt = _stream(client, address, position, options, since)
             try:
-                async with contextlib.aclosing(stream) as pieces:
-                    async for data in pieces:
-                        if isinstance(data, str):
-                            if data == NDJSON:
-                                decoder = LineDecoder(options.event_bytes_max, position.resume_id)
+                async with contextlib.aclosing(attempt) as items:
+                    async for item in items:
+                        progress = item
+                        if item is Progress.OPENED:
                             opened_s = loop.time()
-                            yield Progress.OPENED
-                            continue
-                        for item in _items(position, decoder, data):
-                            yield item
+                        yield item
                 return
             except LostError as error:
                 lost = error
             except RelayError as error:
-                if not patient:
+                if position.transport == "poll" and progress is None and not _is_denied(error):
+                    polls = None  # The server does not support polls.
+                elif not patient:
                     raise
                 lost = LostError(str(error))
+            is_silent = progress in (None, Progress.OPENED) and loop.time() - began_s >= options.read_timeout_s
+            if position.transport == "stream" and is_silent and polls is not None:
+                position.transport = "poll"
+                _logger.warning("the stream delivered nothing (%s); falling back to long polling", lost)
+                yield lost
+                continue
+            position.transport = "stream"
             if position.last_event_id != began_at or loop.time() - opened_s >= SERVED_S:
                 backoff.reset()
             wait_s = max(lost.asked_s, position.retry_s) + backoff.next_s()
             _logger.warning("%s; reconnecting in %.1f s", lost, wait_s)
             yield lost
             await options.sleep(wait_s)
+
+
+async def _stream(
+    client: httpx.AsyncClient, address: httpx.URL, position: Position, options: StreamOptions, since: str | None
+) -> AsyncGenerator[Item, None]:
+    """Open one stream and yield its items. Return only after 204."""
+    from relay.sse import Decoder  # Imported here, because some commands run without the codec.
+
+    request = _request(client, address, position.resume_id, since, options, options.read_timeout_s)
+    decoder: Decoder | LineDecoder = Decoder(options.event_bytes_max, position.resume_id)
+    stream = listen(client, request, options.headers, CONNECT_TIMEOUT_S + options.read_timeout_s)
+    async with contextlib.aclosing(stream) as pieces:
+        async for data in pieces:
+            if isinstance(data, str):
+                if data == NDJSON:
+                    decoder = LineDecoder(options.event_bytes_max, position.resume_id)
+                yield Progress.OPENED
+                continue
+            for item in _items(position, decoder, data):
+                yield item
+
+
+async def _poll(
+    client: httpx.AsyncClient, address: httpx.URL, position: Position, options: StreamOptions, since: str
+) -> AsyncGenerator[Item, None]:
+    """Poll and yield the items of the answers. Return only after 204."""
+    loop = asyncio.get_running_loop()
+    address = address.copy_set_param("wait", f"{options.read_timeout_s / 2:g}s")
+    answer_s_max, bytes_max = CONNECT_TIMEOUT_S + options.read_timeout_s, options.event_bytes_max + ANSWER_BYTES
+    while True:
+        began_s = loop.time()
+        # A server may check the wait only once per second, and a proxy may hold back the head of the response.
+        request = _request(client, address, position.resume_id, since, options, answer_s_max)
+        body = await fetch(client, request, options.headers, answer_s_max, JSON, bytes_max)
+        if body is None:
+            return
+        answer, decoder = read_answer(body), LineDecoder(options.event_bytes_max, position.resume_id)
+        yield Progress.OPENED
+        for line in answer.events:
+            for item in position.read(decoder, bytes(line) + b"\n"):
+                yield item
+        position.move(answer.next)
+        yield Progress.READ
+        if not answer.events and loop.time() - began_s < EMPTY_S_MIN:
+            await options.sleep(EMPTY_S_MIN)
+
+
+def _is_denied(error: RelayError) -> bool:
+    return isinstance(error, RequestError) and error.status in (401, 403)
 
 
 def _items(position: Position, decoder: Decoder | LineDecoder, data: bytes) -> Iterator[Item]:
@@ -260,9 +382,12 @@ def _request(
     last_event_id: str,
     since: str | None,
     options: StreamOptions,
-    timeout: httpx.Timeout,
+    read_timeout_s: float,
 ) -> httpx.Request:
     """Build the request that resumes at the subscriber's position."""
+    import httpx
+
+    timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=read_timeout_s)
     fields = {"Accept": options.accept, "Accept-Encoding": "identity", "Cache-Control": "no-store"}
     fields.update(options.headers)
     if last_event_id and _HEADER_VALUE.fullmatch(last_event_id):
