@@ -36,6 +36,8 @@ class Limit(StrEnum):
     """Events of one publish request."""
     PUBLISH_RATE = "publish-rate"
     """Events per second of one token or subject."""
+    SIGNAL_RATE = "signal-rate"
+    """Signals per second of one token or subject."""
     TICKETS = "tickets"
     """Valid tickets; no setting."""
     H2_STREAMS_MAX = "h2-streams-max"

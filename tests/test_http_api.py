@@ -45,6 +45,7 @@ OPERATIONS: list[Operation] = [
 ]
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 JSON = BEARER | {"Content-Type": "application/json"}
+SIGNAL = "/topics/{topic}/signal"
 ENDS: dict[str, str] = {}
 """The id of the last event of each ended topic."""
 
@@ -124,6 +125,15 @@ def ended(servers: Servers, path: str) -> Answer:
     claims = {"exp": time.time() + 60, "relay": {"subscribe": ["**"]}}
     headers = {"Authorization": f"Bearer {jwt.encode(claims, SECRET, 'HS256')}", "Last-Event-ID": ENDS[topic]}
     return ask(servers.jwt, "GET", own, headers)
+
+
+def send_signal(server: Relay, body: bytes, headers: Headers = JSON) -> Answer:
+    return ask(server, "POST", SIGNAL.replace("{topic}", "orders.eu"), headers, body)
+
+
+def too_many_signals(servers: Servers) -> Answer:
+    answers = [send_signal(servers.draining, b"1") for _ in range(200)]
+    return answers[-1]
 
 
 def of_open(method: str, path: str, servers: Servers) -> Answer:
@@ -208,6 +218,14 @@ CASES: dict[Operation, Case] = {
     ("HEAD", "/poll", 200): partial(of_open, "HEAD", "/poll"),
     ("HEAD", "/poll", 400): partial(of_open, "HEAD", "/poll?waits=x"),
     ("HEAD", "/poll", 401): partial(of_jwt, "HEAD", "/poll"),
+    ("POST", SIGNAL, 202): lambda servers: send_signal(servers.open, b'{"stop": true}'),
+    ("POST", SIGNAL, 400): lambda servers: send_signal(servers.open, b"{"),
+    ("POST", SIGNAL, 401): lambda servers: send_signal(servers.open, b"1", {}),
+    ("POST", SIGNAL, 403): lambda servers: send_signal(servers.jwt, b"1", token() | {"Content-Type": "text/plain"}),
+    ("POST", SIGNAL, 413): lambda servers: send_signal(servers.open, b"1" * 5000),
+    ("POST", SIGNAL, 415): lambda servers: send_signal(servers.open, b"1", BEARER | {"Content-Type": "image/png"}),
+    ("POST", SIGNAL, 429): too_many_signals,
+    ("POST", SIGNAL, 503): lambda servers: send_signal(servers.without_hub, b"1"),
     ("POST", "/ticket", 200): lambda servers: ask(servers.jwt, "POST", "/ticket", token()),
     ("POST", "/ticket", 400): lambda servers: ask(servers.jwt, "POST", "/ticket?ticket=x", token()),
     ("POST", "/ticket", 401): lambda servers: ask(servers.jwt, "POST", "/ticket"),

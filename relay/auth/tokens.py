@@ -127,19 +127,22 @@ class Auth:
             raise _missing("subscribing")
         return self._verify(token)
 
-    def publisher(self, request: Request) -> Grant:
-        """Return the grant of a publisher. Cookies are not accepted, because a foreign page could send them.
+    def publisher(self, request: Request, doing: str = "publishing") -> Grant:
+        """Return the grant of a publisher or of a sender of signals.
+
+        Cookies are not accepted, because a foreign page could send them.
 
         Raises:
             RequestError: 401 if there is no valid token.
         """
         token = _bearer(request.headers.get("authorization", ""))
         if not token:
-            raise _missing("publishing")
+            raise _missing(doing)
         given = token.encode("latin-1", "replace")
         # Compare every token, so that the response time does not depend on the tokens.
         if sum(hmac.compare_digest(given, known.encode()) for known in self.tokens):
-            return Grant(subject=f"token {hashlib.sha256(given).hexdigest()[:8]}", publish=EVERYTHING)
+            subject = f"token {hashlib.sha256(given).hexdigest()[:8]}"
+            return Grant(subject=subject, publish=EVERYTHING, signal=EVERYTHING)
         if self.keys is None:
             raise RequestError(401, _NOT_VALID, challenge("invalid_token"))
         return self._verify(token)
@@ -283,6 +286,7 @@ class Auth:
                 id=_text(claims.get("jti", "")),
                 subscribe=_terms(own.get("subscribe", [])),
                 publish=_terms(own.get("publish", [])),
+                signal=_terms(own.get("signal", [])),
                 ends_s=_time(claims["exp"]),
             )
             begins_s = max(_time(claims.get(name, 0)) for name in ("nbf", "iat"))

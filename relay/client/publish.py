@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -180,9 +180,17 @@ class Publisher:
     Args:
         target: `unix:/path` or `/path`.
         in_flight_max: most unacknowledged events. When they are reached, `send` waits.
+        on_signal: called with the topic and the value of each signal to a topic that this connection has published to.
     """
 
-    def __init__(self, target: str, *, in_flight_max: int = IN_FLIGHT_MAX) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        in_flight_max: int = IN_FLIGHT_MAX,
+        on_signal: Callable[[str, Any], None] | None = None,
+    ) -> None:
+        self._on_signal = on_signal
         self._path = unix_path(target) or target
         self._room = asyncio.Semaphore(in_flight_max)
         self._waiting: dict[int, asyncio.Future[str]] = {}
@@ -281,6 +289,10 @@ class Publisher:
 
     def _take(self, answer: dict[str, Any]) -> None:
         """Complete the future of the event that a response belongs to. The `ack` of an event is its line number."""
+        if "signal" in answer:
+            if self._on_signal is not None:
+                self._on_signal(str(answer["topic"]), answer["signal"])
+            return
         number = answer.get("ack", answer.get("line"))
         if number not in self._waiting:
             return

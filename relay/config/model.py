@@ -175,6 +175,12 @@ class Config:
         "text",
         "PATTERN=PATH",
     )
+    signal_rate: float = setting(
+        10,
+        "Signals per second that one token or subject may send to feeders, with bursts of ten seconds' worth; relay "
+        "answers more with 429. 10 by default, because people cause signals; 0 is off.",
+        "number",
+    )
     subscribe: str = setting(
         "open",
         "Access for readers: `open` admits everybody, `jwt` requires a JWT. `open` by default, because `jwt` needs "
@@ -756,7 +762,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("compress", "compress-level", "compress-contexts"),
     ),
     "Access": (
-        *("subscribe", "jwt-*", "ticket", "publish-rate", "webhook", "webhook-*", "allowed-host"),
+        *("subscribe", "jwt-*", "ticket", "publish-rate", "signal-rate", "webhook", "webhook-*", "allowed-host"),
         *("unix-mode", "unix-group", "unix-user"),
     ),
     "TLS, HTTP/2 and proxies": ("tls-cert", "tls-key", "http2", "h2-*", "trusted-proxy", "proxy-protocol"),

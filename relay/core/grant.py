@@ -28,6 +28,7 @@ class Grant:
         id: the id of the token (`jti`); empty if it has none.
         subscribe: topics and patterns that may be read.
         publish: topics and patterns that may be written.
+        signal: topics and patterns to whose feeders signals may be sent.
         ends_s: time at which the grant expires.
     """
 
@@ -35,6 +36,7 @@ class Grant:
     id: str = ""
     subscribe: tuple[str, ...] = ()
     publish: tuple[str, ...] = ()
+    signal: tuple[str, ...] = ()
     ends_s: float = math.inf
 
     def check_subscribe(self, terms: tuple[str, ...]) -> None:
@@ -44,6 +46,10 @@ class Grant:
     def check_publish(self, topics: set[str]) -> None:
         """Raise RequestError 403 unless the grant covers all topics for writing."""
         _check(self.publish, sorted(topics), "publish on")
+
+    def check_signal(self, topic: str) -> None:
+        """Raise RequestError 403 unless the grant covers the topic for signals."""
+        _check(self.signal, (topic,), "signal")
 
 
 ANYBODY = Grant(subscribe=EVERYTHING)

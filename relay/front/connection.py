@@ -44,6 +44,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from relay.core.forms.framing import wrap
 from relay.core.grant import ANYBODY, Grant
 from relay.core.notice import come_back
 from relay.core.stream import Subscribe
@@ -51,12 +52,14 @@ from relay.errors import RETRY_SOON, EventError, RelayError, RequestError
 from relay.front.deadlines import Waiting
 from relay.front.front import Ask, Front, PackedConnection, guarded
 from relay.front.publish import authorise, open_upload, read_events
-from relay.front.routes import Options, Poll, PublishBody, Resource, Route, StreamHead, Ticket
+from relay.front.routes import Options, Poll, PublishBody, Resource, Route, SignalTopic, StreamHead, Ticket
+from relay.front.signalling import send_signal
 from relay.http.forwarded import client_address
 from relay.http.request import PREFACE_HEAD, Http2PrefaceError, Request, RequestParser
 from relay.http.response import JSON, Headers, json_body, respond, upload_head
 from relay.limits import Limit
 from relay.sources.requests import Cancel
+from relay.sources.topic_signals import SIGNAL_BYTES_MAX
 from relay.sources.upload import Upload
 from relay.sse import comment
 
@@ -298,7 +301,7 @@ class FrontProtocol(asyncio.Protocol):
         if self._upload is not None:
             return self._serve_upload(self._upload)
         route = self._route
-        body = self._parser.body(front.config.body_bytes_max if isinstance(route, PublishBody) else 0)
+        body = self._parser.body(self._body_bytes_max(route))
         if body is None:
             return False
         if isinstance(route, Subscribe):
@@ -310,6 +313,8 @@ class FrontProtocol(asyncio.Protocol):
             self._answer(front.dates.head(route.head), keep=False)
         elif isinstance(route, PublishBody):
             self._publish(route, body)
+        elif isinstance(route, SignalTopic):
+            self._signal(route.topic, body)
         elif isinstance(route, Options):
             self._respond(204, route.headers)
         elif isinstance(route, Ticket):
@@ -319,6 +324,11 @@ class FrontProtocol(asyncio.Protocol):
         else:
             self._document(route)
         return True
+
+    def _body_bytes_max(self, route: Route) -> int:
+        if isinstance(route, PublishBody):
+            return self._front.config.body_bytes_max
+        return SIGNAL_BYTES_MAX if isinstance(route, SignalTopic) else 0
 
     def _admit(self, request: Request) -> Route:
         """Return the route of a request, after checking its head and its token. The body is not read yet.
@@ -336,6 +346,8 @@ class FrontProtocol(asyncio.Protocol):
         if isinstance(route, Poll):
             subscribe = self._front.admit(route.subscribe, self._front.auth.subscriber(request))
             return dataclasses.replace(route, subscribe=subscribe)
+        if isinstance(route, SignalTopic):
+            self._grant = self._front.auth.publisher(request, "a signal")
         if isinstance(route, PublishBody):
             self._grant = authorise(self._front, request, route)
             upload = open_upload(self._front, request, route, self._grant)
@@ -418,6 +430,12 @@ class FrontProtocol(asyncio.Protocol):
             return
         self._await(lambda done: self._front.publisher.publish(events, done), self._published)
 
+    def _signal(self, topic: str, body: bytes) -> None:
+        """Send a signal to the feeders of a topic, and respond without waiting for them."""
+        assert self._request is not None
+        send_signal(self._front, self._request, self._grant, topic, body)
+        self._respond(202, *json_body({"topic": topic}))
+
     def _published(self, ids: list[str]) -> None:
         self._respond(200, *json_body({"ids": ids}))
 
@@ -431,6 +449,7 @@ class FrontProtocol(asyncio.Protocol):
         if upload.answering:
             headers = (("Date", front.dates.now()), *front.router.cors(request))
             self._transport.write(upload_head(headers, chunked=request.version == "1.1"))
+            upload.topics = front.signals.feeder(self._write_line)
 
     def _serve_upload(self, upload: Upload) -> bool:
         """Publish the next lines, or read more; return False if no more input has arrived."""
@@ -461,7 +480,14 @@ class FrontProtocol(asyncio.Protocol):
         assert self._upload is not None
         answers = self._upload.take_answers() + rest
         if answers and not self._transport.is_closing():
-            self._transport.write(b"%x\r\n%b\r\n" % (len(answers), answers) if self._is_chunked() else answers)
+            self._transport.write(wrap(answers) if self._is_chunked() else answers)
+
+    def _write_line(self, line: bytes) -> bool:
+        """Send a signal to the client of the upload, unless the client does not read."""
+        if self._paused or self._transport.is_closing():
+            return False
+        self._transport.write(wrap(line) if self._is_chunked() else line)
+        return True
 
     def _is_chunked(self) -> bool:
         return self._request is not None and self._request.version == "1.1"
@@ -480,6 +506,8 @@ class FrontProtocol(asyncio.Protocol):
 
     def _drop_upload(self) -> None:
         if self._upload is not None:
+            if self._upload.topics is not None:
+                self._upload.topics.close()
             self._upload = None
             self._front.metrics.uploads -= 1
 

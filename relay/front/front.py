@@ -29,6 +29,7 @@ from relay.front.rate import Rates
 from relay.front.routes import Router
 from relay.http.response import Dates, Headers, page_headers
 from relay.sources.requests import BatchPublisher, Cancel, Publishing
+from relay.sources.topic_signals import TopicSignals
 from relay.telemetry.input_errors import InputErrors
 from relay.telemetry.metrics import Metrics
 
@@ -82,7 +83,8 @@ class Front:
         loop: the running event loop.
         clock: returns the hub's `now_s`.
 
-    At an edge, `become_edge` sets `publisher`, `find` and `ask`. `ready` is part of the answer to /readyz: whether this
+    `signals` has the feeders of this process; `signal` sends a signal to those of all processes. At an edge,
+    `become_edge` sets `publisher`, `find` and `ask`. `ready` is part of the answer to /readyz: whether this
     process accepts new streams. `arriving` holds accepted sockets that have no connection yet, with the time of each.
     `http2` holds the connections of HTTP/2, which have `http2_streams` streams; `takes_http2` is False while an upgrade
     waits for them to close. `takes_uploads` is False while uploads (open publish requests) must end, in a drain or an
@@ -99,11 +101,14 @@ class Front:
     clock: Callable[[], float]
     ready: bool = field(init=False, default=True)
     publisher: BatchPublisher = field(init=False)
+    signals: TopicSignals = field(init=False)
+    signal: Callable[[str, bytes], None] = field(init=False)
     find: Find | None = field(init=False, default=None)
     ask: Ask | None = field(init=False, default=None)
     router: Router = field(init=False)
     dates: Dates = field(init=False)
     rates: Rates = field(init=False)
+    signal_rates: Rates = field(init=False)
     deadlines: Deadlines = field(init=False)
     pace: Pace = field(init=False)
     errors: InputErrors = field(init=False)
@@ -118,10 +123,13 @@ class Front:
 
     def __post_init__(self) -> None:
         self.publisher = Publishing(self.hub, self.config.block_timeout_s, self.loop, self.clock)
+        self.signals = TopicSignals(self.metrics.signals)
+        self.signal = self.signals.deliver
         self.router = Router(self.config)
         self.dates = Dates(self.auth.wall)
         self.proxies = parse_networks(self.config.trusted_proxy)
         self.rates = Rates(self.config.publish_rate)
+        self.signal_rates = Rates(self.config.signal_rate)
         self.pace = Pace(self.loop.call_soon, self.clock)
         self.page_headers = page_headers(self.page)
         self.errors = InputErrors("http", self.metrics, self.loop, _logger)

@@ -111,6 +111,13 @@ class PublishBody:
 
 
 @dataclass(frozen=True, slots=True)
+class SignalTopic:
+    """Send the body as a signal to the feeders of a topic."""
+
+    topic: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ticket:
     """Issue a ticket for a stream."""
 
@@ -132,7 +139,7 @@ class Resource(Enum):
     STATS = "/stats"
 
 
-Route = Subscribe | StreamHead | Poll | PublishBody | Ticket | Options | Resource
+Route = Subscribe | StreamHead | Poll | PublishBody | SignalTopic | Ticket | Options | Resource
 
 _RESOURCES = {resource.value: resource for resource in Resource}
 
@@ -214,6 +221,9 @@ class Router:
         if path == "/publish" or path.startswith("/publish/"):
             _check_method(request, _WRITE)
             return self._options(request, _WRITE) if request.method == "OPTIONS" else self._publish(request)
+        if path.startswith("/topics/") and path.endswith("/signal"):
+            _check_method(request, _WRITE)
+            return self._options(request, _WRITE) if request.method == "OPTIONS" else _signal(request)
         if path == "/ticket" and self._config.subscribe == "jwt":
             _check_method(request, _WRITE)
             return self._options(request, _WRITE) if request.method == "OPTIONS" else Ticket()
@@ -326,6 +336,16 @@ class Router:
             coding=coding,
             as_lines=_switch(request, "lines"),
         )
+
+
+def _signal(request: Request) -> SignalTopic:
+    """Parse the path of a signal."""
+    if request.raw_path.count("/") != 3:
+        raise RequestError(404, "the path is /topics/TOPIC/signal")
+    try:
+        return SignalTopic(check_topic(request.path.removeprefix("/topics/").removesuffix("/signal")))
+    except EventError as error:
+        raise RequestError(400, str(error)) from None
 
 
 def _check_method(request: Request, methods: tuple[str, ...]) -> None:

@@ -313,7 +313,10 @@ class Server:
         page = importlib.resources.files("relay").joinpath("pages/index.html").read_bytes()
         front = Front(hub, config, self._metrics, self._collect_stats, page, credentials.auth, loop, time.monotonic)
         self._stack.callback(front.abort)
-        membership = Membership(config, hub, self._stats, self._metrics, front.publisher, loop, time.monotonic)
+        membership = Membership(
+            config, hub, self._stats, self._metrics, front.publisher, front.signals, loop, time.monotonic
+        )
+        front.signal = membership.signal
         self._stack.callback(membership.close)
         self._metrics.report_upstream(membership.upstream)
         self._parts = Parts(
@@ -355,7 +358,15 @@ class Server:
             at_path: whether to listen at the path of the setting, if there is no listener.
             sink: publishes the events; None for the hub.
         """
-        sources = Sources(self._config, self._hub, sink or self._hub, self._metrics, self._loop, self._on_eof)
+        sources = Sources(
+            self._config,
+            self._hub,
+            sink or self._hub,
+            self._metrics,
+            self._loop,
+            self._parts.front.signals,
+            self._on_eof,
+        )
         self._parts.sources = sources
         if sources.feeds:
             self._metrics.report_sources(sources.feed_stats)

@@ -22,6 +22,7 @@ from relay.sources.feeds import make_feed
 from relay.sources.mapping import MessageMapping
 from relay.sources.sink import EventSink
 from relay.sources.stdin import StdinSource, stdin_fd
+from relay.sources.topic_signals import TopicSignals
 from relay.sources.unix import UnixSource
 from relay.sources.upstream import UpstreamSource
 from relay.telemetry.input_errors import Counter
@@ -39,6 +40,7 @@ class Sources:
         sink: publishes the events.
         metrics: counts invalid input.
         loop: the event loop.
+        signals: receives the topics of the feeders.
         on_eof: called once, after standard input has ended and all of it is published.
 
     Raises:
@@ -52,6 +54,7 @@ class Sources:
         sink: EventSink,
         metrics: Counter,
         loop: AbstractEventLoop,
+        signals: TopicSignals,
         on_eof: Callable[[], None],
     ) -> None:
         self.stdin = StdinSource(config, sink, metrics, loop, on_eof, stdin_fd())
@@ -63,6 +66,7 @@ class Sources:
         self._metrics = metrics
         self._loop = loop
         self.feeds = [self._feed(each) for each in map(parse_source, config.source)]
+        self._signals = signals
 
     def listen(self, listener: socket.socket | None = None, file: tuple[int, int] | None = None) -> None:
         """Listen on the Unix socket.
@@ -74,7 +78,7 @@ class Sources:
         Raises:
             ConfigError: the path, its group or a user is not usable.
         """
-        self.unix = UnixSource(self._config, self._sink, self._metrics, self._loop)
+        self.unix = UnixSource(self._config, self._sink, self._metrics, self._loop, self._signals)
         _logger.info("feeders at unix:%s", self.unix.open(listener, file))
 
     def follow(self) -> None:

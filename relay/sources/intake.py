@@ -27,6 +27,7 @@ from relay.errors import EventError
 from relay.event_json import BAD_JSON, json_error
 from relay.sources.lines import NO_ACK, Line
 from relay.sources.sink import EventSink, Receipt
+from relay.sources.topic_signals import FeederTopics
 
 TURN_LINES = 512
 """Items published in one turn: 2 ms, at 4 µs per event from the line to the log."""
@@ -109,6 +110,7 @@ class Intake(Generic[Item]):
         foreign: bool = False,
     ) -> None:
         self.answering = answering
+        self.topics: FeederTopics | None = None  # set if the feeder receives signals
         self._publish = partial(sink.publish_one, foreign=True) if foreign else sink.publish_one
         self.splitter = splitter
         self._parse = parse
@@ -179,7 +181,7 @@ class Intake(Generic[Item]):
             now_s: time on the hub's clock.
             answer_bytes_max: free space for answers; 0 while earlier answers are unsent.
         """
-        parse, held, publish = self._parse, self._held, self._publish
+        parse, held, publish, topics = self._parse, self._held, self._publish, self.topics
         state = None
         done = 0
         for item in self._items[self._done : self._done + TURN_LINES]:
@@ -209,6 +211,8 @@ class Intake(Generic[Item]):
                     state = State.FULL
                     break
             else:
+                if topics is not None and topic not in topics.names:
+                    topics.add(topic)
                 if ack is not NO_ACK and self.answering:
                     if isinstance(id, str):
                         self._answer({"ack": ack, "id": id})

@@ -23,6 +23,7 @@ from relay.sources.feeder import READ_BYTES, Feeder, PackedFeeder
 from relay.sources.intake import ANSWER_BYTES_MAX, Intake
 from relay.sources.lines import LineSplitter, parse_line
 from relay.sources.sink import EventSink
+from relay.sources.topic_signals import TopicSignals
 from relay.sources.unix_listener import bind_unix, identity, parse_users
 from relay.telemetry.input_errors import Counter, InputErrors
 
@@ -62,6 +63,16 @@ class UnixFeeder(Feeder):
         self._reading = False
         self._unsent = b""
         self._has_answered = False
+
+    def receive_signals(self, signals: TopicSignals) -> None:
+        """Receive the signals of the topics that this feeder publishes to."""
+        self._intake.topics = signals.feeder(self._signal)
+
+    def _signal(self, line: bytes) -> bool:
+        if self.closed or self._unsent or not self._intake.answering:
+            return False
+        self._answer(line)
+        return True
 
     def pack(self) -> tuple[int, PackedFeeder]:
         """Return the descriptor and the state, for another process."""
@@ -129,6 +140,8 @@ class UnixFeeder(Feeder):
             self.close()
 
     def _release(self) -> None:
+        if self._intake.topics is not None:
+            self._intake.topics.close()
         self._loop.remove_writer(self._fd)
         self._connection.close()
         self._on_close(self)
@@ -142,6 +155,7 @@ class UnixSource:
         sink: publishes the events.
         metrics: counts bad input as `unix`.
         loop: the event loop.
+        signals: receives the topics of the feeders.
         clock: returns the hub's `now_s`.
     """
 
@@ -151,8 +165,10 @@ class UnixSource:
         sink: EventSink,
         metrics: Counter,
         loop: AbstractEventLoop,
+        signals: TopicSignals,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._signals = signals
         self.feeders: set[UnixFeeder] = set()
         self._config = config
         self._sink = sink
@@ -262,9 +278,9 @@ class UnixSource:
 
         splitter = LineSplitter(self._config.line_bytes_max)
         intake = Intake(splitter, parse_line, self._sink, self._config.topic, report, answering=True)
-        return UnixFeeder(
-            name, connection, intake, self._sink, self._loop, self._clock, self.feeders.discard
-        )
+        feeder = UnixFeeder(name, connection, intake, self._sink, self._loop, self._clock, self.feeders.discard)
+        feeder.receive_signals(self._signals)
+        return feeder
 
 
 def _peer(connection: socket.socket) -> tuple[int, int]:

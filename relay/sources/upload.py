@@ -27,6 +27,7 @@ from relay.http.coding import BodyDecoder
 from relay.http.idempotency import number_key
 from relay.sources.body import LineFormat, with_defaults
 from relay.sources.requests import BatchPublisher, Cancel
+from relay.sources.topic_signals import FeederTopics
 
 BATCH_LINES_MAX = 256
 """Lines that are published together, and so the work of one turn."""
@@ -68,6 +69,7 @@ class Upload:
         answering: bool = False,
     ) -> None:
         self.answering = answering
+        self.topics: FeederTopics | None = None  # set if the publisher receives signals
         self.published = 0
         self.rejected = 0
         self.publisher = publisher
@@ -288,8 +290,11 @@ class _Batch:
             self._finish(result, before=group[0][0])
             return
         else:
-            for (number, _), id in zip(group, result, strict=True):
+            for (number, event), id in zip(group, result, strict=True):
                 self._results[number] = id
+                topics = self._upload.topics
+                if topics is not None and event.topic is not None and event.topic not in topics.names:
+                    topics.add(event.topic)
         self._run()
 
     def _finish(self, error: RelayError | None, before: int = 0) -> None:

@@ -84,6 +84,7 @@ class Metrics(Collector):
         self._cluster: Callable[[], ClusterStats | None] = lambda: None
         self._sources: Callable[[], Sequence[SourceStats]] = lambda: ()
         self.polls = {"waiting": 0, "at-once": 0, "history": 0}  # polls by kind; the front counts them
+        self.signals = {"delivered": 0, "dropped": 0}  # lines for feeders; `relay.sources.topic_signals` counts them
         self._hub = hub
         self.registry = registry
         self._input_errors = Counter(
@@ -192,6 +193,7 @@ class Metrics(Collector):
         lines = "Lines of open publish requests, by result."
         yield _labelled("relay_upload_lines", lines, "result", self.upload_lines)
         yield _labelled("relay_polls", "Requests for events as one document, by kind.", "kind", self.polls)
+        yield _labelled("relay_signals", "Signals for feeders, one per feeder, by result.", "result", self.signals)
         yield _labelled("relay_opens", "Streams opened, by path.", "path", self.opened)
         yield _labelled("relay_closes", "Streams closed, by reason.", "reason", hub.closes)
         yield _labelled("relay_resumes", "Streams opened with a last id, by result.", "result", hub.resumes)

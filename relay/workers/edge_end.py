@@ -41,6 +41,7 @@ from relay.workers.messages import (
     Refused,
     Report,
     Status,
+    TopicSignal,
     encode,
 )
 
@@ -70,6 +71,7 @@ class Uplink:
         on_begun: called when a snapshot is complete.
         on_drain: called when the hub asks the edge to drain.
         answer: returns /stats or /metrics of this process alone.
+        on_signal: called with the topic and the value of a signal for feeders.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Uplink:
         on_begun: Callable[[], None],
         on_drain: Callable[[], None],
         answer: Callable[[Report], bytes],
+        on_signal: Callable[[str, bytes], None],
     ) -> None:
         self.heard_s = clock()
         self.linked = False  # the hub has sent Begin
@@ -94,6 +97,7 @@ class Uplink:
         self._on_begun = on_begun
         self._on_drain = on_drain
         self._answer = answer
+        self._on_signal = on_signal
         self._request_s = config.block_timeout_s + 2 * HOLD_GRACE_S
         self._bytes_max = message_bytes_max(config)
         self._parser = Parser(self._bytes_max)
@@ -201,6 +205,8 @@ class Uplink:
         elif isinstance(message, Ask):
             self.send_status()
             self._write(encode(Answer(number=message.number, body=self._answer(message.report))))
+        elif isinstance(message, TopicSignal):
+            self._on_signal(message.topic, message.value)
         elif isinstance(message, Drain):
             self._on_drain()
         elif isinstance(message, Refuse):
@@ -266,6 +272,17 @@ class Uplink:
     def ask(self, report: Report, done: Callable[[bytes | RelayError], None]) -> Cancel:
         """Ask for /stats or /metrics of the hub and all its workers."""
         return self._request(encode(Ask(number=self._number + 1, report=report)), done)
+
+    def signal(self, topic: str, value: bytes) -> None:
+        """Send a signal to the hub, which sends it to the feeders of the topic.
+
+        Raises:
+            RequestError: 503, the link to the hub is down or too many bytes wait.
+        """
+        data = encode(TopicSignal(topic=topic, value=value))
+        if not self.linked or self._unsent + len(data) > UNSENT_BYTES_MAX:
+            raise RequestError(503, "the link to the hub is down", RETRY_SOON)
+        self._write(data)
 
     def _request(self, data: bytes, done: OnAnswer) -> Cancel:
         if not self.linked:

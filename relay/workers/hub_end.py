@@ -11,6 +11,7 @@ Owns the cursor, the pending requests of its edge, and the terms that the edge h
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -50,6 +51,7 @@ from relay.workers.messages import (
     Refused,
     Report,
     Status,
+    TopicSignal,
     encode,
     encode_entry,
 )
@@ -87,6 +89,9 @@ class RequestHandler(Protocol):
 
     def head(self, done: Callable[[int | RelayError], None]) -> Cancel:
         """Get the sequence of the next event; call `done` once."""
+
+    def signal(self, topic: str, value: bytes) -> None:
+        """Send a signal to the feeders of a topic."""
 
     def ask(self, report: Report, done: Callable[[bytes], None]) -> None:
         """Build /stats or /metrics of all processes; call `done` once with the body."""
@@ -238,6 +243,9 @@ class Downlink:
             self._publish(message)
         elif isinstance(message, Find):
             self._handler.find(_checked(message.terms), message.ids, partial(self._found, message.number))
+        elif isinstance(message, TopicSignal):
+            with contextlib.suppress(RequestError):  # This process's own hub is unreachable; signals are not stored.
+                self._handler.signal(*_checked((message.topic,)), message.value)
         elif isinstance(message, Head):
             self._handler.head(partial(self._found, message.number))
         elif isinstance(message, Ask):
@@ -350,6 +358,11 @@ class Downlink:
     def send(self, message: Message) -> None:
         """Send a message before any entries."""
         self._reply(message)
+
+    def signal(self, topic: str, value: bytes) -> None:
+        """Send a signal to the feeders of the edge; drop it if the edge is not linked or does not read."""
+        if self.linked and not self.full:
+            self._reply(TopicSignal(topic=topic, value=value))
 
     def beat(self, silent_s: float, *, leaving: bool = False) -> None:
         """Schedule a Beat; release the terms of an edge that has been silent for `silent_s`."""

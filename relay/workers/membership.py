@@ -17,6 +17,7 @@ from relay.core.hub import Hub
 from relay.errors import RelayError
 from relay.event import Event
 from relay.sources.requests import BatchPublisher, Cancel, Done, nothing
+from relay.sources.topic_signals import TopicSignals
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.stats import Stats
 from relay.telemetry.stats_schema import ClusterStats, EdgeStats, ServerStats, SourceStats, UpstreamStats, to_json
@@ -43,6 +44,7 @@ class Membership:
         stats: the stats of this process.
         metrics: the metrics of this process.
         publisher: publishes into this process's hub.
+        signals: the feeders of this process.
         loop: the event loop.
         clock: returns the hub's time.
     """
@@ -54,12 +56,14 @@ class Membership:
         stats: Stats,
         metrics: Metrics,
         publisher: BatchPublisher,
+        signals: TopicSignals,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
     ) -> None:
         self.publisher = publisher
         self.uplink: Uplink | None = None
         self.workers: Workers | None = None
+        self._signals = signals
         self._config = config
         self._hub = hub
         self._stats = stats
@@ -97,6 +101,7 @@ class Membership:
             on_begun=begun.set,
             on_drain=on_gone,
             answer=self.local_report,
+            on_signal=self._spread_signal,
         )
         self._upstream = Upstream(uplink, self._loop, self._clock, on_gone)
         self._upstream.open(where)
@@ -198,6 +203,23 @@ class Membership:
             return self._find_elsewhere(terms, ids, done)
         done(sequence)
         return nothing
+
+    def signal(self, topic: str, value: bytes) -> None:
+        """Send a signal to the feeders of a topic, in all processes that follow the same hub.
+
+        Raises:
+            RequestError: 503, the link to the hub is down.
+        """
+        if self.uplink is not None:
+            self.uplink.signal(topic, value)
+        else:
+            self._spread_signal(topic, value)
+
+    def _spread_signal(self, topic: str, value: bytes) -> None:
+        """Deliver a signal to the feeders of this process and of its edges."""
+        self._signals.deliver(topic, value)
+        for each in self._links.all if self._links is not None else ():
+            each.down.signal(topic, value)
 
     def head(self, done: Callable[[int | RelayError], None]) -> Cancel:
         """Get the sequence of the next event, from the hub if this process is an edge."""

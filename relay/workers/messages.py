@@ -25,7 +25,7 @@ from relay.config.model import Config
 from relay.core.log import Entry
 from relay.errors import RelayError
 
-VERSION = 4
+VERSION = 5
 
 HELLO_BYTES_MAX = 16 * 1024
 """Longest message that is accepted before the token has been checked."""
@@ -214,12 +214,19 @@ class Answer(_Message, frozen=True, tag="Told"):
     body: bytes
 
 
+class TopicSignal(_Message, frozen=True):
+    """To either end: a signal for the feeders of a topic. `value` is compact JSON."""
+
+    topic: str
+    value: bytes
+
+
 class Drain(_Message, frozen=True):
     """To a worker: the last entry has been sent; drain and exit."""
 
 
 Message = (Setup | Hello | Refuse | Begin | EvictedMarks | EndedTopics | Beat | Status | PublishRequest | Published) | (
-    Find | Head | Found | Refused | Ask | Answer | Drain
+    Find | Head | Found | Refused | Ask | Answer | TopicSignal | Drain
 )
 
 _encoder = msgspec.msgpack.Encoder()

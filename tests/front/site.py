@@ -118,6 +118,7 @@ class FakeMetrics:
         self.uploads = 0
         self.upload_lines = {"published": 0, "rejected": 0}
         self.polls = {"waiting": 0, "at-once": 0, "history": 0}
+        self.signals = {"delivered": 0, "dropped": 0}
         self.broken = False
 
     def limited(self, limit: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from relay.config.model import Config
 from relay.core.stream import Subscribe
 from relay.errors import RequestError
-from relay.front.routes import Options, Poll, PublishBody, Resource, Route, Router, StreamHead
+from relay.front.routes import Options, Poll, PublishBody, Resource, Route, Router, SignalTopic, StreamHead
 from relay.http.request import Request, RequestParser, parse_head
 from relay.http.response import stream_head
 from relay.ids import ID_CHARACTERS_MAX, LAST_ID_NAMES
@@ -421,3 +421,9 @@ def test_a_history_is_newest_first_only_without_a_position(
     assert (poll.newest, poll.events_max, poll.wait_s, poll.subscribe.since_s) == (newest, events_max, 0, since_s)
 
 
+def test_the_topic_of_a_signal_is_in_the_path() -> None:
+    assert route("/topics/chat.7/signal", method="POST") == SignalTopic("chat.7")
+    assert route("/topics/a%2Fb/signal", method="POST") == SignalTopic("a/b")
+    assert rejection("/topics/a/b/signal", method="POST").status == 404
+    assert rejection("/topics/*/signal", method="POST").status == 400
+    assert rejection("/topics/a/signal").status == 405

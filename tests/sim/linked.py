@@ -49,6 +49,9 @@ class Office:
         done(self.root.hub.head)
         return nothing
 
+    def signal(self, topic: str, value: bytes) -> None:
+        """Drop a signal."""
+
     def ask(self, report: Report, done: Callable[[bytes], None]) -> None:
         """Report nothing."""
         done(b"")
@@ -83,6 +86,7 @@ class Edge(World):
             on_begun=lambda: None,
             on_drain=lambda: None,
             answer=lambda what: b"",
+            on_signal=lambda topic, value: None,
         )
 
     def link(self) -> None:

@@ -20,6 +20,7 @@ from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.sources import unix
 from relay.sources.intake import ANSWER_BYTES_MAX, TURN_LINES
+from relay.sources.topic_signals import TopicSignals
 from relay.sources.unix import UnixSource
 from relay.sources.unix_listener import bind_unix
 from tests.sources.fakes import FakeHub, FakeMetrics, on_uvloop, value
@@ -33,7 +34,11 @@ class Relay:
         self.hub = FakeHub()
         self.metrics = FakeMetrics()
         config = Config(unix=self.path, **settings)
-        self.source = UnixSource(config, cast(Hub, self.hub), self.metrics, asyncio.get_running_loop())
+        self.counts = {"delivered": 0, "dropped": 0}
+        self.signals = TopicSignals(self.counts)
+        self.source = UnixSource(
+            config, cast(Hub, self.hub), self.metrics, asyncio.get_running_loop(), self.signals
+        )
 
     def __enter__(self) -> Relay:
         self.source.open()
@@ -334,3 +339,45 @@ async def test_closing_does_not_remove_the_socket_file_of_another_process(tmp_pa
         relay.source.close()
         assert os.path.exists(relay.path)
     relay.source.close()
+
+
+@on_uvloop
+async def test_a_feeder_receives_the_signals_of_its_topics(tmp_path: Path) -> None:
+    with Relay(tmp_path) as relay:
+        reader, writer = await relay.connect()
+        _, other = await relay.connect()
+        writer.write(b'{"topic":"a","data":1,"ack":1}\n{"topic":"b","data":2,"ack":2}\n')
+        other.write(b'{"topic":"c","data":1}\n')
+        await read_answers(reader, 2)
+        relay.signals.deliver("a", b'{"action":"stop"}')
+        relay.signals.deliver("never", b"null")
+        relay.signals.deliver("b", b"null")
+        assert await read_answers(reader, 2) == [
+            {"signal": {"action": "stop"}, "topic": "a"},
+            {"signal": None, "topic": "b"},
+        ]
+        assert relay.counts == {"delivered": 2, "dropped": 0}
+        writer.close()
+        other.close()
+        await relay.until_gone()
+        assert relay.signals.topics == {}
+
+
+@on_uvloop
+async def test_signals_to_a_feeder_that_does_not_read_are_dropped(tmp_path: Path) -> None:
+    with Relay(tmp_path) as relay:
+        reader, writer = await relay.connect()
+        writer.write(b'{"topic":"a","data":1,"ack":1}\n')
+        await read_answers(reader, 1)
+        sent = 0
+        while not relay.counts["dropped"]:
+            relay.signals.deliver("a", b'"%b"' % (b"x" * 10_000))
+            sent += 1
+            assert sent < 1000, "the socket never fills"
+        writer.write(b'{"topic":"a","data":2,"ack":2}\n')
+        lines = await read_answers(reader, sent)  # all but one signal, and the acknowledgement
+        assert lines[-1]["ack"] == 2
+        relay.signals.deliver("a", b"1")
+        assert await read_answers(reader, 1) == [{"signal": 1, "topic": "a"}]
+        writer.close()
+        await relay.until_gone()
