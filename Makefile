@@ -22,7 +22,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # The servers to compare with relay; make peers PEERS="nchan go-sse" installs only some.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo cluster-demo cluster-faults bench-cluster capacity run test test-all docs reference release browser brokers kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-gate bench-instructions \
+.PHONY: help demo cluster-demo cluster-faults bench-cluster capacity run test test-all docs reference release browser brokers kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## List the targets.
@@ -172,6 +172,9 @@ bench-http2: $(INSTALLED_TEST)  ## Measure the cost of a stream and a delivery o
 
 bench-restart: $(INSTALLED_TEST)  ## Measure the cost of --data and the time to start with a full file; two minutes.
 	$(BIN)/python -m bench.restart $(ARGS)
+
+bench-models: $(INSTALLED_TEST)  ## Measure conversations with language models whose viewers reload; half a minute.
+	$(BIN)/python -m bench.models $(ARGS)
 
 bench-compression: $(INSTALLED_TEST)  ## Measure gzip in relay, and in proxies in front of relay; a quarter of an hour.
 	$(BIN)/python -m bench.compression $(ARGS)

@@ -11,8 +11,9 @@
  * Owns its sockets and counters; never publishes. Writes lines of JSON to stdout: a report "ready" when every stream
  * is open or has failed, "recovered" after a storm, "mark" for each command `mark`, and "done" at the end. Reads
  * commands from stdin: `until N` (done once every healthy stream has seen event N), `mark`, `reset` (discard the
- * latencies so far), `histograms` (report and discard them), `storm` (drop all streams and reconnect), `stop`. Ends
- * after --seconds, or when stdin ends.
+ * latencies so far), `histograms` (report and discard them), `storm` (drop all streams and reconnect), `reload` (drop
+ * all streams and begin again, as a browser does when its pages are reloaded), `stop`. Ends after --seconds, or when
+ * stdin ends.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -115,8 +116,8 @@ static void set_until(uint64_t n)
     }
 }
 
-/* Drop every stream at once, and let all reconnect. */
-static void storm(void)
+/* Drop every stream at once, and let all reconnect. With `forget`, each begins again as a new subscriber. */
+static void storm(int forget)
 {
     waiting.first = waiting.last = NULL;
     recovering = settings.streams;
@@ -126,6 +127,8 @@ static void storm(void)
         if (streams[i].state > WAITING)
             stream_over(&streams[i], &counters.dropped);
         streams[i].recovering = 1;
+        if (forget)
+            streams[i].begun = 0;
         enqueue(&streams[i]);
     }
 }
@@ -142,7 +145,9 @@ static void take_command(const char *line)
         report_histograms();
         forget_latencies();
     } else if (strcmp(line, "storm") == 0) {
-        storm();
+        storm(0);
+    } else if (strcmp(line, "reload") == 0) {
+        storm(1);
     } else {
         finished = 1;
     }

@@ -210,6 +210,14 @@ class Swarm:
         self._program.say("storm")
         return self._report("recovered", timeout_s)
 
+    def reload(self, timeout_s: float = REPORT_S) -> SwarmReport:
+        """Drop all streams at once, and wait until each has begun again as a new one and received an event.
+
+        Each stream must then see all events from `first` on.
+        """
+        self._program.say("reload")
+        return self._report("recovered", timeout_s)
+
     def wait_for(self, number: int, timeout_s: float = REPORT_S) -> SwarmReport:
         """Wait until every healthy stream has seen that event; the swarm continues.
 

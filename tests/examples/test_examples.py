@@ -130,6 +130,50 @@ def test_the_page_polls_until_the_end(browser: Browser, server: Relay) -> None:
     assert browser.value("document.querySelector('#events').lastChild.textContent") == "bye"
 
 
+@contextlib.contextmanager
+def models(server: Relay, **variables: str) -> Iterator[str]:
+    """Run the application with the language model, and return its address."""
+    port = free_port()
+    command = (sys.executable, "-m", "uvicorn", "app:app", "--port", str(port))
+    variables |= {"RELAY_SOCKET": str(server.unix_path), "RELAY_URL": server.url, "RELAY_TOKEN": TOKEN}
+    with running(*command, cwd=EXAMPLES / "models", **variables) as process:
+        output(process, "Uvicorn running on")
+        yield f"http://127.0.0.1:{port}"
+
+
+def post(url: str, body: bytes = b"") -> dict[str, str]:
+    """Post JSON and return the answer."""
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        result: dict[str, str] = json.load(answer)
+        return result
+
+
+def test_an_answer_of_a_model_survives_a_reload_and_stops(server: Relay) -> None:
+    with models(server, TOKEN_S="0.01") as url:
+        topic = post(f"{url}/answers", b'{"prompt": "Why?"}')["topic"]
+        with Stream(server.port, f"topic={topic}&since=earliest") as first:
+            seen = first.take(20)
+        with Stream(server.port, f"topic={topic}&since=earliest") as reloaded:
+            assert reloaded.take(20) == seen
+            post(f"{url}/answers/{topic}/stop")
+            rest = reloaded.rest()
+        assert (rest[-1].event, rest[-1].data) == ("relay.end", "stopped")
+        assert len(seen) + len(rest) < 400, "the model stops before its last token"
+
+
+def test_the_page_of_a_model_continues_after_a_reload(browser: Browser, server: Relay) -> None:
+    with models(server, TOKEN_S="0.05") as url:
+        browser.open(url)
+        browser.value("document.querySelector('#ask').requestSubmit()")
+        browser.wait("document.querySelector('#answer').textContent.startsWith('You asked: What is a relay? ')")
+        browser.value("location.reload()")
+        browser.wait("document.querySelector('#answer').textContent.startsWith('You asked: What is a relay? A relay')")
+        browser.wait("!document.querySelector('#stop').disabled")
+        browser.value("document.querySelector('#stop').click()")
+        browser.wait("document.querySelector('#state').textContent === 'stopped'")
+
+
 def test_the_output_of_a_command_is_served(tmp_path: Path) -> None:
     listen = f"127.0.0.1:{free_port()}"
     variables = {"PATH": path_with_relay(tmp_path), "RELAY_LISTEN": listen}
