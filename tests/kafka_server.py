@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests import ROOT
+from tests.cable import Cable
 from tests.certificate import make_certificate
 from tests.running import free_port
 
@@ -72,14 +73,14 @@ PROPERTIES = """
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secure},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secure}
+listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secure},CONTROLLER://127.0.0.1:{controller}{listeners}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secure}{advertised}
 sasl.enabled.mechanisms=SCRAM-SHA-512
 listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 ssl.keystore.type=PEM
 ssl.keystore.location={folder}/keystore.pem
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT{protocols}
 log.dirs={folder}/data
 offsets.topic.replication.factor=1
 auto.create.topics.enable=false
@@ -99,20 +100,29 @@ def need_kafka() -> None:
 class RealKafka:
     """One real server, which keeps its data when it restarts.
 
-    It has a second listener for TLS, where the user `app` logs in with the password `PASSWORD`.
+    It has a second listener for TLS, where the user `app` logs in with the password `PASSWORD`. Kafka tells its clients
+    the address to connect to, so each cable has a listener of its own.
 
     Args:
         folder: an empty folder for its settings and data.
+        cables: the number of cables in front of it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cables: int = 0) -> None:
         self.port, self.secure_port = free_port(), free_port()
         self.certificate = make_certificate(folder, "kafka")
         (folder / "keystore.pem").write_bytes(self.certificate.key.read_bytes() + self.certificate.cert.read_bytes())
         self._folder = folder
         self._settings = folder / "server.properties"
         ports = {"port": self.port, "secure": self.secure_port, "controller": free_port()}
-        self._settings.write_text(PROPERTIES.format(**ports, folder=folder))
+        self.cables = [Cable(free_port()) for _ in range(cables)]
+        named = [(f"CABLE{number}", cable) for number, cable in enumerate(self.cables)]
+        listeners = {
+            "listeners": "".join(f",{name}://127.0.0.1:{cable.target}" for name, cable in named),
+            "advertised": "".join(f",{name}://127.0.0.1:{cable.port}" for name, cable in named),
+            "protocols": "".join(f",{name}:PLAINTEXT" for name, _ in named),
+        }
+        self._settings.write_text(PROPERTIES.format(**ports, **listeners, folder=folder))
         identity = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
         user = ("--add-scram", f"SCRAM-SHA-512=[name=app,password={PASSWORD}]")
         self._java("kafka.tools.StorageTool", "format", "-t", identity, "-c", str(self._settings), *user).wait(START_S)
@@ -151,6 +161,8 @@ class RealKafka:
         self._process.send_signal(number)
 
     def close(self) -> None:
-        """End the server."""
+        """End the server, and close its cables."""
         self._process.send_signal(signal.SIGCONT)
         self.kill()
+        for cable in self.cables:
+            cable.close()

@@ -21,15 +21,12 @@ Server = RedisServer | NatsServer | RealKafka
 
 
 class ClusterNode:
-    """One relay process, which is restarted whenever it is killed. Its connections to the broker can be cut.
-
-    Kafka tells its clients the address to connect to, so connections to Kafka do not use the cable.
-    """
+    """One relay process, which is restarted whenever it is killed. Its connections to the broker can be cut."""
 
     def __init__(self, folder: Path, name: str, broker: Server, *arguments: str) -> None:
         self.port = free_port()
         self.path = folder / f"{name}.sock"
-        self.cable = Cable(broker.port)
+        self.cable = broker.cables.pop() if isinstance(broker, RealKafka) else Cable(broker.port)
         self._arguments = (
             *("--cluster", broker.url.replace(str(broker.port), str(self.cable.port))),
             *("--listen", f"127.0.0.1:{self.port}"),

@@ -55,7 +55,7 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
         server = NatsServer(folder)
     else:
         need_kafka()
-        server = RealKafka(folder)
+        server = RealKafka(folder, NODES_MAX)
     yield server
     server.close()
 

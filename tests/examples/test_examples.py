@@ -255,7 +255,7 @@ def test_every_viewer_receives_all_tokens(server: Relay) -> None:
 @pytest.mark.parametrize("intact", [True, False])
 def test_the_demo_of_a_cluster_counts_lost_events(intact: bool) -> None:
     need_redis()
-    with running(sys.executable, "demo.py", "--seconds", "5", cwd=EXAMPLES / "cluster") as process:
+    with running(sys.executable, "demo.py", "--seconds", "4", cwd=EXAMPLES / "cluster") as process:
         read = output(process, "node A: open", "node B: open", "acknowledged", "kill -9")
         if not intact:
             with Redis.from_url(re.findall(r"redis://\S+", read)[0]) as broker:
