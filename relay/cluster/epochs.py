@@ -13,6 +13,8 @@ import json
 import logging
 import re
 
+from relay.errors import BrokerError
+
 _EPOCH = re.compile(r"[0-9a-f]{1,64}")
 
 _logger = logging.getLogger("relay.cluster")
@@ -28,6 +30,16 @@ class Epochs:
 
     def __init__(self) -> None:
         self.current = ""
+
+    def known(self) -> str:
+        """Return the current epoch.
+
+        Raises:
+            BrokerError: the follower has not read it yet. Events would receive ids without an epoch.
+        """
+        if not self.current:
+            raise BrokerError("the follower has not read the epoch yet")
+        return self.current
 
     def take(self, record: bytes) -> bool:
         """Apply the next record; return whether it replaced the epoch."""

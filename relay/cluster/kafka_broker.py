@@ -248,7 +248,7 @@ class KafkaBroker:
 
         A request is not atomic if this process dies meanwhile, or if the broker rejects an event because of its size.
         """
-        return await self._producer.publish(call, self._epoch.current, requests)
+        return await self._producer.publish(call, self._epoch.known(), requests)
 
     async def head(self) -> int:
         """Return the sequence of the next entry, on the publisher's connection."""

@@ -210,7 +210,7 @@ class NatsBroker:
 
     async def publish(self, call: int, requests: Sequence[Request]) -> tuple[str, list[Result]]:
         """Publish requests in order. A request with dedup keys, or with many events, is not atomic."""
-        epoch = self._epochs.current
+        epoch = self._epochs.known()
         return epoch, await self._publisher.publish(call, epoch, requests)
 
     async def head(self) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.movers import ClusterNode, Mover, Server
+from tests.cluster.test_nodes import epoch
 from tests.faults.resender import Resender
 from tests.kafka_server import RealKafka, need_kafka
 from tests.nats_server import NatsServer
@@ -126,6 +127,8 @@ def test_random_deaths_stalls_and_cuts_of_nodes_broker_and_clients_lose_no_event
             thread.join(PATIENCE_S)
             assert not thread.is_alive()
     print(", ".join(faults))
+    epochs = {epoch(id) for id in feeder.ids.values()}
+    assert len(epochs) == 1, f"the broker has lost events: {epochs}"
     published = feeder.published()
     for mover in movers:
         oracle = Oracle(published, ("**",))

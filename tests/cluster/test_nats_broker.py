@@ -266,6 +266,16 @@ async def test_a_call_fails_at_once_when_the_connection_is_lost(server: NatsServ
             await call
 
 
+async def test_a_call_fails_until_the_follower_has_read_the_epoch(server: NatsServer, nodes: list[NatsNode]) -> None:
+    new = NatsNode(server.url)
+    await new.broker.connect()
+    with pytest.raises(BrokerError, match="the follower has not read the epoch yet"):
+        await new.publish([entry()])
+    await new.broker.open("")
+    assert await new.publish([entry()]) == [1]
+    await new.broker.close()
+
+
 def broker_of(config: Config) -> Broker:
     """Return the broker of the settings of a node."""
     return cluster._broker(config)[0]
