@@ -53,6 +53,8 @@ def render(runs: list[Run]) -> str:
         text += _head(" | ".join(["fault", *(run["broker"] for run in faulty)]))
         for fault in faulty[0]["recovery_s"]:
             text += _row(fault, *(run["recovery_s"][fault] for run in faulty))
+        gaps = ("not counted" if run["gaps"] is None else run["gaps"] for run in faulty)
+        text += _row("gaps that the client received", *gaps)
     short = [each for run in runs if run["nodes"] == 2 for each in _shortfalls(run)]
     return text + f"\n{'Short of the requirements: ' + '; '.join(short) if short else 'All requirements are met'}.\n"
 
