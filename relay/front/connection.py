@@ -209,7 +209,12 @@ class FrontProtocol(asyncio.Protocol):
 
     def end_upload(self) -> None:
         """End the open publish request, if there is one. If a batch is being published, the upload ends after it."""
-        if self._upload is not None and self._phase is Phase.READING:
+        if self._upload is None:
+            return
+        if self._upload.is_paced and self._cancel is not None:
+            self._cancel()
+            self._cancel, self._phase = None, Phase.READING
+        if self._phase is Phase.READING:
             self._guarded(lambda: self._refuse(_leaving()))
 
     def abort(self) -> None:

@@ -87,6 +87,7 @@ class Upload:
         self._lines = 0  # lines that are done
         self._begins = True  # the next item is the first
         self._ended = False
+        self._batch: _Batch | None = None
         self._last_id = ""
         self._errors: list[dict[str, object]] = []
         self._answers: list[bytes] = []
@@ -97,6 +98,11 @@ class Upload:
     def ended(self) -> bool:
         """Whether the body is complete and all of its lines are done."""
         return self._ended and self._place == len(self._items)
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether the current batch waits for the rate limit, so that it can be cancelled without a loss."""
+        return self._batch is not None and self._batch.is_paced
 
     @property
     def unfinished(self) -> bool:
@@ -157,7 +163,7 @@ class Upload:
             A function that cancels. Lines that are not published by then are never published.
         """
         items = self._items[self._place : self._place + BATCH_LINES_MAX]
-        batch = _Batch(self, done)
+        batch = self._batch = _Batch(self, done)
         for number, item in enumerate(items, self._lines + 1):
             try:
                 batch.add(number, self._parse(number, item))
@@ -247,6 +253,11 @@ class _Batch:
         """Add a line that cannot be published."""
         self._results[number] = error
 
+    @property
+    def is_paced(self) -> bool:
+        """Whether the batch waits for the rate limit."""
+        return self._timer is not None
+
     def start(self) -> None:
         """Publish the events, when the rate limit allows it."""
         self._timer = None
@@ -263,6 +274,7 @@ class _Batch:
         self._done = None
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         if self._is_waiting and self._cancel is not None:
             self._cancel()
 

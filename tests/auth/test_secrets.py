@@ -18,6 +18,7 @@ from tests.running import TOKEN, Relay, Stream, eventually, relay, run
 SECRET = "a-key-of-hs256-" + "k" * 40
 FILED = "a-token-in-a-file-" + "f" * 20
 LINK = "a-token-of-the-link-" + "l" * 20
+HOOK = "a-secret-of-a-webhook-" + "h" * 20
 
 
 def readers() -> str:
@@ -44,6 +45,7 @@ def test_no_token_appears_in_the_log_at_level_debug(tmp_path: Path, encrypted: b
     arguments = (
         *("--log-level", "debug", "--subscribe", "jwt", "--jwt-secret", SECRET, "--jwt-cookie", "session"),
         *("--publish-token-file", str(tokens), "--link-listen", "127.0.0.1:0", "--link-token", LINK),
+        *("--webhook", "hooks=github", "--webhook-secret", f"hooks={HOOK}"),
         *(certificate.flags if encrypted else ()),
     )
     with relay(*arguments, context=certificate.context() if encrypted else None) as server:
@@ -51,7 +53,7 @@ def test_no_token_appears_in_the_log_at_level_debug(tmp_path: Path, encrypted: b
         status, _, body = server.request("POST", "/ticket", headers=bearer)
         assert status == 200
         ticket = json.loads(body)["ticket"]
-        secrets = (SECRET, FILED, LINK, TOKEN, own, ticket, own.rpartition(".")[2])
+        secrets = (SECRET, FILED, HOOK, LINK, TOKEN, own, ticket, own.rpartition(".")[2])
         with Stream(server.port, f"topic=a&ticket={ticket}", context=server.context) as stream:
             server.publish("one", "a")
             assert stream.next().data == "one"
@@ -64,6 +66,8 @@ def test_no_token_appears_in_the_log_at_level_debug(tmp_path: Path, encrypted: b
             {"Cookie": f"session={own}x"},
         ):
             server.request("POST", "/publish?topic=a", b"{", headers | {"Content-Type": "application/json"})
+        signed = {"X-Hub-Signature-256": f"sha256={HOOK}", "Content-Type": "application/json"}
+        assert server.request("POST", f"/publish/hooks?id={HOOK}", b"{}", signed)[0] == 401
         raw(server, f"GET /events?topic=a HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {own}\r\n {own}".encode())
         raw(server, f"GET /{own} {own}\r\nBearer {own}".encode())
         raw(server, f"POST /publish HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {FILED}\r\nContent-Length: x".encode())

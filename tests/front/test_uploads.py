@@ -299,6 +299,20 @@ async def test_an_upload_is_slowed_down_to_the_rate() -> None:
 
 
 @on_uvloop
+async def test_a_drain_ends_an_upload_that_waits_for_its_rate() -> None:
+    async with serve(publish_rate=1) as site:
+        client = await site.client()
+        client.send(head() + chunk(line("a") * 10))
+        await published(site, 10)
+        client.send(chunk(line("b")))
+        while site.front.deadlines.count(Waiting.LINE):
+            await asyncio.sleep(0.001)
+        site.front.close_idle()
+        reply = await client.reply()
+        assert (reply.status, reply.json["published"], reply.json["lines"]) == (503, 10, 10)
+
+
+@on_uvloop
 async def test_an_upload_with_an_idempotency_key_numbers_it() -> None:
     async with serve() as site:
         await site.ask(head('Idempotency-Key: "k"') + chunk(line("a") + line("b")) + b"0\r\n\r\n")
