@@ -509,12 +509,11 @@ class FrontProtocol(asyncio.Protocol):
         self._send_answers(report)
         self._answer(b"0\r\n\r\n" if self._is_chunked() else b"", keep=False)
 
-    def _drop_upload(self) -> None:
-        if self._upload is not None:
-            if self._upload.topics is not None:
-                self._upload.topics.close()
-            self._upload = None
-            self._front.metrics.uploads -= 1
+    def _drop_upload(self, upload: Upload) -> None:
+        if upload.topics is not None:
+            upload.topics.close()
+        self._upload = None
+        self._front.metrics.uploads -= 1
 
     def _await(self, start: Callable[[Callable[[Any], None]], Cancel], then: Callable[[Any], None]) -> None:
         """Wait for the result of another part. The connection reads nothing meanwhile.
@@ -628,7 +627,8 @@ class FrontProtocol(asyncio.Protocol):
     def _answer(self, data: bytes, *, keep: bool) -> None:
         """Send a response, and wait for the next request or for the client to close."""
         self._request = self._route = None
-        self._drop_upload()
+        if self._upload is not None:
+            self._drop_upload(self._upload)
         if self._transport.is_closing():
             return
         self._transport.write(data)
@@ -663,7 +663,8 @@ class FrontProtocol(asyncio.Protocol):
     def _end(self) -> None:
         """Enter OVER, clear the deadline and cancel the pending operation."""
         self._phase = Phase.OVER
-        self._drop_upload()
+        if self._upload is not None:
+            self._drop_upload(self._upload)
         self._front.deadlines.clear(self)
         if self._cancel is not None:
             self._cancel()

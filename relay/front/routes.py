@@ -291,8 +291,8 @@ class Router:
     def _terms(self, request: Request) -> tuple[str, ...]:
         """Return the topics and patterns without duplicates: from the path, then from the query."""
         wanted = request.values("topic")
-        if request.path != "/poll" and (topic := _path_topic(request, "/events")) is not None:
-            wanted.insert(0, topic)
+        if request.path not in ("/events", "/poll"):
+            wanted.insert(0, _path_topic(request, "/events"))
         try:
             terms = tuple(dict.fromkeys(check_term(term) for term in wanted))
         except EventError as error:
@@ -317,7 +317,8 @@ class Router:
         """Parse the arguments of a publish request."""
         coding = check_coding(request.headers.get("content-encoding", ""))
         check_names(request, _PUBLISH_NAMES)
-        path_topic, query_topic = _path_topic(request, "/publish"), _one(request, "topic")
+        path_topic = None if request.path == "/publish" else _path_topic(request, "/publish")
+        query_topic = _one(request, "topic")
         if path_topic is not None and query_topic is not None:
             raise RequestError(400, "query: the path already names the topic; remove topic from the query")
         topic = path_topic or query_topic or self._config.topic
@@ -353,14 +354,12 @@ def _check_method(request: Request, methods: tuple[str, ...]) -> None:
         raise RequestError(405, f"{request.method} is not allowed for this path", (("Allow", ", ".join(methods)),))
 
 
-def _path_topic(request: Request, parent: str) -> str | None:
-    """Return the topic or pattern that follows `parent` in the path; None if the path ends there.
+def _path_topic(request: Request, parent: str) -> str:
+    """Return the topic or pattern that follows `parent` in the path.
 
     Raises:
         RequestError: 404, the topic is empty or has an unescaped slash.
     """
-    if request.path == parent:
-        return None
     topic = request.path.removeprefix(f"{parent}/")
     if request.raw_path.count("/") != 2 or not topic:
         raise RequestError(404, f"the path is {parent} or {parent}/TOPIC")
