@@ -17,7 +17,10 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from tests.certificate import Certificate
 from tests.running import TIMEOUT_S, free_port
+
+PASSWORD = "a-password-for-mosquitto"
 
 
 def program() -> str | None:
@@ -41,14 +44,23 @@ class MosquittoServer:
 
     Args:
         folder: the folder of its settings.
+        certificate: if set, the server uses TLS with this certificate, and only the user `app` may connect.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, certificate: Certificate | None = None) -> None:
+        self._program = need_mosquitto()
         self.port = free_port()
         self._settings = folder / "mosquitto.conf"
-        self._settings.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n")
-        folder.chmod(0o755)
-        self._program = need_mosquitto()
+        access = "allow_anonymous true"
+        if certificate is not None:
+            users = folder / "users"
+            subprocess.run(["mosquitto_passwd", "-b", "-c", str(users), "app", PASSWORD], check=True)
+            files = f"certfile {certificate.cert}\nkeyfile {certificate.key}\npassword_file {users}"
+            access = f"allow_anonymous false\n{files}"
+        # Under root, Mosquitto would change to a user that cannot read pytest's folders.
+        self._settings.write_text(
+            f"user root\nmax_queued_messages 0\nlistener {self.port} 127.0.0.1\n{access}\n"
+        )
         self.start()
 
     def start(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.certificate import make_certificate
 from tests.running import TIMEOUT_S, free_port
 
 PASSWORD = "a-password-for-postgres"
@@ -54,6 +55,10 @@ class PostgresServer:
             self._as_user = {"user": "nobody", "group": "nogroup", "extra_groups": ()}
             for path in (self.folder, secret):
                 shutil.chown(path, "nobody", "nogroup")
+        self.certificate = make_certificate(self.folder, "postgres")
+        self.certificate.key.chmod(0o600)
+        if self._as_user:
+            shutil.chown(self.certificate.key, "nobody", "nogroup")
         self._run(
             *("initdb", "--pgdata", str(self.folder / "data"), "--username", USER, "--pwfile", str(secret)),
             *("--auth-host", "scram-sha-256", "--auth-local", "trust", "--encoding", "UTF8", "--no-sync"),
@@ -86,6 +91,8 @@ class PostgresServer:
                 str(self._programs / "postgres"),
                 *("-D", str(self.folder / "data"), "-k", str(self.folder), "-p", str(self.port)),
                 *("-h", "127.0.0.1", "-c", "fsync=off", "-c", "shared_buffers=8MB"),
+                *("-c", "ssl=on", "-c", f"ssl_cert_file={self.certificate.cert}"),
+                *("-c", f"ssl_key_file={self.certificate.key}"),
             ],
             cwd="/",
             stderr=subprocess.DEVNULL,

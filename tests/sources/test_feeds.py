@@ -29,7 +29,9 @@ from relay.config.source_address import parse_source
 from relay.errors import ConfigError
 from relay.extras import missing_extra
 from relay.sources.feeds import make_feed
+from tests.certificate import make_certificate
 from tests.kafka_server import KafkaServer, RealKafka, need_kafka
+from tests.mosquitto_server import PASSWORD as MQTT_PASSWORD
 from tests.mosquitto_server import MosquittoServer
 from tests.nats_server import NatsServer
 from tests.postgres_server import PASSWORD, USER, PostgresServer
@@ -353,6 +355,27 @@ def test_postgres_accepts_the_password_of_the_address(postgres: PostgresServer) 
         eventually(lambda: "password" in state(server)["error"], "the password is rejected")
 
 
+def test_tls_checks_the_certificate_of_postgres_and_mqtt(postgres: PostgresServer, tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path / "certificate", "mosquitto")
+    with contextlib.closing(MosquittoServer(tmp_path, certificate)) as mosquitto:
+        tls, own = f"{USER}:{PASSWORD}@127.0.0.1:{postgres.port}/postgres?tls=on", postgres.certificate.cert
+        mqtts = f"mqtts://app:{MQTT_PASSWORD}@127.0.0.1:{mosquitto.port}"
+        trusted = f"postgres://{tls}&channel=a&tls-ca={own} {mqtts}?filter=a&tls-ca={certificate.cert}"
+        unknown = f"postgres://{tls}&channel=b {mqtts}?filter=b&client=b"
+        wrong = f"{mqtts.replace(MQTT_PASSWORD, 'wrong')}?filter=c&client=c&tls-ca={certificate.cert}"
+        with relay(environ={"RELAY_SOURCE": f"{trusted} {unknown} {wrong}"}) as server:
+
+            def errors() -> list[str]:
+                return [each["error"] for each in server.stats()["sources"]]
+
+            eventually(lambda: all(errors()[2:]), "three are rejected")
+            eventually(lambda: all(each["connected"] for each in server.stats()["sources"][:2]), "two are connected")
+            assert all("certificate verify failed" in error for error in errors()[2:4])
+            assert "uthori" in errors()[4]
+            for secret in (PASSWORD, MQTT_PASSWORD):
+                assert secret not in shown_everywhere(server)
+
+
 @pytest.mark.parametrize("feed", [RedisStreamServer], ids=name, indirect=True)
 def test_a_message_that_cannot_be_published_is_skipped_and_counted(feed: RedisStreamServer) -> None:
     feed.send([1])
@@ -404,3 +427,23 @@ def test_one_of_two_relays_reads_a_table_and_the_other_continues_when_it_ends(fe
         feed.send([3])
         eventually(lambda: state(second)["events"] == before + 1, "the other one continues")
     assert feed.server.execute("SELECT count(*) FROM outbox").strip() == "0"
+
+
+@pytest.mark.parametrize("feed", [RedisStreamServer], ids=name, indirect=True)
+def test_after_kill_9_of_a_node_its_cluster_has_each_message_once(feed: RedisStreamServer) -> None:
+    """The broker of the cluster keeps the dedup keys, so that the node needs no file."""
+    cluster = ("--cluster", feed.server.url)
+    flags = (*cluster, "--source", feed.url)
+    with relay(*cluster) as other, Stream(other.port, "topic=in.*") as stream:
+        with relay(*flags) as node:
+            sender = threading.Thread(target=feed.send, args=(range(COUNT),))
+            sender.start()
+            eventually(lambda: state(node)["events"] >= COUNT // 8, "some messages are published")
+            node.stop(signal.SIGKILL)
+            sender.join()
+        with relay(*flags) as node:
+            assert Counter(event.data for event in stream.take(COUNT)) == Counter(map(str, range(COUNT)))
+            eventually(lambda: feed.server.client.xpending("orders", "relay")["pending"] == 0, "all are acknowledged")
+            feed.send([COUNT])
+            assert stream.next().data == str(COUNT)
+            assert state(node)["errors"] == 0
