@@ -25,8 +25,8 @@ LAST_ID_NAMES = ("lastEventId", "lastEventID", "Last-Event-ID", "last_event_id",
 """Query names of the last id: of EventSource polyfills, of Mercure now and formerly, and of amvtek's polyfill."""
 
 SINCE = (
-    "earliest, latest, a duration (30s, 5m, 1h30m), a date-time (2026-01-31T12:00:00Z), Unix time (9 to 11 digits are "
-    "seconds, 12 to 14 milliseconds), or the id of a retained event of these topics"
+    "earliest, latest, last, a duration (30s, 5m, 1h30m), a date-time (2026-01-31T12:00:00Z), Unix time (9 to 11 "
+    "digits are seconds, 12 to 14 milliseconds), or the id of a retained event of these topics"
 )
 """The accepted values of `since`, for error messages."""
 

@@ -34,12 +34,19 @@ class Published:
     events: dict[int, Event] = field(default_factory=dict)
     uses: dict[str, list[int]] = field(default_factory=dict)
     """The sequences of the events with each id. Publishers may reuse an id."""
+    next_of_key: dict[int, int] = field(default_factory=dict)
+    """The sequence of the next event of the same topic and key."""
+    _newest: dict[tuple[str | None, str | None], int] = field(default_factory=dict)
 
     def add(self, event: Event, id: str) -> None:
         """Record an event and its acknowledged id."""
         sequence = len(self.events) + 1
         self.events[sequence] = event
         self.uses.setdefault(id, []).append(sequence)
+        older = self._newest.get((event.topic, event.key))
+        if older is not None:
+            self.next_of_key[older] = sequence
+        self._newest[event.topic, event.key] = sequence
 
 
 class Oracle:
@@ -58,8 +65,10 @@ class Oracle:
         self.reported = 0  # missed events that gaps have reported in this connection
         self.open_ended = False  # a gap of unknown size was received, and no event since
         self.unsure = False  # this connection had a gap of unknown size, so the counts may differ
+        self.newest_until = 0  # before this sequence, the connection omits superseded events
         self.seen = 0
         self.gaps = 0
+        self.omitted = 0
 
     def wants(self, sequence: int) -> bool:
         """Return whether the subscription includes the event with this sequence."""
@@ -67,9 +76,10 @@ class Oracle:
         assert topic is not None
         return any(matches(term, topic) for term in self.terms)
 
-    def connect(self, first: int | None, last_id: str = "") -> None:
+    def connect(self, first: int | None, last_id: str = "", newest_until: int = 0) -> None:
         """Begin a connection. `first` is the first sequence that the server promised; None continues from the last id.
 
+        Before `newest_until`, the server sends only the newest event of each topic and key.
         If several events of the subscription have that id, the stream continues after the oldest. Some may repeat.
         """
         if first is not None:
@@ -78,6 +88,7 @@ class Oracle:
             self.next = min(self.next, uses[0] + 1)
         self.skipped = self.reported = 0
         self.open_ended = self.unsure = False
+        self.newest_until = newest_until
 
     def _uses(self, id: str) -> list[int]:
         return [sequence for sequence in self.published.uses.get(id, ()) if self.wants(sequence)]
@@ -110,6 +121,8 @@ class Oracle:
         assert event.event == given.event, f"a changed event: {event}, not {given}"
         assert self.next is not None
         assert sequence >= self.next, f"repeated or out of order: {sequence} after {self.next - 1}"
+        newer = self.published.next_of_key.get(sequence, self.newest_until)
+        assert newer >= self.newest_until, f"{sequence} was superseded by {newer} when the stream began"
         self._pass(sequence)
         self.next = sequence + 1
         self.seen += 1
@@ -124,12 +137,18 @@ class Oracle:
     def _pass(self, until: int) -> None:
         """Account for the events before `until` that were not delivered."""
         assert self.next is not None
-        missing = sum(map(self.wants, range(self.next, until)))
+        missing = sum(self.wants(each) and not self._omits(each) for each in range(self.next, until))
         if missing and self.open_ended:
             self.open_ended = False
             return
         self.skipped += missing
         assert self.skipped <= self.reported, f"{self.skipped} events missing before {until}, {self.reported} reported"
+
+    def _omits(self, sequence: int) -> bool:
+        """Return whether the connection omits an event, because a later event supersedes it."""
+        omits = sequence < self.newest_until and sequence in self.published.next_of_key
+        self.omitted += omits
+        return omits
 
     def finish(self) -> None:
         """Check that each event was delivered or reported as missed, when the server is idle and all is read."""

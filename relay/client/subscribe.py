@@ -202,8 +202,8 @@ def subscribe(
         url: address of the server. The default path is `/events`.
         topics: topics and patterns, in addition to those in the address.
         last_event_id: resume after this event.
-        since: start of a stream without `last_event_id`: `earliest`, `latest`, a time such as `10m`, a date-time, or a
-            known id.
+        since: start of a stream without `last_event_id`: `earliest`, `latest`, `last` (the newest event of each topic
+            and key), a time such as `10m`, a date-time, or a known id.
         headers: headers of each request, except after a redirect to another origin.
         read_timeout_s: silence after which the stream is considered lost. It must exceed the server's heartbeat.
         backoff_least_s: longest first random wait. The server's `retry` is added to each wait.

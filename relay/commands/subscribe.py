@@ -31,7 +31,11 @@ _encode = msgspec.json.Encoder().encode
 @click.option(
     "--topic", "topics", multiple=True, help="Topic or pattern (`orders.*`, `orders.**`). Repeatable."
 )
-@click.option("--since", help="Start of the stream: earliest, latest, a time such as 10m, a date-time, or a known id.")
+@click.option(
+    "--since",
+    help="Start of the stream: earliest, latest, last (the newest event of each topic and key), a time such as 10m, a "
+    "date-time, or a known id.",
+)
 @click.option("--last-event-id", metavar="ID", help="Resume after this event.")
 @click.option(
     "--output",

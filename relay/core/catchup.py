@@ -55,6 +55,7 @@ class Lagging:
     __slots__ = (
         "ceiling",
         "conflating",
+        "newest_until",
         "over_since_s",
         "queued",
         "refused",
@@ -75,6 +76,7 @@ class Lagging:
         self.conflating = False
         # `conflate`: superseded events that a gap has reported and the cursor has not passed, at most of one read.
         self.told = array("Q")
+        self.newest_until: int | None = None  # before this sequence, the stream receives only the newest events
 
     @property
     def limited(self) -> bool:
@@ -83,8 +85,14 @@ class Lagging:
 
     @property
     def alone(self) -> bool:
-        """Whether a policy is acting on the stream or a soft limit is exceeded, so that it is served alone."""
-        return self.conflating or self.ceiling is not None or self.soft_since_s is not None or bool(self.told)
+        """Whether the stream is served alone: it omits events, a policy is acting on it, or a soft limit is exceeded."""
+        return (
+            self.conflating
+            or self.ceiling is not None
+            or self.soft_since_s is not None
+            or self.newest_until is not None
+            or bool(self.told)
+        )
 
 
 class CatchUp:
@@ -155,12 +163,23 @@ class CatchUp:
         if subscription.timed:
             self._timed.add(handle)
 
-    def begin_stream(self, handle: int, now_s: float) -> bool:
+    def begin_stream(self, handle: int, now_s: float, newest_until: int | None = None) -> bool:
         """Write the first chunk to a new stream; add the stream unless it has received the whole log.
+
+        Args:
+            handle: the stream.
+            now_s: the time.
+            newest_until: send only the newest events of each topic and key before this sequence; None sends all events.
 
         Returns:
             whether the stream has received the whole log.
         """
+        if newest_until is not None:
+            self.add(handle, replaying=True)
+            self.streams[handle].newest_until = newest_until
+            if self.serve(handle, now_s):
+                self.ready(handle)
+            return handle not in self.streams
         engine, subscription, cursor = self._engine, self._subscription(handle), self._engine.cursor(handle)
         try:
             once = subscription.form.once
@@ -190,6 +209,7 @@ class CatchUp:
             state.ceiling,
             state.conflating,
             list(state.told),
+            state.newest_until,
         )
 
     def adopt(self, handle: int, packed: PackedLag) -> None:
@@ -200,6 +220,11 @@ class CatchUp:
         state.soft_since_s, state.over_since_s = packed.soft_since_s, packed.over_since_s
         state.ceiling, state.conflating = packed.ceiling, packed.conflating
         state.told = array("Q", packed.told)
+        state.newest_until = packed.newest_until
+        if state.newest_until is not None and self._engine.cursor(handle) < self._log.tail:
+            # The other process did not say which of the evicted entries were the newest of their topic and key.
+            for index in self._subscription(handle).indexes:
+                index.lost = max(index.lost, self._log.tail - 1)
         self.ready(handle)
 
     def ready(self, handle: int) -> None:
@@ -332,8 +357,14 @@ class CatchUp:
         if not self._judge(handle, state, subscription, now_s):
             return False
         cursor = engine.cursor(handle)
+        if state.newest_until is not None and cursor >= state.newest_until:
+            state.newest_until = None
+            engine.skip(handle, cursor, b"")  # It has not received each event before its cursor.
         batch: Batch | None = None
-        if state.conflating:
+        if state.newest_until is not None:
+            batch = log.read_newest(subscription.indexes, cursor, state.newest_until, SEGMENT_BYTES)
+            chunk = self._join(subscription, batch)
+        elif state.conflating:
             batch, chunk = self._conflated(handle, state, subscription, cursor)
         elif state.ceiling is not None:
             batch = log.merge(subscription.indexes, cursor, state.ceiling, SEGMENT_BYTES)
@@ -346,7 +377,7 @@ class CatchUp:
         if state.told:
             del state.told[: bisect_left(state.told, engine.cursor(handle))]
         if whole and ((chunk is None and batch is None) or engine.cursor(handle) >= log.head):
-            if state.conflating:
+            if state.conflating or state.newest_until is not None:
                 engine.skip(handle, engine.cursor(handle), b"")  # It has not received each event before its cursor.
             self.drop(handle)
             self._caught_up(handle)
@@ -438,7 +469,9 @@ class CatchUp:
         missed = subscription.ordinal(log.tail) - state.seen if cursor < log.tail else 0
         lag = self.lag(subscription, max(cursor, log.tail), now_s)
         broken = self._broken(state, rule, lag, now_s)
-        if missed > 0:
+        if missed > 0 and state.newest_until is not None:
+            self._skip_newest(handle, state, subscription, state.newest_until)
+        elif missed > 0:
             if rule.policy in (Policy.DISCONNECT, Policy.BLOCK) and not state.replaying:
                 self._disconnect(handle, rule, now_s)
                 return False
@@ -475,6 +508,19 @@ class CatchUp:
             told = notice.gap("slow", missed, *self._ends(subscription, before, cursor))
         self._tell(handle, subscription, cursor, told)
         state.seen = subscription.ordinal(cursor)
+
+    def _skip_newest(self, handle: int, state: Lagging, subscription: Subscription, until: int) -> None:
+        """Move the cursor of a stream that receives only the newest events to the tail.
+
+        Superseded events are not missed, because the stream receives the later event. The number of the others is
+        unknown.
+        """
+        cursor, tail, told = self._engine.cursor(handle), self._log.tail, b""
+        if any(index.lost >= cursor or index.evicted >= until for index in subscription.indexes):
+            self.actions[subscription.rule.policy.value] += 1
+            told = notice.gap("slow", None, *self._ends(subscription, cursor, tail))
+        self._tell(handle, subscription, tail, told)
+        state.seen = subscription.ordinal(tail)
 
     def _tell(self, handle: int, subscription: Subscription, cursor: int, frame: bytes) -> None:
         """Move a cursor, and send a notice, if any, before the event at the cursor."""

@@ -444,7 +444,8 @@ class Hub:
         self.leases.begin(handle, request.grant, request.ends_s, self._config.max_age_s, now_s, self._draw)
         if form.once:
             self.polls.wait(handle, now_s + request.wait_s)
-        if not self.catchup.begin_stream(handle, now_s) or form.once:
+        newest_until = self.log.head if request.newest and cursor < self.log.head else None
+        if not self.catchup.begin_stream(handle, now_s, newest_until) or form.once:
             self._wake_up()
             self._sweep()
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
+from relay.core.newest import Newest
+
 SEGMENT_BYTES = 64 * 1024
 """Reads of one index end at multiples of this in its running total, so that streams with nearby cursors get the same
 bytes."""
@@ -31,9 +33,23 @@ class Index:
         evicted: sequence of the last entry of this term that may have been evicted; -1 when none was.
         evicted_s: time of that entry.
         evicted_known: whether both are exact. The index of a new pattern knows only later evictions.
+
+    `lost` is the sequence of the last evicted entry that was the newest of its topic and key, as far as the index knows.
     """
 
-    __slots__ = ("_base", "_dead", "_ends", "_origin", "evicted", "evicted_known", "evicted_s", "sequences", "since")
+    __slots__ = (
+        "_base",
+        "_dead",
+        "_ends",
+        "_newest",
+        "_origin",
+        "evicted",
+        "evicted_known",
+        "evicted_s",
+        "lost",
+        "sequences",
+        "since",
+    )
 
     def __init__(self, since: int, evicted: int, evicted_s: float = -inf, *, evicted_known: bool = True) -> None:
         self.sequences = _NO_SEQUENCES
@@ -41,6 +57,8 @@ class Index:
         self._base = 0  # ordinal of sequences[0]; negative after a backfill
         self._origin = 0  # the running total before sequences[0]
         self._dead = 0  # rows at the front whose entries are evicted
+        self._newest: Newest | None = None
+        self.lost = -1
         self.since = since
         self.evicted = evicted
         self.evicted_s = evicted_s
@@ -98,6 +116,7 @@ class Index:
         sequences.extend(self.sequences)
         ends.extend(self._ends)
         self.sequences, self._ends, self.since = sequences, ends, since
+        self._newest = None
 
     def begin(self, sequence: int, evicted_s: float) -> None:
         """Drop all rows; the index is complete from `sequence` on."""
@@ -105,6 +124,7 @@ class Index:
         self._base += len(self.sequences)
         del self.sequences[:], self._ends[:]
         self._dead = 0
+        self._newest, self.lost = None, -1
         self.since, self.evicted, self.evicted_s = sequence, sequence - 1, evicted_s
         self.evicted_known = True
 
@@ -135,6 +155,17 @@ class Index:
         rows = self.sequences
         start = bisect_left(rows, cursor)
         return rows[start : min(bisect_left(rows, until, lo=start), start + count_max)]
+
+    def newest_part(
+        self, cursor: int, until: int, count_max: int, superseded: bytearray, base: int
+    ) -> tuple[array[int], int]:
+        """Return some entries in [cursor, until) that are the newest of their topic and key, and the cursor after them.
+
+        The arguments are those of `relay.core.newest.Newest.read`.
+        """
+        if self._newest is None:
+            self._newest = Newest()
+        return self._newest.read(self.part, cursor, until, count_max, superseded, base)
 
     def segment(self, cursor: int) -> int | None:
         """Return the number of the segment that holds the first entry at or after `cursor`; None if there is none."""
@@ -167,3 +198,11 @@ class Topic(Index):
         self.generation = -1
         self.patterns: Sequence[Index] = ()
         self.audiences: Sequence[Any] = ()
+
+    def newest_part(
+        self, cursor: int, until: int, count_max: int, superseded: bytearray, base: int
+    ) -> tuple[array[int], int]:
+        """Return entries as `Index.newest_part` does; for a topic with few keys, all of them, without a list to keep."""
+        if len(self.newest) > count_max:
+            return super().newest_part(cursor, until, count_max, superseded, base)
+        return array("Q", sorted(each for each in self.newest.values() if cursor <= each < until)), until

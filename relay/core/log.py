@@ -217,18 +217,19 @@ class Log:
             if id is not None:
                 self.ids.evict(id, topic.name)
             if key is not None and topic.newest.get(key) == each:
-                del topic.newest[key]
+                topic.lost = topic.newest.pop(key)
         last = dict(zip(topics, range(self.tail, stop), strict=True))
         self.tail = stop
         for topic, evicted in last.items():
             if topic.newest.get(None, stop) < stop:
-                del topic.newest[None]
+                topic.lost = max(topic.lost, topic.newest.pop(None))
             if topic.generation != self.generation:
                 self._resolve(topic)
             time_s = self._times[evicted - base]
             topic.evict(stop, evicted, time_s)
             for index in topic.patterns:
                 index.evict(stop, evicted, time_s)
+                index.lost = max(index.lost, topic.lost)
             self.forget(topic)
 
     def forget(self, topic: Topic) -> None:
@@ -344,6 +345,23 @@ class Log:
                 cut = min(cut, part[-1] + 1)
         if not wanted:
             return None
+        return self._batch(wanted, cut, bytes_max, conflate=conflate)
+
+    def read_newest(self, indexes: Iterable[Index], cursor: int, until: int, bytes_max: int) -> Batch:
+        """Read the entries that are the newest of their topic and key, as `merge` reads all entries.
+
+        Entries that a later entry supersedes during the replay are omitted, because the stream receives the later one.
+        """
+        cursor, cut = max(cursor, self.tail), until
+        wanted: list[int] = []
+        for index in indexes:
+            part, after = index.newest_part(cursor, until, READ_ENTRIES_MAX, self._superseded, self._base)
+            wanted += part
+            cut = min(cut, after)
+        return self._batch(wanted, cut, bytes_max)
+
+    def _batch(self, wanted: list[int], cut: int, bytes_max: int, *, conflate: bool = False) -> Batch:
+        """Return the entries before `cut` that fit; `wanted` has the sequences of each index, one after the other."""
         wanted.sort()  # The part of each index is sorted; timsort merges the parts.
         base, frames, flags, size = self._base, self._frames, self._superseded, 0
         sequences: list[int] = []

@@ -29,6 +29,7 @@ class Subscribe(msgspec.Struct, frozen=True):
         after: sequence of the last id, if the hub that feeds this one had to look it up.
         wait_s: maximum time until a poll is answered; ignored for other forms.
         must_know: the last id comes from `since`. If it is unknown, begin at `since_s`; without `since_s`, reject.
+        newest: of the retained events, replay only the newest of each topic and key; `since_s` is infinite.
     """
 
     terms: tuple[str, ...]
@@ -43,6 +44,7 @@ class Subscribe(msgspec.Struct, frozen=True):
     after: int | None = None
     must_know: bool = False
     wait_s: float = 0.0
+    newest: bool = False
 
     @property
     def replays(self) -> bool:
@@ -68,6 +70,7 @@ class PackedLag(msgspec.Struct, array_like=True, frozen=True):
     ceiling: int | None
     conflating: bool
     told: list[int]
+    newest_until: int | None = None
 
 
 class PackedStream(msgspec.Struct, frozen=True, array_like=True):

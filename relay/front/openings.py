@@ -61,7 +61,7 @@ class Openings:
             return False
         request, route = known
         if last_id:
-            route = replace(route, last_ids=readings(last_id), since_s=None, must_know=False)
+            route = replace(route, last_ids=readings(last_id), since_s=None, must_know=False, newest=False)
         elif route.since_s is not None or route.must_know:
             route = cast(Subscribe, front.router.route(request))  # `since` may depend on the time
         try:

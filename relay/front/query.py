@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 from datetime import datetime
+from typing import NamedTuple
 
 from relay.config.model import parse_duration
 from relay.errors import RequestError
@@ -28,36 +29,47 @@ _EDITED_CHARACTERS_MIN = 5
 """Shorter names differ from other names by one letter too often for a hint."""
 
 
-def read_since(value: str, wall_s: float) -> tuple[float | None, tuple[str, ...]]:
+class Since(NamedTuple):
+    """The position at which a stream begins.
+
+    Args:
+        age_s: replay events of at most this age; `math.inf` for all retained events, None for new events only.
+        ids: the readings of an id. A number can be a time too; then a known id takes precedence.
+        newest: replay only the newest event of each topic and key.
+    """
+
+    age_s: float | None
+    ids: tuple[str, ...] = ()
+    newest: bool = False
+
+
+_WORDS = {"earliest": Since(math.inf), "latest": Since(None), "last": Since(math.inf, newest=True)}
+
+
+def read_since(value: str, wall_s: float) -> Since:
     """Parse the position at which a stream begins.
 
     Args:
         value: the value of `since`, as sent; not empty.
         wall_s: the Unix time in seconds.
-
-    Returns:
-        The age in seconds (`math.inf` for all retained events, None for new events only), and the readings of an id.
-        A number can be both; then a known id takes precedence.
     """
     ids = query_readings(value)
     text = ids[-1]
-    if text == "earliest":
-        return math.inf, ()
-    if text == "latest":
-        return None, ()
+    if text in _WORDS:
+        return _WORDS[text]
     if _UNIX.fullmatch(text):
         whole = text.partition(".")[0]
         unix_s = float(text) / (1 if len(whole) <= _SECONDS_DIGITS_MAX else 1000)
-        return max(0.0, wall_s - unix_s), ids
+        return Since(max(0.0, wall_s - unix_s), ids)
     date = _DATE_TIME.fullmatch(text)
     if date is not None and (date_s := _unix_s(date)) is not None:
-        return max(0.0, wall_s - date_s), ()
+        return Since(max(0.0, wall_s - date_s))
     if text[-1:].isalpha():  # a number without a unit is an id
         try:
-            return parse_duration(text), ()
+            return Since(parse_duration(text))
         except ValueError:
             pass  # The value is not a duration; treat it as an id.
-    return None, ids
+    return Since(None, ids)
 
 
 def _unix_s(date: re.Match[str]) -> float | None:

@@ -27,7 +27,7 @@ from relay.core.polls import EVENTS_MAX
 from relay.core.stream import Subscribe
 from relay.errors import EventError, RequestError
 from relay.front.negotiate import Negotiator
-from relay.front.query import Names, check_names, read_since
+from relay.front.query import Names, Since, check_names, read_since
 from relay.http.coding import check_coding
 from relay.http.idempotency import read_key
 from relay.http.request import Request
@@ -254,22 +254,21 @@ class Router:
 
     def _subscribe(self, request: Request) -> Subscribe:
         """Parse the arguments of a stream."""
-        last_ids, since_s, must_know = _last_ids(request), None, False
-        since = _only("since", request.raw_values("since"))
-        if since and not last_ids:
-            since_s, last_ids = read_since(since, self._wall())
-            must_know = bool(last_ids)
+        last_ids = _last_ids(request)
+        text = _only("since", request.raw_values("since"))
+        since = read_since(text, self._wall()) if text and not last_ids else Since(None)
         terms = self._terms(request)
         form = self._negotiator.form(request, terms, _one(request, "envelope"))
         return Subscribe(
             terms=terms,
-            last_ids=last_ids,
-            since_s=since_s,
+            last_ids=last_ids or since.ids,
+            since_s=since.age_s,
             policy=self._policy(_one(request, "policy")),
             padding=any(name in ("padding", "evs_preamble") for name, _ in request.query),
             head=self._heads(self._origin(request), self._forms[form]),
             form=form,
-            must_know=must_know,
+            must_know=bool(since.ids),
+            newest=since.newest,
         )
 
     def _poll(self, request: Request) -> Poll:
@@ -278,11 +277,12 @@ class Router:
         wait_s = _duration(request, "wait", POLL_WAIT_S)
         if request.method == "HEAD":
             wait_s = 0.0
-        subscribe = replace(self._subscribe(request), form=POLL, policy=None)
+        subscribe = replace(_with_history(self._subscribe(request)), form=POLL, policy=None)
         return Poll(subscribe, min(wait_s, self._config.poll_wait_max_s), _events_max(request, EVENTS_MAX))
 
     def _history(self, request: Request, stream: Subscribe) -> Poll:
         """Return the route of a stream's request whose client wants the events as a document."""
+        _with_history(stream)
         newest = not stream.replays and not _only("since", request.raw_values("since"))
         since_s = math.inf if newest else stream.since_s
         subscribe = replace(stream, form=POLL, policy=None, since_s=since_s)
@@ -347,6 +347,17 @@ def _signal(request: Request) -> SignalTopic:
         return SignalTopic(check_topic(request.path.removeprefix("/topics/").removesuffix("/signal")))
     except EventError as error:
         raise RequestError(400, str(error)) from None
+
+
+def _with_history(stream: Subscribe) -> Subscribe:
+    """Return the request of a poll, unless it asks for the newest event of each topic.
+
+    Raises:
+        RequestError: 400; a document could not contain the events of many topics.
+    """
+    if stream.newest:
+        raise RequestError(400, "since: `last` is only for streams; give `earliest`, a time or an id")
+    return stream
 
 
 def _check_method(request: Request, methods: tuple[str, ...]) -> None:

@@ -220,6 +220,15 @@ def test_the_output_of_a_command_is_published_in_one_request(server: Relay) -> N
         assert [event.data for event in stream.take(3)] == ["1", "2", "3"]
 
 
+def test_the_shell_board_begins_with_the_newest_measurement(server: Relay, tmp_path: Path) -> None:
+    for data in ("18", "19"):
+        server.publish(data, "board.kitchen")
+    server.publish("21", "board.bath")
+    variables = {"PATH": path_with_relay(tmp_path), "RELAY_URL": server.url}
+    with running(str(EXAMPLES / "shell" / "board.sh"), "board.*", "2", cwd=tmp_path, **variables) as process:
+        assert process.communicate(timeout=2 * TIMEOUT_S)[0] == b"19\n21\n"
+
+
 def test_the_fastapi_application_publishes(server: Relay) -> None:
     port = free_port()
     command = (sys.executable, "-m", "uvicorn", "app:app", "--port", str(port))

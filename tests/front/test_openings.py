@@ -148,6 +148,8 @@ CASES = [
     Case(get("/events?topic=a&since=earliest"), DIRECT, b"id: a-3", id="since"),
     Case(get("/events?topic=a&since=earliest", LAST), DIRECT, b"id: a-3", id="since and an id"),
     Case(get("/events?topic=a&since=earliest", "Last-Event-ID: "), DIRECT, b"id: a-3", id="since, no id"),
+    Case(get("/events?topic=a&since=last"), DIRECT, b"id: a-3", id="since last"),
+    Case(get("/events?topic=a&since=last", LAST), DIRECT, b"id: a-2", id="since last and an id"),
     Case(get("/events?topic=a&since=a-2"), DIRECT, b"id: a-3", id="since an id"),
     Case(get("/events?topic=a&since=none"), NONE, b"400", id="since an unknown id"),
     Case(get("/events?topic=a&since=none", LAST), DIRECT, b"id: a-3", id="since an unknown id and an id"),

@@ -117,6 +117,7 @@ def test_the_header_overrides_the_query_and_the_query_overrides_since() -> None:
     assert stream("/events?lastEventId=q&since=earliest", "Last-Event-ID: h").last_ids == ("h",)
     subscribe = stream("/events?lastEventId=q&since=earliest")
     assert (subscribe.last_ids, subscribe.since_s, subscribe.must_know) == (("q",), None, False)
+    assert not stream("/events?lastEventId=q&since=last").newest
 
 
 @pytest.mark.parametrize("name", LAST_ID_NAMES)
@@ -182,6 +183,7 @@ def test_several_different_last_ids_match_no_event() -> None:
     [
         ("earliest", math.inf, ()),
         ("latest", None, ()),
+        ("last", math.inf, ()),
         ("", None, ()),
         ("10s", 10.0, ()),
         ("250ms", 0.25, ()),
@@ -222,6 +224,7 @@ def test_since_is_a_word_a_duration_a_time_or_an_id(
     assert subscribe.since_s == (None if since_s is None else pytest.approx(since_s, abs=1e-5))
     assert subscribe.last_ids == last_ids
     assert subscribe.must_know == bool(last_ids)
+    assert subscribe.newest == (since == "last")
 
 
 def test_a_repeated_since_is_rejected() -> None:

@@ -76,7 +76,7 @@ def check_route(whole: Route | str, short: Route | str, ids: tuple[str, ...]) ->
     """Check the route of a head and of its shape. A last id in a field replaces the start of the stream."""
     if isinstance(whole, Subscribe) and isinstance(short, Subscribe) and ids:
         assert whole.last_ids == ids
-        assert (whole.since_s, whole.must_know) == (None, False)
-        fields = {"last_ids": ids, "since_s": None, "must_know": False}
+        assert (whole.since_s, whole.must_know, whole.newest) == (None, False, False)
+        fields = {"last_ids": ids, "since_s": None, "must_know": False, "newest": False}
         short = Subscribe(**{name: getattr(short, name) for name in Subscribe.__struct_fields__} | fields)
     assert whole == short

@@ -178,7 +178,7 @@ class LinkedWorld:
         self.clients.append(client)
         return client
 
-    def connect(self, client: Client, edge: Edge, since_s: float | None = None) -> None:
+    def connect(self, client: Client, edge: Edge, since_s: float | None = None, *, newest: bool = False) -> None:
         """Connect a client to an edge. The edge asks its hub about an id that it does not know."""
         assert client.pipe is None
         if client.name in self._asking or not edge.hub.log.epoch:
@@ -186,7 +186,7 @@ class LinkedWorld:
         self.at[client.name] = edge
         ids = (client.last_id,)
         if not client.last_id or edge.hub.find(client.terms, ids) is not None:
-            edge.connect(client, since_s)
+            edge.connect(client, since_s, newest=newest)
             return
         self._asking.add(client.name)
 

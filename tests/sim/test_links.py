@@ -66,7 +66,8 @@ def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
                 world.cut(client)
             case "connect":
                 if client.pipe is None:
-                    world.connect(client, edge, draw.choice([None, None, 2.0, float("inf")]))
+                    since_s = draw.choice([None, None, 2.0, float("inf")])
+                    world.connect(client, edge, since_s, newest=draw.random() < 0.3)
             case "time":
                 world.pass_time(draw.choice([0.01, 0.5, 3.0, 20.0]))
     for each in world.edges:

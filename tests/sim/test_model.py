@@ -81,12 +81,12 @@ class Promise(RuleBasedStateMachine):
         """Cut a client's connection."""
         self.world.cut(self.world.clients[client])
 
-    @rule(client=CLIENTS, since_s=st.sampled_from([None, 2.0, float("inf")]))
-    def connect(self, client: int, since_s: float | None) -> None:
+    @rule(client=CLIENTS, since_s=st.sampled_from([None, 2.0, float("inf")]), newest=st.booleans())
+    def connect(self, client: int, since_s: float | None, newest: bool) -> None:
         """Reconnect a client."""
         if self.world.clients[client].pipe is None:
             self.world.step()
-            self.world.connect(self.world.clients[client], since_s)
+            self.world.connect(self.world.clients[client], since_s, newest=newest)
 
     @rule(seconds=st.sampled_from([0.01, 0.5, 3.0, 20.0]))
     def pass_time(self, seconds: float) -> None:

@@ -88,7 +88,8 @@ def simulate(seed: int) -> World:
             case "connect":
                 if client.pipe is None:
                     world.step()
-                    world.connect(client, draw.choice([None, None, 2.0, float("inf")]))
+                    since_s = draw.choice([None, None, 2.0, float("inf")])
+                    world.connect(client, since_s, newest=draw.random() < 0.3)
             case "time":
                 world.pass_time(draw.choice([0.01, 0.5, 3.0, 20.0]))
     world.settle()
@@ -102,18 +103,20 @@ def test_every_subscriber_receives_every_event_or_a_gap(first: int) -> None:
 
 def test_the_simulations_reach_all_intended_faults() -> None:
     """The promise is tested under real faults: gaps, policies and resumes all happen."""
-    gaps = seen = shared = 0
+    gaps = seen = shared = omitted = 0
     actions: set[str] = set()
     resumes: set[str] = set()
     for seed in range(100):
         world = simulate(seed)
         gaps += sum(client.oracle.gaps for client in world.clients)
         seen += sum(client.oracle.seen for client in world.clients)
+        omitted += sum(client.oracle.omitted for client in world.clients)
         shared += world.engine.shared_flushes
         actions |= set(map(str, world.hub.catchup.actions))
         resumes |= set(world.hub.resumes)
     assert gaps > 100
     assert seen > 5000
     assert shared > 100
+    assert omitted > 1000
     assert actions == {"drop-oldest", "drop-newest", "conflate", "disconnect", "block"}
     assert resumes == {"hit", "gap", "missed"}

@@ -58,7 +58,8 @@ def simulate(seed: int) -> UpgradedWorld:
             case "connect":
                 if client.pipe is None:
                     world.step()
-                    world.connect(client, draw.choice([None, None, 2.0, float("inf")]))
+                    since_s = draw.choice([None, None, 2.0, float("inf")])
+                    world.connect(client, since_s, newest=draw.random() < 0.3)
             case "time":
                 world.pass_time(draw.choice([0.01, 0.5, 3.0, 20.0]))
             case "send":

@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 from dataclasses import dataclass, field
@@ -187,22 +188,30 @@ class World:
         self.clients.append(client)
         return client
 
-    def connect(self, client: Client, since_s: float | None = None, after: int | None = None) -> None:
-        """Open a stream. A client with a last id resumes after it, or after the sequence `after`."""
+    def connect(
+        self, client: Client, since_s: float | None = None, after: int | None = None, *, newest: bool = False
+    ) -> None:
+        """Open a stream. A client with a last id resumes after it, or after the sequence `after`.
+
+        With `newest`, a client without a last id begins with the newest event of each topic and key.
+        """
         assert client.pipe is None
         pipe = Pipe(self._next_fd, client.room)
         self._next_fd += 1
         self.engine.pipes[pipe.fd] = client.pipe = pipe
         client.reader = Reader(client.form)
         client.head_left = len(HEAD)
+        log, newest = self.hub.log, newest and not client.last_id
+        since_s = math.inf if newest else since_s
         if client.last_id:
             first = None
         else:
-            log = self.hub.log
             first = max(log.head, self.hub.snapshot) if since_s is None else log.since(self.now_s - since_s)
-        client.oracle.connect(first, client.last_id)
+        client.oracle.connect(first, client.last_id, log.head if newest else 0)
         ids = (client.last_id,) if client.last_id else ()
-        request = Subscribe(client.terms, ids, since_s, client.policy, False, HEAD, client.form, after=after)
+        request = Subscribe(
+            client.terms, ids, since_s, client.policy, False, HEAD, client.form, after=after, newest=newest
+        )
         self.hub.subscribe(pipe.fd, request, f"127.0.0.{client.name}", self.now_s)
 
     def read(self, client: Client, count: int) -> None:
