@@ -22,6 +22,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         key: the policy `conflate` keeps the newest event of each key; None stands for the topic.
         topic: the topic to publish on; None lets the source choose.
         dedup: identifies the event within its topic. An event with a known key is not published again.
+        ttl: time in seconds after which relay no longer retains the event; None for no such time.
     """
 
     data: Any = msgspec.UNSET
@@ -31,4 +32,5 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     key: str | None = None
     topic: str | None = None
     dedup: str | None = None
+    ttl: float | None = None
 

@@ -120,7 +120,7 @@ def _not_json(reason: str) -> EventError:
 
 def _finished(event: _WrittenEvent) -> Event:
     take_data(event)
-    return Event(event.data, event.event, event.id, event.retry, event.key, event.topic, event.dedup)
+    return Event(event.data, event.event, event.id, event.retry, event.key, event.topic, event.dedup, event.ttl)
 
 
 def _is_whole(text: bytes) -> bool:

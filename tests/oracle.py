@@ -6,6 +6,7 @@ and each received event to it. The oracle raises AssertionError at the first vio
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import orjson
@@ -66,6 +67,9 @@ class Oracle:
         self.open_ended = False  # a gap of unknown size was received, and no event since
         self.unsure = False  # this connection had a gap of unknown size, so the counts may differ
         self.newest_until = 0  # before this sequence, the connection omits superseded events
+        self.excused_until = 0  # a gap of unknown size reports missed events up to this sequence
+        self.evicted: Collection[int] = ()  # events that the server did not retain when the connection began
+        self.promised = True  # the server knows where the connection continues
         self.seen = 0
         self.gaps = 0
         self.omitted = 0
@@ -76,10 +80,13 @@ class Oracle:
         assert topic is not None
         return any(matches(term, topic) for term in self.terms)
 
-    def connect(self, first: int | None, last_id: str = "", newest_until: int = 0) -> None:
+    def connect(
+        self, first: int | None, last_id: str = "", newest_until: int = 0, evicted: Collection[int] = ()
+    ) -> None:
         """Begin a connection. `first` is the first sequence that the server promised; None continues from the last id.
 
-        Before `newest_until`, the server sends only the newest event of each topic and key.
+        The server did not retain the events in `evicted`, so it promised them only to a client that resumes. Before
+        `newest_until`, it sends only the newest event of each topic and key.
         If several events of the subscription have that id, the stream continues after the oldest. Some may repeat.
         """
         if first is not None:
@@ -88,7 +95,8 @@ class Oracle:
             self.next = min(self.next, uses[0] + 1)
         self.skipped = self.reported = 0
         self.open_ended = self.unsure = False
-        self.newest_until = newest_until
+        self.newest_until, self.evicted, self.excused_until = newest_until, evicted, 0
+        self.promised = first is None
 
     def _uses(self, id: str) -> list[int]:
         return [sequence for sequence in self.published.uses.get(id, ()) if self.wants(sequence)]
@@ -107,6 +115,9 @@ class Oracle:
             assert id is None or self._uses(id) or _position(id) is not None, f"an id of another topic: {gap}"
         if gap["missed"] is None:
             self.open_ended = self.unsure = True
+            self.excused_until = max(self.excused_until, _position(gap["to"] or "") or 0)
+            if gap["reason"] == "unknown":
+                self.promised = False  # All retained events follow.
         else:
             assert gap["missed"] > 0, f"an empty gap: {gap}"
             self.reported += gap["missed"]
@@ -121,11 +132,16 @@ class Oracle:
         assert event.event == given.event, f"a changed event: {event}, not {given}"
         assert self.next is not None
         assert sequence >= self.next, f"repeated or out of order: {sequence} after {self.next - 1}"
-        newer = self.published.next_of_key.get(sequence, self.newest_until)
+        newer = self._next_of_key(sequence)
+        while newer in self.evicted:  # Another process may not know this event.
+            newer = self._next_of_key(newer)
         assert newer >= self.newest_until, f"{sequence} was superseded by {newer} when the stream began"
         self._pass(sequence)
         self.next = sequence + 1
         self.seen += 1
+
+    def _next_of_key(self, sequence: int) -> int:
+        return self.published.next_of_key.get(sequence, self.newest_until)
 
     def advance(self, id: str) -> None:
         """Set the subscriber's last id, from any block. The subscriber will resume from it."""
@@ -137,18 +153,19 @@ class Oracle:
     def _pass(self, until: int) -> None:
         """Account for the events before `until` that were not delivered."""
         assert self.next is not None
-        missing = sum(self.wants(each) and not self._omits(each) for each in range(self.next, until))
+        missing = sum(self.wants(each) and not self._may_omit(each) for each in range(self.next, until))
         if missing and self.open_ended:
             self.open_ended = False
             return
         self.skipped += missing
         assert self.skipped <= self.reported, f"{self.skipped} events missing before {until}, {self.reported} reported"
 
-    def _omits(self, sequence: int) -> bool:
-        """Return whether the connection omits an event, because a later event supersedes it."""
+    def _may_omit(self, sequence: int) -> bool:
+        """Return whether a later event supersedes an event, the server had evicted it, or a gap covers it."""
         omits = sequence < self.newest_until and sequence in self.published.next_of_key
         self.omitted += omits
-        return omits
+        was_evicted = not self.promised and sequence in self.evicted
+        return omits or was_evicted or sequence <= self.excused_until
 
     def finish(self) -> None:
         """Check that each event was delivered or reported as missed, when the server is idle and all is read."""

@@ -144,6 +144,11 @@ def of_jwt(method: str, path: str, servers: Servers) -> Answer:
     return ask(servers.jwt, method, path)
 
 
+def of_one_topic(method: str, servers: Servers) -> Answer:
+    assert publish(servers.jwt, b'{"data": 1}')[0] == 200
+    return ask(servers.jwt, method, "/topics/news")
+
+
 def over_the_limit(servers: Servers, path: str) -> Answer:
     with Stream(servers.open.port):
         answer = ask(servers.open, "GET", path)
@@ -230,6 +235,12 @@ CASES: dict[Operation, Case] = {
     ("POST", "/ticket", 400): lambda servers: ask(servers.jwt, "POST", "/ticket?ticket=x", token()),
     ("POST", "/ticket", 401): lambda servers: ask(servers.jwt, "POST", "/ticket"),
     ("POST", "/ticket", 503): lambda servers: ask(servers.without_keys, "POST", "/ticket", token()),
+    ("GET", "/topics", 200): partial(of_jwt, "GET", "/topics"),
+    ("GET", "/topics", 400): partial(of_jwt, "GET", "/topics?limit=0"),
+    ("HEAD", "/topics", 200): partial(of_jwt, "HEAD", "/topics"),
+    ("GET", "/topics/{topic}", 200): partial(of_one_topic, "GET"),
+    ("GET", "/topics/{topic}", 404): partial(of_jwt, "GET", "/topics/unknown"),
+    ("HEAD", "/topics/{topic}", 200): partial(of_one_topic, "HEAD"),
     ("GET", "/readyz", 503): lambda servers: ask(servers.draining, "GET", "/readyz"),
     ("HEAD", "/readyz", 503): lambda servers: ask(servers.draining, "HEAD", "/readyz"),
 }

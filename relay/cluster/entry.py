@@ -1,9 +1,9 @@
 """The format of an event in the broker, version 1.
 
 An entry contains one JSON object with the fields that relay accepts from publishers, except `dedup`:
-`topic` (required), `data`, `event`, `id`, `retry` and `key`. `docs/reference/broker-entries.md` documents the format
-for other programs. A node encodes the frame of an event when it follows the entry, because the default id contains the
-sequence, which the broker assigns.
+`topic` (required), `data`, `event`, `id`, `retry`, `key` and `ttl`. `docs/reference/broker-entries.md` documents the
+format for other programs. A node encodes the frame of an event when it follows the entry, because the default id
+contains the sequence, which the broker assigns.
 
 Owns the format and its version. Never connects to a broker.
 """
@@ -15,7 +15,7 @@ import msgspec
 from relay.core.ended import END
 from relay.core.log import Entry
 from relay.core.notice import gap_event
-from relay.core.writer import RESERVED
+from relay.core.writer import RESERVED, check_ttl
 from relay.errors import EventError
 from relay.event import Event
 from relay.event_json import parse_event
@@ -39,7 +39,9 @@ def encode_payload(event: Event) -> bytes:
     """
     try:
         # A copy, because a subclass has further fields.
-        return _encode_json(Event(event.data, event.event, event.id, event.retry, event.key, event.topic))
+        return _encode_json(
+            Event(event.data, event.event, event.id, event.retry, event.key, event.topic, ttl=event.ttl)
+        )
     except (ValueError, OverflowError, TypeError, RecursionError) as error:
         raise EventError("data", f"not a JSON value: {error}") from None
 
@@ -69,8 +71,9 @@ def decode_payload(form: bytes, payload: bytes, epoch: str, sequence: int, time_
         raise EventError("event", f"types that begin with `{RESERVED}` are reserved")
     if id is not None and not may_keep(id, epoch):
         raise EventError("id", "is not an id that clients can send back")
+    check_ttl(event)
     frame = encode(event, f"{epoch}-{sequence}", bytes_max, True)
-    return Entry(sequence, time_s, topic, id, event.key, frame)
+    return Entry(sequence, time_s, topic, id, event.key, frame, event.ttl)
 
 
 def replacement(epoch: str, sequence: int, time_s: float, topic: str) -> Entry:

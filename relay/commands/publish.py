@@ -65,6 +65,7 @@ Numbered = tuple[int, Event]
 @click.option("--key", help="Key of events that name none.")
 @click.option("--dedup", help="Dedup key of the event, instead of a generated one. Requires exactly one DATA.")
 @click.option("--retry", type=click.IntRange(min=0), help="Reconnection time in milliseconds.")
+@click.option("--ttl", type=click.FloatRange(min=0), metavar="SECONDS", help="Time for which relay retains the events.")
 @click.option(
     "--input",
     "form",
@@ -86,14 +87,15 @@ def publish(
     key: str | None,
     dedup: str | None,
     retry: int | None,
+    ttl: float | None,
     form: str,
     ca: str | None,
     quiet: bool,
 ) -> int:
     """Publish each DATA as one event and print its id. Without DATA, or with `-`, publish the lines of standard input.
 
-    A line of NDJSON is {"data": …, "topic": …, "event": …, "id": …, "key": …, "retry": …, "dedup": …}. The command
-    reports a rejected line with its number and publishes the others. After a lost connection, it resends
+    A line of NDJSON is {"data": …, "topic": …, "event": …, "id": …, "key": …, "retry": …, "dedup": …, "ttl": …}. The
+    command reports a rejected line with its number and publishes the others. After a lost connection, it resends
     unacknowledged events for up to 5 minutes, and none is published twice. The exit code is 0 if all are published.
     """
     read_input = not data or data == ("-",)
@@ -102,7 +104,7 @@ def publish(
             raise click.UsageError(f"--{name} needs exactly one DATA, because each event has its own")
     if not data and os.isatty(STDIN):
         raise click.UsageError("nothing to publish; give DATA, or give `-` to read lines from the terminal")
-    defaults = Event(topic=topic, event=event, id=id, key=key, retry=retry, dedup=dedup)
+    defaults = Event(topic=topic, event=event, id=id, key=key, retry=retry, dedup=dedup, ttl=ttl)
     sender = _Sender(target, token, ca, _Report("line" if read_input else "argument", quiet))
     if read_input:
         asyncio.run(_publish_input(sender, form, defaults))
@@ -318,9 +320,9 @@ async def _read_events(report: _Report, form: str, defaults: Event) -> AsyncIter
 
 def _fill(event: Event, defaults: Event) -> Event:
     """Fill the missing fields of an event with the defaults."""
-    names = ("data", "event", "id", "retry", "key", "topic", "dedup")
+    names = ("data", "event", "id", "retry", "key", "topic", "dedup", "ttl")
     values = {name: getattr(event, name) for name in names}
-    for name in ("topic", "event", "key", "retry"):
+    for name in ("topic", "event", "key", "retry", "ttl"):
         if values[name] is None:
             values[name] = getattr(defaults, name)
     return Event(**values)

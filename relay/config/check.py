@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from relay.config.broker_address import has_password, parse_broker
 from relay.config.data_rules import parse_rule
+from relay.config.history import parse_history
 from relay.config.model import (
     SETTINGS,
     Config,
@@ -57,6 +58,8 @@ def check(config: Config) -> Config:
     _check_front(config)
     _check_sources(config)
     _check_policies(config)
+    for text in config.history_for:
+        parse_history(text)
     _check_scale(config)
     _check_cluster(config)
     if config.retry_min_s > config.retry_max_s:

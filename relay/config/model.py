@@ -402,6 +402,13 @@ class Config:
         "already limit the history.",
         "duration",
     )
+    history_for: tuple[str, ...] = setting(
+        (),
+        "Retention of a topic or pattern: `events N`, `age TIME` or both, for each topic that matches. relay uses the "
+        "first one that matches; history-bytes, history-events and history-age limit all topics together.",
+        "text",
+        "'PATTERN=LIMIT VALUE …'",
+    )
     data: str = setting(
         "",
         "File that keeps history, ids and dedup keys across restarts; events are on the disk before any subscriber "
@@ -751,7 +758,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("history-age", "policy", "workers", "log-level"),
     ),
     "Sources": ("source", "source-errors"),
-    "History": ("history-bytes", "history-events", "dedup-window", "dedup-max"),
+    "History": ("history-bytes", "history-events", "history-for", "dedup-window", "dedup-max"),
     "Slow streams": (
         *("policy-for", "policy-request", "lag-bytes", "lag-events", "lag", "lag-soft-bytes", "lag-soft-events"),
         *("lag-soft", "lag-soft-for", "block-timeout"),

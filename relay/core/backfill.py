@@ -11,7 +11,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 
 from relay.core.evicted import Mark
 from relay.core.index import Index, Topic
@@ -72,6 +72,8 @@ def backfill(log: Log, wanted: Sequence[Wanted], cursor: int, *, evicted: bool) 
         each_found.ends.reverse()
         yield
         start = max(cursor, log.tail)
+        if log.evicted_early:
+            each_found.remove_evicted(log)
         if start < each_found.index.since == each_found.since:
             each_found.index.fill(each_found.sequences, each_found.ends, each_found.end, start)
 
@@ -87,6 +89,13 @@ class _Found:
         self.end = index.origin
         self.sequences = array("Q")
         self.ends = array("q")
+
+    def remove_evicted(self, log: Log) -> None:
+        """Remove the rows of entries that were evicted after the pass found them."""
+        alive = [log.has(sequence) for sequence in self.sequences]
+        if not all(alive):
+            self.sequences = array("Q", compress(self.sequences, alive))
+            self.ends = array("q", compress(self.ends, alive))
 
 
 def _find_evicted(log: Log, wanted: Sequence[Wanted], tree: TermTree[Wanted]) -> Iterator[None]:

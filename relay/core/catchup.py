@@ -65,8 +65,8 @@ class Lagging:
         "told",
     )
 
-    def __init__(self, seen: int, replaying: bool, refused: bool) -> None:
-        self.seen = seen  # ordinal of the cursor at the last write
+    def __init__(self, seen: int | None, replaying: bool, refused: bool) -> None:
+        self.seen = seen  # ordinal of the cursor at the last write; None if the log ended before the cursor
         self.replaying = replaying  # the stream began before the head and has not been live yet
         self.refused = refused  # the kernel did not accept a whole chunk, so the client is slow
         self.queued = False
@@ -85,7 +85,7 @@ class Lagging:
 
     @property
     def alone(self) -> bool:
-        """Whether the stream is served alone: it omits events, a policy is acting on it, or a soft limit is exceeded."""
+        """Whether the stream is served alone: it omits events, a policy acts on it, or a soft limit is exceeded."""
         return (
             self.conflating
             or self.ceiling is not None
@@ -156,7 +156,7 @@ class CatchUp:
             refused: whether the kernel did not accept a whole chunk.
         """
         subscription = self._subscription(handle)
-        seen = subscription.ordinal(self._engine.cursor(handle))
+        seen = self._ordinal(subscription, self._engine.cursor(handle))
         self.streams[handle] = Lagging(seen, replaying, refused)
         if subscription.rule.policy is Policy.BLOCK:
             self._blocking.add(handle)
@@ -203,7 +203,7 @@ class CatchUp:
         return PackedLag(
             state.replaying,
             state.refused,
-            self._subscription(handle).ordinal(self._log.head) - state.seen,
+            None if state.seen is None else self._subscription(handle).ordinal(self._log.head) - state.seen,
             state.soft_since_s,
             state.over_since_s,
             state.ceiling,
@@ -216,7 +216,8 @@ class CatchUp:
         """Add a stream that was behind in another process; the logs of both processes have the same head."""
         self.add(handle, replaying=packed.replaying, refused=packed.refused)
         state = self.streams[handle]
-        state.seen = self._subscription(handle).ordinal(self._log.head) - packed.owed
+        if packed.owed is not None:
+            state.seen = self._subscription(handle).ordinal(self._log.head) - packed.owed
         state.soft_since_s, state.over_since_s = packed.soft_since_s, packed.over_since_s
         state.ceiling, state.conflating = packed.ceiling, packed.conflating
         state.told = array("Q", packed.told)
@@ -272,7 +273,7 @@ class CatchUp:
                 continue
             if self._subscription(handle).form.once:
                 self._serve_poll(handle, now_s)
-            elif not state.alone:
+            elif not (state.alone or (self._log.evicted_early and self._missed(handle, state) != 0)):
                 groups.setdefault((self._subscription(handle), state.limited), []).append(handle)
             elif self.serve(handle, now_s):
                 self.ready(handle)
@@ -320,13 +321,13 @@ class CatchUp:
             del handles[:stop]
             for handle in short:
                 state = self.streams[handle]
-                state.seen, state.refused = subscription.ordinal(engine.cursor(handle)), True
+                state.seen, state.refused = self._ordinal(subscription, engine.cursor(handle)), True
             if chunk.cursor >= self._log.head:
                 for handle in whole:
                     self.drop(handle)
                     self._caught_up(handle)
                 continue
-            seen = subscription.ordinal(chunk.cursor)
+            seen = self._ordinal(subscription, chunk.cursor)
             for handle in whole:
                 state = self.streams[handle]
                 state.seen, state.queued = seen, True
@@ -382,7 +383,7 @@ class CatchUp:
             self.drop(handle)
             self._caught_up(handle)
             return False
-        state.seen = subscription.ordinal(engine.cursor(handle))
+        state.seen = self._ordinal(subscription, engine.cursor(handle))
         state.refused |= not whole
         return whole
 
@@ -393,7 +394,7 @@ class CatchUp:
         """Return the chunk that follows the cursor; streams with nearby cursors share it."""
         log = self._log
         if len(subscription.indexes) > 1:
-            key: object = (subscription, cursor, log.head)
+            key: object = (subscription, cursor, log.head, len(log))
             chunk = self._chunks.get(key)
             if chunk is None:
                 chunk = self._join(subscription, log.merge(subscription.indexes, cursor, log.head, SEGMENT_BYTES))
@@ -403,8 +404,8 @@ class CatchUp:
         number = index.segment(max(cursor, log.tail))
         if number is None:
             return None
-        # A backfill adds older rows to a segment.
-        key = (subscription.form, index, number, index.since)
+        # A backfill adds older rows to a segment, and an entry may be evicted before its turn.
+        key = (subscription.form, index, number, index.since, index.early)
         chunk = self._chunks.get(key)
         # The last segment grows. If streams received an outdated chunk of it, few would be live under a steady feed.
         if chunk is None or chunk.cursor <= cursor or index.segment(chunk.cursor) == number:
@@ -466,16 +467,18 @@ class CatchUp:
     def _judge(self, handle: int, state: Lagging, subscription: Subscription, now_s: float) -> bool:
         """Apply the policy if a limit is exceeded; return whether the stream stays open."""
         log, rule, cursor = self._log, subscription.rule, self._engine.cursor(handle)
-        missed = subscription.ordinal(log.tail) - state.seen if cursor < log.tail else 0
+        missed = self._missed(handle, state)
         lag = self.lag(subscription, max(cursor, log.tail), now_s)
         broken = self._broken(state, rule, lag, now_s)
-        if missed > 0 and state.newest_until is not None:
-            self._skip_newest(handle, state, subscription, state.newest_until)
-        elif missed > 0:
+        if missed is not None and missed <= 0:
+            state.seen = self._ordinal(subscription, cursor)
+        elif state.newest_until is not None:
+            self._skip_newest(handle, state, subscription, max(cursor, log.tail), state.newest_until)
+        else:
             if rule.policy in (Policy.DISCONNECT, Policy.BLOCK) and not state.replaying:
                 self._disconnect(handle, rule, now_s)
                 return False
-            self._skip(handle, state, subscription, log.tail, missed)
+            self._skip_evicted(handle, state, subscription, max(cursor, log.tail), missed)
         if broken and rule.policy is Policy.DISCONNECT:
             self._disconnect(handle, rule, now_s)
             return False
@@ -488,39 +491,61 @@ class CatchUp:
             self._limit(handle, state, subscription, broken)
         return True
 
+    def _ordinal(self, subscription: Subscription, cursor: int) -> int | None:
+        """Return the ordinal of a cursor; None if the log ends before it, because later entries would change it."""
+        return subscription.ordinal(cursor) if cursor <= self._log.head else None
+
+    def _missed(self, handle: int, state: Lagging) -> int | None:
+        """Return the number of events that were evicted before the stream received them; None if it is unknown."""
+        subscription, cursor = self._subscription(handle), self._engine.cursor(handle)
+        if state.seen is None:
+            return None if subscription.evicted >= cursor else 0
+        return subscription.ordinal(cursor) - state.seen
+
     def _disconnect(self, handle: int, rule: Rule, now_s: float) -> None:
         self.actions[rule.policy.value] += 1
         self.close(handle, CloseReason.SLOW, now_s)
 
-    def _skip(
-        self, handle: int, state: Lagging, subscription: Subscription, cursor: int, missed: int | None = None
-    ) -> None:
-        """Move a cursor forward and report the missed events."""
-        before = self._engine.cursor(handle)
-        if missed is None:
-            missed = subscription.ordinal(cursor) - subscription.ordinal(before)
-        told_already = bisect_left(state.told, cursor)
-        missed -= told_already
-        del state.told[:told_already]
-        told = b""
+    def _skip(self, handle: int, state: Lagging, subscription: Subscription, cursor: int) -> None:
+        """Move a cursor forward and report the retained events that the stream misses."""
+        before, told = self._engine.cursor(handle), b""
+        missed = subscription.ordinal(cursor) - subscription.ordinal(before)
         if missed > 0:
             self.actions[subscription.rule.policy.value] += 1
             told = notice.gap("slow", missed, *self._ends(subscription, before, cursor))
         self._tell(handle, subscription, cursor, told)
-        state.seen = subscription.ordinal(cursor)
+        state.seen = self._ordinal(subscription, cursor)
 
-    def _skip_newest(self, handle: int, state: Lagging, subscription: Subscription, until: int) -> None:
-        """Move the cursor of a stream that receives only the newest events to the tail.
+    def _skip_evicted(
+        self, handle: int, state: Lagging, subscription: Subscription, cursor: int, missed: int | None
+    ) -> None:
+        """Report evicted events, of which some may be after the cursor; `missed` is as `_missed` returns it."""
+        log, before, told = self._log, self._engine.cursor(handle), b""
+        if state.told:
+            untold = array("Q", [each for each in state.told if each >= cursor and log.has(each)])
+            if missed is not None:
+                missed -= len(state.told) - len(untold)
+            state.told = untold
+        if missed is None or missed > 0:
+            self.actions[subscription.rule.policy.value] += 1
+            told = notice.gap("slow", missed, *self._evicted_ends(subscription, before, cursor))
+        self._tell(handle, subscription, cursor, told)
+        state.seen = self._ordinal(subscription, cursor)
+
+    def _skip_newest(
+        self, handle: int, state: Lagging, subscription: Subscription, cursor: int, until: int
+    ) -> None:
+        """Move the cursor of a stream that receives only the newest events past evicted events.
 
         Superseded events are not missed, because the stream receives the later event. The number of the others is
         unknown.
         """
-        cursor, tail, told = self._engine.cursor(handle), self._log.tail, b""
-        if any(index.lost >= cursor or index.evicted >= until for index in subscription.indexes):
+        before, told = self._engine.cursor(handle), b""
+        if any(index.lost >= before or index.evicted >= until for index in subscription.indexes):
             self.actions[subscription.rule.policy.value] += 1
-            told = notice.gap("slow", None, *self._ends(subscription, cursor, tail))
-        self._tell(handle, subscription, tail, told)
-        state.seen = subscription.ordinal(tail)
+            told = notice.gap("slow", None, *self._evicted_ends(subscription, before, cursor))
+        self._tell(handle, subscription, cursor, told)
+        state.seen = self._ordinal(subscription, cursor)
 
     def _tell(self, handle: int, subscription: Subscription, cursor: int, frame: bytes) -> None:
         """Move a cursor, and send a notice, if any, before the event at the cursor."""
@@ -530,17 +555,21 @@ class CatchUp:
         if form.compressed:
             self._engine.count_content(handle, content)
 
-    def _ends(self, subscription: Subscription, before: int, cursor: int) -> tuple[str, str]:
-        """Return the ids of the first and the last event that a stream misses when it skips from `before` to `cursor`.
-
-        If these events are evicted, return default ids for the ends of the range, which name no event of another topic.
-        """
+    def _ends(self, subscription: Subscription, before: int, cursor: int) -> tuple[str | None, str | None]:
+        """Return the ids of the first and the last retained event that a stream skips from `before` to `cursor`."""
         log, indexes = self._log, subscription.indexes
-        if cursor == log.tail:
-            return log.id(before), log.id(cursor - 1)
         first = min(first for index in indexes if (first := index.first(max(before, log.tail))) is not None)
         last = max(last for index in indexes if (last := index.last(cursor)) is not None)
         return log.id(first), log.id(last)
+
+    def _evicted_ends(self, subscription: Subscription, before: int, cursor: int) -> tuple[str | None, str | None]:
+        """Return ids of the ends of a range that contains all evicted events from `before` on.
+
+        These are default ids, which name no event of another topic. None means that the end is unknown, after another
+        process handed over the stream.
+        """
+        last = max(cursor - 1, subscription.evicted)
+        return (self._log.default_id(before), self._log.default_id(last)) if last >= before else (None, None)
 
     def _fit(self, subscription: Subscription, cursor: int, now_s: float) -> int:
         """Return the first cursor whose lag is within the limits."""

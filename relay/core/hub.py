@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import cast
 
+from relay.config.history import parse_history
 from relay.config.model import Config
 from relay.core import notice
 from relay.core.admission import Admission
@@ -28,6 +29,7 @@ from relay.core.catchup import CatchUp
 from relay.core.close_reason import CLEAN, CloseReason
 from relay.core.compression import Compression
 from relay.core.ended import Ended, is_end
+from relay.core.expiry import HistoryRules
 from relay.core.flush import SLICE_S, Flush
 from relay.core.forms.form import Form
 from relay.core.forms.registry import POLL, all_forms
@@ -101,6 +103,7 @@ class Hub:
             bytes_max=config.history_bytes,
             events_max=config.history_events,
             age_s_max=config.history_age_s,
+            limits_of=HistoryRules(map(parse_history, config.history_for)).limits,
         )
         self.forms = all_forms()
         self.audiences = Audiences(self.log)
@@ -115,6 +118,7 @@ class Hub:
         self._input_ended = False
         self.fed = False  # another hub or a broker sends the entries, and nothing is published here
         self.begun = True  # the log is readable; in a fed hub, once the snapshot is complete
+        self.knows_evicted = True  # at an edge that starts a new log: the marks of the hub's log have arrived
         self.snapshot = 0  # entries before this sequence belong to the snapshot
         self.linked = True  # the hub or the broker that feeds this one is connected
         self.acknowledged = 0  # in a cluster: head of the broker's log after the last publish of this node
@@ -183,11 +187,13 @@ class Hub:
         journal = self.writer.journal
         return max(self.log.head, self.acknowledged) if journal is None else journal.head
 
-    def _append(self, topic: str, frame: bytes, id: str | None, key: str | None, now_s: float) -> int:
+    def _append(
+        self, topic: str, frame: bytes, id: str | None, key: str | None, now_s: float, ttl_s: float | None = None
+    ) -> int:
         known = self.log.topics.get(topic)
         if known is None:
             known = self.audiences.add_topic(topic)
-        sequence = self.log.append(known, frame, id, key, now_s)
+        sequence = self.log.append(known, frame, id, key, now_s, ttl_s)
         if known.audiences and self._flush.mark(known.audiences, sequence):
             self._set_floor()
             self._wake_up()
@@ -232,6 +238,16 @@ class Hub:
         """Record whether the hub that feeds this one is connected and is not leaving."""
         self.linked = linked
 
+    def know_evicted(
+        self, topics: Iterable[tuple[str, int, float]], ids: Iterable[tuple[str, str]], rest: tuple[int, float] | None
+    ) -> None:
+        """Import marks of evicted entries from the hub that feeds this one; see `relay.core.log.Log.know_evicted`."""
+        self.log.know_evicted(topics, ids, rest)
+        if rest is not None:
+            for index in self.audiences.indexes():
+                index.evicted_known = False  # The marks of patterns follow from those of topics.
+            self.knows_evicted = True
+
     def continue_from(self, head: int) -> None:
         """Keep the log; the feeding hub sends the missing entries up to its head."""
         self.snapshot = head
@@ -272,7 +288,7 @@ class Hub:
         Raises:
             EventError: its topic is invalid.
         """
-        self._append(entry.topic, entry.frame, entry.id, entry.key, now_s)
+        self._append(entry.topic, entry.frame, entry.id, entry.key, now_s, entry.ttl_s)
         if is_end(entry.frame):
             self.end_topic(entry.topic)
 
@@ -409,13 +425,17 @@ class Hub:
             now_s: the time.
 
         Raises:
-            RequestError: as `relay.core.admission.Admission.check`; 503 during a drain; 204 if all topics have ended.
+            RequestError: as `relay.core.admission.Admission.check`; 503 during a drain and before `knows_evicted`; 204
+                if all topics have ended.
             OSError: the descriptor is not a socket.
         """
         if self.draining:
             raise RequestError(503, "the server is draining", RETRY_SOON)
+        if not self.knows_evicted:
+            raise RequestError(503, "the server has just connected to its hub", RETRY_SOON)
         terms, rule, form = self._chosen(request.terms, request.policy, request.form)
         self.admission.check(self.engine.open, address, request.grant, terms)
+        self.log.expire(now_s)
         subscription = self.audiences.get(terms, rule, form)
         try:
             cursor, gap, resume = self._start(request, subscription, now_s)
@@ -531,12 +551,12 @@ class Hub:
         """
         log = self.log
         if sequence is not None:
-            return sequence + 1, sequence + 1 < log.tail
+            return sequence + 1, sequence < max(log.tail - 1, log.evicted_early)
         if request.last_ids and not request.must_know:
             return log.tail, False
         if request.since_s is not None:
             cursor = log.since(now_s - request.since_s)
-            return cursor, cursor == log.tail and not math.isinf(request.since_s)
+            return cursor, (cursor == log.tail or log.evicted_early > 0) and not math.isinf(request.since_s)
         return max(log.head, self.snapshot), False  # the remaining entries of a snapshot are not new
 
     def draw_retry_ms(self) -> int:
@@ -556,6 +576,7 @@ class Hub:
         if self.replays.due:
             more = self.replays.turn() or more
         self._settle(now_s)
+        more = self.log.expire(now_s) or more
         self._woken = more = more or self._flush.due or bool(self._ending or self._leaving)
         return more
 
@@ -572,6 +593,8 @@ class Hub:
     def tick(self, now_s: float) -> None:
         """Do the timed work; called a few times per second while streams are behind, else once per second."""
         self.log.retain(now_s)
+        if self.log.expire(now_s):
+            self._wake_up()
         self.writer.seen.expire(now_s)
         self.catchup.tick(now_s)
         self.compression.tick()
@@ -635,6 +658,9 @@ class Hub:
         elif self.ended.all(subscription.terms):
             self._close(handle, CloseReason.ENDED, self._clock())
         else:
+            if self.log.evicted_early:
+                # It may have passed events that were evicted early, and that a shared compressor was fed.
+                self.engine.skip(handle, self.engine.cursor(handle), b"")
             # A client may have reconnected from another edge whose log was further ahead.
             self.engine.live(handle, max(self.engine.cursor(handle), self.log.head))
 

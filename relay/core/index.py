@@ -1,7 +1,9 @@
 """The index of one subscription term: the sequences of its entries and the running total of their bytes.
 
-Reads from a cursor and the lag in events and bytes are binary searches. Ordinals and running totals never change when
-rows are added or removed at the front, so a reader may keep them.
+Reads from a cursor and the lag in events and bytes are binary searches. An ordinal counts the rows before a cursor and
+all evicted rows. If the ordinal of a reader's cursor increases, the difference is the number of events after the cursor
+that were evicted. A reader may therefore keep an ordinal. A row that is evicted before its turn leaves its bytes in the
+running total, so the lag in bytes is an upper bound.
 
 Owns the rows of one term and the state of one topic. Never holds a frame or decides which entries are evicted.
 """
@@ -14,7 +16,8 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
-from relay.core.newest import Newest
+from relay.config.history import TopicLimits
+from relay.core.newest import Current, Newest
 
 SEGMENT_BYTES = 64 * 1024
 """Reads of one index end at multiples of this in its running total, so that streams with nearby cursors get the same
@@ -34,7 +37,8 @@ class Index:
         evicted_s: time of that entry.
         evicted_known: whether both are exact. The index of a new pattern knows only later evictions.
 
-    `lost` is the sequence of the last evicted entry that was the newest of its topic and key, as far as the index knows.
+    `lost` is the sequence of the last evicted entry that was the newest of its topic and key; -1 if none is known.
+    `early` is the number of entries that were evicted before their turn.
     """
 
     __slots__ = (
@@ -43,6 +47,7 @@ class Index:
         "_ends",
         "_newest",
         "_origin",
+        "early",
         "evicted",
         "evicted_known",
         "evicted_s",
@@ -59,6 +64,7 @@ class Index:
         self._dead = 0  # rows at the front whose entries are evicted
         self._newest: Newest | None = None
         self.lost = -1
+        self.early = 0
         self.since = since
         self.evicted = evicted
         self.evicted_s = evicted_s
@@ -74,7 +80,7 @@ class Index:
             self.sequences, self._ends = array("Q", (sequence,)), array("q", (self._origin + size,))
 
     def evict(self, stop: int, last: int, last_s: float) -> None:
-        """Mark the rows before a sequence as dead; remove dead rows when they are half of the rows.
+        """Mark the rows before a sequence as dead.
 
         Args:
             stop: the sequence; not less than in earlier calls.
@@ -83,8 +89,32 @@ class Index:
         """
         if last > self.evicted:
             self.evicted, self.evicted_s = last, last_s
-        self._dead = dead = bisect_left(self.sequences, stop, lo=self._dead)
+        self._mark_dead(bisect_left(self.sequences, stop, lo=self._dead))
+
+    def evict_early(self, sequence: int, time_s: float) -> None:
+        """Mark a row as dead if it is the oldest; remove any other row."""
+        self.early += 1
+        if sequence > self.evicted:
+            self.evicted, self.evicted_s = sequence, time_s
+        if sequence < self.since:
+            return
+        if self.sequences[self._dead] == sequence:
+            self._mark_dead(self._dead + 1)
+            return
+        row = bisect_left(self.sequences, sequence)
+        del self.sequences[row], self._ends[row]
+        self._base += 1
+
+    def _mark_dead(self, dead: int) -> None:
+        """Mark this number of rows at the front as dead; remove them when they are half of the rows."""
+        self._dead = dead
         if (dead > 64 and dead * 2 > len(self.sequences)) or dead == len(self.sequences) > 0:
+            self._trim()
+
+    def _trim(self) -> None:
+        """Remove the dead rows."""
+        dead = self._dead
+        if dead:
             self._origin = self._ends[dead - 1]
             self._base += dead
             del self.sequences[:dead], self._ends[:dead]
@@ -94,6 +124,11 @@ class Index:
     def retained(self) -> int:
         """Number of rows whose entries are retained."""
         return len(self.sequences) - self._dead
+
+    @property
+    def oldest(self) -> int:
+        """The sequence of the oldest retained entry; there must be one."""
+        return self.sequences[self._dead]
 
     @property
     def origin(self) -> int:
@@ -109,6 +144,7 @@ class Index:
             origin: running total before the first entry.
             since: entries before this sequence are omitted.
         """
+        self._trim()
         gone = bisect_left(sequences, since)
         self._origin = ends[gone - 1] if gone else origin
         del sequences[:gone], ends[:gone]
@@ -129,12 +165,12 @@ class Index:
         self.evicted_known = True
 
     def ordinal(self, cursor: int) -> int:
-        """Count the entries before `cursor` from an arbitrary origin; only differences are meaningful."""
-        return self._base + bisect_left(self.sequences, cursor)
+        """Count the rows before `cursor` and all evicted rows, from an arbitrary origin."""
+        return self._base + bisect_left(self.sequences, cursor, self._dead)
 
     def lag(self, cursor: int) -> tuple[int, int, int | None]:
         """Return the number of events and bytes from `cursor` on, and the first sequence."""
-        row = bisect_left(self.sequences, cursor)
+        row = bisect_left(self.sequences, cursor, self._dead)
         events = len(self.sequences) - row
         if not events:
             return 0, 0, None
@@ -142,22 +178,26 @@ class Index:
 
     def first(self, cursor: int) -> int | None:
         """Return the first sequence at or after `cursor`, or None."""
-        row = bisect_left(self.sequences, cursor)
+        row = bisect_left(self.sequences, cursor, self._dead)
         return self.sequences[row] if row < len(self.sequences) else None
 
     def last(self, cursor: int) -> int | None:
         """Return the last sequence before `cursor`, or None."""
-        row = bisect_left(self.sequences, cursor)
-        return self.sequences[row - 1] if row else None
+        row = bisect_left(self.sequences, cursor, self._dead)
+        return self.sequences[row - 1] if row > self._dead else None
+
+    def last_rows(self, count: int) -> array[int]:
+        """Return the sequences of the last retained entries, at most `count`."""
+        return self.sequences[max(self._dead, len(self.sequences) - count) :]
 
     def part(self, cursor: int, until: int, count_max: int) -> array[int]:
         """Return at most `count_max` sequences in [cursor, until)."""
         rows = self.sequences
-        start = bisect_left(rows, cursor)
+        start = bisect_left(rows, cursor, self._dead)
         return rows[start : min(bisect_left(rows, until, lo=start), start + count_max)]
 
     def newest_part(
-        self, cursor: int, until: int, count_max: int, superseded: bytearray, base: int
+        self, current: Current, tail: int, cursor: int, until: int, count_max: int
     ) -> tuple[array[int], int]:
         """Return some entries in [cursor, until) that are the newest of their topic and key, and the cursor after them.
 
@@ -165,18 +205,18 @@ class Index:
         """
         if self._newest is None:
             self._newest = Newest()
-        return self._newest.read(self.part, cursor, until, count_max, superseded, base)
+        return self._newest.read(self.part, current, tail, cursor, until, count_max)
 
     def segment(self, cursor: int) -> int | None:
         """Return the number of the segment that holds the first entry at or after `cursor`; None if there is none."""
-        row = bisect_left(self.sequences, cursor)
+        row = bisect_left(self.sequences, cursor, self._dead)
         return None if row == len(self.sequences) else (self._ends[row] - 1) // SEGMENT_BYTES
 
     def rows(self, number: int, tail: int) -> tuple[array[int], bool]:
         """Return the sequences of a segment from `tail` on, and whether the segment is complete."""
         start = bisect_right(self._ends, number * SEGMENT_BYTES)
         stop = bisect_right(self._ends, (number + 1) * SEGMENT_BYTES)
-        start = max(start, bisect_left(self.sequences, tail))
+        start = max(start, bisect_left(self.sequences, tail, self._dead))
         return self.sequences[start:stop], stop < len(self.sequences)
 
 
@@ -185,14 +225,18 @@ class Topic(Index):
 
     The log forgets a topic with its last entry, unless it is `pinned` because its index has readers. `patterns` has the
     indexes of the patterns that matched at `generation`. `audiences` has the matching audiences, which the log does
-    not use. See `Log.resolve_with`.
+    not use. See `Log.resolve_with`. `limits` are those of `history-for`; `ages` belongs to `relay.core.expiry`.
     """
 
-    __slots__ = ("audiences", "generation", "name", "newest", "patterns", "pinned")
+    __slots__ = ("ages", "audiences", "generation", "limits", "name", "newest", "patterns", "pinned")
 
-    def __init__(self, name: str, since: int, evicted: int, evicted_s: float = -inf) -> None:
+    def __init__(
+        self, name: str, since: int, evicted: int, evicted_s: float = -inf, limits: TopicLimits | None = None
+    ) -> None:
         super().__init__(since, evicted, evicted_s)
         self.name = name
+        self.limits = limits
+        self.ages = False
         self.newest: dict[str | None, int] = {}
         self.pinned = False
         self.generation = -1
@@ -200,9 +244,9 @@ class Topic(Index):
         self.audiences: Sequence[Any] = ()
 
     def newest_part(
-        self, cursor: int, until: int, count_max: int, superseded: bytearray, base: int
+        self, current: Current, tail: int, cursor: int, until: int, count_max: int
     ) -> tuple[array[int], int]:
-        """Return entries as `Index.newest_part` does; for a topic with few keys, all of them, without a list to keep."""
+        """Return entries as `Index.newest_part` does; for a topic with few keys, all of them, and keep no list."""
         if len(self.newest) > count_max:
-            return super().newest_part(cursor, until, count_max, superseded, base)
+            return super().newest_part(current, tail, cursor, until, count_max)
         return array("Q", sorted(each for each in self.newest.values() if cursor <= each < until)), until

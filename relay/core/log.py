@@ -1,13 +1,15 @@
 """The log: all retained entries in one global order, with an index for each subscription term.
 
-Theory of operation. An entry is a row across parallel columns (frame, topic, id, key, time, superseded); its position
-is its sequence minus `_base`. With an object per entry, the garbage collector would traverse half a million objects.
-Sequences increase by one and never wrap. `tail` is the oldest retained sequence, `head` the next sequence. Retention
-moves `tail` and drops the frames at once; it removes dead rows from the columns when they are an eighth of the rows.
-A full log evicts a batch each time, because to evict a single entry takes longer than to append one.
+Theory of operation. An entry is a row across parallel columns (`relay.core.rows`). Sequences increase by one and never
+wrap. `tail` is the oldest retained sequence, `head` the next sequence. The overall limits evict the oldest entries and
+move `tail`. A full log evicts a batch each time, because to evict a single entry takes longer than to append one. An
+entry with a `ttl`, or of a topic with limits of its own, may be evicted earlier (`relay.core.expiry`).
+
 Each topic has its own index (`relay.core.index`); the index of a pattern is attached to every topic that matches.
 
 Owns retention, ids and the topics. Never knows the readers, encodes, opens a file or reads a clock.
+
+The module is longer than 400 lines because retention, reads and ids use the same rows.
 """
 
 from __future__ import annotations
@@ -15,14 +17,19 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, chain
+from itertools import chain, compress
 from math import inf
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from relay.config.history import TopicLimits
 from relay.core.evicted import NOTHING, Mark, Marks
+from relay.core.expiry import Expiry
 from relay.core.index import Index, Topic
 from relay.core.own_ids import OwnIds
+from relay.core.rows import Rows
 from relay.ids import default_sequence
+
+T = TypeVar("T")
 
 READ_ENTRIES_MAX = 1024
 """Maximum number of entries that one merging read examines."""
@@ -30,7 +37,11 @@ READ_ENTRIES_MAX = 1024
 EVICTED_SHARE = 256
 """A full log evicts entries until it is below the limit by the limit divided by this."""
 
-_DEAD_ROWS_MIN = 1024
+EXPIRED_A_CALL = 512
+"""Maximum number of entries that one call evicts before their turn, in less than 2 ms."""
+
+EXPIRED_AN_APPEND = 8
+"""The same for each appended entry; more than it adds, so that entries to evict cannot accumulate."""
 
 
 class Batch(NamedTuple):
@@ -50,6 +61,15 @@ class Entry(NamedTuple):
     id: str | None
     key: str | None
     frame: bytes
+    ttl_s: float | None = None
+
+
+def _without_limits(topic: str) -> None:
+    """Return None: without `history-for`, no topic has limits of its own."""
+
+
+def _pick(column: Iterable[T], alive: list[bool]) -> list[T]:
+    return list(compress(column, alive))
 
 
 class Log:
@@ -60,6 +80,7 @@ class Log:
         bytes_max: maximum bytes of retained frames.
         events_max: maximum number of retained entries; 0 for no limit.
         age_s_max: maximum age of an entry in seconds; 0 for no limit.
+        limits_of: returns the limits of a topic; None if it has only the overall limits.
     """
 
     def __init__(
@@ -69,6 +90,7 @@ class Log:
         bytes_max: int,
         events_max: int = 0,
         age_s_max: float = 0.0,
+        limits_of: Callable[[str], TopicLimits | None] = _without_limits,
     ) -> None:
         self.epoch = epoch
         self.bytes_max = bytes_max
@@ -77,22 +99,22 @@ class Log:
         self.head = 1
         self.tail = 1
         self.bytes = 0
+        self.retained = 0  # number of entries
+        self.evicted_early = 0  # last sequence that was evicted before its turn; 0 if none was
+        self.expired = 0  # number of entries that were evicted before their turn
         self.floor: int | None = None  # entries from this sequence on are exempt from retention
+        self.needed: dict[object, int] = {}  # reader → sequence from which on no entry is evicted early
         self.topics: dict[str, Topic] = {}
         self.generation = 0  # increases when a pattern is added or removed
         self._resolve: Callable[[Topic], None] = lambda _: None  # without patterns
         self.marks = Marks()
-        self._base = 1
-        self._frames: list[bytes | None] = []
-        self._topics: list[Topic] = []
-        self._ids: list[str | None] = []
-        self._keys: list[str | None] = []
-        self._times = array("d")
-        self._superseded = bytearray()
+        self._limits_of = limits_of
+        self._rows = Rows(1)
+        self._expiry = Expiry(self.topics, self.time_s)
         self.ids = OwnIds(self.topic_of)
 
     def __len__(self) -> int:
-        return self.head - self.tail
+        return self.retained
 
     @property
     def evicted_s(self) -> float:
@@ -111,9 +133,10 @@ class Log:
             indexes: all indexes that have readers, including those of patterns. The cursors of readers become invalid.
         """
         self.evict_before(self.head)
-        del self._frames[:], self._topics[:], self._ids[:], self._keys[:], self._times[:], self._superseded[:]
-        self.epoch, self.floor = epoch, None
-        self._base = self.tail = self.head = sequence
+        self._rows = Rows(sequence)
+        self._expiry.begin()
+        self.epoch, self.floor, self.evicted_early = epoch, None, 0
+        self.tail = self.head = sequence
         self.marks.begin(Mark(sequence - 1, evicted_s))
         self.ids.begin()
         for index in indexes:
@@ -123,11 +146,13 @@ class Log:
         """Return the topic of this name; create it if missing."""
         topic = self.topics.get(name)
         if topic is None:
-            topic = self.topics[name] = Topic(name, self.head, *self.marks.take(name))
+            topic = self.topics[name] = Topic(name, self.head, *self.marks.take(name), self._limits_of(name))
         return topic
 
-    def append(self, topic: Topic, frame: bytes, id: str | None, key: str | None, now_s: float) -> int:
-        """Append an entry and apply the limits of bytes and events.
+    def append(
+        self, topic: Topic, frame: bytes, id: str | None, key: str | None, now_s: float, ttl_s: float | None = None
+    ) -> int:
+        """Append an entry and apply the limits of bytes and events, and those of the topic.
 
         Args:
             topic: one of `self.topics`.
@@ -135,34 +160,49 @@ class Log:
             id: the id that the publisher chose, or None for the default id.
             key: the key for `conflate`; events of a topic without a key share the key None.
             now_s: time of the entry in seconds; never less than the time of the previous entry.
+            ttl_s: time after which the entry is evicted, in seconds; None for no such time.
 
         Returns:
             the entry's sequence.
         """
         sequence = self.head
         self.head = sequence + 1
-        size = len(frame)
-        self._frames.append(frame)
-        self._topics.append(topic)
-        self._ids.append(id)
-        self._keys.append(key)
-        self._times.append(now_s)
-        self._superseded.append(0)
+        size, rows = len(frame), self._rows
+        rows.frames.append(frame)
+        rows.topics.append(topic)
+        rows.ids.append(id)
+        rows.keys.append(key)
+        rows.times.append(now_s)
+        rows.superseded.append(0)
+        if rows.sequences is not None:
+            rows.sequences.append(sequence)
         if id is not None:
             self.ids.add(id, topic.name, sequence)
         older = topic.newest.get(key)
         if older is not None:
-            self._superseded[older - self._base] = 1
+            rows.superseded[older - rows.base if rows.sequences is None else rows.row(older)] = 1
         topic.newest[key] = sequence
+        self.retained += 1
         if topic.generation != self.generation:
             self._resolve(topic)
         topic.append(sequence, size)
         for index in topic.patterns:
             index.append(sequence, size)
         self.bytes += size
-        if self.bytes > self.bytes_max or self.head - self.tail > self.events_max > 0:
+        if ttl_s is not None or topic.limits is not None:
+            self._expiry.add(topic, sequence, now_s, ttl_s)
+            self.expire(now_s, EXPIRED_AN_APPEND, sequence)
+        if self.bytes > self.bytes_max or self.retained > self.events_max > 0:
             self.retain(now_s)
         return sequence
+
+    def skip_to(self, sequence: int) -> None:
+        """Continue with a later sequence, because another log with the same entries has evicted those before it."""
+        if sequence > self.head:
+            self._rows.list_sequences()
+            if self.tail == self.head:
+                self.tail = sequence
+            self.head = sequence
 
     def keep_from(self, sequence: int | None) -> None:
         """Exempt entries from this sequence on from retention; None ends the exemption."""
@@ -176,61 +216,129 @@ class Log:
         stop = self.head if self.floor is None else min(self.floor, self.head)
         if stop <= self.tail:
             return
-        over = self.tail
-        if self.head - over > self.events_max > 0:
-            over = self.head - self.events_max + self.events_max // EVICTED_SHARE
+        rows = self._rows
+        first = over = rows.row(self.tail)
+        if self.retained > self.events_max > 0:
+            over = rows.after_entries(first, self.retained - self.events_max + self.events_max // EVICTED_SHARE)
         if self.bytes > self.bytes_max:
             excess = self.bytes - self.bytes_max + self.bytes_max // EVICTED_SHARE
-            over = max(over, min(self._after_bytes(excess), self.head - 1))
+            over = max(over, min(rows.after_bytes(first, excess), len(rows) - 1))
         if self.age_s_max:
-            over = max(over, self.since(now_s - self.age_s_max))
-        self.evict_before(min(over, stop))
-        dead = self.tail - self._base
-        if dead > _DEAD_ROWS_MIN and dead * 8 > len(self._frames):
-            del self._frames[:dead], self._topics[:dead], self._ids[:dead], self._keys[:dead]
-            del self._times[:dead], self._superseded[:dead]
-            self._base = self.tail
-
-    def _after_bytes(self, size: int) -> int:
-        """Return the sequence after the oldest entries that have at least this many bytes together."""
-        row, count = self.tail - self._base, 16
-        while row < len(self._frames):
-            ends = list(accumulate(map(len, self._frames[row : row + count])))  # type: ignore[arg-type]
-            if ends[-1] >= size:
-                return self._base + row + bisect_left(ends, size) + 1
-            size -= ends[-1]
-            row += len(ends)
-            count *= 2
-        return self.head
+            over = max(over, bisect_left(rows.times, now_s - self.age_s_max, first))
+        self._evict_rows(first, min(over, rows.row(stop)))
+        rows.remove_front(rows.row(self.tail))
 
     def evict_before(self, sequence: int) -> None:
         """Evict the entries before a sequence."""
-        stop = min(sequence, self.head)
-        if stop <= self.tail:
+        self._evict_rows(self._rows.row(self.tail), self._rows.row(min(sequence, self.head)))
+
+    def _evict_rows(self, first: int, until: int) -> None:
+        """Evict the entries of the rows in [first, until); `first` is the row of the tail."""
+        if until <= first:
             return
-        base, rows = self._base, slice(self.tail - self._base, stop - self._base)
-        frames, topics = self._frames[rows], self._topics[rows]
-        self._frames[rows] = [None] * len(frames)
+        rows, part = self._rows, slice(first, until)
+        stop = rows.sequence(until - 1) + 1
+        sequences: Sequence[int] = range(self.tail, stop) if rows.sequences is None else rows.sequences[part]
+        frames, topics, ids, keys = rows.frames[part], rows.topics[part], rows.ids[part], rows.keys[part]
+        rows.frames[part] = [None] * len(frames)
+        if rows.holes:
+            alive = [frame is not None for frame in frames]
+            for place, is_alive in enumerate(alive, first):
+                if not is_alive:
+                    self._evict_id(place)
+            rows.holes -= alive.count(False)
+            frames, topics, sequences = _pick(frames, alive), _pick(topics, alive), _pick(sequences, alive)
+            ids, keys = _pick(ids, alive), _pick(keys, alive)
         self.bytes -= sum(map(len, frames))  # type: ignore[arg-type]
-        columns = zip(topics, self._ids[rows], self._keys[rows], strict=True)
-        for each, (topic, id, key) in enumerate(columns, self.tail):
+        self.retained -= len(frames)
+        for each, topic, id, key in zip(sequences, topics, ids, keys, strict=True):
             if id is not None:
                 self.ids.evict(id, topic.name)
             if key is not None and topic.newest.get(key) == each:
                 topic.lost = topic.newest.pop(key)
-        last = dict(zip(topics, range(self.tail, stop), strict=True))
+        if self._expiry.ttls:
+            self._expiry.forget(sequences)
+        last = dict(zip(topics, sequences, strict=True))
         self.tail = stop
         for topic, evicted in last.items():
             if topic.newest.get(None, stop) < stop:
                 topic.lost = max(topic.lost, topic.newest.pop(None))
             if topic.generation != self.generation:
                 self._resolve(topic)
-            time_s = self._times[evicted - base]
+            time_s = rows.times[rows.row(evicted)]
             topic.evict(stop, evicted, time_s)
             for index in topic.patterns:
                 index.evict(stop, evicted, time_s)
                 index.lost = max(index.lost, topic.lost)
             self.forget(topic)
+        self._move_tail(until)
+
+    def expire(self, now_s: float, count_max: int = EXPIRED_A_CALL, stop: int | None = None) -> bool:
+        """Evict entries whose `ttl` has passed or whose topic exceeds its own limits.
+
+        Args:
+            now_s: the time.
+            count_max: maximum number of entries to evict.
+            stop: entries from this sequence on are exempt, as are those from `floor` on and those that are `needed`.
+
+        Returns:
+            whether others have to be evicted.
+        """
+        stop = min(self.head if stop is None else stop, *self.needed.values(), self.floor or self.head)
+        for _ in range(count_max):
+            sequence = self._expiry.next(now_s, stop)
+            if sequence is None:
+                return False
+            self._evict_early(sequence)
+        return True
+
+    def _evict_early(self, sequence: int) -> None:
+        """Evict an entry before its turn. A client can resume from its id until its row is removed."""
+        rows = self._rows
+        row = rows.row(sequence)
+        topic, frame, key, time_s = rows.topics[row], rows.frames[row], rows.keys[row], rows.times[row]
+        assert frame is not None
+        self.bytes -= len(frame)
+        self.retained -= 1
+        if topic.generation != self.generation:
+            self._resolve(topic)
+        is_newest = topic.newest.get(key) == sequence
+        if is_newest:
+            del topic.newest[key]
+        for index in (topic, *topic.patterns):
+            index.evict_early(sequence, time_s)
+            if is_newest:
+                index.lost = max(index.lost, sequence)
+        self._expiry.forget((sequence,))
+        self.forget(topic)
+        self.evicted_early = max(self.evicted_early, sequence)
+        self.expired += 1
+        rows.clear(row)
+        rows.holes += 1
+        if sequence == self.tail:
+            self._move_tail(row)
+            rows.remove_front(rows.row(self.tail))
+        elif rows.full_of_holes:
+            for dead in rows.next_holes(rows.row(self.tail)):
+                self._evict_id(dead)
+            rows.remove_holes()
+
+    def _evict_id(self, row: int) -> None:
+        """Forget the publisher's id of an entry that was evicted before its turn."""
+        id = self._rows.ids[row]
+        if id is not None:
+            self.ids.evict(id, self._rows.topics[row].name)
+
+    def _move_tail(self, row: int) -> None:
+        """Move the tail to the first retained entry from a row on."""
+        rows = self._rows
+        if rows.holes:
+            living = rows.living(row)
+            for dead in range(row, living):
+                self._evict_id(dead)
+            rows.holes -= living - row
+            row = living
+        self.tail = rows.sequence(row) if row < len(rows) else self.head
 
     def forget(self, topic: Topic) -> None:
         """Drop a topic if it has neither entries nor readers."""
@@ -240,7 +348,9 @@ class Log:
 
     def evicted(self) -> Iterator[tuple[str, int, float]]:
         """Return the current marks of evicted entries: each topic's name, and its last one's sequence and time."""
-        marks, topics, last = dict(self.marks.items()), list(self.topics.values()), self.tail - 1
+        marks, topics = dict(self.marks.items()), list(self.topics.values())
+        # Entries may be evicted while the caller reads the marks. Those before this sequence are evicted now.
+        last = max(self.tail - 1, self.evicted_early)
         forgotten = ((name, *mark) for name, mark in marks.items())
         return chain(forgotten, ((topic.name, min(topic.evicted, last), topic.evicted_s) for topic in topics))
 
@@ -260,6 +370,7 @@ class Log:
             rest: the mark of all topics that were not named; None while other topics follow.
         """
         for name, sequence, time_s in topics:
+            self.evicted_early = max(self.evicted_early, sequence)  # Not all marks are before the tail.
             topic = self.topics.get(name)
             if topic is None:
                 self.marks.know(name, Mark(sequence, time_s))
@@ -278,46 +389,59 @@ class Log:
 
     def new_index(self) -> Index:
         """Make an index for a pattern, complete from the head on; `relay.core.backfill` adds older entries."""
-        return Index(self.head, *NOTHING, evicted_known=self.tail == 1)
+        return Index(self.head, *NOTHING, evicted_known=self.tail == 1 and not self.evicted_early)
 
     # Reading
 
     def frame(self, sequence: int) -> bytes:
         """Return the frame of a retained entry."""
-        frame = self._frames[sequence - self._base]
+        frame = self._rows.frames[self._rows.row(sequence)]
         assert frame is not None, "the entry is evicted"
         return frame
 
+    def has(self, sequence: int) -> bool:
+        """Return whether the log retains an entry."""
+        return self.tail <= sequence < self.head and self._rows.has(sequence)
+
     def entry(self, sequence: int) -> Entry:
         """Return a retained entry with all its fields."""
-        row = sequence - self._base
+        rows, frame = self._rows, self.frame(sequence)
+        row = rows.row(sequence)
+        ttl_s = self._expiry.ttls.get(sequence)
         return Entry(
-            sequence,
-            self._times[row],
-            self._topics[row].name,
-            self._ids[row],
-            self._keys[row],
-            self.frame(sequence),
+            sequence, rows.times[row], rows.topics[row].name, rows.ids[row], rows.keys[row], frame, ttl_s
         )
+
+    def following(self, cursor: int) -> int:
+        """Return the first retained sequence at or after a cursor, which is not before the tail; the head if none."""
+        row = self._rows.living(self._rows.row(cursor))
+        return self._rows.sequence(row) if row < len(self._rows) else self.head
 
     def rows_reversed(self, start: int, stop: int) -> Iterator[tuple[int, Topic, int]]:
         """Return sequence, topic and size of the retained entries in [start, stop), the newest first."""
-        rows = slice(start - self._base, stop - self._base)
-        topics, frames = self._topics[rows], self._frames[rows]
-        return zip(range(stop - 1, start - 1, -1), reversed(topics), map(len, reversed(frames)), strict=True)  # type: ignore[arg-type]
+        return self._rows.newest_first(start, stop)
 
     def time_s(self, sequence: int) -> float:
         """Return the time of a retained entry."""
-        return self._times[sequence - self._base]
+        rows = self._rows
+        return rows.times[sequence - rows.base if rows.sequences is None else rows.row(sequence)]
 
     def topic_of(self, sequence: int) -> str:
         """Return the topic of a retained entry."""
-        return self._topics[sequence - self._base].name
+        return self._rows.topics[self._rows.row(sequence)].name
 
     def pick(self, sequences: Sequence[int]) -> list[bytes]:
         """Return the frames of retained entries."""
-        base, frames = self._base, self._frames
-        return [frames[sequence - base] for sequence in sequences]  # type: ignore[misc]
+        rows = self._rows
+        base, frames = rows.base, rows.frames
+        if rows.sequences is None:
+            return [frames[sequence - base] for sequence in sequences]  # type: ignore[misc]
+        return [frames[rows.row(sequence)] for sequence in sequences]  # type: ignore[misc]
+
+    def current(self, sequences: Iterable[int]) -> array[int]:
+        """Return those of some sequences whose entries are retained and not superseded."""
+        tail = self.tail
+        return self._rows.current([each for each in sequences if each >= tail])
 
     def merge(
         self, indexes: Iterable[Index], cursor: int, until: int, bytes_max: int, *, conflate: bool = False
@@ -355,7 +479,7 @@ class Log:
         cursor, cut = max(cursor, self.tail), until
         wanted: list[int] = []
         for index in indexes:
-            part, after = index.newest_part(cursor, until, READ_ENTRIES_MAX, self._superseded, self._base)
+            part, after = index.newest_part(self.current, self.tail, cursor, until, READ_ENTRIES_MAX)
             wanted += part
             cut = min(cut, after)
         return self._batch(wanted, cut, bytes_max)
@@ -363,7 +487,9 @@ class Log:
     def _batch(self, wanted: list[int], cut: int, bytes_max: int, *, conflate: bool = False) -> Batch:
         """Return the entries before `cut` that fit; `wanted` has the sequences of each index, one after the other."""
         wanted.sort()  # The part of each index is sorted; timsort merges the parts.
-        base, frames, flags, size = self._base, self._frames, self._superseded, 0
+        rows, size = self._rows, 0
+        base = rows.base if rows.sequences is None else None
+        frames, flags = rows.frames, rows.superseded
         sequences: list[int] = []
         superseded: list[int] = []
         if len(wanted) > READ_ENTRIES_MAX:
@@ -371,10 +497,11 @@ class Log:
         for sequence in wanted:
             if sequence >= cut:
                 break
-            if conflate and flags[sequence - base]:
+            row = rows.row(sequence) if base is None else sequence - base
+            if conflate and flags[row]:
                 superseded.append(sequence)
                 continue
-            size += len(frames[sequence - base])  # type: ignore[arg-type]
+            size += len(frames[row])  # type: ignore[arg-type]
             if sequences and size > bytes_max:
                 cut = sequence
                 break
@@ -385,19 +512,21 @@ class Log:
 
     def id(self, sequence: int) -> str:
         """Return the id of an entry; the default id if the entry is not retained or has no own id."""
-        if self.tail <= sequence < self.head:
-            own = self._ids[sequence - self._base]
+        if self.has(sequence):
+            own = self._rows.ids[self._rows.row(sequence)]
             if own is not None:
                 return own
+        return self.default_id(sequence)
+
+    def default_id(self, sequence: int) -> str:
+        """Return the default id of an entry."""
         return f"{self.epoch}-{sequence}"
 
     def newest(self, topic: str) -> Iterator[tuple[str | None, bytes]]:
         """Yield the own id, if any, and the frame of each retained entry of a topic, the newest first."""
         known = self.topics.get(topic)
-        for sequence in reversed(known.sequences if known is not None else ()):
-            if sequence < self.tail:
-                return
-            yield self._ids[sequence - self._base], self.frame(sequence)
+        for sequence in reversed(known.part(self.tail, self.head, known.retained) if known is not None else ()):
+            yield self._rows.ids[self._rows.row(sequence)], self.frame(sequence)
 
     def find(self, ids: Sequence[str], terms: tuple[str, ...]) -> int | None:
         """Return the sequence of the last event that a subscriber received; None if unknown.
@@ -415,4 +544,6 @@ class Log:
 
     def since(self, time_s: float) -> int:
         """Return the first retained sequence whose time is at or after `time_s`."""
-        return bisect_left(self._times, time_s, lo=self.tail - self._base) + self._base
+        rows = self._rows
+        row = bisect_left(rows.times, time_s, rows.row(self.tail))
+        return rows.sequence(row) if row < len(rows) else self.head

@@ -18,6 +18,9 @@ from typing import TypeAlias
 Part: TypeAlias = "Callable[[int, int, int], array[int]]"
 """Returns sequences of an index from (cursor, until, maximum count); see `relay.core.index.Index.part`."""
 
+Current: TypeAlias = "Callable[[array[int]], array[int]]"
+"""Returns those of some entries that are retained and not superseded; see `relay.core.log.Log.current`."""
+
 
 class Newest:
     """The list of one index."""
@@ -29,30 +32,29 @@ class Newest:
         self._until = 0  # the entries before this sequence are listed
 
     def read(
-        self, part_of: Part, cursor: int, until: int, count_max: int, superseded: bytearray, base: int
+        self, part_of: Part, current: Current, tail: int, cursor: int, until: int, count_max: int
     ) -> tuple[array[int], int]:
         """Return some of the newest entries in [cursor, until), and the cursor after them.
 
         Args:
-            part_of: `part` of the index, always the same index.
-            cursor: first sequence to read; not below the tail of the log.
+            part_of: reads the index, always the same one.
+            current: selects the newest entries.
+            tail: the tail of the log.
+            cursor: first sequence to read; not below the tail.
             until: sequence to stop before; at most the head of the log.
             count_max: maximum number of entries to examine.
-            superseded: a flag for each entry of the log.
-            base: sequence of the first flag.
         """
         rows = self._sequences
+        del rows[: bisect_left(rows, tail)]
         if self._until < until:
-            start = max(self._until, base)
-            more = part_of(start, until, count_max)
-            rows.extend([sequence for sequence in more if not superseded[sequence - base]])
+            more = part_of(max(self._until, tail), until, count_max)
+            rows.extend(current(more))
             self._until = more[-1] + 1 if len(more) == count_max else until
-        del rows[: bisect_left(rows, base)]
         start = bisect_left(rows, cursor)
         stop = min(bisect_left(rows, until, lo=start), start + count_max)
         part = rows[start:stop]
         after = part[-1] + 1 if len(part) == count_max else min(until, self._until)
-        kept = array("Q", [sequence for sequence in part if not superseded[sequence - base]])
+        kept = current(part)
         if len(kept) < len(part):
             rows[start:stop] = kept
         return kept, max(cursor, after)

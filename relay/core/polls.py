@@ -91,8 +91,8 @@ class Polls:
     def newest(self, subscription: Subscription, events_max: int) -> int:
         """Return the first cursor from which one answer contains all later events, at most `events_max`."""
         log, size = self._log, 0
-        ends = [index.sequences[-events_max:] for index in subscription.indexes]
-        sequences = sorted(sequence for end in ends for sequence in end if sequence >= log.tail)[-events_max:]
+        ends = [index.last_rows(events_max) for index in subscription.indexes]
+        sequences = sorted(sequence for end in ends for sequence in end)[-events_max:]
         cursor = log.head
         for sequence, frame in zip(reversed(sequences), reversed(log.pick(sequences)), strict=True):
             size += len(frame)
@@ -104,7 +104,7 @@ class Polls:
     def history_gap(self, subscription: Subscription, cursor: int) -> bytes:
         """Return the gap event for evicted entries from a cursor on; empty if none was evicted."""
         last = subscription.evicted
-        return notice.gap("history", None, self._log.id(cursor), self._log.id(last)) if last >= cursor else b""
+        return notice.gap("history", None, self._log.default_id(cursor), self._log.id(last)) if last >= cursor else b""
 
     # Waiting polls
 

@@ -64,7 +64,7 @@ class PackedLag(msgspec.Struct, array_like=True, frozen=True):
 
     replaying: bool
     refused: bool
-    owed: int  # number of events of the subscription from `seen` to the head, with evicted ones
+    owed: int | None  # number of events of the subscription from `seen` to the head, with evicted ones
     soft_since_s: float | None
     over_since_s: float | None
     ceiling: int | None

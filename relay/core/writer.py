@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from relay.config.model import Config
+from relay.config.model import DURATION_S_MAX, Config
 from relay.core.ended import END, Ended
 from relay.core.forms.framing import CHUNK_BYTES_MAX
 from relay.core.log import Entry, Log
@@ -33,8 +33,8 @@ RESERVED = "relay."
 
 _SEQUENCE_MAX = 2**63
 
-Append = Callable[[str, bytes, str | None, str | None, float], int]
-"""Appends (topic, frame, id, key, time) to the log and returns the sequence."""
+Append = Callable[[str, bytes, str | None, str | None, float, float | None], int]
+"""Appends (topic, frame, id, key, time, ttl) to the log and returns the sequence."""
 
 
 class WriteAhead(Protocol):
@@ -156,13 +156,13 @@ class Writer:
                 raise _reserved()
         frame = self._encode(event, topic, sequence)
         if journal is None:
-            self._append(topic, frame, event.id, event.key, now_s)
+            self._append(topic, frame, event.id, event.key, now_s, event.ttl)
             if is_last:
                 self._on_end(topic)
         else:
             if is_last:
                 self._ended.begin(topic)
-            journal.put((Entry(sequence, now_s, topic, event.id, event.key, frame),), ())
+            journal.put((Entry(sequence, now_s, topic, event.id, event.key, frame, event.ttl),), ())
         self.encodes += 1
         return event.id if event.id is not None else f"{self._log.epoch}-{sequence}"
 
@@ -234,7 +234,7 @@ class Writer:
             if event.event == END:
                 ending.add(topic)
             id = event.id if event.id is not None else f"{self._log.epoch}-{sequence}"
-            entries.append(Entry(sequence, now_s, topic, event.id, event.key, frame))
+            entries.append(Entry(sequence, now_s, topic, event.id, event.key, frame, event.ttl))
             ids.append(id)
             if key is not None:
                 keys[key] = id
@@ -243,8 +243,8 @@ class Writer:
         for key, id in keys.items():
             self.seen.add(key, id, now_s)
         if self.journal is None:
-            for _, _, topic, own_id, key, frame in entries:
-                self._append(topic, frame, own_id, key, now_s)
+            for _, _, topic, own_id, key, frame, ttl_s in entries:
+                self._append(topic, frame, own_id, key, now_s, ttl_s)
             for topic in ending:
                 self._on_end(topic)
         elif entries:
@@ -261,7 +261,19 @@ class Writer:
             check_topic(topic)
         if event.key is not None and not event.key.isascii():
             _check_text("key", event.key)
+        if event.ttl is not None:
+            check_ttl(event)
         return encode(event, f"{log.epoch}-{sequence}", self.event_bytes_max, True)
+
+
+def check_ttl(event: Event) -> None:
+    """Check the `ttl` of an event, if it has one.
+
+    Raises:
+        EventError: it is negative, too large or not a number.
+    """
+    if event.ttl is not None and not 0 <= event.ttl <= DURATION_S_MAX:
+        raise EventError("ttl", f"must be a number of seconds from 0 to {DURATION_S_MAX:.0f}, not {event.ttl}")
 
 
 def _reserved() -> EventError:

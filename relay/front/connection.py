@@ -62,6 +62,8 @@ from relay.sources.requests import Cancel
 from relay.sources.topic_signals import SIGNAL_BYTES_MAX
 from relay.sources.upload import Upload
 from relay.sse import comment
+from relay.telemetry import topics
+from relay.telemetry.topics import TopicsPage, TopicsQuery
 
 REQUESTS_A_TURN = 8
 """Requests of one connection that are served per turn of the event loop."""
@@ -326,6 +328,8 @@ class FrontProtocol(asyncio.Protocol):
             assert self._request is not None
             ticket = front.auth.ticket(self._request)
             self._respond(200, *json_body({"ticket": ticket, "expires_in_s": front.config.ticket_s}))
+        elif isinstance(route, TopicsQuery):
+            self._list_topics(route)
         else:
             self._document(route)
         return True
@@ -570,9 +574,32 @@ class FrontProtocol(asyncio.Protocol):
     def _ask(self, ask: Ask, resource: Resource) -> None:
         """Respond with the statistics or metrics of all processes."""
         if resource is Resource.METRICS:
-            self._await(lambda done: ask("metrics", done), lambda body: self._respond(200, _TEXT, body))
+            self._await(lambda done: ask("metrics", None, done), lambda body: self._respond(200, _TEXT, body))
         else:
-            self._await(lambda done: ask("stats", done), lambda body: self._respond(200, JSON, body))
+            self._await(lambda done: ask("stats", None, done), lambda body: self._respond(200, JSON, body))
+
+    def _list_topics(self, query: TopicsQuery) -> None:
+        """Respond with a page of topics, or with one topic."""
+        front = self._front
+        if front.ask is not None:
+            ask = front.ask
+            self._await(
+                lambda done: ask("topics", query, done), lambda body: self._listed(query, topics.decode(body))
+            )
+        else:
+            ahead_s = front.auth.wall() - front.clock()
+            self._await(
+                lambda done: topics.search(front.hub, query, ahead_s, front.loop, done),
+                lambda page: self._listed(query, page),
+            )
+
+    def _listed(self, query: TopicsQuery, page: TopicsPage) -> None:
+        if not query.topic:
+            self._respond(200, JSON, topics.encode(page) + b"\n")
+        elif page.topics:
+            self._respond(200, JSON, topics.encode(page.topics[0]) + b"\n")
+        else:
+            raise RequestError(404, f"the topic {query.topic!r} has neither retained events nor streams")
 
     def _respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """Respond to the current request; keep the connection open if both sides allow it."""

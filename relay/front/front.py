@@ -32,6 +32,7 @@ from relay.sources.requests import BatchPublisher, Cancel, Publishing
 from relay.sources.topic_signals import TopicSignals
 from relay.telemetry.input_errors import InputErrors
 from relay.telemetry.metrics import Metrics
+from relay.telemetry.topics import TopicsQuery
 
 if TYPE_CHECKING:
     from relay.front.connection import FrontProtocol
@@ -43,7 +44,9 @@ LINGER_S = 2.0
 """Time for a client to close the connection after its last response."""
 
 Find = Callable[[tuple[str, ...], tuple[str, ...], Callable[[int | RelayError | None], None]], Cancel]
-Ask = Callable[[Literal["stats", "metrics"], Callable[[bytes | RelayError], None]], Cancel]
+Ask = Callable[
+    [Literal["stats", "metrics", "topics"], TopicsQuery | None, Callable[[bytes | RelayError], None]], Cancel
+]
 
 _logger = logging.getLogger("relay.front")
 
@@ -152,7 +155,7 @@ class Front:
         Args:
             publisher: publishes at the hub.
             find: asks the hub for the sequence of an id that this edge's log does not contain.
-            ask: asks the hub for /stats and /metrics of all processes; without it, they show this process only.
+            ask: asks the hub for a report of all processes; without it, the reports show this process only.
         """
         self.publisher, self.find, self.ask = publisher, find, ask
 

@@ -118,7 +118,9 @@ def _fields(request: Request, route: PublishBody) -> tuple[Event, dict[str, str]
 
     The fields of a webhook take precedence over those of the query.
     """
-    fields = Event(event=route.event, id=route.id, key=route.key, topic=route.topic, dedup=route.dedup)
+    fields = Event(
+        event=route.event, id=route.id, key=route.key, topic=route.topic, dedup=route.dedup, ttl=route.ttl
+    )
     members = {}
     for field, place in route.webhook.places if route.webhook is not None else ():
         if place.startswith("."):

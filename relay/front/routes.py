@@ -34,6 +34,7 @@ from relay.http.request import Request
 from relay.http.response import Headers, cors_headers, stream_head
 from relay.ids import LAST_ID_NAMES, query_readings, readings
 from relay.limits import Limit
+from relay.telemetry.topics import LIMIT, LIMIT_MAX, TopicsQuery
 from relay.topic import check_term, check_topic, is_pattern
 
 _STREAM_NAMES = Names(
@@ -44,7 +45,8 @@ HISTORY_EVENTS = 100
 """Number of events of a history without `limit`."""
 POLL_WAIT_S = 30.0
 """Time that a poll without `wait` waits. Proxies usually give up after 60 seconds."""
-_PUBLISH_NAMES = Names(("topic", "event", "id", "key", "dedup", "lines"))
+_TOPICS_NAMES = Names(("after", "limit"))
+_PUBLISH_NAMES = Names(("topic", "event", "id", "key", "dedup", "ttl", "lines"))
 ORIGINS_CACHED = 1024
 """Size of the cache of headers per origin; a wildcard can match any number of origins."""
 
@@ -93,6 +95,7 @@ class PublishBody:
         id: event id, if the body is the data of one event.
         key: event key, if the body is the data of one event.
         dedup: dedup key of events that have none.
+        ttl: time in seconds for which the event is retained, if the body is the data of one event.
         is_data: whether the body is the data of one event, whatever its content type.
         webhook: the webhook of the topic, if the path names the topic.
         coding: the content coding of the body; empty for none.
@@ -104,6 +107,7 @@ class PublishBody:
     id: str | None
     key: str | None
     dedup: str | None = None
+    ttl: float | None = None
     is_data: bool = False
     webhook: Webhook | None = None
     coding: str = ""
@@ -139,7 +143,7 @@ class Resource(Enum):
     STATS = "/stats"
 
 
-Route = Subscribe | StreamHead | Poll | PublishBody | SignalTopic | Ticket | Options | Resource
+Route = Subscribe | StreamHead | Poll | PublishBody | SignalTopic | Ticket | Options | Resource | TopicsQuery
 
 _RESOURCES = {resource.value: resource for resource in Resource}
 
@@ -227,6 +231,9 @@ class Router:
         if path == "/ticket" and self._config.subscribe == "jwt":
             _check_method(request, _WRITE)
             return self._options(request, _WRITE) if request.method == "OPTIONS" else Ticket()
+        if path == "/topics" or path.startswith("/topics/"):
+            _check_method(request, _READ)
+            return self._options(request, _READ) if request.method == "OPTIONS" else _topics(request)
         resource = _RESOURCES.get(path)
         if resource is not None:
             _check_method(request, _READ)
@@ -332,6 +339,7 @@ class Router:
             _one(request, "id"),
             _one(request, "key"),
             _one(request, "dedup") or read_key(request.headers.get("idempotency-key")),
+            _ttl(request),
             is_data=path_topic is not None,
             webhook=find_webhook(self._webhooks, topic) if path_topic is not None else None,
             coding=coding,
@@ -415,6 +423,28 @@ def _only(name: str, values: list[str]) -> str | None:
     if len(values) > 1:
         raise RequestError(400, f"query: {name} is repeated; give it once")
     return values[0] if values else None
+
+
+def _topics(request: Request) -> TopicsQuery:
+    """Parse a request for one topic, or for a page of topics."""
+    if request.path != "/topics":
+        if request.raw_path.count("/") != 2 or request.path == "/topics/":
+            raise RequestError(404, "the path is /topics or /topics/TOPIC")
+        return TopicsQuery(topic=request.path.removeprefix("/topics/"))
+    check_names(request, _TOPICS_NAMES)
+    limit = _one(request, "limit") or str(LIMIT)
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:5]) <= LIMIT_MAX and len(limit) <= 5):
+        raise RequestError(400, f"limit: {limit[:20]!r} is not a number from 1 to {LIMIT_MAX}")
+    return TopicsQuery(after=_one(request, "after") or "", limit=int(limit))
+
+
+def _ttl(request: Request) -> float | None:
+    """Return the `ttl` of a text body in seconds; None if it is absent."""
+    text = _one(request, "ttl")
+    try:
+        return parse_duration(text) if text else None
+    except ValueError as error:
+        raise RequestError(400, f"ttl: {error}") from None
 
 
 def _last_ids(request: Request) -> tuple[str, ...]:

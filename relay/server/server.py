@@ -314,7 +314,15 @@ class Server:
         front = Front(hub, config, self._metrics, self._collect_stats, page, credentials.auth, loop, time.monotonic)
         self._stack.callback(front.abort)
         membership = Membership(
-            config, hub, self._stats, self._metrics, front.publisher, front.signals, loop, time.monotonic
+            config,
+            hub,
+            self._stats,
+            self._metrics,
+            front.publisher,
+            front.signals,
+            loop,
+            clock=time.monotonic,
+            wall=time.time,
         )
         front.signal = membership.signal
         self._stack.callback(membership.close)

@@ -30,8 +30,9 @@ from relay.errors import ConfigError
 APPLICATION_ID = 0x72656C79
 """`rely` in the file's header; distinguishes the file from the files of other programs."""
 
-FORMAT = 2
-"""The current format. relay also reads format 1, whose entries are frames without chunks; a file may have both."""
+FORMAT = 3
+"""The current format. relay also reads format 2, whose entries have no `ttl`, and format 1, whose entries are frames
+without chunks. A file may have entries of several formats."""
 
 Key = tuple[str, str]
 """A dedup key and the id of its event."""
@@ -161,7 +162,7 @@ class Store:
         db = self._db
         if _pragma(db, "application_id") != APPLICATION_ID:
             raise ConfigError(f"data: {self.path} is not a file of relay, but of another program; give another path")
-        if (file_format := _pragma(db, "user_version")) not in (1, FORMAT):
+        if (file_format := _pragma(db, "user_version")) not in range(1, FORMAT + 1):
             raise ConfigError(f"data: {self.path} has format {file_format}; this version of relay reads 1 to {FORMAT}")
         if self._meta("open") and not self._has_wal:
             raise ConfigError(

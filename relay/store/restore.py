@@ -89,6 +89,8 @@ def restore(store: Store, hub: Hub, ahead_s: float) -> None:
             # The wall clock may have been set back between two runs. Times in the log never decrease or exceed now.
             newest_s = max(newest_s, min(entry.time_s + shift_s, now_s))
             hub.take(entry, newest_s)
+    while hub.log.expire(now_s):
+        pass
     if not begun:
         hub.log.begin(store.epoch, store.tail, store.evicted_s - ahead_s)
     for time_s, keys in store.dedup_keys():

@@ -151,6 +151,7 @@ class Metrics(Collector):
         yield _gauge("relay_log_events", "Retained events.", len(log))
         yield _gauge("relay_log_bytes", "Bytes of retained events.", log.bytes)
         yield _gauge("relay_log_bytes_max", "Largest number of bytes of retained events.", log.bytes_max)
+        yield _counter("relay_expired", "Events evicted by their `ttl` or by `history-for`.", log.expired)
         yield _gauge("relay_draining", "1 while draining.", float(hub.draining))
         yield _counter("relay_events", "Events published.", 0 if hub.fed else log.head - 1)
         yield _counter("relay_events_invalid", "Events rejected by a rule of `validate`.", hub.writer.invalid)

@@ -67,7 +67,7 @@ class Stats:
             bytes=engine.bytes,
             writes=engine.writes,
             short_writes=engine.short_writes,
-            log=LogStats(log.head, log.tail, len(log), log.bytes, log.bytes_max),
+            log=LogStats(log.head, log.tail, len(log), log.bytes, log.bytes_max, log.expired),
             dedup=DedupStats(len(seen), seen.hits),
             store=None if journal is None else StoreStats(journal.pending, journal.refusal),
             policy_actions={str(policy): count for policy, count in hub.catchup.actions.items()},

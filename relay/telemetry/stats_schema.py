@@ -15,13 +15,17 @@ from msgspec import UNSET, Struct, UnsetType
 
 
 class LogStats(Struct, frozen=True):
-    """The retained events. `head` is the sequence of the next event, `tail` that of the oldest retained event."""
+    """The retained events. `head` is the sequence of the next event, `tail` that of the oldest retained event.
+
+    `expired` is the number of events that were evicted by their `ttl` or by `history-for`.
+    """
 
     head: int = 0
     tail: int = 0
     events: int = 0
     bytes: int = 0
     bytes_max: int = 0
+    expired: int = 0
 
 
 class DedupStats(Struct, frozen=True):

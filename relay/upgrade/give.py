@@ -66,6 +66,9 @@ STOPPED_S = 5.0
 
 _logger = logging.getLogger("relay.upgrade")
 
+_KEEPS = "upgrade"
+"""The reader for which the log evicts no entry before its turn during an upgrade."""
+
 
 T = TypeVar("T")
 
@@ -162,6 +165,7 @@ def _take_back(possessions: Possessions, process: subprocess.Popen[bytes] | None
         process.kill()
         code = process.wait()
         _logger.info("the new process ended with %d", code)
+    possessions.hub.log.needed.pop(_KEEPS, None)
     if possessions.journal is not None:
         possessions.journal.reopen()
 
@@ -238,9 +242,10 @@ def _next(possessions: Possessions, sent: int) -> tuple[list[messages.Message], 
     log, begin = possessions.hub.log, list[messages.Message]()
     if sent < log.tail:
         sent = log.tail
+        log.needed[_KEEPS] = 0  # The new process must have the same entries, so that both count alike.
         begin.append(messages.Start(possessions.own_token, possessions.data, log.epoch, sent, log.evicted_s))
     entries, size = [], 0
-    while sent < log.head and size < ENTRIES_BYTES:
+    while (sent := log.following(sent)) < log.head and size < ENTRIES_BYTES:
         entries.append(log.entry(sent))
         size += len(entries[-1].frame)
         sent += 1
@@ -274,7 +279,7 @@ def _hand_over(channel: Channel, possessions: Possessions, sent: int, now_s: flo
         for message in following:
             channel.send(message)
     log = hub.log
-    channel.send(messages.Evicted(log.tail, log.marks.rest, list(log.evicted()), list(log.ids.evicted())))
+    channel.send(messages.Evicted(log.tail, log.head, log.marks.rest, list(log.evicted()), list(log.ids.evicted())))
     listeners, file = [each.fileno() for each in possessions.listeners], None
     if unix is not None:
         listener, file = unix.pack()

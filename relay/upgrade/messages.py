@@ -36,7 +36,7 @@ from relay.errors import RelayError
 from relay.front.front import PackedConnection
 from relay.sources.feeder import PackedFeeder
 
-FORM = 4
+FORM = 5
 """Version of the messages. If the processes have different versions, the upgrade fails and the old one continues."""
 
 VARIABLE = "RELAY_TAKEOVER"
@@ -78,9 +78,10 @@ class Entries(Message, frozen=True):
 
 
 class Evicted(Message, frozen=True):
-    """The log's tail and its record of evicted entries; see `Log.know_evicted`."""
+    """The log's tail and head, and its record of evicted entries; see `Log.know_evicted`."""
 
     tail: int
+    head: int
     rest: tuple[int, float]
     topics: list[tuple[str, int, float]]
     ids: list[tuple[str, str]] = []

@@ -91,10 +91,12 @@ def take(channel: Channel, start: messages.Start, hub: Hub, now_s: float, before
             _begin(hub, message, now_s)
         elif isinstance(message, messages.Entries):
             for entry in message.entries:
-                if entry.sequence != hub.log.head:
-                    raise RelayError(f"the old process sent entry {entry.sequence} instead of {hub.log.head}")
+                if entry.sequence < hub.log.head:
+                    raise RelayError(f"the old process sent entry {entry.sequence} after {hub.log.head - 1}")
+                hub.log.skip_to(entry.sequence)
                 hub.take(entry, entry.time_s)
         elif isinstance(message, messages.Evicted):
+            hub.log.skip_to(message.head)
             hub.log.evict_before(message.tail)  # The old process has evicted more entries since it sent them.
             hub.log.know_evicted(message.topics, message.ids, message.rest)
         elif isinstance(message, messages.Listeners):

@@ -1,7 +1,8 @@
-"""Combines the /stats and /metrics of a hub and its workers.
+"""Combines the reports of a hub and its workers: /stats, /metrics and /topics.
 
 Owns the rules for combining them. Counts in /stats are added. Samples in /metrics get a label `worker`, so that queries
-can sum them. A worker that does not answer in time is omitted and marked as unanswered. Never counts anything itself.
+can sum them. `relay.telemetry.topics` combines pages of /topics. A worker that does not answer in time is omitted and
+marked as unanswered. Never counts anything itself.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from relay.errors import RelayError
+from relay.telemetry import topics
 from relay.telemetry.stats import SLOWEST_MAX, TOPICS_MAX
 from relay.telemetry.stats_schema import WorkerStats, from_json, to_json
+from relay.telemetry.topics import TopicsQuery
 from relay.workers.hub_end import Downlink
 from relay.workers.messages import Report
 
@@ -43,6 +46,7 @@ def families(registry: CollectorRegistry) -> list[Family]:
 
 def gather(
     report: Report,
+    query: TopicsQuery | None,
     hub_part: bytes,
     workers: Mapping[int, Downlink],
     loop: asyncio.AbstractEventLoop,
@@ -51,7 +55,8 @@ def gather(
     """Request the workers' parts and combine them, after `ANSWER_S` at the latest.
 
     Args:
-        report: `stats` or `metrics`.
+        report: the report.
+        query: the query of `topics`.
         hub_part: the hub's part.
         workers: links of the running workers.
         loop: runs the timer.
@@ -63,7 +68,13 @@ def gather(
     def finish() -> None:
         timer.cancel()
         waiting.clear()
-        done(stats(hub_part, parts, workers) if report == "stats" else metrics(hub_part, parts, workers))
+        if report == "stats":
+            done(stats(hub_part, parts, workers))
+        elif query is None:
+            done(metrics(hub_part, parts, workers))
+        else:
+            pages = map(topics.decode, (hub_part, *parts.values()))
+            done(topics.encode(topics.combine(pages, query.limit)))
 
     def take(number: int, part: bytes | RelayError) -> None:
         if number in waiting:
@@ -75,7 +86,7 @@ def gather(
 
     timer = loop.call_later(ANSWER_S, finish)
     for number, link in workers.items():
-        link.ask(report, lambda part, number=number: take(number, part))  # type: ignore[misc]
+        link.ask(report, query, lambda part, number=number: take(number, part))  # type: ignore[misc]
     if not workers:
         finish()
 
@@ -91,14 +102,14 @@ def stats(hub_part: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Dow
         for part in each.values():
             for key, count in getattr(part, name).items():
                 counts[key] = counts.get(key, 0) + count
-    topics = {topic.topic: topic for topic in total.topics}
+    listed = {topic.topic: topic for topic in total.topics}
     for part in each.values():
         for topic in part.topics:
-            known = topics.setdefault(topic.topic, topic)
+            known = listed.setdefault(topic.topic, topic)
             if known is not topic:
                 known.subscribers += topic.subscribers
                 known.retained = max(known.retained, topic.retained)
-    total.topics = sorted(topics.values(), key=lambda topic: (-topic.subscribers, topic.topic))[:TOPICS_MAX]
+    total.topics = sorted(listed.values(), key=lambda topic: (-topic.subscribers, topic.topic))[:TOPICS_MAX]
     slowest = [stream for part in (total, *each.values()) for stream in part.slowest]
     total.slowest = sorted(slowest, key=lambda stream: -stream.lag_events)[:SLOWEST_MAX]
     total.workers = [

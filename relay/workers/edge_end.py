@@ -18,6 +18,7 @@ from relay.errors import RETRY_SOON, EndedError, EventError, RelayError, Request
 from relay.event import Event
 from relay.limits import Limit
 from relay.sources.requests import HOLD_GRACE_S, Cancel, Done, nothing
+from relay.telemetry.topics import TopicsQuery
 from relay.workers.messages import (
     OVERHEAD_BYTES_MAX,
     VERSION,
@@ -40,6 +41,7 @@ from relay.workers.messages import (
     Refuse,
     Refused,
     Report,
+    SkipTo,
     Status,
     TopicSignal,
     encode,
@@ -70,7 +72,7 @@ class Uplink:
         clock: returns the edge's time.
         on_begun: called when a snapshot is complete.
         on_drain: called when the hub asks the edge to drain.
-        answer: returns /stats or /metrics of this process alone.
+        answer: builds a report of this process alone, and calls back once with its body.
         on_signal: called with the topic and the value of a signal for feeders.
     """
 
@@ -84,7 +86,7 @@ class Uplink:
         clock: Callable[[], float],
         on_begun: Callable[[], None],
         on_drain: Callable[[], None],
-        answer: Callable[[Report], bytes],
+        answer: Callable[[Report, TopicsQuery | None, Callable[[bytes], None]], None],
         on_signal: Callable[[str, bytes], None],
     ) -> None:
         self.heard_s = clock()
@@ -198,13 +200,20 @@ class Uplink:
             offset_s = self._hub_offset_s
             marks = [(name, sequence, time_s + offset_s) for name, sequence, time_s in message.topics]
             rest = message.rest and (message.rest[0], message.rest[1] + offset_s)
-            self._hub.log.know_evicted(marks, message.ids, rest)
+            self._hub.know_evicted(marks, message.ids, rest)
+        elif isinstance(message, SkipTo):
+            self._hub.log.skip_to(message.sequence)
+            if not self._hub.begun:
+                self._check_snapshot(now_s)
         elif isinstance(message, EndedTopics):
             for topic in message.topics:
                 self._hub.end_topic(topic)
         elif isinstance(message, Ask):
             self.send_status()
-            self._write(encode(Answer(number=message.number, body=self._answer(message.report))))
+            number = message.number
+            self._answer(
+                message.report, message.query, lambda body: self._write(encode(Answer(number=number, body=body)))
+            )
         elif isinstance(message, TopicSignal):
             self._on_signal(message.topic, message.value)
         elif isinstance(message, Drain):
@@ -221,7 +230,8 @@ class Uplink:
         self.linked = True
         hub.set_linked(True)
         self._hub_offset_s = now_s - begin.now_s
-        if (begin.epoch, begin.sequence) != (hub.log.epoch, hub.log.head):
+        if begin.restarts:
+            hub.knows_evicted = False
             hub.begin(begin.epoch, begin.sequence, begin.head, begin.evicted_s + self._hub_offset_s, now_s)
         else:
             hub.continue_from(begin.head)
@@ -269,9 +279,9 @@ class Uplink:
         """Ask for the sequence of the next event; all events acknowledged so far have lower sequences."""
         return self._request(encode(Head(number=self._number + 1)), done)
 
-    def ask(self, report: Report, done: Callable[[bytes | RelayError], None]) -> Cancel:
-        """Ask for /stats or /metrics of the hub and all its workers."""
-        return self._request(encode(Ask(number=self._number + 1, report=report)), done)
+    def ask(self, report: Report, query: TopicsQuery | None, done: Callable[[bytes | RelayError], None]) -> Cancel:
+        """Ask for a report of the hub and all its workers; `query` is that of `topics`."""
+        return self._request(encode(Ask(number=self._number + 1, report=report, query=query)), done)
 
     def signal(self, topic: str, value: bytes) -> None:
         """Send a signal to the hub, which sends it to the feeders of the topic.

@@ -7,6 +7,8 @@ time. So an edge that does not read occupies one segment and delays no other edg
 edge has not received, the edge is lapped: it receives another Begin and starts a new log.
 
 Owns the cursor, the pending requests of its edge, and the terms that the edge holds. Never waits, never publishes.
+
+The module is longer than 400 lines because all messages of a link share the state of the link.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from relay.errors import EventError, RelayError, RequestError
 from relay.event import Event
 from relay.event_json import parse_events
 from relay.sources.requests import Cancel, Done, nothing
+from relay.telemetry.topics import TopicsQuery
 from relay.topic import JOINT, check_term
 from relay.workers.messages import (
     HELLO_BYTES_MAX,
@@ -50,6 +53,7 @@ from relay.workers.messages import (
     Refuse,
     Refused,
     Report,
+    SkipTo,
     Status,
     TopicSignal,
     encode,
@@ -93,8 +97,8 @@ class RequestHandler(Protocol):
     def signal(self, topic: str, value: bytes) -> None:
         """Send a signal to the feeders of a topic."""
 
-    def ask(self, report: Report, done: Callable[[bytes], None]) -> None:
-        """Build /stats or /metrics of all processes; call `done` once with the body."""
+    def ask(self, report: Report, query: TopicsQuery | None, done: Callable[[bytes], None]) -> None:
+        """Build a report of all processes; call `done` once with the body."""
 
 
 class Chunks:
@@ -121,13 +125,18 @@ class Chunks:
         if cursor >= log.head:
             return b"", cursor
         if self._at != (log.epoch, cursor):
-            parts, size, following = [], 0, cursor
-            while following < log.head and size < SEGMENT_BYTES:
+            parts, size, place = [], 0, cursor
+            while place < log.head and size < SEGMENT_BYTES:
+                following = log.following(place)
+                if following > place:
+                    parts.append(encode(SkipTo(sequence=following)))
+                    place = following
+                    continue
                 part = encode_entry(log.entry(following))
                 parts.append(part)
                 size += len(part)
-                following += 1
-            self._at, self._chunk = (log.epoch, cursor), (b"".join(parts), following)
+                place += 1
+            self._at, self._chunk = (log.epoch, cursor), (b"".join(parts), place)
         return self._chunk
 
 
@@ -223,8 +232,9 @@ class Downlink:
             self._parser.bytes_max = self._bytes_max
             self._epoch, self._cursor = hello.epoch, hello.sequence
             log = self._hub.log
-            if self._hub.begun and self._follows(log) and log.tail <= self._cursor:
-                self._reply(self._begin())
+            if self._hub.begun and self._follows(log) and max(log.tail, log.evicted_early + 1) <= self._cursor:
+                log.needed[self] = self._cursor
+                self._reply(self._begin(restarts=False))
             else:
                 self._epoch = ""
             self._wake()
@@ -249,7 +259,7 @@ class Downlink:
         elif isinstance(message, Head):
             self._handler.head(partial(self._found, message.number))
         elif isinstance(message, Ask):
-            self._handler.ask(message.report, partial(self._answered, message.number))
+            self._handler.ask(message.report, message.query, partial(self._answered, message.number))
         elif isinstance(message, Answer):
             done = self._asked.pop(message.number, None)
             if done is not None:
@@ -289,6 +299,7 @@ class Downlink:
     def lost(self) -> None:
         """Release the terms that the edge holds and cancel its requests."""
         self.linked, self.closing = False, True
+        self._hub.log.needed.pop(self, None)
         self._hub.holds.hold(self, ())
         requests, self._requests = self._requests, {}
         for cancel in requests.values():
@@ -310,7 +321,8 @@ class Downlink:
             if not self._follows(log) or self._cursor < log.tail:
                 self.lapped += self._epoch == log.epoch
                 self._epoch, self._cursor = log.epoch, log.tail
-                parts.append(encode(self._begin()))
+                log.needed[self] = self._cursor
+                parts.append(encode(self._begin(restarts=True)))
                 self._evicted = self._encode_evicted()
                 ended = self._hub.ended.known()
                 parts += [
@@ -322,6 +334,7 @@ class Downlink:
                 parts.append(evicted)
             else:
                 data, self._cursor = self._chunks.after(self._cursor)
+                log.needed[self] = self._cursor
                 parts.append(data)
             if self._draining and not evicted and self._cursor == log.head:
                 self._draining = False
@@ -344,10 +357,12 @@ class Downlink:
     def _follows(self, log: Log) -> bool:
         return self._epoch == log.epoch and self._cursor <= log.head
 
-    def _begin(self) -> Begin:
+    def _begin(self, *, restarts: bool) -> Begin:
         log, now_s = self._hub.log, self._clock()
         evicted_s = -math.inf if self._cursor == 1 else log.time_s(log.tail) if len(log) else now_s
-        return Begin(epoch=log.epoch, sequence=self._cursor, head=log.head, now_s=now_s, evicted_s=evicted_s)
+        return Begin(
+            restarts=restarts, epoch=log.epoch, sequence=self._cursor, head=log.head, now_s=now_s, evicted_s=evicted_s
+        )
 
     def _reply(self, message: Message) -> None:
         data = encode(message)
@@ -371,11 +386,11 @@ class Downlink:
         if self.linked and self._clock() - self.heard_s > silent_s:
             self._hub.holds.hold(self, ())
 
-    def ask(self, report: Report, done: Callable[[bytes | RelayError], None]) -> None:
-        """Ask the edge for /stats or /metrics of its process."""
+    def ask(self, report: Report, query: TopicsQuery | None, done: Callable[[bytes | RelayError], None]) -> None:
+        """Ask the edge for a report of its process."""
         self._number += 1
         self._asked[self._number] = done
-        self._reply(Ask(number=self._number, report=report))
+        self._reply(Ask(number=self._number, report=report, query=query))
 
     def drain(self) -> None:
         """Send the rest of the log; then tell a worker to drain, and close the link of any other edge."""

@@ -18,9 +18,11 @@ from relay.errors import RelayError
 from relay.event import Event
 from relay.sources.requests import BatchPublisher, Cancel, Done, nothing
 from relay.sources.topic_signals import TopicSignals
+from relay.telemetry import topics
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.stats import Stats
 from relay.telemetry.stats_schema import ClusterStats, EdgeStats, ServerStats, SourceStats, UpstreamStats, to_json
+from relay.telemetry.topics import TopicsQuery
 from relay.workers import aggregate
 from relay.workers.connections import Links, Upstream
 from relay.workers.edge_end import Uplink
@@ -47,6 +49,7 @@ class Membership:
         signals: the feeders of this process.
         loop: the event loop.
         clock: returns the hub's time.
+        wall: returns the Unix time in seconds.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Membership:
         signals: TopicSignals,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
+        wall: Callable[[], float],
     ) -> None:
         self.publisher = publisher
         self.uplink: Uplink | None = None
@@ -70,6 +74,7 @@ class Membership:
         self._metrics = metrics
         self._loop = loop
         self._clock = clock
+        self._wall = wall
         self._upstream: Upstream | None = None
         self._links: Links | None = None
         self._event_stream: Callable[[], UpstreamStats] | None = None
@@ -228,15 +233,21 @@ class Membership:
         done(self._hub.head)
         return nothing
 
-    def ask(self, report: Report, done: Callable[[bytes], None]) -> None:
-        """Build /stats or /metrics of this process and its workers."""
-        aggregate.gather(report, self.local_report(report), self._workers(), self._loop, done)
+    def ask(self, report: Report, query: TopicsQuery | None, done: Callable[[bytes], None]) -> None:
+        """Build a report of this process and its workers."""
+        self.local_report(
+            report, query, lambda part: aggregate.gather(report, query, part, self._workers(), self._loop, done)
+        )
 
-    def local_report(self, report: Report) -> bytes:
-        """Return /stats or /metrics of this process alone, in the form that `aggregate` combines."""
+    def local_report(self, report: Report, query: TopicsQuery | None, done: Callable[[bytes], None]) -> None:
+        """Build a report of this process alone, in the form that `aggregate` combines; call back with its body."""
         if report == "stats":
-            return to_json(self.stats(self._clock()))
-        return msgspec.json.encode(aggregate.families(self._metrics.registry))
+            done(to_json(self.stats(self._clock())))
+        elif query is None:
+            done(msgspec.json.encode(aggregate.families(self._metrics.registry)))
+        else:
+            ahead_s = self._wall() - self._clock()
+            topics.search(self._hub, query, ahead_s, self._loop, lambda page: done(topics.encode(page)))
 
     def _workers(self) -> dict[int, Downlink]:
         return {} if self.workers is None else self.workers.links

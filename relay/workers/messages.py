@@ -6,8 +6,8 @@ names its type. Decoding ignores unknown fields and rejects unknown types. A cha
 `VERSION`. Some tags on the wire differ from the class names, which are newer; the tags do not change.
 
     edge → hub   Hello, once; Status each second and when its held terms change; PublishRequest, Find, Head, Ask; Answer
-    hub → edge   Refuse, or Begin, EvictedMarks, EndedTopics and the entries; Beat each second; Published, Found,
-                 Refused, Answer; Ask; Drain; to a worker, Setup as the first message
+    hub → edge   Refuse, or Begin, EvictedMarks, EndedTopics and the entries, with SkipTo where entries are evicted;
+                 Beat each second; Published, Found, Refused, Answer; Ask; Drain; to a worker, Setup as the first
 
 Owns the wire format and the limit on a message's size. Never acts on messages (`relay.workers.edge_end` and
 `relay.workers.hub_end` do).
@@ -24,6 +24,7 @@ import msgspec
 from relay.config.model import Config
 from relay.core.log import Entry
 from relay.errors import RelayError
+from relay.telemetry.topics import TopicsQuery
 
 VERSION = 5
 
@@ -35,12 +36,13 @@ OVERHEAD_BYTES_MAX = 64 * 1024
 
 _CONTROL, _ENTRY = 0, 1
 _HEADER = struct.Struct("<IB")
-_ENTRY_HEAD = struct.Struct("<QdHHI")
-_ENTRY_WHOLE = struct.Struct("<IBQdHHI")
+_ENTRY_HEAD = struct.Struct("<QddHHI")
+_ENTRY_WHOLE = struct.Struct("<IBQddHHI")
+_NO_TTL = -1.0
 _NO_ID = 0xFFFF
 _NO_KEY = 0xFFFFFFFF
 
-Report = Literal["stats", "metrics"]
+Report = Literal["stats", "metrics", "topics"]
 
 
 class LinkError(RelayError):
@@ -93,14 +95,14 @@ class Refuse(_Message, frozen=True):
 class Begin(_Message, frozen=True):
     """To an edge: the next entry has this sequence.
 
-    If the edge asked for this epoch and sequence, it continues. Otherwise it drops its log and starts again from here.
-
     Args:
+        restarts: the edge drops its log and starts again from here. Otherwise it continues, as it asked.
         head: head of the hub's log; the edge has the snapshot when its own head reaches this one.
         now_s: the hub's time.
         evicted_s: upper bound of the time of the last entry before `sequence`, in the hub's time.
     """
 
+    restarts: bool
     epoch: str
     sequence: int
     head: int
@@ -126,6 +128,12 @@ class EndedTopics(_Message, frozen=True, tag="Ended"):
     """To an edge that starts a new log: ended topics, including those whose end event is evicted."""
 
     topics: list[str]
+
+
+class SkipTo(_Message, frozen=True):
+    """To an edge: the next entry has this sequence or a later one, because the entries before it are evicted."""
+
+    sequence: int
 
 
 class Beat(_Message, frozen=True):
@@ -201,10 +209,15 @@ class Refused(_Message, frozen=True):
 
 
 class Ask(_Message, frozen=True):
-    """To either end: request /stats or /metrics. A hub returns those of all processes, a worker its own."""
+    """To either end: request /stats, /metrics or /topics. A hub returns those of all processes, a worker its own.
+
+    Args:
+        query: the topics, if the report is `topics`.
+    """
 
     number: int
     report: Report = msgspec.field(name="what")
+    query: TopicsQuery | None = None
 
 
 class Answer(_Message, frozen=True, tag="Told"):
@@ -226,7 +239,7 @@ class Drain(_Message, frozen=True):
 
 
 Message = (Setup | Hello | Refuse | Begin | EvictedMarks | EndedTopics | Beat | Status | PublishRequest | Published) | (
-    Find | Head | Found | Refused | Ask | Answer | TopicSignal | Drain
+    SkipTo | Find | Head | Found | Refused | Ask | Answer | TopicSignal | Drain
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -253,6 +266,7 @@ def encode_entry(entry: Entry) -> bytes:
         _ENTRY,
         entry.sequence,
         entry.time_s,
+        _NO_TTL if entry.ttl_s is None else entry.ttl_s,
         len(topic),
         _NO_ID if entry.id is None else len(id),
         _NO_KEY if entry.key is None else len(key),
@@ -319,11 +333,11 @@ def _decode(kind: int, buffer: bytes, start: int, stop: int) -> Message | Entry:
 def _decode_entry(buffer: bytes, start: int, stop: int) -> Entry:
     if stop - start < _ENTRY_HEAD.size:
         raise LinkError("an entry is truncated")
-    sequence, time_s, topic_size, id_size, key_size = _ENTRY_HEAD.unpack_from(buffer, start)
+    sequence, time_s, ttl_s, topic_size, id_size, key_size = _ENTRY_HEAD.unpack_from(buffer, start)
     topic_end = start + _ENTRY_HEAD.size + topic_size
     id_end = topic_end + (0 if id_size == _NO_ID else id_size)
     key_end = id_end + (0 if key_size == _NO_KEY else key_size)
-    if key_end >= stop or not math.isfinite(time_s):
+    if key_end >= stop or not math.isfinite(time_s) or not math.isfinite(ttl_s):
         raise LinkError("an entry is truncated")
     return Entry(
         sequence,
@@ -332,4 +346,5 @@ def _decode_entry(buffer: bytes, start: int, stop: int) -> Entry:
         None if id_size == _NO_ID else buffer[topic_end:id_end].decode(),
         None if key_size == _NO_KEY else buffer[id_end:key_end].decode("utf-8", "surrogatepass"),
         buffer[key_end:stop],
+        ttl_s if ttl_s >= 0 else None,
     )

@@ -44,6 +44,7 @@ def test_every_setting_can_be_set_by_flag_variable_and_file() -> None:
         "unix-mode": "0600",
         "unix-group": grp.getgrgid(os.getgid()).gr_name,
         "policy-for": "a.*=conflate",
+        "history-for": "a.*=events 1",
         "policy-request": "conflate",
         "event-bytes-max": "100",
         "retry-min": "2s",

@@ -168,7 +168,7 @@ def test_rows_of_evicted_entries_do_not_accumulate() -> None:
     log = make_log(events_max=100)
     for number in range(20_000):
         put(log, "a" if number % 3 else "b", id=f"own-{number}", key=str(number))
-    assert len(log._frames) < 2000
+    assert len(log._rows) < 2000
     assert len(log.topics["a"].sequences) < 400
     assert sum(len(topic.newest) for topic in log.topics.values()) == 100
     assert len(log.ids) == 100
@@ -217,7 +217,7 @@ def test_a_hundred_thousand_topics_of_one_event_leave_nothing() -> None:
         put(log, f"user.{number}", key=str(number), id=f"own-{number}")
     assert len(log.topics) == 10
     assert len(log.ids) == 10
-    assert len(log._topics) < 2000
+    assert len(log._rows) < 2000
 
 
 def test_a_topic_that_returns_counts_only_its_own_evicted_entries() -> None:

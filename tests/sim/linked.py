@@ -9,6 +9,7 @@ from relay.config.model import Config
 from relay.errors import RelayError, RequestError
 from relay.event import Event
 from relay.sources.requests import Cancel, Done, nothing
+from relay.telemetry.topics import TopicsQuery
 from relay.workers.edge_end import Uplink, message_bytes_max
 from relay.workers.hub_end import Chunks, Downlink
 from relay.workers.messages import LinkError, Report
@@ -52,7 +53,7 @@ class Office:
     def signal(self, topic: str, value: bytes) -> None:
         """Drop a signal."""
 
-    def ask(self, report: Report, done: Callable[[bytes], None]) -> None:
+    def ask(self, report: Report, query: TopicsQuery | None, done: Callable[[bytes], None]) -> None:
         """Report nothing."""
         done(b"")
 
@@ -85,9 +86,14 @@ class Edge(World):
             clock=lambda: self.now_s,
             on_begun=lambda: None,
             on_drain=lambda: None,
-            answer=lambda what: b"",
+            answer=lambda report, query, done: done(b""),
             on_signal=lambda topic, value: None,
         )
+
+    def evicted(self) -> set[int]:
+        """Return the sequences of the events that the edge does not retain and the hub will not send."""
+        log = self.root.hub.log
+        return super().evicted() | {each for each in range(self.hub.log.head, log.head) if not log.has(each)}
 
     def link(self) -> None:
         """Connect the edge to its hub."""
@@ -181,7 +187,7 @@ class LinkedWorld:
     def connect(self, client: Client, edge: Edge, since_s: float | None = None, *, newest: bool = False) -> None:
         """Connect a client to an edge. The edge asks its hub about an id that it does not know."""
         assert client.pipe is None
-        if client.name in self._asking or not edge.hub.log.epoch:
+        if client.name in self._asking or not edge.hub.log.epoch or not edge.hub.knows_evicted:
             return
         self.at[client.name] = edge
         ids = (client.last_id,)

@@ -14,7 +14,7 @@ from relay.config.model import Config
 from relay.event import Event
 from tests.sim.linked import LinkedWorld
 from tests.sim.seeds import BATCHES, run_batch
-from tests.sim.test_promise import POLICIES, TOPICS, config_of, draw_id, draw_terms
+from tests.sim.test_promise import POLICIES, TOPICS, config_of, draw_id, draw_terms, draw_ttl
 
 
 def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
@@ -38,7 +38,7 @@ def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
                     key = draw.choice([None, "k1", "k2"])
                     topic = draw.choice((*TOPICS, f"many.{draw.randrange(40)}"))
                     own = draw_id(draw, ids, topic)
-                    world.root.publish(topic, draw.choice([0, 10, 100, 800]), key, own)
+                    world.root.publish(topic, draw.choice([0, 10, 100, 800]), key, own, draw_ttl(draw))
             case "publish at":
                 ids += 1
                 event = Event(data=f"at {ids}", topic=draw.choice(TOPICS))

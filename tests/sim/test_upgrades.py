@@ -12,7 +12,7 @@ import pytest
 
 from relay.config.model import Config
 from tests.sim.seeds import BATCHES, run_batch
-from tests.sim.test_promise import POLICIES, TERMS, TOPICS, config_of
+from tests.sim.test_promise import POLICIES, TERMS, TOPICS, config_of, draw_ttl
 from tests.sim.upgraded import UpgradedWorld
 
 SILENT = ("silent", "silent.deep", "orders.silent")
@@ -48,7 +48,8 @@ def simulate(seed: int) -> UpgradedWorld:
                     ids += 1
                     own = f"own-{ids}" if draw.random() < 0.2 else None
                     topic = draw.choice((*TOPICS, f"many.{draw.randrange(40)}"))
-                    world.publish(topic, draw.choice([0, 10, 100, 800]), draw.choice([None, "k1", "k2"]), own)
+                    key = draw.choice([None, "k1", "k2"])
+                    world.publish(topic, draw.choice([0, 10, 100, 800]), key, own, draw_ttl(draw))
             case "step":
                 world.step()
             case "read":

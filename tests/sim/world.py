@@ -171,12 +171,14 @@ class World:
         )
         return engine, hub
 
-    def publish(self, topic: str, size: int, key: str | None = None, id: str | None = None) -> bool:
+    def publish(
+        self, topic: str, size: int, key: str | None = None, id: str | None = None, ttl: float | None = None
+    ) -> bool:
         """Publish an event whose data is its number and some padding; return False if the topic is held."""
         if self.hub.held(topic):
             return False
         number = len(self.published.events) + 1
-        event = Event(data=f"{number}:{'x' * size}", topic=topic, key=key, id=id)
+        event = Event(data=f"{number}:{'x' * size}", topic=topic, key=key, id=id, ttl=ttl)
         self.published.add(event, self.hub.publish_one(event, self.now_s))
         return True
 
@@ -202,17 +204,22 @@ class World:
         client.reader = Reader(client.form)
         client.head_left = len(HEAD)
         log, newest = self.hub.log, newest and not client.last_id
+        log.expire(self.now_s)
         since_s = math.inf if newest else since_s
         if client.last_id:
             first = None
         else:
             first = max(log.head, self.hub.snapshot) if since_s is None else log.since(self.now_s - since_s)
-        client.oracle.connect(first, client.last_id, log.head if newest else 0)
+        client.oracle.connect(first, client.last_id, log.head if newest else 0, self.evicted())
         ids = (client.last_id,) if client.last_id else ()
         request = Subscribe(
             client.terms, ids, since_s, client.policy, False, HEAD, client.form, after=after, newest=newest
         )
         self.hub.subscribe(pipe.fd, request, f"127.0.0.{client.name}", self.now_s)
+
+    def evicted(self) -> set[int]:
+        """Return the sequences of the events that the server does not retain."""
+        return {each for each in range(1, self.hub.log.head) if not self.hub.log.has(each)}
 
     def read(self, client: Client, count: int) -> None:
         """Let a client read up to `count` bytes."""

@@ -181,7 +181,7 @@ def test_a_file_of_another_program_is_rejected_and_unchanged(tmp_path: Path) -> 
         text: "file is not a database",
         empty: "is empty",
         other: "is not a file of relay",
-        newer: "has format 99; this version of relay reads 1 to 2",
+        newer: "has format 99; this version of relay reads 1 to 3",
         Path("/dev/null"): "is not a regular file",
         tmp_path: r"is a directory; give the path of a file \(it is created if missing\), such as .*/relay\.db$",
     }

@@ -29,6 +29,7 @@ from relay.workers.messages import (
     Refuse,
     Refused,
     Setup,
+    SkipTo,
     Status,
     encode,
     encode_entry,
@@ -38,8 +39,9 @@ MESSAGES: list[Message] = [
     Setup(config=Config(listen=(":1", "[::1]:2"), policy_for=("a=block",)), number=3, listeners=[4, 5], own_token="t"),
     Hello(version=VERSION, token="t", name="an edge", epoch="e", sequence=2**63),
     Refuse(reason="no"),
-    Begin(epoch="e", sequence=1, head=2, now_s=1.5, evicted_s=-math.inf),
+    Begin(restarts=True, epoch="e", sequence=1, head=2, now_s=1.5, evicted_s=-math.inf),
     Beat(head=7),
+    SkipTo(sequence=9),
     Status(sequence=3, streams=4, ready=True, holding=["a", "b.*"]),
     PublishRequest(number=1, events=b'[{"data":{"a":[1.50,null]},"topic":"a"},{"topic":"b"}]'),
     Published(number=1, ids=["e-1", "x"]),
@@ -54,6 +56,7 @@ ENTRIES = [
     Entry(1, 0.0, "a", None, None, b"data: x\n\n"),
     Entry(2**64 - 1, -1.5, "é.b", "", "", b"\n"),
     Entry(7, 1e9, "t" * 256, "i" * 1024, "k\ud800" * 1000, b"x" * 100_000),
+    Entry(8, 1.0, "a", None, None, b"x", 0.0),
 ]
 WHOLE = b"".join(map(encode, MESSAGES)) + b"".join(map(encode_entry, ENTRIES[:2]))
 ALL = [*MESSAGES, *ENTRIES[:2]]
@@ -136,6 +139,7 @@ def test_damage_at_any_position_returns_messages_or_raises_a_link_error(data: st
         st.none() | st.text(max_size=60),
         st.none() | st.text(st.characters(), max_size=60),
         st.binary(min_size=1, max_size=100),
+        st.none() | st.floats(0, 1e9),
     ),
     st.integers(0, 400),
 )
