@@ -742,8 +742,10 @@ class Hub:
         for handle, subscription, address, cursor, reason in self.engine.sweep():
             self.catchup.drop(handle)
             self.leases.drop(handle)
-            self.polls.drop(handle)
-            self._leaving.append(cast(Subscription, subscription))
+            subscription = cast(Subscription, subscription)
+            if subscription.form.once:
+                self.polls.drop(handle)
+            self._leaving.append(subscription)
             self.admission.leave(cast(str, address))
             self.closes[reason] += 1
             if _logger.isEnabledFor(logging.DEBUG):
