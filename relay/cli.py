@@ -69,6 +69,14 @@ class RelayGroup(click.Group):
 class ServeCommand(click.Command):
     """The command that has a flag for each setting. Its help shows them in groups."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments. For a flag of earlier versions, raise the error that names its replacement."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            load.check_removed(error.option_name, error.option_name.removeprefix("--"))
+            raise
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the flags that are not settings, then the settings by group."""
         records = {each.name: each.get_help_record(ctx) for each in self.get_params(ctx)}

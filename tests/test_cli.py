@@ -175,6 +175,15 @@ def test_an_unknown_variable_is_an_error() -> None:
     assert done.stderr == "relay: unknown environment variable RELAY_HISTRY_AGE; did you mean RELAY_HISTORY_AGE?\n"
 
 
+@pytest.mark.parametrize("arguments", [("--link-listen", ":1"), ("--link-token=hush",), ("--upstream", "relay://a:1")])
+def test_a_removed_flag_is_an_error_that_names_its_replacement(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "has been removed" in done.stderr
+    assert "use a broker: cluster (--cluster redis://HOST:PORT/0)" in done.stderr
+    assert "hush" not in done.stderr
+
+
 def test_an_unknown_engine_is_one_line() -> None:
     done = run("--version", RELAY_ENGINE="steam")
     assert done.returncode == 2

@@ -18,7 +18,7 @@ from tests.running import Stream, relay
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "reference"
-OPTIONAL_STATS = {"cluster", "edges", "sources", "upstream", "worker_restarts", "workers"}
+OPTIONAL_STATS = {"cluster", "sources", "upstream", "worker_restarts", "workers"}
 
 
 def names(page: str, section: str = "") -> set[str]:
@@ -43,10 +43,9 @@ def test_the_schema_of_stats_equals_the_generated_one() -> None:
         (),
         ("--workers", "2"),
         ("--upstream", "http://127.0.0.1:9/events"),
-        ("--link-listen", "127.0.0.1:0", "--link-token", "t" * 32),
         ("--data", "relay.db"),
     ],
-    ids=["alone", "workers", "upstream", "edges", "data"],
+    ids=["alone", "workers", "upstream", "data"],
 )
 def test_the_stats_of_a_server_match_the_schema(arguments: tuple[str, ...], tmp_path: Path) -> None:
     arguments = tuple(str(tmp_path / each) if each.endswith(".db") else each for each in arguments)

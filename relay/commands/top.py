@@ -267,7 +267,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _state(upstream: UpstreamStats) -> str:
-    """Describe the link to the upstream."""
+    """Describe the connection to the upstream."""
     return str(upstream.ended or ("linked" if upstream.linked else upstream.error or "not linked"))
 
 

@@ -17,11 +17,9 @@ from relay.config.history import parse_history
 from relay.config.model import (
     SETTINGS,
     Config,
-    is_event_stream,
     parse_address,
     parse_group,
     parse_mode,
-    parse_upstream,
     size_text,
 )
 from relay.config.networks import parse_networks
@@ -38,6 +36,7 @@ _LIMITS = (*(name for pair in _HARD_AND_SOFT for name in pair), "lag-soft-for")
 _JWT_KEYS = ("jwt-secret", "jwt-secret-file", "jwt-public-key-file", "jwt-jwks-url", "jwt-key", "jwt-key-file")
 """The settings of keys that verify JWTs. The last two are older spellings."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+USE_CLUSTER = "to share events between machines, use a broker: cluster (--cluster redis://HOST:PORT/0)"
 _CLUSTER_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")  # a token (RFC 6265 section 4.1.1)
 
@@ -75,7 +74,7 @@ def _check_front(config: Config) -> None:
             _, port = parse_address(address)
         except ValueError as error:
             raise ConfigError(f"listen: {error}") from None
-        if port and address in (*config.listen[:place], config.link_listen):
+        if port and address in config.listen[:place]:
             raise ConfigError(f"listen: {address} is given twice; remove one")
     if config.tls_key and not config.tls_cert:
         raise ConfigError("tls-key: needs a certificate; add tls-cert (--tls-cert PATH)")
@@ -163,23 +162,10 @@ def _check_scale(config: Config) -> None:
     number = re.fullmatch("[0-9]{1,4}", config.workers)
     if config.workers != "auto" and (number is None or int(config.workers) > WORKERS_MAX):
         raise ConfigError(f"workers: {config.workers!r} is neither `auto` nor a number from 0 to {WORKERS_MAX}")
-    follows = bool(config.upstream) and not is_event_stream(config.upstream)
-    if follows:
-        try:
-            parse_upstream(config.upstream)
-        except ValueError as error:
-            raise ConfigError(f"upstream: {error}") from None
-        if config.unix or config.source or config.stdin not in ("auto", "off"):
-            raise ConfigError("upstream: an edge has no sources of its own; use unix, source and stdin at the upstream")
-        if config.data:
-            raise ConfigError("upstream: an edge stores no history; remove data, or set it at the upstream")
-    if config.link_listen:
-        try:
-            parse_address(config.link_listen)
-        except ValueError as error:
-            raise ConfigError(f"link-listen: {error}") from None
-    if (follows or config.link_listen) and not config.link_token:
-        raise ConfigError("link-token: upstream and link-listen need a token, the same at both ends")
+    if config.upstream.startswith(("relay://", "relays://")):
+        raise ConfigError(f"upstream: relay:// has been removed; {USE_CLUSTER}")
+    if config.upstream and not config.upstream.startswith(("http://", "https://")):
+        raise ConfigError("upstream: the address of an event stream begins with http:// or https://")
 
 
 def _check_cluster(config: Config) -> None:
@@ -195,7 +181,6 @@ def _check_cluster(config: Config) -> None:
     for name, reason in (
         ("data", "the broker stores the history; remove data, and configure persistence in the broker"),
         ("upstream", "the nodes of a cluster follow the broker; remove upstream, or publish from outside the cluster"),
-        ("link-listen", "the nodes of a cluster follow the broker; remove link-listen"),
     ):
         if getattr(config, SETTINGS[name].name):
             raise ConfigError(f"{name}: not possible with cluster: {reason}")

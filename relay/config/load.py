@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from relay.config.check import check, check_flags
+from relay.config.check import USE_CLUSTER, check, check_flags
 from relay.config.model import SETTINGS, Config
 from relay.config.source_address import join_options
 from relay.config.values import hint, read, show
@@ -24,6 +24,11 @@ from relay.errors import ConfigError
 PREFIX = "RELAY_"
 RESERVED = frozenset({"RELAY_BUILD", "RELAY_CONFIG", "RELAY_ENGINE", "RELAY_TAKEOVER"})
 """Variables of relay that are not settings of the server."""
+REMOVED = {
+    "link-listen": f"has been removed; {USE_CLUSTER}",
+    "link-token": f"has been removed; {USE_CLUSTER}; the token for an upstream is upstream-token",
+}
+"""Settings of earlier versions, each with the advice for its replacement."""
 # Kubernetes and Docker set such variables in every container for a service named `relay` or `relay-…`.
 _SERVICE_LINK = re.compile(
     r"RELAY_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
@@ -56,6 +61,7 @@ def load(
         if isinstance(value, dict):
             raise ConfigError(f"{source}: {_table_error(key, value)}")
         if name not in SETTINGS:
+            check_removed(f"{source}: {name}", name)
             raise ConfigError(f"{source}: unknown setting {key!r}{hint(name, SETTINGS)}")
         if SETTINGS[name].name in values:
             raise ConfigError(f"{source}: {name} is set twice")
@@ -65,6 +71,7 @@ def load(
         if not key.startswith(PREFIX) or key in RESERVED or _SERVICE_LINK.fullmatch(key):
             continue
         if key not in variables:
+            check_removed(key, key.removeprefix(PREFIX).lower().replace("_", "-"))
             raise ConfigError(f"unknown environment variable {key}{hint(key, [*variables, *RESERVED])}")
         each = SETTINGS[variables[key]]
         repeatable = isinstance(each.default, tuple)
@@ -75,6 +82,20 @@ def load(
     for name, value in flags.items():
         values[SETTINGS[name].name] = read(f"--{name}", SETTINGS[name], value)
     return check(Config(**values))
+
+
+def check_removed(source: str, name: str) -> None:
+    """Check that a name that is not a setting was not one of earlier versions.
+
+    Args:
+        source: where the name is, for the error, such as `--link-token`.
+        name: the name, as in TOML.
+
+    Raises:
+        ConfigError: it was one.
+    """
+    if name in REMOVED:
+        raise ConfigError(f"{source}: {REMOVED[name]}")
 
 
 def _table_error(key: str, table: Mapping[str, object]) -> str:

@@ -665,18 +665,22 @@ class Config:
     )
     upstream: str = setting(
         "",
-        "Server to follow: relay://HOST:PORT (relays:// over TLS) makes this relay an edge, which has the log and "
-        "ids of that server and forwards published events to it. An http:// or https:// address is an event "
-        "stream, whose events relay publishes here.",
+        "Event stream of another server to follow, an http:// or https:// address. relay publishes its events here.",
         "text",
         "URL",
     )
     upstream_timeout_s: float = setting(
         45.0,
-        "Silence after which a followed event stream is considered lost. 45 seconds by default, three of relay's "
-        "own heartbeats.",
+        "Silence after which the upstream is considered lost. 45 seconds by default, three of relay's own heartbeats.",
         "duration",
         least=0.1,
+    )
+    upstream_token: str = setting(
+        "",
+        "Token that relay sends to the upstream as a bearer token.",
+        "text",
+        "TOKEN",
+        secret=True,
     )
     cluster: str = setting(
         "",
@@ -724,20 +728,6 @@ class Config:
     )
     cluster_tls_cert: str = setting("", "PEM file of the certificate that relay shows to the broker.", "text", "PATH")
     cluster_tls_key: str = setting("", "PEM file of the private key of cluster-tls-cert.", "text", "PATH")
-    link_listen: str = setting(
-        "",
-        "Address for edges that have this relay as their upstream. With tls-cert, links use TLS.",
-        "text",
-        "HOST:PORT",
-    )
-    link_token: str = setting(
-        "",
-        "Token of links, the same at both ends; required for link-listen and relay:// upstreams. relay sends it to "
-        "an http:// or https:// upstream as a bearer token.",
-        "text",
-        "TOKEN",
-        secret=True,
-    )
     # Process
     log_level: str = setting(
         "info",
@@ -779,7 +769,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("head-timeout", "line-timeout", "keepalive-timeout", "backlog", "accept-rate", "half-open-max"),
     ),
     "Stopping and upgrading": ("exit-on-eof", "drain-*", "upgrade-timeout"),
-    "Several machines": ("cluster", "cluster-*", "upstream", "upstream-*", "link-*"),
+    "Several machines": ("cluster", "cluster-*", "upstream", "upstream-*"),
     "Log": ("log-format",),
 }
 """The groups of settings in `--help`, the most common first. `*` matches the rest of a name."""
@@ -876,27 +866,6 @@ def parse_group(text: str) -> int:
         return grp.getgrnam(text).gr_gid
     except KeyError:
         raise ValueError(f"this system has no group {text!r}") from None
-
-
-def is_event_stream(upstream: str) -> bool:
-    """Return whether an upstream is an event stream over HTTP and not the log of another relay."""
-    return upstream.startswith(("http://", "https://"))
-
-
-def parse_upstream(text: str) -> tuple[str, int, bool]:
-    """Split `relay://HOST:PORT` or `relays://HOST:PORT` into host, port and whether the link uses TLS.
-
-    Raises:
-        ValueError: the text has another form.
-    """
-    scheme, _, address = text.partition("://")
-    try:
-        host, port = parse_address(address)
-    except ValueError:
-        host, port = "", 0
-    if scheme not in ("relay", "relays") or not host or not port:
-        raise ValueError(f"{text!r} is neither relay://HOST:PORT nor the address of an event stream (https://…)")
-    return host, port, scheme == "relays"
 
 
 def size_text(size: int) -> str:

@@ -33,10 +33,10 @@ async def drain(parts: Parts) -> None:
     1. Readiness fails. Everything else continues for `drain_delay_s`.
     2. The server accepts no connections, starts no workers and reads no feeders. It publishes the events that it has
        already read. This process and each worker answer publish requests with 503.
-    3. The journal writes its pending events, which appends them to the log and acknowledges them. An edge waits until
+    3. The journal writes its pending events, which appends them to the log and acknowledges them. A node of a cluster
+       waits until the broker has all accepted events, and it has those that were published here. A worker waits until
        it has received every event that its hub had acknowledged.
-    4. The streams of this process end. Each edge receives the rest of the log. A worker then drains its own streams and
-       exits. An edge on another machine closes its link and reconnects to a hub.
+    4. The streams of this process end. Each worker receives the rest of the log, drains its own streams and exits.
 
     Args:
         parts: the open parts of the server.

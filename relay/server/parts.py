@@ -36,12 +36,12 @@ class Parts:
         own_token: the publish token of this run, used if the settings name none.
         credentials: tokens and keys.
         front: the clients' connections.
-        membership: the workers and the links to other servers.
+        membership: the workers, or the link to the hub.
         tls: the certificate; None without TLS.
-        is_edge: whether this process follows the log of a hub.
+        is_edge: whether this process is a worker, which follows the log of a hub.
         sockets: the clients' listeners.
         journal: the writer of the data file; None without a file.
-        sources: the inputs other than HTTP; None at an edge.
+        sources: the inputs other than HTTP; None in a worker.
         acceptor: None until clients are accepted, and if only the workers accept them.
         cluster: the follower and the publisher of a cluster; None without a cluster.
     """
@@ -75,10 +75,10 @@ class Parts:
 
 
 def leads(config: Config) -> bool:
-    """Return whether the settings ask for workers or for edges."""
-    return worker_count(config) > 1 or bool(config.link_listen)
+    """Return whether the settings ask for workers."""
+    return worker_count(config) > 1
 
 
 def is_linked(config: Config) -> bool:
-    """Return whether the settings ask for workers, edges, an upstream, a cluster or a source that reads a feed."""
+    """Return whether the settings ask for workers, an upstream, a cluster or a source that reads a feed."""
     return leads(config) or bool(config.upstream or config.cluster or config.source)

@@ -1,9 +1,8 @@
 """The server: one process, one loop, and the order in which its parts open and close.
 
-Owns the parts of the server, and one start function for each mode: alone, hub, node of a cluster, edge, worker, and
-takeover from an old process. Never handles a signal (`relay.server.signals`) and never drains (`relay.server.drain`).
-Nothing here is on the data path: the loop watches the engine's descriptor and runs the hub's turns between its other
-work.
+Owns the parts of the server, and one start function for each mode: alone, hub, node of a cluster, worker, and takeover
+from an old process. Never handles a signal (`relay.server.signals`) and never drains (`relay.server.drain`). Nothing
+here is on the data path: the loop watches the engine's descriptor and runs the hub's turns between its other work.
 
 The module is longer than 400 lines because each mode has a start function.
 """
@@ -29,14 +28,14 @@ from prometheus_client import CollectorRegistry
 from relay.auth.credentials import Credentials
 from relay.cluster.cluster import Cluster
 from relay.config.load import worker_count
-from relay.config.model import Config, is_event_stream
+from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.errors import ConfigError
 from relay.front.acceptor import Acceptor
 from relay.front.front import Front
 from relay.front.tls import Tls
 from relay.process import startup
-from relay.process.listeners import listen, tune
+from relay.process.listeners import tune
 from relay.process.orphans import reap_orphans
 from relay.process.systemd import Service
 from relay.server.addresses import bind, log_addresses
@@ -115,7 +114,7 @@ class Server:
         self._service = service
         self._worker = worker
         self._channel = channel
-        self._is_edge = worker is not None or (bool(config.upstream) and not is_event_stream(config.upstream))
+        self._is_edge = worker is not None
         self._worker_count = worker_count(config)
         self._is_process_1 = os.getpid() == 1
         self._descriptors = descriptors
@@ -168,8 +167,6 @@ class Server:
             await self._start_takeover(self._channel)
         elif self._worker is not None:
             await self._start_worker(self._worker)
-        elif self._is_edge:
-            await self._start_edge()
         elif self._config.cluster:
             await self._start_cluster()
         elif leads(self._config):
@@ -187,13 +184,12 @@ class Server:
         self._start_sources(sources)
 
     async def _start_hub(self) -> None:
-        """Start a server with workers, with links to edges, or with both."""
-        link_listener = self._bind_link()
+        """Start a server with workers."""
         shared, given_unix = self._bind()
         self._open_parts(secrets.token_urlsafe(24), shared, self._read_data())
         self._handle_signals()
         sources = self._open_sources(given_unix)
-        await self._lead(link_listener, shared)
+        await self._parts.membership.lead(shared, self._parts.own_token, self._stop)
         if not self._stop.is_set():
             self._accept(shared[0])
             self._start_sources(sources)
@@ -214,27 +210,10 @@ class Server:
         self._parts.front.become_edge(membership, membership.find)
         sources = self._open_sources(given_unix, sink=cluster.publisher)
         if leads(config) and not self._stop.is_set():
-            await self._lead(None, shared)
+            await self._parts.membership.lead(shared, self._parts.own_token, self._stop)
         if not self._stop.is_set():
             self._accept(shared[0])
             self._start_sources(sources)
-
-    async def _start_edge(self) -> None:
-        """Start a server that follows a hub; it may have workers and edges of its own."""
-        config = self._config
-        link_listener = self._bind_link()
-        shared, _ = self._bind()
-        self._open_parts(secrets.token_urlsafe(24), shared)
-        self._handle_signals()
-        membership, name = self._parts.membership, f"{socket.gethostname()} (pid {os.getpid()})"
-        await membership.follow(config.upstream, name, config.link_token, self._stop, self._stop.set)
-        _logger.info("following %s", config.upstream)
-        self._parts.front.become_edge(membership, membership.find)
-        if leads(config) and not self._stop.is_set():
-            await self._lead(link_listener, shared)
-        if not self._stop.is_set():
-            self._accept(shared[0])
-            self._warn_operator()
 
     async def _start_worker(self, worker: Inherited) -> None:
         """Start a worker: it follows its hub and accepts clients at the hub's addresses."""
@@ -242,7 +221,7 @@ class Server:
         self._open_parts(worker.own_token, [worker.listeners])
         self._handle_signals()
         membership = self._parts.membership
-        await membership.follow(worker.link, f"worker {worker.number}", "", self._stop, self._stop.set)
+        await membership.follow(worker.link, self._stop, self._stop.set)
         assert membership.uplink is not None
         self._parts.front.become_edge(membership, membership.find, membership.uplink.ask)
         if not self._stop.is_set():
@@ -253,8 +232,8 @@ class Server:
         config = self._config
         if is_linked(config):
             raise ConfigError(
-                "workers, upstream, link-listen, cluster, source: a relay with one of these settings cannot take over "
-                "from another process; restart it instead"
+                "workers, upstream, cluster, source: a relay with one of these settings cannot take over from another "
+                "process; restart it instead"
             )
         start = take.begin(channel, metadata.version("relay"))
         if start.data != config.data:
@@ -287,12 +266,6 @@ class Server:
         for listeners in shared:
             for listener in listeners:
                 self._stack.callback(listener.close)
-
-    def _bind_link(self) -> socket.socket | None:
-        """Open the listener for edges, if the settings name an address."""
-        if not self._config.link_listen:
-            return None
-        return self._stack.enter_context(listen(self._config.link_listen, self._config))
 
     def _read_data(self, taken_over: bool = False) -> Journal | None:
         """Open the data file, if there is one; after a takeover the log already holds its events."""
@@ -391,10 +364,6 @@ class Server:
         if sources.upstream is not None:
             self._parts.membership.report_event_stream(sources.upstream.stats)
         sources.read_feeds()
-
-    async def _lead(self, link_listener: socket.socket | None, shared: list[list[socket.socket]]) -> None:
-        workers = shared if self._worker_count > 1 else []
-        await self._parts.membership.lead(link_listener, workers, self._parts.own_token, self._stop)
 
     def _accept(self, listeners: list[socket.socket]) -> None:
         """Accept clients, unless the workers do, and log the addresses."""

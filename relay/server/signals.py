@@ -94,7 +94,7 @@ class Signals:
             _logger.error("the upgrade failed: a container ends with its process 1, which is this one; restart it")
         elif parts.is_linked:
             _logger.error(
-                "the upgrade failed: workers, links and sources cannot be handed over; restart, and clients resume"
+                "the upgrade failed: workers, a cluster and sources cannot be handed over; restart, and clients resume"
             )
         elif parts.tls is not None:
             _logger.error("the upgrade failed: streams of TLS cannot be handed over; restart, and clients resume")

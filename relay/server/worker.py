@@ -18,9 +18,10 @@ import sys
 from relay.errors import ConfigError, RelayError
 from relay.process.systemd import Service
 from relay.telemetry import logs
-from relay.workers.messages import HELLO_BYTES_MAX, LinkError, Parser, Setup
+from relay.workers.messages import LinkError, Parser, Setup
 
 SETUP_S = 30.0
+SETUP_BYTES_MAX = 256 * 1024
 READ_BYTES = 64 * 1024
 
 
@@ -30,7 +31,7 @@ def read_setup(link: socket.socket) -> Setup:
     Raises:
         LinkError: the message does not arrive in time, or is not a Setup.
     """
-    parser = Parser(16 * HELLO_BYTES_MAX)
+    parser = Parser(SETUP_BYTES_MAX)
     link.settimeout(SETUP_S)
     try:
         while data := link.recv(READ_BYTES):
@@ -59,7 +60,7 @@ def main() -> int:
 
         # Only the hub's process talks to the service manager.
         service = Service({}, os.getpid())
-        server.run(config, service, Inherited(setup.number, link, listeners, setup.own_token))
+        server.run(config, service, Inherited(link, listeners, setup.own_token))
     except ConfigError as error:
         logs.say(f"relay: worker: {error}")
         return 2

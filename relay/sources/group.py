@@ -11,7 +11,7 @@ import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 
-from relay.config.model import Config, is_event_stream
+from relay.config.model import Config
 from relay.config.source_address import SourceAddress, parse_source
 from relay.core.forms.framing import unwrap
 from relay.core.hub import Hub
@@ -88,7 +88,7 @@ class Sources:
             ConfigError: httpx is not installed, or the address is malformed.
         """
         config = self._config
-        if is_event_stream(config.upstream):
+        if config.upstream:
             log, journal = self._hub.log, self._hub.writer.journal
             try:
                 self.upstream = UpstreamSource(

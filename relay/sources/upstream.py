@@ -64,7 +64,7 @@ class UpstreamSource:
     """Follows one event stream from `start()` until `close()`, or until the server answers 204.
 
     Args:
-        config: `upstream`, `upstream_timeout_s`, `link_token`, `topic`, `event_bytes_max`.
+        config: `upstream`, `upstream_timeout_s`, `upstream_token`, `topic`, `event_bytes_max`.
         hub: publishes the events.
         metrics: counts bad input as `upstream`.
         loop: the event loop.
@@ -139,7 +139,7 @@ class UpstreamSource:
     async def _follow(self) -> None:
         config = self._config
         options = StreamOptions(
-            headers={"Authorization": f"Bearer {config.link_token}"} if config.link_token else {},
+            headers={"Authorization": f"Bearer {config.upstream_token}"} if config.upstream_token else {},
             read_timeout_s=config.upstream_timeout_s,
             event_bytes_max=config.event_bytes_max,
         )

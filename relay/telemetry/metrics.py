@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from msgspec import UNSET
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -174,10 +173,9 @@ class Metrics(Collector):
         if upstream is not None:
             yield _gauge("relay_upstream_linked", "1 while connected to the upstream.", float(upstream.linked))
             yield _counter("relay_upstream_breaks", "Upstream connections that were lost.", upstream.breaks)
-        if upstream is not None and upstream.events is not UNSET:
             yield _counter("relay_upstream_events", "Upstream events that were published.", upstream.events)
-            yield _counter("relay_upstream_repeats", "Upstream events left out as repeats.", upstream.repeats or 0)
-            yield _counter("relay_upstream_refused", "Upstream events that were refused.", upstream.refused or 0)
+            yield _counter("relay_upstream_repeats", "Upstream events left out as repeats.", upstream.repeats)
+            yield _counter("relay_upstream_refused", "Upstream events that were refused.", upstream.refused)
         yield from _of_sources(self._sources())
         cluster = self._cluster()
         if cluster is not None:

@@ -62,15 +62,15 @@ class SlowStream(Struct):
 
 
 class UpstreamStats(Struct):
-    """The upstream. Only an event stream has the fields after `breaks`."""
+    """The upstream."""
 
     linked: bool = False
     breaks: int = 0
-    events: int | UnsetType = UNSET
-    repeats: int | UnsetType = UNSET
-    refused: int | UnsetType = UNSET
-    error: str | UnsetType = UNSET
-    ended: str | UnsetType = UNSET
+    events: int = 0
+    repeats: int = 0
+    refused: int = 0
+    error: str = ""
+    ended: str = ""
 
 
 class SourceStats(Struct):
@@ -106,14 +106,6 @@ class ClusterStats(Struct):
     error: str = ""
 
 
-class EdgeStats(Struct):
-    """One edge on another machine."""
-
-    name: str = ""
-    lag_events: int = 0
-    lapped: int = 0
-
-
 class WorkerStats(Struct):
     """One worker. Only a worker that answered has the fields after `link_lag_events`."""
 
@@ -132,7 +124,7 @@ class WorkerStats(Struct):
 
 
 class ServerStats(Struct):
-    """The body of /stats. The last six fields depend on the mode of the server."""
+    """The body of /stats. The last five fields depend on the mode of the server."""
 
     version: str = ""
     engine: str = ""
@@ -162,7 +154,6 @@ class ServerStats(Struct):
     sources: list[SourceStats] | UnsetType = UNSET
     cluster: ClusterStats | UnsetType = UNSET
     upstream: UpstreamStats | UnsetType = UNSET
-    edges: list[EdgeStats] | UnsetType = UNSET
     worker_restarts: int | UnsetType = UNSET
     workers: list[WorkerStats] | UnsetType = UNSET
 

@@ -1,1 +1,1 @@
-"""Several processes with one log: the hub, its edges (workers and other relays) and the links between them."""
+"""Several processes with one log: the hub, its workers and the links between them."""

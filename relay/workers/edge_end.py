@@ -67,8 +67,6 @@ class Uplink:
     Args:
         config: the edge's settings.
         hub: the edge's local hub, whose log receives the entries.
-        name: name of this edge at the hub.
-        token: the link's token.
         clock: returns the edge's time.
         on_begun: called when a snapshot is complete.
         on_drain: called when the hub asks the edge to drain.
@@ -81,20 +79,14 @@ class Uplink:
         config: Config,
         hub: Hub,
         *,
-        name: str,
-        token: str,
         clock: Callable[[], float],
         on_begun: Callable[[], None],
         on_drain: Callable[[], None],
         answer: Callable[[Report, TopicsQuery | None, Callable[[bytes], None]], None],
         on_signal: Callable[[str, bytes], None],
     ) -> None:
-        self.heard_s = clock()
         self.linked = False  # the hub has sent Begin
-        self.breaks = 0
         self._hub = hub
-        self._name = name
-        self._token = token
         self._clock = clock
         self._on_begun = on_begun
         self._on_drain = on_drain
@@ -114,21 +106,16 @@ class Uplink:
     # Connection
 
     def connected(self, send: Callable[[bytes], int]) -> None:
-        """Send Hello over a new connection.
+        """Send Hello over the connection.
 
         Args:
             send: writes bytes and returns the number of bytes not sent yet.
         """
-        self._parser = Parser(self._bytes_max)
-        self._send, self._unsent = send, 0
-        self.heard_s = self._clock()
-        log = self._hub.log
-        hello = Hello(version=VERSION, token=self._token, name=self._name, epoch=log.epoch, sequence=log.head)
-        self._write(encode(hello))
+        self._send = send
+        self._write(encode(Hello(version=VERSION)))
 
     def lost(self) -> None:
         """Record the loss of the connection and fail all unanswered requests."""
-        self.breaks += self.linked
         self._send, self.linked = None, False
         self._hub.set_linked(False)
         requests, self._requests = self._requests, {}
@@ -165,7 +152,7 @@ class Uplink:
         Raises:
             LinkError: the hub violated the protocol or refused the link; close the connection.
         """
-        self.heard_s = now_s = self._clock()
+        now_s = self._clock()
         for message in self._parser.feed(data):
             if isinstance(message, Entry):
                 self._entry(message, now_s)
@@ -230,11 +217,8 @@ class Uplink:
         self.linked = True
         hub.set_linked(True)
         self._hub_offset_s = now_s - begin.now_s
-        if begin.restarts:
-            hub.knows_evicted = False
-            hub.begin(begin.epoch, begin.sequence, begin.head, begin.evicted_s + self._hub_offset_s, now_s)
-        else:
-            hub.continue_from(begin.head)
+        hub.knows_evicted = False
+        hub.begin(begin.epoch, begin.sequence, begin.head, begin.evicted_s + self._hub_offset_s, now_s)
         self._check_snapshot(now_s)
 
     def _answered(self, message: Published | Found | Answer | Refused) -> None:

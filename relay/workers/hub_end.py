@@ -1,20 +1,16 @@
 """The hub's end of a link: reads the log for one edge, with a cursor; sans-IO.
 
-Theory of operation. The edge sends Hello with its epoch and the next sequence that it needs. The hub replies with Begin
-and continues from that sequence if its log retains it, otherwise from its oldest entry. When all earlier bytes are
-sent, the connection calls `take` for the next ones: replies first, then entries from the cursor on, one segment at a
-time. So an edge that does not read occupies one segment and delays no other edge. If the log evicts entries that the
-edge has not received, the edge is lapped: it receives another Begin and starts a new log.
+Theory of operation. The edge sends Hello. The hub replies with Begin and continues from its oldest entry. When all
+earlier bytes are sent, the connection calls `take` for the next ones: replies first, then entries from the cursor on,
+one segment at a time. So an edge that does not read occupies one segment and delays no other edge. If the log evicts
+entries that the edge has not received, the edge is lapped: it receives another Begin and starts a new log.
 
 Owns the cursor, the pending requests of its edge, and the terms that the edge holds. Never waits, never publishes.
-
-The module is longer than 400 lines because all messages of a link share the state of the link.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hmac
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -32,7 +28,6 @@ from relay.sources.requests import Cancel, Done, nothing
 from relay.telemetry.topics import TopicsQuery
 from relay.topic import JOINT, check_term
 from relay.workers.messages import (
-    HELLO_BYTES_MAX,
     VERSION,
     Answer,
     Ask,
@@ -74,8 +69,6 @@ IDS_PER_MESSAGE = 16
 
 EVICTED_PER_TURN = 64
 """EvictedMarks messages encoded in one call of `take`: less than a millisecond."""
-
-NAME_CHARACTERS_MAX = 200
 
 T = TypeVar("T", bound=Iterable[str])
 
@@ -147,7 +140,6 @@ class Downlink:
         hub: the hub whose log the edge follows.
         chunks: shared by all links of the hub.
         handler: handles the edge's requests.
-        token: the token that the edge must present; None for a worker.
         bytes_max: longest message that the edge may send.
         clock: returns the hub's time.
         wake: called when `take` has something to return.
@@ -159,25 +151,20 @@ class Downlink:
         chunks: Chunks,
         handler: RequestHandler,
         *,
-        token: str | None,
         bytes_max: int,
         clock: Callable[[], float],
         wake: Callable[[], None],
     ) -> None:
-        self.name = "an edge"
         self.linked = False
         self.closing = False  # close the connection once all output is written
         self.status = Status(sequence=0, streams=0, ready=False, holding=[])
         self.heard_s = clock()
-        self.lapped = 0
         self._hub = hub
         self._chunks = chunks
         self._handler = handler
-        self._token = token
-        self._bytes_max = bytes_max
         self._clock = clock
         self._wake = wake
-        self._parser = Parser(bytes_max if token is None else HELLO_BYTES_MAX)
+        self._parser = Parser(bytes_max)
         self._epoch = ""
         self._cursor = 0
         self._replies: list[bytes] = []
@@ -222,26 +209,13 @@ class Downlink:
     def _hello(self, hello: Hello) -> None:
         if self.linked:
             raise LinkError("received a second Hello")
-        if self._token is not None and not hmac.compare_digest(hello.token.encode(), self._token.encode()):
-            self._refuse("the link token is wrong")
-        elif hello.version != VERSION:
-            self._refuse(f"the edge uses version {hello.version} of the link protocol, the hub version {VERSION}")
-        else:
-            self.name = hello.name[:NAME_CHARACTERS_MAX] if hello.name.isprintable() else "an edge"
+        if hello.version == VERSION:
             self.linked = True
-            self._parser.bytes_max = self._bytes_max
-            self._epoch, self._cursor = hello.epoch, hello.sequence
-            log = self._hub.log
-            if self._hub.begun and self._follows(log) and max(log.tail, log.evicted_early + 1) <= self._cursor:
-                log.needed[self] = self._cursor
-                self._reply(self._begin(restarts=False))
-            else:
-                self._epoch = ""
             self._wake()
-
-    def _refuse(self, reason: str) -> None:
-        self._reply(Refuse(reason=reason))
-        self.closing = True
+        else:
+            reason = f"the edge uses version {hello.version} of the link protocol, the hub version {VERSION}"
+            self._reply(Refuse(reason=reason))
+            self.closing = True
 
     def _receive(self, message: Message | Entry) -> None:
         if isinstance(message, Status):
@@ -318,11 +292,10 @@ class Downlink:
             self._beat_due = False
             parts.append(encode(Beat(head=log.head, leaving=self._leaving)))
         if self.linked and self._hub.begun and not self.closing:
-            if not self._follows(log) or self._cursor < log.tail:
-                self.lapped += self._epoch == log.epoch
+            if self._epoch != log.epoch or self._cursor < log.tail:
                 self._epoch, self._cursor = log.epoch, log.tail
                 log.needed[self] = self._cursor
-                parts.append(encode(self._begin(restarts=True)))
+                parts.append(encode(self._begin()))
                 self._evicted = self._encode_evicted()
                 ended = self._hub.ended.known()
                 parts += [
@@ -338,10 +311,7 @@ class Downlink:
                 parts.append(data)
             if self._draining and not evicted and self._cursor == log.head:
                 self._draining = False
-                if self._token is None:
-                    parts.append(encode(Drain()))
-                else:
-                    self.closing = True
+                parts.append(encode(Drain()))
         return b"".join(parts)
 
     def _encode_evicted(self) -> Iterator[bytes]:
@@ -354,15 +324,10 @@ class Downlink:
             yield encode(EvictedMarks(topics=[], ids=pairs))
         yield encode(EvictedMarks(topics=[], ids=[], rest=rest))
 
-    def _follows(self, log: Log) -> bool:
-        return self._epoch == log.epoch and self._cursor <= log.head
-
-    def _begin(self, *, restarts: bool) -> Begin:
+    def _begin(self) -> Begin:
         log, now_s = self._hub.log, self._clock()
         evicted_s = -math.inf if self._cursor == 1 else log.time_s(log.tail) if len(log) else now_s
-        return Begin(
-            restarts=restarts, epoch=log.epoch, sequence=self._cursor, head=log.head, now_s=now_s, evicted_s=evicted_s
-        )
+        return Begin(epoch=log.epoch, sequence=self._cursor, head=log.head, now_s=now_s, evicted_s=evicted_s)
 
     def _reply(self, message: Message) -> None:
         data = encode(message)
@@ -393,7 +358,7 @@ class Downlink:
         self._reply(Ask(number=self._number, report=report, query=query))
 
     def drain(self) -> None:
-        """Send the rest of the log; then tell a worker to drain, and close the link of any other edge."""
+        """Send the rest of the log, then tell the edge to drain."""
         self._draining = True
         self._wake()
 

@@ -1,6 +1,6 @@
-"""The membership of a server in a group of processes: as a hub with workers and edges, as an edge, or as both.
+"""The membership of a server in a group of processes: as a hub with workers, or as a worker.
 
-Owns the links of this process to its hub and to its edges, and its workers. Never opens a listener for clients and
+Owns the links of this process to its hub or to its workers, and the workers. Never opens a listener for clients and
 never serves a stream.
 """
 
@@ -21,24 +21,24 @@ from relay.sources.topic_signals import TopicSignals
 from relay.telemetry import topics
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.stats import Stats
-from relay.telemetry.stats_schema import ClusterStats, EdgeStats, ServerStats, SourceStats, UpstreamStats, to_json
+from relay.telemetry.stats_schema import ClusterStats, ServerStats, SourceStats, UpstreamStats, to_json
 from relay.telemetry.topics import TopicsQuery
 from relay.workers import aggregate
-from relay.workers.connections import Links, Upstream
+from relay.workers.connections import Links, UplinkProtocol
 from relay.workers.edge_end import Uplink
 from relay.workers.hub_end import Downlink
 from relay.workers.messages import Report
 from relay.workers.processes import Workers
 
 SETTLE_STEP_S = 0.01
-"""Interval at which a draining edge compares its log with its hub's."""
+"""Interval at which a draining worker compares its log with its hub's."""
 
 FoundDone = Callable[[int | RelayError | None], None]
 Find = Callable[[tuple[str, ...], tuple[str, ...], FoundDone], Cancel]
 
 
 class Membership:
-    """The links of one process, and the handler of its edges' requests.
+    """The links of one process, and the handler of its workers' requests.
 
     Args:
         config: the settings.
@@ -75,48 +75,43 @@ class Membership:
         self._loop = loop
         self._clock = clock
         self._wall = wall
-        self._upstream: Upstream | None = None
+        self._connection: UplinkProtocol | None = None
         self._links: Links | None = None
         self._event_stream: Callable[[], UpstreamStats] | None = None
         self._sources: Callable[[], list[SourceStats]] | None = None
         self._find_elsewhere: Find | None = None
         self._cluster: Callable[[], ClusterStats] | None = None
 
-    # As an edge
+    # As a worker
 
-    async def follow(
-        self, where: str | socket.socket, name: str, token: str, stop: asyncio.Event, on_gone: Callable[[], None]
-    ) -> None:
-        """Become an edge; wait until the snapshot is complete or `stop` is set.
+    async def follow(self, link: socket.socket, stop: asyncio.Event, on_gone: Callable[[], None]) -> None:
+        """Become a worker; wait until the snapshot is complete or `stop` is set.
 
         Args:
-            where: `relay://HOST:PORT`, `relays://HOST:PORT` for TLS, or a socket connected to the hub.
-            name: name of this edge at the hub.
-            token: the link's token.
+            link: a non-blocking socket that is connected to the hub.
             stop: set when the server stops.
-            on_gone: called when the hub asks this process to drain, or when a worker loses its hub.
+            on_gone: called when the hub asks this process to drain, and when the link is lost.
         """
         begun = asyncio.Event()
         self.publisher = self.uplink = uplink = Uplink(
             self._config,
             self._hub,
-            name=name,
-            token=token,
             clock=self._clock,
             on_begun=begun.set,
             on_drain=on_gone,
             answer=self.local_report,
             on_signal=self._spread_signal,
         )
-        self._upstream = Upstream(uplink, self._loop, self._clock, on_gone)
-        self._upstream.open(where)
+        _, self._connection = await self._loop.create_unix_connection(
+            lambda: UplinkProtocol(uplink, self._loop, on_gone), sock=link
+        )
         waits = [self._loop.create_task(each.wait()) for each in (begun, stop)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for each in waits:
             each.cancel()
 
     async def settle(self) -> None:
-        """Wait until the edge's log has every event that its hub had acknowledged at the time of the call.
+        """Wait until the worker's log has every event that its hub had acknowledged at the time of the call.
 
         Returns early if the link is down or breaks.
         """
@@ -151,19 +146,11 @@ class Membership:
 
     # As a hub
 
-    async def lead(
-        self,
-        link_listener: socket.socket | None,
-        listeners: list[list[socket.socket]],
-        own_token: str,
-        stop: asyncio.Event,
-    ) -> None:
-        """Accept edges at `link_listener`, and start one worker for each set of listeners."""
+    async def lead(self, listeners: list[list[socket.socket]], own_token: str, stop: asyncio.Event) -> None:
+        """Start one worker for each set of listeners; wait until all are ready or `stop` is set."""
         self._links = Links(self._config, self._hub, self, self._loop, self._clock)
-        await self._links.open(link_listener)
-        if listeners:
-            self.workers = Workers(self._config, self._links, listeners, own_token, self._loop)
-            await self.workers.open(stop)
+        self.workers = Workers(self._config, self._links, listeners, own_token, self._loop)
+        await self.workers.open(stop)
 
     def leave(self) -> None:
         """Make the workers report that they are not ready; they continue to serve."""
@@ -176,13 +163,11 @@ class Membership:
             self.workers.stop_starting()
 
     async def drain(self) -> None:
-        """Send the rest of the log to all edges, and wait until the workers have drained and exited."""
+        """Send the rest of the log to the workers, and wait until they have drained and exited."""
         if self._links is not None:
             self._links.drain()
-            ends = [self._links.drained(self._config.drain_timeout_s)]
-            if self.workers is not None:
-                ends.append(self.workers.drain())
-            await asyncio.gather(*ends)
+        if self.workers is not None:
+            await self.workers.drain()
 
     def close(self) -> None:
         """Kill the remaining workers and close all links at once."""
@@ -190,17 +175,17 @@ class Membership:
             self.workers.close()
         if self._links is not None:
             self._links.close()
-        if self._upstream is not None:
-            self._upstream.close()
+        if self._connection is not None:
+            self._connection.cut()
 
     # Requests
 
     def publish(self, events: list[Event], done: Done) -> Cancel:
-        """Publish in this process, or at the hub if this process is an edge."""
+        """Publish in this process, or at the hub if this process is a worker."""
         return self.publisher.publish(events, done)
 
     def find(self, terms: tuple[str, ...], ids: tuple[str, ...], done: FoundDone) -> Cancel:
-        """Find the sequence of a last id in this process, then at the hub of an edge, or in a cluster."""
+        """Find the sequence of a last id in this process, then at the hub of a worker, or in a cluster."""
         sequence = self._hub.find(terms, ids)
         if sequence is None and self.uplink is not None:
             return self.uplink.find(terms, ids, done)
@@ -227,7 +212,7 @@ class Membership:
             each.down.signal(topic, value)
 
     def head(self, done: Callable[[int | RelayError], None]) -> Cancel:
-        """Get the sequence of the next event, from the hub if this process is an edge."""
+        """Get the sequence of the next event, from the hub if this process is a worker."""
         if self.uplink is not None:
             return self.uplink.head(done)
         done(self._hub.head)
@@ -253,9 +238,7 @@ class Membership:
         return {} if self.workers is None else self.workers.links
 
     def upstream(self) -> UpstreamStats | None:
-        """Return the state of the link to the hub or of the followed event stream; None without either."""
-        if self.uplink is not None:
-            return UpstreamStats(self._hub.linked, self.uplink.breaks)
+        """Return the state of the followed event stream; None without one."""
         return None if self._event_stream is None else self._event_stream()
 
     def report_event_stream(self, state: Callable[[], UpstreamStats]) -> None:
@@ -276,12 +259,6 @@ class Membership:
             result.cluster = cluster
         if upstream is not None:
             result.upstream = upstream
-        if self._links is not None:
-            result.edges = [
-                EdgeStats(each.down.name, each.down.lag_events, each.down.lapped)
-                for each in self._links.all
-                if each.down.linked and not each.worker
-            ]
         if self.workers is not None:
             result.worker_restarts = self.workers.restarts
         return result

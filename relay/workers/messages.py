@@ -7,7 +7,7 @@ names its type. Decoding ignores unknown fields and rejects unknown types. A cha
 
     edge → hub   Hello, once; Status each second and when its held terms change; PublishRequest, Find, Head, Ask; Answer
     hub → edge   Refuse, or Begin, EvictedMarks, EndedTopics and the entries, with SkipTo where entries are evicted;
-                 Beat each second; Published, Found, Refused, Answer; Ask; Drain; to a worker, Setup as the first
+                 Beat each second; Published, Found, Refused, Answer; Ask; Drain; Setup as the first message
 
 Owns the wire format and the limit on a message's size. Never acts on messages (`relay.workers.edge_end` and
 `relay.workers.hub_end` do).
@@ -26,10 +26,7 @@ from relay.core.log import Entry
 from relay.errors import RelayError
 from relay.telemetry.topics import TopicsQuery
 
-VERSION = 5
-
-HELLO_BYTES_MAX = 16 * 1024
-"""Longest message that is accepted before the token has been checked."""
+VERSION = 6
 
 OVERHEAD_BYTES_MAX = 64 * 1024
 """Longest part of a message besides the event or the body that it carries."""
@@ -54,36 +51,23 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Setup(_Message, frozen=True):
-    """To a worker: its settings and listeners.
+    """To an edge: its settings and listeners.
 
     Args:
         config: the settings.
-        number: number of the worker, from 1.
         listeners: fds of the inherited listeners.
         own_token: the publish token that this run generated.
     """
 
     config: Config
-    number: int
     listeners: list[int]
     own_token: str
 
 
 class Hello(_Message, frozen=True):
-    """To the hub: the edge identifies itself and states the next sequence that it needs.
-
-    Args:
-        token: the link's token.
-        name: name of the edge in the hub's log lines and /stats.
-        epoch: epoch of the edge's log; empty if the log is new.
-        sequence: the next sequence that the edge needs.
-    """
+    """To the hub: the first message of the edge. A worker that restarts may have another version than its hub."""
 
     version: int
-    token: str
-    name: str
-    epoch: str
-    sequence: int
 
 
 class Refuse(_Message, frozen=True):
@@ -93,16 +77,14 @@ class Refuse(_Message, frozen=True):
 
 
 class Begin(_Message, frozen=True):
-    """To an edge: the next entry has this sequence.
+    """To an edge: drop the log and start again from this sequence, which the next entry has.
 
     Args:
-        restarts: the edge drops its log and starts again from here. Otherwise it continues, as it asked.
         head: head of the hub's log; the edge has the snapshot when its own head reaches this one.
         now_s: the hub's time.
         evicted_s: upper bound of the time of the last entry before `sequence`, in the hub's time.
     """
 
-    restarts: bool
     epoch: str
     sequence: int
     head: int
@@ -209,7 +191,7 @@ class Refused(_Message, frozen=True):
 
 
 class Ask(_Message, frozen=True):
-    """To either end: request /stats, /metrics or /topics. A hub returns those of all processes, a worker its own.
+    """To either end: request /stats, /metrics or /topics. A hub returns those of all processes, an edge its own.
 
     Args:
         query: the topics, if the report is `topics`.
@@ -235,7 +217,7 @@ class TopicSignal(_Message, frozen=True):
 
 
 class Drain(_Message, frozen=True):
-    """To a worker: the last entry has been sent; drain and exit."""
+    """To an edge: the last entry has been sent; drain and exit."""
 
 
 Message = (Setup | Hello | Refuse | Begin | EvictedMarks | EndedTopics | Beat | Status | PublishRequest | Published) | (

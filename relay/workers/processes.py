@@ -59,16 +59,14 @@ _logger = logging.getLogger("relay.workers")
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """The sockets and the identity that a worker inherits from its hub.
+    """The sockets and the token that a worker inherits from its hub.
 
     Args:
-        number: number of the worker, from 1.
         link: the worker's end of the link.
         listeners: sockets bound to the addresses to serve.
         own_token: the publish token that this run generated.
     """
 
-    number: int
     link: socket.socket
     listeners: list[socket.socket]
     own_token: str
@@ -117,7 +115,6 @@ class Workers:
             upstream="",
             data="",
             durable=False,
-            link_listen="",
             validate=(),
             cluster="",
             cluster_password_file="",
@@ -199,10 +196,10 @@ class Workers:
             self._processes[number] = process
             theirs.close()
             _, link = await self._loop.create_unix_connection(
-                lambda: DownlinkProtocol(self._links, None, worker=number, on_heard=self._on_heard), sock=ours.dup()
+                lambda: DownlinkProtocol(self._links, f"worker {number}", self._on_heard), sock=ours.dup()
             )
         self.links[number] = link.down
-        setup = Setup(config=self._config, number=number, listeners=listeners, own_token=self._own_token)
+        setup = Setup(config=self._config, listeners=listeners, own_token=self._own_token)
         link.down.send(setup)
         try:
             code = await self._watch(number, process, link.down)

@@ -17,7 +17,7 @@ from tests.running import TOKEN, Relay, Stream, eventually, relay, run
 
 SECRET = "a-key-of-hs256-" + "k" * 40
 FILED = "a-token-in-a-file-" + "f" * 20
-LINK = "a-token-of-the-link-" + "l" * 20
+UPSTREAM = "a-token-of-the-upstream-" + "l" * 20
 HOOK = "a-secret-of-a-webhook-" + "h" * 20
 
 
@@ -44,7 +44,7 @@ def test_no_token_appears_in_the_log_at_level_debug(tmp_path: Path, encrypted: b
     certificate = make_certificate(tmp_path / "tls", "secrets")
     arguments = (
         *("--log-level", "debug", "--subscribe", "jwt", "--jwt-secret", SECRET, "--jwt-cookie", "session"),
-        *("--publish-token-file", str(tokens), "--link-listen", "127.0.0.1:0", "--link-token", LINK),
+        *("--publish-token-file", str(tokens), "--upstream", "http://127.0.0.1:9", "--upstream-token", UPSTREAM),
         *("--webhook", "hooks=github", "--webhook-secret", f"hooks={HOOK}"),
         *(certificate.flags if encrypted else ()),
     )
@@ -53,7 +53,7 @@ def test_no_token_appears_in_the_log_at_level_debug(tmp_path: Path, encrypted: b
         status, _, body = server.request("POST", "/ticket", headers=bearer)
         assert status == 200
         ticket = json.loads(body)["ticket"]
-        secrets = (SECRET, FILED, HOOK, LINK, TOKEN, own, ticket, own.rpartition(".")[2])
+        secrets = (SECRET, FILED, HOOK, UPSTREAM, TOKEN, own, ticket, own.rpartition(".")[2])
         with Stream(server.port, f"topic=a&ticket={ticket}", context=server.context) as stream:
             server.publish("one", "a")
             assert stream.next().data == "one"
@@ -71,16 +71,14 @@ def test_no_token_appears_in_the_log_at_level_debug(tmp_path: Path, encrypted: b
         raw(server, f"GET /events?topic=a HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {own}\r\n {own}".encode())
         raw(server, f"GET /{own} {own}\r\nBearer {own}".encode())
         raw(server, f"POST /publish HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {FILED}\r\nContent-Length: x".encode())
-        edge = run(
-            "serve", "--listen", "127.0.0.1:0", "--stdin", "off", "--upstream", "relay://x:0", "--link-token", LINK
-        )
-        assert edge.returncode == 2
+        wrong = run("serve", "--upstream", "ftp://x", "--upstream-token", UPSTREAM)
+        assert wrong.returncode == 2
         tokens.write_bytes(b"\xff" + FILED.encode())
         os.kill(server.process.pid, signal.SIGHUP)
         eventually(lambda: any("token" in record["message"] for record in server.log), "the file cannot be read")
         shown = [server.request("GET", path)[2].decode() for path in ("/stats", "/metrics")]
         server.stop()
-        shown += [json.dumps(server.log), edge.stderr, edge.stdout]
+        shown += [json.dumps(server.log), wrong.stderr, wrong.stdout]
     config = run("serve", "--print-config", *arguments, "--publish-token", TOKEN)
     assert config.returncode == 0
     for text in (*shown, config.stdout, config.stderr):

@@ -23,6 +23,7 @@ from relay.errors import BrokerError
 from tests import ROOT
 from tests.cable import Cable
 from tests.certificate import make_certificate
+from tests.forms import FORMS, FormStream
 from tests.redis_server import RedisServer, need_redis
 from tests.running import (
     TIMEOUT_S,
@@ -260,6 +261,24 @@ def test_an_empty_broker_starts_a_new_log_and_clients_are_notified(
     ids = [publish(node, "2") for node in pair]
     assert epoch(ids[0]) == epoch(ids[1]) != epoch(old)
     assert [id.rpartition("-")[2] for id in ids] == ["1", "2"]
+
+
+def test_the_streams_of_a_node_whose_broker_starts_anew_have_no_last_chunk(redis: RedisServer) -> None:
+    with relay("--cluster", redis.url, *QUICK) as node, ExitStack() as stack:
+        streams = [stack.enter_context(FormStream(node.port, form)) for form in FORMS]
+        for stream in streams:
+            stream.primed()
+        publish(node, "x")
+        for stream in streams:
+            assert stream.next().data == "x"
+        redis.kill()
+        redis.start()
+        for stream in streams:
+            assert stream.end() == []
+            assert not stream.has_last_chunk
+            assert not stream.is_torn
+            assert b"retry" in stream.raw.splitlines()[-1]
+        eventually(lambda: node.stats()["closes"] == {"lapped": len(FORMS)}, "the streams are closed")
 
 
 def test_a_node_that_is_slower_than_the_trimming_reports_a_gap(redis: RedisServer) -> None:

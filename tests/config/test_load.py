@@ -19,7 +19,6 @@ from relay.config.load import load, to_toml, variable, worker_count
 from relay.config.model import MIB, SETTINGS, Config, group_settings
 from relay.errors import ConfigError
 
-LINK_TOKEN = "t" * 32
 CLUSTER = {"cluster": "redis://127.0.0.1"}
 
 
@@ -52,9 +51,7 @@ def test_every_setting_can_be_set_by_flag_variable_and_file() -> None:
         "durable": "yes",
         "history-bytes": "9MiB",
         "workers": "2",
-        "upstream": "relay://127.0.0.1:1",
-        "link-listen": "127.0.0.1:1",
-        "link-token": LINK_TOKEN,
+        "upstream": "https://127.0.0.1:1",
         "trusted-proxy": "10.0.0.0/8",
         "proxy-protocol": "yes",
         "jwt-jwks-url": "https://a.example/keys",
@@ -74,8 +71,6 @@ def test_every_setting_can_be_set_by_flag_variable_and_file() -> None:
             "durable": {"data": "relay.db"},
             "unix-mode": {"unix": "relay.sock"},
             "unix-group": {"unix": "relay.sock"},
-            "upstream": {"link-token": LINK_TOKEN},
-            "link-listen": {"link-token": LINK_TOKEN},
             "webhook-secret": {"webhook": "a=github"},
             "webhook-secret-file": {"webhook": "a=github"},
             "cluster-password-file": CLUSTER,
@@ -101,16 +96,34 @@ def test_the_number_of_workers_can_be_a_number_in_toml() -> None:
     [
         ({"workers": "many"}, "workers: 'many' is neither `auto` nor a number from 0 to 1024"),
         ({"workers": "1025"}, "workers: '1025' is neither `auto` nor a number from 0 to 1024"),
-        ({"upstream": "tcp://a:1", "link-token": "x"}, "upstream: 'tcp://a:1' is neither relay://HOST:PORT nor"),
-        ({"upstream": "relay://a:1"}, "link-token: upstream and link-listen need a token"),
-        ({"link-listen": ":1"}, "link-token: upstream and link-listen need a token"),
-        ({"upstream": "relay://a:1", "link-token": "x", "unix": "/a"}, "upstream: an edge has no sources of its own"),
-        ({"upstream": "relay://a:1", "link-token": "x", "stdin": "sse"}, "upstream: an edge has no sources of its own"),
+        ({"upstream": "tcp://a:1"}, "upstream: the address of an event stream begins with http:// or https://"),
     ],
 )
-def test_invalid_links_are_rejected(flags: dict[str, str], message: str) -> None:
+def test_invalid_workers_and_upstreams_are_rejected(flags: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         load(flags, {})
+
+
+@pytest.mark.parametrize(
+    ("environment", "table", "begin"),
+    [
+        ({"RELAY_LINK_LISTEN": ":1"}, {}, "RELAY_LINK_LISTEN: has been removed; "),
+        ({"RELAY_LINK_TOKEN": "hush"}, {}, "RELAY_LINK_TOKEN: has been removed; "),
+        ({"RELAY_UPSTREAM": "relay://hush"}, {}, "upstream: relay:// has been removed; "),
+        ({}, {"link-listen": ":1"}, "relay.toml: link-listen: has been removed; "),
+        ({}, {"link_token": "hush"}, "relay.toml: link-token: has been removed; "),
+        ({}, {"upstream": "relays://hush"}, "upstream: relay:// has been removed; "),
+    ],
+)
+def test_the_error_for_a_removed_setting_names_its_replacement(
+    environment: dict[str, str], table: dict[str, object], begin: str
+) -> None:
+    with pytest.raises(ConfigError, match="cluster") as raised:
+        load({}, environment, table, "relay.toml")
+    assert str(raised.value).startswith(begin)
+    assert "use a broker: cluster (--cluster redis://HOST:PORT/0)" in str(raised.value)
+    assert ("upstream-token" in str(raised.value)) == ("token" in begin.lower())
+    assert "hush" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +135,6 @@ def test_invalid_links_are_rejected(flags: dict[str, str], message: str) -> None
         ({**CLUSTER, "cluster-name": "a b"}, "cluster-name: must have 1 to 64 letters"),
         ({**CLUSTER, "data": "x.db"}, "data: not possible with cluster: the broker stores the history"),
         ({**CLUSTER, "upstream": "https://a"}, "upstream: not possible with cluster"),
-        ({**CLUSTER, "link-listen": ":1", "link-token": "x"}, "link-listen: not possible with cluster"),
         ({**CLUSTER, "policy": "block"}, "policy: `block` is not possible with cluster, because a node cannot hold up"),
         ({**CLUSTER, "policy-for": ["a=block"]}, "policy: `block` is not possible with cluster"),
         ({**CLUSTER, "policy-request": ["block"]}, "policy: `block` is not possible with cluster"),

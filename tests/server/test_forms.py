@@ -17,7 +17,7 @@ from relay.core.close_reason import CLEAN
 from relay.event import Event
 from tests.auth.test_access import JWT, bearer, token
 from tests.forms import CHUNKED, COMPRESSED, FORMS, FormStream
-from tests.running import TIMEOUT_S, Relay, Stream, eventually, free_port, relay
+from tests.running import TIMEOUT_S, Relay, Stream, eventually, relay
 
 pytestmark = pytest.mark.slow
 
@@ -226,28 +226,6 @@ def test_a_stream_that_blocks_too_long_ends_without_a_last_chunk(form: str) -> N
         eventually(lambda: server.stats()["closes"] == {"blocked": 1}, "the stream is closed")
 
 
-def test_the_streams_of_an_edge_whose_hub_starts_anew_have_no_last_chunk() -> None:
-    port = str(free_port())
-    link = ("--link-token", "a-link-token")
-    hub = ("--link-listen", f"127.0.0.1:{port}", *link)
-    with contextlib.ExitStack() as stack:
-        first = stack.enter_context(contextlib.ExitStack())
-        server = first.enter_context(relay(*hub))
-        edge = stack.enter_context(relay("--upstream", f"relay://127.0.0.1:{port}", *link))
-        streams = stack.enter_context(one_each(edge))
-        publish(server, {"data": "x"})
-        for stream in streams:
-            assert stream.next().data == "x"
-        first.close()
-        stack.enter_context(relay(*hub))
-        for stream in streams:
-            assert stream.end() == []
-            assert not stream.has_last_chunk
-            assert not stream.is_torn
-            assert b"retry" in stream.raw.splitlines()[-1]
-        eventually(lambda: edge.stats()["closes"] == {"lapped": len(FORMS)}, "the streams are closed")
-
-
 def test_a_shutdown_before_the_end_of_a_drain_gives_no_last_chunk() -> None:
     with relay("--drain-timeout", "1s", "--client-buffer", "16KiB") as server, contextlib.ExitStack() as stack:
         streams = [stack.enter_context(FormStream(server.port, form, receive_buffer=4096)) for form in CHUNKED]
@@ -341,16 +319,12 @@ def test_workers_serve_each_form() -> None:
         assert server.stats()["forms"] == dict.fromkeys(FORMS, 1)
 
 
-@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["alone", "workers"])
-def test_the_end_of_a_topic_ends_each_form_at_an_edge(workers: tuple[str, ...]) -> None:
-    link = ("--link-token", "a-link-token")
-    with relay("--link-listen", "127.0.0.1:0", *link) as server:
-        address = server.messages("edges at ")[-1].removeprefix("edges at ")
-        with relay("--upstream", address, *link, *workers) as edge, one_each(edge) as streams:
-            ended(server)
-            for stream in streams:
-                assert [event.event for event in stream.end()] == ["relay.end"]
-                assert stream.has_last_chunk == (stream.form in CHUNKED)
+def test_the_end_of_a_topic_ends_each_form_at_a_worker() -> None:
+    with relay("--workers", "2") as server, one_each(server) as streams:
+        ended(server)
+        for stream in streams:
+            assert [event.event for event in stream.end()] == ["relay.end"]
+            assert stream.has_last_chunk == (stream.form in CHUNKED)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

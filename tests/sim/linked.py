@@ -1,4 +1,4 @@
-"""A world of one hub and its edges. Links deliver bytes late, in pieces or not at all; clients change edges."""
+"""A world of one hub and its edges. Links deliver bytes late and in pieces; clients change edges."""
 
 from __future__ import annotations
 
@@ -81,8 +81,6 @@ class Edge(World):
         self.uplink = Uplink(
             config,
             self.hub,
-            name="an edge",
-            token="t",
             clock=lambda: self.now_s,
             on_begun=lambda: None,
             on_drain=lambda: None,
@@ -102,7 +100,6 @@ class Edge(World):
             self.root.hub,
             self._chunks,
             Office(self.root),
-            token="t",
             bytes_max=message_bytes_max(self.config),
             clock=lambda: self.root.now_s,
             wake=lambda: None,

@@ -1,4 +1,4 @@
-"""The promise over links: random cuts, stalls and pieces; edges are killed and lapped; clients change edges.
+"""The promise over links: random stalls and pieces; edges are killed and lapped; clients change edges.
 
 A subscriber sees every event of its topics, in order, exactly once, or receives a gap event for what it missed.
 """
@@ -30,7 +30,7 @@ def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
         client, edge = draw.choice(world.clients), draw.choice(world.edges)
         match draw.choice(
             ["publish"] * 3 + ["publish at", "step", "step", "down", "down", "down", "up", "up", "link", "link"]
-            + ["unlink", "kill", "read", "read", "cut", "connect", "connect", "time"]
+            + ["kill", "read", "read", "cut", "connect", "connect", "time"]
         ):
             case "publish":
                 for _ in range(draw.choice([1, 1, 1, 10, 60])):
@@ -52,12 +52,8 @@ def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
             case "link":
                 if edge.downlink is None:
                     edge.link()
-            case "unlink":
-                if draw.random() < 0.3:
-                    seen["unlink"] += edge.downlink is not None
-                    edge.unlink()
             case "kill":
-                if draw.random() < 0.1:
+                if draw.random() < 0.2:
                     seen["kill"] += 1
                     world.kill(edge)
             case "read":
@@ -83,7 +79,7 @@ def test_every_subscriber_at_every_edge_receives_every_event_or_a_gap(first: int
 
 
 def test_the_simulations_reach_all_intended_faults() -> None:
-    """The promise is tested under real faults: links break, edges are lapped and killed, clients change edges."""
+    """The promise is tested under real faults: edges are lapped and killed, clients change edges."""
     seen: Counter[str] = Counter()
     events = 0
     for seed in range(100):
@@ -91,7 +87,7 @@ def test_the_simulations_reach_all_intended_faults() -> None:
         seen += what
         events += sum(client.oracle.seen for client in world.clients)
     assert events > 2000
-    assert seen.keys() >= {"lapped", "kill", "unlink", "list", "RequestError", "resume hit", "resume gap"}, seen
+    assert seen.keys() >= {"lapped", "kill", "list", "RequestError", "resume hit", "resume gap"}, seen
 
 
 def test_an_edge_that_starts_again_counts_the_evicted_entries_of_its_hub() -> None:

@@ -67,16 +67,12 @@ def test_a_signal_reaches_an_open_publish_request(workers: str) -> None:
         assert received.endswith(b"0\r\n\r\n")
 
 
-def test_a_signal_reaches_the_feeders_of_a_hub_and_not_only_of_an_edge(tmp_path: Path) -> None:
-    link = ("--link-token", "t")
-    with relay("--unix", str(tmp_path / "relay.sock"), "--link-listen", "127.0.0.1:0", *link) as hub:
-        address = hub.messages("edges at ")[-1].removeprefix("edges at ")
-        with relay("--upstream", address, *link) as edge, Feeder(hub.unix_path) as feeder:
-            feeder.publish(topic="a", data=1)
-            assert signal(edge, "a", b"1") == 202
-            assert feeder.answer() == {"signal": 1, "topic": "a"}
-            assert signal(hub, "a", b"2") == 202
-            assert feeder.answer() == {"signal": 2, "topic": "a"}
+def test_a_signal_at_a_worker_reaches_the_feeders_of_the_hub(tmp_path: Path) -> None:
+    with relay("--workers", "2", "--unix", str(tmp_path / "relay.sock")) as server, Feeder(server.unix_path) as feeder:
+        feeder.publish(topic="a", data=1)
+        for number in range(4):
+            assert signal(server, "a", b"%d" % number) == 202
+            assert feeder.answer() == {"signal": number, "topic": "a"}
 
 
 def test_the_token_must_cover_the_topic(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ async def test_events_are_published_with_their_ids_types_and_data() -> None:
 
         def follow() -> None:
             with relay(
-                "--upstream", f"{upstream.url}/feed?of=prices", "--topic", "prices", "--link-token", "s" * 20
+                "--upstream", f"{upstream.url}/feed?of=prices", "--topic", "prices", "--upstream-token", "s" * 20
             ) as server:
                 with Stream(server.port, "topic=prices&since=earliest") as stream:
                     seen = [(event.id, event.event, event.data) for event in stream.take(4)]
@@ -111,7 +111,7 @@ async def test_a_redirected_stream_is_followed_and_its_new_server_does_not_get_t
 
             def follow() -> None:
                 with (
-                    relay("--upstream", here.url, "--link-token", "s" * 20) as server,
+                    relay("--upstream", here.url, "--upstream-token", "s" * 20) as server,
                     Stream(server.port, "topic=default&since=earliest") as stream,
                 ):
                     assert stream.next().data == "a"

@@ -36,10 +36,10 @@ from relay.workers.messages import (
 )
 
 MESSAGES: list[Message] = [
-    Setup(config=Config(listen=(":1", "[::1]:2"), policy_for=("a=block",)), number=3, listeners=[4, 5], own_token="t"),
-    Hello(version=VERSION, token="t", name="an edge", epoch="e", sequence=2**63),
+    Setup(config=Config(listen=(":1", "[::1]:2"), policy_for=("a=block",)), listeners=[4, 5], own_token="t"),
+    Hello(version=VERSION),
     Refuse(reason="no"),
-    Begin(restarts=True, epoch="e", sequence=1, head=2, now_s=1.5, evicted_s=-math.inf),
+    Begin(epoch="e", sequence=1, head=2, now_s=1.5, evicted_s=-math.inf),
     Beat(head=7),
     SkipTo(sequence=9),
     Status(sequence=3, streams=4, ready=True, holding=["a", "b.*"]),

@@ -13,7 +13,6 @@ import os
 import re
 import select
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,11 +21,8 @@ from pathlib import Path
 import pytest
 
 from relay.event import Event
-from tests.certificate import make_certificate
 from tests.oracle import Oracle, Published
-from tests.running import ASIDE_BYTES, TIMEOUT_S, Feeder, Relay, Stream, command, environment, relay, run
-
-TOKEN = ("--link-token", "a-link-token")
+from tests.running import ASIDE_BYTES, TIMEOUT_S, Feeder, Relay, Stream, relay, run
 
 
 def wait_for(condition: Callable[[], bool], description: str) -> None:
@@ -367,84 +363,3 @@ def test_a_block_stream_at_a_worker_holds_only_the_publishers_of_its_topic(tmp_p
             with stream:
                 got = stream.take(sent)
         assert [int(event.data.lstrip("x")) for event in got] == list(range(sent))
-
-
-def test_a_tree_of_two_machines_has_the_same_ids_at_each(tmp_path: Path, spread: Spread) -> None:
-    with contextlib.ExitStack() as stack:
-        root = stack.enter_context(relay("--link-listen", "127.0.0.1:0", *TOKEN, "--unix", str(tmp_path / "u")))
-        leaf = stack.enter_context(relay("--upstream", upstream_of(root), "--workers", "2", *TOKEN))
-        streams = [Stream(root.port, "topic=a"), *spread(leaf, 8)]
-        with Feeder(tmp_path / "u") as feeder:
-            ids = [feeder.publish(topic="a", data="0")]
-        ids += leaf.publish("1", "a") + root.publish("2", "a") + leaf.publish("3", "a")
-        for stream in streams:
-            with stream:
-                assert [event.id for event in stream.take(4)] == ids
-        for first, second in ((root, leaf), (leaf, root)):
-            with Stream(first.port, "topic=a&since=earliest") as stream:
-                last_id = stream.take(2)[1].id
-            with Stream(second.port, "topic=a", {"Last-Event-ID": str(last_id)}) as stream:
-                assert [event.id for event in stream.take(2)] == ids[2:]
-        assert leaf.metric("relay_encodes_total") == 0
-        assert [each["lapped"] for each in root.stats()["edges"]] == [0]
-
-
-def test_an_id_resumes_at_each_of_three_levels_over_tls(tmp_path: Path) -> None:
-    certificate = make_certificate(tmp_path, "relay of the tree")
-    served = ("--link-listen", "127.0.0.1:0", *certificate.flags, *TOKEN)
-    trusting, context = {"SSL_CERT_FILE": str(certificate.cert)}, certificate.context()
-    with contextlib.ExitStack() as stack:
-        feeders = tmp_path / "u"
-        root = stack.enter_context(relay(*served, "--unix", str(feeders), context=context))
-        assert upstream_of(root).startswith("relays://")
-        branch = stack.enter_context(relay("--upstream", upstream_of(root), *served, environ=trusting, context=context))
-        leaf = stack.enter_context(relay("--upstream", upstream_of(branch), *TOKEN, environ=trusting))
-        with Stream(leaf.port, "topic=a") as stream, Feeder(feeders) as feeder:
-            ids = [feeder.publish(topic="a", data=str(number)) for number in range(10)]
-            assert [event.id for event in stream.take(10)] == ids
-        for server in (root, branch, leaf):
-            resume = {"Last-Event-ID": ids[4]}
-            with Stream(server.port, "topic=a", resume, context=server.context) as stream:
-                assert [event.id for event in stream.take(5)] == ids[5:]
-
-
-def upstream_of(server: Relay) -> str:
-    """Return the address for the edges of a relay."""
-    [message] = [record["message"] for record in server.log if record["message"].startswith("edges at ")]
-    return str(message).removeprefix("edges at ")
-
-
-def test_an_edge_without_the_token_is_rejected_and_logs_it() -> None:
-    with relay("--link-listen", "127.0.0.1:0", *TOKEN) as root:
-        edge = subprocess.Popen(
-            command("serve", "--upstream", upstream_of(root), "--link-token", "wrong", "--listen", "127.0.0.1:0"),
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(),
-        )
-        assert edge.stderr is not None
-        with edge.stderr as log:
-            assert any("the hub rejects the link: the link token is wrong" in line for line in log)
-            edge.terminate()
-            log.read()
-        assert edge.wait(TIMEOUT_S) == 0, "it can be stopped while it waits for its hub"
-        assert root.stats()["edges"] == []
-
-
-def test_an_edge_reconnects_to_a_restarted_root(tmp_path: Path) -> None:
-    with relay("--link-listen", "127.0.0.1:0", *TOKEN) as root:
-        where = upstream_of(root)
-        with relay("--upstream", where, *TOKEN) as leaf:
-            root.publish("old", "a")
-            stream = Stream(leaf.port, "topic=a&since=earliest")
-            assert stream.next().data == "old"
-            root.stop(signal.SIGKILL)
-            wait_for(lambda: leaf.request("GET", "/readyz")[0] == 503, "the edge is not ready")
-            headers = {"Authorization": "Bearer a-token-for-tests", "Content-Type": "text/plain"}
-            assert leaf.request("POST", "/publish?topic=a", b"x", headers)[0] == 503
-            with relay("--link-listen", where.removeprefix("relay://"), *TOKEN) as anew:
-                stream.rest()
-                wait_for(lambda: leaf.request("GET", "/readyz")[0] == 200, "the link")
-                anew.publish("new", "a")
-                with stream, Stream(leaf.port, "topic=a", {"Last-Event-ID": stream.last_event_id}) as again:
-                    assert [again.next().event, again.next().data] == ["relay.gap", "new"]
