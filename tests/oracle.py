@@ -133,7 +133,7 @@ class Oracle:
         assert self.next is not None
         assert sequence >= self.next, f"repeated or out of order: {sequence} after {self.next - 1}"
         newer = self._next_of_key(sequence)
-        while newer in self.evicted:  # Another process may not know this event.
+        while newer < self.newest_until and newer in self.evicted:  # Another process may not know this event.
             newer = self._next_of_key(newer)
         assert newer >= self.newest_until, f"{sequence} was superseded by {newer} when the stream began"
         self._pass(sequence)
