@@ -24,7 +24,7 @@ def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
     seen: Counter[str] = Counter()
     pool = [draw_terms(draw) for _ in range(draw.choice([1, 2, 5]))]
     for _ in range(draw.randint(1, 5)):
-        world.client(draw.choice(pool), draw.choice(POLICIES), draw.choice([1, 60, 300, 5000, 1 << 20]))
+        world.client(draw.choice(pool), draw.choice(POLICIES), draw.choice([20, 60, 300, 5000, 1 << 20]))
     ids = 0
     for _ in range(draw.choice([50, 250])):
         client, edge = draw.choice(world.clients), draw.choice(world.edges)
