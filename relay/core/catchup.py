@@ -271,10 +271,11 @@ class CatchUp:
             state.queued = False
             if not self._engine.is_behind(handle):
                 continue
-            if self._subscription(handle).form.once:
+            subscription = self._subscription(handle)
+            if subscription.form.once:
                 self._serve_poll(handle, now_s)
             elif not (state.alone or (self._log.evicted_early and self._missed(handle, state) != 0)):
-                groups.setdefault((self._subscription(handle), state.limited), []).append(handle)
+                groups.setdefault((subscription, state.limited), []).append(handle)
             elif self.serve(handle, now_s):
                 self.ready(handle)
         for (subscription, limited), handles in groups.items():
