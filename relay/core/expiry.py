@@ -59,6 +59,10 @@ class Expiry:
         self._due: list[tuple[float, int, bool, Topic | None]] = []
         self._over: OrderedDict[Topic, None] = OrderedDict()
 
+    def __bool__(self) -> bool:
+        """Return whether an entry may have to be evicted, now or later."""
+        return bool(self._due or self._over)
+
     def begin(self) -> None:
         """Forget all entries, because the log drops them."""
         for *_, topic in self._due:

@@ -34,7 +34,7 @@ T = TypeVar("T")
 READ_ENTRIES_MAX = 1024
 """Maximum number of entries that one merging read examines."""
 
-EVICTED_SHARE = 256
+EVICTED_SHARE = 64
 """A full log evicts entries until it is below the limit by the limit divided by this."""
 
 EXPIRED_A_CALL = 512
@@ -284,6 +284,8 @@ class Log:
         Returns:
             whether others have to be evicted.
         """
+        if not self._expiry:
+            return False
         stop = min(self.head if stop is None else stop, *self.needed.values(), self.floor or self.head)
         for _ in range(count_max):
             sequence = self._expiry.next(now_s, stop)
