@@ -30,7 +30,7 @@ def simulate(seed: int) -> tuple[list[bytes], dict[str, int], dict[str, int], in
     world = World(config)
     policies = draw.choice([(None,), (None, "drop-oldest", "drop-newest", "conflate", "disconnect", "block")])
     terms = draw.choice([TERMS[0], TERMS[1], TERMS[2], TERMS[4]])
-    form = draw.choice(list(world.hub.forms))
+    form = draw.choice(world.forms)
     for _ in range(draw.randint(2, 8)):
         world.client(terms, draw.choice(policies), draw.choice([60, 300, 900, 5000, 1 << 20]), form)
     received = [b""] * len(world.clients)

@@ -182,9 +182,14 @@ class World:
         self.published.add(event, self.hub.publish_one(event, self.now_s))
         return True
 
+    @property
+    def forms(self) -> list[str]:
+        """The forms of streams. Polls are not simulated, because the front continues their connections."""
+        return [name for name, form in self.hub.forms.items() if not form.once]
+
     def client(self, terms: tuple[str, ...], policy: str | None, room: int, form: str | None = None) -> Client:
         """Make a client that is not connected yet. Without a given form, the clients take all forms in turn."""
-        name, forms = len(self.clients), list(self.hub.forms)
+        name, forms = len(self.clients), self.forms
         form = forms[name % len(forms)] if form is None else form
         client = Client(name, terms, policy, room, Oracle(self.published, terms), form)
         self.clients.append(client)
