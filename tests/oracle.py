@@ -115,9 +115,12 @@ class Oracle:
             assert id is None or self._uses(id) or _position(id) is not None, f"an id of another topic: {gap}"
         if gap["missed"] is None:
             self.open_ended = self.unsure = True
-            self.excused_until = max(self.excused_until, _position(gap["to"] or "") or 0)
+            to = _position(gap["to"] or "") or 0
+            # Without ends, a gap of a lagging stream reports events anywhere in the rest of the replay.
+            self.excused_until = max(self.excused_until, self.newest_until if gap["to"] is None else to)
             if gap["reason"] == "unknown":
-                self.promised = False  # All retained events follow.
+                self.promised = False  # All retained events follow, also those that precede the unknown id.
+                self.next = 1
         else:
             assert gap["missed"] > 0, f"an empty gap: {gap}"
             self.reported += gap["missed"]

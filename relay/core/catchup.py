@@ -222,10 +222,11 @@ class CatchUp:
         state.ceiling, state.conflating = packed.ceiling, packed.conflating
         state.told = array("Q", packed.told)
         state.newest_until = packed.newest_until
-        if state.newest_until is not None and self._engine.cursor(handle) < self._log.tail:
+        evicted = max(self._log.tail - 1, self._log.evicted_early)
+        if state.newest_until is not None and self._engine.cursor(handle) <= evicted:
             # The other process did not say which of the evicted entries were the newest of their topic and key.
             for index in self._subscription(handle).indexes:
-                index.lost = max(index.lost, self._log.tail - 1)
+                index.lost = max(index.lost, evicted)
         self.ready(handle)
 
     def ready(self, handle: int) -> None:
