@@ -125,7 +125,8 @@ class RealKafka:
         self._settings.write_text(PROPERTIES.format(**ports, **listeners, folder=folder))
         identity = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
         user = ("--add-scram", f"SCRAM-SHA-512=[name=app,password={PASSWORD}]")
-        self._java("kafka.tools.StorageTool", "format", "-t", identity, "-c", str(self._settings), *user).wait(START_S)
+        chosen = f"--cluster-id={identity}"  # the identity may begin with a hyphen
+        self._java("kafka.tools.StorageTool", "format", chosen, "-c", str(self._settings), *user).wait(START_S)
         self._process = self._start()
 
     @property

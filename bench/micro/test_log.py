@@ -26,7 +26,8 @@ def log() -> Log:
 def test_append(log: Log, measure: Measure) -> None:
     topic, now_s = log.topic("even"), float(2 * ENTRIES)
     sequence = measure("log", "append to a full log", RELAY, lambda: log.append(topic, FRAME, None, None, now_s))
-    assert (len(log), log.frame(sequence)) == (ENTRIES, FRAME)
+    assert len(log) <= ENTRIES
+    assert log.frame(sequence) == FRAME
 
 
 def test_read_of_one_topic(log: Log, measure: Measure) -> None:

@@ -222,7 +222,8 @@ FIELDS = [
     ),
     case("9110-10.1.1 unknown expectation", request(b"/healthz", b"Expect: 200-ok"), 417, end=CLOSE),
     case("9110-10.1.1 two expectations", request(b"/healthz", b"Expect: 100-continue, x"), 417, end=CLOSE),
-    case("9110-8.4 compressed", publish(b"Content-Encoding: gzip", b"Content-Length: 0"), 415, end=OPEN),
+    case("9110-8.4 unknown coding", publish(b"Content-Encoding: compress", b"Content-Length: 0"), 415, end=OPEN),
+    case("9110-8.4 empty gzip", publish(b"Content-Encoding: gzip", b"Content-Length: 0"), 400, end=OPEN),
 ]
 
 BODIES = [
