@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from relay.config.model import Config
 from relay.errors import RelayError, RequestError
@@ -73,6 +74,9 @@ class Edge(World):
         self.published = root.published
         self.now_s = root.now_s + skew_s
         self.hub.log.epoch = ""
+        self._evicted: list[set[int]] = []  # what `evicted` has returned
+        self._append_entry = self.hub.log.append
+        self.hub.log.append = self._append  # type: ignore[method-assign, assignment]
         self.down = bytearray()
         self.up = bytearray()
         self.downlink: Downlink | None = None
@@ -89,9 +93,23 @@ class Edge(World):
         )
 
     def evicted(self) -> set[int]:
-        """Return the sequences of the events that the edge does not retain and the hub will not send."""
+        """Return the sequences of the events that the edge does not retain and does not receive later.
+
+        The hub may have evicted events whose bytes are in transit. The edge receives them unless the link is cut first.
+        It then removes them from this set.
+        """
         log = self.root.hub.log
-        return super().evicted() | {each for each in range(self.hub.log.head, log.head) if not log.has(each)}
+        absent = {each for each in range(self.hub.log.head, log.head) if not log.has(each)}
+        found = super().evicted() | absent
+        self._evicted.append(found)
+        return found
+
+    def _append(self, *arguments: Any) -> int:
+        """Append an entry to the log of the edge."""
+        sequence = self._append_entry(*arguments)
+        for evicted in self._evicted:
+            evicted.discard(sequence)
+        return sequence
 
     def link(self) -> None:
         """Connect the edge to its hub."""
