@@ -96,7 +96,8 @@ class PublishBody:
         key: event key, if the body is the data of one event.
         dedup: dedup key of events that have none.
         ttl: time in seconds for which the event is retained, if the body is the data of one event.
-        is_data: whether the body is the data of one event, whatever its content type.
+        is_data: whether the body is the data of one event, whatever its content type: the path names the topic, or the
+            query has the `event`, `id` or `key`.
         webhook: the webhook of the topic, if the path names the topic.
         coding: the content coding of the body; empty for none.
         as_lines: whether each line of a text is the data of an event.
@@ -333,14 +334,15 @@ class Router:
             check_topic(topic)
         except EventError as error:
             raise RequestError(400, str(error)) from None
+        event, id, key = _one(request, "event"), _one(request, "id"), _one(request, "key")
         return PublishBody(
             topic,
-            _one(request, "event"),
-            _one(request, "id"),
-            _one(request, "key"),
+            event,
+            id,
+            key,
             _one(request, "dedup") or read_key(request.headers.get("idempotency-key")),
             _ttl(request),
-            is_data=path_topic is not None,
+            is_data=path_topic is not None or (event, id, key) != (None, None, None),
             webhook=find_webhook(self._webhooks, topic) if path_topic is not None else None,
             coding=coding,
             as_lines=_switch(request, "lines"),

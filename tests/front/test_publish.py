@@ -46,6 +46,17 @@ async def test_the_body_is_data_if_the_path_names_the_topic(content_type: str, b
         assert site.hub.events == [Event(data=data, event="e", id="i", key="k", topic="a.b", dedup="d")]
 
 
+@pytest.mark.parametrize("field", ["event", "id", "key"])
+@on_uvloop
+async def test_the_body_is_data_if_the_query_describes_the_event(field: str) -> None:
+    async with serve() as site:
+        assert (await site.ask(post(BODY, "/publish?topic=a", "application/json"))).status == 400
+        reply = await site.ask(post(BODY, f"/publish?topic=a&{field}=x", "application/json"))
+        assert reply.status == 200
+        data = msgspec.Raw(b'{"action":"opened"}')
+        assert site.hub.events == [msgspec.structs.replace(Event(data=data, topic="a"), **{field: "x"})]
+
+
 @pytest.mark.parametrize(
     ("target", "status"),
     [("/publish/", 404), ("/publish/a/b", 404), ("/publish/a?topic=b", 400), ("/publish/a*", 400), ("/publisher", 404)],

@@ -351,7 +351,7 @@ def test_each_document_has_its_path(resource: Resource, method: str) -> None:
 def test_publish_reads_its_arguments_from_the_query() -> None:
     assert route("/publish", method="POST") == PublishBody("news", None, None, None)
     asked = route("/publish?topic=a&event=e&id=i&key=k&ttl=5m", method="POST")
-    assert asked == PublishBody("a", "e", "i", "k", ttl=300.0)
+    assert asked == PublishBody("a", "e", "i", "k", ttl=300.0, is_data=True)
     assert "ttl: 'x' is not a time" in rejection("/publish?ttl=x", method="POST").reason
 
 
