@@ -191,8 +191,8 @@ def test_while_the_broker_is_away_streams_are_served_and_publishers_wait(
     eventually(lambda: redis.client.info("persistence")["aof_rewrite_in_progress"] == 0, "the file is written")
     eventually(lambda: redis.client.info("persistence")["aof_last_bgrewrite_status"] == "ok", "the file is written")
     [first], _ = a.publish("1"), a.publish("2")
+    eventually(lambda: b.stats()["log"]["head"] == 3, "the events arrive")
     with follow(b) as stream, Feeder(a.unix_path) as feeder:
-        eventually(lambda: b.stats()["log"]["head"] == 3, "the events arrive")
         redis.kill()
         eventually(lambda: not a.stats()["cluster"]["connected"], "the loss is noticed")
         status, headers, document = try_to_publish(a, "refused")
