@@ -15,10 +15,9 @@ REDIS_PORT = 6379
 SENTINEL_PORT = 26379
 KAFKA_PORT = 9092
 NATS_PORT = 4222
-SCHEMES = (
-    *("redis", "rediss", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel"),
-    *("kafka", "kafkas", "nats", "natss"),
-)
+REDIS_SCHEMES = ("redis", "rediss", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel")
+KAFKA_SCHEMES = ("kafka", "kafkas")
+NATS_SCHEMES = ("nats", "natss")
 FORMS = (
     "redis://HOST:PORT/DB, rediss://HOST:PORT/DB (TLS), valkey://HOST:PORT/DB, redis+sentinel://HOST:PORT,…/NAME/DB, "
     "kafka://HOST:PORT,…/TOPIC, kafkas://HOST:PORT,…/TOPIC (TLS), nats://HOST:PORT,…/STREAM, natss:// (TLS)"
@@ -133,11 +132,13 @@ def parse_broker(url: str) -> BrokerAddress:
         ConfigError: the address is malformed. The text does not contain the address, because of its password.
     """
     scheme, separator, _ = url.partition("://")
-    if not separator or scheme not in SCHEMES:
-        raise ConfigError(f"cluster: the address must have one of the forms {FORMS}")
-    if scheme in ("kafka", "kafkas"):
+    if separator and scheme in REDIS_SCHEMES:
+        return parse_redis(url)
+    if separator and scheme in KAFKA_SCHEMES:
         return parse_kafka(url)
-    return parse_nats(url) if scheme in ("nats", "natss") else parse_redis(url)
+    if separator and scheme in NATS_SCHEMES:
+        return parse_nats(url)
+    raise ConfigError(f"cluster: the address must have one of the forms {FORMS}")
 
 
 def parse_kafka(url: str, setting: str = "cluster") -> KafkaAddress:

@@ -25,10 +25,10 @@ from relay.config.model import (
 from relay.config.networks import parse_networks
 from relay.config.origins import check_host, check_origin
 from relay.config.source_address import parse_source
-from relay.config.values import hint, read, show
+from relay.config.values import check_pattern, hint, read, show
 from relay.config.webhooks import parse_webhooks, split_secret
 from relay.errors import ConfigError, EventError
-from relay.topic import check_term, check_topic
+from relay.topic import check_topic
 
 WORKERS_MAX = 1024
 _HARD_AND_SOFT = (("lag-bytes", "lag-soft-bytes"), ("lag-events", "lag-soft-events"), ("lag", "lag-soft"))
@@ -233,10 +233,7 @@ def split_policy(text: str, config: Config) -> tuple[str, Config]:
         known = policies.split("|")
         raise ConfigError(f"policy-for: {policy!r} is not one of {', '.join(known)}{hint(policy, known)}")
     pattern, policy, limits = parts.groups()
-    try:
-        check_term(pattern)
-    except EventError as error:
-        raise ConfigError(f"policy-for: {pattern!r}: {error.reason}") from None
+    check_pattern("policy-for", pattern)
     changes: dict[str, Any] = {"policy": policy}
     for word in limits.split():
         name, _, value = word.partition("=")
@@ -252,10 +249,7 @@ def _check_policies(config: Config) -> None:
         if policy not in policies:
             raise ConfigError(f"policy-request: {policy!r} is not one of {', '.join(policies)}")
     for term in config.envelope:
-        try:
-            check_term(term)
-        except EventError as error:
-            raise ConfigError(f"envelope: {term!r}: {error.reason}") from None
+        check_pattern("envelope", term)
     for each in [config, *(split_policy(text, config)[1] for text in config.policy_for)]:
         for hard, soft in _HARD_AND_SOFT:
             most = getattr(each, SETTINGS[hard].name)

@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 
 from relay.config.model import parse_size
-from relay.errors import ConfigError, EventError
-from relay.topic import check_term
+from relay.config.values import check_pattern
+from relay.errors import ConfigError
 
 _RULE = re.compile(r"(.+?)=(size|schema) +(\S.*)")
 
@@ -43,10 +43,7 @@ def parse_rule(text: str) -> DataRule:
     if parts is None:
         raise ConfigError(f"validate: {text!r} is neither PATTERN=size SIZE nor PATTERN=schema PATH")
     pattern, kind, value = parts.groups()
-    try:
-        check_term(pattern)
-    except EventError as error:
-        raise ConfigError(f"validate: {pattern!r}: {error.reason}") from None
+    check_pattern("validate", pattern)
     if kind == "schema":
         return DataRule(pattern, None, value)
     try:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from relay.config.model import SETTINGS
-from relay.config.values import hint, read
-from relay.errors import ConfigError, EventError
-from relay.topic import check_term
+from relay.config.values import check_pattern, hint, read
+from relay.errors import ConfigError
 
 _LIMITS = {"events": "history-events", "age": "history-age"}
 
@@ -38,10 +37,7 @@ def parse_history(text: str) -> tuple[str, TopicLimits]:
     words = rest.split()
     if not equals or not words or len(words) % 2:
         raise ConfigError(f"history-for: {text!r} is not PATTERN=LIMIT VALUE, such as 'prices.*=events 1'")
-    try:
-        check_term(pattern)
-    except EventError as error:
-        raise ConfigError(f"history-for: {pattern!r}: {error.reason}") from None
+    check_pattern("history-for", pattern)
     found: dict[str, float] = {}
     for name, value in zip(words[::2], words[1::2], strict=True):
         if name not in _LIMITS:

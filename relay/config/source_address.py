@@ -12,6 +12,9 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from relay.config.broker_address import (
+    KAFKA_SCHEMES,
+    NATS_SCHEMES,
+    REDIS_SCHEMES,
     BrokerAddress,
     hosts_text,
     parse_kafka,
@@ -88,9 +91,9 @@ _NATS = _Scheme({"subject": "nats-subject"}, ("group", "start"))
 _MQTT = _Scheme({"filter": "mqtt"}, ("client",))
 _POSTGRES = _Scheme({"table": "postgres-table", "channel": "postgres-channel"}, ("host", "tls"))
 _SCHEMES = {
-    **dict.fromkeys(("redis", "rediss", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel"), _REDIS),
-    **dict.fromkeys(("kafka", "kafkas"), _KAFKA),
-    **dict.fromkeys(("nats", "natss"), _NATS),
+    **dict.fromkeys(REDIS_SCHEMES, _REDIS),
+    **dict.fromkeys(KAFKA_SCHEMES, _KAFKA),
+    **dict.fromkeys(NATS_SCHEMES, _NATS),
     **dict.fromkeys(("mqtt", "mqtts"), _MQTT),
     **dict.fromkeys(("postgres", "postgresql"), _POSTGRES),
 }

@@ -12,8 +12,8 @@ from dataclasses import Field
 from typing import Any
 
 from relay.config.model import duration_text, parse_duration, parse_size, size_text
-from relay.errors import ConfigError
-from relay.topic import CONTROL
+from relay.errors import ConfigError, EventError
+from relay.topic import CONTROL, check_term
 
 _SWITCH = {
     "1": True,
@@ -47,6 +47,18 @@ def read(where: str, each: Field[Any], value: object) -> Any:
     except ValueError as error:
         shown = _unseen(each, value) if each.metadata["secret"] else error
         raise ConfigError(f"{where}: {shown}") from None
+
+
+def check_pattern(setting: str, pattern: str) -> None:
+    """Check the topic or pattern in a value of a setting.
+
+    Raises:
+        ConfigError: it is malformed.
+    """
+    try:
+        check_term(pattern)
+    except EventError as error:
+        raise ConfigError(f"{setting}: {pattern!r}: {error.reason}") from None
 
 
 def _unseen(each: Field[Any], value: object) -> str:

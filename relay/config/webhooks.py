@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from relay.config.values import hint
-from relay.errors import ConfigError, EventError
-from relay.topic import check_term, overlap
+from relay.config.values import check_pattern, hint
+from relay.errors import ConfigError
+from relay.topic import overlap
 
 SCHEMES = ("github", "stripe", "none")
 FIELDS = ("event", "id", "key", "dedup")
@@ -52,10 +52,7 @@ def parse_webhook(text: str) -> Webhook:
     if parts is None:
         raise ConfigError(f"webhook: {text!r} is not PATTERN=SCHEME FIELD=HEADER …, with a scheme of {_or(SCHEMES)}")
     pattern, scheme, rest = parts.groups()
-    try:
-        check_term(pattern)
-    except EventError as error:
-        raise ConfigError(f"webhook: {pattern!r}: {error.reason}") from None
+    check_pattern("webhook", pattern)
     places: dict[str, str] = {}
     for word in rest.split():
         field, _, place = word.partition("=")
