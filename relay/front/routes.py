@@ -212,36 +212,41 @@ class Router:
             raise RequestError(421, f"{request.host!r} is not a name of this server; add it to allowed-host")
         path = request.path
         if path == "/events" or path.startswith("/events/"):
-            _check_method(request, _READ)
-            if request.method == "OPTIONS":
-                return self._options(request, _READ)
-            check_names(request, _STREAM_NAMES)
-            stream = self._subscribe(request)
-            if stream.form == POLL or request.raw_values("limit"):
-                return self._history(request, stream)
-            return StreamHead(stream.terms, stream.head) if request.method == "HEAD" else stream
+            return self._by_method(request, _READ, self._events)
         if path == "/poll":
-            _check_method(request, _READ)
-            return self._options(request, _READ) if request.method == "OPTIONS" else self._poll(request)
+            return self._by_method(request, _READ, self._poll)
         if path == "/publish" or path.startswith("/publish/"):
-            _check_method(request, _WRITE)
-            return self._options(request, _WRITE) if request.method == "OPTIONS" else self._publish(request)
+            return self._by_method(request, _WRITE, self._publish)
         if path.startswith("/topics/") and path.endswith("/signal"):
-            _check_method(request, _WRITE)
-            return self._options(request, _WRITE) if request.method == "OPTIONS" else _signal(request)
+            return self._by_method(request, _WRITE, _signal)
         if path == "/ticket" and self._config.subscribe == "jwt":
-            _check_method(request, _WRITE)
-            return self._options(request, _WRITE) if request.method == "OPTIONS" else Ticket()
+            return self._by_method(request, _WRITE, lambda _: Ticket())
         if path == "/topics" or path.startswith("/topics/"):
-            _check_method(request, _READ)
-            return self._options(request, _READ) if request.method == "OPTIONS" else _topics(request)
+            return self._by_method(request, _READ, _topics)
         resource = _RESOURCES.get(path)
         if resource is not None:
-            _check_method(request, _READ)
-            return self._options(request, _READ) if request.method == "OPTIONS" else resource
+            return self._by_method(request, _READ, lambda _: resource)
         if path == "*" and request.method == "OPTIONS":
             return self._options(request, ("GET", "HEAD", "POST", "OPTIONS"))
         raise RequestError(404, "no such path")
+
+    def _by_method(self, request: Request, methods: tuple[str, ...], parse: Callable[[Request], Route]) -> Route:
+        """Return the route of a request to a path that has these methods.
+
+        Raises:
+            RequestError: 405, the method is another one; and the errors of `parse`.
+        """
+        if request.method not in methods:
+            raise RequestError(405, f"{request.method} is not allowed for this path", (("Allow", ", ".join(methods)),))
+        return self._options(request, methods) if request.method == "OPTIONS" else parse(request)
+
+    def _events(self, request: Request) -> Subscribe | StreamHead | Poll:
+        """Return the route of a request for events."""
+        check_names(request, _STREAM_NAMES)
+        stream = self._subscribe(request)
+        if stream.form == POLL or request.raw_values("limit"):
+            return self._history(request, stream)
+        return StreamHead(stream.terms, stream.head) if request.method == "HEAD" else stream
 
     def _options(self, request: Request, methods: tuple[str, ...]) -> Options:
         """Return the response to OPTIONS: the allowed methods, and CORS for a preflight of an allowed origin."""
@@ -282,11 +287,13 @@ class Router:
     def _poll(self, request: Request) -> Poll:
         """Parse the arguments of a poll."""
         check_names(request, _POLL_NAMES)
-        wait_s = _duration(request, "wait", POLL_WAIT_S)
+        wait_s = _duration(request, "wait")
         if request.method == "HEAD":
             wait_s = 0.0
+        elif wait_s is None:
+            wait_s = POLL_WAIT_S
         subscribe = replace(_with_history(self._subscribe(request)), form=POLL, policy=None)
-        return Poll(subscribe, min(wait_s, self._config.poll_wait_max_s), _events_max(request, EVENTS_MAX))
+        return Poll(subscribe, min(wait_s, self._config.poll_wait_max_s), _limit(request, EVENTS_MAX, EVENTS_MAX))
 
     def _history(self, request: Request, stream: Subscribe) -> Poll:
         """Return the route of a stream's request whose client wants the events as a document."""
@@ -294,7 +301,7 @@ class Router:
         newest = not stream.replays and not _only("since", request.raw_values("since"))
         since_s = math.inf if newest else stream.since_s
         subscribe = replace(stream, form=POLL, policy=None, since_s=since_s)
-        return Poll(subscribe, 0.0, _events_max(request, HISTORY_EVENTS), newest)
+        return Poll(subscribe, 0.0, _limit(request, HISTORY_EVENTS, EVENTS_MAX), newest)
 
     def _terms(self, request: Request) -> tuple[str, ...]:
         """Return the topics and patterns without duplicates: from the path, then from the query."""
@@ -341,7 +348,7 @@ class Router:
             id,
             key,
             _one(request, "dedup") or read_key(request.headers.get("idempotency-key")),
-            _ttl(request),
+            _duration(request, "ttl"),
             is_data=path_topic is not None or (event, id, key) != (None, None, None),
             webhook=find_webhook(self._webhooks, topic) if path_topic is not None else None,
             coding=coding,
@@ -370,11 +377,6 @@ def _with_history(stream: Subscribe) -> Subscribe:
     return stream
 
 
-def _check_method(request: Request, methods: tuple[str, ...]) -> None:
-    if request.method not in methods:
-        raise RequestError(405, f"{request.method} is not allowed for this path", (("Allow", ", ".join(methods)),))
-
-
 def _path_topic(request: Request, parent: str) -> str:
     """Return the topic or pattern that follows `parent` in the path.
 
@@ -400,24 +402,22 @@ def _switch(request: Request, name: str) -> bool:
     return value == "1"
 
 
-def _duration(request: Request, name: str, default_s: float) -> float:
-    """Return the value of a query name as a time in seconds."""
+def _duration(request: Request, name: str) -> float | None:
+    """Return the value of a query name as a time in seconds; None if it is absent."""
     text = _one(request, name)
-    if not text:
-        return default_s
     try:
-        return parse_duration(text)
+        return parse_duration(text) if text else None
     except ValueError as error:
         raise RequestError(400, f"query: {name}: {error}") from None
 
 
-def _events_max(request: Request, default: int) -> int:
-    """Return the value of `limit`."""
+def _limit(request: Request, default: int, limit_max: int) -> int:
+    """Return the value of `limit`, from 1 to `limit_max`."""
     text = _one(request, "limit")
     if not text:
         return default
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= EVENTS_MAX):
-        raise RequestError(400, f"query: limit must be a number from 1 to {EVENTS_MAX}")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= limit_max):
+        raise RequestError(400, f"query: limit must be a number from 1 to {limit_max}")
     return int(text)
 
 
@@ -430,23 +430,9 @@ def _only(name: str, values: list[str]) -> str | None:
 def _topics(request: Request) -> TopicsQuery:
     """Parse a request for one topic, or for a page of topics."""
     if request.path != "/topics":
-        if request.raw_path.count("/") != 2 or request.path == "/topics/":
-            raise RequestError(404, "the path is /topics or /topics/TOPIC")
-        return TopicsQuery(topic=request.path.removeprefix("/topics/"))
+        return TopicsQuery(topic=_path_topic(request, "/topics"))
     check_names(request, _TOPICS_NAMES)
-    limit = _one(request, "limit") or str(LIMIT)
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:5]) <= LIMIT_MAX and len(limit) <= 5):
-        raise RequestError(400, f"limit: {limit[:20]!r} is not a number from 1 to {LIMIT_MAX}")
-    return TopicsQuery(after=_one(request, "after") or "", limit=int(limit))
-
-
-def _ttl(request: Request) -> float | None:
-    """Return the `ttl` of a text body in seconds; None if it is absent."""
-    text = _one(request, "ttl")
-    try:
-        return parse_duration(text) if text else None
-    except ValueError as error:
-        raise RequestError(400, f"ttl: {error}") from None
+    return TopicsQuery(after=_one(request, "after") or "", limit=_limit(request, LIMIT, LIMIT_MAX))
 
 
 def _last_ids(request: Request) -> tuple[str, ...]:
