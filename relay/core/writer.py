@@ -141,6 +141,7 @@ class Writer:
         if event.dedup is not None or (journal is not None and journal.refusal):
             return self.publish((event,), now_s)[0]
         sequence = self._log.head if journal is None else journal.head
+        # The checks of `_checked`; its call would cost a twentieth of the instructions of an event.
         topic = event.topic
         if topic is None:
             raise EventError("topic", "is missing")
@@ -179,8 +180,14 @@ class Writer:
         Raises:
             EventError: the event is rejected.
         """
-        topic = event.topic
-        if topic is None:
+        event = self._checked(event, foreign=foreign)
+        # Every id that the event can get is shorter than this one, so that each node can encode the event.
+        self._encode(event, str(event.topic), _SEQUENCE_MAX, may_have_ended=event.dedup is not None)
+        return event
+
+    def _checked(self, event: Event, *, foreign: bool = False) -> Event:
+        """Check the topic, the id and the type of an event; the arguments and the result are those of `check`."""
+        if event.topic is None:
             raise EventError("topic", "is missing")
         if event.id is not None:
             if not foreign:
@@ -189,8 +196,6 @@ class Writer:
                 event = msgspec.structs.replace(event, id=None)
         if event.event is not None and event.event.startswith(RESERVED) and event.event != END and not foreign:
             raise _reserved()
-        # Every id that the event can get is shorter than this one, so that each node can encode the event.
-        self._encode(event, topic, _SEQUENCE_MAX, may_have_ended=event.dedup is not None)
         return event
 
     def publish(self, events: Sequence[Event], now_s: float) -> list[str]:
@@ -221,13 +226,8 @@ class Writer:
                 ids.append(known)
                 continue
             sequence = following + len(entries)
-            topic = event.topic
-            if topic is None:
-                raise EventError("topic", "is missing")
-            if event.id is not None:
-                check_id(event.id)
-            if event.event is not None and event.event.startswith(RESERVED) and event.event != END:
-                raise _reserved()
+            event = self._checked(event)
+            topic = str(event.topic)
             frame = self._encode(event, topic, sequence)
             if topic in ending:
                 raise EndedError
