@@ -6,7 +6,7 @@ and each received event to it. The oracle raises AssertionError at the first vio
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import orjson
@@ -176,3 +176,21 @@ class Oracle:
             return
         self._pass(len(self.published.events) + 1)
         assert self.reported == self.skipped or self.unsure, f"{self.skipped} events missing, {self.reported} reported"
+
+
+def check_received(published: Published, seen: Iterable[Event | None]) -> None:
+    """Check that a subscriber of all topics received each event exactly once, in order and without a gap.
+
+    Args:
+        published: the published events.
+        seen: the received events; None marks the start of a connection.
+    """
+    oracle = Oracle(published, ("**",))
+    oracle.connect(1)
+    for event in seen:
+        if event is None:
+            oracle.connect(None)
+        else:
+            oracle.receive(event)
+    oracle.finish()
+    assert oracle.gaps == 0

@@ -1,4 +1,4 @@
-"""Credentials for brokers: the file of a password, and the context of TLS.
+"""Credentials for brokers: the file of a password, and the files for TLS.
 
 Owns the reading of these files. Never stores a password.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import NamedTuple
 
 from relay.errors import BrokerError
 
@@ -30,21 +31,33 @@ def read_password(path: str, setting: str) -> str:
         raise BrokerError(f"{setting}: cannot read {path}: {reason}") from None
 
 
-def tls_context(ca: str, cert: str, key: str) -> ssl.SSLContext:
-    """Return a context that checks the certificate of the broker.
+class TlsFiles(NamedTuple):
+    """The files for TLS.
 
     Args:
         ca: file of the certificate authorities; empty for those of the system.
         cert: file of the certificate that relay shows; empty for none.
         key: file of its private key; empty if the file of the certificate contains the key.
-
-    Raises:
-        BrokerError: a file cannot be read.
     """
-    try:
-        context = ssl.create_default_context(cafile=ca or None)
-        if cert:
-            context.load_cert_chain(cert, key or None)
-    except OSError as error:
-        raise BrokerError(f"cannot read the files for TLS: {error}") from None
-    return context
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+    def options(self, ca: str, cert: str, key: str) -> dict[str, str]:
+        """Return the files that are given, under the names of a client library."""
+        return {name: path for name, path in zip((ca, cert, key), self, strict=True) if path}
+
+    def context(self) -> ssl.SSLContext:
+        """Return a context that checks the certificate of the broker.
+
+        Raises:
+            BrokerError: a file cannot be read.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.ca or None)
+            if self.cert:
+                context.load_cert_chain(self.cert, self.key or None)
+        except OSError as error:
+            raise BrokerError(f"cannot read the files for TLS: {error}") from None
+        return context

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
+from relay.brokers.credentials import TlsFiles
 from relay.config.broker_address import KafkaAddress
 from relay.errors import BrokerError
 
@@ -27,13 +28,15 @@ class KafkaOptions:
     Args:
         address: the servers and the topic.
         password: returns the password; called for each client.
-        more: further options, for TLS and SASL.
+        tls: files for TLS.
+        sasl: mechanism of SASL, such as `scram-sha-512`; ignored without a user.
     """
 
-    def __init__(self, address: KafkaAddress, password: Callable[[], str], more: dict[str, str]) -> None:
+    def __init__(self, address: KafkaAddress, password: Callable[[], str], tls: TlsFiles, sasl: str) -> None:
         self._address = address
         self._password = password
-        self._more = more
+        self._tls = tls.options("ssl.ca.location", "ssl.certificate.location", "ssl.key.location")
+        self._sasl = sasl.upper()
         self._error = ""  # the last error that librdkafka reported
 
     def build(self) -> dict[str, Any]:
@@ -47,12 +50,14 @@ class KafkaOptions:
             "reconnect.backoff.ms": 100,
             "reconnect.backoff.max.ms": 5000,
             "security.protocol": ("SASL_" if address.user else "") + ("SSL" if address.tls else "PLAINTEXT"),
-            **self._more,
+            **self._tls,
         }
         if address.user:
-            options |= {"sasl.username": address.user, "sasl.password": address.password or self._password()}
-        else:
-            options.pop("sasl.mechanism", None)
+            options |= {
+                "sasl.mechanism": self._sasl,
+                "sasl.username": address.user,
+                "sasl.password": address.password or self._password(),
+            }
         return options
 
     def describe(self, text: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import ssl
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ import nats
 import nkeys
 from nats.aio.client import Client, RawCredentials
 
+from relay.brokers.credentials import TlsFiles
 from relay.config.broker_address import NatsAddress
 from relay.errors import BrokerError
 
@@ -34,11 +34,11 @@ class NatsConnector:
         address: the servers.
         password: returns the password of the address's user, or the contents of a credentials file if the address has
             no user; called before each connection.
-        tls: makes the context of TLS; None without TLS.
+        tls: files for TLS.
     """
 
     def __init__(
-        self, address: NatsAddress, password: Callable[[], str], tls: Callable[[], ssl.SSLContext] | None
+        self, address: NatsAddress, password: Callable[[], str], tls: TlsFiles
     ) -> None:
         self._address = address
         self._password = password
@@ -69,7 +69,7 @@ class NatsConnector:
                 closed.set()
 
         async with errors():
-            options = {"tls": self._tls() if self._tls is not None else None, **self._login()}
+            options = {"tls": self._tls.context() if address.tls else None, **self._login()}
             try:
                 await client.connect(
                     servers=[f"{'tls' if address.tls else 'nats'}://{host}:{port}" for host, port in address.hosts],

@@ -18,6 +18,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
+from relay.brokers.credentials import TlsFiles
 from relay.config.broker_address import RedisAddress
 from relay.errors import BrokerError
 
@@ -33,11 +34,12 @@ class RedisClient:
     Args:
         address: the server.
         password: returns the password; called now.
-        tls: files for TLS: `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`.
+        tls: files for TLS.
     """
 
-    def __init__(self, address: RedisAddress, password: Callable[[], str], tls: dict[str, str]) -> None:
-        tls_options = {"ssl": True, **tls} if address.tls else {}
+    def __init__(self, address: RedisAddress, password: Callable[[], str], tls: TlsFiles) -> None:
+        files = tls.options("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+        tls_options = {"ssl": True, **files} if address.tls else {}
         options: dict[str, Any] = {
             "db": address.db,
             "username": address.user or None,

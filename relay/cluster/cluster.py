@@ -10,12 +10,13 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
+from functools import partial
 
-from relay.brokers.credentials import read_password, tls_context
+from relay.brokers.credentials import TlsFiles, read_password
 from relay.cluster.broker import Broker
 from relay.cluster.follower import LogFollower
 from relay.cluster.publisher import ClusterPublisher
-from relay.config.broker_address import KafkaAddress, NatsAddress, RedisAddress, parse_broker
+from relay.config.broker_address import KafkaAddress, NatsAddress, parse_broker
 from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.core.measures import Observer
@@ -241,66 +242,31 @@ class _Find:
 
 def _broker(config: Config) -> tuple[Broker, str]:
     """Return the broker of the settings, and its address without credentials."""
+    password = partial(read_password, config.cluster_password_file, "cluster-password-file")
     try:
-        read_password(config.cluster_password_file, "cluster-password-file")
+        password()
     except BrokerError as error:
         raise ConfigError(str(error)) from None
+    tls = TlsFiles(config.cluster_tls_ca, config.cluster_tls_cert, config.cluster_tls_key)
     address = parse_broker(config.cluster)
+    # The modules are imported here, because their libraries are optional.
+    broker: Broker
     if isinstance(address, KafkaAddress):
-        return _kafka(config, address), address.shown
-    if isinstance(address, NatsAddress):
-        return _nats(config, address), address.shown
-    return _redis(config, address), address.shown
+        need_extra("confluent_kafka", "kafka", "cluster")
+        from relay.cluster.kafka_broker import KafkaBroker
 
+        broker = KafkaBroker(address, config.dedup_window_s, config.dedup_max, password, tls, config.cluster_sasl)
+    elif isinstance(address, NatsAddress):
+        for module in ("nats", "nkeys"):
+            need_extra(module, "nats", "cluster")
+        from relay.cluster.nats_broker import NatsBroker
 
-def _redis(config: Config, address: RedisAddress) -> Broker:
-    for module in ("redis", "hiredis"):
-        need_extra(module, "redis", "cluster")
-    from relay.cluster.redis_broker import RedisBroker  # imported here, because redis-py is optional
+        broker = NatsBroker(address, secrets.token_hex(4), config.dedup_window_s, password, tls)
+    else:
+        for module in ("redis", "hiredis"):
+            need_extra(module, "redis", "cluster")
+        from relay.cluster.redis_broker import RedisBroker
 
-    return RedisBroker(
-        address,
-        config.cluster_name,
-        secrets.token_hex(4),
-        config.dedup_window_s,
-        lambda: read_password(config.cluster_password_file, "cluster-password-file"),
-        _tls(config, "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"),
-    )
-
-
-def _kafka(config: Config, address: KafkaAddress) -> Broker:
-    need_extra("confluent_kafka", "kafka", "cluster")
-    from relay.cluster.kafka_broker import KafkaBroker  # imported here, because confluent-kafka is optional
-
-    return KafkaBroker(
-        address,
-        config.dedup_window_s,
-        config.dedup_max,
-        lambda: read_password(config.cluster_password_file, "cluster-password-file"),
-        {
-            "sasl.mechanism": config.cluster_sasl.upper(),
-            **_tls(config, "ssl.ca.location", "ssl.certificate.location", "ssl.key.location"),
-        },
-    )
-
-
-def _nats(config: Config, address: NatsAddress) -> Broker:
-    for module in ("nats", "nkeys"):
-        need_extra(module, "nats", "cluster")
-    from relay.cluster.nats_broker import NatsBroker  # imported here, because nats-py is optional
-
-    return NatsBroker(
-        address,
-        secrets.token_hex(4),
-        config.dedup_window_s,
-        lambda: read_password(config.cluster_password_file, "cluster-password-file"),
-        (lambda: tls_context(config.cluster_tls_ca, config.cluster_tls_cert, config.cluster_tls_key))
-        if address.tls
-        else None,
-    )
-
-
-def _tls(config: Config, ca: str, cert: str, key: str) -> dict[str, str]:
-    """Return the files for TLS under the names of a client library."""
-    files = {ca: config.cluster_tls_ca, cert: config.cluster_tls_cert, key: config.cluster_tls_key}
-    return {name: path for name, path in files.items() if path}
+        node = secrets.token_hex(4)
+        broker = RedisBroker(address, config.cluster_name, node, config.dedup_window_s, password, tls)
+    return broker, address.shown

@@ -18,17 +18,24 @@ from zlib import crc32
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
+from relay.brokers.credentials import TlsFiles
 from relay.brokers.kafka_client import ANSWER_S, KafkaOptions, KafkaThread
-from relay.cluster.broker import EntriesReplacedError, LogChangedError, LogEntry, LogPosition, Request, Result
+from relay.cluster.broker import (
+    READ_ENTRIES_MAX,
+    EntriesReplacedError,
+    LogChangedError,
+    LogEntry,
+    LogPosition,
+    Request,
+    Result,
+    is_next,
+)
 from relay.cluster.entry import FORM
 from relay.cluster.epochs import Epochs, encode_record
 from relay.cluster.kafka_producer import KafkaProducer
 from relay.config.broker_address import KafkaAddress
 from relay.core.seen import Seen
 from relay.errors import BrokerError
-
-READ_ENTRIES_MAX = 512
-"""Entries in one read; the node takes them in about 3 ms."""
 
 EPOCHS = "-epochs"
 """The name of the topic of epochs is that of the log and this suffix."""
@@ -44,7 +51,8 @@ class KafkaBroker:
         dedup_window_s: lifetime of dedup keys.
         dedup_max: maximum number of dedup keys.
         password: returns the password; called before each connection.
-        options: options of librdkafka for TLS and SASL.
+        tls: files for TLS.
+        sasl: mechanism of SASL; see `KafkaOptions`.
     """
 
     def __init__(
@@ -53,11 +61,12 @@ class KafkaBroker:
         dedup_window_s: float,
         dedup_max: int,
         password: Callable[[], str],
-        options: dict[str, str],
+        tls: TlsFiles,
+        sasl: str,
     ) -> None:
         self._log = address.topic
         self._epochs = address.topic + EPOCHS
-        self._options = KafkaOptions(address, password, options)
+        self._options = KafkaOptions(address, password, tls, sasl)
         self._epoch = Epochs()
         self._epochs_stop = 0  # offset of the next record in the topic of epochs
         self._next: int | None = None  # offset of the next message that the consumer returns
@@ -100,12 +109,8 @@ class KafkaBroker:
                 self._take_epoch(message)
                 continue
             entry, dedup = _entry(message)
-            if entry.sequence == after and not entries:
-                if entry.mark != mark:
-                    raise EntriesReplacedError(f"entry {after} is another one")
+            if not is_next(entry, after, len(entries), mark):
                 continue
-            if entry.sequence != after + len(entries) + 1:
-                raise LogChangedError(f"entry {after + len(entries) + 1} is missing")
             entries.append(entry)
             if dedup is not None:
                 key, id = dedup

@@ -9,7 +9,6 @@ Owns the follower's connection. `relay.cluster.nats_publisher` publishes.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Sequence
 from zlib import crc32
 
@@ -19,17 +18,15 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType, S
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError
 
+from relay.brokers.credentials import TlsFiles
 from relay.brokers.nats_client import ANSWER_S, NatsConnector, close, errors
-from relay.cluster.broker import EntriesReplacedError, LogChangedError, LogEntry, LogPosition, Request, Result
+from relay.cluster.broker import READ_ENTRIES_MAX, LogChangedError, LogEntry, LogPosition, Request, Result, is_next
 from relay.cluster.entry import FORM
 from relay.cluster.epochs import Epochs, encode_record
 from relay.cluster.nats_publisher import NatsPublisher
 from relay.cluster.nats_pull import NatsPull
 from relay.config.broker_address import NatsAddress
 from relay.errors import BrokerError
-
-READ_ENTRIES_MAX = 512
-"""Entries in one read; `relay.cluster.nats_pull` limits their bytes."""
 
 WINDOW_S_MIN = 120.0
 """Shortest window for duplicates of a new stream. A call that is repeated after a lost connection needs it too."""
@@ -46,7 +43,7 @@ class NatsBroker:
         node: identifies this process as a publisher: 8 hexadecimal digits.
         dedup_window_s: lifetime of dedup keys, if this node creates the stream.
         password: returns the password, or the contents of a credentials file; see `NatsConnector`.
-        tls: makes the context of TLS; None without TLS.
+        tls: files for TLS.
     """
 
     def __init__(
@@ -55,7 +52,7 @@ class NatsBroker:
         node: str,
         dedup_window_s: float,
         password: Callable[[], str],
-        tls: Callable[[], ssl.SSLContext] | None,
+        tls: TlsFiles,
     ) -> None:
         self._log = address.stream
         self._window_s = max(WINDOW_S_MIN, dedup_window_s)
@@ -107,12 +104,8 @@ class NatsBroker:
         for message in messages:
             entry, entry_epoch = self._entry(message)
             self._next = entry.sequence + 1
-            if entry.sequence == after and not entries:
-                if entry.mark != mark:
-                    raise EntriesReplacedError(f"entry {after} is another one")
+            if not is_next(entry, after, len(entries), mark):
                 continue
-            if entry.sequence != after + len(entries) + 1:
-                raise LogChangedError(f"entry {after + len(entries) + 1} is missing")
             if epoch and entry_epoch not in ("", epoch):
                 raise LogChangedError(f"entry {entry.sequence} has the epoch {entry_epoch}")
             entries.append(entry)

@@ -7,11 +7,10 @@ source needs them, because their libraries are optional.
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Callable
 from functools import partial
 
-from relay.brokers.credentials import read_password, tls_context
+from relay.brokers.credentials import TlsFiles, read_password
 from relay.config.broker_address import KafkaAddress, NatsAddress, RedisAddress
 from relay.config.source_address import ServerAddress, SourceAddress
 from relay.errors import BrokerError, ConfigError
@@ -33,22 +32,22 @@ def make_feed(address: SourceAddress) -> SourceFeed:
         password()
     except BrokerError as error:
         raise ConfigError(str(error)) from None
+    tls = TlsFiles(*map(address.option, ("tls-ca", "tls-cert", "tls-key")))
     server = address.server
     if isinstance(server, RedisAddress):
-        return _redis(address, server, password)
+        return _redis(address, server, password, tls)
     if isinstance(server, KafkaAddress):
-        return _kafka(address, server, password)
+        return _kafka(address, server, password, tls)
     if isinstance(server, NatsAddress):
-        return _nats(address, server, password)
-    return _mqtt(address, server, password) if address.kind == "mqtt" else _postgres(address, server, password)
+        return _nats(address, server, password, tls)
+    return (_mqtt if address.kind == "mqtt" else _postgres)(address, server, password, tls)
 
 
-def _redis(address: SourceAddress, server: RedisAddress, password: Callable[[], str]) -> SourceFeed:
+def _redis(address: SourceAddress, server: RedisAddress, password: Callable[[], str], tls: TlsFiles) -> SourceFeed:
     for module in ("redis", "hiredis"):
         need_extra(module, "redis", "source")
     from relay.sources.redis_feed import RedisChannelFeed, RedisStreamFeed
 
-    tls = _tls(address, "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
     if address.kind == "redis-channel":
         return RedisChannelFeed(server, password, tls, address.option("channel"))
     group, consumer = address.option("group", GROUP), address.option("consumer", socket.gethostname())
@@ -56,53 +55,39 @@ def _redis(address: SourceAddress, server: RedisAddress, password: Callable[[], 
     return RedisStreamFeed(server, password, tls, address.option("stream"), group, consumer, earliest=earliest)
 
 
-def _kafka(address: SourceAddress, server: KafkaAddress, password: Callable[[], str]) -> SourceFeed:
+def _kafka(address: SourceAddress, server: KafkaAddress, password: Callable[[], str], tls: TlsFiles) -> SourceFeed:
     need_extra("confluent_kafka", "kafka", "source")
     from relay.sources.kafka_feed import KafkaFeed
 
-    more = {
-        "sasl.mechanism": address.option("sasl", "scram-sha-512").upper(),
-        **_tls(address, "ssl.ca.location", "ssl.certificate.location", "ssl.key.location"),
-    }
-    return KafkaFeed(server, password, more, address.option("group", GROUP), address.option("start", "earliest"))
+    group, start = address.option("group", GROUP), address.option("start", "earliest")
+    return KafkaFeed(server, password, tls, address.option("sasl", "scram-sha-512"), group, start)
 
 
-def _nats(address: SourceAddress, server: NatsAddress, password: Callable[[], str]) -> SourceFeed:
+def _nats(address: SourceAddress, server: NatsAddress, password: Callable[[], str], tls: TlsFiles) -> SourceFeed:
     for module in ("nats", "nkeys"):
         need_extra(module, "nats", "source")
     from relay.brokers.nats_client import NatsConnector
     from relay.sources.nats_feed import NatsStreamFeed, NatsSubjectFeed
 
-    connector = NatsConnector(server, password, partial(_context, address) if server.tls else None)
+    connector = NatsConnector(server, password, tls)
     if address.kind == "nats-subject":
         return NatsSubjectFeed(connector, address.option("subject"), address.option("group"))
     subject, group = address.option("subject"), address.option("group", GROUP)
     return NatsStreamFeed(connector, server.stream, subject, group, earliest=address.option("start") != "latest")
 
 
-def _mqtt(address: SourceAddress, server: ServerAddress, password: Callable[[], str]) -> SourceFeed:
+def _mqtt(address: SourceAddress, server: ServerAddress, password: Callable[[], str], tls: TlsFiles) -> SourceFeed:
     need_extra("paho", "mqtt", "source")
     from relay.sources.mqtt_feed import MqttFeed
 
-    context = partial(_context, address) if server.tls else None
-    return MqttFeed(server, password, context, address.option("filter"), address.option("client", GROUP))
+    return MqttFeed(server, password, tls, address.option("filter"), address.option("client", GROUP))
 
 
-def _postgres(address: SourceAddress, server: ServerAddress, password: Callable[[], str]) -> SourceFeed:
+def _postgres(address: SourceAddress, server: ServerAddress, password: Callable[[], str], tls: TlsFiles) -> SourceFeed:
     need_extra("asyncpg", "postgres", "source")
     from relay.sources.postgres_feed import PostgresChannelFeed, PostgresConnector, PostgresTableFeed
 
-    connector = PostgresConnector(server, password, partial(_context, address) if server.tls else None)
+    connector = PostgresConnector(server, password, tls)
     if address.kind == "postgres-table":
         return PostgresTableFeed(connector, address.option("table"), address.option("channel"))
     return PostgresChannelFeed(connector, address.option("channel"))
-
-
-def _context(address: SourceAddress) -> ssl.SSLContext:
-    return tls_context(address.option("tls-ca"), address.option("tls-cert"), address.option("tls-key"))
-
-
-def _tls(address: SourceAddress, ca: str, cert: str, key: str) -> dict[str, str]:
-    """Return the files for TLS under the names of a client library."""
-    files = {ca: address.option("tls-ca"), cert: address.option("tls-cert"), key: address.option("tls-key")}
-    return {name: path for name, path in files.items() if path}

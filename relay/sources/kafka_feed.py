@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
+from relay.brokers.credentials import TlsFiles
 from relay.brokers.kafka_client import ANSWER_S, KafkaOptions, KafkaThread
 from relay.config.broker_address import KafkaAddress
 from relay.errors import BrokerError
@@ -35,17 +36,24 @@ class KafkaFeed:
     Args:
         address: the servers and the topic.
         password: returns the password; called before each connection.
-        more: further options of librdkafka, for TLS and SASL.
+        tls: files for TLS.
+        sasl: mechanism of SASL; see `KafkaOptions`.
         group: the consumer group.
         start: `earliest` or `latest`: the beginning of a group without a stored position.
     """
 
     def __init__(
-        self, address: KafkaAddress, password: Callable[[], str], more: dict[str, str], group: str, start: str
+        self,
+        address: KafkaAddress,
+        password: Callable[[], str],
+        tls: TlsFiles,
+        sasl: str,
+        group: str,
+        start: str,
     ) -> None:
         self.lost = 0
         self._topic = address.topic
-        self._options = KafkaOptions(address, password, more)
+        self._options = KafkaOptions(address, password, tls, sasl)
         self._group = {"group.id": group, "auto.offset.reset": start}
         self._thread: KafkaThread | None = None
         self._consumer: Consumer | None = None

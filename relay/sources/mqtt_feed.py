@@ -10,7 +10,6 @@ Owns the client, which reads in a thread of its own. Never publishes.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from relay.brokers.credentials import TlsFiles
 from relay.config.source_address import ServerAddress
 from relay.errors import BrokerError
 from relay.sources.feed import LATER_MESSAGES_MAX, READ_MESSAGES_MAX, WAIT_S, FeedMessage
@@ -40,7 +40,7 @@ class MqttFeed:
     Args:
         server: the broker.
         password: returns the password; called before each connection.
-        tls: makes the context of TLS; None without TLS.
+        tls: files for TLS.
         filter: the topic filter, such as `sensors/+/temperature` or `sensors/#`.
         name: the client id, which identifies the session.
     """
@@ -49,7 +49,7 @@ class MqttFeed:
         self,
         server: ServerAddress,
         password: Callable[[], str],
-        tls: Callable[[], ssl.SSLContext] | None,
+        tls: TlsFiles,
         filter: str,
         name: str,
     ) -> None:
@@ -127,8 +127,8 @@ class MqttFeed:
         client.connect_timeout = ANSWER_S
         if self._server.user:
             client.username_pw_set(self._server.user, self._server.password or self._password())
-        if self._tls is not None:
-            client.tls_set_context(self._tls())
+        if self._server.tls:
+            client.tls_set_context(self._tls.context())
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_message = lambda _client, _data, message: self._call(self._take, message)

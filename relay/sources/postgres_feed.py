@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import asyncpg
 import orjson
 
+from relay.brokers.credentials import TlsFiles
 from relay.config.source_address import ServerAddress
 from relay.errors import BrokerError
 from relay.sources.feed import LATER_MESSAGES_MAX, READ_MESSAGES_MAX, WAIT_S, FeedMessage
@@ -32,11 +32,11 @@ class PostgresConnector:
     Args:
         server: the server and the database.
         password: returns the password; called before each connection.
-        tls: makes the context of TLS; None to let the server decide.
+        tls: files for TLS. Without `tls` in the address, the server decides.
     """
 
     def __init__(
-        self, server: ServerAddress, password: Callable[[], str], tls: Callable[[], ssl.SSLContext] | None
+        self, server: ServerAddress, password: Callable[[], str], tls: TlsFiles
     ) -> None:
         self._server = server
         self._password = password
@@ -56,7 +56,7 @@ class PostgresConnector:
                 database=self._server.database,
                 user=self._server.user or None,
                 password=self._server.password or self._password() or None,
-                ssl=self._tls() if self._tls is not None else None,
+                ssl=self._tls.context() if self._server.tls else None,
                 timeout=ANSWER_S,
                 command_timeout=ANSWER_S,
                 server_settings={"application_name": "relay"},

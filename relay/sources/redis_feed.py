@@ -17,6 +17,7 @@ from typing import Any
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from relay.brokers.credentials import TlsFiles
 from relay.brokers.redis_client import RedisClient, reason
 from relay.config.broker_address import RedisAddress
 from relay.errors import BrokerError
@@ -32,7 +33,7 @@ class RedisStreamFeed:
     Args:
         address: the server.
         password: returns the password; called before each connection.
-        tls: files for TLS under redis-py's names.
+        tls: files for TLS.
         stream: the key of the stream.
         group: the name of the consumer group; it is created if it is missing.
         consumer: the name of this consumer in the group.
@@ -43,7 +44,7 @@ class RedisStreamFeed:
         self,
         address: RedisAddress,
         password: Callable[[], str],
-        tls: dict[str, str],
+        tls: TlsFiles,
         stream: str,
         group: str,
         consumer: str,
@@ -134,12 +135,12 @@ class RedisChannelFeed:
     Args:
         address: the server.
         password: returns the password; called before each connection.
-        tls: files for TLS under redis-py's names.
+        tls: files for TLS.
         channel: the channel or the pattern.
     """
 
     def __init__(
-        self, address: RedisAddress, password: Callable[[], str], tls: dict[str, str], channel: str
+        self, address: RedisAddress, password: Callable[[], str], tls: TlsFiles, channel: str
     ) -> None:
         self.lost = 0
         self._address = address

@@ -7,11 +7,12 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from relay.event import Event
 from tests.cable import Cable
+from tests.faults.resender import Resender
 from tests.kafka_server import RealKafka
 from tests.nats_server import NatsServer
 from tests.redis_server import RedisServer
@@ -93,3 +94,14 @@ class Mover(threading.Thread):
                     self.count += 1
                     self._over = self._is_last(event)
                 patience -= 1
+
+
+def end(threads: Sequence[Resender | Mover], nodes: Sequence[ClusterNode], patience_s: float) -> None:
+    """End threads and nodes. A thread that outlived its test would open descriptors while another test counts them."""
+    for thread in threads:
+        thread.stopped.set()
+    for node in nodes:
+        node.stop()
+    for thread in threads:
+        thread.join(patience_s)
+        assert not thread.is_alive()

@@ -19,7 +19,7 @@ from compose_spec import PyCompose
 
 from relay.config.broker_address import parse_broker
 from tests import ROOT
-from tests.cluster.test_nodes import publish
+from tests.cluster.nodes import publish
 from tests.examples.test_examples import program
 from tests.nats_server import need_nats
 from tests.redis_server import RedisServer, need_redis

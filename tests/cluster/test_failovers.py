@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from relay.event import Event
-from tests.cluster.movers import ClusterNode, Mover
+from tests.cluster.movers import ClusterNode, Mover, end
+from tests.cluster.nodes import detach, epoch, publish
 from tests.cluster.test_faults import SEEDS
-from tests.cluster.test_nodes import detach, epoch, publish
 from tests.faults.resender import Resender
 from tests.redis_server import RedisServer, need_redis
 from tests.running import TIMEOUT_S, eventually
@@ -148,13 +148,7 @@ def test_clients_are_notified_of_each_event_that_a_failover_or_the_trimming_took
         last_epoch = brokers.primary.client.hget("{relay}:state", "epoch").decode()
         entries = brokers.primary.client.xrange("{relay}:log")
     finally:
-        for thread in threads:
-            thread.stopped.set()
-        for node in nodes:
-            node.stop()
-        for thread in threads:
-            thread.join(TIMEOUT_S)
-            assert not thread.is_alive()
+        end(threads, nodes, TIMEOUT_S)
     kept = {
         f"{last_epoch}-{place.decode().removesuffix('-0')}": json.loads(fields[b"v1"])["data"]
         for place, fields in entries

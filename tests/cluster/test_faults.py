@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.movers import ClusterNode, Mover, Server
-from tests.cluster.test_nodes import epoch
+from tests.cluster.movers import ClusterNode, Mover, Server, end
+from tests.cluster.nodes import epoch
 from tests.faults.resender import Resender
 from tests.kafka_server import RealKafka, need_kafka
 from tests.nats_server import NatsServer
-from tests.oracle import Oracle
+from tests.oracle import check_received
 from tests.redis_server import RedisServer, need_redis
 from tests.running import eventually
 
@@ -118,25 +118,10 @@ def test_random_deaths_stalls_and_cuts_of_nodes_broker_and_clients_lose_no_event
             assert mover.failure is None, mover.failure
             assert not mover.is_alive(), f"a stream hangs after {mover.count} of {EVENTS} events"
     finally:
-        # A thread that outlives its test would open descriptors while another test counts them.
-        for thread in threads:
-            thread.stopped.set()
-        for node in nodes:
-            node.stop()
-        for thread in threads:
-            thread.join(PATIENCE_S)
-            assert not thread.is_alive()
+        end(threads, nodes, PATIENCE_S)
     print(", ".join(faults))
     epochs = {epoch(id) for id in feeder.ids.values()}
     assert len(epochs) == 1, f"the broker has lost events: {epochs}"
     published = feeder.published()
     for mover in movers:
-        oracle = Oracle(published, ("**",))
-        oracle.connect(1)
-        for event in mover.seen:
-            if event is None:
-                oracle.connect(None)
-            else:
-                oracle.receive(event)
-        oracle.finish()
-        assert oracle.gaps == 0
+        check_received(published, mover.seen)

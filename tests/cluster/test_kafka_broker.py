@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
-from typing import cast
+from typing import TypeAlias, cast
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from relay.cluster.broker import EntriesReplacedError, LogChangedError, LogEntry, NewEntry, Result
-from relay.cluster.kafka_broker import READ_ENTRIES_MAX, KafkaBroker
+from relay.brokers.credentials import TlsFiles
+from relay.cluster.broker import EntriesReplacedError, LogChangedError
+from relay.cluster.kafka_broker import KafkaBroker
 from relay.cluster.kafka_producer import _Call, record_delivery
 from relay.config.broker_address import parse_kafka
 from relay.errors import BrokerError, RequestError
+from tests.cluster.broker_node import EPOCH, BrokerNode, entry
 from tests.kafka_server import KafkaServer
-
-EPOCH = "0a1b2c3d"
 
 
 @pytest.fixture(scope="module")
@@ -33,34 +32,12 @@ def server() -> Iterator[KafkaServer]:
     server.close()
 
 
-class KafkaNode:
-    """The broker as one node uses it."""
+KafkaNode: TypeAlias = BrokerNode[KafkaBroker]
 
-    def __init__(self, url: str) -> None:
-        self.broker = KafkaBroker(parse_kafka(url), 60.0, 1000, lambda: "", {"sasl.mechanism": "PLAIN"})
-        self._calls = count(1)
 
-    async def start(self) -> KafkaNode:
-        """Connect."""
-        await self.broker.open(EPOCH)
-        await self.broker.connect()
-        return self
-
-    async def publish(self, *requests: Sequence[NewEntry]) -> list[Result]:
-        """Make one call and return the results."""
-        return (await self.broker.publish(next(self._calls), requests))[1]
-
-    async def read(self, after: int = 0, mark: bytes = b"", epoch: str = "", count: int = 0) -> list[LogEntry]:
-        """Read until `count` entries have arrived, or some entries if `count` is 0."""
-        entries: list[LogEntry] = []
-        deadline_s = time.monotonic() + 20.0
-        while len(entries) < max(1, count):
-            assert time.monotonic() < deadline_s, f"only {len(entries)} entries"
-            last = entries[-1] if entries else None
-            entries += await self.broker.read(
-                last.sequence if last else after, READ_ENTRIES_MAX, epoch, last.mark if last else mark, 0.2
-            )
-        return entries
+def kafka_node(url: str) -> KafkaNode:
+    """Return a node that is not connected yet."""
+    return BrokerNode(KafkaBroker(parse_kafka(url), 60.0, 1000, lambda: "", TlsFiles(), "plain"))
 
 
 topics = count(1)
@@ -70,15 +47,10 @@ topics = count(1)
 async def nodes(server: KafkaServer) -> AsyncIterator[list[KafkaNode]]:
     """Connect two nodes to a new topic."""
     url = f"kafka://{server.address}/topic{next(topics)}"
-    nodes = [await KafkaNode(url).start(), await KafkaNode(url).start()]
+    nodes = [await kafka_node(url).start(), await kafka_node(url).start()]
     yield nodes
     for node in nodes:
         await node.broker.close()
-
-
-def entry(payload: str = "x", topic: str = "a", **fields: object) -> NewEntry:
-    """Return an event to publish."""
-    return NewEntry(topic, payload.encode(), **{"id": None, "dedup": None, "ends": False, **fields})  # type: ignore[arg-type]
 
 
 async def test_sequences_are_the_offsets_at_every_node(nodes: list[KafkaNode]) -> None:

@@ -11,27 +11,27 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
+from typing import TypeAlias
 
 import nats
 import pytest
 from nats.js.api import StreamConfig
 
+from relay.brokers.credentials import TlsFiles
 from relay.brokers.nats_client import ANSWER_S
 from relay.cluster import cluster
-from relay.cluster.broker import Broker, EntriesReplacedError, LogChangedError, LogEntry, NewEntry, Result
+from relay.cluster.broker import Broker, EntriesReplacedError, LogChangedError, Result
 from relay.cluster.epochs import Epochs, encode_record
-from relay.cluster.nats_broker import READ_ENTRIES_MAX, NatsBroker
+from relay.cluster.nats_broker import NatsBroker
 from relay.cluster.nats_publisher import BATCH_MESSAGES_MAX
 from relay.cluster.nats_pull import BATCH_BYTES
 from relay.config.broker_address import parse_nats
 from relay.config.model import Config
 from relay.errors import BrokerError, RequestError
 from tests.certificate import make_certificate
+from tests.cluster.broker_node import EPOCH, BrokerNode, entry
 from tests.nats_server import NatsServer, make_accounts
-
-EPOCH = "0a1b2c3d"
 
 
 @pytest.fixture
@@ -42,48 +42,21 @@ def server(tmp_path: Path) -> Iterator[NatsServer]:
     server.close()
 
 
-class NatsNode:
-    """The broker as one node uses it."""
+NatsNode: TypeAlias = BrokerNode[NatsBroker]
 
-    def __init__(self, url: str) -> None:
-        self.broker = NatsBroker(parse_nats(url), secrets.token_hex(4), 60.0, lambda: "", None)
-        self._calls = count(1)
 
-    async def start(self) -> NatsNode:
-        """Connect."""
-        await self.broker.open(EPOCH)
-        await self.broker.connect()
-        return self
-
-    async def publish(self, *requests: Sequence[NewEntry]) -> list[Result]:
-        """Make one call and return the results."""
-        return (await self.broker.publish(next(self._calls), requests))[1]
-
-    async def read(self, after: int = 0, mark: bytes = b"", epoch: str = "", count: int = 0) -> list[LogEntry]:
-        """Read until `count` entries have arrived, or some entries if `count` is 0."""
-        entries: list[LogEntry] = []
-        deadline_s = time.monotonic() + 20.0
-        while len(entries) < max(1, count):
-            assert time.monotonic() < deadline_s, f"only {len(entries)} entries"
-            last = entries[-1] if entries else None
-            entries += await self.broker.read(
-                last.sequence if last else after, READ_ENTRIES_MAX, epoch, last.mark if last else mark, 0.5
-            )
-        return entries
+def nats_node(url: str) -> NatsNode:
+    """Return a node that is not connected yet."""
+    return BrokerNode(NatsBroker(parse_nats(url), secrets.token_hex(4), 60.0, lambda: "", TlsFiles()))
 
 
 @pytest.fixture
 async def nodes(server: NatsServer) -> AsyncIterator[list[NatsNode]]:
     """Connect two nodes."""
-    nodes = [await NatsNode(server.url).start(), await NatsNode(server.url).start()]
+    nodes = [await nats_node(server.url).start(), await nats_node(server.url).start()]
     yield nodes
     for node in nodes:
         await node.broker.close()
-
-
-def entry(payload: str = "x", topic: str = "a", **fields: object) -> NewEntry:
-    """Return an event to publish."""
-    return NewEntry(topic, payload.encode(), **{"id": None, "dedup": None, "ends": False, **fields})  # type: ignore[arg-type]
 
 
 async def test_sequences_are_contiguous_across_nodes_and_calls(nodes: list[NatsNode]) -> None:
@@ -171,7 +144,7 @@ def is_rejected(results: Sequence[Result], text: str) -> bool:
 
 async def test_a_request_with_an_event_above_the_limit_of_the_stream_is_rejected(server: NatsServer) -> None:
     await set_size_max(server, 2000, new=True)
-    node = await NatsNode(server.url).start()
+    node = await nats_node(server.url).start()
     large = "x" * 2000
     results = await node.publish(
         [entry("1")], [entry("small"), entry(large), entry("small", dedup="a\nk")], [entry(large)], [entry("2")]
@@ -267,7 +240,7 @@ async def test_a_call_fails_at_once_when_the_connection_is_lost(server: NatsServ
 
 
 async def test_a_call_fails_until_the_follower_has_read_the_epoch(server: NatsServer, nodes: list[NatsNode]) -> None:
-    new = NatsNode(server.url)
+    new = nats_node(server.url)
     await new.broker.connect()
     with pytest.raises(BrokerError, match="the follower has not read the epoch yet"):
         await new.publish([entry()])
@@ -392,6 +365,6 @@ async def test_a_malformed_first_record_does_not_prevent_a_start(server: NatsSer
     await client.jetstream().add_stream(name="events-epochs", subjects=["events-epochs"])
     await client.jetstream().publish("events-epochs", b"not JSON")
     await client.close()
-    node = await NatsNode(server.url).start()
+    node = await nats_node(server.url).start()
     assert (await node.broker.position()).epoch == EPOCH
     await node.broker.close()

@@ -7,13 +7,12 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import nats
 import pytest
 
-from tests.cluster.test_nodes import QUICK, data, epoch, follow, publish, ready, try_to_publish
+from tests.cluster.nodes import check_every_node, data, epoch, follow, publish, ready, try_to_publish
 from tests.nats_server import NatsServer
 from tests.running import Feeder, Relay, eventually, relay
 
@@ -29,23 +28,14 @@ def server(tmp_path: Path) -> Iterator[NatsServer]:
 
 
 @pytest.fixture
-def pair(server: NatsServer, tmp_path: Path) -> Iterator[tuple[Relay, Relay]]:
-    """Run two nodes; each has a Unix socket."""
-    with ExitStack() as stack:
-        nodes = [
-            stack.enter_context(relay("--cluster", server.url, "--unix", str(tmp_path / f"{name}.sock"), *QUICK))
-            for name in "ab"
-        ]
-        yield nodes[0], nodes[1]
+def cluster_url(server: NatsServer) -> str:
+    """Return the address of the broker."""
+    return server.url
 
 
 def test_every_node_has_the_same_events_ids_and_order(server: NatsServer, pair: tuple[Relay, Relay]) -> None:
-    a, b = pair
-    with follow(a) as at_a, follow(b) as at_b, Feeder(b.unix_path) as feeder:
-        ids = [a.publish("1")[0], feeder.publish(data="2"), b.publish("3")[0], feeder.publish(data="4", id="own")]
-        for stream in (at_a, at_b):
-            assert [(event.data, event.id) for event in stream.take(4)] == list(zip("1234", ids, strict=True))
-    assert [id.rpartition("-")[2] for id in ids] == ["1", "2", "3", "own"]
+    ids = check_every_node(pair)
+    a, _ = pair
     with follow(a, "own") as stream:
         a.publish("5")
         assert data(stream, 1) == ["5"]

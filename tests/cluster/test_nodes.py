@@ -13,24 +13,34 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from relay.brokers.credentials import TlsFiles
 from relay.cluster.redis_broker import RedisBroker
 from relay.config.broker_address import parse_redis
 from relay.errors import BrokerError
 from tests import ROOT
 from tests.cable import Cable
 from tests.certificate import make_certificate
+from tests.cluster.nodes import (
+    JSON,
+    QUICK,
+    check_every_node,
+    data,
+    detach,
+    epoch,
+    follow,
+    publish,
+    ready,
+    try_to_publish,
+)
 from tests.forms import FORMS, FormStream
 from tests.redis_server import RedisServer, need_redis
 from tests.running import (
     TIMEOUT_S,
-    TOKEN,
     Feeder,
     Relay,
-    Stream,
     command,
     environment,
     eventually,
@@ -40,42 +50,6 @@ from tests.running import (
 )
 from tests.telemetry.test_metrics import documented, exported
 
-JSON = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-QUICK = ("--retry-min", "1ms", "--retry-max", "2ms", "--cluster-timeout", "1s")
-
-
-def follow(server: Relay, last_id: str = "", topic: str = "default") -> Stream:
-    """Open a stream that resumes after an id."""
-    return Stream(server.port, f"topic={topic}", {"Last-Event-ID": last_id} if last_id else {})
-
-
-def data(stream: Stream, count: int) -> list[str]:
-    """Return the data of the next events."""
-    return [event.data for event in stream.take(count)]
-
-
-def ready(server: Relay) -> bool:
-    """Return whether a node is ready."""
-    return server.request("GET", "/readyz")[0] == 200
-
-
-def try_to_publish(server: Relay, text: str) -> tuple[int, dict[str, str], Any]:
-    """Publish an event; return the status, the headers and the document."""
-    status, headers, body = server.request("POST", "/publish", json.dumps({"data": text}).encode(), JSON)
-    return status, headers, json.loads(body) if body else None
-
-
-def publish(server: Relay, text: str) -> str:
-    """Publish an event as soon as the node can publish, and return its id."""
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while True:
-        status, _, document = try_to_publish(server, text)
-        if status == 200:
-            return str(document["ids"][0])
-        assert status == 503, document
-        assert time.monotonic() < deadline_s, "publishing does not work again"
-        time.sleep(0.01)
-
 
 def has_ended(server: Relay, last_id: str) -> bool:
     """Return whether topic t has ended at a node."""
@@ -83,31 +57,14 @@ def has_ended(server: Relay, last_id: str) -> bool:
     return server.request("GET", "/events?topic=t", headers=headers)[0] == 204
 
 
-def epoch(id: str) -> str:
-    """Return the epoch of a default id."""
-    return id.rpartition("-")[0]
-
-
 @pytest.fixture
-def pair(redis: RedisServer, tmp_path: Path) -> Iterator[tuple[Relay, Relay]]:
-    """Run two nodes; each has a Unix socket."""
-    with ExitStack() as stack:
-        nodes = [
-            stack.enter_context(relay("--cluster", redis.url, "--unix", str(tmp_path / f"{name}.sock"), *QUICK))
-            for name in "ab"
-        ]
-        yield nodes[0], nodes[1]
+def cluster_url(redis: RedisServer) -> str:
+    """Return the address of the broker."""
+    return redis.url
 
 
 def test_every_node_has_the_same_events_ids_and_order(pair: tuple[Relay, Relay]) -> None:
-    a, b = pair
-    with follow(a) as at_a, follow(b) as at_b, Feeder(b.unix_path) as feeder:
-        ids = [a.publish("1")[0], feeder.publish(data="2"), b.publish("3")[0], feeder.publish(data="4", id="own")]
-        for stream in (at_a, at_b):
-            events = stream.take(4)
-            assert [event.data for event in events] == ["1", "2", "3", "4"]
-            assert [event.id for event in events] == ids
-    assert [id.rpartition("-")[2] for id in ids] == ["1", "2", "3", "own"]
+    check_every_node(pair)
 
 
 def test_a_client_moves_to_another_node(pair: tuple[Relay, Relay]) -> None:
@@ -190,7 +147,8 @@ def test_while_the_broker_is_away_streams_are_served_and_publishers_wait(
     redis.client.config_set("appendfsync", "always")
     eventually(lambda: redis.client.info("persistence")["aof_rewrite_in_progress"] == 0, "the file is written")
     eventually(lambda: redis.client.info("persistence")["aof_last_bgrewrite_status"] == "ok", "the file is written")
-    [first], _ = a.publish("1"), a.publish("2")
+    first = publish(a, "1")
+    a.publish("2")
     eventually(lambda: b.stats()["log"]["head"] == 3, "the events arrive")
     with follow(b) as stream, Feeder(a.unix_path) as feeder:
         redis.kill()
@@ -316,13 +274,6 @@ def replica(redis: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
     eventually(lambda: server.client.info("replication")["master_link_status"] == "up", "the replica is linked")
     yield server
     server.close()
-
-
-def detach(redis: RedisServer) -> None:
-    """Let the broker lose its replica, so that the replica lacks later entries."""
-    redis.client.execute_command("ACL", "SETUSER", "default", "-psync", "-sync")
-    redis.client.execute_command("CLIENT", "KILL", "TYPE", "REPLICA")
-    eventually(lambda: redis.client.info("replication")["connected_slaves"] == 0, "the replica is detached")
 
 
 def test_a_failover_without_loss_continues_the_log(redis: RedisServer, replica: RedisServer) -> None:
@@ -469,7 +420,7 @@ async def test_a_broker_with_tls(tmp_path: Path) -> None:
             publish(node, "1")
             assert data(stream, 1) == ["1"]
         broker = RedisBroker(
-            parse_redis(flags[1]), "relay", "00000000", 60.0, lambda: "", {"ssl_ca_certs": str(other.cert)}
+            parse_redis(flags[1]), "relay", "00000000", 60.0, lambda: "", TlsFiles(str(other.cert))
         )
         with pytest.raises(BrokerError, match="certificate verify failed"):
             await broker.connect()

@@ -11,7 +11,7 @@ import pytest
 from relay.cluster import cluster
 from relay.config.model import Config
 from relay.errors import BrokerError
-from tests.cluster.test_nodes import QUICK, data, epoch, follow, publish, ready
+from tests.cluster.nodes import QUICK, data, epoch, follow, publish, ready
 from tests.kafka_server import PASSWORD, RealKafka, need_kafka
 from tests.running import Feeder, eventually, relay
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from relay.cluster.broker import LogChangedError, LogEntry, NewEntry, Result
-from relay.cluster.redis_broker import READ_BYTES, READ_ENTRIES_FIRST, READ_ENTRIES_MAX, RedisBroker
+from relay.brokers.credentials import TlsFiles
+from relay.cluster.broker import READ_ENTRIES_MAX, LogChangedError, LogEntry, NewEntry, Result
+from relay.cluster.redis_broker import READ_BYTES, READ_ENTRIES_FIRST, RedisBroker
 from relay.config.broker_address import parse_redis
 from relay.errors import BrokerError, EndedError
+from tests.cluster.broker_node import EPOCH, entry
 from tests.redis_server import RedisServer, need_redis
-
-EPOCH = "0a1b2c3d"
 
 
 class Node:
@@ -24,7 +24,7 @@ class Node:
 
     def __init__(self, server: RedisServer, name: str = "test", url: str = "", password: str = "") -> None:
         self.broker = RedisBroker(
-            parse_redis(url or server.url), name, secrets.token_hex(4), 60.0, lambda: password, {}
+            parse_redis(url or server.url), name, secrets.token_hex(4), 60.0, lambda: password, TlsFiles()
         )
         self._calls = count(1)
 
@@ -36,11 +36,6 @@ class Node:
     async def read(self, after: int = 0, mark: bytes = b"", epoch: str = "") -> Sequence[LogEntry]:
         """Read entries without waiting long."""
         return await self.broker.read(after, READ_ENTRIES_MAX, epoch, mark, 0.05)
-
-
-def entry(payload: str = "x", topic: str = "a", **fields: object) -> NewEntry:
-    """Return an event to publish."""
-    return NewEntry(topic, payload.encode(), **{"id": None, "dedup": None, "ends": False, **fields})  # type: ignore[arg-type]
 
 
 @pytest.fixture
