@@ -178,11 +178,13 @@ def test_a_documented_client_command_works_as_typed(block: str, tmp_path: Path) 
 
 def test_the_python_example_prints_events(tmp_path: Path) -> None:
     [example] = [text for text in blocks("python") if "subscribe" in text]
-    with relay() as server, shell("python -u example.py", tmp_path, server.port) as process:
+    with relay() as server:
         (tmp_path / "example.py").write_text(example.replace(":8080", f":{server.port}"))
-        eventually(lambda: process.poll() is not None or server.stats()["streams"] == 1, "the example has subscribed")
-        [id] = server.publish("from Python", "orders.eu")
-        assert f"{id} orders.eu from Python".encode() in read_until(process, b"from Python")
+        with shell("python -u example.py", tmp_path, server.port) as process:
+            subscribed = "the example has subscribed"
+            eventually(lambda: process.poll() is not None or server.stats()["streams"] == 1, subscribed)
+            [id] = server.publish("from Python", "orders.eu")
+            assert f"{id} orders.eu from Python".encode() in read_until(process, b"from Python")
 
 
 def test_the_python_example_publishes(tmp_path: Path) -> None:

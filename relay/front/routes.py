@@ -408,7 +408,7 @@ def _duration(request: Request, name: str) -> float | None:
     try:
         return parse_duration(text) if text else None
     except ValueError as error:
-        raise RequestError(400, f"query: {name}: {error}") from None
+        raise RequestError(400, f"{name}: {error}") from None
 
 
 def _limit(request: Request, default: int, limit_max: int) -> int:
