@@ -165,11 +165,7 @@ class Hub:
 
     def confirm_stored(self, callback: Callable[[], None]) -> None:
         """Call back once, when everything published so far is on the disk; without a file, at once."""
-        journal = self.writer.journal
-        if journal is None:
-            callback()
-        else:
-            journal.confirm(callback)
+        self.writer.confirm_stored(callback)
 
     @property
     def refusal(self) -> str:
@@ -683,7 +679,7 @@ class Hub:
         self.catchup.close(handle, reason, now_s, form.part(content) + end)
 
     def _answer_polls(self, handles: Iterable[int]) -> None:
-        """PollResult waiting polls in the next turns."""
+        """Answer waiting polls in the next turns."""
         for handle in handles:
             self._fall_behind(handle, self._flush.flushed)
             self._wake_up()

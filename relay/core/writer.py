@@ -123,7 +123,14 @@ class Writer:
 
     def confirm(self, callback: Callable[[], None]) -> None:
         """Call back when everything published so far may be acknowledged: at once, unless `durable` is set."""
-        if self.journal is None or not self._durable:
+        if self._durable:
+            self.confirm_stored(callback)
+        else:
+            callback()
+
+    def confirm_stored(self, callback: Callable[[], None]) -> None:
+        """Call back when everything published so far is on the disk; without a file, at once."""
+        if self.journal is None:
             callback()
         else:
             self.journal.confirm(callback)
