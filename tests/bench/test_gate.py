@@ -199,13 +199,18 @@ def plant(checkout: Path, statement: str) -> None:
     source.write_text(f"{before}    {statement}\n{encoding}{after}")
 
 
+# An allocation costs more if it empties or fills a pool of the interpreter's heap, and the heap of a copy of the code
+# has another layout: the same encoder took up to 2.4 % more instructions in a copy.
+LAYOUT_MAX = 3.0
+
+
 @needs_callgrind
-def test_the_same_code_counts_the_same_within_one_percent(checkout: Path) -> None:
+def test_the_same_code_counts_the_same(checkout: Path) -> None:
     same = gate_in(checkout)
     assert same.returncode == 0, same.stdout + same.stderr
     growth = re.search(r"\(([+-]\d+\.\d)%\)", same.stdout)
     assert growth, same.stdout
-    assert abs(float(growth[1])) < 1
+    assert abs(float(growth[1])) < LAYOUT_MAX
 
 
 @needs_callgrind
