@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
-        return version("relay")
+        return version("relay-sse")
     if name in ("Decoder", "encode"):
         from relay import sse
 

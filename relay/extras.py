@@ -11,8 +11,8 @@ from relay.errors import ConfigError, RelayError
 
 
 def missing_extra(name: str) -> str:
-    """Return how to install an extra: from the checkout, because `relay` on PyPI is another project."""
-    return f"run pip install '.[{name}]' in the checkout of relay"
+    """Return how to install an extra. pip then keeps the installed version of relay and adds the libraries."""
+    return f"run pip install 'relay-sse[{name}]'"
 
 
 def need_extra(module: str, extra: str, setting: str) -> None:

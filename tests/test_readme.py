@@ -79,14 +79,14 @@ def test_every_documented_make_target_exists() -> None:
 
 
 def test_no_text_installs_the_other_relay_or_lacks_its_environment() -> None:
-    # `relay` on PyPI is another project. pyproject.toml may name this project's own extras.
+    # `relay` on PyPI is another project; this one is `relay-sse`.
     folders = (ROOT / name for name in ("relay", "bench", "loadtest", "deploy", "docs", "examples"))
     paths = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".md", ".service")]
     paths = [path for path in paths if ".installed" not in path.parts]  # peers are programs of other projects
     assert len(paths) > 50
     for path in (*paths, *ROOT.glob("*.md"), ROOT / "Makefile"):
         text = path.read_text()
-        assert not re.search(r"pip install (?:-\S+ )*['\"]?relay\b", text), path
+        assert not re.search(r"pip install (?:-\S+ )*['\"]?relay(?!-sse)\b", text), path
         assert "relay[" not in text, path
     assert not any("python -m bench" in path.read_text() for path in DOCUMENTS)
 

@@ -4,7 +4,8 @@ The client reads from one node. When that node is killed, it resumes at the othe
 sends a batch again, with the same `dedup` keys, until a node has acknowledged it. The program ends by itself. It exits
 with 0 if the client has received each acknowledged event exactly once, otherwise with 1.
 
-It starts a Redis, the nodes and a publisher. Needs redis-server (`make brokers`) and `pip install '.[client,redis]'`.
+It starts a Redis, the nodes and a publisher. Needs redis-server (`make brokers`) and
+`pip install 'relay-sse[client,redis]'`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Print the events of some topics: `python subscribe.py news 'orders.*'`. Needs `pip install '.[client]'`."""
+"""Print the events of some topics: `python subscribe.py news 'orders.*'`. Needs `pip install 'relay-sse[client]'`."""
 
 import asyncio
 import json

@@ -20,11 +20,11 @@ import signal
 import socket
 import sys
 import time
-from importlib import metadata
 
 import uvloop
 from prometheus_client import CollectorRegistry
 
+from relay import __version__
 from relay.auth.credentials import Credentials
 from relay.cluster.cluster import Cluster
 from relay.config.load import worker_count
@@ -80,7 +80,7 @@ def run(config: Config, service: Service, worker: Inherited | None = None, chann
         RelayError: the takeover failed, and the old process continues.
         ConfigError: an address or a path cannot be used, or there are too few descriptors.
     """
-    _logger.info("relay %s, engine %s, pid %d", metadata.version("relay"), ENGINE, os.getpid())
+    _logger.info("relay %s, engine %s, pid %d", __version__, ENGINE, os.getpid())
     if os.geteuid() == 0 and worker is None:
         _logger.warning("running as root: run relay as an unprivileged user, since it needs no root privileges")
     descriptors = raise_descriptor_limit()
@@ -235,7 +235,7 @@ class Server:
                 "workers, upstream, cluster, source: a relay with one of these settings cannot take over from another "
                 "process; restart it instead"
             )
-        start = take.begin(channel, metadata.version("relay"))
+        start = take.begin(channel, __version__)
         if start.data != config.data:
             raise ConfigError(f"data: {config.data!r} cannot take over from {start.data!r}; restart instead")
         self._open_parts(start.own_token, [])

@@ -9,16 +9,16 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
-from importlib import metadata
 from typing import cast
 
+from relay import __version__
 from relay.core.audience import Subscription
 from relay.core.hub import Hub
 from relay.speedups import ENGINE, counters
 from relay.telemetry.stats_schema import DedupStats, LogStats, ServerStats, SlowStream, StoreStats, TopicStats
 from relay.topic import JOINT
 
-VERSION = metadata.version("relay")  # read once: /stats must work when no descriptor is free
+VERSION = __version__  # read once: /stats must work when no descriptor is free
 
 TOPICS_MAX = 1000
 SLOWEST_MAX = 10

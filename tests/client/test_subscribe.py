@@ -312,7 +312,7 @@ async def test_a_malformed_address_is_an_error(url: str) -> None:
 
 async def test_without_httpx_the_error_explains_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RelayError, match=r"pip install '\.\[client\]'"):
+    with pytest.raises(RelayError, match=r"pip install 'relay-sse\[client\]'"):
         await collect("http://127.0.0.1:1")
 
 

@@ -125,7 +125,7 @@ def test_an_unusable_schema_is_an_error_at_the_start(text: str | None, error: st
 
 def test_a_missing_library_is_an_error_with_the_remedy(schema: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
-    with pytest.raises(ConfigError, match=r"pip install '\.\[validation\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'relay-sse\[validation\]'"):
         Validation([f"a=schema {schema}"])
 
 
