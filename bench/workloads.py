@@ -229,7 +229,7 @@ def _front(rig: LocalHub, *, signed: bool) -> Front:
     config = Config(subscribe="jwt", jwt_secret=SECRET) if signed else Config()
     keys = read_secret(SECRET, "jwt-secret") if signed else None
     auth = Auth(config, frozenset(), keys, wall=lambda: NOW_S)
-    metrics = Metrics(rig.hub, CollectorRegistry())
+    metrics = Metrics(rig.hub, CollectorRegistry(), lambda: NOW_S)
     return Front(rig.hub, config, metrics, lambda _: b"", b"", auth, asyncio.new_event_loop(), lambda: NOW_S)
 
 

@@ -51,6 +51,12 @@ class Credentials:
         tokens, keys, revoked = self._tokens(), self._keys(), self._revoked()
         self.auth = Auth(config, tokens, keys, revoked, wall=wall, unknown_key=unknown_key)
         self.auth.webhook_secrets = self._webhook_secrets()
+        self.fetched_s: float | None = None  # Unix time of the last successful fetch of the JWKS
+
+    @property
+    def keys_expire_s(self) -> float | None:
+        """Unix time at which the last key expires; None without keys, or if a key states no expiry."""
+        return None if self.auth.keys is None else self.auth.keys.expire_s
 
     def warn_of_old_names(self) -> None:
         """Log a warning for each deprecated setting in use."""
@@ -141,7 +147,7 @@ class Credentials:
         """Use fetched keys."""
         if self.auth.keys is None:
             _logger.info("fetched the JWKS: %d keys", len(keys))
-        self.auth.keys = keys
+        self.auth.keys, self.fetched_s = keys, self.auth.wall()
         self._note("jwt-jwks-url", "keys", keys.skipped)
 
     def _note(self, setting: str, items: str, skipped: tuple[object, ...]) -> None:

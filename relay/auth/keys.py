@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relay.auth.key_expiry import last_expiry_s
 from relay.errors import ConfigError
 from relay.extras import missing_extra
 
@@ -95,11 +96,13 @@ class Keys:
         by_id: the keys of each id; several if they differ in type (RFC 7517 section 4.5).
         nameless: the keys without an id.
         skipped: the reason for each skipped key of a set.
+        expire_s: Unix time at which the last key expires; None if a key states no expiry.
     """
 
     by_id: dict[str, tuple[PyJWK, ...]]
     nameless: tuple[PyJWK, ...]
     skipped: tuple[str, ...] = ()
+    expire_s: float | None = None
 
     def __len__(self) -> int:
         return len(self.nameless) + sum(map(len, self.by_id.values()))
@@ -299,6 +302,7 @@ def _read_set(document: dict[str, Any], where: str) -> Keys:
     by_id: dict[str, tuple[PyJWK, ...]] = {}
     nameless: list[PyJWK] = []
     skipped: list[str] = []
+    used: list[dict[str, Any]] = []
     for number, entry in enumerate(entries[:KEYS_MAX], 1):
         try:
             key = _read_entry(entry, where)
@@ -306,6 +310,7 @@ def _read_set(document: dict[str, Any], where: str) -> Keys:
             id = entry.get("kid") if isinstance(entry, dict) else None
             skipped.append(f"key {number}{f' ({id!r:.40})' if isinstance(id, str) else ''}: {error}")
             continue
+        used.append(entry)
         if key.key_id is None:
             nameless.append(key)
         else:
@@ -315,7 +320,7 @@ def _read_set(document: dict[str, Any], where: str) -> Keys:
     if not by_id and not nameless:
         reasons = "; ".join(skipped[:3]) or "the set is empty"
         raise ConfigError(f"{where}: no usable key: {reasons}")
-    return Keys(by_id, tuple(nameless), tuple(skipped))
+    return Keys(by_id, tuple(nameless), tuple(skipped), last_expiry_s(used))
 
 
 def _read_entry(entry: object, where: str) -> PyJWK:

@@ -23,6 +23,7 @@ from typing import cast
 from relay.core import notice
 from relay.core.audience import Audience, Subscription
 from relay.core.close_reason import CloseReason
+from relay.core.gaps import GapReason, Gaps
 from relay.core.holds import Holds
 from relay.core.index import SEGMENT_BYTES, Index
 from relay.core.log import Batch, Log
@@ -119,6 +120,7 @@ class CatchUp:
         clock: Callable[[], float],
     ) -> None:
         self.actions: Counter[str] = Counter()
+        self.gaps = Gaps()
         self.streams: dict[int, Lagging] = {}
         self.floor: int | None = None  # sequence of the oldest entry that a `block` stream needs
         self._log = log
@@ -438,7 +440,7 @@ class CatchUp:
         batch = log.merge(subscription.indexes, cursor, log.head, SEGMENT_BYTES, conflate=True)
         untold = [] if batch is None else sorted(set(batch.superseded).difference(state.told))
         if untold:
-            told = notice.gap("conflated", len(untold), log.id(untold[0]), log.id(untold[-1]))
+            told = self._gap(GapReason.CONFLATED, len(untold), (log.id(untold[0]), log.id(untold[-1])))
             self._tell(handle, subscription, cursor, told)
             state.told = array("Q", sorted((*state.told, *untold)))
         return batch, self._join(subscription, batch)
@@ -514,7 +516,7 @@ class CatchUp:
         missed = subscription.ordinal(cursor) - subscription.ordinal(before)
         if missed > 0:
             self.actions[subscription.rule.policy.value] += 1
-            told = notice.gap("slow", missed, *self._ends(subscription, before, cursor))
+            told = self._gap(GapReason.SLOW, missed, self._ends(subscription, before, cursor))
         self._tell(handle, subscription, cursor, told)
         state.seen = self._ordinal(subscription, cursor)
 
@@ -530,7 +532,7 @@ class CatchUp:
             state.told = untold
         if missed is None or missed > 0:
             self.actions[subscription.rule.policy.value] += 1
-            told = notice.gap("slow", missed, *self._evicted_ends(subscription, before, cursor))
+            told = self._gap(GapReason.SLOW, missed, self._evicted_ends(subscription, before, cursor))
         self._tell(handle, subscription, cursor, told)
         state.seen = self._ordinal(subscription, cursor)
 
@@ -545,9 +547,14 @@ class CatchUp:
         before, told = self._engine.cursor(handle), b""
         if any(index.lost >= before or index.evicted >= until for index in subscription.indexes):
             self.actions[subscription.rule.policy.value] += 1
-            told = notice.gap("slow", None, *self._evicted_ends(subscription, before, cursor))
+            told = self._gap(GapReason.SLOW, None, self._evicted_ends(subscription, before, cursor))
         self._tell(handle, subscription, cursor, told)
         state.seen = self._ordinal(subscription, cursor)
+
+    def _gap(self, reason: GapReason, missed: int | None, ends: tuple[str | None, str | None]) -> bytes:
+        """Count and encode a gap."""
+        self.gaps.count(reason, missed)
+        return notice.gap(reason, missed, *ends)
 
     def _tell(self, handle: int, subscription: Subscription, cursor: int, frame: bytes) -> None:
         """Move a cursor, and send a notice, if any, before the event at the cursor."""

@@ -33,6 +33,7 @@ from relay.core.expiry import HistoryRules
 from relay.core.flush import SLICE_S, Flush
 from relay.core.forms.form import Form
 from relay.core.forms.registry import POLL, all_forms
+from relay.core.gaps import GapReason
 from relay.core.grant import Grant
 from relay.core.holds import Holds
 from relay.core.leases import Leases
@@ -61,6 +62,9 @@ ENDED_A_TURN = 1000
 
 CHOICES_CACHED = 1024
 """Number of requests whose disjoint terms, rule and form are kept, for clients that reconnect."""
+
+RESUMES = ("hit", "gap", "missed")
+"""The results of a resume: relay replayed all events, some are no longer retained, or the id is unknown."""
 
 GiveBack = Callable[[int, str, bytes, bool], None]
 """Receives an answered poll: its descriptor, its address, the bytes to send, and whether the connection stays open."""
@@ -451,8 +455,8 @@ class Hub:
             )
             if form.compressed:
                 self.engine.count_content(handle, content)
-            if resume and not form.once:
-                self.resumes[resume] += 1
+            if (gap or resume) and not form.once:
+                self._count(gap, resume)
         except (OSError, RequestError):
             self.audiences.release(subscription)
             raise
@@ -488,8 +492,7 @@ class Hub:
             answer = self.polls.answer(subscription, cursor, gap, events_max)
         finally:
             self.audiences.release(subscription)
-        if resume:
-            self.resumes[resume] += 1
+        self._count(gap, resume)
         return answer
 
     def on_answer(self, give_back: GiveBack) -> None:
@@ -522,14 +525,21 @@ class Hub:
             cursor = max(cursor, log.tail)
             resume = "gap" if gap else "hit"
         elif request.last_ids and not request.must_know:
-            gap = notice.gap("unknown", None, None, None)
+            gap = notice.gap(GapReason.UNKNOWN, None, None, None)
             resume = "missed"
         elif request.since_s is not None:
             if evicted and any(index.evicted_s >= now_s - request.since_s for index in subscription.indexes):
-                gap = notice.gap("history", None, None, log.id(subscription.evicted))
+                gap = notice.gap(GapReason.HISTORY, None, None, log.id(subscription.evicted))
         elif request.must_know:
             raise unknown_since(request.last_ids)
         return cursor, gap, resume
+
+    def _count(self, gap: bytes, resume: str) -> None:
+        """Count the gap that a stream or an answer begins with, and the result of a resume, as `_start` returned."""
+        if gap:
+            self.catchup.gaps.count(GapReason.UNKNOWN if resume == "missed" else GapReason.HISTORY)
+        if resume:
+            self.resumes[resume] += 1
 
     def _sequence(self, request: Subscribe, terms: tuple[str, ...]) -> int | None:
         """Return the sequence of the last event that a client received; None if unknown."""
@@ -692,7 +702,9 @@ class Hub:
             return  # The connection is lost.
         subscription, cursor = cast(Subscription, engine.subscription(handle)), engine.cursor(handle)
         form, address = subscription.form, cast(str, engine.address(handle))
-        answer = self.polls.answer(subscription, cursor, self.polls.history_gap(subscription, cursor))
+        gap = self.polls.history_gap(subscription, cursor)
+        self._count(gap, "")
+        answer = self.polls.answer(subscription, cursor, gap)
         fd, unsent, interrupted = engine.release(handle, reason)
         self.catchup.drop(handle)
         assert self._give_back is not None

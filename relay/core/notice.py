@@ -24,8 +24,7 @@ def gap(reason: str, missed: int | None, first: str | None, last: str | None) ->
     It has no id, so that a client that reconnects resumes after the last event that it received.
 
     Args:
-        reason: `slow`, `conflated`, `history` (no longer retained) or `unknown` (an id that this log does not
-            know).
+        reason: a value of `relay.core.gaps.GapReason`.
         missed: number of missed events; None if unknown.
         first: id of the first missed event, if known.
         last: id of the last missed event, if known.

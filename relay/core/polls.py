@@ -18,6 +18,7 @@ from relay.core.close_reason import CloseReason
 from relay.core.forms.document import document
 from relay.core.forms.form import Form
 from relay.core.forms.ndjson import Ndjson
+from relay.core.gaps import GapReason
 from relay.core.grant import Grant
 from relay.core.leases import Leases
 from relay.core.log import Log
@@ -103,8 +104,8 @@ class Polls:
 
     def history_gap(self, subscription: Subscription, cursor: int) -> bytes:
         """Return the gap event for evicted entries from a cursor on; empty if none was evicted."""
-        last = subscription.evicted
-        return notice.gap("history", None, self._log.default_id(cursor), self._log.id(last)) if last >= cursor else b""
+        log, last = self._log, subscription.evicted
+        return notice.gap(GapReason.HISTORY, None, log.default_id(cursor), log.id(last)) if last >= cursor else b""
 
     # Waiting polls
 

@@ -28,7 +28,7 @@ from relay.config.model import Config
 from relay.core.catchup import CLOSE_GRACE_S
 from relay.errors import ConfigError
 from relay.front.pair import connect_pair
-from relay.process.certificate import read_context
+from relay.process.certificate import read_context, read_expiry_s
 
 DESCRIPTORS_A_STREAM = 3
 """The socket of the client, and both ends of the pair."""
@@ -50,11 +50,19 @@ class Tls:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self.expires_s: float | None = None  # Unix time; None if the file does not show it
         self._context = self._read()
         self.pumps: set[Pump] = set()
 
     def _read(self) -> ssl.SSLContext:
-        return read_context(self._config.tls_cert, self._config.tls_key, http2=self._config.http2 == "on")
+        path = self._config.tls_cert
+        context = read_context(path, self._config.tls_key, http2=self._config.http2 == "on")
+        try:
+            self.expires_s = read_expiry_s(path)
+        except (OSError, ValueError) as error:
+            self.expires_s = None
+            _logger.warning("tls-cert: cannot read the expiry of %s: %s", path, error)
+        return context
 
     def reload(self) -> None:
         """Reload the certificate and the key for new connections. On an error, keep the current ones."""

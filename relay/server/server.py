@@ -39,7 +39,7 @@ from relay.process.listeners import tune
 from relay.process.orphans import reap_orphans
 from relay.process.systemd import Service
 from relay.server.addresses import bind, log_addresses
-from relay.server.descriptors import raise_descriptor_limit, streams_available
+from relay.server.descriptors import log_room, raise_descriptor_limit, streams_available
 from relay.server.drain import drain
 from relay.server.parts import Parts, is_linked, leads
 from relay.server.pulse import Pulse
@@ -133,7 +133,10 @@ class Server:
         )
         if config.validate:
             self._hub.writer.use_validation(Validation(config.validate).check)
-        self._metrics = Metrics(self._hub, registry)
+        self._metrics = Metrics(self._hub, registry, time.monotonic)
+        if self._tls is not None:
+            tls = self._tls
+            self._metrics.report_certificate(lambda: tls.expires_s)
         self._stats = Stats(self._hub, self._metrics.input_errors, time.monotonic())
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
@@ -283,6 +286,7 @@ class Server:
         credentials = Credentials(config, own_token, wall=time.time, changed=self._revoke)
         self._stack.callback(credentials.close)
         credentials.start(loop)
+        self._metrics.report_keys(lambda: credentials.keys_expire_s, lambda: credentials.fetched_s)
         page = importlib.resources.files("relay").joinpath("pages/index.html").read_bytes()
         front = Front(hub, config, self._metrics, self._collect_stats, page, credentials.auth, loop, time.monotonic)
         self._stack.callback(front.abort)
@@ -378,7 +382,7 @@ class Server:
         if self._worker is not None:
             return
         most = self._config.streams_max or self._streams_available * self._worker_count
-        _logger.info("room for %d streams (%d descriptors per process; ulimit -Hn)", most, self._descriptors)
+        log_room(self._config, self._descriptors, most)
         log_addresses(self._config, listeners)
 
     def _warn_operator(self) -> None:

@@ -6,19 +6,29 @@ the histograms are updated, once per flush. Never uses a topic as a label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from relay.core.hub import Hub
+from relay.core.close_reason import CloseReason
+from relay.core.gaps import GapReason
+from relay.core.hub import RESUMES, Hub
+from relay.core.policy import Policy
 from relay.limits import Limit
+from relay.speedups import ENGINE
 from relay.telemetry import logs
+from relay.telemetry.stats import VERSION
 from relay.telemetry.stats_schema import ClusterStats, SourceStats, UpstreamStats
 
 FLUSH_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 LAG_BUCKETS_S = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+
+
+K = TypeVar("K", bound=str)
 
 
 class Histograms:
@@ -73,15 +83,20 @@ class Metrics(Collector):
     Args:
         hub: each collection reads its counts.
         registry: receives the metrics. It may contain others.
+        clock: returns the hub's time.
     """
 
-    def __init__(self, hub: Hub, registry: CollectorRegistry) -> None:
+    def __init__(self, hub: Hub, registry: CollectorRegistry, clock: Callable[[], float]) -> None:
         self._upstream: Callable[[], UpstreamStats | None] = lambda: None
         self.opened = {"direct": 0, "connection": 0}  # opened streams by path; the front counts them
         self.uploads = 0  # open publish requests; the front counts them and their lines
         self.upload_lines = {"published": 0, "rejected": 0}
         self._cluster: Callable[[], ClusterStats | None] = lambda: None
         self._sources: Callable[[], Sequence[SourceStats]] = lambda: ()
+        self._certificate_expires_s: Callable[[], float | None] = _no_time
+        self._keys_expire_s: Callable[[], float | None] = _no_time
+        self._keys_fetched_s: Callable[[], float | None] = _no_time
+        self._clock = clock
         self.polls = {"waiting": 0, "at-once": 0, "history": 0}  # polls by kind; the front counts them
         self.signals = {"delivered": 0, "dropped": 0}  # lines for feeders; `relay.sources.topic_signals` counts them
         self._hub = hub
@@ -112,6 +127,21 @@ class Metrics(Collector):
         """Add the metrics of the sources to each collection."""
         self._sources = state
 
+    def report_certificate(self, expires_s: Callable[[], float | None]) -> None:
+        """Add the expiry of the certificate, in Unix time, to each collection; None if it is unknown."""
+        self._certificate_expires_s = expires_s
+
+    def report_keys(
+        self, expire_s: Callable[[], float | None], fetched_s: Callable[[], float | None]
+    ) -> None:
+        """Add the times of the keys that verify JWTs to each collection, in Unix time; None if one is unknown.
+
+        Args:
+            expire_s: returns the time at which the last key expires.
+            fetched_s: returns the time of the last successful fetch of the JWKS.
+        """
+        self._keys_expire_s, self._keys_fetched_s = expire_s, fetched_s
+
     def input_error(self, source: str, kind: str) -> None:
         """Count a rejected input.
 
@@ -137,7 +167,11 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the counts of the hub and the engine. The registry calls this method."""
         hub = self._hub
-        engine, log, actions = hub.engine, hub.log, hub.catchup.actions
+        engine, log, gaps = hub.engine, hub.log, hub.catchup.gaps
+        build = {"version": VERSION, "engine": ENGINE, "python": platform.python_version()}
+        info = GaugeMetricFamily("relay_build_info", "1, with the build as labels.", labels=tuple(build))
+        info.add_metric(tuple(build.values()), 1)
+        yield info
         streams = GaugeMetricFamily("relay_streams", "Open streams, by form.", labels=("form",))
         for form in hub.forms:
             streams.add_metric((form,), hub.audiences.forms[form])
@@ -148,6 +182,8 @@ class Metrics(Collector):
         yield _gauge("relay_topics_ended", "Ended topics that are remembered.", len(hub.ended.topics))
         yield _gauge("relay_topics_held", "Terms that a `block` stream holds.", len(hub.holds.audiences))
         yield _gauge("relay_log_events", "Retained events.", len(log))
+        age_s = self._clock() - log.time_s(log.tail) if len(log) else 0.0
+        yield _gauge("relay_log_age_seconds", "Age of the oldest retained event; 0 without events.", age_s)
         yield _gauge("relay_log_bytes", "Bytes of retained events.", log.bytes)
         yield _gauge("relay_log_bytes_max", "Largest number of bytes of retained events.", log.bytes_max)
         yield _counter("relay_expired", "Events evicted by their `ttl` or by `history-for`.", log.expired)
@@ -187,15 +223,33 @@ class Metrics(Collector):
             yield _counter("relay_cluster_published", "Events published to the broker.", cluster.published)
             yield _counter("relay_cluster_repeats", "Events left out as repeats by the broker.", cluster.repeats)
             yield _gauge("relay_cluster_pending", "Events waiting for the broker.", cluster.pending)
+        yield from self._expiries()
+        # A counter that exists from the start has a rate at its first increment.
+        actions = _from_start(Policy, hub.catchup.actions)
         yield _labelled("relay_policy_actions", "Actions of policies on slow streams, by policy.", "policy", actions)
+        yield _labelled("relay_gaps", "Gaps sent to streams, by reason.", "reason", _from_start(GapReason, gaps.sent))
+        missed = "Missed events that gaps counted, by reason."
+        yield _labelled("relay_gap_events", missed, "reason", _from_start(GapReason, gaps.missed))
         yield _gauge("relay_uploads", "Open publish requests, whose lines are published as they arrive.", self.uploads)
         lines = "Lines of open publish requests, by result."
         yield _labelled("relay_upload_lines", lines, "result", self.upload_lines)
         yield _labelled("relay_polls", "Requests for events as one document, by kind.", "kind", self.polls)
         yield _labelled("relay_signals", "Signals for feeders, one per feeder, by result.", "result", self.signals)
         yield _labelled("relay_opens", "Streams opened, by path.", "path", self.opened)
-        yield _labelled("relay_closes", "Streams closed, by reason.", "reason", hub.closes)
-        yield _labelled("relay_resumes", "Streams opened with a last id, by result.", "result", hub.resumes)
+        yield _labelled("relay_closes", "Streams closed, by reason.", "reason", _from_start(CloseReason, hub.closes))
+        resumes = _from_start(RESUMES, hub.resumes)
+        yield _labelled("relay_resumes", "Streams opened with a last id, by result.", "result", resumes)
+
+    def _expiries(self) -> Iterator[Metric]:
+        """Yield the known times, as Unix times."""
+        for name, help, read in (
+            ("certificate_expiry", "Unix time at which the certificate expires.", self._certificate_expires_s),
+            ("keys_expiry", "Unix time at which the last key that verifies JWTs expires.", self._keys_expire_s),
+            ("keys_fetched", "Unix time of the last successful fetch of the JWKS.", self._keys_fetched_s),
+        ):
+            time_s = read()
+            if time_s is not None:
+                yield _gauge(f"relay_{name}_timestamp_seconds", help, time_s)
 
 
 def _of_sources(sources: Sequence[SourceStats]) -> Iterator[Metric]:
@@ -213,6 +267,15 @@ def _of_sources(sources: Sequence[SourceStats]) -> Iterator[Metric]:
         ):
             counts = {each.source: getattr(each, name) for each in sources}
             yield _labelled(f"relay_source_{name}", help, "source", counts)
+
+
+def _no_time() -> None:
+    """Return None: the time is unknown."""
+
+
+def _from_start(labels: Iterable[K], counts: Mapping[K, int]) -> dict[str, int]:
+    """Return the counts with a 0 for each label that has not been counted yet."""
+    return {str(label): counts.get(label, 0) for label in (*labels, *counts)}
 
 
 def _gauge(name: str, help: str, value: float) -> Metric:

@@ -74,7 +74,7 @@ async def node(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Member]:
 @pytest.fixture
 async def openings(node: Member, monkeypatch: pytest.MonkeyPatch) -> Openings:
     """Return the part of a front that opens streams of the node directly."""
-    metrics = Metrics(node.hub, CollectorRegistry())
+    metrics = Metrics(node.hub, CollectorRegistry(), lambda: 0.0)
     auth = Auth(node.config, frozenset(), wall=time.time)
     loop = asyncio.get_running_loop()
     front = Front(node.hub, node.config, metrics, lambda _: b"", b"", auth, loop, lambda: node.now_s)

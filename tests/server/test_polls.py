@@ -155,6 +155,7 @@ def test_missed_events_are_reported_as_gaps(workers: str) -> None:
         gap, *rest = poller.ask("topic=a&lastEventId=foreign-1")["events"]
         assert gap["data"]["reason"] == "unknown"
         assert [event["id"] for event in rest] == ids[7:]
+        assert server.metric("relay_gaps_total") == 2
 
 
 def test_a_topic_that_ended_answers_its_end_and_then_204() -> None:

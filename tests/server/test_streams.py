@@ -174,13 +174,16 @@ def test_a_stalled_stream_receives_gaps_and_does_not_affect_others() -> None:
             server.publish(body, content_type="application/x-ndjson")
             assert [int(event.data.split(":")[0]) for event in healthy.take(100)] == [*range(100)]
         server.publish("the end")
-        seen = missed = 0
+        seen = missed = gaps = 0
         while (event := stalled.next()).data != "the end":
             if event.event == "relay.gap":
                 missed += json.loads(event.data)["missed"]
+                gaps += 1
             else:
                 seen += 1
         assert missed > 500
+        assert server.metric("relay_gaps_total") == gaps
+        assert server.metric("relay_gap_events_total") == missed
         assert seen + missed == 3000
         assert server.stats()["policy_actions"] == {"drop-oldest": server.metric("relay_policy_actions_total")}
         healthy.close()

@@ -5,14 +5,31 @@ Covers `relay.core.measures`.
 
 from __future__ import annotations
 
+import json
+import platform
 import re
+import time
+from pathlib import Path
 
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec
+from prometheus_client import CollectorRegistry
+
+from relay.config.model import Config
+from relay.core.policy import Policy
+from relay.speedups import ENGINE
+from relay.telemetry.metrics import Metrics
+from relay.telemetry.stats import VERSION
 from tests import ROOT
+from tests.certificate import make_certificate
 from tests.running import Stream, relay
+from tests.sim.world import World
 
 PAGE = ROOT / "docs" / "reference" / "metrics.md"
+TLS, KEYS = "## With TLS", "## With JWTs"
+BUILD = ("engine", "python", "version")
 UPSTREAM, WORKERS = "## With an upstream", "## With workers"
-LABELS = {"form", "path", "kind", "le", "limit", "policy", "reason", "result", "source"}
+LABELS = {*("form", "path", "kind", "le", "limit", "policy", "reason", "result", "source"), *BUILD}
 
 
 def documented(section: str = "") -> dict[str, tuple[str, str]]:
@@ -43,6 +60,42 @@ def test_the_metrics_match_the_documentation_and_contain_no_topic_or_address() -
     assert 'relay_input_errors_total{kind="token",source="http"} 1.0' in text
     assert "secret-topic" not in text
     assert "127.0.0.1" not in text
+    assert f'relay_build_info{{engine="{ENGINE}",python="{platform.python_version()}",version="{VERSION}"}} 1.0' in text
+    for policy in Policy:
+        assert f'relay_policy_actions_total{{policy="{policy}"}} 0.0' in text
+    assert 'relay_gaps_total{reason="slow"} 0.0' in text
+    assert 'relay_closes_total{reason="slow"} 0.0' in text
+
+
+def test_the_age_of_the_oldest_retained_event_grows_until_it_is_evicted() -> None:
+    now_s = 100.0
+    world = World(Config(history_events=1))
+    metrics = Metrics(world.hub, CollectorRegistry(), lambda: now_s)
+
+    def age_s() -> float | None:
+        return metrics.registry.get_sample_value("relay_log_age_seconds")
+
+    assert age_s() == 0.0
+    world.publish("a", 10)
+    now_s = world.now_s + 5.0
+    assert age_s() == 5.0
+    world.pass_time(4.0)
+    world.publish("a", 10)
+    assert age_s() == 1.0
+
+
+def test_expiries_are_unix_times(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path, "metrics")
+    keys = tmp_path / "keys.json"
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    keys.write_text(json.dumps(jwt.algorithms.ECAlgorithm.to_jwk(key, as_dict=True) | {"exp": 2_000_000_000}))
+    with relay(*certificate.flags, "--jwt-public-key-file", str(keys), context=certificate.context()) as server:
+        text = server.request("GET", "/metrics")[2].decode()
+        day_s = 24 * 60 * 60
+        assert abs(server.metric("relay_certificate_expiry_timestamp_seconds") - time.time() - day_s) < 600
+        assert server.metric("relay_keys_expiry_timestamp_seconds") == 2_000_000_000
+    more = documented(TLS) | documented(KEYS)
+    assert exported(text) == documented() | {name: more[name] for name in more if "fetched" not in name}
 
 
 def test_an_upstream_and_workers_add_the_metrics_of_their_sections() -> None:
