@@ -1,4 +1,4 @@
-"""The requests of operators and of the service manager: stop, reload, upgrade, readiness and the watchdog.
+"""The requests of operators and of the service manager: stop, reload, log level, upgrade, readiness and the watchdog.
 
 Owns the signal handlers, the watchdog's timer and the task of an upgrade. Never drains or closes the server: it sets
 the server's `stop` event.
@@ -15,6 +15,7 @@ import time
 from relay.errors import RelayError
 from relay.process import startup
 from relay.server.parts import Parts
+from relay.telemetry import logs
 from relay.upgrade.give import Possessions, upgrade
 
 EXIT_AT_ONCE = 130
@@ -43,7 +44,7 @@ class Signals:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
         loop.add_signal_handler(signal.SIGHUP, self._on_reload)
-        loop.add_signal_handler(signal.SIGUSR1, _logger.info, "SIGUSR1 has no meaning for relay and is ignored")
+        loop.add_signal_handler(signal.SIGUSR1, self._on_log_level)
         loop.add_signal_handler(signal.SIGUSR2, self._on_upgrade)
 
     def tell_ready(self) -> None:
@@ -87,6 +88,17 @@ class Signals:
         if parts.membership.workers is not None:
             parts.membership.workers.reload()
         parts.service.tell("READY=1", parts.status)
+
+    def _on_log_level(self) -> None:
+        """Switch to the level `debug`, or back to that of the settings. A worker has the level of its hub."""
+        if self._parts.is_edge:
+            return
+        configured = self._parts.config.log_level
+        usual = "info" if configured == "debug" else configured
+        level = usual if logs.current_level() == "debug" else "debug"
+        logs.set_level("debug")  # The next line is logged at every level.
+        _logger.warning("SIGUSR1: the log level is now %s", level)
+        logs.set_level(level)
 
     def _on_upgrade(self) -> None:
         parts = self._parts

@@ -171,9 +171,19 @@ def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
     handler.setFormatter(TextFormatter() if form == "text" else _json_formatter())
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    logging.getLogger("relay").setLevel(level.upper())
+    set_level(level)
     if _queueing is not None:
         sys.excepthook = _log_crash
+
+
+def current_level() -> str:
+    """Return the level of relay's own loggers."""
+    return logging.getLevelName(logging.getLogger("relay").level).lower()
+
+
+def set_level(level: str) -> None:
+    """Set the level of relay's own loggers: `debug`, `info`, `warning` or `error`."""
+    logging.getLogger("relay").setLevel(level.upper())
 
 
 def _log_crash(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

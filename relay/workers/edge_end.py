@@ -18,6 +18,7 @@ from relay.errors import RETRY_SOON, EndedError, EventError, RelayError, Request
 from relay.event import Event
 from relay.limits import Limit
 from relay.sources.requests import HOLD_GRACE_S, Cancel, Done, nothing
+from relay.telemetry import logs
 from relay.telemetry.topics import TopicsQuery
 from relay.workers.messages import (
     OVERHEAD_BYTES_MAX,
@@ -209,6 +210,8 @@ class Uplink:
             raise LinkError(f"the hub rejects the link: {message.reason}")
         elif isinstance(message, Beat):
             self._hub.set_linked(not message.leaving)
+            if message.log_level:
+                logs.set_level(message.log_level)
         else:
             raise LinkError(f"an edge must not receive {type(message).__name__}")
 

@@ -25,6 +25,7 @@ from relay.errors import EventError, RelayError, RequestError
 from relay.event import Event
 from relay.event_json import parse_events
 from relay.sources.requests import Cancel, Done, nothing
+from relay.telemetry import logs
 from relay.telemetry.topics import TopicsQuery
 from relay.topic import JOINT, check_term
 from relay.workers.messages import (
@@ -290,7 +291,7 @@ class Downlink:
         log = self._hub.log
         if self._beat_due and not self.closing:
             self._beat_due = False
-            parts.append(encode(Beat(head=log.head, leaving=self._leaving)))
+            parts.append(encode(Beat(head=log.head, leaving=self._leaving, log_level=logs.current_level())))
         if self.linked and self._hub.begun and not self.closing:
             if self._epoch != log.epoch or self._cursor < log.tail:
                 self._epoch, self._cursor = log.epoch, log.tail

@@ -124,10 +124,12 @@ class Beat(_Message, frozen=True):
     Args:
         head: head of the hub's log.
         leaving: the hub drains soon; the edge must report that it is not ready.
+        log_level: the current log level of the hub, which the edge adopts.
     """
 
     head: int
     leaving: bool = False
+    log_level: str = ""
 
 
 class Status(_Message, frozen=True):
