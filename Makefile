@@ -22,7 +22,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # The servers to compare with relay; make peers PEERS="nchan go-sse" installs only some.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo cluster-demo cluster-faults bench-cluster capacity run test test-all docs reference release browser brokers kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-gate bench-instructions \
+.PHONY: help demo cluster-demo cluster-faults bench-cluster capacity run test test-all docs reference release browser brokers promtool kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## List the targets.
@@ -81,6 +81,17 @@ BROKERS = $(if $(shell command -v redis-server),,redis-server) $(if $(wildcard /
 brokers:  ## Install redis-server, mosquitto and postgresql (Debian, as root), which tests of clusters and sources need.
 	@[ -z "$(strip $(BROKERS))" ] || \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(BROKERS); }
+
+# The package is unpacked and not installed, because its installation starts Prometheus.
+PROMTOOL := build/promtool/promtool
+$(PROMTOOL):
+	rm -rf $(@D) && mkdir -p $(@D)
+	cd $(@D) && { apt-get -o APT::Sandbox::User=root download -qq prometheus || \
+		{ apt-get update -qq && apt-get -o APT::Sandbox::User=root download -qq prometheus; }; }
+	dpkg-deb --fsys-tarfile $(@D)/prometheus_*.deb | tar -x -C $(@D) --strip-components=3 ./usr/bin/promtool
+	rm $(@D)/prometheus_*.deb
+
+promtool: $(PROMTOOL)  ## Fetch promtool (Debian; 19 MB), which the tests of the alert rules need.
 
 # Each seed takes about ten seconds for each of Redis and JetStream, and a minute for Kafka.
 SEEDS ?= 20
