@@ -10,8 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
 
-from relay import Event, RelayError
-from relay.client import Publisher
+from relay import Event, Publisher, RelayError
 
 TARGET = f"unix:{os.environ.get('RELAY_SOCKET', 'relay.sock')}"
 

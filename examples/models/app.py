@@ -27,8 +27,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
-from relay import Event, RelayError
-from relay.client import Publisher
+from relay import Event, Publisher, RelayError
 
 RELAY_URL = os.environ.get("RELAY_URL", "http://127.0.0.1:8080")
 RELAY_TOKEN = os.environ.get("RELAY_TOKEN", "secret")

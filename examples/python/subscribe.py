@@ -5,7 +5,7 @@ import json
 import os
 import sys
 
-from relay.client import subscribe
+from relay import subscribe
 
 URL = os.environ.get("RELAY_URL", "http://127.0.0.1:8080")
 

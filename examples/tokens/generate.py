@@ -11,8 +11,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 
-from relay import Event
-from relay.client import Publisher
+from relay import Event, Publisher
 
 TARGET = f"unix:{os.environ.get('RELAY_SOCKET', 'relay.sock')}"
 

@@ -1,6 +1,18 @@
 """The Python client: subscribe and publish."""
 
 from relay.client.publish import Publisher, publish
-from relay.client.subscribe import subscribe
+from relay.client.subscribe import END, GAP, Gap, SubscribedEvents, read_gap, subscribe
+from relay.client.sync import SyncPublisher, publish_sync
 
-__all__ = ["Publisher", "publish", "subscribe"]
+__all__ = [
+    "END",
+    "GAP",
+    "Gap",
+    "Publisher",
+    "SubscribedEvents",
+    "SyncPublisher",
+    "publish",
+    "publish_sync",
+    "read_gap",
+    "subscribe",
+]

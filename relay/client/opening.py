@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import email.utils
 import zlib
-from collections.abc import AsyncGenerator, Collection, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
 
@@ -185,7 +185,7 @@ async def _check(response: httpx.Response, media_types: Collection[str]) -> None
     """
     status = response.status_code
     if status in (408, 429) or status >= 500:
-        raise LostError(str(await refusal(response)), _retry_after_s(response))
+        raise LostError(str(await refusal(response)), retry_after_s(response.headers))
     if status >= 400:
         raise await refusal(response)
     if status == 204:
@@ -210,14 +210,18 @@ def _coding(response: httpx.Response) -> str:
     return {"identity": "", "x-gzip": "gzip"}.get(coding, coding)
 
 
-def _retry_after_s(response: httpx.Response) -> float:
-    """Read Retry-After (RFC 9110 section 10.2.3): seconds, or a date relative to the response's Date."""
-    text = response.headers.get("Retry-After", "").strip()
+def retry_after_s(headers: Mapping[str, str]) -> float:
+    """Read Retry-After (RFC 9110 section 10.2.3): seconds, or a date relative to the response's Date.
+
+    Args:
+        headers: the headers of a response; their names are in lower case, or compared without case.
+    """
+    text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
         return min(float(text), RETRY_AFTER_S_MAX)
     try:
         then = email.utils.parsedate_to_datetime(text)
-        wait = then - email.utils.parsedate_to_datetime(response.headers.get("Date", ""))
+        wait = then - email.utils.parsedate_to_datetime(headers.get("date", ""))
     except (TypeError, ValueError):
         return 0.0
     return min(max(wait.total_seconds(), 0.0), RETRY_AFTER_S_MAX)

@@ -1,7 +1,7 @@
 """Long polling in the Python client, for networks in which event streams do not get through.
 
 Owns the address of a poll, and the format of its answer: one JSON document with events and the id to resume from. Never
-decides when to poll (`relay.client.subscribe`).
+decides when to poll (`relay.client.follow`).
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 """`relay publish`: publishes events from arguments or standard input to a running relay.
 
-Theory of operation. Each read of standard input yields one batch of events. The next read waits until the batch is
-published, so that only one batch is in memory. Each event has a `dedup` key. After a lost connection, the command
-resends the unacknowledged events with the same keys, in order. The server publishes each of them once, if they arrive
-within its `dedup-window` (10 minutes by default).
+Each read of standard input yields one batch of events. The next read waits until the batch is published, so that only
+one batch is in memory.
 
-Owns the input, the resending and the output. Never connects to the server itself: `relay.client.publish` delivers the
-events.
+Owns the input and the output. Never connects to the server itself: `relay.client.publish` delivers the events, and
+sends unacknowledged events again.
 """
 
 from __future__ import annotations
@@ -14,33 +12,24 @@ from __future__ import annotations
 import asyncio
 import codecs
 import os
-import random
-import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 import msgspec
 
-from relay.backoff import Backoff
-from relay.errors import EventError, LostError, RelayError, RequestError
+from relay.errors import EventError, RelayError, RequestError
 from relay.event import Event
+from relay.telemetry import logs
+
+if TYPE_CHECKING:
+    from relay.client.publish import Publisher
 
 STDIN = 0
 READ_BYTES = 64 * 1024
 """Largest read of standard input. One read yields one batch."""
 LINE_BYTES_MAX = 8 * 1024 * 1024
-
-EVENTS_MAX = 10_000
-"""Most events of a request: the default of the server's `batch-events-max`. A 413 reduces the number."""
-
-TOO_LARGE = 413
-
-GIVE_UP_S = 300.0
-"""Longest time to resend an event: half of the default `dedup-window`, so that no event is published twice."""
-BACKOFF_LEAST_S = 0.5
-BACKOFF_MOST_S = 10.0
 
 Numbered = tuple[int, Event]
 """The number of a line or argument, and its event."""
@@ -105,13 +94,14 @@ def publish(
     if not data and os.isatty(STDIN):
         raise click.UsageError("nothing to publish; give DATA, or give `-` to read lines from the terminal")
     defaults = Event(topic=topic, event=event, id=id, key=key, retry=retry, dedup=dedup, ttl=ttl)
-    sender = _Sender(target, token, ca, _Report("line" if read_input else "argument", quiet))
+    report = _Report("line" if read_input else "argument", quiet)
     if read_input:
-        asyncio.run(_publish_input(sender, form, defaults))
+        batches = _read_events(report, form, defaults)
     else:
-        events = [msgspec.structs.replace(defaults, data=text) for text in data]
-        asyncio.run(_publish_arguments(sender, list(enumerate(events, 1))))
-    return 1 if sender.report.failed else 0
+        batches = _one_batch([msgspec.structs.replace(defaults, data=text) for text in data])
+    logs.set_up("warning", "text", sys.stderr)
+    asyncio.run(_publish(target, token, ca, report, batches))
+    return 1 if report.failed else 0
 
 
 class _Report:
@@ -132,159 +122,63 @@ class _Report:
         if not self._quiet:
             print(id, flush=True)
 
-    def refuse(self, number: int, error: EventError | str) -> None:
+    def refuse(self, number: int, error: RelayError | str) -> None:
         """Report that the server rejected one event."""
         self.failed = True
         print(f"relay: {self._noun} {number}: {error}", file=sys.stderr)
 
-    def give_up(self, waiting: Sequence[Numbered], error: RelayError) -> NoReturn:
+    def give_up(self, first: int, last: int, error: RelayError) -> NoReturn:
         """Raise the error that ends the command. It gives the numbers of the unacknowledged events."""
-        first, last = waiting[0][0], waiting[-1][0]
         numbers = f"{self._noun} {first}" if first == last else f"{self._noun}s {first} to {last}"
         raise RelayError(f"{error}; not acknowledged: {numbers}") from error
 
 
-class _Sender:
-    """Publishes batches, and resends events after a lost connection.
+async def _publish(
+    target: str, token: str | None, ca: str | None, report: _Report, batches: AsyncIterator[list[Numbered]]
+) -> None:
+    """Publish batches of events in order, and report each event."""
+    from relay.client.publish import Publisher
 
-    Args:
-        target: `unix:/path`, or the address of the server.
-        token: bearer token for HTTP.
-        ca: PEM file of the authorities to trust for https.
-        report: prints the result of each event.
+    async with Publisher(target, token=token, ca=ca) as publisher:
+        async for batch in batches:
+            await _publish_batch(publisher, batch, report)
+
+
+async def _publish_batch(publisher: Publisher, batch: Sequence[Numbered], report: _Report) -> None:
+    """Publish events in order, and report each one. Return when each is acknowledged or rejected.
+
+    Raises:
+        RelayError: events were not acknowledged.
     """
+    from relay.client.delivery import OF_ONE_EVENT
+    from relay.client.publish import IN_FLIGHT_MAX
 
-    def __init__(self, target: str, token: str | None, ca: str | None, report: _Report) -> None:
-        from relay.client.publish import Publisher, unix_path
-
-        self.report = report
-        self._target = target
-        self._token = token
-        self._ca = ca
-        self._is_unix = unix_path(target) is not None
-        self._publisher: Publisher | None = None
-        self._backoff = Backoff(BACKOFF_LEAST_S, BACKOFF_MOST_S, random.random)
-        self._run = secrets.token_hex(8)  # makes the keys of this run unique
-        self._request_events = EVENTS_MAX
-        self._reached = False  # whether a server has answered; before that, an error is final, such as a wrong address
-
-    async def close(self) -> None:
-        """Close the connection without waiting for acknowledgements."""
-        if self._publisher is not None:
-            publisher, self._publisher = self._publisher, None
-            await publisher.__aexit__(LostError, None, None)
-
-    async def publish(self, batch: Sequence[Numbered]) -> None:
-        """Publish events in order. Return when each event is acknowledged or rejected.
-
-        Raises:
-            RelayError: the server rejects the request, cannot be reached, or was unreachable for `GIVE_UP_S`.
-        """
-        waiting = [(number, self._with_dedup(number, event)) for number, event in batch]
-        loop = asyncio.get_running_loop()
-        give_up_s = loop.time() + GIVE_UP_S
-        while waiting:
-            count = len(waiting)
+    for place in range(0, len(batch), IN_FLIGHT_MAX):
+        part = batch[place : place + IN_FLIGHT_MAX]
+        for number, answer in [(number, await _send(publisher, event)) for number, event in part]:
             try:
-                await (self._try_unix(waiting) if self._is_unix else self._try_http(waiting))
-            except RelayError as error:
-                wait_s = self._backoff.next_s()
-                if not self._may_try_again(error) or loop.time() + wait_s > give_up_s:
-                    self.report.give_up(waiting, error)
-                print(f"relay: {error}; resending in {wait_s:.1f} s", file=sys.stderr)
-                await asyncio.sleep(wait_s)
-            if len(waiting) < count:
-                self._backoff.reset()
-                give_up_s = loop.time() + GIVE_UP_S
-
-    def _with_dedup(self, number: int, event: Event) -> Event:
-        if event.dedup is not None:
-            return event
-        return msgspec.structs.replace(event, dedup=f"{self._run}-{number}")
-
-    def _may_try_again(self, error: RelayError) -> bool:
-        if isinstance(error, RequestError):
-            self._reached = True
-            return error.status in (408, 429) or error.status >= 500
-        return isinstance(error, LostError) and self._reached
-
-    async def _try_unix(self, waiting: list[Numbered]) -> None:
-        """Send events over the Unix socket. Remove those that are acknowledged or rejected."""
-        from relay.client.publish import Publisher
-
-        try:
-            if self._publisher is None:
-                self._publisher = await Publisher(self._target).__aenter__()
-                self._reached = True
-            sent: list[asyncio.Future[str] | EventError] = []
-            lost: LostError | None = None
-            for _, event in waiting:
-                try:
-                    sent.append(await self._publisher.send(event))
-                except EventError as error:
-                    sent.append(error)
-                except LostError as error:
-                    lost = error
-                    break
-            for answer in sent:
-                try:
-                    if isinstance(answer, EventError):
-                        raise answer
-                    self.report.show(await answer)
-                except EventError as error:
-                    self.report.refuse(waiting[0][0], error)
-                del waiting[0]
-            if lost is not None:
-                raise lost
-        except LostError:
-            await self.close()
-            raise
-
-    async def _try_http(self, waiting: list[Numbered]) -> None:
-        """Send events in requests as large as the server accepts. Remove those that are acknowledged or rejected."""
-        from relay.client.publish import publish
-
-        while waiting:
-            some = waiting[: self._request_events]
-            try:
-                ids = await publish(self._target, [event for _, event in some], self._token, ca=self._ca)
+                if isinstance(answer, EventError):
+                    raise answer
+                report.show(await answer)
             except EventError as error:
-                self._reached = True
-                if len(some) > 1:  # The server published no event of the request. Send each in its own request.
-                    for single in some:
-                        await self._try_http([single])
-                        del waiting[0]
-                    continue
-                self.report.refuse(some[0][0], error)
-            except RequestError as error:
-                if error.status != TOO_LARGE:
-                    raise
-                self._reached = True
-                if len(some) > 1:
-                    self._request_events = len(some) // 2
-                    continue
-                self.report.refuse(some[0][0], str(error))
-            else:
-                self._reached = True
-                for id in ids:
-                    self.report.show(id)
-            del waiting[: len(some)]
+                report.refuse(number, error)
+            except RelayError as error:
+                if not isinstance(error, RequestError) or error.status not in OF_ONE_EVENT:
+                    report.give_up(number, batch[-1][0], error)
+                report.refuse(number, error)
 
 
-async def _publish_arguments(sender: _Sender, batch: Sequence[Numbered]) -> None:
+async def _send(publisher: Publisher, event: Event) -> asyncio.Future[str] | EventError:
+    """Send one event. Return the future of its id, or the error if it cannot be encoded."""
     try:
-        await sender.publish(batch)
-    finally:
-        await sender.close()
+        return await publisher.send(event)
+    except EventError as error:
+        return error
 
 
-async def _publish_input(sender: _Sender, form: str, defaults: Event) -> None:
-    """Publish the lines of standard input as they arrive."""
-    try:
-        async for batch in _read_events(sender.report, form, defaults):
-            await sender.publish(batch)
-    finally:
-        await sender.close()
+async def _one_batch(events: Sequence[Event]) -> AsyncIterator[list[Numbered]]:
+    """Yield all events as one batch."""
+    yield list(enumerate(events, 1))
 
 
 async def _read_events(report: _Report, form: str, defaults: Event) -> AsyncIterator[list[Numbered]]:

@@ -60,7 +60,7 @@ _SLOWEST: Columns = ("slowest streams", "topics", "policy", "lag")
 @click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust with https.  [default: the system's]")
 def top(url: str, interval: float, once: bool, ca: str | None) -> int:
     """Show streams, rates, lag, policy actions and the slowest streams of the server at URL. `q` quits."""
-    from relay.client.publish import endpoint, tls_context
+    from relay.client.target import endpoint, tls_context
 
     need_httpx("client")
     try:

@@ -12,7 +12,7 @@ repeated only if it follows a repeated event, since a server without ids may sen
 A `relay.gap` event replaces an event that cannot be published. It also reports that events may have been missed
 because the upstream gave no id to resume from.
 
-Owns the conversion of events and the detection of repeats. The client (`relay.client.subscribe`) connects, waits and
+Owns the conversion of events and the detection of repeats. The client (`relay.client.follow`) connects, waits and
 resumes. Never reads while its topic is held, so that a stream that is too fast waits in its server's buffers.
 """
 
@@ -30,9 +30,9 @@ from itertools import islice
 from msgspec.structs import replace
 
 from relay.backoff import Backoff
+from relay.client.follow import Item, Position, Progress, StreamOptions, follow
 from relay.client.opening import shown
-from relay.client.publish import endpoint
-from relay.client.subscribe import Item, Position, Progress, StreamOptions, follow
+from relay.client.target import endpoint
 from relay.config.model import Config
 from relay.core.ended import END
 from relay.core.hub import Hub

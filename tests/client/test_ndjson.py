@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.client.follow import Position
 from relay.client.ndjson import LineDecoder
-from relay.client.subscribe import Position, subscribe
+from relay.client.subscribe import subscribe
 from relay.core.forms.ndjson import Ndjson
 from relay.errors import EventError
 from relay.event import Event

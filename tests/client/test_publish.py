@@ -1,4 +1,7 @@
-"""`relay.client.publish`: a publisher receives the id of each event, or the error that rejected it."""
+"""`relay.client.publish`: a publisher receives the id of each event, or the error that rejected it.
+
+Also tests `relay.client.target`.
+"""
 
 from __future__ import annotations
 
@@ -112,17 +115,59 @@ async def test_the_number_of_events_in_flight_is_limited(tmp_path: Path) -> None
                 await arrived.acquire()
 
 
-async def test_a_lost_connection_fails_waiting_and_later_events(tmp_path: Path) -> None:
+async def test_without_resending_a_lost_connection_fails_the_waiting_events(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
-    async with feeder_socket(tmp_path / "s", lambda line, number: None):
-        with pytest.raises(RelayError, match="closed the connection"):
+    async with feeder_socket(tmp_path / "s", lambda line, number: None) as lines:
+        with pytest.raises(LostError, match="closed the connection"):
             await publish(path, [Event(data=number) for number in range(10)])
-        publisher = await Publisher(path).__aenter__()
+        publisher = await Publisher(path, resend_s_max=0).__aenter__()
         for number in range(2):
-            with pytest.raises(RelayError, match="closed the connection"):
+            with pytest.raises(LostError, match="closed the connection"):
                 await publisher.publish(Event(data=number))
-        with pytest.raises(RelayError, match="closed the connection"):
+        with pytest.raises(LostError, match="closed the connection"):
             await publisher.__aexit__(None, None, None)
+    assert all("dedup" not in line for line in lines)
+
+
+async def test_unacknowledged_events_are_sent_again_in_order_with_the_same_key(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server closes each connection after two acknowledgements."""
+    path = tmp_path / "s"
+    events = [*(Event(data=data) for data in "abcd"), Event(data="e", dedup="own")]
+    async with feeder_socket(path, lambda line, number: accept(line, number) if number <= 2 else None) as lines:
+        async with Publisher(str(path)) as publisher:
+            sent = [await publisher.send(event) for event in events]
+        assert [future.result() for future in sent] == ["e-1", "e-2"] * 2 + ["e-1"]
+    keys: dict[str, set[str]] = {line["data"]: set() for line in lines}
+    for line in lines:
+        keys[line["data"]].add(line["dedup"])
+    assert list(keys) == ["a", "b", "c", "d", "e"]
+    assert all(len(each) == 1 for each in keys.values())
+    assert len({key for each in keys.values() for key in each}) == 5
+    assert keys["e"] == {"own"}
+    assert "closed the connection; sending 3 events again in" in caplog.text
+
+
+async def test_after_the_time_limit_the_events_fail_and_later_events_are_published(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    async with (
+        feeder_socket(path, lambda line, number: accept(line, 1) if line["data"] == "c" else None),
+        Publisher(str(path), resend_s_max=0.2) as publisher,
+    ):
+        sent = [await publisher.send(Event(data=data)) for data in "ab"]
+        with pytest.raises(LostError, match="closed the connection"):
+            await publisher.flush()
+        assert [type(future.exception()) for future in sent] == [LostError] * 2
+        assert await publisher.publish(Event(data="c")) == "e-1"
+
+
+async def test_a_closed_publisher_rejects_events(tmp_path: Path) -> None:
+    async with feeder_socket(tmp_path / "s", accept):
+        async with Publisher(str(tmp_path / "s"), in_flight_max=1) as publisher:
+            pass
+        with pytest.raises(RelayError, match="the publisher was closed"):
+            await publisher.send(Event(data="a"))
 
 
 @pytest.mark.parametrize(

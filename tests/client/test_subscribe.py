@@ -1,4 +1,7 @@
-"""`relay.client.subscribe`: a subscriber reconnects, resumes at its position, and stops only at a final response."""
+"""`relay.client.subscribe`: a subscriber reconnects, resumes at its position, and stops only at a final response.
+
+Also tests `relay.client.follow` and `relay.client.authorization`.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ import httpx
 import pytest
 
 from relay.backoff import Backoff
+from relay.client.follow import RETRY_S_MIN, Position, StreamOptions, follow
 from relay.client.opening import RETRY_AFTER_S_MAX
-from relay.client.subscribe import RETRY_S_MIN, Position, StreamOptions, follow, subscribe
+from relay.client.subscribe import subscribe
 from relay.errors import EventError, LostError, RelayError, RequestError
 from relay.event import Event
 from tests.scripted_http import HOLD, answer, scripted
@@ -275,6 +279,38 @@ async def test_an_event_over_the_limit_is_an_error() -> None:
     async with scripted([answer(body=b"data: " + b"x" * 5000 + b"\n\n")]) as server:
         with pytest.raises(EventError):
             await collect(server.url, event_bytes_max=1000)
+
+
+async def test_each_request_has_the_credentials_of_that_moment() -> None:
+    calls: list[tuple[str, bool]] = []
+
+    def token(rejected: bool) -> str:
+        calls.append(("token", rejected))
+        return f"token-{len(calls)}"
+
+    async def ticket(rejected: bool) -> str:
+        calls.append(("ticket", rejected))
+        return f"ticket-{len(calls)}"
+
+    expired = answer(401, "", b"expired")
+    async with scripted([answer(body=b"data: a\n\n")], [expired], [answer(body=b"data: b\n\n")]) as server:
+        events = await collect(server.url, ("x",), policy="disconnect", token=token, ticket=ticket)
+    assert [event.data for event in events] == ["a", "b"]
+    assert [rejected for _, rejected in calls] == [False] * 4 + [True] * 2 + [False] * 2
+    assert [server.path(place).partition("?")[2] for place in range(4)] == [
+        f"topic=x&policy=disconnect&ticket=ticket-{number}" for number in (2, 4, 6, 8)
+    ]
+    assert [server.header(place, "Authorization") for place in range(4)] == [
+        f"Bearer token-{number}" for number in (1, 3, 5, 7)
+    ]
+
+
+@pytest.mark.parametrize(("token", "requests"), [("fixed", 1), (lambda _: "new", 2)])
+async def test_credentials_that_stay_rejected_are_a_final_error(token: Any, requests: int) -> None:
+    async with scripted(*[[answer(403, "", b"not yours")]] * 2) as server:
+        with pytest.raises(RequestError, match="403: not yours"):
+            await collect(server.url, token=token)
+    assert len(server.requests) == requests
 
 
 async def test_closing_the_generator_closes_the_connection() -> None:

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from relay.commands import publish as command_publish
-from relay.commands.publish import _Report, _Sender
+from relay.client import Publisher
+from relay.commands.publish import _publish_batch, _Report
 from relay.errors import RelayError
 from relay.event import Event
 from tests.client.test_publish import accept, feeder_socket
 from tests.running import TIMEOUT_S, TOKEN, Stream, command, environment, free_port, relay, run
-from tests.scripted_http import answer, scripted
-
-JSON = "Content-Type: application/json\r\n"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "*")
-    monkeypatch.setattr(command_publish, "BACKOFF_MOST_S", 0.001)
-
-
-def numbered(*data: str) -> list[tuple[int, Event]]:
-    return list(enumerate(map(Event, data), 1))
 
 
 @pytest.mark.parametrize("way", ["unix", "http"])
@@ -70,39 +55,6 @@ def test_lines_are_published_once_while_the_server_is_killed_and_restarted(tmp_p
         server.stop(signal.SIGKILL)
 
 
-async def test_unacknowledged_lines_are_resent_in_order_with_the_same_key(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The server closes each connection after some acknowledgements."""
-    path = tmp_path / "s"
-    async with feeder_socket(path, lambda line, number: accept(line, number) if number <= 2 else None) as lines:
-        sender = _Sender(str(path), None, None, _Report("line", quiet=False))
-        await sender.publish([*numbered("a", "b", "c", "d"), (5, Event("e", dedup="own"))])
-        await sender.close()
-    keys: dict[str, set[str]] = {line["data"]: set() for line in lines}
-    for line in lines:
-        keys[line["data"]].add(line["dedup"])
-    assert list(keys) == ["a", "b", "c", "d", "e"]
-    assert all(len(each) == 1 for each in keys.values())
-    assert len({key for each in keys.values() for key in each}) == 5
-    assert keys["e"] == {"own"}
-    output = capsys.readouterr()
-    assert output.out.split() == ["e-1", "e-2"] * 2 + ["e-1"]
-    assert "closed the connection; resending in" in output.err
-
-
-async def test_after_a_busy_response_the_request_is_resent(capsys: pytest.CaptureFixture[str]) -> None:
-    busy = answer(503, JSON, b'{"error": "draining"}')
-    scripts = [busy], [answer(429, "")], [b""], [answer(200, JSON, b'{"ids": ["e-1"]}')]
-    async with scripted(*scripts) as server:
-        sender = _Sender(server.url, None, None, _Report("line", quiet=False))
-        await sender.publish(numbered("a"))
-    assert capsys.readouterr().out == "e-1\n"
-    bodies = [json.loads(request.partition("\r\n\r\n")[2])[0] for request in server.requests]
-    assert len(bodies) == 4
-    assert len({body["dedup"] for body in bodies}) == 1
-
-
 def test_more_lines_than_the_request_limit_are_sent_in_several_requests() -> None:
     lines = [str(number % 10) for number in range(12_000)]
     with relay("--batch-events-max", "500") as server:
@@ -124,16 +76,14 @@ def test_a_line_larger_than_the_request_limit_is_rejected_and_the_others_are_pub
             assert [event.data for event in stream.take(3)] == ["a", "c", "d"]
 
 
-async def test_a_server_that_stays_unavailable_ends_the_command_which_names_the_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(command_publish, "GIVE_UP_S", 0.05)
+async def test_a_server_that_stays_unavailable_ends_the_command_which_names_the_lines(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
     async with feeder_socket(tmp_path / "s", lambda line, number: accept(line, 1) if line["data"] == "a" else None):
-        sender = _Sender(str(tmp_path / "s"), None, None, _Report("line", quiet=True))
+        publisher = await Publisher(path, resend_s_max=0.05).__aenter__()
         with pytest.raises(RelayError, match=r"closed the connection; not acknowledged: lines 2 to 3$"):
             async with asyncio.timeout(TIMEOUT_S):
-                await sender.publish(numbered("a", "b", "c"))
-        await sender.close()
+                await _publish_batch(publisher, list(enumerate(map(Event, "abc"), 1)), _Report("line", quiet=True))
+        await publisher.__aexit__(RelayError, None, None)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from relay.client.subscribe import RESUME_ID_BYTES_MAX
+from relay.client.follow import RESUME_ID_BYTES_MAX
 from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.event import Event
