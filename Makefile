@@ -22,7 +22,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # The servers to compare with relay; make peers PEERS="nchan go-sse" installs only some.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo cluster-demo cluster-faults bench-cluster capacity run test test-all docs reference release browser brokers promtool kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-gate bench-instructions \
+.PHONY: help demo prove cluster-demo cluster-faults bench-cluster capacity run test test-all docs reference release browser brokers promtool kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## List the targets.
@@ -30,6 +30,9 @@ help:  ## List the targets.
 
 demo: $(INSTALLED)  ## Run relay with a live sample feed and print the address of a page that shows it.
 	$(BIN)/relay demo $(ARGS)
+
+prove: $(INSTALLED)  ## Check the promise with 10,000 clients while the server is killed and upgraded; under a minute.
+	$(BIN)/relay demo --prove $(ARGS)
 
 cluster-demo: $(INSTALLED_TEST) brokers  ## Run a Redis and two nodes, kill both in turn, and count lost events (none); 20 s.
 	$(BIN)/python examples/cluster/demo.py $(ARGS)

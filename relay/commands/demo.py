@@ -15,22 +15,28 @@ import signal
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import msgspec
 
 from relay.client.publish import Publisher
+from relay.commands.prove import STREAMS_MAX, Proof
+from relay.commands.prove import prove as run_proof
 from relay.config.load import variable
 from relay.config.model import SETTINGS, Config, parse_address
-from relay.errors import ConfigError, EventError, RelayError
+from relay.errors import ConfigError, RelayError
 from relay.event import Event
 from relay.process.listeners import listen as open_listener
+from relay.telemetry import logs
 
 LISTEN = "127.0.0.1:8080"
 LOOPBACK = {"localhost": "localhost", "127.0.0.1": "127.0.0.1", "::1": "[::1]"}
 """Hosts that only this machine can reach, and their names in a request."""
+RATE = 20.0
+PROVE_RATE = 200.0
+PROVE_PAUSES_S = 12.0
 PORTS_TRIED = 10
 """Number of ports to try if the user gives no address."""
 TOPICS = ("prices.*", "chat.lobby", "metrics.load")
@@ -41,9 +47,6 @@ STOP_TIMEOUT_S = 3.0
 """Longest wait for the server to exit. Its `drain-timeout` is 1 s."""
 HISTORY_EVENTS = 100_000
 """Events that the server retains: more than the fastest feed publishes while a page reconnects."""
-BATCH_MAX = 1000
-"""Most events of one batch when the feed is behind its rate."""
-
 _SETTINGS = frozenset(map(variable, SETTINGS)) | {"RELAY_CONFIG"}
 """Variables that are removed from the environment of the server."""
 
@@ -97,17 +100,49 @@ def sample_events(seed: int | None, clock_s: Iterator[float]) -> Iterator[Event]
     help=f"Address to serve; port 0 takes any free port.  [default: {LISTEN} or the next free port]",
 )
 @click.option(
-    "--rate", type=click.FloatRange(0.1, 10_000), default=20.0, show_default=True, help="Events per second."
+    "--rate",
+    type=click.FloatRange(0.1, 10_000),
+    help=f"Events per second.  [default: {RATE:g}; with --prove {PROVE_RATE:g}]",
 )
-@click.option("--seconds", type=click.FloatRange(min=0), help="Stop after this time.  [default: run until Ctrl-C]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    help=f"Stop after this time. With --prove: time without faults.  [default: run until Ctrl-C; with --prove "
+    f"{PROVE_PAUSES_S:g}]",
+)
 @click.option(
     "--data",
     metavar="FILE",
     help="File of the history. The demo does not remove it.  [default: a temporary file]",
 )
-def demo(listen: str | None, rate: float, seconds: float | None, data: str | None) -> int:
-    """Run a server with a live sample feed, and print the address of a page that shows it."""
-    return asyncio.run(_run(*choose_address(listen), rate, seconds, data))
+@click.option(
+    "--prove",
+    is_flag=True,
+    help="Check the promise of relay: kill, upgrade and disturb a server with thousands of clients, and print which "
+    "events they missed or received twice.",
+)
+@click.option(
+    "--streams",
+    type=click.IntRange(3, STREAMS_MAX),
+    default=10_000,
+    show_default=True,
+    help="Number of clients with --prove.",
+)
+def demo(
+    listen: str | None, rate: float | None, seconds: float | None, data: str | None, prove: bool, streams: int
+) -> int:
+    """Run a server with a live sample feed, and print the address of a page that shows it.
+
+    With --prove, run a check instead, which takes less than a minute. The exit code is 1 if a client missed an event
+    without a report, or received one twice.
+    """
+    logs.set_up("error", "text", sys.stderr)  # The demo itself reports that the server was killed.
+    if prove:
+        if data is not None:
+            raise click.UsageError("--prove uses a temporary file; omit --data")
+        proof = Proof(streams, rate or PROVE_RATE, PROVE_PAUSES_S if seconds is None else seconds)
+        return asyncio.run(run_proof(proof, *choose_address(listen or "127.0.0.1:0"), server_environment()))
+    return asyncio.run(_run(*choose_address(listen), rate or RATE, seconds, data))
 
 
 def choose_address(listen: str | None) -> tuple[str, int]:
@@ -220,9 +255,14 @@ class _Server:
             *self._command,
             stdin=asyncio.subprocess.PIPE,
             process_group=0,  # Ctrl-C interrupts only the demo, which then stops the server.
-            env={name: text for name, text in os.environ.items() if name not in _SETTINGS}
-            | {variable("publish-token"): secrets.token_urlsafe(24)},  # This token is never printed.
+            env=server_environment(),
         )
+
+
+def server_environment() -> dict[str, str]:
+    """Return the environment of the server: no settings of the user, and a token that is never printed."""
+    own = {name: text for name, text in os.environ.items() if name not in _SETTINGS}
+    return own | {variable("publish-token"): secrets.token_urlsafe(24)}
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
@@ -239,10 +279,7 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 
 async def _feed(server: _Server, rate: float, kept: bool) -> None:
-    """Publish the sample events at a steady rate.
-
-    If the server is killed, send the events that it did not acknowledge again. Each has a `dedup` key, so the server
-    publishes none twice.
+    """Publish the sample events at a steady rate. The publisher sends events again if the server is killed.
 
     Args:
         server: the server, which may restart at any time.
@@ -252,28 +289,17 @@ async def _feed(server: _Server, rate: float, kept: bool) -> None:
     Raises:
         RelayError: the server does not start, or rejects an event.
     """
-    run = secrets.token_hex(4)
-    numbered = enumerate(sample_events(None, iter(time.time, None)))
-    events = (msgspec.structs.replace(event, dedup=f"{run}-{number}") for number, event in numbered)
-    batch: list[Event] = []
     await _wait_for(server.path)
     _greet(server, kept)
-    while True:
+    sent: deque[asyncio.Future[str]] = deque()
+    async with Publisher(server.path, resend_s_max=START_TIMEOUT_S) as publisher:
         due_s = time.monotonic()
-        try:
-            async with Publisher(server.path) as publisher:
-                while True:
-                    for result in [await publisher.send(event) for event in batch]:
-                        await result
-                    batch = []
-                    await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-                    while not batch or (due_s <= time.monotonic() and len(batch) < BATCH_MAX):
-                        batch.append(next(events))
-                        due_s += 1 / rate
-        except EventError:
-            raise
-        except RelayError:
-            await _wait_for(server.path)  # The server was killed. The batch is sent again.
+        for event in sample_events(None, iter(time.time, None)):
+            sent.append(await publisher.send(event))
+            while sent and sent[0].done():
+                sent.popleft().result()
+            due_s += 1 / rate
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
 
 
 async def _wait_for(path: str) -> None:
