@@ -22,7 +22,7 @@ from msgspec import UNSET, UnsetType
 from relay.config.model import size_text
 from relay.errors import RelayError
 from relay.extras import missing_extra, need_httpx
-from relay.telemetry.stats_schema import ServerStats, SlowStream, UpstreamStats, WorkerStats, from_json
+from relay.telemetry.stats_schema import ServerStats, SlowStream, SourceStats, UpstreamStats, WorkerStats, from_json
 
 if TYPE_CHECKING:
     import httpx
@@ -41,6 +41,7 @@ Row = tuple[object, ...]
 Columns = tuple[str, ...]
 
 _WORKERS: Columns = ("worker", "streams", "lagging", "deliveries/s", "link lag", "")
+_SOURCES: Columns = ("source", "events", "errors", "lost", "state")
 _TOPICS: Columns = ("topic", "subscribers", "retained")
 _SLOWEST: Columns = ("slowest streams", "topics", "policy", "lag")
 
@@ -215,6 +216,7 @@ def render(
     )
     figures = _figures(stats, before)
     tables = [(_WORKERS, _workers(stats.workers, before))] if stats.workers else []
+    tables += [(_SOURCES, _sources(stats.sources))] if stats.sources else []
     tables += [(_TOPICS, _topics(stats)), (_SLOWEST, _slowest(stats))]
     lengths = [len(rows) for _, rows in tables]
     if height is not None:
@@ -274,6 +276,20 @@ def _state(upstream: UpstreamStats) -> str:
 def _topics(stats: ServerStats) -> list[Row]:
     """Return a row for each topic, in order of subscribers, most first."""
     return [(topic.topic, f"{topic.subscribers:,}", f"{topic.retained:,}") for topic in stats.topics[:TOPICS_MAX]]
+
+
+def _sources(sources: Sequence[SourceStats]) -> list[Row]:
+    """Return a row for each source that reads a feed."""
+    return [
+        (
+            each.source,
+            f"{each.events:,}",
+            f"{each.errors:,}",
+            f"{each.lost:,}",
+            each.ended or ("connected" if each.connected else each.error or "not connected"),
+        )
+        for each in sources
+    ]
 
 
 def _workers(workers: Sequence[WorkerStats], before: ServerStats) -> list[Row]:

@@ -124,6 +124,20 @@ def test_top_draws_means_in_the_first_frame_and_after_a_restart() -> None:
     assert "ready" in drawn({"streams": 0}, None)
 
 
+def test_top_draws_a_row_for_each_source() -> None:
+    sources = [
+        {"source": "redis://a/0?stream=orders", "connected": True, "events": 12345, "errors": 2},
+        {"source": "mqtt://b?filter=#", "lost": 7, "error": "connection refused"},
+        {"source": "kafka://c/prices", "events": 1, "error": "", "ended": "cannot publish a message"},
+        {"source": "nats://d/new"},
+    ]
+    rows = [line.rstrip().split(maxsplit=4) for line in drawn(STATS | {"sources": sources}, None).splitlines()]
+    assert ["redis://a/0?stream=orders", "12,345", "2", "0", "connected"] in rows
+    assert ["mqtt://b?filter=#", "0", "0", "7", "connection refused"] in rows
+    assert ["kafka://c/prices", "1", "0", "0", "cannot publish a message"] in rows
+    assert ["nats://d/new", "0", "0", "0", "not connected"] in rows
+
+
 def test_sections_receive_lines_in_rotation() -> None:
     assert share([3, 9, 1], 8) == [3, 4, 1]
     assert share([1, 1], 100) == [1, 1]
