@@ -7,11 +7,11 @@ the follower, so that all nodes have the same order.
 
     publish ── check ──► queue ── one call at a time ──► broker ──► ids, acknowledgements
                            │                                │
-                           └─ at the limit: feeders wait     └─ lost: the same call again, after a reconnect
+                           └─ full: publishers wait         └─ lost: the same call again, after a reconnect
 
 If a connection breaks during a call, the publisher does not know whether the broker has the events. It repeats the call
-with the same number, and the broker does not append the events again. While the broker is unavailable, requests are
-rejected with 503, and feeders wait.
+with the same number, and the broker does not append the events again. While the queue is full, requests and feeders
+wait. While the broker is unavailable, requests are rejected with 503, and feeders wait.
 
 Owns the queue and the calls. Never delivers an event.
 """
@@ -21,17 +21,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from relay.backoff import RECONNECT_MAX_S, RECONNECT_MIN_S, Backoff, half_jitter
 from relay.cluster.broker import Broker, NewEntry, Result
 from relay.cluster.entry import encode_payload
+from relay.cluster.publication import UNAVAILABLE, Publication, WaitingRequest, rejection
 from relay.config.model import Config
 from relay.core.ended import END
 from relay.core.hub import Hub
 from relay.core.measures import Observer
 from relay.core.writer import dedup_key
-from relay.errors import RETRY_LATER, RETRY_SOON, BrokerError, RelayError, RequestError
+from relay.errors import RETRY_LATER, BrokerError, RelayError, RequestError
 from relay.event import Event
 from relay.sources.requests import HOLD_GRACE_S, Cancel, Done, nothing
 from relay.sources.sink import Receipt
@@ -43,29 +44,12 @@ CALL_BYTES_MAX = 1024 * 1024
 
 QUEUE_EVENTS_MAX = 16 * 1024
 QUEUE_BYTES_MAX = 16 * 1024 * 1024
-"""Events, and bytes of them, that may wait before feeders wait and requests are rejected."""
-
-UNAVAILABLE = "the broker is unavailable"
+"""Events, and bytes of them, in the queue, above which feeders and requests wait for room."""
 
 HeadDone = Callable[[int | RelayError], None]
 """Receives the sequence of the next entry, or an error."""
 
 _logger = logging.getLogger("relay.cluster")
-
-
-class _Publication:
-    """Events that are published together, and the function that receives their result.
-
-    A publication that is withdrawn keeps its place in the queue, without entries.
-    """
-
-    __slots__ = ("done", "entries", "sent", "size")
-
-    def __init__(self, entries: Sequence[NewEntry], done: Callable[[list[str] | RelayError], None]) -> None:
-        self.entries = entries
-        self.done = done
-        self.sent = False
-        self.size = sum(len(entry.payload) for entry in entries)
 
 
 class ClusterPublisher:
@@ -104,9 +88,9 @@ class ClusterPublisher:
         self._clock = clock
         self._timeout_s = config.block_timeout_s + HOLD_GRACE_S
         self._dedup = config.dedup_window_s > 0
-        self._queue: deque[_Publication] = deque()
+        self._queue: deque[Publication] = deque()
         self._bytes = 0  # of the events in the queue
-        self._call: list[_Publication] = []  # sent, and not answered
+        self._call: list[Publication] = []  # sent, and not answered
         self._number = 0  # of the call
         self._heads: list[HeadDone] = []
         self._stale = False  # the connection must be replaced
@@ -124,9 +108,6 @@ class ClusterPublisher:
         if refusal:
             done(RequestError(503, refusal, RETRY_LATER))
             return nothing
-        if self._full:
-            done(RequestError(503, "too many events wait for the broker", RETRY_SOON))
-            return nothing
         try:
             entries = [self._entry(event, foreign=False) for event in events]
         except RelayError as error:
@@ -135,8 +116,8 @@ class ClusterPublisher:
         if not entries:
             done([])
             return nothing
-        request = _Waiting(self, entries, done, self._timeout_s)
-        self._append(request.publication)
+        request = WaitingRequest(self, entries, done, self._timeout_s)
+        request.enter()
         return request.cancel
 
     def head(self, done: HeadDone) -> None:
@@ -164,18 +145,18 @@ class ClusterPublisher:
             else:
                 receipt.id = result[0]
 
-        self._append(_Publication([self._entry(event, foreign=foreign)], done))
+        self.append(Publication([self._entry(event, foreign=foreign)], done))
         return receipt
 
     def held(self, topic: str) -> bool:
-        """Return whether sources have to wait: the broker is unavailable, or the queue is full."""
+        """Return whether publishers have to wait: the broker is unavailable, or the queue is full."""
         if not self.available or self._full:
             self._held = True
             return True
         return False
 
     def on_release(self, callback: Callable[[], None]) -> None:
-        """Call back once, when sources may continue."""
+        """Call back once, when publishers may continue."""
         self._on_release.append(callback)
 
     def confirm(self, callback: Callable[[], None]) -> None:
@@ -222,7 +203,8 @@ class ClusterPublisher:
         event = self._hub.writer.check(event, foreign=foreign)
         return NewEntry(str(event.topic), encode_payload(event), event.id, dedup, event.event == END)
 
-    def _append(self, publication: _Publication) -> None:
+    def append(self, publication: Publication) -> None:
+        """Put a publication into the queue."""
         self._queue.append(publication)
         self._put += 1
         self.pending += len(publication.entries)
@@ -230,7 +212,7 @@ class ClusterPublisher:
         # The task that waits for it runs in the next turn of the loop, after everything else that this turn publishes.
         self._due.set()
 
-    def withdraw(self, publication: _Publication) -> bool:
+    def withdraw(self, publication: Publication) -> bool:
         """Withdraw a publication that has not been sent; return whether it was withdrawn."""
         if publication.sent:
             return False
@@ -240,15 +222,16 @@ class ClusterPublisher:
         return True
 
     def _reject(self) -> None:
-        """Fail the requests for positions, and the publish requests that have not been sent."""
+        """Fail the requests for positions, and the publish requests that have not been sent or wait for the queue."""
         error = RequestError(503, UNAVAILABLE, RETRY_LATER)
         heads, self._heads = self._heads, []
         for done in heads:
             done(error)
         for publication in self._queue:
-            if isinstance(publication.done, _Waiting) and publication.entries:
+            if isinstance(publication.done, WaitingRequest) and publication.entries:
                 self.withdraw(publication)
                 publication.done(error)
+        self._call_back()
 
     # The calls
 
@@ -323,7 +306,7 @@ class ClusterPublisher:
             publication.sent = True
             self._call.append(publication)
 
-    def _answer(self, call: list[_Publication], epoch: str, results: Iterator[Result]) -> None:
+    def _answer(self, call: list[Publication], epoch: str, results: Iterator[Result]) -> None:
         """Answer the publications of a call."""
         for publication in call:
             self.pending -= len(publication.entries)
@@ -342,7 +325,7 @@ class ClusterPublisher:
                     if epoch == self._hub.log.epoch:
                         self._hub.acknowledged = max(self._hub.acknowledged, result + 1)
                     ids.append(f"{epoch}-{result}" if entry.id is None else entry.id)
-            publication.done(_rejection(rejected, len(publication.entries)) if rejected else ids)
+            publication.done(rejection(rejected, len(publication.entries)) if rejected else ids)
         self._finish(len(call))
 
     def _finish(self, count: int) -> None:
@@ -352,49 +335,12 @@ class ClusterPublisher:
         self._release()
 
     def _release(self) -> None:
-        """Call sources back that wait, if they may continue."""
+        """Call back the publishers that wait, if they may continue."""
         if self._held and self.available and not self._full:
             self._held = False
-            waiting, self._on_release = self._on_release, []
-            for callback in waiting:
-                callback()
+            self._call_back()
 
-
-def _rejection(rejected: dict[int, RelayError], count: int) -> RelayError:
-    """Return the error for a request of `count` events; it names the rejected ones if the others are published."""
-    [*_, (_, error)] = rejected.items()
-    if len(rejected) == count or not isinstance(error, RequestError):
-        return error
-    numbers = ", ".join(map(str, rejected))
-    return RequestError(error.status, f"of {count} events, all are published except number {numbers}: {error}")
-
-
-class _Waiting:
-    """A request that waits for the broker, with a time limit."""
-
-    __slots__ = ("_done", "_owner", "_timer", "publication")
-
-    def __init__(self, owner: ClusterPublisher, entries: list[NewEntry], done: Done, timeout_s: float) -> None:
-        self._owner = owner
-        self._done: Done | None = done
-        self.publication = _Publication(entries, self)
-        self._timer = owner.loop.call_later(timeout_s, self._time_out)
-
-    def __call__(self, result: list[str] | RelayError) -> None:
-        """Answer the request, unless it is cancelled or has timed out."""
-        self._timer.cancel()
-        done, self._done = self._done, None
-        if done is not None:
-            done(result)
-
-    def cancel(self) -> None:
-        """Do not call back. Events that have not been sent are never published."""
-        self._timer.cancel()
-        self._done = None
-        self._owner.withdraw(self.publication)
-
-    def _time_out(self) -> None:
-        if self._owner.withdraw(self.publication):
-            self(RequestError(503, UNAVAILABLE, RETRY_LATER))
-        else:
-            self(RequestError(503, "the broker did not answer in time; it may be published yet", RETRY_SOON))
+    def _call_back(self) -> None:
+        waiting, self._on_release = self._on_release, []
+        for callback in waiting:
+            callback()

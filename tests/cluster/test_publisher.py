@@ -1,4 +1,4 @@
-"""The publisher over a broker in memory: calls, answers, time limits, and the waits of sources."""
+"""`relay.cluster.publisher` and `relay.cluster.publication`, over a broker in memory: calls, time limits and waits."""
 
 from __future__ import annotations
 
@@ -291,19 +291,60 @@ async def test_a_request_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     await node.stop()
 
 
-async def test_sources_wait_while_the_queue_is_full(node: Publishing) -> None:
+def fill(node: Publishing) -> list[Receipt]:
+    """Fill the queue with the events of a source, and return their receipts."""
     receipts: list[Receipt] = []
     while not node.publisher.held("a"):
         receipts.append(node.publisher.publish_one(event("x"), 0.0))
+    return receipts
+
+
+async def test_sources_wait_while_the_queue_is_full(node: Publishing) -> None:
+    receipts = fill(node)
     assert len(receipts) == QUEUE_EVENTS_MAX
-    node.request(event())
-    assert str(node.answers[0]) == "too many events wait for the broker"
     released = asyncio.Event()
     node.publisher.on_release(released.set)
     await released.wait()
     assert not node.publisher.held("a")
     await node.publisher.settle()
     assert [receipt.id for receipt in receipts] == [f"sim-{number}" for number in range(1, QUEUE_EVENTS_MAX + 1)]
+
+
+async def test_requests_wait_while_the_queue_is_full(node: Publishing) -> None:
+    fill(node)
+    for _ in range(3):
+        node.request(event())
+    node.request(event())()  # cancelled
+    assert node.publisher.pending == QUEUE_EVENTS_MAX
+    await node.until(lambda: len(node.answers) == 3)
+    assert node.answers == [[f"sim-{QUEUE_EVENTS_MAX + number}"] for number in (1, 2, 3)]
+    await node.publisher.settle()
+    assert node.publisher.pending == 0
+
+
+async def test_requests_that_wait_for_the_queue_fail_if_the_broker_is_lost(node: Publishing) -> None:
+    fill(node)
+    node.request(event())
+    node.publisher.set_following(False)
+    await node.until(lambda: bool(node.answers))
+    assert [(error.status, str(error)) for error in node.answers] == [(503, "the broker is unavailable")]
+
+
+async def test_a_request_that_waits_for_the_queue_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HOLD_GRACE_S", 0.0)
+    node = Publishing(block_timeout_s=0.01)
+
+    async def hang(call: int, requests: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(node.broker, "publish", hang)
+    await node.until(lambda: node.publisher.available)
+    fill(node)
+    node.request(event())
+    await node.until(lambda: bool(node.answers))
+    assert [(error.status, str(error)) for error in node.answers] == [(503, "too many events wait for the broker")]
+    assert node.publisher.pending == QUEUE_EVENTS_MAX
+    await node.stop()
 
 
 async def test_heads_are_answered_between_calls(node: Publishing) -> None:
