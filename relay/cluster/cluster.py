@@ -92,13 +92,21 @@ class Cluster:
         hub.feed(lambda: None)
 
     async def start(self, stop: asyncio.Event) -> None:
-        """Start to follow; wait until this node has the retained events of the broker, or `stop` is set."""
+        """Start to follow and to publish.
+
+        Wait until this node has the retained events of the broker and has tried to connect its publisher, or until
+        `stop` is set.
+        """
         _logger.info("cluster: following %s", self._shown)
         self._tasks = [self._loop.create_task(each.run()) for each in (self.follower, self.publisher)]
-        waits = [self._loop.create_task(each.wait()) for each in (self._begun, stop)]
+        waits = [self._loop.create_task(each) for each in (self._wait_begun(), stop.wait())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for each in waits:
             each.cancel()
+
+    async def _wait_begun(self) -> None:
+        await self._begun.wait()
+        await self.publisher.wait_connected()
 
     async def close(self) -> None:
         """Stop following and publishing, and close the connections."""

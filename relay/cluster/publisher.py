@@ -97,6 +97,7 @@ class ClusterPublisher:
         self._due = asyncio.Event()
         self._confirms: deque[tuple[int, Callable[[], None]]] = deque()
         self._put = self._finished = 0  # publications of all time
+        self._tried = asyncio.Event()
         self._on_release: list[Callable[[], None]] = []
         self._held = False
 
@@ -187,8 +188,13 @@ class ClusterPublisher:
         else:
             # An idle connection does not report that the broker is gone, so it is replaced.
             self._stale, self.connected = True, False
+            self._tried.clear()
             self._due.set()
             self._reject()
+
+    async def wait_connected(self) -> None:
+        """Wait until the publisher is connected, or an attempt has failed although the follower is connected."""
+        await self._tried.wait()
 
     async def settle(self) -> None:
         """Wait until the broker has everything published so far."""
@@ -244,6 +250,7 @@ class ClusterPublisher:
                 try:
                     await self._broker.connect()
                     self.connected, self._stale = True, False
+                    self._tried.set()
                     self._release()
                     if reason:
                         _logger.info("cluster: publishing to the broker works again")
@@ -257,6 +264,8 @@ class ClusterPublisher:
                     _logger.exception("cluster: the publisher failed")
                     reason = "internal error"
                 self.connected = False
+                if self.following:
+                    self._tried.set()
                 self._reject()
                 await self._broker.close_publisher()
                 await asyncio.sleep(backoff.next_s())

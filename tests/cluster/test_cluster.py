@@ -15,7 +15,7 @@ from relay.cluster import cluster as module
 from relay.cluster import follower, publisher
 from relay.cluster.cluster import AHEAD_MAX, FINDS_MAX, Cluster
 from relay.config.model import Config
-from relay.errors import ConfigError
+from relay.errors import BrokerError, ConfigError
 from relay.event import Event
 from relay.front.front import Front
 from relay.front.openings import Openings
@@ -54,8 +54,8 @@ class Member(World):
 
 
 @pytest.fixture
-async def node(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Member]:
-    """Start a node at a log with one event."""
+async def member(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Member]:
+    """Make a node at a log with one event."""
     use_native_engine(monkeypatch)
     for each in (follower, publisher):
         monkeypatch.setattr(each, "RECONNECT_MIN_S", 0.0)
@@ -64,11 +64,16 @@ async def node(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Member]:
     monkeypatch.setattr(module, "_broker", lambda config: (MemoryBroker(log), "memory://"))
     log.append(b'{"topic":"a","data":"1"}', b"1")
     node = Member(log)
-    await node.cluster.start(node.stop)
-    await node.until(lambda: node.cluster.publisher.available)
     yield node
     await node.cluster.close()
     node.engine._epoll.close()
+
+
+@pytest.fixture
+async def node(member: Member) -> Member:
+    """Start the node."""
+    await member.cluster.start(member.stop)
+    return member
 
 
 @pytest.fixture
@@ -119,9 +124,39 @@ async def test_an_id_of_the_epoch_before_is_looked_up_after_the_new_log_is_compl
     assert node.hub.log.head == 30
 
 
-async def test_the_start_ends_with_the_history(node: Member) -> None:
+async def test_the_start_ends_with_the_history_and_the_publisher(node: Member) -> None:
     assert node.hub.ready
     assert node.hub.log.head == 2
+    assert node.cluster.publisher.available
+
+
+async def test_the_start_waits_for_the_publisher(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_now = asyncio.Event()
+
+    async def connect(self: MemoryBroker) -> None:
+        await open_now.wait()
+
+    monkeypatch.setattr(MemoryBroker, "connect", connect)
+    start = asyncio.create_task(member.cluster.start(member.stop))
+    await member.until(lambda: member.hub.begun)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not start.done()
+    open_now.set()
+    await start
+    assert member.cluster.publisher.available
+
+
+async def test_the_start_ends_although_the_publisher_cannot_connect(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def connect(self: MemoryBroker) -> None:
+        raise BrokerError("login failed")
+
+    monkeypatch.setattr(MemoryBroker, "connect", connect)
+    await member.cluster.start(member.stop)
+    assert member.hub.ready
+    assert not member.cluster.publisher.available
 
 
 async def test_a_default_id_that_is_ahead_waits_for_its_event(node: Member) -> None:
