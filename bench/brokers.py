@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from bench import HERE
+from loadtest.rig.cable import Cable
 from loadtest.rig.harness import MeasureError
 
 START_S = 120.0
@@ -29,8 +30,9 @@ KAFKA_PROPERTIES = """
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},CABLE://127.0.0.1:{behind},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},CABLE://127.0.0.1:{cable}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CABLE:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs={folder}/data
 offsets.topic.replication.factor=1
@@ -39,7 +41,7 @@ log.message.timestamp.type=LogAppendTime
 
 
 class BenchBroker:
-    """A running broker. Its subclasses make the command line.
+    """A running broker, and a cable to it. Its subclasses make the command line.
 
     Raises:
         MeasureError: the program is not installed, or the server does not answer.
@@ -47,14 +49,20 @@ class BenchBroker:
 
     name = ""
     url = ""
-    """The address for `--cluster`."""
+    """The address for `--cluster`, with the port `port`."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix=f"bench-{self.name}-")
         self.folder = Path(self._folder.name)
         self.port = free_port()
+        self.cable = Cable(self.port)
         self._command = self.command()
         self.process = self._start()
+
+    @property
+    def cable_url(self) -> str:
+        """The address for `--cluster` through the cable."""
+        return self.url.replace(f":{self.port}/", f":{self.cable.port}/")
 
     def command(self) -> list[str]:
         """Prepare the folder, and return the command line."""
@@ -84,6 +92,7 @@ class BenchBroker:
 
     def close(self) -> None:
         """End the server, and remove its data."""
+        self.cable.close()
         self.process.kill()
         self.process.wait()
         self._folder.cleanup()
@@ -120,7 +129,9 @@ class BenchKafka(BenchBroker):
         self.url = f"kafka://127.0.0.1:{self.port}/events"
         java = [_program("java", "Kafka needs Java 17"), "-Xmx1g", "-cp", f"{KAFKA_JARS}/*"]
         settings = self.folder / "server.properties"
-        settings.write_text(KAFKA_PROPERTIES.format(port=self.port, controller=free_port(), folder=self.folder))
+        self.cable.target = free_port()  # Kafka tells its clients the address to connect to.
+        ports = {"port": self.port, "behind": self.cable.target, "cable": self.cable.port, "controller": free_port()}
+        settings.write_text(KAFKA_PROPERTIES.format(**ports, folder=self.folder))
         identity = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
         subprocess.run(
             [*java, "kafka.tools.StorageTool", "format", "-t", identity, "-c", str(settings)],

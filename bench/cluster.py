@@ -199,13 +199,26 @@ def latency(nodes: list[MeasuredServer], broker: BenchBroker | None) -> dict[str
 def faults(nodes: list[MeasuredServer], broker: BenchBroker) -> dict[str, Any]:
     """Measure the time from each fault, or from its end, to the next event that a subscriber receives.
 
+    A third node, whose connections to the broker are cut and stalled, has a subscriber of its own.
+
     A gap means that the broker has lost events that it had acknowledged. A Redis that writes its file once per second
     may do so if the disk is busy when it is killed.
     """
+    extra = (*KEEP_ALL, *QUICK, "--cluster", broker.cable_url)
     subscriber = Subscriber([nodes[1].port, nodes[0].port], "faults")
     subscriber.opened.wait(WAIT_S)
     times: dict[str, float] = {}
     with Ticker(str(nodes[0].unix)):
+        with MeasuredServer(TARGETS["relay"], extra=extra) as third:
+            at_third = Subscriber([third.port], "faults")
+            at_third.arrivals.get(timeout=WAIT_S)
+            broker.cable.cut()
+            times["connections of a node to the broker cut"] = until_event(at_third)
+            broker.cable.flowing.clear()
+            time.sleep(STALL_S)
+            broker.cable.flowing.set()
+            times[f"connections of a node stalled for {STALL_S:g} s, after the end"] = until_event(at_third)
+            at_third.closed = True
         subscriber.arrivals.get(timeout=WAIT_S)
         broker.restart()
         times["broker killed, after its restart"] = until_event(subscriber)
@@ -218,7 +231,7 @@ def faults(nodes: list[MeasuredServer], broker: BenchBroker) -> dict[str, Any]:
         os.killpg(nodes[1].pid, signal.SIGKILL)
         times["node killed, its client at the other node"] = until_event(subscriber)
     subscriber.closed = True
-    return {"recovery_s": times, "gaps": subscriber.gaps}
+    return {"recovery_s": times, "gaps": subscriber.gaps + at_third.gaps}
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.rig.cable import Cable
 from tests import ROOT
-from tests.cable import Cable
 from tests.certificate import make_certificate
 from tests.running import free_port
 

@@ -1,1 +1,1 @@
-"""The rig of load tests and benchmarks: servers under measurement, and the C programs that put load on them."""
+"""The rig of load tests and benchmarks: servers, connections that can be cut, and C programs that generate load."""

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.rig.cable import Cable
 from relay import Event, EventError, Publisher, RelayError, SyncPublisher, publish_sync, read_gap, subscribe
 from relay.errors import LostError, RequestError
-from tests.cable import Cable
 from tests.running import TIMEOUT_S, TOKEN, Relay, free_port, relay
 
 COUNT = 600

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tests.cable import Cable
+from loadtest.rig.cable import Cable
 from tests.clients.programs import Client, Job, Page, Record
 from tests.clients.snippets.parse import events
 from tests.running import Relay, eventually

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from loadtest.rig.cable import Cable
 from relay.event import Event
-from tests.cable import Cable
 from tests.faults.resender import Resender
 from tests.kafka_server import RealKafka
 from tests.nats_server import NatsServer

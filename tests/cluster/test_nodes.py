@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.rig.cable import Cable
 from relay.brokers.credentials import TlsFiles
 from relay.cluster.redis_broker import RedisBroker
 from relay.config.broker_address import parse_redis
 from relay.errors import BrokerError
 from tests import ROOT
-from tests.cable import Cable
 from tests.certificate import make_certificate
 from tests.cluster.nodes import (
     JSON,

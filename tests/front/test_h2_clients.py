@@ -16,10 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from loadtest.rig.cable import Cable
 from relay.sse import Decoder
 from tests import ROOT
 from tests.browser import Browser
-from tests.cable import Cable
 from tests.certificate import Certificate, make_certificate
 from tests.running import TIMEOUT_S, TOKEN, Relay, eventually, relay
 

@@ -1,4 +1,4 @@
-"""A TCP connection that a test can cut: a proxy with one thread per direction."""
+"""A TCP connection that a test or a measurement can cut: a proxy with one thread per direction."""
 
 from __future__ import annotations
 
