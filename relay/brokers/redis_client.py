@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import hashlib
+import importlib.resources
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -26,6 +28,19 @@ ANSWER_S = 5.0
 """Time limit of a connection attempt and of an answer, in addition to the time that the call may wait."""
 
 _SOCKET_READ_BYTES = 256 * 1024
+
+
+class RedisScript:
+    """A Lua script.
+
+    Args:
+        package: the package that contains the file.
+        file: the name of the file.
+    """
+
+    def __init__(self, package: str, file: str) -> None:
+        self.text = importlib.resources.files(package).joinpath(file).read_bytes()
+        self.sha1 = hashlib.sha1(self.text).hexdigest()  # noqa: S324 (Redis names scripts by their SHA-1)
 
 
 class RedisClient:
@@ -80,6 +95,18 @@ class RedisClient:
             raise BrokerError(f"no answer within {wait_s + ANSWER_S:g} s") from None
         except (RedisError, OSError) as error:
             raise BrokerError(reason(error)) from None
+
+    async def run(self, script: RedisScript, keys: Sequence[str], *arguments: str | bytes) -> Any:
+        """Run a script and return its reply.
+
+        Raises:
+            BrokerError: as `call`.
+        """
+        rest = (len(keys), *keys, *arguments)
+        try:
+            return await self.call("EVALSHA", script.sha1, *rest)
+        except NoScriptError:
+            return await self.call("EVAL", script.text, *rest)
 
     def pubsub(self) -> PubSub:
         """Return a subscriber of PUB/SUB, which has a connection of its own."""

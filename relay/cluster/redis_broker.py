@@ -5,16 +5,12 @@ Owns the keys, the commands and the two connections. Never logs, never waits to 
 
 from __future__ import annotations
 
-import hashlib
-import importlib.resources
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from redis.exceptions import NoScriptError
-
 from relay.brokers.credentials import TlsFiles
-from relay.brokers.redis_client import RedisClient
+from relay.brokers.redis_client import RedisClient, RedisScript
 from relay.cluster.broker import (
     READ_ENTRIES_MAX,
     EntriesReplacedError,
@@ -38,8 +34,7 @@ more bytes where large entries follow small ones: at most `READ_ENTRIES_MAX` ent
 than the broker retains.
 """
 
-_SCRIPT = importlib.resources.files("relay.cluster").joinpath("log.lua").read_bytes()
-_SCRIPT_SHA1 = hashlib.sha1(_SCRIPT).hexdigest()  # noqa: S324 (Redis names scripts by their SHA-1)
+_SCRIPT = RedisScript("relay.cluster", "log.lua")
 
 
 class RedisBroker:
@@ -73,8 +68,8 @@ class RedisBroker:
         self._log = prefix + "log"
         self._state = prefix + "state"
         self._keys = (self._log, self._state, prefix + "ended", prefix + "dedup:", f"{prefix}call:{node}")
-        self._follower: _ScriptClient | None = None
-        self._publisher: _ScriptClient | None = None
+        self._follower: RedisClient | None = None
+        self._publisher: RedisClient | None = None
         self._read_entries = READ_ENTRIES_FIRST
 
     # The follower
@@ -82,13 +77,13 @@ class RedisBroker:
     async def open(self, epoch: str) -> LogPosition:
         """Connect the follower. If the broker has no log, create one with this epoch."""
         await self.close_follower()
-        self._follower = _ScriptClient(self._address, self._password, self._tls)
+        self._follower = RedisClient(self._address, self._password, self._tls)
         self._read_entries = READ_ENTRIES_FIRST
-        return _position(await self._follower.script(self._keys, "open", epoch))
+        return _position(await self._follower.run(_SCRIPT, self._keys, "open", epoch))
 
     async def renew(self, known: str, epoch: str) -> LogPosition:
         """Replace the epoch `known` by `epoch`, unless another node has replaced it before."""
-        return _position(await self._following.script(self._keys, "renew", known, epoch))
+        return _position(await self._following.run(_SCRIPT, self._keys, "renew", known, epoch))
 
     async def position(self) -> LogPosition:
         """Return epoch, head and mark of the log."""
@@ -121,7 +116,7 @@ class RedisBroker:
             await client.close()
 
     @property
-    def _following(self) -> _ScriptClient:
+    def _following(self) -> RedisClient:
         assert self._follower is not None, "the follower is not connected"
         return self._follower
 
@@ -130,7 +125,7 @@ class RedisBroker:
     async def connect(self) -> None:
         """Connect the publisher."""
         await self.close_publisher()
-        self._publisher = _ScriptClient(self._address, self._password, self._tls)
+        self._publisher = RedisClient(self._address, self._password, self._tls)
         await self._publisher.call("PING")
 
     async def publish(self, call: int, requests: Sequence[Request]) -> tuple[str, list[Result]]:
@@ -146,8 +141,8 @@ class RedisBroker:
                 else:
                     arguments += (flags + "d", topic, payload, dedup, id or "")
                 flags = "+"
-        reply = await self._publishing.script(
-            self._keys, "publish", secrets.token_hex(4), self._node, str(call), self._window_ms, *arguments
+        reply = await self._publishing.run(
+            _SCRIPT, self._keys, "publish", secrets.token_hex(4), self._node, str(call), self._window_ms, *arguments
         )
         epoch, *results = reply.decode().split("\n")
         return epoch, [_result(each) for each in results]
@@ -168,21 +163,9 @@ class RedisBroker:
         await self.close_publisher()
 
     @property
-    def _publishing(self) -> _ScriptClient:
+    def _publishing(self) -> RedisClient:
         assert self._publisher is not None, "the publisher is not connected"
         return self._publisher
-
-
-class _ScriptClient(RedisClient):
-    """A connection that runs the script."""
-
-    async def script(self, keys: Sequence[str], *arguments: str | bytes) -> Any:
-        """Run the script and return its reply."""
-        rest = (len(keys), *keys, *arguments)
-        try:
-            return await self.call("EVALSHA", _SCRIPT_SHA1, *rest)
-        except NoScriptError:
-            return await self.call("EVAL", _SCRIPT, *rest)
 
 
 def _position(reply: list[Any]) -> LogPosition:

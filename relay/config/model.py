@@ -150,7 +150,8 @@ class Config:
     publish_rate: float = setting(
         0,
         "Events per second that one token or subject may publish over HTTP, with bursts of ten seconds' worth; "
-        "relay answers more with 429. Off (0) by default, because only holders of a token can publish.",
+        "relay answers more with 429. In a cluster at Redis, all nodes count together; at Kafka and NATS, each node "
+        "counts separately. Off (0) by default, because only holders of a token can publish.",
         "number",
     )
     webhook: tuple[str, ...] = setting(

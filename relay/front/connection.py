@@ -51,7 +51,7 @@ from relay.core.stream import Subscribe
 from relay.errors import RETRY_SOON, EventError, RelayError, RequestError
 from relay.front.deadlines import Waiting
 from relay.front.front import Ask, Front, PackedConnection, guarded
-from relay.front.publish import authorise, open_upload, read_events
+from relay.front.publish import authorise, check_rate, open_upload, read_events
 from relay.front.routes import Options, Poll, PublishBody, Resource, Route, SignalTopic, StreamHead, Ticket
 from relay.front.signalling import send_signal
 from relay.http.forwarded import client_address
@@ -432,12 +432,21 @@ class FrontProtocol(asyncio.Protocol):
     def _publish(self, route: PublishBody, body: bytes) -> None:
         """Publish the events of a body as soon as none of their topics is held."""
         assert self._request is not None
+        front, subject = self._front, self._grant.subject
         try:
-            events = read_events(self._front, self._request, route, self._grant, body)
+            events = read_events(front, self._request, route, self._grant, body)
         except EventError as error:
             self._refuse_event(error)
             return
-        self._await(lambda done: self._front.publisher.publish(events, done), self._published)
+
+        def publish(wait_s: float) -> None:
+            check_rate(front, wait_s)
+            self._await(lambda done: front.publisher.publish(events, done), self._published)
+
+        if front.config.publish_rate:
+            self._await(lambda done: front.take_rate(subject, len(events), done), publish)
+        else:
+            publish(0.0)
 
     def _signal(self, topic: str, body: bytes) -> None:
         """Send a signal to the feeders of a topic, and respond without waiting for them."""
@@ -527,8 +536,15 @@ class FrontProtocol(asyncio.Protocol):
             then: receives the result. An error is sent to the client instead.
         """
         self._phase, self._cancel = Phase.WAITING, None
-        cancel = start(lambda result: self._guarded(lambda: self._arrived(result, then)))
-        if self._phase is Phase.WAITING:
+        pending = True
+
+        def done(result: Any) -> None:
+            nonlocal pending
+            pending = False
+            self._guarded(lambda: self._arrived(result, then))
+
+        cancel = start(done)
+        if pending and self._phase is Phase.WAITING:  # Otherwise the connection may wait for something else by now.
             self._cancel = cancel
             self._transport.pause_reading()
             self._front.deadlines.clear(self)

@@ -28,7 +28,7 @@ from relay.front.pace import Pace
 from relay.front.rate import Rates
 from relay.front.routes import Router
 from relay.http.response import Dates, Headers, page_headers
-from relay.sources.requests import BatchPublisher, Cancel, Publishing
+from relay.sources.requests import BatchPublisher, Cancel, Publishing, TakeDone, TakeRate, nothing
 from relay.sources.topic_signals import TopicSignals
 from relay.telemetry.input_errors import InputErrors
 from relay.telemetry.metrics import Metrics
@@ -87,7 +87,8 @@ class Front:
         clock: returns the hub's `now_s`.
 
     `signals` has the feeders of this process; `signal` sends a signal to those of all processes. At an edge,
-    `become_edge` sets `publisher`, `find` and `ask`. `ready` is part of the answer to /readyz: whether this
+    `become_edge` sets `publisher`, `find` and `ask`. `take_rate` takes events from the publish rate of a subject, which
+    several processes may share. `ready` is part of the answer to /readyz: whether this
     process accepts new streams. `arriving` holds accepted sockets that have no connection yet, with the time of each.
     `http2` holds the connections of HTTP/2, which have `http2_streams` streams; `takes_http2` is False while an upgrade
     waits for them to close. `takes_uploads` is False while uploads (open publish requests) must end, in a drain or an
@@ -110,7 +111,7 @@ class Front:
     ask: Ask | None = field(init=False, default=None)
     router: Router = field(init=False)
     dates: Dates = field(init=False)
-    rates: Rates = field(init=False)
+    take_rate: TakeRate = field(init=False)
     signal_rates: Rates = field(init=False)
     deadlines: Deadlines = field(init=False)
     pace: Pace = field(init=False)
@@ -131,7 +132,13 @@ class Front:
         self.router = Router(self.config)
         self.dates = Dates(self.auth.wall)
         self.proxies = parse_networks(self.config.trusted_proxy)
-        self.rates = Rates(self.config.publish_rate)
+        rates = Rates(self.config.publish_rate)
+
+        def take_rate(subject: str, count: int, done: TakeDone) -> Cancel:
+            done(rates.take(subject, count, self.clock()))
+            return nothing
+
+        self.take_rate = take_rate
         self.signal_rates = Rates(self.config.signal_rate)
         self.pace = Pace(self.loop.call_soon, self.clock)
         self.page_headers = page_headers(self.page)

@@ -10,6 +10,7 @@ Owns the checks of a publisher, and the choice of the parser. Never publishes an
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -52,8 +53,7 @@ def read_events(front: Front, request: Request, route: PublishBody, grant: Grant
     Raises:
         EventError: an event is malformed.
         RequestError: 400 the body is not valid in its content coding; 401 the signature is not valid; 403 a topic is
-            not granted; 413 the body is too large, or has too many events; 415 the content type is not accepted; 429
-            the publisher exceeds its rate.
+            not granted; 413 the body is too large, or has too many events; 415 the content type is not accepted.
     """
     if route.webhook is not None and front.auth.has_secret(route.webhook):
         front.auth.check_signed(request, route.webhook, body)
@@ -67,12 +67,19 @@ def read_events(front: Front, request: Request, route: PublishBody, grant: Grant
     if len(events) > events_max:
         raise RequestError(413, f"a request has at most {events_max} events", limit=Limit.BATCH_EVENTS_MAX)
     grant.check_publish({str(event.topic) for event in events})
-    wait_s = front.rates.take(grant.subject, len(events), front.clock())
+    return events
+
+
+def check_rate(front: Front, wait_s: float) -> None:
+    """Check the result of `front.take_rate` for the events of a request.
+
+    Raises:
+        RequestError: 429, the publisher exceeds its rate.
+    """
     if wait_s:
         headers = (("Retry-After", str(math.ceil(wait_s))),)
         reason = f"rate limit exceeded: at most {front.config.publish_rate} events per second"
         raise RequestError(429, reason, headers, limit=Limit.PUBLISH_RATE)
-    return events
 
 
 def open_upload(front: Front, request: Request, route: PublishBody, grant: Grant) -> Upload | None:
@@ -105,7 +112,7 @@ def open_upload(front: Front, request: Request, route: PublishBody, grant: Grant
         BodyDecoder(route.coding) if route.coding else None,
         front.publisher,
         lambda event: grant.check_publish({str(event.topic)}),
-        lambda count: front.rates.take(grant.subject, count, front.clock()),
+        partial(front.take_rate, grant.subject),
         front.metrics.upload_lines,
         front.loop,
         dedup=route.dedup,

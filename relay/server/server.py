@@ -26,13 +26,14 @@ from prometheus_client import CollectorRegistry
 
 from relay import __version__
 from relay.auth.credentials import Credentials
-from relay.cluster.cluster import Cluster
+from relay.cluster.cluster import Cluster, make_shared_rates
 from relay.config.load import worker_count
 from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.errors import ConfigError
 from relay.front.acceptor import Acceptor
 from relay.front.front import Front
+from relay.front.rate import BURST_S
 from relay.front.tls import Tls
 from relay.process import startup
 from relay.process.listeners import tune
@@ -211,6 +212,7 @@ class Server:
         membership.join(cluster.publisher, cluster.find, cluster.stats)
         self._metrics.report_cluster(membership.cluster)
         self._parts.front.become_edge(membership, membership.find)
+        self._share_rates()
         sources = self._open_sources(given_unix, sink=cluster.publisher)
         if leads(config) and not self._stop.is_set():
             await self._parts.membership.lead(shared, self._parts.own_token, self._stop)
@@ -296,12 +298,13 @@ class Server:
             self._stats,
             self._metrics,
             front.publisher,
+            front.take_rate,
             front.signals,
             loop,
             clock=time.monotonic,
             wall=time.time,
         )
-        front.signal = membership.signal
+        front.signal, front.take_rate = membership.signal, membership.take_rate
         self._stack.callback(membership.close)
         self._metrics.report_upstream(membership.upstream)
         self._parts = Parts(
@@ -321,6 +324,14 @@ class Server:
         )
         self._signals = Signals(self._parts, self._is_process_1)
         self._stack.callback(self._signals.close)
+
+    def _share_rates(self) -> None:
+        """Share the publish rates with all nodes, if the broker of the cluster can count them."""
+        rates = make_shared_rates(self._config, BURST_S)
+        if rates is not None:
+            rates.start(self._loop)
+            self._stack.push_async_callback(rates.close)
+            self._parts.membership.take_local = rates.take
 
     def _handle_signals(self) -> None:
         """Handle signals, and start the hub's turns."""

@@ -22,6 +22,13 @@ HOLD_GRACE_S = 5.0
 Done = Callable[[list[str] | RelayError], None]
 Cancel = Callable[[], None]
 
+TakeDone = Callable[[float | RelayError], None]
+"""Receives 0 if the events are within the rate, the seconds after which to try again if not, or an error."""
+
+TakeRate = Callable[[str, int, TakeDone], Cancel]
+"""Takes a number of events from the publish rate of a subject. Calls back once, unless it is cancelled; maybe before it
+returns."""
+
 _logger = logging.getLogger("relay.publishing")
 
 

@@ -26,7 +26,7 @@ from relay.event import Event
 from relay.http.coding import BodyDecoder
 from relay.http.idempotency import number_key
 from relay.sources.body import LineFormat, with_defaults
-from relay.sources.requests import BatchPublisher, Cancel
+from relay.sources.requests import BatchPublisher, Cancel, TakeDone, nothing
 from relay.sources.topic_signals import FeederTopics
 
 BATCH_LINES_MAX = 256
@@ -48,7 +48,7 @@ class Upload:
         decoder: decodes the content coding; None for none.
         publisher: publishes the batches.
         check: raises RequestError if the publisher may not publish an event.
-        rate: takes a number of events from the rate limit; returns the seconds to wait if there are not enough.
+        rate: takes a number of events from the publish rate of the publisher.
         counts: counts the lines that are published and rejected, for the metrics.
         loop: runs the timer of the rate limit.
         dedup: dedup key of the request, which is numbered for events that have none; None for none.
@@ -61,7 +61,7 @@ class Upload:
         decoder: BodyDecoder | None,
         publisher: BatchPublisher,
         check: Callable[[Event], None],
-        rate: Callable[[int], float],
+        rate: Callable[[int, TakeDone], Cancel],
         counts: dict[str, int],
         loop: AbstractEventLoop,
         *,
@@ -229,7 +229,17 @@ class Upload:
 class _Batch:
     """The lines of one batch, until each of them has a result."""
 
-    __slots__ = ("_cancel", "_done", "_groups", "_is_running", "_is_waiting", "_results", "_timer", "_upload")
+    __slots__ = (
+        "_cancel",
+        "_done",
+        "_groups",
+        "_is_running",
+        "_is_waiting",
+        "_results",
+        "_timer",
+        "_upload",
+        "is_paced",
+    )
 
     def __init__(self, upload: Upload, done: Callable[[RelayError | None], None]) -> None:
         self._upload = upload
@@ -238,7 +248,8 @@ class _Batch:
         self._groups: list[list[tuple[int, Event]]] = [[]]  # to publish, in order
         self._is_running = False
         self._is_waiting = False
-        self._cancel: Cancel | None = None
+        self.is_paced = False  # waits for the rate limit
+        self._cancel: Cancel = nothing
         self._timer: TimerHandle | None = None
 
     def add(self, number: int, event: Event | None) -> None:
@@ -253,21 +264,28 @@ class _Batch:
         """Add a line that cannot be published."""
         self._results[number] = error
 
-    @property
-    def is_paced(self) -> bool:
-        """Whether the batch waits for the rate limit."""
-        return self._timer is not None
-
     def start(self) -> None:
         """Publish the events, when the rate limit allows it."""
         self._timer = None
         count = len(self._groups[0])
-        wait_s = self._upload.rate(count) if count else 0.0
-        if wait_s:
-            self._timer = self._upload.loop.call_later(wait_s, self.start)
+        if not count:
+            self._groups.clear()
+            self._run()
             return
-        self._groups = [group for group in self._groups if group]
-        self._run()
+        self.is_paced = True
+        cancel = self._upload.rate(count, self._rated)
+        if self.is_paced:
+            self._cancel = cancel
+
+    def _rated(self, result: float | RelayError) -> None:
+        if isinstance(result, RelayError):
+            self.is_paced = False
+            self._finish(result, before=self._groups[0][0][0])
+        elif result:
+            self._timer = self._upload.loop.call_later(result, self.start)
+        else:
+            self.is_paced = False
+            self._run()
 
     def cancel(self) -> None:
         """Stop; publish nothing more and do not call back."""
@@ -275,7 +293,7 @@ class _Batch:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._is_waiting and self._cancel is not None:
+        if self._is_waiting or self.is_paced:
             self._cancel()
 
     def _run(self) -> None:

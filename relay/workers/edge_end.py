@@ -17,7 +17,7 @@ from relay.core.log import Entry
 from relay.errors import RETRY_SOON, EndedError, EventError, RelayError, RequestError
 from relay.event import Event
 from relay.limits import Limit
-from relay.sources.requests import HOLD_GRACE_S, Cancel, Done, nothing
+from relay.sources.requests import HOLD_GRACE_S, Cancel, Done, TakeDone, nothing
 from relay.telemetry import logs
 from relay.telemetry.topics import TopicsQuery
 from relay.workers.messages import (
@@ -39,6 +39,8 @@ from relay.workers.messages import (
     Parser,
     Published,
     PublishRequest,
+    RateAnswer,
+    RateRequest,
     Refuse,
     Refused,
     Report,
@@ -180,7 +182,7 @@ class Uplink:
             self.send_status()
 
     def _receive(self, message: Message, now_s: float) -> None:
-        if isinstance(message, Published | Found | Answer | Refused):
+        if isinstance(message, Published | RateAnswer | Found | Answer | Refused):
             self._answered(message)
         elif isinstance(message, Begin):
             self._begin(message, now_s)
@@ -224,12 +226,14 @@ class Uplink:
         hub.begin(begin.epoch, begin.sequence, begin.head, begin.evicted_s + self._hub_offset_s, now_s)
         self._check_snapshot(now_s)
 
-    def _answered(self, message: Published | Found | Answer | Refused) -> None:
+    def _answered(self, message: Published | RateAnswer | Found | Answer | Refused) -> None:
         _, done = self._requests.pop(message.number, (0.0, None))
         if done is None:
             return
         if isinstance(message, Published):
             done(message.ids)
+        elif isinstance(message, RateAnswer):
+            done(message.wait_s)
         elif isinstance(message, Found):
             done(message.sequence)
         elif isinstance(message, Answer):
@@ -255,6 +259,10 @@ class Uplink:
             done(RequestError(413, reason, limit=Limit.BODY_BYTES_MAX))
             return nothing
         return self._request(data, done)
+
+    def take_rate(self, subject: str, count: int, done: TakeDone) -> Cancel:
+        """Take events from the publish rate of a subject, which the hub counts for all of its edges."""
+        return self._request(encode(RateRequest(number=self._number + 1, subject=subject, count=count)), done)
 
     def find(
         self, terms: tuple[str, ...], ids: tuple[str, ...], done: Callable[[int | RelayError | None], None]

@@ -24,7 +24,7 @@ from relay.core.log import Entry, Log
 from relay.errors import EventError, RelayError, RequestError
 from relay.event import Event
 from relay.event_json import parse_events
-from relay.sources.requests import Cancel, Done, nothing
+from relay.sources.requests import Cancel, Done, TakeDone, nothing
 from relay.telemetry import logs
 from relay.telemetry.topics import TopicsQuery
 from relay.topic import JOINT, check_term
@@ -46,6 +46,8 @@ from relay.workers.messages import (
     Parser,
     Published,
     PublishRequest,
+    RateAnswer,
+    RateRequest,
     Refuse,
     Refused,
     Report,
@@ -79,6 +81,9 @@ class RequestHandler(Protocol):
 
     def publish(self, events: list[Event], done: Done) -> Cancel:
         """Publish all events or none; call `done` once with their ids or an error."""
+
+    def take_rate(self, subject: str, count: int, done: TakeDone) -> Cancel:
+        """Take events from the publish rate of a subject; call `done` once."""
 
     def find(
         self, terms: tuple[str, ...], ids: tuple[str, ...], done: Callable[[int | RelayError | None], None]
@@ -226,6 +231,8 @@ class Downlink:
             self._hub.holds.hold(self, _checked(message.holding))
         elif isinstance(message, PublishRequest):
             self._publish(message)
+        elif isinstance(message, RateRequest):
+            self._handler.take_rate(message.subject, message.count, partial(self._taken, message.number))
         elif isinstance(message, Find):
             self._handler.find(_checked(message.terms), message.ids, partial(self._found, message.number))
         elif isinstance(message, TopicSignal):
@@ -262,6 +269,11 @@ class Downlink:
             self._reply(
                 _refused(number, result) if isinstance(result, RelayError) else Published(number=number, ids=result)
             )
+
+    def _taken(self, number: int, result: float | RelayError) -> None:
+        self._reply(
+            _refused(number, result) if isinstance(result, RelayError) else RateAnswer(number=number, wait_s=result)
+        )
 
     def _found(self, number: int, result: int | RelayError | None) -> None:
         self._reply(

@@ -16,7 +16,7 @@ from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.errors import RelayError
 from relay.event import Event
-from relay.sources.requests import BatchPublisher, Cancel, Done, nothing
+from relay.sources.requests import BatchPublisher, Cancel, Done, TakeDone, TakeRate, nothing
 from relay.sources.topic_signals import TopicSignals
 from relay.telemetry import topics
 from relay.telemetry.metrics import Metrics
@@ -46,6 +46,7 @@ class Membership:
         stats: the stats of this process.
         metrics: the metrics of this process.
         publisher: publishes into this process's hub.
+        take_rate: takes from the publish rates of this process.
         signals: the feeders of this process.
         loop: the event loop.
         clock: returns the hub's time.
@@ -59,12 +60,14 @@ class Membership:
         stats: Stats,
         metrics: Metrics,
         publisher: BatchPublisher,
+        take_rate: TakeRate,
         signals: TopicSignals,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
         self.publisher = publisher
+        self.take_local = take_rate
         self.uplink: Uplink | None = None
         self.workers: Workers | None = None
         self._signals = signals
@@ -183,6 +186,11 @@ class Membership:
     def publish(self, events: list[Event], done: Done) -> Cancel:
         """Publish in this process, or at the hub if this process is a worker."""
         return self.publisher.publish(events, done)
+
+    def take_rate(self, subject: str, count: int, done: TakeDone) -> Cancel:
+        """Take events from the publish rate of a subject, at the hub if this process is a worker."""
+        take = self.take_local if self.uplink is None else self.uplink.take_rate
+        return take(subject, count, done)
 
     def find(self, terms: tuple[str, ...], ids: tuple[str, ...], done: FoundDone) -> Cancel:
         """Find the sequence of a last id in this process, then at the hub of a worker, or in a cluster."""

@@ -5,9 +5,10 @@ compact binary form, because each event is sent as one. The payload of every oth
 names its type. Decoding ignores unknown fields and rejects unknown types. A change of a message's meaning increments
 `VERSION`. Some tags on the wire differ from the class names, which are newer; the tags do not change.
 
-    edge → hub   Hello, once; Status each second and when its held terms change; PublishRequest, Find, Head, Ask; Answer
+    edge → hub   Hello, once; Status each second and when its held terms change; PublishRequest,
+                 RateRequest, Find, Head, Ask; Answer
     hub → edge   Refuse, or Begin, EvictedMarks, EndedTopics and the entries, with SkipTo where entries are evicted;
-                 Beat each second; Published, Found, Refused, Answer; Ask; Drain; Setup as the first message
+                 Beat each second; Published, RateAnswer, Found, Refused, Answer; Ask; Drain; Setup as the first message
 
 Owns the wire format and the limit on a message's size. Never acts on messages (`relay.workers.edge_end` and
 `relay.workers.hub_end` do).
@@ -26,7 +27,7 @@ from relay.core.log import Entry
 from relay.errors import RelayError
 from relay.telemetry.topics import TopicsQuery
 
-VERSION = 6
+VERSION = 7
 
 OVERHEAD_BYTES_MAX = 64 * 1024
 """Longest part of a message besides the event or the body that it carries."""
@@ -162,6 +163,21 @@ class Published(_Message, frozen=True):
     ids: list[str]
 
 
+class RateRequest(_Message, frozen=True):
+    """To the hub: take a number of events from the publish rate of a subject."""
+
+    number: int
+    subject: str
+    count: int
+
+
+class RateAnswer(_Message, frozen=True):
+    """To an edge: the result of `RateRequest`. `wait_s` is 0, or the time after which to try again."""
+
+    number: int
+    wait_s: float
+
+
 class Find(_Message, frozen=True):
     """To the hub: find the sequence of a subscription's last id. `ids` are its possible readings."""
 
@@ -223,7 +239,7 @@ class Drain(_Message, frozen=True):
 
 
 Message = (Setup | Hello | Refuse | Begin | EvictedMarks | EndedTopics | Beat | Status | PublishRequest | Published) | (
-    SkipTo | Find | Head | Found | Refused | Ask | Answer | TopicSignal | Drain
+    SkipTo | RateRequest | RateAnswer | Find | Head | Found | Refused | Ask | Answer | TopicSignal | Drain
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
 
+from relay.errors import RequestError
+from relay.sources.requests import Cancel, TakeDone
 from tests.front.site import TOKEN, Site, get, on_uvloop, post, serve
 from tests.sources.fakes import value
 
@@ -143,3 +146,47 @@ async def test_a_closed_publisher_publishes_nothing(site: Site) -> None:
     await site.lost.get()
     site.hub.release()
     assert site.hub.events == []
+
+
+@on_uvloop
+async def test_a_request_waits_for_a_rate_that_another_process_counts() -> None:
+    async with serve(publish_rate=1) as site:
+        waiting = list[TakeDone]()
+
+        def take_rate(subject: str, count: int, done: TakeDone) -> Cancel:
+            waiting.append(done)
+            return lambda: waiting.remove(done)
+
+        site.front.take_rate = take_rate
+        client = await site.client()
+        for result, status in ((0.0, 200), (1.2, 429), (RequestError(503, "the broker is unavailable"), 503)):
+            client.send(post(b"x", "/publish?topic=t", "text/plain"))
+            while not waiting:
+                await asyncio.sleep(0.001)
+            waiting.pop()(result)
+            reply = await client.reply()
+            assert reply.status == status
+            assert reply.headers.get("Retry-After") == ("2" if status == 429 else None)
+        client.send(post(b"x", "/publish?topic=t", "text/plain"))
+        while not waiting:
+            await asyncio.sleep(0.001)
+        [connection] = site.front.connections
+        connection.abort()
+        assert waiting == []
+        assert len(site.hub.events) == 1
+
+
+@on_uvloop
+async def test_a_request_within_its_rate_is_cancelled_while_its_topic_is_held() -> None:
+    async with serve(publish_rate=10) as site:
+        site.hub.holding = True
+        client = await site.client()
+        client.send(post(b"x", "/publish?topic=held", "text/plain"))
+        while not site.hub.releases:
+            await asyncio.sleep(0.001)
+        [connection] = site.front.connections
+        connection.abort()
+        site.hub.release()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert site.hub.events == []

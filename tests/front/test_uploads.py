@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from relay.core.grant import Grant
+from relay.errors import RelayError, RequestError
 from relay.front.deadlines import Waiting
+from relay.sources.requests import Cancel, TakeDone
 from tests.front.site import TOKEN, Client, Site, get, on_uvloop, post, serve
 
 NDJSON = "application/x-ndjson"
@@ -310,6 +312,48 @@ async def test_a_drain_ends_an_upload_that_waits_for_its_rate() -> None:
         site.front.close_idle()
         reply = await client.reply()
         assert (reply.status, reply.json["published"], reply.json["lines"]) == (503, 10, 10)
+
+
+@on_uvloop
+async def test_an_upload_waits_for_a_rate_that_another_process_counts() -> None:
+    async with serve(publish_rate=1) as site:
+        results: list[float | RelayError] = [0.001, 0.0, 0.0, RequestError(503, "the broker is unavailable")]
+        taken = list[tuple[str, int]]()
+
+        def take_rate(subject: str, count: int, done: TakeDone) -> Cancel:
+            taken.append((subject, count))
+            return site.front.loop.call_soon(done, results.pop(0)).cancel
+
+        site.front.take_rate = take_rate
+        client = await site.client()
+        client.send(head() + chunk(line("a") + line("b")))
+        await published(site, 2)
+        client.send(chunk(line("c")))
+        await published(site, 3)
+        client.send(chunk(b"\n" + line("d")))
+        reply = await client.reply()
+        assert (reply.status, reply.json["published"], reply.json["lines"]) == (503, 3, 4)
+        assert [count for _, count in taken] == [2, 2, 1, 1]
+        assert {subject[:6] for subject, _ in taken} == {"token "}
+
+
+@on_uvloop
+async def test_a_drain_ends_an_upload_whose_rate_is_not_known_yet() -> None:
+    async with serve(publish_rate=1) as site:
+        asked, cancelled = asyncio.Event(), list[bool]()
+
+        def take_rate(subject: str, count: int, done: TakeDone) -> Cancel:
+            asked.set()
+            return lambda: cancelled.append(True)
+
+        site.front.take_rate = take_rate
+        client = await site.client()
+        client.send(head() + chunk(line("a")))
+        await asked.wait()
+        await asyncio.sleep(0)
+        site.front.close_idle()
+        reply = await client.reply()
+        assert (reply.status, reply.json["published"], cancelled) == (503, 0, [True])
 
 
 @on_uvloop

@@ -9,7 +9,7 @@ from typing import Any
 from relay.config.model import Config
 from relay.errors import RelayError, RequestError
 from relay.event import Event
-from relay.sources.requests import Cancel, Done, nothing
+from relay.sources.requests import Cancel, Done, TakeDone, nothing
 from relay.telemetry.topics import TopicsQuery
 from relay.workers.edge_end import Uplink, message_bytes_max
 from relay.workers.hub_end import Chunks, Downlink
@@ -37,6 +37,11 @@ class Office:
         for event, id in zip(events, ids, strict=True):
             root.published.add(event, id)
         done(ids)
+        return nothing
+
+    def take_rate(self, subject: str, count: int, done: TakeDone) -> Cancel:
+        """Limit nothing."""
+        done(0.0)
         return nothing
 
     def find(

@@ -14,7 +14,7 @@ from relay.errors import EventError, RelayError, RequestError
 from relay.event import Event
 from relay.http.coding import BodyDecoder
 from relay.sources.body import line_format
-from relay.sources.requests import Cancel, Done
+from relay.sources.requests import Cancel, Done, TakeDone, nothing
 from relay.sources.upload import BATCH_LINES_MAX, ERRORS_MAX, Upload
 
 
@@ -92,11 +92,15 @@ class Request:
             BodyDecoder(coding) if coding else None,
             self.publisher,
             self.check,
-            lambda _: self.waits_s.pop(0) if self.waits_s else 0.0,
+            self.rate,
             self.counts,
             cast(AbstractEventLoop, self.loop),
             **settings,
         )
+
+    def rate(self, count: int, done: TakeDone) -> Cancel:
+        done(self.waits_s.pop(0) if self.waits_s else 0.0)
+        return nothing
 
     def check(self, event: Event) -> None:
         if event.topic == "forbidden":
