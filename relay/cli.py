@@ -16,6 +16,7 @@ from dataclasses import Field
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from relay import __version__
 from relay.commands.demo import demo
@@ -42,10 +43,17 @@ class RelayGroup(click.Group):
     """The group of commands. The default command is `serve`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Insert `serve` if the arguments name no command."""
-        if not args or (args[0].startswith("-") and args[0] not in _OWN_FLAGS):
-            args = ["serve", *args]
-        return super().parse_args(ctx, args)
+        """Insert `serve` if the arguments name no command. The shell completes a first word that may be a command."""
+        names_none = args[0].startswith("-") and args[0] not in _OWN_FLAGS if args else not ctx.resilient_parsing
+        return super().parse_args(ctx, ["serve", *args] if names_none else args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the completions of the first word: commands, and the flags of the group and of `serve`."""
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-"):
+            serve = self.commands["serve"]
+            found += serve.shell_complete(click.Context(serve, parent=ctx), incomplete)
+        return found
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -122,6 +130,7 @@ def show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 @click.group(
     cls=RelayGroup,
+    short_help="Relay events to clients as Server-Sent Events.",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="The default command is serve. All settings: relay serve --help",
 )

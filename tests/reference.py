@@ -1,6 +1,7 @@
-"""Write the pages of the documentation that are generated from the code: `make reference`.
+"""Write the files that are generated from the code: `make reference`.
 
-Owns the layout of these pages. `tests/test_reference.py` checks that the committed pages equal this program's output.
+Owns the layout of the pages and schemas in docs/reference. `tests/test_reference.py` checks that the committed files
+equal this program's output. `tests.manual` writes the manual pages and the completions.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from relay.config.load import variable
 from relay.config.model import NUMBER_MAX, SETTINGS, group_settings
 from relay.config.values import show
 from relay.telemetry import stats_schema as stats
+from tests import manual
 
 ROOT = Path(__file__).parents[1]
 SETTINGS_PAGE = ROOT / "docs" / "reference" / "settings.md"
 STATS_SCHEMA = ROOT / "docs" / "reference" / "stats.schema.json"
+SETTINGS_SCHEMA = ROOT / "docs" / "reference" / "settings.schema.json"
 
 _KINDS = {
     "text": "text",
@@ -48,6 +51,8 @@ a variable; a variable overrides the file.
   `false`.
 - A **repeatable** setting is a flag given several times, a comma-separated list in a variable, and an array in TOML.
   In `RELAY_SOURCE`, spaces separate the addresses.
+- [`settings.schema.json`](settings.schema.json) is a JSON Schema of the file, for editors. Save it beside the file and
+  begin the file with `#:schema ./settings.schema.json`: Taplo and "Even Better TOML" then complete and check it.
 - TOML keys are at the top level of the file. Only `source` may be a table or an array of tables: see
   [Sources](../sources.md#in-a-file).
 
@@ -104,10 +109,63 @@ def stats_schema() -> str:
     return json.dumps(stats.schema(), indent=2) + "\n"
 
 
+_SIZE = {"pattern": r"^[0-9]+(\.[0-9]+)? ?([kKmMgGtT]i?)?[bB]?$"}
+_DURATION = {"pattern": r"^([0-9]+(\.[0-9]+)? ?(ms|s|m|h|d))+$|^[0-9]+(\.[0-9]+)?$"}
+
+
+def settings_schema() -> str:
+    """Return the JSON Schema of the TOML file. It describes the documented form of each value, for editors."""
+    source = {
+        "type": "object",
+        "required": ["url"],
+        "additionalProperties": {"type": "string"},
+        "properties": {"url": {"type": "string", "pattern": "^[^?]+$"}},
+    }
+    properties = {}
+    for name, each in SETTINGS.items():
+        value = _value_schema(each)
+        if name == "source":
+            value = {"anyOf": [value, source]}
+        if isinstance(each.default, tuple):
+            value = {"anyOf": [{"type": "array", "items": value}, value]}
+        default = show(each.metadata["kind"], each.default)
+        help = each.metadata["help"] + (f" Default: {default}." if default else "")
+        properties[name] = {"description": help, **value}
+    document = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "The TOML file of relay (--config)",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": properties,
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def _value_schema(each: Field[Any]) -> dict[str, Any]:
+    """Return the schema of one value of a setting. Draft 7, because most editors of TOML know no later one."""
+    kind, least, most = each.metadata["kind"], each.metadata["least"], each.metadata["most"]
+    number: dict[str, Any] = {"minimum": least} | ({"maximum": most} if most != NUMBER_MAX else {})
+    if "|" in kind:
+        return {"enum": kind.split("|")}
+    if kind == "switch":
+        return {"type": "boolean"}
+    if kind == "number":
+        return {"type": "integer", **number}
+    if kind == "size":
+        return {"anyOf": [{"type": "integer", **number}, {"type": "string", **_SIZE}]}
+    if kind == "duration":
+        return {"anyOf": [{"type": "number", **number}, {"type": "string", **_DURATION}]}
+    if kind == "count":
+        return {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^(auto|[0-9]+)$"}]}
+    return {"type": "string"}
+
+
 def main() -> None:
-    """Write the pages."""
+    """Write the files."""
     SETTINGS_PAGE.write_text(settings_page())
+    SETTINGS_SCHEMA.write_text(settings_schema())
     STATS_SCHEMA.write_text(stats_schema())
+    manual.main()
 
 
 if __name__ == "__main__":

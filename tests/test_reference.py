@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import jsonschema
 import pytest
 import yaml
 
-from relay.config.model import SETTINGS
+from relay.config.load import to_toml
+from relay.config.model import SETTINGS, Config
+from relay.config.values import read
 from relay.core.close_reason import CloseReason
+from relay.errors import ConfigError
 from tests import reference
 from tests.running import Stream, relay
 
@@ -31,6 +35,55 @@ def names(page: str, section: str = "") -> set[str]:
 def test_the_page_of_settings_equals_the_generated_one() -> None:
     assert reference.SETTINGS_PAGE.read_text() == reference.settings_page(), "run `make reference`"
     assert set(re.findall(r"^### (\S+)$", reference.settings_page(), re.MULTILINE)) == set(SETTINGS)
+
+
+def test_the_schema_of_settings_equals_the_generated_one() -> None:
+    assert reference.SETTINGS_SCHEMA.read_text() == reference.settings_schema(), "run `make reference`"
+
+
+def is_valid(table: dict[str, Any]) -> bool:
+    """Return whether the schema of settings accepts a TOML file."""
+    schema = json.loads(reference.settings_schema())
+    jsonschema.Draft7Validator.check_schema(schema)
+    return bool(jsonschema.Draft7Validator(schema).is_valid(table))
+
+
+def test_the_schema_accepts_the_printed_settings() -> None:
+    assert is_valid(tomllib.loads(to_toml(Config())))
+
+
+def test_the_schema_accepts_the_examples_of_the_documents() -> None:
+    text = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 2
+    assert all(is_valid(tomllib.loads(block)) for block in blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("lag-bytes", [1048576, "64MiB", "64 M", "1.5GiB", "7b", "-1", "", "64X", "MiB", True, -1, 1.5]),
+        ("heartbeat", [15, 0.5, "15", "1h30m", "500ms", "0.5", "1 h", "", "h", "1x", "1h 30", -1, False]),
+        ("h2-streams-max", [1, 256, 0, 2**31, 1.5, True]),
+        ("policy", ["drop-oldest", "drop", 1]),
+        ("durable", [True, False, "maybe", 2]),
+        ("workers", ["auto", 4, "4", 1.5]),
+        ("topic", ["news", 1, True]),
+        ("listen", [":1", [":1", ":2"], [1], 1]),
+    ],
+)
+def test_the_schema_accepts_the_values_that_relay_accepts(name: str, values: list[Any]) -> None:
+    for value in values:
+        try:
+            read(name, SETTINGS[name], value)
+            accepted = True
+        except ConfigError:
+            accepted = False
+        assert is_valid({name: value}) == accepted, value
+
+
+def test_the_schema_rejects_an_unknown_setting() -> None:
+    assert not is_valid({"no-such-setting": 1})
 
 
 def test_the_schema_of_stats_equals_the_generated_one() -> None:
