@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +30,23 @@ from tests.running import free_port, relay, run
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = DEPLOY / "compose"
+CONTAINERFILE = DEPLOY / "Containerfile"
 OVERLAYS = ("redis", "kafka", "jetstream")
 KUBERNETES = "1.30"
 """The oldest version that runs `preStop: sleep` by default."""
 
 
+def kustomize(folder: Path) -> list[dict[str, Any]]:
+    """Return the objects that a folder with a kustomization renders to."""
+    command = [program("kubectl"), "kustomize", str(folder)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return list(yaml.safe_load_all(text))
+
+
 @functools.cache
 def render(overlay: str) -> list[dict[str, Any]]:
     """Return the objects of an overlay."""
-    command = [program("kubectl"), "kustomize", str(DEPLOY / "kubernetes" / "overlays" / overlay)]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return list(yaml.safe_load_all(text))
+    return kustomize(DEPLOY / "kubernetes" / "overlays" / overlay)
 
 
 def the(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
@@ -103,6 +112,52 @@ def test_the_compose_files_match_the_schema_and_relay_accepts_their_settings(bro
     done = run("serve", "--print-config", **settings)
     assert done.returncode == 0, done.stderr
     assert parse_broker(settings["RELAY_CLUSTER"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_only_the_port_of_http_of_a_node_is_open(overlay: str) -> None:
+    objects = render(overlay)
+    [container] = the(objects, "Deployment", "relay")["spec"]["template"]["spec"]["containers"]
+    policy = the(objects, "NetworkPolicy", "relay")["spec"]
+    assert policy["podSelector"] == the(objects, "Deployment", "relay")["spec"]["selector"]
+    assert policy["ingress"] == [{"ports": [{"port": port["name"]} for port in container["ports"]]}]
+
+
+def test_the_monitor_of_the_component_finds_the_service() -> None:
+    # kustomize refuses absolute paths, and reads no file outside of the folder except through a kustomization.
+    folder = DEPLOY / "kubernetes" / "components" / "service-monitor"
+    [monitor] = [each for each in kustomize(folder) if each["kind"] == "ServiceMonitor"]
+    service = the(render("redis"), "Service", "relay")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    [endpoint] = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    with relay() as server:
+        assert server.request("GET", endpoint["path"])[0] == 200
+
+
+def arguments(instruction: str) -> list[str]:
+    """Return the last command of an instruction of the Containerfile, as a list."""
+    text = CONTAINERFILE.read_text().replace("\\\n", " ")
+    [found] = re.findall(rf"^{instruction} .*?(\[.*\])$", text, re.MULTILINE)
+    command: list[str] = json.loads(found)
+    return command
+
+
+def test_relay_accepts_the_command_of_the_image() -> None:
+    assert [Path(arguments("ENTRYPOINT")[0]).name, arguments("CMD")[0]] == ["relay", "serve"]
+    [listen] = re.findall(r"\bRELAY_LISTEN=(\S+)", CONTAINERFILE.read_text())
+    done = run(*arguments("CMD"), "--print-config", RELAY_LISTEN=listen)
+    assert done.returncode == 0, done.stderr
+    assert "USER 65534:65534\n" in CONTAINERFILE.read_text()
+
+
+def test_the_health_check_of_the_image_succeeds_only_if_relay_serves() -> None:
+    _, *options, code = arguments("HEALTHCHECK")
+    with relay() as server:
+        check = [sys.executable, *options, code.replace(":8080/", f":{server.port}/")]
+        assert code != check[-1]
+        assert subprocess.run(check, check=False, capture_output=True).returncode == 0
+    assert subprocess.run(check, check=False, capture_output=True).returncode != 0
 
 
 def test_haproxy_accepts_its_configuration() -> None:
