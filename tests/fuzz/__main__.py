@@ -1,19 +1,20 @@
 """`make fuzz ARGS="sse …"`: fuzz one target, or all in turn, with atheris, from the corpus, for one minute each.
 
 The arguments after the name of the target go to libFuzzer: `-max_total_time=600`, `-seed=1`, or a file to run once.
+Inputs that reach new code are kept in build/fuzz, and the next run begins with them. `-merge=1` copies to
+tests/fuzz/corpus those that reach code which the corpus does not reach.
 """
 
 from __future__ import annotations
 
 import importlib
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+GROWN = HERE.parents[1] / "build" / "fuzz"
 TARGETS = (
     "client",
     "entry",
@@ -46,10 +47,10 @@ def fuzz(name: str, arguments: list[str]) -> None:
         target = importlib.import_module(f"tests.fuzz.{name}")
     found = HERE / "found"
     found.mkdir(exist_ok=True)
-    grown = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
-    words = grown / "words"
+    grown = GROWN / name
+    grown.mkdir(parents=True, exist_ok=True)
+    words = GROWN / f"{name}.words"
     words.write_text("".join(map(quoted, target.WORDS)))
-    shutil.copytree(HERE / "corpus" / name, grown / "corpus")
     options = [
         f"-dict={words}",
         f"-artifact_prefix={found}/{name}-",
@@ -57,7 +58,10 @@ def fuzz(name: str, arguments: list[str]) -> None:
         "-timeout=10",
         "-rss_limit_mb=1024",
     ]
-    places = [] if any(Path(argument).is_file() for argument in arguments) else [str(grown / "corpus")]
+    # libFuzzer writes to the first folder.
+    kept = HERE / "corpus" / name
+    folders = [kept, grown] if "-merge=1" in arguments else [grown, kept]
+    places = [] if any(Path(argument).is_file() for argument in arguments) else [str(each) for each in folders]
     atheris.Setup([name, *options, "-max_total_time=60", "-print_final_stats=1", *arguments, *places], target.check)
     atheris.Fuzz()
 
