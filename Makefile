@@ -18,6 +18,8 @@ INSTALLED := $(VENV)/.installed-$(RELAY_BUILD)
 INSTALLED_TEST := $(INSTALLED)-test
 INSTALLED_FUZZ := $(INSTALLED)-fuzz
 NODE_MODULES := tests/clients/node_modules/.installed
+JS_CLIENT := clients/js/dist/.built
+JS_SOURCES := $(addprefix clients/js/,package.json package-lock.json tsconfig.json) $(wildcard clients/js/src/*.ts)
 
 # The servers to compare with relay; make peers PEERS="nchan go-sse" installs only some.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
@@ -43,12 +45,12 @@ run: $(INSTALLED)  ## Run the server: make run ARGS="--listen 0.0.0.0:8080".
 # Most tests wait rather than compute, so four processes suit two cores. Pytest exits with 5 if ARGS selects no test.
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n $(JOBS) --dist worksteal
-test: $(INSTALLED_TEST) $(NODE_MODULES)  ## Run the tests, except the slow ones.
+test: $(INSTALLED_TEST) $(NODE_MODULES) $(JS_CLIENT)  ## Run the tests, except the slow ones.
 	$(PYTEST) $(PARALLEL) -m "not slow and not alone" $(ARGS)
 
 test-all: test test-slow  ## Run all tests, including faults, load scenarios and the tests of the benchmarks.
 
-test-slow: $(INSTALLED_TEST) $(NODE_MODULES)
+test-slow: $(INSTALLED_TEST) $(NODE_MODULES) $(JS_CLIENT)
 	$(PYTEST) $(PARALLEL) -m "slow and not alone" $(ARGS) || [ $$? = 5 ]
 	$(PYTEST) -m alone $(ARGS) || [ $$? = 5 ]
 
@@ -231,7 +233,7 @@ load-ui: $(INSTALLED_TEST)  ## Run the same load from locust's web page.
 
 clean:  ## Remove all files that make created.
 	rm -rf .venv .venv-sanitize build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
-	rm -rf relay/_speedups.*.so _speedups/*.c _speedups/*.html tests/clients/node_modules bench/bin loadtest/rig/bin bench/peers/.installed
+	rm -rf relay/_speedups.*.so _speedups/*.c _speedups/*.html tests/clients/node_modules clients/js/node_modules clients/js/dist bench/bin loadtest/rig/bin bench/peers/.installed
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
@@ -267,4 +269,16 @@ $(NODE_MODULES): tests/clients/package.json
 		touch $@; \
 	else \
 		echo "npm could not install the packages: the tests skip clients in JavaScript"; \
+	fi
+
+.PHONY: clients
+clients: $(JS_CLIENT)  ## Build the JavaScript client in clients/js/dist (needs npm).
+
+# npm ci installs exactly the versions and checksums of package-lock.json.
+$(JS_CLIENT): $(JS_SOURCES)
+	@if ! command -v npm >/dev/null; then \
+		echo "npm is not installed: the tests skip clients/js"; \
+	else \
+		rm -rf $(@D) && npm ci --prefix clients/js --no-audit --no-fund --loglevel=error </dev/null && \
+		npm run --silent --prefix clients/js build && touch $@; \
 	fi

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator
 
 import httpx
@@ -42,7 +43,7 @@ class BufferingProxy:
             line, _, rest = head.partition(b"\r\n")
             self.paths.append(line.split()[1].decode())
             # A response to such a request of HTTP/1.0 is complete when the connection closes.
-            rest = rest.replace(b"Connection: keep-alive", b"Connection: close")
+            rest = re.sub(rb"(?i)connection: keep-alive", b"Connection: close", rest)
             answer, upstream = await asyncio.open_connection("127.0.0.1", self.port)
             upstream.write(line.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n" + rest)
             held = b""
