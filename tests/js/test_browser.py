@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from loadtest.rig.cable import Cable
 from tests import ROOT
 from tests.auth.test_access import JWT, token
 from tests.browser import Browser
@@ -40,14 +41,14 @@ class Tabs:
     Args:
         browser: the browser.
         origin: of the tabs.
-        relay: the server.
+        url: of the server.
         options: of each source, in the query of the page.
     """
 
-    def __init__(self, browser: Browser, origin: str, server: Relay, **options: str) -> None:
+    def __init__(self, browser: Browser, origin: str, url: str, **options: str) -> None:
         self._browser = browser
         self._page = f"{origin}/tab.html"
-        self._options = {"relay": server.url, **options}
+        self._options = {"relay": url, **options}
         browser.open(f"{origin}/dist/")
         browser.value("void (window.tabs = [])")
 
@@ -102,7 +103,7 @@ def browsing(*arguments: str) -> Iterator[Relay]:
 @pytest.mark.usefixtures("closing")
 def test_a_page_of_another_origin_sends_its_token(browser: Browser, origin: str) -> None:
     with browsing(*JWT, *FLAGS) as server:
-        tabs = Tabs(browser, origin, server)
+        tabs = Tabs(browser, origin, server.url)
         tab = tabs.open(token=token(relay={"subscribe": ["news"]}))
         server.publish("one", "news")
         tabs.wait(tab, ["one"])
@@ -119,12 +120,16 @@ NO_SCRIPT = {"share": "tests", "worker": "missing.js"}
 def test_tabs_share_one_connection_until_the_last_one_leaves(
     browser: Browser, origin: str, options: dict[str, str]
 ) -> None:
-    with browsing(*FLAGS) as server:
-        tabs = Tabs(browser, origin, server, **options)
+    with browsing(*FLAGS) as server, contextlib.closing(Cable(server.port)) as cable:
+        tabs = Tabs(browser, origin, f"http://127.0.0.1:{cable.port}", **options)
         numbers = [tabs.open() for _ in range(3)]
         assert server.stats()["streams"] == 1
-        published = ["one"]
+        published = ["one", "x" * 100_000, "three"]
         server.publish("one", "news")
+        tabs.wait(numbers[-1], published[:1])
+        cable.cut_after(20_000)
+        for data in published[1:]:
+            server.publish(data, "news")
         for number in numbers:
             tabs.wait(number, published)
         # The first tab has the connection if there is no worker.
@@ -138,7 +143,7 @@ def test_tabs_share_one_connection_until_the_last_one_leaves(
         # A tab that is closed may report the loss of its connection before the next tab has one.
         assert tabs.states(numbers[-1])[-1] == "open"
         if options is WORKER:
-            assert tabs.states(numbers[-1]) == ["open"]
+            assert tabs.states(numbers[-1]) == ["open", "connecting 0", "open"]
         tabs.leave(numbers[-1])
         wait_streams(server, 0)
         # A later tab begins with the next event.
@@ -154,7 +159,7 @@ def test_a_shared_connection_uses_the_token_of_a_tab_that_is_open(
     browser: Browser, origin: str, options: dict[str, str]
 ) -> None:
     with browsing(*JWT, *FLAGS, "--max-age", "2s") as server:
-        tabs = Tabs(browser, origin, server, token=token(relay={"subscribe": ["news"]}), **options)
+        tabs = Tabs(browser, origin, server.url, token=token(relay={"subscribe": ["news"]}), **options)
         first, second = tabs.open(), tabs.open()
         tabs.close(first)
         eventually(lambda: server.stats()["closes"].get("age", 0) >= 1, "a stream has reached its maximum age")
@@ -167,7 +172,7 @@ def test_a_shared_connection_uses_the_token_of_a_tab_that_is_open(
 @pytest.mark.usefixtures("closing")
 def test_a_shared_source_closes_in_each_tab_when_its_topic_has_ended(browser: Browser, origin: str) -> None:
     with browsing(*FLAGS) as server:
-        tabs = Tabs(browser, origin, server, **WORKER)
+        tabs = Tabs(browser, origin, server.url, **WORKER)
         numbers = [tabs.open(), tabs.open()]
         server.publish('{"event": "relay.end", "data": "bye"}', "news", "application/json")
         for number in numbers:
