@@ -137,6 +137,10 @@ else
 	$(BIN)/python -m mypy.stubtest relay._speedups
 endif
 
+.PHONY: languages
+languages: $(INSTALLED_TEST)  ## Run the subscribers of docs/languages.md, including Kotlin (Maven downloads its compiler).
+	LANGUAGES=all $(PYTEST) tests/examples/test_languages.py $(ARGS)
+
 storm: $(INSTALLED_TEST)  ## Let ten thousand streams reconnect at once: none may miss an event.
 	STORM=10000 $(BIN)/python -m pytest -s tests/faults/test_network.py -k herd $(ARGS)
 
