@@ -61,6 +61,8 @@ def check(config: Config) -> Config:
         parse_history(text)
     _check_scale(config)
     _check_cluster(config)
+    if config.otlp_url and not config.otlp_url.startswith(("http://", "https://")):
+        raise ConfigError("otlp-url: the address of a collector begins with http:// or https://")
     if config.retry_min_s > config.retry_max_s:
         raise ConfigError("retry-min: must not exceed retry-max")
     return config

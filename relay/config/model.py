@@ -738,6 +738,20 @@ class Config:
     log_format: str = setting(
         "auto", "Form of the log. `auto`, the default, is text on a terminal, otherwise JSON.", "auto|text|json"
     )
+    otlp_url: str = setting(
+        "",
+        "Base URL of an OpenTelemetry collector (OTLP over HTTP), such as http://127.0.0.1:4318. relay sends it the "
+        "metrics, and spans of publish requests whose `traceparent` is sampled.",
+        "text",
+        "URL",
+    )
+    otlp_interval_s: float = setting(
+        60.0,
+        "Time between two exports of the metrics to otlp-url. 60 seconds by default, as in other programs with "
+        "OpenTelemetry.",
+        "duration",
+        least=1,
+    )
 
 
 SETTINGS: dict[str, Field[Any]] = {each.name.removesuffix("_s").replace("_", "-"): each for each in fields(Config)}
@@ -771,7 +785,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Stopping and upgrading": ("exit-on-eof", "drain-*", "upgrade-timeout"),
     "Several machines": ("cluster", "cluster-*", "upstream", "upstream-*"),
-    "Log": ("log-format",),
+    "Log and telemetry": ("log-format", "otlp-url", "otlp-interval"),
 }
 """The groups of settings in `--help`, the most common first. `*` matches the rest of a name."""
 

@@ -182,6 +182,11 @@ class Hub:
         self.holds.release()  # Waiting requests are rejected.
 
     @property
+    def flushed(self) -> int:
+        """The sequence before which live streams have received everything."""
+        return self._flush.flushed
+
+    @property
     def head(self) -> int:
         """Sequence of the next event. An acknowledged event may not be in the log yet."""
         journal = self.writer.journal

@@ -49,6 +49,7 @@ from relay.core.grant import ANYBODY, Grant
 from relay.core.notice import come_back
 from relay.core.stream import Subscribe
 from relay.errors import RETRY_SOON, EventError, RelayError, RequestError
+from relay.event import Event
 from relay.front.deadlines import Waiting
 from relay.front.front import Ask, Front, PackedConnection, guarded
 from relay.front.publish import authorise, check_rate, open_upload, read_events
@@ -58,7 +59,7 @@ from relay.http.forwarded import client_address
 from relay.http.request import PREFACE_HEAD, Http2PrefaceError, Request, RequestParser
 from relay.http.response import JSON, Headers, json_body, respond, upload_head
 from relay.limits import Limit
-from relay.sources.requests import Cancel
+from relay.sources.requests import Cancel, Done
 from relay.sources.topic_signals import SIGNAL_BYTES_MAX
 from relay.sources.upload import Upload
 from relay.sse import comment
@@ -438,10 +439,13 @@ class FrontProtocol(asyncio.Protocol):
         except EventError as error:
             self._refuse_event(error)
             return
+        send: Callable[[list[Event], Done], Cancel] = front.publisher.publish
+        if front.traces is not None:
+            send = partial(front.traces.publish, self._request.headers, send)
 
         def publish(wait_s: float) -> None:
             check_rate(front, wait_s)
-            self._await(lambda done: front.publisher.publish(events, done), self._published)
+            self._await(lambda done: send(events, done), self._published)
 
         if front.config.publish_rate:
             self._await(lambda done: front.take_rate(subject, len(events), done), publish)

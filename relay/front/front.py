@@ -37,6 +37,7 @@ from relay.telemetry.topics import TopicsQuery
 if TYPE_CHECKING:
     from relay.front.connection import FrontProtocol
     from relay.front.h2 import Http2Connection
+    from relay.telemetry.traces import Traces
 
 BODY_BYTES_PER_S_MIN = 64 * 1024
 """Slowest rate of a body. The limit is `head-timeout` plus the time of the largest body at this rate."""
@@ -85,6 +86,7 @@ class Front:
         auth: checks tokens.
         loop: the running event loop.
         clock: returns the hub's `now_s`.
+        traces: the spans of publish requests; None without `otlp-url`.
 
     `signals` has the feeders of this process; `signal` sends a signal to those of all processes. At an edge,
     `become_edge` sets `publisher`, `find` and `ask`. `take_rate` takes events from the publish rate of a subject, which
@@ -103,6 +105,7 @@ class Front:
     auth: Auth
     loop: asyncio.AbstractEventLoop
     clock: Callable[[], float]
+    traces: Traces | None = None
     ready: bool = field(init=False, default=True)
     publisher: BatchPublisher = field(init=False)
     signals: TopicSignals = field(init=False)

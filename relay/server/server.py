@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import uvloop
 from prometheus_client import CollectorRegistry
@@ -31,6 +32,7 @@ from relay.config.load import worker_count
 from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.errors import ConfigError
+from relay.extras import missing_extra
 from relay.front.acceptor import Acceptor
 from relay.front.front import Front
 from relay.front.rate import BURST_S
@@ -59,6 +61,9 @@ from relay.upgrade import take
 from relay.upgrade.messages import Channel
 from relay.workers.membership import Membership
 from relay.workers.processes import Inherited
+
+if TYPE_CHECKING:
+    from relay.telemetry.otlp import Otlp
 
 COLLECTIONS = (700, 10, 1000)
 """Thresholds of the garbage collector. It collects the oldest generation only after seven million new objects, because
@@ -123,15 +128,18 @@ class Server:
         self._streams_available = streams_available(config, descriptors)
         registry = CollectorRegistry()
         self._histograms = Histograms(registry)
+        self._otlp = _load_otlp(config, registry)
         self._hub = Hub(
             config,
             Engine(config.discard_bytes_max),
             epoch="" if self._is_edge or config.cluster else secrets.token_hex(4),
             streams_max=config.streams_max or self._streams_available,
-            measures=self._histograms,
+            measures=self._histograms if self._otlp is None else self._otlp.traces.measures(self._histograms),
             clock=time.monotonic,
             wake=self._wake,
         )
+        if self._otlp is not None:
+            self._otlp.traces.observe(self._hub)
         if config.validate:
             self._hub.writer.use_validation(Validation(config.validate).check)
         self._metrics = Metrics(self._hub, registry, time.monotonic)
@@ -156,6 +164,8 @@ class Server:
             # A takeover opens the file late. The file must still close after the parts that use it.
             self._data_stack = self._stack.enter_context(contextlib.ExitStack())
             await self._start()
+            if self._otlp is not None:
+                await self._stack.enter_async_context(self._otlp.exporting())
             if not self._stop.is_set():
                 gc.freeze()
                 gc.set_threshold(*COLLECTIONS)
@@ -290,7 +300,10 @@ class Server:
         credentials.start(loop)
         self._metrics.report_keys(lambda: credentials.keys_expire_s, lambda: credentials.fetched_s)
         page = importlib.resources.files("relay").joinpath("pages/index.html").read_bytes()
-        front = Front(hub, config, self._metrics, self._collect_stats, page, credentials.auth, loop, time.monotonic)
+        traces = None if self._otlp is None else self._otlp.traces
+        front = Front(
+            hub, config, self._metrics, self._collect_stats, page, credentials.auth, loop, time.monotonic, traces
+        )
         self._stack.callback(front.abort)
         membership = Membership(
             config,
@@ -419,6 +432,8 @@ class Server:
     def _tick(self, now_s: float) -> None:
         parts = self._parts
         parts.credentials.auth.purge()
+        if self._otlp is not None:
+            self._otlp.traces.tick(now_s)
         if parts.journal is not None:
             parts.journal.tick(now_s)
         if parts.cluster is not None:
@@ -434,3 +449,18 @@ class Server:
     def _on_eof(self) -> None:
         if self._config.exit_on_eof:
             self._signals.end()
+
+
+def _load_otlp(config: Config, registry: CollectorRegistry) -> Otlp | None:
+    """Return the exports to a collector of OpenTelemetry; None without one.
+
+    Raises:
+        ConfigError: the extra is not installed.
+    """
+    if not config.otlp_url:
+        return None
+    try:
+        from relay.telemetry.otlp import Otlp
+    except ImportError as error:
+        raise ConfigError(f"otlp-url: {error}; {missing_extra('otel')}") from None
+    return Otlp(config.otlp_url, config.otlp_interval_s, registry, time.monotonic)
