@@ -24,7 +24,7 @@ JS_SOURCES := $(addprefix clients/js/,package.json package-lock.json tsconfig.js
 # The servers to compare with relay; make peers PEERS="nchan go-sse" installs only some.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo prove cluster-demo cluster-faults bench-cluster capacity run test test-all docs reference release lock audit browser brokers promtool kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-gate bench-instructions \
+.PHONY: help demo prove prove-cast cluster-demo cluster-faults bench-cluster capacity run test test-all docs reference release lock audit browser brokers promtool kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## List the targets.
@@ -35,6 +35,13 @@ demo: $(INSTALLED)  ## Run relay with a live sample feed and print the address o
 
 prove: $(INSTALLED)  ## Check the promise with 10,000 clients while the server is killed and upgraded; under a minute.
 	$(BIN)/relay demo --prove $(ARGS)
+
+ASCIINEMA := build/asciinema
+prove-cast: $(INSTALLED_TEST)  ## Record `relay demo --prove` with asciinema in docs/proof.cast, and show it in docs/proof.md.
+	[ -x $(ASCIINEMA)/bin/asciinema ] || { $(PYTHON) -m venv $(ASCIINEMA) && $(ASCIINEMA)/bin/pip install --quiet asciinema==2.4.0; }
+	PATH="$(abspath $(BIN)):$$PATH" $(ASCIINEMA)/bin/asciinema rec --quiet --overwrite --env TERM --cols 110 --rows 36 \
+		--title "relay: the promise under test" --command "relay demo --prove" docs/proof.cast
+	$(BIN)/python -m tests.reference
 
 cluster-demo: $(INSTALLED_TEST) brokers  ## Run a Redis and two nodes, kill both in turn, and count lost events (none); 20 s.
 	$(BIN)/python examples/cluster/demo.py $(ARGS)

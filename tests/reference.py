@@ -7,6 +7,7 @@ equal this program's output. `tests.manual` writes the manual pages and the comp
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import Field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ ROOT = Path(__file__).parents[1]
 SETTINGS_PAGE = ROOT / "docs" / "reference" / "settings.md"
 STATS_SCHEMA = ROOT / "docs" / "reference" / "stats.schema.json"
 SETTINGS_SCHEMA = ROOT / "docs" / "reference" / "settings.schema.json"
+PROOF_CAST = ROOT / "docs" / "proof.cast"
+PROOF_PAGE = ROOT / "docs" / "proof.md"
+
+_PROOF = re.compile(r"(<!-- proof: [^\n]*-->\n```text\n).*?(```\n<!-- end of proof -->\n)", re.DOTALL)
 
 _KINDS = {
     "text": "text",
@@ -160,12 +165,24 @@ def _value_schema(each: Field[Any]) -> dict[str, Any]:
     return {"type": "string"}
 
 
+def proof_transcript() -> str:
+    """Return the output of the recording (asciicast version 2)."""
+    _, *events = map(json.loads, PROOF_CAST.read_text().splitlines())
+    return "".join(text for _, kind, text in events if kind == "o").replace("\r\n", "\n")
+
+
+def proof_page() -> str:
+    """Return the page of the proof, with the text of its recording."""
+    return _PROOF.sub(lambda found: found[1] + proof_transcript() + found[2], PROOF_PAGE.read_text())
+
+
 def main() -> None:
     """Write the files."""
     SETTINGS_PAGE.write_text(settings_page())
     SETTINGS_SCHEMA.write_text(settings_schema())
     STATS_SCHEMA.write_text(stats_schema())
     manual.main()
+    PROOF_PAGE.write_text(proof_page())
 
 
 if __name__ == "__main__":

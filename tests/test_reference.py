@@ -18,6 +18,7 @@ from relay.config.values import read
 from relay.core.close_reason import CloseReason
 from relay.errors import ConfigError
 from tests import reference
+from tests.commands.test_prove import check_kept
 from tests.running import Stream, relay
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +85,11 @@ def test_the_schema_accepts_the_values_that_relay_accepts(name: str, values: lis
 
 def test_the_schema_rejects_an_unknown_setting() -> None:
     assert not is_valid({"no-such-setting": 1})
+
+
+def test_the_page_of_the_proof_shows_its_recording() -> None:
+    assert reference.PROOF_PAGE.read_text() == reference.proof_page(), "run `make reference`"
+    check_kept(reference.proof_transcript(), 10_000)
 
 
 def test_the_schema_of_stats_equals_the_generated_one() -> None:

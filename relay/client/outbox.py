@@ -77,7 +77,7 @@ class Outbox:
         await self._news.wait()
 
     def take(self, count_max: int, bytes_max: int) -> list[Outgoing]:
-        """Take the next events: at least one if there is one, and no more than fit."""
+        """Take the next events within both limits. A single event may exceed `bytes_max`."""
         taken: list[Outgoing] = []
         size = 0
         while self._unsent and len(taken) < count_max:

@@ -35,7 +35,7 @@ LISTEN = "127.0.0.1:8080"
 LOOPBACK = {"localhost": "localhost", "127.0.0.1": "127.0.0.1", "::1": "[::1]"}
 """Hosts that only this machine can reach, and their names in a request."""
 RATE = 20.0
-PROVE_RATE = 200.0
+PROVE_RATE = 100.0
 PROVE_PAUSES_S = 12.0
 PORTS_TRIED = 10
 """Number of ports to try if the user gives no address."""

@@ -52,7 +52,7 @@ BUSY_BYTES = 1000
 """Events on that topic while they do not read: more than the kernel's buffers and `BUSY_LAG` hold."""
 BUSY_LAG = "64KiB"
 
-STEP_TIMEOUT_S = 60.0
+STEP_TIMEOUT_S = 120.0
 """Longest time for one step."""
 PAUSES = 6
 """Number of pauses in a run."""
@@ -338,7 +338,7 @@ class _Run:
 
 
 def report(groups: Mapping[str, Sums], lost: int) -> int:
-    """Print what each group of clients received, and whether the promise was kept. Return the exit code.
+    """Print the result of each group of clients, and whether the promise was kept. Return the exit code.
 
     Args:
         groups: the results.

@@ -10,6 +10,7 @@ Owns the connections of the clients. Never publishes and never starts a server (
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from relay.sse import Decoder
 
 CONNECTING_MAX = 128
 """Connections that are opened at the same time. More would only wait in the backlog of the server."""
-OPEN_TIMEOUT_S = 10.0
+OPEN_TIMEOUT_S = 30.0
 RETRY_S = 0.5
 """Longest random wait before a new attempt, if the server has not sent a time yet."""
 STATE_S = 0.1
@@ -54,24 +55,21 @@ class _Client:
 
     async def open(self) -> None:
         """Connect until the server sends a stream."""
-        loop = asyncio.get_running_loop()
-        while True:
-            async with self.clients.connecting:
-                if await self._connect(_Connection(self, loop.create_future())):
-                    return
+        while not await self._connect():
             await asyncio.sleep(self.retry_s or random.uniform(0, RETRY_S))  # noqa: S311
 
-    async def _connect(self, connection: _Connection) -> bool:
-        """Return whether the server sends a stream."""
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
-                await loop.create_connection(lambda: connection, *self.clients.address)
-                await connection.opened
-        except (OSError, TimeoutError):
-            connection.abort()
-            return False
-        return True
+    async def _connect(self) -> bool:
+        """Return whether the server has sent a stream."""
+        async with self.clients.connecting:
+            connection = _Connection(self)
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(OPEN_TIMEOUT_S):
+                    loop = asyncio.get_running_loop()
+                    await loop.create_connection(lambda: connection, *self.clients.address)
+                    await connection.settled.wait()
+            if not connection.was_open:
+                connection.give_up()
+            return connection.was_open
 
 
 class _Connection(asyncio.Protocol):
@@ -79,20 +77,24 @@ class _Connection(asyncio.Protocol):
 
     Args:
         client: the client.
-        opened: receives the response head, or an error.
     """
 
-    def __init__(self, client: _Client, opened: asyncio.Future[None]) -> None:
-        self.opened = opened
+    def __init__(self, client: _Client) -> None:
+        self.was_open = False
+        self.settled = asyncio.Event()
+        """Set when the server has sent a stream, or the connection is lost."""
         self._client = client
         self._head = b""
         self._decoder = Decoder(EVENT_BYTES_MAX, client.last_event_id)
-        self._is_open = False
         self._is_cut = False
+        self._is_given_up = False
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Request the stream."""
+        if self._is_given_up:
+            cast("asyncio.Transport", transport).abort()
+            return
         self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are of another class.
         client = self._client
         resume = f"Last-Event-ID: {client.last_event_id}\r\n" if client.last_event_id else ""
@@ -102,20 +104,21 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Check the events of the stream."""
+        if self._is_given_up:
+            return
         client = self._client
-        if not self._is_open:
+        if not self.was_open:
             self._head += data
             head, found, data = self._head.partition(b"\r\n\r\n")
             if not found and len(self._head) < HEAD_BYTES_MAX:
                 return
             if not found or head.split(b" ", 2)[1] != b"200":
-                self.abort()
+                self.give_up()
                 return
-            self._is_open = True
+            self.was_open = True
             client.connection = self
             client.clients.count_open(is_resumed=bool(client.last_event_id))
-            if not self.opened.done():
-                self.opened.set_result(None)
+            self.settled.set()
         for event in self._decoder.feed(data):
             client.record.take(event)
         client.last_event_id = self._decoder.last_event_id
@@ -125,15 +128,15 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, _: Exception | None) -> None:
         """Reconnect after the server's reconnection time."""
         self._transport = None
-        if not self._is_open:
-            if not self.opened.done():
-                self.opened.set_exception(ConnectionError())
+        self.settled.set()
+        if not self.was_open:
             return
         self._client.connection = None
         self._client.clients.count_lost(self._client, is_cut=self._is_cut)
 
-    def abort(self) -> None:
-        """Close the connection at once."""
+    def give_up(self) -> None:
+        """Close a connection that has no stream. Another one of the client replaces it."""
+        self._is_given_up = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -142,7 +145,7 @@ class _Connection(asyncio.Protocol):
         assert self._transport is not None
         if command == "cut":
             self._is_cut = True
-            self.abort()
+            self._transport.abort()
         elif command == "stall":
             self._transport.pause_reading()
         else:

@@ -18,7 +18,7 @@ from relay.event import Event
 
 
 class Sums(msgspec.Struct):
-    """What a group of clients received.
+    """The received and missed events of a group of clients.
 
     Args:
         clients: the number of clients.

@@ -29,7 +29,7 @@ def rows(output: str) -> dict[str, Sums]:
     return found
 
 
-def check(output: str, streams: int) -> None:
+def check_kept(output: str, streams: int) -> None:
     """Check the output of a run that kept the promise."""
     sums = rows(output)
     assert list(sums) == ["stalled", "disconnected", "others", "all"]
@@ -54,7 +54,7 @@ def test_a_small_proof_keeps_the_promise() -> None:
         env=environment(),
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    check(done.stdout, 150)
+    check_kept(done.stdout, 150)
 
 
 def test_a_file_cannot_be_kept() -> None:
