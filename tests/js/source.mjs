@@ -25,7 +25,9 @@ if (ticketToken) {
 }
 const source = new RelaySource(url, options);
 for (const type of ["message", ...types]) {
-  source.addEventListener(type, ({ type, data, lastEventId, topic }) => report({ type, data, id: lastEventId, topic }));
+  source.addEventListener(type, ({ type, data, lastEventId, topic }) => {
+    report({ type, data, id: lastEventId, topic, transport: source.transport });
+  });
 }
 source.onopen = () => report({ state: "open", transport: source.transport });
 source.onerror = ({ message, status }) => {

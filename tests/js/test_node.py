@@ -215,6 +215,24 @@ async def test_a_source_polls_behind_a_proxy_that_buffers() -> None:
         assert all(path.startswith("/poll?topic=news") for path in proxy.paths[1:])
 
 
+async def test_a_source_that_polls_tries_a_stream_again() -> None:
+    with relay(*FAST_RETRY) as server:
+        proxy = BufferingProxy(server)
+        async with proxy.listening() as url:
+            with NodeSource(url, openTimeoutMs=1500, readTimeoutMs=1000, streamAgainMs=700) as source:
+                await asyncio.to_thread(source.wait_open)
+                await asyncio.to_thread(server.publish, "1", "news")
+                await asyncio.to_thread(source.wait_data, "1")
+                proxy.buffering = False
+                tried = len(proxy.paths)
+                while not any(path.startswith("/events") for path in proxy.paths[tried:]):
+                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(server.publish, "2", "news")
+                await asyncio.to_thread(source.wait_data, "1", "2")
+                assert [each["transport"] for each in source.events()] == ["poll", "stream"]
+                assert source.states() == [{"state": "open", "transport": "poll"}]
+
+
 async def test_a_failed_poll_leads_back_to_a_stream() -> None:
     with relay(*FAST_RETRY) as server:
         proxy = BufferingProxy(server)

@@ -37,6 +37,7 @@ export interface Plan {
   withCredentials: boolean;
   openTimeoutMs: number;
   readTimeoutMs: number;
+  streamAgainMs: number;
   backoffLeastMs: number;
   backoffMostMs: number;
 }
@@ -145,6 +146,10 @@ export class Connection {
       clearTimeout(this.#timer);
       this.#attempt.abort();
       if (this.#closed) return;
+      if (!failure) {
+        this.#transport = "stream";
+        continue;
+      }
       const { message, status, final, afterMs, silent } = failure;
       if (final && polling && !this.#heard && status !== 204 && !isDenied(status)) {
         this.#polls = undefined; // The server does not support polls.
@@ -181,15 +186,16 @@ export class Connection {
     }
   }
 
-  /** Poll until a poll fails. */
-  async #poll(subscribedMs: number): Promise<Failure> {
-    const { since, openTimeoutMs, readTimeoutMs } = this.#plan;
+  /** Poll until a poll fails, or return nothing when it is time to try a stream again. */
+  async #poll(subscribedMs: number): Promise<Failure | undefined> {
+    const { since, openTimeoutMs, readTimeoutMs, streamAgainMs } = this.#plan;
+    const startedMs = now();
     // Without an id, the first poll covers the time in which the stream delivered nothing.
     const silentMs = Math.ceil(now() - subscribedMs + START_MARGIN_MS);
     const start = since && since !== "latest" ? since : `${silentMs}ms`;
     const url = new URL(this.#polls!);
     url.searchParams.set("wait", "0"); // The first answer comes at once, and shows that polls get through.
-    for (;;) {
+    while (now() - startedMs < streamAgainMs) {
       const beganMs = now();
       const response = await this.#request(url.href, start, "application/json", openTimeoutMs + readTimeoutMs);
       const { lines, next } = decodeAnswer(await response.text());
@@ -201,6 +207,7 @@ export class Connection {
       if (isShort && url.searchParams.get("wait") !== "0") await this.#sleep(EMPTY_MS_MIN);
       url.searchParams.set("wait", `${Math.ceil(readTimeoutMs / 2)}ms`);
     }
+    return undefined;
   }
 
   /** Send a request from the position, and check the response. */

@@ -43,6 +43,8 @@ export interface Options {
   openTimeoutMs?: number;
   /** Silence in milliseconds after which a stream is considered lost (45,000). It must exceed the heartbeat. */
   readTimeoutMs?: number;
+  /** Time in milliseconds after which a source that polls tries a stream again (600,000). */
+  streamAgainMs?: number;
   /** Longest first random wait in milliseconds (1,000). It doubles with each failure. */
   backoffLeastMs?: number;
   /** Longest random wait in milliseconds (30,000). */
@@ -132,6 +134,7 @@ export class RelaySource extends EventTarget {
       withCredentials: options.withCredentials ?? false,
       openTimeoutMs: options.openTimeoutMs ?? 10_000,
       readTimeoutMs: options.readTimeoutMs ?? 45_000,
+      streamAgainMs: options.streamAgainMs ?? 600_000,
       backoffLeastMs: options.backoffLeastMs ?? 1_000,
       backoffMostMs: options.backoffMostMs ?? 30_000,
     };
