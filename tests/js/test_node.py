@@ -52,7 +52,7 @@ def test_events_have_the_members_of_an_event_source() -> None:
         assert source.states() == [{"state": "open", "transport": "stream"}]
 
 
-def test_a_source_begins_where_it_is_told_and_follows_patterns() -> None:
+def test_a_source_begins_at_the_requested_position() -> None:
     with relay() as server:
         first, _ = server.publish("1", "news.eu"), server.publish("2", "news.us")
         with (
