@@ -51,6 +51,7 @@ class Credentials:
         tokens, keys, revoked = self._tokens(), self._keys(), self._revoked()
         self.auth = Auth(config, tokens, keys, revoked, wall=wall, unknown_key=unknown_key)
         self.auth.webhook_secrets = self._webhook_secrets()
+        self.auth.admin_tokens = self._admin_tokens()
         self.fetched_s: float | None = None  # Unix time of the last successful fetch of the JWKS
 
     @property
@@ -82,6 +83,10 @@ class Credentials:
         except ConfigError as error:
             _logger.error("kept the current tokens: %s", error)
         try:
+            self.auth.admin_tokens = self._admin_tokens()
+        except ConfigError as error:
+            _logger.error("kept the current admin tokens: %s", error)
+        try:
             self.auth.revoked = self._revoked()
         except ConfigError as error:
             _logger.error("kept the current revocations: %s", error)
@@ -104,6 +109,14 @@ class Credentials:
             listed = read_tokens(config.publish_token_file, "publish-token-file")
             more = self._items("publish-token-file", listed)
         return frozenset(config.publish_token) | more or frozenset({self._own_token})
+
+    def _admin_tokens(self) -> frozenset[str]:
+        config, more = self._config, frozenset[str]()
+        if config.admin_token_file:
+            more = self._items("admin-token-file", read_tokens(config.admin_token_file, "admin-token-file"))
+            if not more:  # Without a token, everybody could read the paths.
+                raise ConfigError(f"admin-token-file: {config.admin_token_file} contains no token")
+        return frozenset(config.admin_token) | more
 
     def _webhook_secrets(self) -> dict[str, frozenset[str]]:
         """Return the secrets of each webhook by its pattern. A webhook without a secret is not in the result."""

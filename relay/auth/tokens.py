@@ -7,7 +7,6 @@ caller supplies tokens, keys and the time. Never logs a token or repeats it in a
 from __future__ import annotations
 
 import hashlib
-import hmac
 import logging
 import math
 import secrets
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from relay.auth.keys import Keys
+from relay.auth.request_tokens import bearer_token, cookie_tokens, is_one_of
 from relay.auth.signatures import check_present, check_signature
 from relay.config.model import Config
 from relay.config.webhooks import Webhook
@@ -34,8 +34,6 @@ TOKEN_BYTES_MAX = 8 * 1024
 PATTERNS_MAX = 1000
 """Maximum number of topics and patterns in one claim."""
 TICKETS_MAX = 100_000
-COOKIES_MAX = 4
-"""Maximum number of cookies tried. A browser sends all cookies of the name, from several paths and domains."""
 VERIFIED_MAX = 10_000
 """Maximum number of verified tokens whose grants are kept, so that a client that reconnects costs no verification. The
 key is the digest of the token; new keys clear them. Expiry and revocation are checked at each request."""
@@ -70,6 +68,7 @@ class Auth:
         unknown_key: Callable[[], bool] | None = None,
     ) -> None:
         self.tokens = tokens
+        self.admin_tokens = frozenset[str]()  # if empty, the operators' paths need no token
         self.webhook_secrets: dict[str, frozenset[str]] = {}  # by the pattern of the webhook
         self._keys = keys
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
@@ -104,9 +103,9 @@ class Auth:
         tickets = request.values("ticket")
         if tickets:
             return self._redeem(tickets[0])
-        token = _bearer(request.headers.get("authorization", ""))
+        token = bearer_token(request.headers.get("authorization", ""))
         refused = _missing("subscribing")
-        for number, each in enumerate([token] if token else _cookies(request, self._config.jwt_cookie)):
+        for number, each in enumerate([token] if token else cookie_tokens(request, self._config.jwt_cookie)):
             try:
                 return self._verify(each)
             except RequestError as error:
@@ -122,7 +121,7 @@ class Auth:
         """
         if self._config.subscribe == "open":
             return ANYBODY
-        token = _bearer(authorization)
+        token = bearer_token(authorization)
         if not token:
             raise _missing("subscribing")
         return self._verify(token)
@@ -135,17 +134,29 @@ class Auth:
         Raises:
             RequestError: 401 if there is no valid token.
         """
-        token = _bearer(request.headers.get("authorization", ""))
+        token = bearer_token(request.headers.get("authorization", ""))
         if not token:
             raise _missing(doing)
-        given = token.encode("latin-1", "replace")
-        # Compare every token, so that the response time does not depend on the tokens.
-        if sum(hmac.compare_digest(given, known.encode()) for known in self.tokens):
-            subject = f"token {hashlib.sha256(given).hexdigest()[:8]}"
+        if is_one_of(token, self.tokens):
+            subject = f"token {hashlib.sha256(token.encode('latin-1', 'replace')).hexdigest()[:8]}"
             return Grant(subject=subject, publish=EVERYTHING, signal=EVERYTHING)
         if self.keys is None:
             raise RequestError(401, _NOT_VALID, challenge("invalid_token"))
         return self._verify(token)
+
+    def check_admin(self, request: Request) -> None:
+        """Check the token of a request for a path of operators. Without admin tokens, everybody may read these paths.
+
+        Raises:
+            RequestError: 401 if there are admin tokens, and the request has none of them.
+        """
+        if not self.admin_tokens:
+            return
+        token = bearer_token(request.headers.get("authorization", ""))
+        if not token:
+            raise _missing("this path")
+        if not is_one_of(token, self.admin_tokens):
+            raise _refusal(_NOT_VALID)
 
     def has_secret(self, webhook: Webhook | None) -> bool:
         """Return whether a webhook has a secret, so that its requests need a signature instead of a token.
@@ -379,22 +390,3 @@ def _terms(value: object) -> tuple[str, ...]:
         return tuple(check_term(_text(term)) for term in value)
     except EventError:
         raise ValueError from None
-
-
-def _bearer(authorization: str) -> str:
-    scheme, _, token = authorization.partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
-
-
-def _cookies(request: Request, name: str) -> list[str]:
-    """Return the values of the first `COOKIES_MAX` cookies with this name.
-
-    Other cookies may be malformed; they are ignored. RFC 6265 section 5.4 defines the header that browsers send.
-    Section 4.1.1 allows quotes around a value.
-    """
-    if not name:
-        return []
-    pairs = (pair.partition("=") for pair in request.headers.get("cookie", "").split(";"))
-    values = [value.strip() for key, equals, value in pairs if equals and key.strip() == name]
-    unquoted = (value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value for value in values)
-    return [value for value in unquoted if value][:COOKIES_MAX]

@@ -78,6 +78,7 @@ def _check_front(config: Config) -> None:
             raise ConfigError(f"listen: {error}") from None
         if port and address in config.listen[:place]:
             raise ConfigError(f"listen: {address} is given twice; remove one")
+    _check_admin_listen(config)
     if config.tls_key and not config.tls_cert:
         raise ConfigError("tls-key: needs a certificate; add tls-cert (--tls-cert PATH)")
     try:
@@ -95,9 +96,9 @@ def _check_front(config: Config) -> None:
                 check_item(item)
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from None
-    for token in config.publish_token:
-        if not all("!" <= character <= "~" for character in token):
-            raise ConfigError("publish-token: a header accepts only visible ASCII characters without spaces")
+    for name, tokens in (("publish-token", config.publish_token), ("admin-token", config.admin_token)):
+        if not all("!" <= character <= "~" for token in tokens for character in token):
+            raise ConfigError(f"{name}: a header accepts only visible ASCII characters without spaces")
     webhooks = parse_webhooks(config.webhook)
     for text in config.webhook_secret:
         split_secret("webhook-secret", text, webhooks)
@@ -112,6 +113,17 @@ def _check_front(config: Config) -> None:
         _check_jwks_url(config.jwt_jwks_url)
     if not _COOKIE.fullmatch(config.jwt_cookie):
         raise ConfigError(f"jwt-cookie: {config.jwt_cookie!r} is not a valid name of a cookie (RFC 6265)")
+
+
+def _check_admin_listen(config: Config) -> None:
+    if not config.admin_listen:
+        return
+    try:
+        _, port = parse_address(config.admin_listen)
+    except ValueError as error:
+        raise ConfigError(f"admin-listen: {error}") from None
+    if port and config.admin_listen in config.listen:
+        raise ConfigError(f"admin-listen: {config.admin_listen} is an address of listen too; choose another port")
 
 
 def _check_jwks_url(url: str) -> None:

@@ -73,6 +73,24 @@ class Config:
         "text",
         "HOST:PORT",
     )
+    admin_listen: str = setting(
+        "",
+        "Second address, HOST:PORT, for operators. It serves every path, and the addresses of listen no longer serve "
+        "/, /stats, /metrics and /topics. If empty, listen serves all paths.",
+        "text",
+        "HOST:PORT",
+    )
+    admin_token: tuple[str, ...] = setting(
+        (),
+        "Bearer token that /stats, /metrics and /topics then require. None by default, because relay listens on this "
+        "machine only by default.",
+        "text",
+        "TOKEN",
+        secret=True,
+    )
+    admin_token_file: str = setting(
+        "", "File of further admin tokens, one per line. relay reads it again on SIGHUP.", "text", "PATH"
+    )
     tls_cert: str = setting(
         "",
         "PEM file of the certificate and its intermediate certificates; with it, all addresses use TLS 1.2 or "
@@ -774,6 +792,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("compress", "compress-level", "compress-contexts"),
     ),
     "Access": (
+        *("admin-listen", "admin-token", "admin-token-file"),
         *("subscribe", "jwt-*", "ticket", "publish-rate", "signal-rate", "webhook", "webhook-*", "allowed-host"),
         *("unix-mode", "unix-group", "unix-user"),
     ),

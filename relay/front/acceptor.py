@@ -32,6 +32,7 @@ from relay.front.rate import Rates
 from relay.front.tls import DESCRIPTORS_A_STREAM, Tls
 from relay.http.forwarded import BINARY_BYTES_MAX, read_header, trusted
 from relay.limits import Limit
+from relay.process.listeners import ListenerGroup
 from relay.speedups import accept
 from relay.telemetry.input_errors import InputErrors
 
@@ -86,6 +87,7 @@ class Acceptor:
         self._room = descriptors - len(os.listdir("/proc/self/fd")) - SPARE
         self._rates = Rates(front.config.accept_rate, BURST_S)
         self._listeners: Sequence[socket.socket] = ()
+        self._admin: Sequence[socket.socket] = ()
         self._resume: asyncio.TimerHandle | None = None
         self._spare: int | None = None
         self._errors = InputErrors("accept", front.metrics, loop, _logger)
@@ -94,10 +96,10 @@ class Acceptor:
         # A connection that begins with TLS or a PROXY header does not begin with a request.
         self._read_bytes = 0 if tls is not None or front.config.proxy_protocol else self._openings.bytes_max
 
-    def open(self, listeners: Sequence[socket.socket]) -> None:
+    def open(self, listeners: ListenerGroup) -> None:
         """Listen, and start to accept connections."""
-        self._listeners = listeners
-        for each in listeners:
+        self._listeners, self._admin = listeners.all, listeners.admin
+        for each in self._listeners:
             each.listen(self._front.config.backlog)
         self._has_spare()
         self._watch()
@@ -164,7 +166,7 @@ class Acceptor:
     def _start(self, listener: socket.socket, fd: int, address: str, received: bytes) -> None:
         """Open a connection of the front for an accepted socket and the input that was read from it."""
         connection = socket.socket(listener.family, listener.type, listener.proto, fd)
-        self._add_arriving(self._open(connection, address, received))
+        self._add_arriving(self._open(connection, address, received, is_admin=listener in self._admin))
 
     def _take_back(self, fd: int, address: str, data: bytes, keep: bool) -> None:
         """Continue the connection of a poll that has waited as a stream, and send its answer."""
@@ -255,7 +257,7 @@ class Acceptor:
 
     # Steps before the first request.
 
-    async def _open(self, connection: socket.socket, address: str, received: bytes) -> None:
+    async def _open(self, connection: socket.socket, address: str, received: bytes, *, is_admin: bool) -> None:
         """Read the PROXY header, start TLS, and pass the connection to the front."""
         front = self._front
         try:
@@ -263,11 +265,11 @@ class Acceptor:
                 async with asyncio.timeout(front.config.head_timeout_s):
                     address = await self._read_proxy_header(connection) or address
             if self._tls is not None:
-                http1, http2 = partial(FrontProtocol, front, address), partial(self._http2, address)
-                await self._tls.open(connection, http1, http2, self._loop)
+                http1 = partial(FrontProtocol, front, address, is_admin=is_admin)
+                await self._tls.open(connection, http1, partial(self._http2, address, is_admin), self._loop)
                 return
-            become = partial(self._become_http2, address) if front.config.http2 == "on" else None
-            protocol = partial(FrontProtocol, front, address, become, received)
+            become = partial(self._become_http2, address, is_admin) if front.config.http2 == "on" else None
+            protocol = partial(FrontProtocol, front, address, become, received, is_admin=is_admin)
             await self._loop.connect_accepted_socket(protocol, connection)
         except RequestError as error:
             self._errors.report("proxy", "rejected a connection from %s: %s", address, error.reason)
@@ -284,12 +286,12 @@ class Acceptor:
         except asyncio.CancelledError:
             connection.close()
 
-    def _http2(self, address: str) -> Http2Connection:
-        return Http2Connection(self._front, address, self._has_room_for_http2)
+    def _http2(self, address: str, is_admin: bool) -> Http2Connection:
+        return Http2Connection(self._front, address, self._has_room_for_http2, is_admin=is_admin)
 
-    def _become_http2(self, address: str, transport: asyncio.Transport, received: bytes) -> None:
+    def _become_http2(self, address: str, is_admin: bool, transport: asyncio.Transport, received: bytes) -> None:
         """Continue a connection of HTTP/1.1 whose client has begun with the preface of HTTP/2."""
-        connection = self._http2(address)
+        connection = self._http2(address, is_admin)
         transport.set_protocol(connection)
         connection.connection_made(transport)
         connection.data_received(received)

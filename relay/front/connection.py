@@ -102,6 +102,7 @@ class FrontProtocol(asyncio.Protocol):
         address: the address of the client; by default, the peer of the transport.
         become_http2: continues with HTTP/2, from a transport and the bytes received; None if that is not possible.
         received: input that was read before the connection existed.
+        is_admin: whether the connection was accepted at `admin-listen`.
     """
 
     __slots__ = (
@@ -110,6 +111,7 @@ class FrontProtocol(asyncio.Protocol):
         "_front",
         "_grant",
         "_in_turn",
+        "_is_admin",
         "_parser",
         "_paused",
         "_peer",
@@ -122,9 +124,16 @@ class FrontProtocol(asyncio.Protocol):
     )
 
     def __init__(
-        self, front: Front, address: str = "", become_http2: BecomeHttp2 | None = None, received: bytes = b""
+        self,
+        front: Front,
+        address: str = "",
+        become_http2: BecomeHttp2 | None = None,
+        received: bytes = b"",
+        *,
+        is_admin: bool = False,
     ) -> None:
         self._front = front
+        self._is_admin = is_admin
         self._become_http2 = become_http2
         self._parser = RequestParser(front.config.head_bytes_max)
         self._parser.feed(received)
@@ -232,11 +241,11 @@ class FrontProtocol(asyncio.Protocol):
         if begun or self._paused or transport.is_closing() or transport.get_write_buffer_size():
             return None
         fd: int = transport.get_extra_info("socket").fileno()
-        return fd, PackedConnection(self._peer, self._parser.unread)
+        return fd, PackedConnection(self._peer, self._parser.unread, self._is_admin)
 
     def adopt(self, connection: PackedConnection) -> None:
         """Continue a connection from another process."""
-        self._peer = connection.peer
+        self._peer, self._is_admin = connection.peer, connection.is_admin
         if connection.unread:
             self.data_received(connection.unread)
         else:
@@ -367,6 +376,8 @@ class FrontProtocol(asyncio.Protocol):
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if upload is not None:
                 self._open_upload(request, upload)
+        if isinstance(route, Resource | TopicsQuery):
+            self._front.check_admin(request, route, is_admin=self._is_admin)
         return route
 
     def _locate(self, subscribe: Subscribe, then: Callable[[Subscribe], None]) -> None:
@@ -400,7 +411,9 @@ class FrontProtocol(asyncio.Protocol):
             self._respond(200, JSON, answer.body)
             return
         # The engine drops further input. A proxy may use this connection for other clients, whose addresses differ.
-        keep = request.keep_alive and not self._parser.unread and self._address() == self._peer
+        # The connection that continues a poll does not know whether it was accepted at `admin-listen`.
+        is_own = self._address() == self._peer and not self._is_admin
+        keep = request.keep_alive and not self._parser.unread and is_own
         waiting = replace(subscribe, wait_s=route.wait_s, after=answer.following - 1)
         waiting = front.router.waiting(request, waiting, keep=keep and request.version == "1.1")
         self._hand_over(replace(waiting, head=front.dates.head(waiting.head)))

@@ -22,11 +22,12 @@ from relay.config.networks import Network, parse_networks
 from relay.core.grant import Grant
 from relay.core.hub import Hub
 from relay.core.stream import Subscribe
-from relay.errors import RelayError
+from relay.errors import RelayError, RequestError
 from relay.front.deadlines import Deadlines, Waiting
 from relay.front.pace import Pace
 from relay.front.rate import Rates
-from relay.front.routes import Router
+from relay.front.routes import Resource, Router
+from relay.http.request import Request
 from relay.http.response import Dates, Headers, page_headers
 from relay.sources.requests import BatchPublisher, Cancel, Publishing, TakeDone, TakeRate, nothing
 from relay.sources.topic_signals import TopicSignals
@@ -67,10 +68,17 @@ def guarded(step: Callable[[], None], abort: Callable[[], None]) -> None:
 
 
 class PackedConnection(msgspec.Struct, frozen=True, array_like=True):
-    """An idle connection on its way to another process: the address of its peer and the unparsed bytes."""
+    """An idle connection on its way to another process.
+
+    Args:
+        peer: the address of its peer.
+        unread: the unparsed bytes.
+        is_admin: whether it was accepted at `admin-listen`.
+    """
 
     peer: str
     unread: bytes
+    is_admin: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -183,6 +191,24 @@ class Front:
         """
         grant.check_subscribe(route.terms)
         return replace(route, head=self.dates.head(route.head), grant=grant, ends_s=self.until_s(grant))
+
+    def check_admin(self, request: Request, route: Resource | TopicsQuery, *, is_admin: bool) -> None:
+        """Check that a connection and the token of a request may read a document of operators.
+
+        Args:
+            request: the request.
+            route: its route.
+            is_admin: whether the connection was accepted at `admin-listen`.
+
+        Raises:
+            RequestError: 404, only `admin-listen` serves this path; 401, the token is missing or wrong.
+        """
+        if route in (Resource.HEALTH, Resource.READY):
+            return
+        if self.config.admin_listen and not is_admin:
+            raise RequestError(404, "no such path")
+        if route is not Resource.PAGE:  # The page contains nothing that is secret, and asks for the token.
+            self.auth.check_admin(request)
 
     def knows(self, route: Subscribe) -> bool:
         """Return whether the hub of this process can find the last id of a stream, if any, without asking another."""

@@ -53,11 +53,15 @@ class Http2Connection(asyncio.Protocol):
         front: the state that all connections share.
         address: the address of the client.
         has_room: returns whether there are descriptors for one more stream.
+        is_admin: whether the connection was accepted at `admin-listen`.
     """
 
-    def __init__(self, front: Front, address: str, has_room: Callable[[], bool]) -> None:
+    def __init__(
+        self, front: Front, address: str, has_room: Callable[[], bool], *, is_admin: bool = False
+    ) -> None:
         self.front = front
         self.address = address
+        self.is_admin = is_admin
         self._has_room = has_room
         self._reader = FrameReader()
         self._h2 = begin(front.config)

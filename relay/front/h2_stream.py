@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import select
 import typing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import h11
@@ -87,11 +88,9 @@ class Http2Stream(asyncio.BufferedProtocol):
         front = self._connection.front
         if self.over:
             return
-        address = self._connection.address
+        become = partial(FrontProtocol, front, self._connection.address, is_admin=self._connection.is_admin)
         try:
-            await connect_pair(
-                front.loop, front.config.client_buffer, lambda: self, lambda: FrontProtocol(front, address)
-            )
+            await connect_pair(front.loop, front.config.client_buffer, lambda: self, become)
         except OSError as error:
             self._connection.failed(self, error)
 

@@ -6,6 +6,7 @@ Owns the options of the sockets. Never accepts a connection.
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from math import inf
 
 from relay.config.model import Config, parse_address
@@ -20,11 +21,29 @@ KEEPALIVE_PROBES = 4
 """Keepalive without heartbeats: a stream ends after this many lost probes."""
 
 
+@dataclass(frozen=True, slots=True)
+class ListenerGroup:
+    """The listeners of one process.
+
+    Args:
+        public: those at the addresses of `listen`, or from the service manager.
+        admin: that at `admin-listen`, if there is one.
+    """
+
+    public: list[socket.socket]
+    admin: list[socket.socket]
+
+    @property
+    def all(self) -> list[socket.socket]:
+        """All listeners, those of the public first."""
+        return [*self.public, *self.admin]
+
+
 def listen(address: str, config: Config, *, shared: bool = False) -> socket.socket:
     """Open a listener, and tune it.
 
     Args:
-        address: HOST:PORT.
+        address: HOST:PORT, of `listen` or `admin-listen`.
         config: the settings.
         shared: whether other listeners of the same user may use the address too (SO_REUSEPORT).
 

@@ -55,8 +55,9 @@ async def drain(parts: Parts) -> None:
     if parts.sources is not None:
         parts.sources.drain()
     hub.end_input()
-    for listener in parts.sockets:
-        listener.close()  # Each worker closes its own copies.
+    for group in parts.listeners:
+        for listener in group.all:
+            listener.close()  # Each worker closes its own copies.
     parts.front.close_idle()
     await _settle(parts)
     drained = asyncio.Event()

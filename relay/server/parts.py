@@ -6,7 +6,6 @@ Owns nothing. Never opens or closes a part: `relay.server.server` does.
 from __future__ import annotations
 
 import asyncio
-import socket
 from dataclasses import dataclass, field
 
 from relay.auth.credentials import Credentials
@@ -17,6 +16,7 @@ from relay.core.hub import Hub
 from relay.front.acceptor import Acceptor
 from relay.front.front import Front
 from relay.front.tls import Tls
+from relay.process.listeners import ListenerGroup
 from relay.process.systemd import Service
 from relay.sources.group import Sources
 from relay.store.journal import Journal
@@ -39,7 +39,7 @@ class Parts:
         membership: the workers, or the link to the hub.
         tls: the certificate; None without TLS.
         is_edge: whether this process is a worker, which follows the log of a hub.
-        sockets: the clients' listeners.
+        listeners: the listeners of each process that accepts clients.
         journal: the writer of the data file; None without a file.
         sources: the inputs other than HTTP; None in a worker.
         acceptor: None until clients are accepted, and if only the workers accept them.
@@ -57,7 +57,7 @@ class Parts:
     membership: Membership
     tls: Tls | None
     is_edge: bool
-    sockets: list[socket.socket] = field(default_factory=list)
+    listeners: list[ListenerGroup] = field(default_factory=list)
     journal: Journal | None = None
     sources: Sources | None = None
     acceptor: Acceptor | None = None

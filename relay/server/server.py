@@ -38,7 +38,7 @@ from relay.front.front import Front
 from relay.front.rate import BURST_S
 from relay.front.tls import Tls
 from relay.process import startup
-from relay.process.listeners import tune
+from relay.process.listeners import ListenerGroup, tune
 from relay.process.orphans import reap_orphans
 from relay.process.systemd import Service
 from relay.server.addresses import bind, log_addresses
@@ -262,7 +262,7 @@ class Server:
 
         taken = take.take(channel, start, self._hub, time.monotonic(), before_ready)
         self._close_at_end([taken.listeners])
-        self._parts.sockets = taken.listeners
+        self._parts.listeners = [taken.listeners]
         self._pulse.start()
         sources = self._open_sources(taken.unix, taken.unix_file, at_path=False)
         self._accept(taken.listeners)
@@ -272,14 +272,14 @@ class Server:
 
     # Steps that several modes share
 
-    def _bind(self) -> tuple[list[list[socket.socket]], socket.socket | None]:
+    def _bind(self) -> tuple[list[ListenerGroup], socket.socket | None]:
         shared, given_unix = bind(self._config, self._service, self._worker_count)
         self._close_at_end(shared)
         return shared, given_unix
 
-    def _close_at_end(self, shared: list[list[socket.socket]]) -> None:
+    def _close_at_end(self, shared: list[ListenerGroup]) -> None:
         for listeners in shared:
-            for listener in listeners:
+            for listener in listeners.all:
                 self._stack.callback(listener.close)
 
     def _read_data(self, taken_over: bool = False) -> Journal | None:
@@ -292,7 +292,7 @@ class Server:
         self._data_stack.callback(journal.close)
         return journal
 
-    def _open_parts(self, own_token: str, shared: list[list[socket.socket]], journal: Journal | None = None) -> None:
+    def _open_parts(self, own_token: str, shared: list[ListenerGroup], journal: Journal | None = None) -> None:
         """Open the parts that every mode has: credentials, front and membership."""
         config, hub, loop = self._config, self._hub, self._loop
         credentials = Credentials(config, own_token, wall=time.time, changed=self._revoke)
@@ -332,7 +332,7 @@ class Server:
             membership,
             self._tls,
             self._is_edge,
-            sockets=[listener for listeners in shared for listener in listeners],
+            listeners=shared,
             journal=journal,
         )
         self._signals = Signals(self._parts, self._is_process_1)
@@ -393,9 +393,9 @@ class Server:
             self._parts.membership.report_event_stream(sources.upstream.stats)
         sources.read_feeds()
 
-    def _accept(self, listeners: list[socket.socket]) -> None:
+    def _accept(self, listeners: ListenerGroup) -> None:
         """Accept clients, unless the workers do, and log the addresses."""
-        for listener in listeners:
+        for listener in listeners.all:
             tune(listener, self._config)
         if self._worker_count == 1:
             engine = self._hub.engine

@@ -112,7 +112,8 @@ class Signals:
             _logger.error("the upgrade failed: streams of TLS cannot be handed over; restart, and clients resume")
         elif self._upgrading is None and parts.sources is not None and not parts.stop.is_set():
             self._to_pass_on.clear()
-            given = Possessions(parts.hub, parts.front, parts.own_token, parts.sockets, parts.sources, parts.journal)
+            [listeners] = parts.listeners
+            given = Possessions(parts.hub, parts.front, parts.own_token, listeners, parts.sources, parts.journal)
             self._upgrading = parts.loop.create_task(self._upgrade(given))
 
     async def _upgrade(self, given: Possessions) -> None:

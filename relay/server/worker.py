@@ -16,6 +16,7 @@ import socket
 import sys
 
 from relay.errors import ConfigError, RelayError
+from relay.process.listeners import ListenerGroup
 from relay.process.systemd import Service
 from relay.telemetry import logs
 from relay.workers.messages import LinkError, Parser, Setup
@@ -51,8 +52,10 @@ def main() -> int:
         setup = read_setup(link)
         config = setup.config
         logs.set_up(config.log_level, config.log_format)
-        listeners = [socket.socket(fileno=fd) for fd in setup.listeners]
-        for each in (link, *listeners):
+        public, admin = (
+            [socket.socket(fileno=fd) for fd in fds] for fds in (setup.listeners, setup.admin_listeners)
+        )
+        for each in (link, *public, *admin):
             each.setblocking(False)
         # Import here, because these load uvloop and the engine.
         from relay.server import server
@@ -60,7 +63,7 @@ def main() -> int:
 
         # Only the hub's process talks to the service manager.
         service = Service({}, os.getpid())
-        server.run(config, service, Inherited(link, listeners, setup.own_token))
+        server.run(config, service, Inherited(link, ListenerGroup(public, admin), setup.own_token))
     except ConfigError as error:
         logs.say(f"relay: worker: {error}")
         return 2

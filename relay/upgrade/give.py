@@ -35,6 +35,7 @@ from relay.core.hub import Hub
 from relay.errors import RelayError
 from relay.front.front import Front
 from relay.process import startup
+from relay.process.listeners import ListenerGroup
 from relay.process.systemd import Service
 from relay.sources.group import Sources
 from relay.store.journal import Journal
@@ -89,7 +90,7 @@ class Possessions:
     hub: Hub
     front: Front
     own_token: str
-    listeners: Sequence[socket.socket]
+    listeners: ListenerGroup
     sources: Sources
     journal: Journal | None
 
@@ -280,11 +281,11 @@ def _hand_over(channel: Channel, possessions: Possessions, sent: int, now_s: flo
             channel.send(message)
     log = hub.log
     channel.send(messages.Evicted(log.tail, log.head, log.marks.rest, list(log.evicted()), list(log.ids.evicted())))
-    listeners, file = [each.fileno() for each in possessions.listeners], None
+    listeners, file = [each.fileno() for each in possessions.listeners.all], None
     if unix is not None:
         listener, file = unix.pack()
         listeners.append(listener)
-    channel.send(messages.Listeners(unix is not None, file), listeners)
+    channel.send(messages.Listeners(unix is not None, file, len(possessions.listeners.admin)), listeners)
     channel.send(messages.Terms(subscriptions))
     for fds, some_streams in _batched(streams):
         channel.send(messages.Streams(some_streams), fds)

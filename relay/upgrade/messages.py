@@ -36,7 +36,7 @@ from relay.errors import RelayError
 from relay.front.front import PackedConnection
 from relay.sources.feeder import PackedFeeder
 
-FORM = 5
+FORM = 6
 """Version of the messages. If the processes have different versions, the upgrade fails and the old one continues."""
 
 VARIABLE = "RELAY_TAKEOVER"
@@ -88,10 +88,17 @@ class Evicted(Message, frozen=True):
 
 
 class Listeners(Message, frozen=True):
-    """The clients' listeners, then the Unix socket's if `unix`; `file` is its device and inode if relay created it."""
+    """The listeners: the public ones, then `admin` others, then the Unix socket's.
+
+    Args:
+        unix: whether there is a Unix socket.
+        file: the device and inode of the Unix socket, if relay created it.
+        admin: number of listeners at `admin-listen`.
+    """
 
     unix: bool
     file: tuple[int, int] | None
+    admin: int
 
 
 class Terms(Message, frozen=True):

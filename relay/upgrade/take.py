@@ -16,6 +16,7 @@ from relay.core.stream import PackedSubscription
 from relay.errors import RelayError
 from relay.front.connection import FrontProtocol
 from relay.front.front import Front, PackedConnection
+from relay.process.listeners import ListenerGroup
 from relay.sources.feeder import PackedFeeder
 from relay.sources.group import Sources
 from relay.upgrade import messages
@@ -28,7 +29,7 @@ _logger = logging.getLogger("relay.takeover")
 class Taken:
     """Everything that was handed over and that the hub does not hold."""
 
-    listeners: list[socket.socket] = field(default_factory=list)
+    listeners: ListenerGroup = field(default_factory=lambda: ListenerGroup([], []))
     unix: socket.socket | None = None
     unix_file: tuple[int, int] | None = None
     feeders: list[tuple[socket.socket, PackedFeeder]] = field(default_factory=list)
@@ -102,7 +103,8 @@ def take(channel: Channel, start: messages.Start, hub: Hub, now_s: float, before
         elif isinstance(message, messages.Listeners):
             sockets = _sockets(fds)
             taken.unix = sockets.pop() if message.unix else None
-            taken.listeners, taken.unix_file = sockets, message.file
+            public = len(sockets) - message.admin
+            taken.listeners, taken.unix_file = ListenerGroup(sockets[:public], sockets[public:]), message.file
         elif isinstance(message, messages.Terms):
             subscriptions = message.subscriptions
         elif isinstance(message, messages.Streams):

@@ -16,6 +16,7 @@ from relay.config.model import Config
 from relay.core.hub import Hub
 from relay.errors import RelayError
 from relay.event import Event
+from relay.process.listeners import ListenerGroup
 from relay.sources.requests import BatchPublisher, Cancel, Done, TakeDone, TakeRate, nothing
 from relay.sources.topic_signals import TopicSignals
 from relay.telemetry import topics
@@ -149,8 +150,8 @@ class Membership:
 
     # As a hub
 
-    async def lead(self, listeners: list[list[socket.socket]], own_token: str, stop: asyncio.Event) -> None:
-        """Start one worker for each set of listeners; wait until all are ready or `stop` is set."""
+    async def lead(self, listeners: list[ListenerGroup], own_token: str, stop: asyncio.Event) -> None:
+        """Start one worker for each group of listeners; wait until all are ready or `stop` is set."""
         self._links = Links(self._config, self._hub, self, self._loop, self._clock)
         self.workers = Workers(self._config, self._links, listeners, own_token, self._loop)
         await self.workers.open(stop)

@@ -56,12 +56,14 @@ class Setup(_Message, frozen=True):
 
     Args:
         config: the settings.
-        listeners: fds of the inherited listeners.
+        listeners: fds of the inherited listeners of the public.
+        admin_listeners: fds of the inherited listeners at `admin-listen`.
         own_token: the publish token that this run generated.
     """
 
     config: Config
     listeners: list[int]
+    admin_listeners: list[int]
     own_token: str
 
 

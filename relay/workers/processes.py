@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from relay.backoff import Backoff
 from relay.config.model import Config
 from relay.errors import ConfigError
+from relay.process.listeners import ListenerGroup
 from relay.workers.connections import DownlinkProtocol, Links
 from relay.workers.hub_end import Downlink
 from relay.workers.messages import Setup
@@ -63,12 +64,12 @@ class Inherited:
 
     Args:
         link: the worker's end of the link.
-        listeners: sockets bound to the addresses to serve.
+        listeners: the listeners.
         own_token: the publish token that this run generated.
     """
 
     link: socket.socket
-    listeners: list[socket.socket]
+    listeners: ListenerGroup
     own_token: str
 
 
@@ -78,7 +79,7 @@ class Workers:
     Args:
         config: the hub's settings.
         links: the hub's links; the workers' links are added to them.
-        listeners: one list for each worker.
+        listeners: one group for each worker.
         own_token: the publish token that this run generated.
         loop: the event loop.
     """
@@ -87,7 +88,7 @@ class Workers:
         self,
         config: Config,
         links: Links,
-        listeners: Sequence[Sequence[socket.socket]],
+        listeners: Sequence[ListenerGroup],
         own_token: str,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -183,14 +184,14 @@ class Workers:
             OSError: the process cannot be started.
         """
         ours, theirs = socket.socketpair()
-        listeners = [each.fileno() for each in self._listeners[number - 1]]
+        group = self._listeners[number - 1]
         with ours, theirs:
             ours.setblocking(False)
             process = await asyncio.create_subprocess_exec(
                 # -P keeps modules of the current directory from replacing relay's.
                 *(sys.executable, "-P", "-m", "relay.server.worker", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno(), *listeners],
+                pass_fds=[theirs.fileno(), *(each.fileno() for each in group.all)],
                 start_new_session=True,  # only the hub receives the terminal's interrupt
             )
             self._processes[number] = process
@@ -199,7 +200,8 @@ class Workers:
                 lambda: DownlinkProtocol(self._links, f"worker {number}", self._on_heard), sock=ours.dup()
             )
         self.links[number] = link.down
-        setup = Setup(config=self._config, listeners=listeners, own_token=self._own_token)
+        public, admin = ([each.fileno() for each in some] for some in (group.public, group.admin))
+        setup = Setup(config=self._config, listeners=public, admin_listeners=admin, own_token=self._own_token)
         link.down.send(setup)
         try:
             code = await self._watch(number, process, link.down)

@@ -18,6 +18,7 @@ from tests.running import TOKEN, Relay, Stream, eventually, relay, run
 SECRET = "a-key-of-hs256-" + "k" * 40
 FILED = "a-token-in-a-file-" + "f" * 20
 UPSTREAM = "a-token-of-the-upstream-" + "l" * 20
+ADMIN = "an-admin-token-" + "a" * 20
 HOOK = "a-secret-of-a-webhook-" + "h" * 20
 
 
@@ -44,6 +45,7 @@ def test_no_token_appears_in_the_log_at_level_debug(tmp_path: Path, encrypted: b
     certificate = make_certificate(tmp_path / "tls", "secrets")
     arguments = (
         *("--log-level", "debug", "--subscribe", "jwt", "--jwt-secret", SECRET, "--jwt-cookie", "session"),
+        *("--admin-token", ADMIN),
         *("--publish-token-file", str(tokens), "--upstream", "http://127.0.0.1:9", "--upstream-token", UPSTREAM),
         *("--webhook", "hooks=github", "--webhook-secret", f"hooks={HOOK}"),
         *(certificate.flags if encrypted else ()),
@@ -53,7 +55,7 @@ def test_no_token_appears_in_the_log_at_level_debug(tmp_path: Path, encrypted: b
         status, _, body = server.request("POST", "/ticket", headers=bearer)
         assert status == 200
         ticket = json.loads(body)["ticket"]
-        secrets = (SECRET, FILED, HOOK, UPSTREAM, TOKEN, own, ticket, own.rpartition(".")[2])
+        secrets = (SECRET, FILED, ADMIN, HOOK, UPSTREAM, TOKEN, own, ticket, own.rpartition(".")[2])
         with Stream(server.port, f"topic=a&ticket={ticket}", context=server.context) as stream:
             server.publish("one", "a")
             assert stream.next().data == "one"
@@ -76,7 +78,13 @@ def test_no_token_appears_in_the_log_at_level_debug(tmp_path: Path, encrypted: b
         tokens.write_bytes(b"\xff" + FILED.encode())
         os.kill(server.process.pid, signal.SIGHUP)
         eventually(lambda: any("token" in record["message"] for record in server.log), "the file cannot be read")
-        shown = [server.request("GET", path)[2].decode() for path in ("/stats", "/metrics")]
+        operator = {"Authorization": f"Bearer {ADMIN}"}
+        shown = []
+        for path in ("/stats", "/metrics"):
+            server.request("GET", f"{path}?{ADMIN}")
+            status, _, body = server.request("GET", path, headers=operator)
+            assert status == 200
+            shown.append(body.decode())
         server.stop()
         shown += [json.dumps(server.log), wrong.stderr, wrong.stdout]
     config = run("serve", "--print-config", *arguments, "--publish-token", TOKEN)

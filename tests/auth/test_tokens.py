@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from relay.auth.keys import Keys, read_jwks, read_public, read_secret
-from relay.auth.tokens import COOKIES_MAX, LEEWAY_S, TICKETS_MAX, Auth
+from relay.auth.request_tokens import COOKIES_MAX
+from relay.auth.tokens import LEEWAY_S, TICKETS_MAX, Auth
 from relay.config.model import Config
 from relay.core.grant import ANYBODY, EVERYTHING, Grant
 from relay.errors import RequestError

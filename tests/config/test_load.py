@@ -52,6 +52,7 @@ def test_every_setting_can_be_set_by_flag_variable_and_file() -> None:
         "history-bytes": "9MiB",
         "workers": "2",
         "upstream": "https://127.0.0.1:1",
+        "admin-listen": "127.0.0.1:9090",
         "trusted-proxy": "10.0.0.0/8",
         "proxy-protocol": "yes",
         "jwt-jwks-url": "https://a.example/keys",

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from relay.config.model import Config
+from relay.process.listeners import ListenerGroup
 from relay.upgrade import give, messages, take
 from relay.upgrade.give import Possessions
 from relay.upgrade.messages import Channel, Go, Message, Start
@@ -53,7 +54,7 @@ class UpgradedWorld(World):
     def _possessions(self) -> Possessions:
         front = SimpleNamespace(connections=(), auth=SimpleNamespace(tickets={}), clock=lambda: self.now_s)
         sources = SimpleNamespace(unix=None, stdin=SimpleNamespace(closed=True))
-        return Possessions(self.hub, cast(Any, front), "token", (), cast(Any, sources), None)
+        return Possessions(self.hub, cast(Any, front), "token", ListenerGroup([], []), cast(Any, sources), None)
 
     def send_some(self) -> None:
         """Send the next part of the log while the old process serves. The first part begins an upgrade."""

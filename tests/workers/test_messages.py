@@ -38,7 +38,12 @@ from relay.workers.messages import (
 )
 
 MESSAGES: list[Message] = [
-    Setup(config=Config(listen=(":1", "[::1]:2"), policy_for=("a=block",)), listeners=[4, 5], own_token="t"),
+    Setup(
+        config=Config(listen=(":1", "[::1]:2"), policy_for=("a=block",)),
+        listeners=[4, 5],
+        admin_listeners=[6],
+        own_token="t",
+    ),
     Hello(version=VERSION),
     Refuse(reason="no"),
     Begin(epoch="e", sequence=1, head=2, now_s=1.5, evicted_s=-math.inf),
