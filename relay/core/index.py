@@ -126,6 +126,11 @@ class Index:
         return len(self.sequences) - self._dead
 
     @property
+    def appended(self) -> int:
+        """Number of rows that were ever appended, if no older entries were filled in."""
+        return self._base + len(self.sequences)
+
+    @property
     def oldest(self) -> int:
         """The sequence of the oldest retained entry; there must be one."""
         return self.sequences[self._dead]

@@ -100,6 +100,6 @@ class Stats:
         self._costly_s = now_s
         self._gc_objects = len(gc.get_objects())
         self._topics = [
-            TopicStats(topic.name, subscribers, topic.retained)
+            TopicStats(topic.name, subscribers, topic.retained, topic.appended)
             for topic, subscribers in self._hub.audiences.most_subscribed(TOPICS_MAX)
         ]

@@ -43,11 +43,12 @@ class StoreStats(Struct):
 
 
 class TopicStats(Struct):
-    """One topic."""
+    """One topic. `events` counts its events since relay has known the topic; it starts again after relay forgot it."""
 
     topic: str = ""
     subscribers: int = 0
     retained: int = 0
+    events: int = 0
 
 
 class SlowStream(Struct):

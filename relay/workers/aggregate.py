@@ -109,6 +109,7 @@ def stats(hub_part: bytes, parts: Mapping[int, bytes], workers: Mapping[int, Dow
             if known is not topic:
                 known.subscribers += topic.subscribers
                 known.retained = max(known.retained, topic.retained)
+                known.events = max(known.events, topic.events)
     total.topics = sorted(listed.values(), key=lambda topic: (-topic.subscribers, topic.topic))[:TOPICS_MAX]
     slowest = [stream for part in (total, *each.values()) for stream in part.slowest]
     total.slowest = sorted(slowest, key=lambda stream: -stream.lag_events)[:SLOWEST_MAX]

@@ -1,4 +1,4 @@
-"""`relay top` draws the state of the server in the terminal, and restores the terminal at the end."""
+"""The terminal of `relay.commands.top` shows the state of the server, and is restored at the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import msgspec
 import pyte
 import pytest
 
-from relay.commands.top import HEAD_LINES, render, share
+from relay.commands.top_display import HEAD_LINES, NodeState, render, share
 from relay.config.model import size_text
 from relay.telemetry.stats_schema import ServerStats
 from tests.running import TIMEOUT_S, Relay, Stream, command, environment, eventually, relay, run
@@ -53,7 +53,7 @@ def test_top_shows_the_figures_of_a_server() -> None:
     assert ["streams", "3", "events/s"] in [row[:3] for row in rows]
     assert ["log", "7", "events"] in [row[:3] for row in rows]
     assert f"of {size_text(stats['log']['bytes_max'])}" in text
-    assert ["news", "3", "7"] in rows
+    assert ["news", "3", "7"] in [[*row[:2], *row[3:]] for row in rows]
     workers = [row for row in rows if row[:1] in (["0"], ["1"], ["2"])]
     assert len(workers) == 2
     assert sum(int(row[1]) for row in workers) == 3
@@ -99,11 +99,15 @@ def decoded(stats: dict[str, Any]) -> ServerStats:
 
 
 def drawn(stats: dict[str, Any], before: dict[str, Any] | None) -> str:
+    return drawn_nodes([NodeState("node", decoded(stats), None if before is None else decoded(before))])
+
+
+def drawn_nodes(nodes: list[NodeState], order: str = "streams", *, reverse: bool = False) -> str:
     from rich.console import Console
 
     console = Console(width=140, color_system=None)
     with console.capture() as capture:
-        console.print(render(decoded(stats), None if before is None else decoded(before)))
+        console.print(render(nodes, None, order, reverse=reverse))
     return capture.get()
 
 
@@ -136,6 +140,48 @@ def test_top_draws_a_row_for_each_source() -> None:
     assert ["mqtt://b?filter=#", "0", "0", "7", "connection refused"] in rows
     assert ["kafka://c/prices", "1", "0", "0", "cannot publish a message"] in rows
     assert ["nats://d/new", "0", "0", "0", "not connected"] in rows
+
+
+def topics(**named: tuple[int, int]) -> list[dict[str, Any]]:
+    """Return topics with their numbers of subscribers and events."""
+    return [{"topic": name, "subscribers": some, "events": events} for name, (some, events) in named.items()]
+
+
+@pytest.mark.parametrize(
+    ("order", "names"),
+    [
+        ("streams", ["quiet", "busy", "other"]),
+        ("rate", ["busy", "other", "quiet"]),
+        ("name", ["busy", "other", "quiet"]),
+    ],
+)
+def test_topics_have_rates_and_are_sorted(order: str, names: list[str]) -> None:
+    before = {"version": "9", "uptime_s": 1.0, "topics": topics(busy=(0, 0), quiet=(9, 50), other=(0, 70))}
+    stats = {"version": "9", "uptime_s": 3.0, "topics": topics(busy=(5, 500), quiet=(9, 50), other=(1, 100))}
+    node = NodeState("node", decoded(stats), decoded(before))
+    lines = [line.split() for line in drawn_nodes([node], order).splitlines()]
+    rows = [row for row in lines if row and row[0] in names]
+    assert [row[0] for row in rows] == names
+    assert {row[0]: row[2] for row in rows} == {"busy": "250", "quiet": "0.0", "other": "15"}
+    backwards = [line.split() for line in drawn_nodes([node], order, reverse=True).splitlines()]
+    assert [row[0] for row in backwards if row and row[0] in names] == names[::-1]
+
+
+def test_several_nodes_have_a_row_each_and_share_the_other_tables() -> None:
+    first = STATS | {"ready": True, "workers": [{"worker": 1, "answered": True, "streams": 7, "uptime_s": 9.0}]}
+    second = STATS | {"streams": 20000, "cluster": {"lag_events": 42}, "topics": [{"topic": "x", "subscribers": 1}]}
+    nodes = [NodeState("a:1", decoded(first)), NodeState("b:2", decoded(second))]
+    nodes.append(NodeState("c:3", problem="c:3: refused"))
+    text = drawn_nodes(nodes)
+    assert "3 nodes  1 ready" in text
+    assert "c:3: refused; trying again" in text
+    rows = [line.split() for line in text.splitlines() if line]
+    assert [row[0] for row in rows if row[0] in ("a:1", "b:2", "c:3")] == ["b:2", "a:1", "c:3", "a:1"]
+    assert ["a:1", "1", "7"] in [row[:3] for row in rows]
+    assert "42 events" in text
+    assert "does not answer" in text
+    assert ["x", "1"] in [row[:2] for row in rows]
+    assert [row[0] for row in rows].count("::1?[2J") == 2
 
 
 def test_sections_receive_lines_in_rotation() -> None:
@@ -228,6 +274,31 @@ def is_restored(shown: Terminal) -> bool:
     modes = termios.tcgetattr(shown.theirs) == shown.modes
     screen = shown.raw.rfind(b"\x1b[?1049l") > shown.raw.rfind(b"\x1b[?1049h")
     return modes and screen and not shown.screen.cursor.hidden and b"Traceback" not in shown.raw
+
+
+def test_keys_sort_the_tables() -> None:
+    with relay() as server, contextlib.ExitStack() as streams:
+        streams.enter_context(Stream(server.port, "topic=many"))
+        for _ in range(50):
+            server.publish("x", "few")
+        with terminal(server.url) as shown:
+            shown.wait("sorted by streams")
+            assert first_topic(shown.wait("few")) == "many"
+            os.write(shown.fd, b"n")
+            shown.wait("sorted by name")
+            assert first_topic(shown.wait("few")) == "few"
+            os.write(shown.fd, b"n")
+            shown.wait("sorted by name, reversed")
+            assert first_topic(shown.wait("few")) == "many"
+            os.write(shown.fd, b"q")
+            assert shown.ended() == 0
+            assert is_restored(shown)
+
+
+def first_topic(lines: list[str]) -> str:
+    """Return the first topic on the screen."""
+    header = next(number for number, line in enumerate(lines) if line.startswith("topic "))
+    return lines[header + 1].split()[0]
 
 
 def test_q_quits_immediately_and_restores_the_terminal(server: Relay) -> None:

@@ -128,7 +128,7 @@ def test_every_worker_reports_the_totals_of_all_processes(server: Relay, spread:
         assert server.metric("relay_events_total") == 1
         assert server.metric("relay_worker_up") == 2
         assert server.request("GET", "/readyz")[0] == 200
-    topic = {"topic": "a", "subscribers": count, "retained": 1}
+    topic = {"topic": "a", "subscribers": count, "retained": 1, "events": 1}
     wait_for(lambda: server.stats()["topics"] == [topic], "the list of topics, up to one second old")
 
 
