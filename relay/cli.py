@@ -20,6 +20,7 @@ from click.shell_completion import CompletionItem
 
 from relay import __version__
 from relay.commands.demo import demo
+from relay.commands.doctor import doctor_command
 from relay.commands.publish import publish
 from relay.commands.subscribe import subscribe
 from relay.commands.top import top
@@ -211,6 +212,7 @@ relay.add_command(subscribe)
 relay.add_command(top)
 relay.add_command(upgrade)
 relay.add_command(demo)
+relay.add_command(doctor_command(lambda path: load_config(path, {})))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

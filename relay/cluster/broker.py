@@ -116,6 +116,18 @@ Result = int | str | RelayError
 """The sequence of an event, the id of an earlier event with its dedup key, or the reason why it was rejected."""
 
 
+class BrokerReport(NamedTuple):
+    """The version of a broker, and the settings that relay depends on.
+
+    Args:
+        version: name and version.
+        settings: values by the broker's own names.
+    """
+
+    version: str
+    settings: dict[str, str]
+
+
 class Broker(Protocol):
     """The log of a cluster.
 
@@ -173,6 +185,9 @@ class Broker(Protocol):
 
     async def head(self) -> int:
         """Return the sequence of the next entry, on the publisher's connection."""
+
+    async def inspect(self) -> BrokerReport:
+        """Return the version and the settings, on the publisher's connection. Change nothing."""
 
     async def close_publisher(self) -> None:
         """Close the publisher's connection."""

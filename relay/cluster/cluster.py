@@ -81,7 +81,7 @@ class Cluster:
         self._asking = False
         self._tasks: list[asyncio.Task[None]] = []
         self._errors = InputErrors("cluster", metrics, loop, _logger)
-        self._broker, self._shown = _broker(config)
+        self._broker, self._shown = make_broker(config)
         self.publisher = ClusterPublisher(config, hub, self._broker, self._errors, call_s, loop, clock)
         self.follower = LogFollower(
             config,
@@ -252,8 +252,12 @@ class _Find:
         self.done = lambda _: None
 
 
-def _broker(config: Config) -> tuple[Broker, str]:
-    """Return the broker of the settings, and its address without credentials."""
+def make_broker(config: Config) -> tuple[Broker, str]:
+    """Return the broker of the settings, and its address without credentials.
+
+    Raises:
+        ConfigError: a library is missing, or a file cannot be read.
+    """
     password, tls = _credentials(config)
     try:
         password()

@@ -16,12 +16,13 @@ from typing import Any
 from zlib import crc32
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic  # type: ignore[attr-defined]
 
 from relay.brokers.credentials import TlsFiles
 from relay.brokers.kafka_client import ANSWER_S, KafkaOptions, KafkaThread
 from relay.cluster.broker import (
     READ_ENTRIES_MAX,
+    BrokerReport,
     EntriesReplacedError,
     LogChangedError,
     LogEntry,
@@ -39,6 +40,9 @@ from relay.errors import BrokerError
 
 EPOCHS = "-epochs"
 """The name of the topic of epochs is that of the log and this suffix."""
+
+_SETTINGS = ("cleanup.policy", "message.timestamp.type", "min.insync.replicas", "retention.ms", "max.message.bytes")
+"""The settings of the topic that `inspect` returns."""
 
 _NOT_RETAINED = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
@@ -258,6 +262,22 @@ class KafkaBroker:
     async def head(self) -> int:
         """Return the sequence of the next entry, on the publisher's connection."""
         return await self._producer.head()
+
+    async def inspect(self) -> BrokerReport:
+        """Return the number of brokers and the settings of the topic. Kafka does not tell its version."""
+        return await self._thread.run(self._inspect)
+
+    def _inspect(self) -> BrokerReport:
+        admin = AdminClient(self._options.build())
+        found = admin.list_topics(self._log, timeout=ANSWER_S)
+        version, topic = f"Kafka (brokers: {len(found.brokers)})", found.topics[self._log]
+        if topic.error is not None:
+            return BrokerReport(version, {"topic": f"missing ({topic.error.str()}); relay creates it if permitted"})
+        resource = ConfigResource(ConfigResource.Type.TOPIC, self._log)
+        [future] = admin.describe_configs([resource], request_timeout=ANSWER_S).values()
+        settings = future.result(ANSWER_S)
+        values = {name: str(settings[name].value) for name in _SETTINGS if name in settings}
+        return BrokerReport(version, {"partitions": str(len(topic.partitions)), **values})
 
     async def close_publisher(self) -> None:
         """Keep the producer, which still sends the events that it has accepted."""

@@ -10,6 +10,7 @@ Owns the follower's connection. `relay.cluster.nats_publisher` publishes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 from zlib import crc32
 
 from nats.aio.client import Client
@@ -20,7 +21,16 @@ from nats.js.errors import NotFoundError
 
 from relay.brokers.credentials import TlsFiles
 from relay.brokers.nats_client import ANSWER_S, NatsConnector, close, errors
-from relay.cluster.broker import READ_ENTRIES_MAX, LogChangedError, LogEntry, LogPosition, Request, Result, is_next
+from relay.cluster.broker import (
+    READ_ENTRIES_MAX,
+    BrokerReport,
+    LogChangedError,
+    LogEntry,
+    LogPosition,
+    Request,
+    Result,
+    is_next,
+)
 from relay.cluster.entry import FORM
 from relay.cluster.epochs import Epochs, encode_record
 from relay.cluster.nats_publisher import NatsPublisher
@@ -210,6 +220,29 @@ class NatsBroker:
         """Return the sequence of the next entry, on the publisher's connection."""
         return await self._publisher.head()
 
+    async def inspect(self) -> BrokerReport:
+        """Return the version of the server and the settings of the stream."""
+        client = await self._connector.connect()
+        try:
+            async with errors():
+                found = client.connected_server_version
+                version = f"nats-server {found.major}.{found.minor}.{found.patch}"
+                try:
+                    config = (await client.jetstream(timeout=ANSWER_S).stream_info(self._log)).config
+                except NotFoundError:
+                    return BrokerReport(version, {"stream": "missing; relay creates it"})
+        finally:
+            await close(client)
+        return BrokerReport(
+            version,
+            {
+                "storage": _word(config.storage),
+                "retention": _word(config.retention),
+                "discard": _word(config.discard),
+                "replicas": str(config.num_replicas),
+            },
+        )
+
     async def close_publisher(self) -> None:
         """Close the publisher's connection."""
         await self._publisher.close()
@@ -218,6 +251,11 @@ class NatsBroker:
         """Close all connections."""
         await self.close_follower()
         await self.close_publisher()
+
+
+def _word(value: object) -> str:
+    """Return a setting as text. The library leaves some of them as text, and makes enumerations of others."""
+    return str(value.value if isinstance(value, Enum) else value)
 
 
 def _consumer(first: int) -> ConsumerConfig:

@@ -13,6 +13,7 @@ from relay.brokers.credentials import TlsFiles
 from relay.brokers.redis_client import RedisClient, RedisScript
 from relay.cluster.broker import (
     READ_ENTRIES_MAX,
+    BrokerReport,
     EntriesReplacedError,
     LogChangedError,
     LogEntry,
@@ -150,6 +151,18 @@ class RedisBroker:
     async def head(self) -> int:
         """Return the sequence of the next entry, on the publisher's connection."""
         return int(await self._publishing.call("HGET", self._state, "head") or 0) + 1
+
+    async def inspect(self) -> BrokerReport:
+        """Return the version and the settings, on the publisher's connection."""
+        found = await self._publishing.call("INFO")
+        return BrokerReport(
+            f"{found.get('server_name', 'redis')} {found.get('redis_version', 'of unknown version')}",
+            {
+                "maxmemory-policy": str(found.get("maxmemory_policy", "unknown")),
+                "appendonly": "yes" if found.get("aof_enabled") else "no",
+                "replicas": str(found.get("connected_slaves", 0)),
+            },
+        )
 
     async def close_publisher(self) -> None:
         """Close the publisher's connection."""

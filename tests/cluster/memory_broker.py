@@ -6,7 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from relay.cluster.broker import EntriesReplacedError, LogChangedError, LogEntry, LogPosition, Request, Result
+from relay.cluster.broker import (
+    BrokerReport,
+    EntriesReplacedError,
+    LogChangedError,
+    LogEntry,
+    LogPosition,
+    Request,
+    Result,
+)
 from relay.errors import BrokerError, EndedError
 
 CLOCK_AHEAD_MS = 5_000_000
@@ -179,6 +187,9 @@ class MemoryBroker:
         self._check()
         self.asked += 1
         return self.log.head
+
+    async def inspect(self) -> BrokerReport:
+        return BrokerReport("memory", {})
 
     async def close_follower(self) -> None:
         """Do nothing."""

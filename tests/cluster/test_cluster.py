@@ -61,7 +61,7 @@ async def member(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Member]:
         monkeypatch.setattr(each, "RECONNECT_MIN_S", 0.0)
         monkeypatch.setattr(each, "RECONNECT_MAX_S", 0.0)
     log = MemoryLog(epoch="0a1b2c3d")
-    monkeypatch.setattr(module, "_broker", lambda config: (MemoryBroker(log), "memory://"))
+    monkeypatch.setattr(module, "make_broker", lambda config: (MemoryBroker(log), "memory://"))
     log.append(b'{"topic":"a","data":"1"}', b"1")
     node = Member(log)
     yield node
@@ -257,4 +257,4 @@ async def test_a_drain_waits_for_the_broker_and_the_own_events(node: Member) -> 
 def test_a_missing_password_file_is_an_error_at_the_start() -> None:
     config = Config(cluster="redis://127.0.0.1", cluster_password_file="/missing")
     with pytest.raises(ConfigError, match="cluster-password-file: cannot read /missing: No such file"):
-        module._broker(config)
+        module.make_broker(config)

@@ -251,7 +251,7 @@ async def test_a_call_fails_until_the_follower_has_read_the_epoch(server: NatsSe
 
 def broker_of(config: Config) -> Broker:
     """Return the broker of the settings of a node."""
-    return cluster._broker(config)[0]
+    return cluster.make_broker(config)[0]
 
 
 async def test_the_password_of_the_address_or_of_the_file_is_used_and_not_shown(tmp_path: Path) -> None:

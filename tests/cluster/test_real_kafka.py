@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from relay.cluster import cluster
 from relay.config.model import Config
+from relay.doctor.broker import check_broker
+from relay.doctor.finding import Level
 from relay.errors import BrokerError
 from tests.cluster.nodes import QUICK, data, epoch, follow, publish, ready
 from tests.kafka_server import PASSWORD, RealKafka, need_kafka
@@ -63,6 +66,11 @@ def test_an_event_above_the_limit_of_the_broker_is_rejected(kafka: RealKafka) ->
         assert (status, "message.max.bytes" in json.loads(body)["error"]) == (413, True)
         publish(node, "small")
         assert data(stream, 1) == ["small"]
+        reachable, *settings = asyncio.run(check_broker(Config(cluster=kafka.url)))
+        assert "is reachable: Kafka (brokers: 1)" in reachable.text
+        levels = {each.text: each.level for each in settings}
+        assert levels["partitions is 1"] is levels["cleanup.policy is delete"] is Level.OK
+        assert levels["message.timestamp.type is CreateTime"] is Level.WARNING
 
 
 async def test_a_node_logs_in_over_tls(kafka: RealKafka, tmp_path: Path) -> None:
@@ -74,7 +82,7 @@ async def test_a_node_logs_in_over_tls(kafka: RealKafka, tmp_path: Path) -> None
         publish(node, "1")
         assert data(stream, 1) == ["1"]
         assert PASSWORD not in json.dumps([node.log, node.stats()])
-    broker, _ = cluster._broker(Config(cluster=f"kafkas://app:a-wrong-password@{address}", cluster_tls_ca=ca))
+    broker, _ = cluster.make_broker(Config(cluster=f"kafkas://app:a-wrong-password@{address}", cluster_tls_ca=ca))
     with pytest.raises(BrokerError, match=r"(?i)authentication failed") as raised:
         await broker.open("0a1b2c3d")
     assert "a-wrong-password" not in str(raised.value)

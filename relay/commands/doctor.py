@@ -1,0 +1,85 @@
+"""`relay doctor`: checks the machine, the disk, the broker and the path from a client, and prints what to change.
+
+Owns the output and the exit code. Never changes anything, except for a temporary file and test events that expire.
+`relay.doctor` contains the checks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import click
+
+from relay.config.model import Config
+from relay.doctor.finding import Finding, Level
+
+_COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "red"}
+
+
+def doctor_command(load_config: Callable[[str | None], Config]) -> click.Command:
+    """Return the command.
+
+    Args:
+        load_config: builds the settings from the environment and the file at a path.
+    """
+
+    @click.command(
+        short_help="Check the machine, the disk, the broker and a proxy, and say what to change.",
+        epilog="Example: relay doctor https://events.example.com --config /etc/relay.toml",
+    )
+    @click.argument("url", required=False)
+    @click.option("--config", metavar="FILE", help="TOML file of the server's settings.  [variable: RELAY_CONFIG]")
+    @click.option(
+        "--token",
+        envvar="RELAY_PUBLISH_TOKEN",
+        help="Bearer token that may read and publish, to measure with events.  [default: RELAY_PUBLISH_TOKEN]",
+    )
+    @click.option("--topic", default="relay-doctor", show_default=True, help="Topic of the test events.")
+    @click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust for https.")
+    def doctor(url: str | None, config: str | None, token: str | None, topic: str, ca: str | None) -> int:
+        """Check this machine for a server with the settings of FILE and of the environment.
+
+        The command checks descriptors, the kernel's limits, memory, the clock, the disk of `data` and the broker of
+        `cluster`. With URL, it also checks that proxies forward events at once: it opens a stream at URL, and publishes
+        five events that expire after a second. The exit code is 1 if there is a fault.
+        """
+        findings = asyncio.run(examine(load_config(config), url, token, topic, ca))
+        for each in findings:
+            click.echo(line(each))
+            if each.remedy:
+                click.echo(f"{'':9}→ {each.remedy}")
+        counts = {level: sum(each.level is level for each in findings) for level in Level}
+        click.echo(f"{counts[Level.FAULT]} faults, {counts[Level.WARNING]} warnings")
+        return 1 if counts[Level.FAULT] else 0
+
+    return doctor
+
+
+async def examine(config: Config, url: str | None, token: str | None, topic: str, ca: str | None) -> list[Finding]:
+    """Run all checks.
+
+    Args:
+        config: the settings of the server.
+        url: address to check the path through; None for no such check.
+        token: bearer token for reading and publishing.
+        topic: topic of the test events.
+        ca: PEM file of the authorities to trust for https.
+
+    Raises:
+        RelayError: the address is malformed, or an optional library is missing.
+    """
+    # Imported here, because the checks import the server.
+    from relay.doctor.broker import check_broker
+    from relay.doctor.disk import check_disk
+    from relay.doctor.machine import check_machine
+    from relay.doctor.path import check_path
+
+    findings = [*check_machine(config), *check_disk(config), *await check_broker(config)]
+    return findings + (await check_path(url, token, topic, ca) if url else [])
+
+
+def line(finding: Finding) -> str:
+    """Return the line of a finding."""
+    level = click.style(f"{finding.level.value:8}", fg=_COLOURS[finding.level])
+    return f"{level} {finding.subject}: {finding.text}"

@@ -1,0 +1,161 @@
+"""The checks of the machine: descriptors, the kernel's limits, memory and the clock.
+
+Owns the recommended values. Never changes a limit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+from pathlib import Path
+
+from relay.config.load import worker_count
+from relay.config.model import Config, size_text
+from relay.doctor.finding import Finding, fault, ok, warning
+from relay.errors import ConfigError
+from relay.server.descriptors import streams_available
+
+STREAMS_WANTED = 10_000
+"""Room for fewer streams is a warning, unless `streams-max` asks for fewer."""
+STALLED_BUFFERS = 5
+"""Kernel memory of a stalled stream, in client buffers: 0.3 MB with the default of 64 KiB (docs/architecture)."""
+STALLED_WANTED = 1000
+PORTS_WANTED = 20_000
+CONNTRACK_SPARE = 1024
+STREAM_BYTES = 8 * 1024
+"""Memory of an idle stream, with that of the kernel."""
+
+_TIME_ERROR = 5  # the state that adjtimex(2) returns for an unsynchronised clock
+_TIMEX_BYTES = 512  # more than the size of struct timex
+_PAGE = resource.getpagesize()
+
+
+def check_machine(config: Config, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> list[Finding]:
+    """Check the limits of this machine.
+
+    Args:
+        config: the settings of the server.
+        proc: the file system proc(5).
+        cgroup: the control group of this process, version 2.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    wanted = config.streams_max or STREAMS_WANTED
+    return [
+        check_descriptors(config, hard),
+        check_backlog(config, proc),
+        check_tcp_memory(config, proc),
+        check_ports(proc),
+        *check_conntrack(wanted, proc),
+        check_memory(config, wanted, proc, cgroup),
+        check_clock(),
+    ]
+
+
+def check_descriptors(config: Config, hard: int) -> Finding:
+    """Check that the limit of open descriptors has room for the streams; `hard` is the hard limit of a process."""
+    remedy = "raise the hard limit: LimitNOFILE=1048576 in systemd, `ulimits` of the container, or ulimit -Hn"
+    try:
+        room = streams_available(config, hard) * worker_count(config)
+    except ConfigError as error:
+        return fault("descriptors", str(error), remedy)
+    text = f"{hard:,} per process: room for {room:,} streams"
+    if room < (config.streams_max or STREAMS_WANTED):
+        return warning("descriptors", text, remedy)
+    return ok("descriptors", text)
+
+
+def check_backlog(config: Config, proc: Path) -> Finding:
+    """Check that the kernel permits the backlog of the settings."""
+    largest = _number(proc, "net.core.somaxconn")
+    text = f"net.core.somaxconn is {largest:,}, and backlog is {config.backlog:,}"
+    if largest < config.backlog:
+        return warning("backlog", text, f"sysctl -w net.core.somaxconn={config.backlog}, or lower backlog")
+    queue = _number(proc, "net.ipv4.tcp_max_syn_backlog")
+    if queue < min(config.backlog, 1024):
+        return warning(
+            "backlog", f"net.ipv4.tcp_max_syn_backlog is {queue:,}", "sysctl -w net.ipv4.tcp_max_syn_backlog=4096"
+        )
+    return ok("backlog", text)
+
+
+def check_tcp_memory(config: Config, proc: Path) -> Finding:
+    """Check how many stalled streams the memory limit of TCP permits."""
+    pages = _numbers(proc, "net.ipv4.tcp_mem")[2]
+    stalled = pages * _PAGE // (STALLED_BUFFERS * config.client_buffer)
+    text = f"net.ipv4.tcp_mem permits {_size(pages * _PAGE)}: about {stalled:,} stalled streams"
+    if stalled < STALLED_WANTED:
+        return warning("tcp memory", text, "raise the third number of net.ipv4.tcp_mem, or lower client-buffer")
+    return ok("tcp memory", text)
+
+
+def check_ports(proc: Path) -> Finding:
+    """Check the ports of outgoing connections, which a proxy on this machine needs."""
+    first, last = _numbers(proc, "net.ipv4.ip_local_port_range")
+    count = last - first + 1
+    text = f"a proxy on this machine can open {count:,} connections to one address of relay"
+    if count < PORTS_WANTED:
+        return warning("ports", text, 'sysctl -w net.ipv4.ip_local_port_range="15000 65000", or several addresses')
+    return ok("ports", text)
+
+
+def check_conntrack(wanted: int, proc: Path) -> list[Finding]:
+    """Check the table of connections of the firewall, if the kernel has one."""
+    if not (proc / "sys/net/netfilter/nf_conntrack_max").exists():
+        return []
+    largest = _number(proc, "net.netfilter.nf_conntrack_max")
+    text = f"the firewall tracks at most {largest:,} connections"
+    if largest < wanted + CONNTRACK_SPARE:
+        needed = 2 * wanted
+        return [warning("firewall", text, f"sysctl -w net.netfilter.nf_conntrack_max={needed}, or exempt relay's port")]
+    return [ok("firewall", text)]
+
+
+def check_memory(config: Config, wanted: int, proc: Path, cgroup: Path) -> Finding:
+    """Check that the history and the streams fit into the memory of the machine or of the container."""
+    lines = dict(line.split(":") for line in (proc / "meminfo").read_text().splitlines())
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    limit = _text(cgroup / "memory.max")
+    if limit.isdigit():
+        available = min(available, int(limit))
+    # The log counts the bytes of frames. Their objects and the indexes need about as much again for small events.
+    needed = 2 * config.history_bytes + wanted * STREAM_BYTES
+    text = f"{_size(available)} available; history-bytes and {wanted:,} streams need about {_size(needed)}"
+    remedy = "lower history-bytes or streams-max, or add memory"
+    if available < config.history_bytes:
+        return fault("memory", text, remedy)
+    return warning("memory", text, remedy) if available < needed else ok("memory", text)
+
+
+def check_clock() -> Finding:
+    """Check that the clock is synchronised. JWTs, tickets and `since` depend on it."""
+    state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
+    if state == _TIME_ERROR:
+        return warning("clock", "the kernel's clock is not synchronised", "run chrony, systemd-timesyncd or ntpd")
+    if state < 0:
+        return warning(
+            "clock", f"its state is unknown: {os.strerror(ctypes.get_errno())}", "check it on the host of the container"
+        )
+    return ok("clock", "it is synchronised")
+
+
+def _number(proc: Path, name: str) -> int:
+    return _numbers(proc, name)[0]
+
+
+def _numbers(proc: Path, name: str) -> list[int]:
+    """Return the numbers of a kernel setting."""
+    return [int(word) for word in _text(proc / "sys" / name.replace(".", "/")).split()]
+
+
+def _text(path: Path) -> str:
+    """Return the content of a file; empty if it does not exist."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _size(size: int) -> str:
+    """Format a number of bytes in whole MiB, or exactly if it is smaller."""
+    return f"{size // 1024**2:,} MiB" if size >= 1024**2 else size_text(size)
