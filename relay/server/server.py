@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import importlib.resources
 import logging
 import os
 import secrets
@@ -35,6 +34,7 @@ from relay.errors import ConfigError
 from relay.extras import missing_extra
 from relay.front.acceptor import Acceptor
 from relay.front.front import Front
+from relay.front.page import read_page
 from relay.front.rate import BURST_S
 from relay.front.tls import Tls
 from relay.process import startup
@@ -299,8 +299,7 @@ class Server:
         self._stack.callback(credentials.close)
         credentials.start(loop)
         self._metrics.report_keys(lambda: credentials.keys_expire_s, lambda: credentials.fetched_s)
-        page = importlib.resources.files("relay").joinpath("pages/index.html").read_bytes()
-        traces = None if self._otlp is None else self._otlp.traces
+        page, traces = read_page(), None if self._otlp is None else self._otlp.traces
         front = Front(
             hub, config, self._metrics, self._collect_stats, page, credentials.auth, loop, time.monotonic, traces
         )

@@ -1,8 +1,7 @@
-"""The page loads nothing from other sites, and never treats an event's text as markup."""
+"""The console loads nothing from other sites, and never treats an event's text as markup (`relay.front.page`)."""
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import re
 import shutil
@@ -10,9 +9,10 @@ import subprocess
 
 import pytest
 
+from relay.front.page import SCRIPTS, read_page
 from tests import ROOT
 
-PAGE = (importlib.resources.files("relay") / "pages" / "index.html").read_text()
+PAGE = read_page().decode()
 SCRIPT = "".join(re.findall(r"<script>(.*?)</script>", PAGE, re.DOTALL))
 
 
@@ -24,6 +24,14 @@ def test_the_page_loads_nothing_from_other_hosts() -> None:
 def test_its_addresses_are_relative_so_that_it_works_under_a_path() -> None:
     assert 'fetch("events?"' in SCRIPT
     assert 'fetch("stats"' in SCRIPT
+    assert 'fetch("metrics"' in SCRIPT
+    assert 'fetch("publish?"' in SCRIPT
+    assert "/stats" not in SCRIPT.replace("from /stats", "")
+
+
+def test_every_script_is_part_of_the_page() -> None:
+    assert {path.name for path in (ROOT / "relay" / "pages").glob("*.js")} == set(SCRIPTS)
+    assert "<!--" not in PAGE
 
 
 @pytest.mark.parametrize(
@@ -40,8 +48,10 @@ def test_a_strict_content_security_policy_lets_it_work() -> None:
 
 def test_the_page_supports_dark_mode_and_labels_every_field() -> None:
     assert "prefers-color-scheme: dark" in PAGE
-    for name in re.findall(r"<input id=\"(\w+)\"", PAGE):
-        assert f'<label for="{name}"' in PAGE
+    names = re.findall(r"<(?:input|textarea) id=\"([\w-]+)\"", PAGE)
+    assert len(names) >= 9
+    for name in names:
+        assert f'for="{name}"' in PAGE
 
 
 def test_every_element_that_the_script_uses_exists() -> None:
@@ -51,13 +61,19 @@ def test_every_element_that_the_script_uses_exists() -> None:
 
 def test_every_field_of_stats_that_the_script_reads_is_in_the_schema() -> None:
     schema = json.loads((ROOT / "docs" / "reference" / "stats.schema.json").read_text())["$defs"]
-    fields = set(re.findall(r"\bstats\.(\w+)", SCRIPT))
-    assert {"version", "engine", "streams", "lagging", "topics"} <= fields <= set(schema["ServerStats"]["properties"])
-    fields_of_topics = [name for _, name in re.findall(r"\bstats\.topics\.map\(\((\w+)\) => \1\.(\w+)\)", SCRIPT)]
-    assert len(fields_of_topics) == SCRIPT.count("stats.topics")
-    assert set(fields_of_topics) <= set(schema["TopicStats"]["properties"])
-    # The script reads the statistics by these names only.
-    assert re.findall(r"\w+\(stats\)|\bstats\b(?![.\"])", SCRIPT) == ["about(stats)"]
+    names = {"ServerStats": r"\bstats\.(\w+)", "LogStats": r"\bstats\.log\.(\w+)", "SlowStream": r"\bslow\.(\w+)"}
+    for struct, pattern in names.items():
+        fields = set(re.findall(pattern, SCRIPT))
+        assert fields, struct
+        assert fields <= set(schema[struct]["properties"]), struct
+    of_topics = set(re.findall(r"\btopic\.(\w+)", SCRIPT)) - {"includes", "rate"}  # methods and the rate of the page
+    assert of_topics <= set(schema["TopicStats"]["properties"])
+    assert {"topic", "subscribers", "events"} <= of_topics
+
+
+def test_the_histogram_that_the_script_reads_exists() -> None:
+    [name] = re.findall(r"\^(relay_\w+)_bucket", SCRIPT)
+    assert f"`{name}`" in (ROOT / "docs" / "reference" / "metrics.md").read_text()
 
 
 def test_it_listens_for_gaps_and_heartbeats() -> None:
