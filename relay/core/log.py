@@ -255,7 +255,7 @@ class Log:
             if id is not None:
                 self.ids.evict(id, topic.name)
             if key is not None and topic.newest.get(key) == each:
-                topic.lost = topic.newest.pop(key)
+                topic.lost = max(topic.lost, topic.newest.pop(key))  # A later one may have been evicted early.
         if self._expiry.ttls:
             self._expiry.forget(sequences)
         last = dict(zip(topics, sequences, strict=True))

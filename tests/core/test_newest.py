@@ -107,6 +107,19 @@ def test_only_an_evicted_event_that_was_the_newest_causes_a_gap(repeat: bool, ga
     assert client.oracle.gaps == gaps
 
 
+def test_an_expired_event_causes_a_gap_although_an_older_one_is_evicted_later() -> None:
+    world = World(Config(history_events=5))
+    world.publish("a", 10, "k1")
+    world.publish("a", 800, "k2")
+    world.publish("a", 10, "k3", ttl=1.0)
+    client = connected(world, "a", room=400)
+    world.pass_time(2.0)  # The stream is in the middle of the second event, and the third one expires.
+    for _ in range(4):
+        world.publish("b", 10)  # The last one evicts the first event of `a`.
+    world.settle()
+    assert (client.oracle.seen, client.oracle.gaps) == (2, 1)
+
+
 def test_a_pattern_of_ten_thousand_topics_is_read_in_bounded_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(Config())
     for number in range(3 * PATTERN_TOPICS):
