@@ -15,8 +15,10 @@ from relay.core.audience import Audiences, Subscription
 from relay.core.backfill import Wanted, backfill
 from relay.core.flush import SLICE_S
 from relay.core.log import Log
+from relay.errors import RETRY_SOON, RequestError
 
-Done = Callable[[None], None]
+Done = Callable[[RequestError | None], None]
+"""Receives None when the replay can begin, or the error that rejects it."""
 
 
 class _Replay:
@@ -77,10 +79,13 @@ class Replays:
         return lambda: self._end(replay)
 
     def begin(self) -> None:
-        """End the current pass, because the log continues from another sequence and the indexes are complete."""
-        self._pass = None
-        self._ready.extend(self._served)
-        self._served = []
+        """Reject all waiting replays, because another log begins and they refer to sequences of the former one."""
+        waiting = (*self._ready, *self._served, *self._waiting)
+        self._pass, self._served, self._waiting = None, [], []
+        self._ready.clear()
+        error = RequestError(503, "the server has just connected to its hub", RETRY_SOON)
+        for replay in waiting:
+            self._end(replay, call=True, error=error)
 
     def turn(self) -> bool:
         """Run one slice; return whether more work is pending."""
@@ -108,11 +113,11 @@ class Replays:
         evicted = any(replay.evicted for replay in self._served)
         self._pass = backfill(self._log, list(wanted.values()), cursor, evicted=evicted)
 
-    def _end(self, replay: _Replay, *, call: bool = False) -> None:
+    def _end(self, replay: _Replay, *, call: bool = False, error: RequestError | None = None) -> None:
         done, replay.done = replay.done, None
         if done is None:
             return
         if call:
-            done(None)
+            done(error)
         replay.subscription.waiting -= 1
         self._audiences.release(replay.subscription)

@@ -14,6 +14,7 @@ from relay.core.forms.registry import all_forms
 from relay.core.log import Log
 from relay.core.policy import Limits, Policy, Rule
 from relay.core.replays import Replays
+from relay.errors import RequestError
 
 RULE = Rule(Policy.DROP_OLDEST, Limits(), Limits(), 10.0)
 ENTRIES = 100
@@ -76,7 +77,7 @@ def test_a_subscription_is_kept_for_the_callback_and_released_without_a_stream(
     world = World(monkeypatch)
     subscription = world.subscription("o.*")
 
-    def enter(_: None) -> None:
+    def enter(_: RequestError | None) -> None:
         assert world.subscription("o.*") is subscription
         assert world.audiences.wanted(subscription, 1, evicted=False) == []
         world.audiences.enter(subscription)
@@ -124,12 +125,14 @@ def test_a_cancelled_replay_does_not_call_back_and_leaves_nothing(monkeypatch: p
     assert len(index.sequences) == 0
 
 
-def test_a_log_that_continues_from_another_sequence_ends_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_begins_again_rejects_the_waiting_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A waiting replay may refer to a sequence that belongs to another event in the new log."""
     world = World(monkeypatch)
-    subscription = world.subscription("o.*")
-    world.replays.prepare(subscription, 1, lambda _: world.done.append("o"), evicted=True)
+    results: list[RequestError | None] = []
+    for term in ("o.*", "p.*"):  # The second one waits for the pass of the first one.
+        world.replays.prepare(world.subscription(term), 1, results.append, evicted=True)
     world.log.begin("f", 5000, 0.0, world.audiences.indexes())
     world.replays.begin()
-    world.publish(10)
-    world.finish()
-    assert world.done == ["o"]
+    assert [error and error.status for error in results] == [503, 503]
+    assert not world.replays.due
+    assert world.audiences.indexes() == []
