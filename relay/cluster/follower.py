@@ -5,6 +5,7 @@ Theory of operation. The follower connects, compares its log with the broker's, 
     open ─┬─ same epoch, and the broker retains the next entry ─────────────► continue
           ├─ same epoch, but the broker has trimmed past the next entry ────► begin: a gap, as for a lapped stream
           ├─ same epoch, but the broker lacks an entry of this log ─────────► renew the epoch, then begin
+          ├─ an earlier epoch of this node ─────────────────────────────────► renew the epoch, then begin
           └─ another epoch ─────────────────────────────────────────────────► begin
 
 To begin is to drop all entries, close all streams, and read the broker's log from its oldest entry. The clients of the
@@ -12,7 +13,9 @@ streams reconnect with their last ids, and the code for every resume reports the
 
 A broker that fails over may lose entries that it has acknowledged. The follower detects this when it connects, once per
 second, and before each entry that it takes, because each entry names the mark of the entry before. The first node that
-detects it renews the epoch, which is replaced only once. All nodes then begin with the new epoch.
+detects it renews the epoch, which is replaced only once. All nodes then begin with the new epoch. The broker may lose
+the renewal too. Then the earlier epoch returns, and its ids would identify other events than before. A node that has
+left this epoch renews it again.
 
 Owns the position in the broker's log, and the clock offset of the broker. Never publishes.
 """
@@ -23,6 +26,7 @@ import asyncio
 import logging
 import math
 import secrets
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -40,6 +44,9 @@ POLL_S = 1.0
 
 READ_MAX = 1_000_000
 """More entries than any read returns."""
+
+FORMER_MAX = 1000
+"""Replaced epochs that a node remembers."""
 
 _logger = logging.getLogger("relay.cluster")
 
@@ -85,7 +92,8 @@ class LogFollower:
         self._on_lost = on_lost
         self._on_advance = on_advance
         self._mark = b""  # of the last entry in the log
-        self._replaced = False  # the broker's next entry does not continue the log
+        self._replaced = False  # the broker has lost entries of this log, and the epoch is not renewed yet
+        self._former: deque[str] = deque(maxlen=FORMER_MAX)  # earlier epochs of this node's log
         self._begun_at = 0  # head of the broker's log when this node began; its older entries are not compared
         self._progress = 0  # head of this node's log when `current_s` was set
         self._offset_s = 0.0  # this node's time minus the broker's time
@@ -154,20 +162,25 @@ class LogFollower:
             known: the head that this node knew before it asked for the position.
         """
         hub, log, now_s = self._hub, self._hub.log, self._clock()
-        if position.epoch == log.epoch and self._has_lost(position, known):
+        returned = position.epoch in self._former
+        if returned or (position.epoch == log.epoch and self._has_lost(position, known)):
             _logger.error(
-                "cluster: the broker has lost entries; this node knows %d, the broker has %d; renewing the epoch",
+                "cluster: the broker has lost entries; this node knows %s-%d, the broker has %s-%d; renewing the epoch",
+                log.epoch,
                 known - 1,
+                position.epoch,
                 position.head - 1,
             )
+            self._replaced = True  # even if the broker has more entries when the connection breaks now
             epoch = secrets.token_hex(4)
-            position = await self._broker.renew(log.epoch, epoch)
+            position = await self._broker.renew(position.epoch, epoch)
             self.renewals += position.epoch == epoch
         self._replaced = False
         self._offset_s = now_s - position.time_ms / 1000
         self.broker_head = position.head
         if position.epoch == log.epoch and position.tail <= log.head:
             hub.continue_from(position.head)
+            self._begun_at = min(self._begun_at, position.head)
             if position.tail == log.head and not position.mark:
                 self._mark = b""  # The broker has removed the last entry, so it cannot be compared.
         else:
@@ -183,6 +196,7 @@ class LogFollower:
             self.lapped += 1
             _logger.warning("cluster: the broker has trimmed entries %d to %d", log.head, position.tail - 1)
         elif log.epoch:
+            self._former.append(log.epoch)
             _logger.warning("cluster: the log has the new epoch %s (before: %s)", position.epoch, log.epoch)
         evicted_s = -math.inf if position.tail == 1 else position.tail_ms / 1000 + self._offset_s
         hub.begin(position.epoch, position.tail, position.head, evicted_s, now_s)
@@ -212,7 +226,7 @@ class LogFollower:
         if position.epoch != log.epoch:
             raise LogChangedError(f"it has the epoch {position.epoch}")
         if self._has_lost(position, known):
-            raise LogChangedError(f"it does not have entry {known - 1}, or has another one")
+            raise EntriesReplacedError(f"it does not have entry {known - 1}, or has another one")
         self._note_progress(now_s)
         # While this node reads old entries, it may evict some that other nodes retain.
         if log.tail > self._trimmed and log.head >= self._begun_at:

@@ -6,15 +6,16 @@ import asyncio
 import itertools
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
 from relay.cluster import follower as module
-from relay.cluster.broker import LogPosition
+from relay.cluster.broker import LogEntry, LogPosition
 from relay.cluster.follower import LogFollower
 from relay.config.model import Config
 from relay.core.forms.framing import unwrap
+from relay.errors import BrokerError
 from relay.event import Event
 from relay.telemetry.input_errors import InputErrors
 from tests.cluster.memory_broker import CLOCK_AHEAD_MS, MemoryBroker, MemoryLog
@@ -231,6 +232,75 @@ async def test_a_replaced_last_entry_is_noticed_without_further_entries(log: Mem
     await node.until(lambda: log.epoch != epoch)
     await node.follow()
     assert node.data() == ["1", "other 2"]
+
+
+async def test_an_epoch_that_returns_is_renewed_again(log: MemoryLog, nodes: Start) -> None:
+    """The broker loses an entry, and then the renewal of its epoch too. No id identifies two events."""
+    node = nodes()
+    publish(log, "1", "lost 2")
+    await node.follow()
+    epochs = [log.epoch]
+    log.fork(2)
+    publish(log, "2", "3")
+    for _ in range(2):
+        log.epoch = epochs[0]
+        log.wake()
+        await node.until(lambda: log.epoch not in epochs)
+        await node.follow()
+        epochs.append(log.epoch)
+        node.now_s += 2.0
+    assert node.data() == ["1", "2", "3"]
+    assert node.follower.renewals == 2
+
+
+async def test_a_loss_that_was_noticed_is_not_forgotten_while_the_broker_is_down(log: MemoryLog, nodes: Start) -> None:
+    node = nodes()
+    publish(log, "1", "lost 2", "lost 3")
+    await node.follow()
+    epoch, renew = log.epoch, node.broker.renew
+
+    async def fail(known: str, epoch: str) -> LogPosition:
+        node.broker.renew = renew  # type: ignore[method-assign]
+        # When the node reconnects, the broker has more entries than the node, and the next entry is trimmed.
+        publish(log, "2", "3", "4", "5")
+        log.trim(5)
+        raise BrokerError("the connection broke")
+
+    node.broker.renew = fail  # type: ignore[method-assign]
+    log.fork(2)
+    node.now_s += 2.0
+    log.wake()
+    await node.until(lambda: log.epoch != epoch)
+    await node.follow()
+    assert node.data() == ["5"]
+    assert node.follower.renewals == 1
+
+
+async def test_entries_that_follow_a_loss_during_the_first_read_are_compared(log: MemoryLog, nodes: Start) -> None:
+    """A node that reads old entries compares those that the broker has appended since a failover."""
+    log.epoch = epoch = "00000000"
+    publish(log, *map(str, range(1, 11)))
+    node = nodes()
+    read = node.broker.read
+
+    async def read_some(after: int, count_max: int, epoch: str, mark: bytes, wait_s: float) -> Sequence[LogEntry]:
+        if after == 4 and log.head == 11:
+            log.fork(7)
+            raise BrokerError("the connection broke")
+        return await read(after, min(count_max, 4), epoch, mark, wait_s)
+
+    node.broker.read = read_some  # type: ignore[method-assign]
+    await node.follow()
+    assert node.data() == list(map(str, range(1, 7)))
+    publish(log, "lost 7")
+    await node.follow()
+    log.silent = True
+    log.fork(7)
+    publish(log, "7", "8")
+    log.wake()
+    await node.until(lambda: log.epoch != epoch)
+    await node.follow()
+    assert node.data() == list(map(str, range(1, 9)))
 
 
 async def test_an_empty_broker_begins_a_new_log_with_one_epoch(log: MemoryLog, nodes: Start) -> None:
