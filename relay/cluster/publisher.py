@@ -10,8 +10,9 @@ the follower, so that all nodes have the same order.
                            └─ full: publishers wait         └─ lost: the same call again, after a reconnect
 
 If a connection breaks during a call, the publisher does not know whether the broker has the events. It repeats the call
-with the same number, and the broker does not append the events again. While the queue is full, requests and feeders
-wait. While the broker is unavailable, requests are rejected with 503, and feeders wait.
+with the same number, and the broker does not append the events again. It makes no call before the follower is connected
+and has compared this node's log with the broker's. While the queue is full, requests and feeders wait. While the broker
+is unavailable, requests are rejected with 503, and feeders wait.
 
 Owns the queue and the calls. Never delivers an event.
 """
@@ -184,6 +185,7 @@ class ClusterPublisher:
         """Record whether the follower is connected. If it is not, reject the requests that wait."""
         self.following = following
         if following:
+            self._due.set()
             self._release()
         else:
             # An idle connection does not report that the broker is gone, so it is replaced.
@@ -274,7 +276,8 @@ class ClusterPublisher:
 
     async def _serve(self, backoff: Backoff) -> None:
         while True:
-            if not self._call and not self._queue and not self._heads and not self._stale:
+            # Until the follower has compared the logs, the ids of new events might belong to events that were lost.
+            while not self._stale and not (self.following and (self._call or self._queue or self._heads)):
                 self._due.clear()
                 await self._due.wait()
             if self._stale:

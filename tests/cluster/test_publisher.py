@@ -370,3 +370,16 @@ async def test_events_keep_their_order_over_lost_connections(node: Publishing) -
     assert [entry.payload for entry, _ in node.log.entries] == [
         b'{"data":"%d","topic":"a"}' % number for number in range(3000)
     ]
+
+
+async def test_nothing_is_published_before_the_follower_has_compared_the_logs(node: Publishing) -> None:
+    node.publisher.publish_one(event("1"), 0.0)
+    node.publisher.publish_one(event("2"), 0.0)
+    node.publisher.set_following(False)
+    await node.until(lambda: node.publisher.connected)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    before = node.log.head
+    node.publisher.set_following(True)
+    await node.publisher.settle()
+    assert (before, node.log.head) == (1, 3)
