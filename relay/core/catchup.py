@@ -571,14 +571,15 @@ class CatchUp:
         last = max(last for index in indexes if (last := index.last(cursor)) is not None)
         return log.id(first), log.id(last)
 
-    def _evicted_ends(self, subscription: Subscription, before: int, cursor: int) -> tuple[str | None, str | None]:
+    def _evicted_ends(self, subscription: Subscription, before: int, cursor: int) -> tuple[str, str]:
         """Return ids of the ends of a range that contains all evicted events from `before` on.
 
-        These are default ids, which name no event of another topic. None means that the end is unknown, after another
-        process handed over the stream.
+        These are default ids, which name no event of another topic.
         """
-        last = max(cursor - 1, subscription.evicted)
-        return (self._log.default_id(before), self._log.default_id(last)) if last >= before else (None, None)
+        log, last = self._log, max(cursor - 1, subscription.evicted)
+        if not all(index.evicted_known for index in subscription.indexes):
+            last = max(last, log.evicted_early)  # another process may have evicted these entries
+        return log.default_id(before), log.default_id(last)
 
     def _fit(self, subscription: Subscription, cursor: int, now_s: float) -> int:
         """Return the first cursor whose lag is within the limits."""

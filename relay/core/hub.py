@@ -355,7 +355,8 @@ class Hub:
         """
         subscription = self.audiences.get(terms, rule, self.forms[form])
         if stream.cursor < self.log.head:
-            self.audiences.complete(subscription, stream.cursor, evicted=False)
+            # The gaps of polls follow from the marks of evicted entries alone.
+            self.audiences.complete(subscription, stream.cursor, evicted=subscription.form.once)
         address = sys.intern(stream.address)
         handle = self.engine.add(
             fd,
