@@ -75,8 +75,9 @@ class Reader:
             content = part if self.gzip is None else self.gzip.decompress(part)
             assert self.gzip is None or not self.gzip.unused_data
             self._contents.append(content)
-            events += self._lines(content) if self.syntax == "ndjson" else self._blocks(content)
-        return events
+            if self.syntax != "json":
+                events += self._lines(content) if self.syntax == "ndjson" else self._blocks(content)
+        return self._document() if self.syntax == "json" and data and self.complete else events
 
     @property
     def content(self) -> bytes:
@@ -105,6 +106,11 @@ class Reader:
             if "data" in members:
                 events.append(self._named(members, members.get("event"), members.get("id")))
         return events
+
+    def _document(self) -> list[Event]:
+        document = json.loads(self.content)
+        self.last_event_id = document["next"]
+        return [self._named(each, each.get("event"), each.get("id")) for each in document["events"]]
 
     def _named(self, members: dict[str, Any], event: str | None, id: str | None) -> Event:
         self.topics.append(members.get("topic"))

@@ -151,15 +151,16 @@ class Flush:
     def _begin(self) -> _Round:
         """List the due audiences and each combination of them that a stream has."""
         log, since = self._log, self._since
-        for audience in self._due:
+        due, self._due = self._due, []
+        for audience in due:
+            audience.due = False  # An audience without streams may get some later.
             if not audience.streams:
                 self._compression.lose(audience)
-        due, self._due = [audience for audience in self._due if audience.streams], []
+        due = [audience for audience in due if audience.streams]
         shared = [audience for audience in due if audience.shared]
         groups = self._engine.combine([audience.members for audience in shared] if len(shared) > 1 else [])
         tasks: list[tuple[tuple[Audience, ...], Members, bool]] = []
         for audience in due:
-            audience.due = False
             self.compact(audience)
             tasks.append(((audience,), audience.members, False))
         for places, members in groups:

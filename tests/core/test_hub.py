@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from itertools import count
 
 import pytest
@@ -221,3 +222,20 @@ def test_closed_streams_leave_their_audiences_in_slices(monkeypatch: pytest.Monk
     assert left == [80, 60, 40, 20]
     assert world.hub.audiences.indexes() == []
     assert world.hub.closes == {"client": 10}
+
+
+def test_a_stream_that_waited_for_its_replay_is_live_after_a_flush_during_the_wait() -> None:
+    """The audience has no stream yet when the flush sends an event that marked it."""
+    world = World(Config())
+    world.slices = True
+    for _ in range(10):
+        world.publish("p.a", 10)
+    client = world.client(("p.*",), None, 1 << 20)
+    world.prepare(client, math.inf)
+    assert client.pipe is None, "the client waits"
+    world.publish("p.a", 10)
+    world.settle()
+    assert client.oracle.seen == 11
+    world.publish("p.a", 10)
+    world.settle()
+    assert client.oracle.seen == 12

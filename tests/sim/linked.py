@@ -14,7 +14,6 @@ from relay.telemetry.topics import TopicsQuery
 from relay.workers.edge_end import Uplink, message_bytes_max
 from relay.workers.hub_end import Chunks, Downlink
 from relay.workers.messages import LinkError, Report
-from tests.oracle import Oracle
 from tests.sim.world import Client, World
 
 SKEW_S = 5000.0
@@ -179,14 +178,16 @@ class LinkedWorld:
     Args:
         config: the settings of all.
         edges: the number of edges.
+        slices: whether each edge is interrupted as often as possible; see `World`.
     """
 
-    def __init__(self, config: Config, edges: int) -> None:
+    def __init__(self, config: Config, edges: int, *, slices: bool = False) -> None:
         self.root = World(config)
-        self.clients: list[Client] = []
-        self.at: dict[int, Edge] = {}  # the edge at which a client is connected or waits for admission
+        self.clients = self.root.clients
+        self.at: dict[int, Edge] = {}  # the edge at which a client is connected or waits for its stream
         self._asking: set[int] = set()
         self._config = config
+        self.slices = slices
         self._chunks = Chunks(self.root.hub.log)
         self.edges = [self._edge(place) for place in range(edges)]
         self.lapped = 0
@@ -195,31 +196,32 @@ class LinkedWorld:
         # Each edge retains more or less than the hub.
         events = self._config.history_events
         config = replace(self._config, history_events=events and events - 2 + 2 * place)
-        return Edge(config, self.root, self._chunks, SKEW_S * place)
+        edge = Edge(config, self.root, self._chunks, SKEW_S * place)
+        edge.slices = self.slices
+        return edge
 
-    def client(self, terms: tuple[str, ...], policy: str | None, room: int) -> Client:
-        """Make a client that is not connected yet."""
-        name, forms = len(self.clients), list(self.root.hub.forms)
-        client = Client(name, terms, policy, room, Oracle(self.root.published, terms), forms[name % len(forms)])
-        self.clients.append(client)
-        return client
+    def client(self, terms: tuple[str, ...], policy: str | None, room: int, form: str | None = None) -> Client:
+        """Make a client that is not connected yet; the arguments are those of `World.client`."""
+        return self.root.client(terms, policy, room, form)
 
     def connect(self, client: Client, edge: Edge, since_s: float | None = None, *, newest: bool = False) -> None:
         """Connect a client to an edge. The edge asks its hub about an id that it does not know."""
         assert client.pipe is None
-        if client.name in self._asking or not edge.hub.log.epoch or not edge.hub.knows_evicted:
+        if client.name in self._asking or client.cancel is not None:
+            return
+        if not edge.hub.log.epoch or not edge.hub.knows_evicted:
             return
         self.at[client.name] = edge
         ids = (client.last_id,)
         if not client.last_id or edge.hub.find(client.terms, ids) is not None:
-            edge.connect(client, since_s, newest=newest)
+            edge.prepare(client, since_s, newest=newest)
             return
         self._asking.add(client.name)
 
         def found(sequence: int | RelayError | None) -> None:
             self._asking.discard(client.name)
             if not isinstance(sequence, RelayError):
-                edge.connect(client, since_s, sequence)
+                edge.prepare(client, since_s, sequence)
 
         edge.uplink.find(client.terms, ids, found)
 
@@ -229,8 +231,8 @@ class LinkedWorld:
             self.at[client.name].read(client, count)
 
     def cut(self, client: Client) -> None:
-        """Cut a client's connection."""
-        if client.pipe is not None:
+        """Cut a client's connection, or end its wait for a stream."""
+        if client.name in self.at:
             self.at[client.name].cut(client)
 
     def kill(self, edge: Edge) -> None:
@@ -279,7 +281,7 @@ class LinkedWorld:
                 self.read(client, 1 << 30)
             if pipe is not None and not pipe.server_open and not pipe.unread:
                 client.pipe = None
-            if client.pipe is None and client.last_id and client.name not in self._asking:
+            if client.pipe is None and client.last_id and client.name not in self._asking and client.cancel is None:
                 moved = True
                 self.connect(client, self.edges[client.name % len(self.edges)])
         return moved

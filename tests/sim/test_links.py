@@ -11,6 +11,7 @@ from collections import Counter
 import pytest
 
 from relay.config.model import Config
+from relay.core.forms.registry import POLL
 from relay.event import Event
 from tests.sim.linked import LinkedWorld
 from tests.sim.seeds import BATCHES, run_batch
@@ -20,16 +21,18 @@ from tests.sim.test_promise import POLICIES, TOPICS, config_of, draw_id, draw_te
 def simulate(seed: int) -> tuple[LinkedWorld, Counter[str]]:
     """Run one simulation with all of its checks."""
     draw = random.Random(seed)
-    world = LinkedWorld(config_of(draw), draw.randint(1, 3))
+    world = LinkedWorld(config_of(draw), draw.randint(1, 3), slices=draw.random() < 0.5)
     seen: Counter[str] = Counter()
     pool = [draw_terms(draw) for _ in range(draw.choice([1, 2, 5]))]
     for _ in range(draw.randint(1, 5)):
-        world.client(draw.choice(pool), draw.choice(POLICIES), draw.choice([20, 60, 300, 5000, 1 << 20]))
+        room, form = draw.choice([20, 60, 300, 5000, 1 << 20]), POLL if draw.random() < 0.15 else None
+        world.client(draw.choice(pool), draw.choice(POLICIES), room, form)
     ids = 0
     for _ in range(draw.choice([50, 250])):
         client, edge = draw.choice(world.clients), draw.choice(world.edges)
         match draw.choice(
-            ["publish"] * 3 + ["publish at", "step", "step", "down", "down", "down", "up", "up", "link", "link"]
+            ["publish"] * 3
+            + ["publish at", "step", "step", "down", "down", "down", "up", "up", "link", "link"]
             + ["kill", "read", "read", "cut", "connect", "connect", "time"]
         ):
             case "publish":

@@ -10,6 +10,7 @@ import random
 import pytest
 
 from relay.config.model import Config
+from relay.core.forms.registry import POLL
 from tests.sim.seeds import BATCHES, run_batch
 from tests.sim.world import World
 
@@ -71,10 +72,12 @@ def simulate(seed: int) -> World:
     """Run one simulation with all of its checks."""
     draw = random.Random(seed)
     world = World(config_of(draw))
+    world.slices = draw.random() < 0.5
     pool = [draw_terms(draw) for _ in range(draw.choice([1, 2, 6]))]
     form = draw.choice([None, None, "sse/gzip", "ndjson/gzip"])  # of all clients, so that they share compressors
     for _ in range(draw.randint(1, 6)):
-        world.client(draw.choice(pool), draw.choice(POLICIES), draw.choice([1, 60, 300, 5000, 1 << 20]), form)
+        room, own_form = draw.choice([1, 60, 300, 5000, 1 << 20]), POLL if draw.random() < 0.15 else form
+        world.client(draw.choice(pool), draw.choice(POLICIES), room, own_form)
     ids = 0
     for _ in range(draw.choice([30, 200])):
         client = draw.choice(world.clients)
@@ -93,10 +96,10 @@ def simulate(seed: int) -> World:
             case "cut":
                 world.cut(client)
             case "connect":
-                if client.pipe is None:
+                if client.pipe is None and client.cancel is None:
                     world.step()
                     since_s = draw.choice([None, None, 2.0, float("inf")])
-                    world.connect(client, since_s, newest=draw.random() < 0.3)
+                    world.prepare(client, since_s, newest=draw.random() < 0.3)
             case "time":
                 world.pass_time(draw.choice([0.01, 0.5, 3.0, 20.0]))
     world.settle()
@@ -110,7 +113,7 @@ def test_every_subscriber_receives_every_event_or_a_gap(first: int) -> None:
 
 def test_the_simulations_reach_all_intended_faults() -> None:
     """The promise is tested under real faults: gaps, policies and resumes all happen."""
-    gaps = seen = shared = omitted = 0
+    gaps = seen = shared = omitted = polls = 0
     actions: set[str] = set()
     resumes: set[str] = set()
     for seed in range(100):
@@ -119,11 +122,13 @@ def test_the_simulations_reach_all_intended_faults() -> None:
         seen += sum(client.oracle.seen for client in world.clients)
         omitted += sum(client.oracle.omitted for client in world.clients)
         shared += world.engine.shared_flushes
+        polls += world.polls
         actions |= set(map(str, world.hub.catchup.actions))
         resumes |= set(world.hub.resumes)
     assert gaps > 100
     assert seen > 5000
     assert shared > 100
     assert omitted > 300
+    assert polls > 100
     assert actions == {"drop-oldest", "drop-newest", "conflate", "disconnect", "block"}
     assert resumes == {"hit", "gap", "missed"}

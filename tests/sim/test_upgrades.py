@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from relay.config.model import Config
+from relay.core.forms.registry import POLL
 from tests.sim.seeds import BATCHES, run_batch
 from tests.sim.test_promise import POLICIES, TERMS, TOPICS, config_of, draw_ttl
 from tests.sim.upgraded import UpgradedWorld
@@ -33,14 +34,17 @@ def simulate(seed: int) -> UpgradedWorld:
     """Run one simulation with all of its checks."""
     draw = random.Random(seed)
     world = UpgradedWorld(config_of(draw))
+    world.slices = draw.random() < 0.5
     for _ in range(draw.randint(1, 8)):
         terms = draw.choice((*TERMS, *MORE_TERMS))
-        world.client(terms, draw.choice(POLICIES), draw.choice([1, 60, 300, 5000, 1 << 20]))
+        room, form = draw.choice([1, 60, 300, 5000, 1 << 20]), POLL if draw.random() < 0.15 else None
+        world.client(terms, draw.choice(POLICIES), room, form)
     ids = 0
     for _ in range(draw.choice([30, 200])):
         client = draw.choice(world.clients)
         match draw.choice(
-            ["publish"] * 3 + ["step", "step", "read", "read", "cut", "connect", "connect", "time"]
+            ["publish"] * 3
+            + ["step", "step", "read", "read", "cut", "connect", "connect", "time"]
             + ["send", "send", "upgrade", "fail"]
         ):
             case "publish":
@@ -57,10 +61,10 @@ def simulate(seed: int) -> UpgradedWorld:
             case "cut":
                 world.cut(client)
             case "connect":
-                if client.pipe is None:
+                if client.pipe is None and client.cancel is None:
                     world.step()
                     since_s = draw.choice([None, None, 2.0, float("inf")])
-                    world.connect(client, since_s, newest=draw.random() < 0.3)
+                    world.prepare(client, since_s, newest=draw.random() < 0.3)
             case "time":
                 world.pass_time(draw.choice([0.01, 0.5, 3.0, 20.0]))
             case "send":
@@ -76,6 +80,37 @@ def simulate(seed: int) -> UpgradedWorld:
 @pytest.mark.parametrize("first", BATCHES)
 def test_every_subscriber_receives_every_event_or_a_gap(first: int) -> None:
     run_batch(simulate, first)
+
+
+def test_a_gap_covers_all_events_that_the_old_process_evicted() -> None:
+    config = Config()
+    world = UpgradedWorld(config)
+    client = world.client(("p.*",), None, 400, "sse")
+    world.publish("p.a", 800)
+    world.publish("p.b", 10, ttl=1.0)
+    world.connect(client, newest=True)
+    for number in range(3):
+        world.publish(f"p.{number}", 10, ttl=1.0)
+        world.publish("p.c", 10)
+    world.step()
+    world.pass_time(2.0)
+    world.finish(config)
+    world.settle()
+    assert (client.oracle.seen, client.oracle.gaps) == (4, 1)
+
+
+def test_a_poll_reports_an_event_that_the_old_process_evicted() -> None:
+    config = Config()
+    world = UpgradedWorld(config)
+    client = world.client(("p.*",), None, 1, POLL)
+    world.connect(client)
+    world.publish("p.a", 10, ttl=1.0)
+    world.step()  # The poll cannot be answered yet, because its head is not sent.
+    world.pass_time(2.0)
+    world.finish(config)
+    world.pass_time(1.0)
+    world.settle()
+    assert (client.oracle.seen, client.oracle.gaps) == (0, 1)
 
 
 def test_the_simulations_reach_all_intended_faults() -> None:

@@ -75,6 +75,9 @@ class UpgradedWorld(World):
 
     def finish(self, config: Config) -> None:
         """Hand over everything to a process with these settings, which serves from now on."""
+        for client in self.clients:
+            if client.cancel is not None:  # The old process closes a connection that waits for a replay.
+                self.cut(client)
         self.send_some()
         wire, possessions = self._wire, self._possessions()
         assert wire is not None
@@ -104,4 +107,3 @@ class UpgradedWorld(World):
                 pipe.full = False
                 mask |= select.EPOLLOUT
             self.engine.report(fd, mask)
-

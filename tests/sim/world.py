@@ -2,7 +2,7 @@
 
 All of it is deterministic: the same calls give the same run. `World` holds one hub and any number of clients. A client
 has a form and a pipe that holds a bounded number of unread bytes. It reads as many bytes as the test says, and decodes
-them.
+them. A client whose form is that of polls opens a poll instead of a stream.
 """
 
 from __future__ import annotations
@@ -10,18 +10,33 @@ from __future__ import annotations
 import math
 import select
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import msgspec
+
 from relay._native.engine import Chunk, Engine, _Stream
 from relay.config.model import Config
+from relay.core.catchup import SLICE_S
+from relay.core.forms.registry import POLL
 from relay.core.hub import Hub
 from relay.core.stream import Subscribe
+from relay.errors import RequestError
 from relay.event import Event
 from tests.oracle import Oracle, Published
 from tests.readers import Reader
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+
+POLL_EVENTS_MAX = 5
+"""Events in the answer to a poll that need not wait."""
+
+POLL_WAIT_S = 10.0
+
+
+def _nothing() -> None:
+    """Stand for the cancellation of a preparation that has just begun."""
 
 
 class Pipe:
@@ -109,6 +124,9 @@ class SimEngine(Engine):
     def _close(self, stream: _Stream) -> None:
         stream.sock.close()
 
+    def _release(self, stream: _Stream) -> int:
+        return stream.sock.fileno()
+
     def _events(self) -> list[tuple[int, int]]:
         edges, self.edges = self.edges, {}
         return [(handle, mask) for handle, mask in edges.items() if handle in self._streams]
@@ -125,6 +143,7 @@ class Client:
     oracle: Oracle
     form: str
     pipe: Pipe | None = None
+    cancel: Callable[[], None] | None = None  # ends the preparation of a replay; None unless the client waits for it
     reader: Reader = field(default_factory=Reader)
     head_left: int = 0
     last_id: str = ""
@@ -151,9 +170,14 @@ class World:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.now_s = 1000.0
+        self.slices = (
+            False  # whether each reading of the hub's clock takes most of a slice, so that work is interrupted
+        )
+        self._readings = 0  # of the clock in this turn
         self.engine, self.hub = self._server()
         self.published = Published()
         self.clients: list[Client] = []
+        self.polls = 0  # number of answered polls
         self._next_fd = 100
 
     def _server(self) -> tuple[SimEngine, Hub]:
@@ -165,11 +189,16 @@ class World:
             epoch="sim",
             streams_max=1000,
             measures=_Measures(),
-            clock=lambda: self.now_s,
+            clock=self._clock,
             wake=lambda: None,
             draw=lambda: 0.5,
         )
+        hub.on_answer(lambda fd, address, data, keep: self._end_poll(engine.pipes[fd], data))
         return engine, hub
+
+    def _clock(self) -> float:
+        self._readings += self.slices
+        return self.now_s + self._readings * 0.9 * SLICE_S
 
     def publish(
         self, topic: str, size: int, key: str | None = None, id: str | None = None, ttl: float | None = None
@@ -184,7 +213,7 @@ class World:
 
     @property
     def forms(self) -> list[str]:
-        """The forms of streams. Polls are not simulated, because the front continues their connections."""
+        """The forms of streams."""
         return [name for name, form in self.hub.forms.items() if not form.once]
 
     def client(self, terms: tuple[str, ...], policy: str | None, room: int, form: str | None = None) -> Client:
@@ -202,25 +231,71 @@ class World:
 
         With `newest`, a client without a last id begins with the newest event of each topic and key.
         """
+        self._subscribe(client, self._request(client, since_s, after, newest=newest))
+
+    def prepare(
+        self, client: Client, since_s: float | None = None, after: int | None = None, *, newest: bool = False
+    ) -> None:
+        """Open a stream as `connect` does, but as the front does it: when the hub has prepared the replay."""
+        request = self._request(client, since_s, after, newest=newest)
+        client.cancel = _nothing
+
+        def done(error: RequestError | None) -> None:
+            client.cancel = None
+            # Otherwise the front answers 503.
+            if error is None and self.hub.knows_evicted and (self.hub.begun or client.form != POLL):
+                self._subscribe(client, request)
+
+        if not request.replays:
+            done(None)
+            return
+        cancel = self.hub.prepare(request, self.now_s, done)
+        if client.cancel is not None:
+            client.cancel = cancel
+
+    def _request(self, client: Client, since_s: float | None, after: int | None, *, newest: bool) -> Subscribe:
         assert client.pipe is None
+        assert client.cancel is None
+        newest = newest and not client.last_id and client.form != POLL
+        since_s = math.inf if newest else since_s
+        ids = (client.last_id,) if client.last_id else ()
+        return Subscribe(
+            client.terms, ids, since_s, client.policy, False, HEAD, client.form, after=after, newest=newest
+        )
+
+    def _subscribe(self, client: Client, request: Subscribe) -> None:
         pipe = Pipe(self._next_fd, client.room)
         self._next_fd += 1
         self.engine.pipes[pipe.fd] = client.pipe = pipe
         client.reader = Reader(client.form)
         client.head_left = len(HEAD)
-        log, newest = self.hub.log, newest and not client.last_id
+        log, since_s = self.hub.log, request.since_s
         log.expire(self.now_s)
-        since_s = math.inf if newest else since_s
         if client.last_id:
             first = None
         else:
             first = max(log.head, self.hub.snapshot) if since_s is None else log.since(self.now_s - since_s)
-        client.oracle.connect(first, client.last_id, log.head if newest else 0, self.evicted())
-        ids = (client.last_id,) if client.last_id else ()
-        request = Subscribe(
-            client.terms, ids, since_s, client.policy, False, HEAD, client.form, after=after, newest=newest
-        )
-        self.hub.subscribe(pipe.fd, request, f"127.0.0.{client.name}", self.now_s)
+        client.oracle.connect(first, client.last_id, log.head if request.newest else 0, self.evicted())
+        if client.form == POLL:
+            self._poll(pipe, client, request)
+        else:
+            self.hub.subscribe(pipe.fd, request, f"127.0.0.{client.name}", self.now_s)
+
+    def _poll(self, pipe: Pipe, client: Client, request: Subscribe) -> None:
+        """Answer a poll at once, or let it wait, as the front does."""
+        answer = self.hub.answer(request, POLL_EVENTS_MAX, self.now_s)
+        if answer.empty:
+            waiting = msgspec.structs.replace(request, wait_s=POLL_WAIT_S, after=answer.following - 1)
+            self.hub.subscribe(pipe.fd, waiting, f"127.0.0.{client.name}", self.now_s)
+        else:
+            form = self.hub.forms[POLL]
+            self._end_poll(pipe, HEAD + form.part(answer.body) + form.framing.end(0, 0))
+
+    def _end_poll(self, pipe: Pipe, data: bytes) -> None:
+        """Send the rest of the answer to a poll. The client uses another connection for its next poll."""
+        pipe.unread += data
+        pipe.server_open = False
+        self.polls += 1
 
     def evicted(self) -> set[int]:
         """Return the sequences of the events that the server does not retain."""
@@ -247,6 +322,9 @@ class World:
 
     def cut(self, client: Client) -> None:
         """Cut a client's connection. Its unread bytes are lost."""
+        if client.cancel is not None:
+            client.cancel()
+            client.cancel = None
         pipe = client.pipe
         if pipe is None:
             return
@@ -256,6 +334,7 @@ class World:
 
     def step(self) -> bool:
         """Run one slice of the server's work; return whether more remains."""
+        self._readings = 0
         self.hub.poll(self.now_s)
         return self.hub.turn(self.now_s)
 
@@ -269,7 +348,7 @@ class World:
     def settle(self) -> None:
         """Let all clients reconnect and read until nothing changes; then check the promise."""
         for client in self.clients:
-            if client.pipe is None and client.last_id:
+            if client.pipe is None and client.cancel is None and client.last_id:
                 self.connect(client)
         moved = True
         while moved:
@@ -282,7 +361,7 @@ class World:
                     self.read(client, 1 << 30)
                 if client.pipe is not None and not client.pipe.server_open and not client.pipe.unread:
                     self.cut(client)
-                if client.pipe is None and client.last_id:
+                if client.pipe is None and client.cancel is None and client.last_id:
                     moved = True
                     self.connect(client)
         for client in self.clients:
