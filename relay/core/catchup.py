@@ -438,7 +438,11 @@ class CatchUp:
         """Read only the newest event of each key, and report each superseded event once."""
         log = self._log
         batch = log.merge(subscription.indexes, cursor, log.head, SEGMENT_BYTES, conflate=True)
-        untold = [] if batch is None else sorted(set(batch.superseded).difference(state.told))
+        known = set(state.told)
+        if batch is not None and not known.isdisjoint(batch.sequences):
+            # Another process reported these events. This process never had the later events, which were evicted.
+            batch = batch._replace(sequences=[each for each in batch.sequences if each not in known])
+        untold = [] if batch is None else sorted(set(batch.superseded) - known)
         if untold:
             told = self._gap(GapReason.CONFLATED, len(untold), (log.id(untold[0]), log.id(untold[-1])))
             self._tell(handle, subscription, cursor, told)

@@ -99,6 +99,28 @@ def test_a_gap_covers_all_events_that_the_old_process_evicted() -> None:
     assert (client.oracle.seen, client.oracle.gaps) == (4, 1)
 
 
+def test_an_event_that_a_gap_has_reported_is_not_sent_if_its_later_event_expires() -> None:
+    config = Config(policy="conflate", lag_events=2)
+    world = UpgradedWorld(config)
+    client = world.client(("a",), None, 400, "sse")
+    world.connect(client)
+    world.read(client, 1 << 20)
+    world.step()
+    world.publish("a", 1000, "big")
+    world.publish("a", 10, "k")
+    world.publish("a", 800, "other")
+    world.publish("a", 10, "k", ttl=1.0)
+    world.step()
+    [state] = world.hub.catchup.streams.values()
+    while not state.told:
+        world.read(client, 100)
+        world.step()
+    world.pass_time(2.0)
+    world.finish(config)
+    world.settle()
+    assert client.oracle.gaps == 2
+
+
 def test_a_poll_reports_an_event_that_the_old_process_evicted() -> None:
     config = Config()
     world = UpgradedWorld(config)
