@@ -65,7 +65,7 @@ def default_sequence(ids: Sequence[str], epoch: str) -> int | None:
     for id in ids:
         first, _, digits = id.rpartition("-")
         if first == epoch and digits.isascii() and digits.isdigit() and len(digits) <= 20:
-            return int(digits) if digits == str(int(digits)) else None
+            return int(digits) if digits[0] != "0" or digits == "0" else None
     return None
 
 

@@ -181,8 +181,10 @@ class Audiences:
 
     def complete(self, subscription: Subscription, cursor: int, *, evicted: bool) -> None:
         """Complete a subscription's indexes at once; the arguments are those of `wanted`."""
-        for _ in backfill(self._log, self.wanted(subscription, cursor, evicted=evicted), cursor, evicted=evicted):
-            pass
+        wanted = self.wanted(subscription, cursor, evicted=evicted)
+        if wanted:
+            for _ in backfill(self._log, wanted, cursor, evicted=evicted):
+                pass
 
     def most_subscribed(self, count: int) -> list[tuple[Topic, int]]:
         """Return topics with their numbers of subscribers, most subscribers first; other topics fill the rest.

@@ -18,7 +18,6 @@ from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from itertools import islice
-from typing import cast
 
 from relay.core import notice
 from relay.core.audience import Audience, Subscription
@@ -92,7 +91,6 @@ class Lagging:
             or self.ceiling is not None
             or self.soft_since_s is not None
             or self.newest_until is not None
-            or bool(self.told)
         )
 
 
@@ -125,6 +123,7 @@ class CatchUp:
         self.floor: int | None = None  # sequence of the oldest entry that a `block` stream needs
         self._log = log
         self._engine = engine
+        self._subscription: Callable[[int], Subscription] = engine.subscription
         self._holds = holds
         self._block_timeout_s = block_timeout_s
         self._caught_up = caught_up
@@ -266,18 +265,19 @@ class CatchUp:
     def _serve_next(self, count: int, now_s: float) -> None:
         """Serve the next `count` queued streams, and those of one subscription together."""
         groups: dict[tuple[Subscription, bool], list[int]] = {}
+        ready, streams, is_behind, log = self._ready, self.streams, self._engine.is_behind, self._log
         for _ in range(count):
-            handle = self._ready.popleft()
-            state = self.streams.get(handle)
+            handle = ready.popleft()
+            state = streams.get(handle)
             if state is None:
                 continue
             state.queued = False
-            if not self._engine.is_behind(handle):
+            if not is_behind(handle):
                 continue
             subscription = self._subscription(handle)
             if subscription.form.once:
                 self._serve_poll(handle, now_s)
-            elif not (state.alone or (self._log.evicted_early and self._missed(handle, state) != 0)):
+            elif not (state.alone or (log.evicted_early and self._missed(handle, state) != 0)):
                 groups.setdefault((subscription, state.limited), []).append(handle)
             elif self.serve(handle, now_s):
                 self.ready(handle)
@@ -390,9 +390,6 @@ class CatchUp:
         state.seen = self._ordinal(subscription, engine.cursor(handle))
         state.refused |= not whole
         return whole
-
-    def _subscription(self, handle: int) -> Subscription:
-        return cast(Subscription, self._engine.subscription(handle))
 
     def _chunk(self, subscription: Subscription, cursor: int) -> Chunk | None:
         """Return the chunk that follows the cursor; streams with nearby cursors share it."""

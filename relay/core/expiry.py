@@ -55,22 +55,19 @@ class Expiry:
         self.ttls: dict[int, float] = {}  # sequence of a retained entry → its `ttl`
         self._topics = topics
         self._time_s = time_s
-        # The third member orders the item of an entry before the item of its topic.
-        self._due: list[tuple[float, int, bool, Topic | None]] = []
-        self._over: OrderedDict[Topic, None] = OrderedDict()
-
-    def __bool__(self) -> bool:
-        """Return whether an entry may have to be evicted, now or later."""
-        return bool(self._due or self._over)
+        # The heap and the queue; if both are empty, no entry has to be evicted early, now or later.
+        # The third member of an item orders the item of an entry before the item of its topic.
+        self.due: list[tuple[float, int, bool, Topic | None]] = []
+        self.over: OrderedDict[Topic, None] = OrderedDict()
 
     def begin(self) -> None:
         """Forget all entries, because the log drops them."""
-        for *_, topic in self._due:
+        for *_, topic in self.due:
             if topic is not None:
                 topic.ages = False
         self.ttls.clear()
-        self._due.clear()
-        self._over.clear()
+        self.due.clear()
+        self.over.clear()
 
     def add(self, topic: Topic, sequence: int, now_s: float, ttl_s: float | None) -> None:
         """Add the newest entry.
@@ -84,14 +81,14 @@ class Expiry:
         limits = topic.limits
         if limits is not None:
             if 0 < limits.events_max < topic.retained:
-                self._over[topic] = None
+                self.over[topic] = None
             if limits.age_s_max and not topic.ages:
                 topic.ages = True
-                heappush(self._due, (now_s + limits.age_s_max, sequence, True, topic))
+                heappush(self.due, (now_s + limits.age_s_max, sequence, True, topic))
         if ttl_s is not None:
             self.ttls[sequence] = ttl_s
-            heappush(self._due, (now_s + ttl_s, sequence, False, None))
-        if len(self._due) > 2 * (len(self.ttls) + len(self._topics)) + _STALE_MIN:
+            heappush(self.due, (now_s + ttl_s, sequence, False, None))
+        if len(self.due) > 2 * (len(self.ttls) + len(self._topics)) + _STALE_MIN:
             self._remove_stale()
 
     def forget(self, sequences: Iterable[int]) -> None:
@@ -106,14 +103,14 @@ class Expiry:
             now_s: the time.
             stop: entries from this sequence on must be retained for now.
         """
-        while self._over:
-            topic = next(iter(self._over))
+        while self.over:
+            topic = next(iter(self.over))
             if topic.limits is not None and topic.retained > topic.limits.events_max:
                 if topic.oldest < stop:
                     return topic.oldest
                 break
-            del self._over[topic]
-        due = self._due
+            del self.over[topic]
+        due = self.due
         while due and due[0][0] <= now_s:
             _, sequence, _, of_topic = due[0]
             if of_topic is not None:
@@ -134,11 +131,11 @@ class Expiry:
 
     def _remove_stale(self) -> None:
         kept = []
-        for item in self._due:
+        for item in self.due:
             _, sequence, _, topic = item
             if topic.retained if topic is not None else sequence in self.ttls:
                 kept.append(item)
             elif topic is not None:
                 topic.ages = False
         heapify(kept)
-        self._due = kept
+        self.due = kept

@@ -325,7 +325,7 @@ class Hub:
         places: dict[PackedSubscription, int] = {}
         streams = []
         for handle, fd, cursor, pending, written_s, reason in self.engine.pack():
-            subscription = cast(Subscription, self.engine.subscription(handle))
+            subscription: Subscription = self.engine.subscription(handle)
             stream = PackedStream(
                 places.setdefault((subscription.terms, subscription.rule, subscription.form.name), len(places)),
                 cast(str, self.engine.address(handle)),
@@ -452,10 +452,10 @@ class Hub:
             primed = b""
             if self._config.prime:
                 primed = priming(self.draw_retry_ms(), f"{self.log.epoch}-{cursor - 1}")
-            content = b""
+            content, pending = b"", request.head
             if not form.once:
                 content = form.notice_content(_PADDING if request.padding else _GREETING, gap, primed)
-            pending = b"".join((request.head, form.framing.start, form.part(content)))
+                pending = b"".join((pending, form.framing.start, form.framing.wrap(content)))
             handle = self.engine.add(
                 fd, subscription, address, cursor, pending, now_s, form.number, subscription.joins
             )
@@ -567,8 +567,10 @@ class Hub:
         if request.last_ids and not request.must_know:
             return log.tail, False
         if request.since_s is not None:
+            if request.since_s == math.inf:
+                return log.tail, False
             cursor = log.since(now_s - request.since_s)
-            return cursor, (cursor == log.tail or log.evicted_early > 0) and not math.isinf(request.since_s)
+            return cursor, cursor == log.tail or log.evicted_early > 0
         return max(log.head, self.snapshot), False  # the remaining entries of a snapshot are not new
 
     def draw_retry_ms(self) -> int:
@@ -661,7 +663,7 @@ class Hub:
     # Closing streams
 
     def _caught_up(self, handle: int) -> None:
-        subscription = cast(Subscription, self.engine.subscription(handle))
+        subscription: Subscription = self.engine.subscription(handle)
         if self.draining:
             after_ms = round(1000 * (self._config.retry_min_s + self._config.drain_spread_s * self._draw()))
             self._close(handle, CloseReason.DRAIN, self._clock(), notice.come_back(after_ms))
@@ -683,7 +685,7 @@ class Hub:
 
     def _close(self, handle: int, reason: str, now_s: float, last: bytes = b"") -> None:
         """Close a stream after the current frame and a last notice; complete its body if the reason is clean."""
-        form = cast(Subscription, self.engine.subscription(handle)).form
+        form: Form = self.engine.subscription(handle).form
         if form.once:
             self._answer(handle, reason)
             return
@@ -706,7 +708,8 @@ class Hub:
         engine.fall_behind(handle, self._flush.flushed)
         if not engine.is_behind(handle):
             return  # The connection is lost.
-        subscription, cursor = cast(Subscription, engine.subscription(handle)), engine.cursor(handle)
+        subscription: Subscription = engine.subscription(handle)
+        cursor = engine.cursor(handle)
         form, address = subscription.form, cast(str, engine.address(handle))
         gap = self.polls.history_gap(subscription, cursor)
         self._count(gap, "")

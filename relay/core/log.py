@@ -284,7 +284,7 @@ class Log:
         Returns:
             whether others have to be evicted.
         """
-        if not self._expiry:
+        if not (self._expiry.due or self._expiry.over):
             return False
         stop = min(self.head if stop is None else stop, *self.needed.values(), self.floor or self.head)
         for _ in range(count_max):
@@ -496,9 +496,9 @@ class Log:
         superseded: list[int] = []
         if len(wanted) > READ_ENTRIES_MAX:
             cut = min(cut, wanted[READ_ENTRIES_MAX])
+        if wanted and wanted[-1] >= cut:
+            del wanted[bisect_left(wanted, cut) :]
         for sequence in wanted:
-            if sequence >= cut:
-                break
             row = rows.row(sequence) if base is None else sequence - base
             if conflate and flags[row]:
                 superseded.append(sequence)

@@ -177,20 +177,33 @@ class Front:
         """
         self.publisher, self.find, self.ask = publisher, find, ask
 
-    def until_s(self, grant: Grant) -> float:
-        """Return the end of a grant in the hub's time; later steps of the wall clock do not change it."""
-        if grant.ends_s == math.inf:
-            return math.inf
-        return self.clock() + (grant.ends_s - self.auth.wall())
-
-    def admit(self, route: Subscribe, grant: Grant) -> Subscribe:
+    def admit(self, route: Subscribe, grant: Grant, last_ids: tuple[str, ...] = ()) -> Subscribe:
         """Return the request of a stream with its grant and the current date.
+
+        Args:
+            route: the request.
+            grant: the grant of the client.
+            last_ids: the readings of the client's last id, if the request does not contain them.
 
         Raises:
             RequestError: 403, the grant does not cover the terms.
         """
         grant.check_subscribe(route.terms)
-        return replace(route, head=self.dates.head(route.head), grant=grant, ends_s=self.until_s(grant))
+        head, ends_s = self.dates.head(route.head), grant.ends_s
+        if ends_s != math.inf:
+            ends_s += self.clock() - self.auth.wall()  # Later steps of the wall clock do not change it.
+        if not last_ids:
+            return replace(route, head=head, grant=grant, ends_s=ends_s)
+        return replace(
+            route,
+            head=head,
+            grant=grant,
+            ends_s=ends_s,
+            last_ids=last_ids,
+            since_s=None,
+            must_know=False,
+            newest=False,
+        )
 
     def check_admin(self, request: Request, route: Resource | TopicsQuery, *, is_admin: bool) -> None:
         """Check that a connection and the token of a request may read a document of operators.

@@ -14,8 +14,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import cast
 
-from msgspec.structs import replace
-
 from relay.core.stream import Subscribe
 from relay.errors import RequestError
 from relay.front.front import Front
@@ -60,12 +58,11 @@ class Openings:
         if known is None:
             return False
         request, route = known
-        if last_id:
-            route = replace(route, last_ids=readings(last_id), since_s=None, must_know=False, newest=False)
-        elif route.since_s is not None or route.must_know:
+        last_ids = readings(last_id) if last_id else ()
+        if not last_id and (route.since_s is not None or route.must_know):
             route = cast(Subscribe, front.router.route(request))  # `since` may depend on the time
         try:
-            route = front.admit(route, front.auth.bearer(authorization.decode("ascii")))
+            route = front.admit(route, front.auth.bearer(authorization.decode("ascii")), last_ids)
             if forwarded and front.proxies:
                 address = client_address(address, forwarded.decode("ascii"), front.proxies)
             now_s = front.clock()

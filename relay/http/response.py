@@ -128,16 +128,21 @@ class Dates:
         """Return the value of the field."""
         second = int(self._wall())
         if second != self._second:
-            self._second, self._text, self._heads = second, formatdate(second, usegmt=True), {}
+            self._renew(second)
         return self._text
 
     def head(self, head: bytes) -> bytes:
         """Return a response head with Date added; streams that open in the same second share the result."""
-        date = self.now()
+        second = int(self._wall())
+        if second != self._second:
+            self._renew(second)
         dated = self._heads.get(head)
         if dated is None:
-            dated = self._heads[head] = head.replace(b"\r\n", f"\r\nDate: {date}\r\n".encode("ascii"), 1)
+            dated = self._heads[head] = head.replace(b"\r\n", f"\r\nDate: {self._text}\r\n".encode("ascii"), 1)
         return dated
+
+    def _renew(self, second: int) -> None:
+        self._second, self._text, self._heads = second, formatdate(second, usegmt=True), {}
 
 
 def page_headers(page: bytes) -> Headers:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
-from typing import cast
 
 from relay import __version__
 from relay.core.audience import Subscription
@@ -81,7 +80,7 @@ class Stats:
     def _slowest(self, now_s: float) -> list[SlowStream]:
         engine, slowest = self._hub.engine, []
         for handle, lag in self._hub.catchup.slowest(SLOWEST_MAX, now_s):
-            subscription = cast(Subscription, engine.subscription(handle))
+            subscription: Subscription = engine.subscription(handle)
             slowest.append(
                 SlowStream(
                     address=str(engine.address(handle)),
