@@ -170,6 +170,25 @@ def test_a_shared_connection_uses_the_token_of_a_tab_that_is_open(
 
 
 @pytest.mark.usefixtures("closing")
+def test_a_tab_takes_over_when_the_worker_ends(browser: Browser, origin: str) -> None:
+    with browsing(*FLAGS) as server:
+        tabs = Tabs(browser, origin, server.url, **WORKER)
+        numbers = [tabs.open(), tabs.open()]
+        server.publish("one", "news")
+        for number in numbers:
+            tabs.wait(number, ["one"])
+        targets = browser.call("Target.getTargets", filter=[{"type": "shared_worker"}])["targetInfos"]
+        [worker] = [each["targetId"] for each in targets if each["url"].startswith(origin)]
+        browser.call("Target.closeTarget", targetId=worker)
+        published = ["one", *map(str, range(20))]
+        for data in published[1:]:
+            server.publish(data, "news")
+        for number in numbers:
+            tabs.wait(number, published)
+        assert server.stats()["streams"] == 1
+
+
+@pytest.mark.usefixtures("closing")
 def test_a_shared_source_closes_in_each_tab_when_its_topic_has_ended(browser: Browser, origin: str) -> None:
     with browsing(*FLAGS) as server:
         tabs = Tabs(browser, origin, server.url, **WORKER)
