@@ -11,7 +11,8 @@ from pathlib import Path
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Return the memory that is available to this process; None if the system does not state it.
 
-    This is the least of the machine's free memory and of what each control group (version 2) of the process has left.
+    The result is the minimum of the machine's available memory and of the remaining memory of each control group
+    (version 2) that contains the process.
 
     Args:
         root: the root of the file system, for tests.
@@ -27,7 +28,7 @@ def _machine(root: Path) -> list[int]:
 
 
 def _groups(root: Path) -> list[int]:
-    """Return the memory that is left in each group with a limit, from the group of this process up to the root."""
+    """Return the remaining memory of each group with a limit, from the group of this process up to the root."""
     top = root / "sys/fs/cgroup"
     paths = [line[3:] for line in _read(root / "proc/self/cgroup").splitlines() if line.startswith("0::")]
     left = []

@@ -3,7 +3,7 @@
 A request has two spans. `publish` ends when the events are acknowledged. Its child `flush` ends when the last event is
 written to the live streams of this process. Streams that lag receive it later.
 
-Owns the open spans. Never samples by itself: a request without a sampled `traceparent` costs one look at its head.
+Owns the open spans. Never decides to sample a request: its sender does, in `traceparent`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from relay.telemetry.stats import VERSION
 
 FLUSHES_MAX = 1000
 """Maximum number of open spans that wait for a flush; above it, requests have no such span."""
+
+TOPICS_SHOWN = 10
+"""Maximum number of topics in the attributes of a span."""
 
 FLUSH_S_MAX = 30.0
 """Time after which a span that waits for a flush ends with an error."""
@@ -115,7 +118,7 @@ class Traces:
         if not span.is_recording():
             return publish(events, done)
         span.set_attribute("relay.events", len(events))
-        span.set_attribute("relay.topics", sorted({str(event.topic) for event in events}))
+        span.set_attribute("relay.topics", sorted({str(event.topic) for event in events})[:TOPICS_SHOWN])
 
         def finish(result: list[str] | RelayError) -> None:
             self._published(span, result)
