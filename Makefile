@@ -289,7 +289,8 @@ clients: $(JS_CLIENT)  ## Build the JavaScript client in clients/js/dist (needs 
 $(JS_CLIENT): $(JS_SOURCES)
 	@if ! command -v npm >/dev/null; then \
 		echo "npm is not installed: the tests skip clients/js"; \
-	else \
-		rm -rf $(@D) && npm ci --prefix clients/js --no-audit --no-fund --loglevel=error </dev/null && \
+	elif rm -rf $(@D) && npm ci --prefix clients/js --no-audit --no-fund --loglevel=error </dev/null; then \
 		npm run --silent --prefix clients/js build && touch $@; \
+	else \
+		echo "npm could not install the packages: the tests skip clients/js"; \
 	fi
