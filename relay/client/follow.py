@@ -107,6 +107,8 @@ class Progress(Enum):
     """A connection is open; its events follow."""
     READ = auto()
     """Received bytes are processed. They may have changed the position without an event."""
+    STREAM = auto()
+    """The client has polled for `stream_again_s`, and tries a stream again."""
 
 
 Item = Event | EventError | LostError | Progress
@@ -129,6 +131,7 @@ class StreamOptions:
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     accept: str = SSE
     falls_back: bool = False
+    stream_again_s: float = math.inf
     authorization: Authorization = field(default_factory=Authorization)
 
     async def authorized(self, address: httpx.URL) -> tuple[httpx.URL, StreamOptions]:
@@ -187,7 +190,10 @@ async def follow(
                             opened_s = loop.time()
                             options.authorization.accept()
                         yield item
-                return
+                if progress is not Progress.STREAM:
+                    return
+                position.transport = "stream"
+                continue
             except LostError as error:
                 lost = error
             except RelayError as error:
@@ -237,8 +243,9 @@ async def _stream(
 async def _poll(
     client: httpx.AsyncClient, address: httpx.URL, position: Position, options: StreamOptions, since: str
 ) -> AsyncGenerator[Item, None]:
-    """Poll and yield the items of the answers. Return only after 204."""
+    """Poll and yield the items of the answers. Return after 204, or after `Progress.STREAM`."""
     loop = asyncio.get_running_loop()
+    stream_s = loop.time() + options.stream_again_s
     address = address.copy_set_param("wait", f"{options.read_timeout_s / 2:g}s")
     answer_s_max, bytes_max = CONNECT_TIMEOUT_S + options.read_timeout_s, options.event_bytes_max + ANSWER_BYTES
     while True:
@@ -256,6 +263,9 @@ async def _poll(
                 yield item
         position.move(answer.next)
         yield Progress.READ
+        if loop.time() >= stream_s:
+            yield Progress.STREAM
+            return
         if not answer.events and loop.time() - began_s < EMPTY_S_MIN:
             await options.sleep(EMPTY_S_MIN)
 

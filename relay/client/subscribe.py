@@ -34,6 +34,10 @@ EVENT_BYTES_MAX = 8 * 1024 * 1024
 READ_TIMEOUT_S = 45.0
 """Silence after which a stream is considered lost: three heartbeats of the default 15 s."""
 
+STREAM_AGAIN_S = 600.0
+"""Time after which a client that polls tries a stream again. If the stream is silent, its events are late by the read
+timeout."""
+
 PREFER_NDJSON = f"{NDJSON}, {SSE};q=0.9"
 """The value of Accept for which a relay sends NDJSON, and any other server an event stream."""
 
@@ -184,6 +188,7 @@ def subscribe(
     ticket: Provider | None = None,
     headers: Mapping[str, str] | None = None,
     read_timeout_s: float = READ_TIMEOUT_S,
+    stream_again_s: float = STREAM_AGAIN_S,
     backoff_least_s: float = 1.0,
     backoff_most_s: float = 30.0,
     event_bytes_max: int = EVENT_BYTES_MAX,
@@ -214,6 +219,7 @@ def subscribe(
         ticket: function that returns a ticket for each request, like `token`.
         headers: headers of each request, except after a redirect to another origin.
         read_timeout_s: silence after which the stream is considered lost. It must exceed the server's heartbeat.
+        stream_again_s: time after which a client that polls tries a stream again.
         backoff_least_s: longest first random wait. The server's `retry` is added to each wait.
         backoff_most_s: longest random wait.
         event_bytes_max: size of the largest accepted event.
@@ -247,6 +253,7 @@ def subscribe(
         sleep,
         PREFER_NDJSON,
         falls_back=True,
+        stream_again_s=stream_again_s,
         authorization=Authorization(token, ticket),
     )
     position, backoff = Position(last_event_id or ""), Backoff(backoff_least_s, backoff_most_s, draw)

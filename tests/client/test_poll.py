@@ -153,6 +153,27 @@ async def test_a_failed_poll_leads_back_to_streams() -> None:
             await stream.aclose()
 
 
+async def test_a_client_that_polls_tries_a_stream_again_without_loss() -> None:
+    with relay() as server:
+        proxy = BufferingProxy(server)
+        async with proxy.listening() as url:
+            stream = subscribe(url, ["news"], read_timeout_s=SILENT_S, stream_again_s=0.1)
+            first = asyncio.ensure_future(anext(stream))
+            while not proxy.paths:
+                await asyncio.sleep(0.01)
+            publisher = asyncio.create_task(publish_numbers(server, 40, 0.05))
+            async with stream:
+                events = [await asyncio.wait_for(first, 20)]
+                transports = [stream.transport]
+                while len(events) < 40:
+                    proxy.buffering = len(events) < 10
+                    events.append(await asyncio.wait_for(anext(stream), 20))
+                    transports.append(stream.transport)
+            await publisher
+            assert [event.data for event in events] == [str(number) for number in range(40)]
+            assert (transports[0], transports[-1]) == ("poll", "stream")
+
+
 async def test_a_server_without_polls_is_not_polled_twice() -> None:
     paths: list[str] = []
 
