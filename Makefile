@@ -9,6 +9,9 @@ JOBS ?= 4
 RELAY_BUILD ?= release
 export RELAY_BUILD
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Many container images set this variable. Without bytecode, each start of relay takes twice as long, and the tests start
+# it thousands of times.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := $(VENV)/bin
 comma := ,
