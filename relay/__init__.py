@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from relay.client import Gap, Publisher, SyncPublisher, publish, publish_sync, read_gap, subscribe
     from relay.sse import Decoder, encode
 
-    __version__: str
-
 __all__ = [
     "ConfigError",
     "Decoder",
@@ -35,15 +33,13 @@ __all__ = [
     "subscribe",
 ]
 
+__version__ = "0.1.0"
+
 _CODEC = ("Decoder", "encode")
 _CLIENT = ("Gap", "Publisher", "SyncPublisher", "publish", "publish_sync", "read_gap", "subscribe")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("relay-sse")
     if name in _CODEC:
         from relay import sse
 
