@@ -6,6 +6,7 @@ Never defines the name, default or help text of a setting: those are in `relay.c
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
@@ -19,12 +20,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from relay import __version__
-from relay.commands.demo import demo
-from relay.commands.doctor import doctor_command
-from relay.commands.publish import publish
-from relay.commands.subscribe import subscribe
-from relay.commands.top import top
-from relay.commands.upgrade import upgrade
 from relay.config import load, values
 from relay.config.model import SETTINGS, Config, group_settings
 from relay.errors import ConfigError, RelayError
@@ -38,10 +33,26 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 _OWN_FLAGS = frozenset({"--help", "-h", "--version"})
+_CLIENTS = ("demo", "doctor", "publish", "subscribe", "top", "upgrade")
+"""Commands that are modules of `relay.commands`."""
 
 
 class RelayGroup(click.Group):
-    """The group of commands. The default command is `serve`."""
+    """The group of commands. The default command is `serve`. Other commands are imported only if they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted({*self.commands, *_CLIENTS})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, which is imported at its first use, or None if no command has this name."""
+        if cmd_name in _CLIENTS and cmd_name not in self.commands:
+            module = importlib.import_module(f"relay.commands.{cmd_name}")
+            if cmd_name == "doctor":
+                self.add_command(module.doctor_command(lambda path: load_config(path, {})))
+            else:
+                self.add_command(getattr(module, cmd_name))
+        return super().get_command(ctx, cmd_name)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Insert `serve` if the arguments name no command. The shell completes a first word that may be a command."""
@@ -60,8 +71,9 @@ class RelayGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command. For an unknown name, suggest a similar one."""
-        if args[0] not in self.commands:
-            raise click.UsageError(f"no such command: {args[0]}{values.hint(args[0], self.commands)}")
+        known = self.list_commands(ctx)
+        if args[0] not in known:
+            raise click.UsageError(f"no such command: {args[0]}{values.hint(args[0], known)}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -205,14 +217,6 @@ def read_toml(path: str) -> dict[str, Any]:
         raise ConfigError(f"config: cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: {path} is not TOML: {error}") from None
-
-
-relay.add_command(publish)
-relay.add_command(subscribe)
-relay.add_command(top)
-relay.add_command(upgrade)
-relay.add_command(demo)
-relay.add_command(doctor_command(lambda path: load_config(path, {})))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -43,6 +43,8 @@ def completion(shell: str) -> str:
 def files() -> dict[str, str]:
     """Return the text of each file by its path in share/."""
     top = relay.make_context("relay", [], resilient_parsing=True)
+    for name in relay.list_commands(top):
+        relay.get_command(top, name)  # Imports the command: click-man lists only these.
     found = {"man/man1/relay.1": page(top)}
     for name, command in relay.commands.items():
         found[f"man/man1/relay-{name}.1"] = page(click.Context(command, info_name=name, parent=top))

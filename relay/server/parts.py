@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from relay.auth.credentials import Credentials
-from relay.cluster.cluster import Cluster
 from relay.config.load import worker_count
 from relay.config.model import Config
 from relay.core.hub import Hub
@@ -21,6 +21,9 @@ from relay.process.systemd import Service
 from relay.sources.group import Sources
 from relay.store.journal import Journal
 from relay.workers.membership import Membership
+
+if TYPE_CHECKING:
+    from relay.cluster.cluster import Cluster
 
 
 @dataclass(slots=True, eq=False)

@@ -26,7 +26,6 @@ from prometheus_client import CollectorRegistry
 
 from relay import __version__
 from relay.auth.credentials import Credentials
-from relay.cluster.cluster import Cluster, make_shared_rates
 from relay.config.load import worker_count
 from relay.config.model import Config
 from relay.core.hub import Hub
@@ -210,6 +209,8 @@ class Server:
 
     async def _start_cluster(self) -> None:
         """Start a node of a cluster; it may have workers."""
+        from relay.cluster.cluster import Cluster  # Only here, so that a relay without a cluster starts faster.
+
         config = self._config
         shared, given_unix = self._bind()
         self._open_parts(secrets.token_urlsafe(24), shared)
@@ -339,6 +340,8 @@ class Server:
 
     def _share_rates(self) -> None:
         """Share the publish rates with all nodes, if the broker of the cluster can count them."""
+        from relay.cluster.cluster import make_shared_rates
+
         rates = make_shared_rates(self._config, BURST_S)
         if rates is not None:
             rates.start(self._loop)
