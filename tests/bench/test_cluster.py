@@ -35,7 +35,7 @@ def test_all_runs_are_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "start_s" not in alone
     assert one["start_events"] >= 3000
     assert set(two["cpu_us_per_event"]) == {"publisher", "follower", "broker"}
-    assert len(two["recovery_s"]) == 4
+    assert len(two["recovery_s"]) == 6
     assert all(0 < seconds < 30 for seconds in two["recovery_s"].values())
 
 
