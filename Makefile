@@ -27,7 +27,7 @@ JS_SOURCES := $(addprefix clients/js/,package.json package-lock.json tsconfig.js
 # The servers to compare with relay; make peers PEERS="nchan go-sse" installs only some.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo prove prove-cast cluster-demo cluster-faults bench-cluster capacity run test test-all docs reference release lock audit browser brokers promtool kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-gate bench-instructions \
+.PHONY: help demo prove prove-cast cluster-demo cluster-faults bench-cluster capacity run test test-all test-parallel test-alone docs reference release lock audit browser brokers promtool kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## List the targets.
@@ -58,10 +58,12 @@ PARALLEL := -n $(JOBS) --dist worksteal
 test: $(INSTALLED_TEST) $(NODE_MODULES) $(JS_CLIENT)  ## Run the tests, except the slow ones.
 	$(PYTEST) $(PARALLEL) -m "not slow and not alone" $(ARGS)
 
-test-all: test test-slow  ## Run all tests, including faults, load scenarios and the tests of the benchmarks.
+test-all: test-parallel test-alone  ## Run all tests, including faults, load scenarios and the tests of the benchmarks.
 
-test-slow: $(INSTALLED_TEST) $(NODE_MODULES) $(JS_CLIENT)
-	$(PYTEST) $(PARALLEL) -m "slow and not alone" $(ARGS) || [ $$? = 5 ]
+test-parallel: $(INSTALLED_TEST) $(NODE_MODULES) $(JS_CLIENT)
+	$(PYTEST) $(PARALLEL) -m "not alone" $(ARGS)
+
+test-alone: $(INSTALLED_TEST) $(NODE_MODULES) $(JS_CLIENT)
 	$(PYTEST) -m alone $(ARGS) || [ $$? = 5 ]
 
 retest: $(INSTALLED_TEST)  ## Run the tests that failed last again, one after the other.
