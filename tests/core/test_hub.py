@@ -142,7 +142,7 @@ def test_expensive_stats_are_computed_at_most_once_a_second() -> None:
     stats = Stats(world.hub, lambda: 0, world.now_s)
     world.publish("a", 10)
     listed = stats.collect(world.now_s).topics
-    assert listed == [TopicStats("a", 0, 1)]
+    assert listed == [TopicStats("a", 0, 1, 1)]
     world.publish("b", 10)
     assert stats.collect(world.now_s + 0.9).topics is listed
     assert len(stats.collect(world.now_s + 1.0).topics) == 2
