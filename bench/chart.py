@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure
-
 from bench.standings import COLUMNS, SUMMARY, FanoutRun
 
 PANEL_INCHES = (3.2, 3.4)
@@ -18,6 +15,9 @@ OURS, THEIRS, FLOOR = "#2563eb", "#94a3b8", "#334155"
 
 def draw(run: FanoutRun, path: Path) -> None:
     """Draw the figures of the summary on logarithmic scales, as SVG."""
+    import matplotlib  # Only here, because the import takes half a second.
+    from matplotlib.figure import Figure
+
     results = {result.load: result for result in run.results}
     panels = [
         (results[load], figure)

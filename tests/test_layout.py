@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,17 @@ def modules(*folders: str) -> list[Path]:
     return [path for path in paths if not {".installed", "node_modules", "peers"} & set(path.parts)]
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Parse a file."""
+    return ast.parse(path.read_text())
+
+
+@cache
 def imported(path: Path) -> set[str]:
     """Return the modules that a file imports, and the names that it imports from them."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -35,7 +43,7 @@ def imported(path: Path) -> set[str]:
 def test_no_two_classes_share_a_name() -> None:
     places = defaultdict(list)
     for path in modules("relay", "bench", "loadtest"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(str(path.relative_to(ROOT)))
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
@@ -51,11 +59,12 @@ def test_every_module_is_named_by_a_test() -> None:
     named = set()
     for path in modules("tests"):
         named |= imported(path)
-        named |= set((ast.get_docstring(ast.parse(path.read_text())) or "").replace("`", " ").split())
+        words = (ast.get_docstring(parsed(path)) or "").replace("`", " ").split()
+        named |= {word.rstrip(".,;:)") for word in words}
     missing = []
     for path in modules("relay"):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        if path.name != "__init__.py" and name not in {each.rstrip(".,;:)") for each in named}:
+        if path.name != "__init__.py" and name not in named:
             missing.append(name)
     assert missing == []
 

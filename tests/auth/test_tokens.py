@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from relay.auth.keys import Keys, read_jwks, read_public, read_secret
 from relay.auth.request_tokens import COOKIES_MAX
-from relay.auth.tokens import LEEWAY_S, TICKETS_MAX, Auth
+from relay.auth.tokens import LEEWAY_S, Auth
 from relay.config.model import Config
 from relay.core.grant import ANYBODY, EVERYTHING, Grant
 from relay.errors import RequestError
@@ -341,7 +341,8 @@ def test_the_first_valid_cookie_of_several_with_the_same_name_is_used() -> None:
     assert judge.subscriber(request(cookie=f"s={token()}", authorization="Basic dXNlcjpwYXNz")).subject == "ann"
 
 
-def test_expired_tickets_are_deleted() -> None:
+def test_expired_tickets_are_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.auth.tokens.TICKETS_MAX", tickets_max := 100)
     now_s = [NOW_S]
     judge = Auth(Config(subscribe="jwt"), frozenset(), KEYS, wall=lambda: now_s[0])
     for _ in range(3):
@@ -352,7 +353,7 @@ def test_expired_tickets_are_deleted() -> None:
     now_s[0] += 30
     judge.ticket(bearer(token()))
     assert len(judge.tickets) == 1
-    judge.tickets.update((str(number), (now_s[0] + 30, ANYBODY)) for number in range(TICKETS_MAX))
+    judge.tickets.update((str(number), (now_s[0] + 30, ANYBODY)) for number in range(tickets_max))
     with pytest.raises(RequestError, match="too many unused tickets"):
         judge.ticket(bearer(token()))
     now_s[0] += 30
