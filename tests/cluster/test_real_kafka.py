@@ -70,7 +70,7 @@ def test_an_event_above_the_limit_of_the_broker_is_rejected(kafka: RealKafka) ->
         assert "is reachable: Kafka (brokers: 1)" in reachable.text
         levels = {each.text: each.level for each in settings}
         assert levels["partitions is 1"] is levels["cleanup.policy is delete"] is Level.OK
-        assert levels["message.timestamp.type is CreateTime"] is Level.WARNING
+        assert levels["message.timestamp.type is LogAppendTime"] is Level.OK
 
 
 async def test_a_node_logs_in_over_tls(kafka: RealKafka, tmp_path: Path) -> None:
