@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 from relay.config.load import worker_count
@@ -41,15 +42,21 @@ def check_machine(config: Config, proc: Path = Path("/proc"), cgroup: Path = Pat
     """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     wanted = config.streams_max or STREAMS_WANTED
-    return [
-        check_descriptors(config, hard),
-        check_backlog(config, proc),
-        check_tcp_memory(config, proc),
-        check_ports(proc),
-        *check_conntrack(wanted, proc),
-        check_memory(config, wanted, proc, cgroup),
-        check_clock(),
-    ]
+    checks: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
+        ("backlog", lambda: [check_backlog(config, proc)]),
+        ("tcp memory", lambda: [check_tcp_memory(config, proc)]),
+        ("ports", lambda: [check_ports(proc)]),
+        ("firewall", lambda: check_conntrack(wanted, proc)),
+        ("memory", lambda: [check_memory(config, wanted, proc, cgroup)]),
+    )
+    findings = [check_descriptors(config, hard)]
+    for subject, check in checks:
+        try:
+            findings += check()
+        except OSError as error:  # Some containers hide the kernel's settings.
+            text = f"cannot read {error.filename}: {error.strerror}"
+            findings.append(warning(subject, text, "check it on the host of the container"))
+    return [*findings, check_clock()]
 
 
 def check_descriptors(config: Config, hard: int) -> Finding:
@@ -115,9 +122,9 @@ def check_memory(config: Config, wanted: int, proc: Path, cgroup: Path) -> Findi
     """Check that the history and the streams fit into the memory of the machine or of the container."""
     lines = dict(line.split(":") for line in (proc / "meminfo").read_text().splitlines())
     available = int(lines["MemAvailable"].split()[0]) * 1024
-    limit = _text(cgroup / "memory.max")
-    if limit.isdigit():
-        available = min(available, int(limit))
+    limit = cgroup / "memory.max"
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        available = min(available, int(text))
     # The log counts the bytes of frames. Their objects and the indexes need about as much again for small events.
     needed = 2 * config.history_bytes + wanted * STREAM_BYTES
     text = f"{_size(available)} available; history-bytes and {wanted:,} streams need about {_size(needed)}"
@@ -145,15 +152,7 @@ def _number(proc: Path, name: str) -> int:
 
 def _numbers(proc: Path, name: str) -> list[int]:
     """Return the numbers of a kernel setting."""
-    return [int(word) for word in _text(proc / "sys" / name.replace(".", "/")).split()]
-
-
-def _text(path: Path) -> str:
-    """Return the content of a file; empty if it does not exist."""
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        return ""
+    return [int(word) for word in (proc / "sys" / name.replace(".", "/")).read_text().split()]
 
 
 def _size(size: int) -> str:

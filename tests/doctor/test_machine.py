@@ -55,6 +55,13 @@ def test_each_low_limit_is_a_warning_with_a_remedy(
     assert set(found) - {"clock", "descriptors"} == {subject}
 
 
+def test_a_setting_that_a_container_hides_is_a_warning(tmp_path: Path) -> None:
+    proc = kernel(tmp_path)
+    (proc / "sys/net/core/somaxconn").unlink()
+    found = warnings(machine.check_machine(Config(streams_max=100), proc, tmp_path / "cgroup"))
+    assert "somaxconn: No such file" in found["backlog"].text
+
+
 def warnings(findings: list[Finding]) -> dict[str, Finding]:
     return {each.subject: each for each in findings if each.level is not Level.OK}
 
