@@ -50,7 +50,7 @@ def doctor_command(load_config: Callable[[str | None], Config]) -> click.Command
             if each.remedy:
                 click.echo(f"{'':9}→ {each.remedy}")
         counts = {level: sum(each.level is level for each in findings) for level in Level}
-        click.echo(f"{counts[Level.FAULT]} faults, {counts[Level.WARNING]} warnings")
+        click.echo(f"faults: {counts[Level.FAULT]}, warnings: {counts[Level.WARNING]}")
         return 1 if counts[Level.FAULT] else 0
 
     return doctor

@@ -23,7 +23,7 @@ import pytest
 from relay.commands.top_display import HEAD_LINES, NodeState, render, share
 from relay.config.model import size_text
 from relay.telemetry.stats_schema import ServerStats
-from tests.running import TIMEOUT_S, Relay, Stream, command, environment, eventually, relay, run
+from tests.running import TIMEOUT_S, Relay, Stream, command, environment, eventually, free_port, relay, run
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,18 @@ def test_top_shows_the_figures_of_a_server() -> None:
     workers = [row for row in rows if row[:1] in (["0"], ["1"], ["2"])]
     assert len(workers) == 2
     assert sum(int(row[1]) for row in workers) == 3
+
+
+def test_top_shows_each_node_even_if_one_does_not_answer(server: Relay) -> None:
+    missing = f"http://127.0.0.1:{free_port()}"
+    done = run("top", server.url, missing, "--once", "--sort", "name", COLUMNS="140")
+    assert done.returncode == 0, done.stderr
+    assert "2 nodes  1 ready" in done.stdout
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    rows = {line.split()[0]: line for line in lines if line.startswith("127.0.0.1:")}
+    assert rows[server.url.removeprefix("http://")].endswith("ready")
+    assert rows[missing.removeprefix("http://")].endswith("does not answer")
+    assert run("top", missing, "--once").returncode == 1
 
 
 def test_top_reports_a_server_that_is_not_relay(server: Relay) -> None:

@@ -62,7 +62,7 @@ def test_a_direct_path_and_a_proxy_that_does_not_buffer_are_good(server: Relay, 
             lines = done.stdout.splitlines()
             assert [line.split()[:2] for line in lines if "events:" in line] == [["ok", "events:"]], done.stdout
             assert any("ok       stream: its first bytes arrive" in line for line in lines), done.stdout
-            assert lines[-1].startswith("0 faults, ")
+            assert lines[-1].startswith("faults: 0, ")
     assert TOKEN not in done.stdout + done.stderr
 
 
