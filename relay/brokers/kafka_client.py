@@ -16,9 +16,6 @@ from relay.brokers.credentials import TlsFiles
 from relay.config.broker_address import KafkaAddress
 from relay.errors import BrokerError
 
-ANSWER_S = 5.0
-"""Time limit of an answer, in addition to the time that the call may wait."""
-
 T = TypeVar("T")
 
 

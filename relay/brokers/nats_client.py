@@ -16,12 +16,10 @@ import nats
 import nkeys
 from nats.aio.client import Client, RawCredentials
 
+from relay.brokers import ANSWER_S
 from relay.brokers.credentials import TlsFiles
 from relay.config.broker_address import NatsAddress
 from relay.errors import BrokerError
-
-ANSWER_S = 5.0
-"""Time limit of an answer, in addition to the time that the call may wait."""
 
 _JWT = "-----BEGIN NATS USER JWT-----\n"
 _SEED = "-----BEGIN USER NKEY SEED-----\n(.+)\n"

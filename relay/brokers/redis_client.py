@@ -20,12 +20,10 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
+from relay.brokers import ANSWER_S
 from relay.brokers.credentials import TlsFiles
 from relay.config.broker_address import RedisAddress
 from relay.errors import BrokerError
-
-ANSWER_S = 5.0
-"""Time limit of a connection attempt and of an answer, in addition to the time that the call may wait."""
 
 _SOCKET_READ_BYTES = 256 * 1024
 

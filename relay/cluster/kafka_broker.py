@@ -18,8 +18,9 @@ from zlib import crc32
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic  # type: ignore[attr-defined]
 
+from relay.brokers import ANSWER_S
 from relay.brokers.credentials import TlsFiles
-from relay.brokers.kafka_client import ANSWER_S, KafkaOptions, KafkaThread
+from relay.brokers.kafka_client import KafkaOptions, KafkaThread
 from relay.cluster.broker import (
     READ_ENTRIES_MAX,
     BrokerReport,
@@ -68,8 +69,8 @@ class KafkaBroker:
         tls: TlsFiles,
         sasl: str,
     ) -> None:
-        self._log = address.topic
-        self._epochs = address.topic + EPOCHS
+        self._log = address.name
+        self._epochs = address.name + EPOCHS
         self._options = KafkaOptions(address, password, tls, sasl)
         self._epoch = Epochs()
         self._epochs_stop = 0  # offset of the next record in the topic of epochs
@@ -77,7 +78,7 @@ class KafkaBroker:
         self._consumer: Consumer | None = None
         self._seen = Seen(dedup_window_s, dedup_max)
         self._thread = KafkaThread("relay-kafka-read", self._options)
-        self._producer = KafkaProducer(address.topic, self._options, self._seen)
+        self._producer = KafkaProducer(address.name, self._options, self._seen)
 
     # The follower
 

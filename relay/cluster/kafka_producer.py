@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from relay.brokers.kafka_client import ANSWER_S, KafkaOptions, KafkaThread
+from relay.brokers import ANSWER_S
+from relay.brokers.kafka_client import KafkaOptions, KafkaThread
 from relay.cluster.broker import NewEntry, Request, Result
 from relay.cluster.entry import FORM
 from relay.core.seen import Seen

@@ -19,8 +19,9 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType, S
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError
 
+from relay.brokers import ANSWER_S
 from relay.brokers.credentials import TlsFiles
-from relay.brokers.nats_client import ANSWER_S, NatsConnector, close, errors
+from relay.brokers.nats_client import NatsConnector, close, errors
 from relay.cluster.broker import (
     READ_ENTRIES_MAX,
     BrokerReport,
@@ -64,10 +65,10 @@ class NatsBroker:
         password: Callable[[], str],
         tls: TlsFiles,
     ) -> None:
-        self._log = address.stream
+        self._log = address.name
         self._window_s = max(WINDOW_S_MIN, dedup_window_s)
         self._connector = NatsConnector(address, password, tls)
-        self._publisher = NatsPublisher(address.stream, node, self._connector)
+        self._publisher = NatsPublisher(address.name, node, self._connector)
         self._follower: Client | None = None
         self._consumer: NatsPull | None = None
         self._next = 0  # sequence of the next message that the consumer returns

@@ -22,7 +22,8 @@ from urllib.parse import quote
 from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
-from relay.brokers.nats_client import ANSWER_S, NatsConnector, close, errors
+from relay.brokers import ANSWER_S
+from relay.brokers.nats_client import NatsConnector, close, errors
 from relay.cluster.broker import NewEntry, Request, Result
 from relay.errors import BrokerError, RequestError
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
 from relay.errors import ConfigError
@@ -75,51 +76,42 @@ def parse_redis(url: str, setting: str = "cluster") -> RedisAddress:
 
 
 @dataclass(frozen=True, slots=True)
-class KafkaAddress:
-    """The address of a log in Kafka.
+class _LogAddress:
+    """The address of a log that has a name in its broker.
 
     Args:
         hosts: names and ports of some of the servers.
         tls: whether connections use TLS.
-        topic: the topic that contains the log.
-        user: the name of the user for SASL; empty to connect without it.
-        password: the password; empty if the address has none.
-    """
-
-    hosts: tuple[tuple[str, int], ...]
-    tls: bool
-    topic: str
-    user: str
-    password: str = field(repr=False)
-
-    @property
-    def shown(self) -> str:
-        """The address without user and password, for log lines."""
-        return f"kafka{'s' if self.tls else ''}://{hosts_text(self.hosts)}/{self.topic}"
-
-
-@dataclass(frozen=True, slots=True)
-class NatsAddress:
-    """The address of a log in NATS JetStream.
-
-    Args:
-        hosts: names and ports of some of the servers.
-        tls: whether connections use TLS.
-        stream: the stream that contains the log.
+        name: the topic or the stream that contains the log.
         user: the name of the user; empty to connect without it.
         password: the password; empty if the address has none.
     """
 
+    scheme: ClassVar[str]
     hosts: tuple[tuple[str, int], ...]
     tls: bool
-    stream: str
+    name: str
     user: str
     password: str = field(repr=False)
 
     @property
     def shown(self) -> str:
         """The address without user and password, for log lines."""
-        return f"nats{'s' if self.tls else ''}://{hosts_text(self.hosts)}/{self.stream}"
+        return f"{self.scheme}{'s' if self.tls else ''}://{hosts_text(self.hosts)}/{self.name}"
+
+
+class KafkaAddress(_LogAddress):
+    """The address of a topic in Kafka. The user logs in with SASL."""
+
+    __slots__ = ()
+    scheme = "kafka"
+
+
+class NatsAddress(_LogAddress):
+    """The address of a stream in NATS JetStream."""
+
+    __slots__ = ()
+    scheme = "nats"
 
 
 BrokerAddress = RedisAddress | KafkaAddress | NatsAddress

@@ -73,7 +73,7 @@ def _nats(address: SourceAddress, server: NatsAddress, password: Callable[[], st
     if address.kind == "nats-subject":
         return NatsSubjectFeed(connector, address.option("subject"), address.option("group"))
     subject, group = address.option("subject"), address.option("group", GROUP)
-    return NatsStreamFeed(connector, server.stream, subject, group, earliest=address.option("start") != "latest")
+    return NatsStreamFeed(connector, server.name, subject, group, earliest=address.option("start") != "latest")
 
 
 def _mqtt(address: SourceAddress, server: ServerAddress, password: Callable[[], str], tls: TlsFiles) -> SourceFeed:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
+from relay.brokers import ANSWER_S
 from relay.brokers.credentials import TlsFiles
-from relay.brokers.kafka_client import ANSWER_S, KafkaOptions, KafkaThread
+from relay.brokers.kafka_client import KafkaOptions, KafkaThread
 from relay.config.broker_address import KafkaAddress
 from relay.errors import BrokerError
 from relay.sources.feed import READ_MESSAGES_MAX, WAIT_S, FeedMessage
@@ -52,7 +53,7 @@ class KafkaFeed:
         start: str,
     ) -> None:
         self.lost = 0
-        self._topic = address.topic
+        self._topic = address.name
         self._options = KafkaOptions(address, password, tls, sasl)
         self._group = {"group.id": group, "auto.offset.reset": start}
         self._thread: KafkaThread | None = None

@@ -20,12 +20,12 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from relay.brokers import ANSWER_S
 from relay.brokers.credentials import TlsFiles
 from relay.config.source_address import ServerAddress
 from relay.errors import BrokerError
 from relay.sources.feed import LATER_MESSAGES_MAX, READ_MESSAGES_MAX, WAIT_S, FeedMessage
 
-ANSWER_S = 5.0
 KEEPALIVE_S = 10
 SESSION_S = 2**32 - 1
 """Time for which the broker keeps the session of a relay that is not connected: without limit (MQTT 5, 3.1.2.11.2)."""

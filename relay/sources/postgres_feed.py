@@ -18,12 +18,11 @@ from typing import Any
 import asyncpg
 import orjson
 
+from relay.brokers import ANSWER_S
 from relay.brokers.credentials import TlsFiles
 from relay.config.source_address import ServerAddress
 from relay.errors import BrokerError
 from relay.sources.feed import LATER_MESSAGES_MAX, READ_MESSAGES_MAX, WAIT_S, FeedMessage
-
-ANSWER_S = 5.0
 
 
 class PostgresConnector:

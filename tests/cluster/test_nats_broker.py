@@ -18,8 +18,8 @@ import nats
 import pytest
 from nats.js.api import StreamConfig
 
+from relay.brokers import ANSWER_S
 from relay.brokers.credentials import TlsFiles
-from relay.brokers.nats_client import ANSWER_S
 from relay.cluster import cluster
 from relay.cluster.broker import Broker, EntriesReplacedError, LogChangedError, Result
 from relay.cluster.epochs import Epochs, encode_record
