@@ -75,21 +75,10 @@ docs: $(INSTALLED_TEST)  ## Build the documentation in build/site; a broken link
 reference: $(INSTALLED_TEST)  ## Write the pages of docs/reference that are generated from the code.
 	$(BIN)/python -m tests.reference
 
-# Both wheels are built from the source distribution. The pure one is for machines without a compiler.
-RELEASE_VENV := build/release
-release:  ## Build the source distribution and the wheels in dist/, and check them.
-	rm -rf dist $(RELEASE_VENV) && $(PYTHON) -m venv $(RELEASE_VENV)/tools
-	$(RELEASE_VENV)/tools/bin/python -m pip install --quiet build twine
-	RELAY_BUILD=release $(RELEASE_VENV)/tools/bin/python -m build --outdir dist .
-	RELAY_BUILD=pure $(RELEASE_VENV)/tools/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist dist/*.tar.gz
-	$(RELEASE_VENV)/tools/bin/twine check --strict dist/*
-	for wheel in dist/*.whl; do \
-		rm -rf $(RELEASE_VENV)/check && $(PYTHON) -m venv $(RELEASE_VENV)/check && \
-		$(RELEASE_VENV)/check/bin/python -m pip install --quiet "$$wheel" && \
-		(cd $(RELEASE_VENV) && check/bin/relay --version) || exit 1; \
-	done
+release:  ## Build the source distribution and the wheels of the last commit in dist/, and check them.
+	PYTHON=$(PYTHON) .ci/release
 
-# The tools of .ci/release and .github/workflows beside the extra `test`. click and the others are in `test`.
+# The packages beside the extra `test` are those of .ci/release and .github/workflows.
 CONSTRAINTS := .ci/constraints.txt
 lock:  ## Pin the newest versions of all dependencies in .ci/constraints.txt, which CI and the image use.
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
@@ -177,7 +166,7 @@ sanitize: sanitize-build sanitize-test  ## Run the tests, except those that meas
 sanitize-build:
 	@mkdir -p $(SANITIZE_VENV)
 	rm -rf $(SANITIZE_VENV)/src $(SANITIZE_VENV)/venv/.installed-* && mkdir $(SANITIZE_VENV)/src
-	tar -c --exclude-vcs --exclude='./.*' --exclude='./build' --exclude='*.so' --exclude='bin' --exclude='node_modules' . \
+	tar -c --exclude-vcs --exclude='./.*' --exclude='./build' --exclude='*.so' --exclude='bin' --exclude='node_modules' . .ci .github \
 		| tar -x -C $(SANITIZE_VENV)/src
 	$(SANITIZED) installed
 
