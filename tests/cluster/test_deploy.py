@@ -115,20 +115,27 @@ def test_the_compose_files_match_the_schema_and_relay_accepts_their_settings(bro
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_only_the_port_of_http_of_a_node_is_open(overlay: str) -> None:
+def test_everyone_may_connect_to_the_port_of_http_and_monitoring_to_that_for_operators(overlay: str) -> None:
     objects = render(overlay)
     [container] = the(objects, "Deployment", "relay")["spec"]["template"]["spec"]["containers"]
+    settings = the(objects, "ConfigMap", "relay")["data"]
+    ports = {port["name"]: f":{port['containerPort']}" for port in container["ports"]}
+    assert ports == {"http": settings["RELAY_LISTEN"], "admin": settings["RELAY_ADMIN_LISTEN"]}
     policy = the(objects, "NetworkPolicy", "relay")["spec"]
     assert policy["podSelector"] == the(objects, "Deployment", "relay")["spec"]["selector"]
-    assert policy["ingress"] == [{"ports": [{"port": port["name"]} for port in container["ports"]]}]
+    everyone, monitoring = policy["ingress"]
+    assert everyone == {"ports": [{"port": "http"}]}
+    assert monitoring["ports"] == [{"port": "admin"}]
+    assert len(monitoring["from"]) == 1
 
 
 def test_the_monitor_of_the_component_finds_the_service() -> None:
     # kustomize refuses absolute paths, and reads no file outside of the folder except through a kustomization.
     folder = DEPLOY / "kubernetes" / "components" / "service-monitor"
     [monitor] = [each for each in kustomize(folder) if each["kind"] == "ServiceMonitor"]
-    service = the(render("redis"), "Service", "relay")
-    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    labels = monitor["spec"]["selector"]["matchLabels"].items()
+    services = [each for each in render("redis") if each["kind"] == "Service"]
+    [service] = [each for each in services if labels <= each["metadata"].get("labels", {}).items()]
     [endpoint] = monitor["spec"]["endpoints"]
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
     with relay() as server:
@@ -198,6 +205,7 @@ def test_a_node_with_the_settings_of_the_manifests_works_with_the_redis_of_the_m
             "RELAY_LISTEN": "127.0.0.1:0",
             "RELAY_STREAMS_MAX": "100",  # this machine may have fewer descriptors
         }
+        del settings["RELAY_ADMIN_LISTEN"]  # the test reads /stats at the only address
         with relay("--stdin", "off", environ=settings) as node:
             assert publish(node, "1").endswith("-1")
             assert node.request("GET", "/readyz")[0] == node.request("GET", "/healthz")[0] == 200
