@@ -8,6 +8,7 @@ tests/fuzz/corpus those that reach code which the corpus does not reach.
 from __future__ import annotations
 
 import importlib
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,9 @@ def fuzz(name: str, arguments: list[str]) -> None:
     kept = HERE / "corpus" / name
     folders = [kept, grown] if "-merge=1" in arguments else [grown, kept]
     places = [] if any(Path(argument).is_file() for argument in arguments) else [str(each) for each in folders]
-    atheris.Setup([name, *options, "-max_total_time=60", "-print_final_stats=1", *arguments, *places], target.check)
+    # A merge runs the program again, through a shell.
+    program = shlex.join([sys.executable, "-m", "tests.fuzz", name])
+    atheris.Setup([program, *options, "-max_total_time=60", "-print_final_stats=1", *arguments, *places], target.check)
     atheris.Fuzz()
 
 
