@@ -213,3 +213,10 @@ def test_modules_of_the_current_directory_are_not_imported(parent: Path, workers
         eventually(lambda: answers(port) or process.poll() is not None, "relay serves")
         process.terminate()
         assert process.wait(TIMEOUT_S) == 0
+
+
+def test_a_server_imports_only_the_parts_that_its_settings_name() -> None:
+    code = "import sys; from relay import cli; from relay.server import server; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], env=environment(), timeout=TIMEOUT_S, text=True)
+    optional = {f"relay.{name}" for name in ("brokers", "client", "cluster", "commands", "sources.feeds")}
+    assert optional & set(loaded.split()) == set()
