@@ -393,14 +393,11 @@ class FrontProtocol(asyncio.Protocol):
 
     def _prepare(self, subscribe: Subscribe, then: Callable[[Subscribe], None]) -> None:
         """Continue when the hub has prepared the replay, which may require a search for the entries of a pattern."""
-        front, epoch = self._front, self._front.hub.log.epoch
-
-        def prepared(_: None) -> None:
-            # A sequence is valid only in the log in which it was found.
-            then(subscribe if front.hub.log.epoch == epoch else replace(subscribe, after=None))
-
+        front = self._front
         if subscribe.replays:
-            self._await(lambda done: front.hub.prepare(subscribe, front.clock(), done), prepared)
+            self._await(
+                lambda done: front.hub.prepare(subscribe, front.clock(), done), lambda _: then(subscribe)
+            )
         else:
             then(subscribe)
 

@@ -11,7 +11,6 @@ import struct
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any, cast
 
 import orjson
@@ -41,7 +40,6 @@ class FakeHub:
         self.preparing: list[Callable[[None], None]] = []
         self.slow_to_prepare = False
         self.known = True
-        self.log = SimpleNamespace(epoch="e")
         self.draining = False
         self.refuse: Exception | None = None
         self.streams: list[tuple[socket.socket, Subscribe, str]] = []

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Callable
 
 import pytest
 
-from relay.errors import RelayError, RequestError
+from relay.errors import RequestError
 from relay.front.connection import WRITE_BUFFER_HIGH
-from relay.sources.requests import Cancel, nothing
 from tests.front.site import LONG_PAGE, Site, get, on_uvloop, serve
 
 
@@ -134,11 +132,11 @@ async def test_http_1_0_receives_a_stream_too(site: Site) -> None:
     assert len(site.hub.streams) == 1
 
 
-async def begin_replay(site: Site, *fields: str) -> None:
+async def begin_replay(site: Site) -> None:
     """Request a stream, and wait until the hub prepares its replay. The test ends the preparation."""
     site.hub.slow_to_prepare = True
     client = await site.client()
-    client.writer.write(get("/events?topic=o.*&since=earliest", *fields))
+    client.writer.write(get("/events?topic=o.*&since=earliest"))
     while not site.hub.preparing:
         await asyncio.sleep(0)
 
@@ -149,23 +147,6 @@ async def test_the_hub_receives_a_stream_when_its_replay_is_ready(site: Site) ->
     assert site.hub.streams == []
     site.hub.preparing[0](None)
     assert len(site.hub.streams) == 1
-
-
-@pytest.mark.parametrize(("epoch", "after"), [("e", 7), ("f", None)])
-@on_uvloop
-async def test_the_position_of_a_last_id_is_used_only_in_the_log_in_which_it_was_found(
-    site: Site, epoch: str, after: int | None
-) -> None:
-    def find(terms: tuple[str, ...], ids: tuple[str, ...], done: Callable[[int | RelayError | None], None]) -> Cancel:
-        done(7)
-        return nothing
-
-    site.hub.known, site.front.find = False, find
-    await begin_replay(site, "Last-Event-ID: e-7")
-    site.hub.log.epoch = epoch
-    site.hub.preparing[0](None)
-    [(_, request, _)] = site.hub.streams
-    assert request.after == after
 
 
 @on_uvloop
