@@ -69,6 +69,7 @@ class Oracle:
         self.newest_until = 0  # before this sequence, the connection omits superseded events
         self.excused_until = 0  # a gap of unknown size reports missed events up to this sequence
         self.evicted: Collection[int] = ()  # events that the server did not retain when the connection began
+        self.forgotten: Collection[int] = ()  # events that the process which took the stream over never had
         self.promised = True  # the server knows where the connection continues
         self.seen = 0
         self.gaps = 0
@@ -95,7 +96,7 @@ class Oracle:
             self.next = min(self.next, uses[0] + 1)
         self.skipped = self.reported = 0
         self.open_ended = self.unsure = False
-        self.newest_until, self.evicted, self.excused_until = newest_until, evicted, 0
+        self.newest_until, self.evicted, self.forgotten, self.excused_until = newest_until, evicted, (), 0
         self.promised = first is None
 
     def _uses(self, id: str) -> list[int]:
@@ -136,7 +137,8 @@ class Oracle:
         assert self.next is not None
         assert sequence >= self.next, f"repeated or out of order: {sequence} after {self.next - 1}"
         newer = self._next_of_key(sequence)
-        while newer < self.newest_until and newer in self.evicted:  # Another process may not know this event.
+        # Another process may not know the newer event.
+        while newer < self.newest_until and (newer in self.evicted or newer in self.forgotten):
             newer = self._next_of_key(newer)
         assert newer >= self.newest_until, f"{sequence} was superseded by {newer} when the stream began"
         self._pass(sequence)

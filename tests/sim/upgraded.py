@@ -78,6 +78,9 @@ class UpgradedWorld(World):
         for client in self.clients:
             if client.cancel is not None:  # The old process closes a connection that waits for a replay.
                 self.cut(client)
+        forgotten = self.evicted()
+        for client in self.clients:
+            client.oracle.forgotten = forgotten
         self.send_some()
         wire, possessions = self._wire, self._possessions()
         assert wire is not None
