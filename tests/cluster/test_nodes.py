@@ -166,7 +166,7 @@ def test_while_the_broker_is_away_streams_are_served_and_publishers_wait(
         assert [feeder.answer()["ack"] for _ in range(2)] == [3, 4]
         assert data(stream, 2) == ["3", "4"]
     eventually(lambda: ready(a) and ready(b), "/readyz succeeds")
-    assert epoch(b.publish("5")[0]) == epoch(first)
+    assert epoch(publish(b, "5")) == epoch(first)
     assert a.messages("cluster: lost redis://127.0.0.1")
     assert a.messages("cluster: following redis://127.0.0.1:" + str(redis.port) + "/0 again")
 
