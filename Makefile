@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-JOBS ?= 4
+JOBS ?= 6
 RELAY_BUILD ?= release
 export RELAY_BUILD
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -52,7 +52,7 @@ cluster-demo: $(INSTALLED_TEST) brokers  ## Run a Redis and two nodes, kill both
 run: $(INSTALLED)  ## Run the server: make run ARGS="--listen 0.0.0.0:8080".
 	$(BIN)/relay serve $(ARGS)
 
-# Most tests wait rather than compute, so four processes suit two cores. Pytest exits with 5 if ARGS selects no test.
+# Most tests wait rather than compute, so six processes suit two cores. Pytest exits with 5 if ARGS selects no test.
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n $(JOBS) --dist worksteal
 test: $(INSTALLED_TEST) $(NODE_MODULES) $(JS_CLIENT)  ## Run the tests, except the slow ones.

@@ -81,6 +81,7 @@ def test_every_subscriber_at_every_edge_receives_every_event_or_a_gap(first: int
     run_batch(simulate, first)
 
 
+@pytest.mark.slow
 def test_the_simulations_reach_all_intended_faults() -> None:
     """The promise is tested under real faults: edges are lapped and killed, clients change edges."""
     seen: Counter[str] = Counter()

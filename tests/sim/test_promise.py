@@ -111,6 +111,7 @@ def test_every_subscriber_receives_every_event_or_a_gap(first: int) -> None:
     run_batch(simulate, first)
 
 
+@pytest.mark.slow
 def test_the_simulations_reach_all_intended_faults() -> None:
     """The promise is tested under real faults: gaps, policies and resumes all happen."""
     gaps = seen = shared = omitted = polls = 0

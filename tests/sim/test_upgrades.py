@@ -135,6 +135,7 @@ def test_a_poll_reports_an_event_that_the_old_process_evicted() -> None:
     assert (client.oracle.seen, client.oracle.gaps) == (0, 1)
 
 
+@pytest.mark.slow
 def test_the_simulations_reach_all_intended_faults() -> None:
     """The promise is tested under real faults: upgrades succeed and fail, and streams miss events."""
     upgrades = failures = gaps = seen = 0
