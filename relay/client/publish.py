@@ -100,6 +100,9 @@ class Publisher:
             receives no key.
         on_signal: called with the topic and the value of each signal to a topic that this connection has published to.
             Only a Unix socket receives signals.
+
+    Raises:
+        RelayError: `on_signal` was given with an address.
     """
 
     def __init__(
@@ -115,6 +118,8 @@ class Publisher:
     ) -> None:
         self._outbox = Outbox(in_flight_max)
         path = unix_path(target)
+        if path is None and on_signal is not None:
+            raise RelayError(f"on_signal: {target} sends no signals; give the Unix socket of the server (unix:PATH)")
         self._delivery = (
             HttpDelivery(target, token, ca, client, self._outbox)
             if path is None

@@ -421,7 +421,8 @@ class Server:
             logs.say(f"token for POST /publish, this run only: {own_token}")
         else:
             # Without a terminal, standard error is a log that is stored and shipped. It must not contain a secret.
-            _logger.warning("no publish-token is set, so that nobody can publish over HTTP")
+            who = "only signed webhooks" if any(credentials.auth.webhook_secrets.values()) else "nobody"
+            _logger.warning("no publish-token is set, so that %s can publish over HTTP", who)
 
     # Callbacks
 

@@ -255,3 +255,8 @@ async def test_over_http_an_error_response_raises_the_matching_error(script: byt
             await publish(server.url, Event(data="a"))
     assert type(raised.value) is error
     assert message in str(raised.value)
+
+
+def test_signals_need_a_unix_socket() -> None:
+    with pytest.raises(RelayError, match=r"on_signal: http://127\.0\.0\.1:1 sends no signals"):
+        Publisher("http://127.0.0.1:1", on_signal=lambda topic, value: None)

@@ -13,7 +13,7 @@ import pytest
 
 from relay.config.model import Config
 from relay.process.listeners import KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, listen
-from tests.running import TIMEOUT_S, Relay, command, environment, run
+from tests.running import TIMEOUT_S, Relay, command, environment, eventually, relay, run
 
 
 def test_the_first_line_of_the_log_names_the_engine(server: Relay) -> None:
@@ -27,6 +27,15 @@ def test_a_port_in_use_is_one_clear_line_and_exit_code_2() -> None:
     assert done.returncode == 2
     assert f"listen {address}: Address already in use" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("webhook", "who"), [((), "nobody"), (("--webhook-secret", "hooks.a=0123456789"), "only signed webhooks")]
+)
+def test_the_log_states_who_may_publish_without_a_token(webhook: tuple[str, ...], who: str) -> None:
+    with relay("--webhook", "hooks.a=github", *webhook, environ={"RELAY_PUBLISH_TOKEN": ""}) as server:
+        warning = f"no publish-token is set, so that {who} can publish over HTTP"
+        eventually(lambda: bool(server.messages(warning)), "the warning is logged")
 
 
 def options_of_a_connection(config: Config, *options: tuple[int, int]) -> list[int]:
