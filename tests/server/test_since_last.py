@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 from collections.abc import Iterator
-from contextlib import aclosing
 
 import pytest
 
@@ -40,9 +40,11 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with relay(*arguments) as running:
         if request.param != "file":
             publish(running, *events)
-            # A worker has the events once a stream there has received them.
-            with Stream(running.port, "topic=other&since=earliest") as stream:
-                stream.take(1)
+            with contextlib.ExitStack() as streams:
+                # A worker has the events once a stream there has received the last one.
+                while not all(each.get("streams") for each in running.stats().get("workers", ())):
+                    stream = streams.enter_context(Stream(running.port, "topic=prices.eu&since=earliest"))
+                    assert [event.data for event in stream.take(3)] == ["eu 1", "eu 2", "eu 3"]
         yield running
 
 
@@ -69,7 +71,7 @@ def test_a_last_id_overrides_since(server: Relay) -> None:
 
 def test_the_python_client_and_the_command_begin_with_the_newest_event(server: Relay) -> None:
     async def first() -> str:
-        async with aclosing(subscribe(server.url, topics=["prices.us"], since="last")) as events:
+        async with contextlib.aclosing(subscribe(server.url, topics=["prices.us"], since="last")) as events:
             return str((await anext(aiter(events))).data)
 
     assert asyncio.run(first()) == "us 2"
