@@ -27,7 +27,10 @@ def last_expiry_s(entries: Iterable[dict[str, Any]]) -> float | None:
 def _expiry_s(entry: dict[str, Any]) -> float | None:
     time_s, chain = entry.get("exp"), entry.get("x5c")
     if isinstance(time_s, int | float):
-        return float(time_s)
+        try:
+            return float(time_s)
+        except OverflowError:
+            return None  # A number of this size is no time; the key itself is usable.
     if isinstance(chain, list) and chain and isinstance(chain[0], str):
         try:
             return expiry_s(b64decode(chain[0]))

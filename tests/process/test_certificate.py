@@ -55,4 +55,5 @@ def test_a_set_of_keys_expires_with_its_last_key_if_each_key_states_an_expiry() 
     assert last_expiry_s([{"exp": 5}, {"exp": 7.5}]) == 7.5
     assert last_expiry_s([{"exp": 5}, {"kid": "a"}]) is None
     assert last_expiry_s([{"exp": 5}, {"x5c": ["AAAA"]}]) is None
+    assert last_expiry_s([{"exp": 5}, {"exp": 10**400}]) is None
     assert last_expiry_s([]) is None
