@@ -460,10 +460,7 @@ class FrontProtocol(asyncio.Protocol):
             check_rate(front, wait_s)
             self._await(lambda done: send(events, done), self._published)
 
-        if front.config.publish_rate:
-            self._await(lambda done: front.take_rate(subject, len(events), done), publish)
-        else:
-            publish(0.0)
+        self._await(lambda done: front.take_rate(subject, len(events), done), publish)
 
     def _signal(self, topic: str, body: bytes) -> None:
         """Send a signal to the feeders of a topic, and respond without waiting for them."""

@@ -189,9 +189,10 @@ class Membership:
         return self.publisher.publish(events, done)
 
     def take_rate(self, subject: str, count: int, done: TakeDone) -> Cancel:
-        """Take events from the publish rate of a subject, at the hub if this process is a worker."""
-        take = self.take_local if self.uplink is None else self.uplink.take_rate
-        return take(subject, count, done)
+        """Take events from the publish rate of a subject, if there is one: at the hub if this process is a worker."""
+        if self.uplink is None or not self._config.publish_rate:
+            return self.take_local(subject, count, done)
+        return self.uplink.take_rate(subject, count, done)
 
     def find(self, terms: tuple[str, ...], ids: tuple[str, ...], done: FoundDone) -> Cancel:
         """Find the sequence of a last id in this process, then at the hub of a worker, or in a cluster."""
