@@ -15,7 +15,8 @@ from relay.config.load import worker_count
 from relay.config.model import Config, size_text
 from relay.doctor.finding import Finding, fault, ok, warning
 from relay.errors import ConfigError
-from relay.server.descriptors import streams_available
+from relay.process.memory import available_bytes
+from relay.server.descriptors import stream_bytes, streams_available
 
 STREAMS_WANTED = 10_000
 """Room for fewer streams is a warning, unless `streams-max` asks for fewer."""
@@ -24,22 +25,20 @@ STALLED_BUFFERS = 5
 STALLED_WANTED = 1000
 PORTS_WANTED = 20_000
 CONNTRACK_SPARE = 1024
-STREAM_BYTES = 8 * 1024
-"""Memory of an idle stream, with that of the kernel."""
 
 _TIME_ERROR = 5  # the state that adjtimex(2) returns for an unsynchronised clock
 _TIMEX_BYTES = 512  # more than the size of struct timex
 _PAGE = resource.getpagesize()
 
 
-def check_machine(config: Config, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> list[Finding]:
+def check_machine(config: Config, root: Path = Path("/")) -> list[Finding]:
     """Check the limits of this machine.
 
     Args:
         config: the settings of the server.
-        proc: the file system proc(5).
-        cgroup: the control group of this process, version 2.
+        root: the root of the file system, for tests.
     """
+    proc = root / "proc"
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     wanted = config.streams_max or STREAMS_WANTED
     checks: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
@@ -47,7 +46,7 @@ def check_machine(config: Config, proc: Path = Path("/proc"), cgroup: Path = Pat
         ("tcp memory", lambda: [check_tcp_memory(config, proc)]),
         ("ports", lambda: [check_ports(proc)]),
         ("firewall", lambda: check_conntrack(wanted, proc)),
-        ("memory", lambda: [check_memory(config, wanted, proc, cgroup)]),
+        ("memory", lambda: [check_memory(config, wanted, root)]),
     )
     findings = [check_descriptors(config, hard)]
     for subject, check in checks:
@@ -118,15 +117,13 @@ def check_conntrack(wanted: int, proc: Path) -> list[Finding]:
     return [ok("firewall", text)]
 
 
-def check_memory(config: Config, wanted: int, proc: Path, cgroup: Path) -> Finding:
+def check_memory(config: Config, wanted: int, root: Path) -> Finding:
     """Check that the history and the streams fit into the memory of the machine or of the container."""
-    lines = dict(line.split(":") for line in (proc / "meminfo").read_text().splitlines())
-    available = int(lines["MemAvailable"].split()[0]) * 1024
-    limit = cgroup / "memory.max"
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        available = min(available, int(text))
+    available = available_bytes(root)
+    if available is None:
+        return warning("memory", "the available memory is unknown", "check it on the host of the container")
     # The log counts the bytes of frames. Their objects and the indexes need about as much again for small events.
-    needed = 2 * config.history_bytes + wanted * STREAM_BYTES
+    needed = 2 * config.history_bytes + wanted * stream_bytes(config)
     text = f"{_size(available)} available; history-bytes and {wanted:,} streams need about {_size(needed)}"
     remedy = "lower history-bytes or streams-max, or add memory"
     if available < config.history_bytes:

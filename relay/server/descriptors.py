@@ -62,6 +62,11 @@ def streams_available(config: Config, descriptors: int) -> int:
     return available
 
 
+def stream_bytes(config: Config) -> int:
+    """Return an estimate of the memory of an idle stream, with that of the kernel."""
+    return STREAM_BYTES + (TLS_BYTES if config.tls_cert else 0)
+
+
 def log_room(config: Config, descriptors: int, streams: int) -> None:
     """Log how many streams fit.
 
@@ -70,8 +75,7 @@ def log_room(config: Config, descriptors: int, streams: int) -> None:
         descriptors: the limit of open descriptors of each process.
         streams: number of streams that the descriptors and `streams-max` permit.
     """
-    each = STREAM_BYTES + (TLS_BYTES if config.tls_cert else 0)
-    free = available_bytes()
+    each, free = stream_bytes(config), available_bytes()
     memory = "memory unknown"
     if free is not None:
         # The history is empty at the start and will use its share, in the hub and in each worker.

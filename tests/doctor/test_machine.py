@@ -21,16 +21,16 @@ GOOD = {
 
 
 def kernel(folder: Path, **changes: str) -> Path:
-    """Write a /proc with good values and some others, and return its path."""
+    """Write a /proc with good values and some others, and return the root that contains it."""
     for name, text in (GOOD | {key.replace("__", "/"): value for key, value in changes.items()}).items():
-        path = folder / name
+        path = folder / "proc" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return folder
 
 
 def test_a_good_machine_has_no_finding_but_its_clock(tmp_path: Path) -> None:
-    findings = machine.check_machine(Config(streams_max=100), kernel(tmp_path), tmp_path / "cgroup")
+    findings = machine.check_machine(Config(streams_max=100), kernel(tmp_path))
     assert [each.subject for each in findings] == ["descriptors", "backlog", "tcp memory", "ports", "memory", "clock"]
     assert {each.level for each in findings[:-1]} == {Level.OK}
     assert findings[-1].level in (Level.OK, Level.WARNING)  # not every test machine synchronises its clock
@@ -50,15 +50,15 @@ def test_a_good_machine_has_no_finding_but_its_clock(tmp_path: Path) -> None:
 def test_each_low_limit_is_a_warning_with_a_remedy(
     changes: dict[str, str], subject: str, text: str, tmp_path: Path
 ) -> None:
-    found = warnings(machine.check_machine(Config(), kernel(tmp_path, **changes), tmp_path / "cgroup"))
+    found = warnings(machine.check_machine(Config(), kernel(tmp_path, **changes)))
     assert text in found[subject].remedy
     assert set(found) - {"clock", "descriptors"} == {subject}
 
 
 def test_a_setting_that_a_container_hides_is_a_warning(tmp_path: Path) -> None:
-    proc = kernel(tmp_path)
-    (proc / "sys/net/core/somaxconn").unlink()
-    found = warnings(machine.check_machine(Config(streams_max=100), proc, tmp_path / "cgroup"))
+    root = kernel(tmp_path)
+    (root / "proc/sys/net/core/somaxconn").unlink()
+    found = warnings(machine.check_machine(Config(streams_max=100), root))
     assert "somaxconn: No such file" in found["backlog"].text
 
 
@@ -67,9 +67,17 @@ def warnings(findings: list[Finding]) -> dict[str, Finding]:
 
 
 def test_a_container_without_memory_for_the_history_is_a_fault(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text(str(32 * 1024**2))
-    found = machine.check_memory(Config(), 10, kernel(tmp_path / "proc"), tmp_path)
+    root = kernel(tmp_path, self__cgroup="0::/\n")
+    (root / "sys/fs/cgroup").mkdir(parents=True)
+    (root / "sys/fs/cgroup/memory.max").write_text(str(40 * 1024**2))
+    (root / "sys/fs/cgroup/memory.current").write_text(str(8 * 1024**2))
+    found = machine.check_memory(Config(), 10, root)
     assert (found.level, "32 MiB available" in found.text) == (Level.FAULT, True)
+
+
+def test_memory_that_the_system_does_not_state_is_a_warning(tmp_path: Path) -> None:
+    found = machine.check_memory(Config(), 10, tmp_path)
+    assert (found.level, found.text) == (Level.WARNING, "the available memory is unknown")
 
 
 def test_descriptors_limit_the_streams() -> None:
