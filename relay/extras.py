@@ -15,19 +15,29 @@ def missing_extra(name: str) -> str:
     return f"run pip install 'relay-sse[{name}]'"
 
 
-def need_extra(module: str, extra: str, setting: str) -> None:
-    """Check that the library of a setting is installed.
+_MODULES = {
+    "kafka": ("confluent_kafka",),
+    "mqtt": ("paho",),
+    "nats": ("nats", "nkeys"),
+    "postgres": ("asyncpg",),
+    "redis": ("redis", "hiredis"),
+}
+"""The modules that an extra for brokers and sources installs."""
+
+
+def need_extra(extra: str, setting: str) -> None:
+    """Check that the libraries of a broker or a source are installed.
 
     Args:
-        module: the module of the library.
-        extra: the extra of relay that installs it.
-        setting: the setting that needs it.
+        extra: the extra of relay that installs them.
+        setting: the setting that needs them.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: one of them is not installed.
     """
-    if importlib.util.find_spec(module) is None:
-        raise ConfigError(f"{setting}: needs the library {module}, which is not installed; {missing_extra(extra)}")
+    for module in _MODULES[extra]:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"{setting}: needs the library {module}, which is not installed; {missing_extra(extra)}")
 
 
 def need_httpx(extra: str) -> None:

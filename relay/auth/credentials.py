@@ -78,26 +78,17 @@ class Credentials:
 
     def reload(self) -> None:
         """Reload each file and fetch the JWKS. If a file cannot be read, keep its current content."""
-        try:
-            self.auth.tokens = self._tokens()
-        except ConfigError as error:
-            _logger.error("kept the current tokens: %s", error)
-        try:
-            self.auth.admin_tokens = self._admin_tokens()
-        except ConfigError as error:
-            _logger.error("kept the current admin tokens: %s", error)
-        try:
-            self.auth.revoked = self._revoked()
-        except ConfigError as error:
-            _logger.error("kept the current revocations: %s", error)
-        try:
-            self.auth.webhook_secrets = self._webhook_secrets()
-        except ConfigError as error:
-            _logger.error("kept the current secrets of webhooks: %s", error)
-        try:
-            self.auth.keys = self._keys() or self.auth.keys
-        except ConfigError as error:
-            _logger.error("kept the current keys: %s", error)
+        for name, what, read in (
+            ("tokens", "tokens", self._tokens),
+            ("admin_tokens", "admin tokens", self._admin_tokens),
+            ("revoked", "revocations", self._revoked),
+            ("webhook_secrets", "secrets of webhooks", self._webhook_secrets),
+            ("keys", "keys", lambda: self._keys() or self.auth.keys),
+        ):
+            try:
+                setattr(self.auth, name, read())
+            except ConfigError as error:
+                _logger.error("kept the current %s: %s", what, error)
         if self._jwks is not None:
             self._jwks.refresh()
         _logger.info("reloaded the credentials: %d tokens, %d revoked", len(self.auth.tokens), len(self.auth.revoked))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from relay.client.opening import refusal, retry_after_s
+from relay.client.opening import is_temporary, refusal, retry_after_s
 from relay.client.outbox import Outbox, Outgoing
 from relay.client.target import endpoint, tls_context
 from relay.errors import EventError, LostError, RelayError, RequestError
@@ -194,7 +194,7 @@ class HttpDelivery:
         try:
             await self.post([])
         except BaseException as error:
-            if isinstance(error, RequestError) and _is_temporary(error.status):
+            if isinstance(error, RequestError) and is_temporary(error.status):
                 return  # The server is there, but busy.
             await self.close()
             raise
@@ -222,7 +222,7 @@ class HttpDelivery:
             ids = await self.post([event.line for event in events])
         except (EventError, RequestError) as error:
             status = error.status
-            if isinstance(error, RequestError) and _is_temporary(status):
+            if isinstance(error, RequestError) and is_temporary(status):
                 raise LostError(str(error), retry_after_s(dict(error.headers))) from None
             if status not in OF_ONE_EVENT:
                 raise
@@ -268,10 +268,6 @@ class HttpDelivery:
             ) from error
         except (msgspec.DecodeError, ValueError, RecursionError):
             raise RelayError(f"{self._url}: the response is not from a relay") from None
-
-
-def _is_temporary(status: int) -> bool:
-    return status in (408, 429) or status >= 500
 
 
 class _Acknowledgement(msgspec.Struct):

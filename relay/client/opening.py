@@ -176,6 +176,11 @@ def _redirected(request: httpx.Request, following: httpx.Request, private: Colle
     return following
 
 
+def is_temporary(status: int) -> bool:
+    """Return whether a later request may succeed after a response with this status."""
+    return status in (408, 429) or status >= 500
+
+
 async def _check(response: httpx.Response, media_types: Collection[str]) -> None:
     """Accept a response of these content types or 204.
 
@@ -184,7 +189,7 @@ async def _check(response: httpx.Response, media_types: Collection[str]) -> None
         RelayError: a permanent failure.
     """
     status = response.status_code
-    if status in (408, 429) or status >= 500:
+    if is_temporary(status):
         raise LostError(str(await refusal(response)), retry_after_s(response.headers))
     if status >= 400:
         raise await refusal(response)

@@ -187,7 +187,7 @@ class Broker(Protocol):
         """Return the sequence of the next entry, on the publisher's connection."""
 
     async def inspect(self) -> BrokerReport:
-        """Return the version and the settings, on the publisher's connection. Change nothing."""
+        """Return the version and the settings. Change nothing."""
 
     async def close_publisher(self) -> None:
         """Close the publisher's connection."""

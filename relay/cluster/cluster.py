@@ -267,19 +267,17 @@ def make_broker(config: Config) -> tuple[Broker, str]:
     # The modules are imported here, because their libraries are optional.
     broker: Broker
     if isinstance(address, KafkaAddress):
-        need_extra("confluent_kafka", "kafka", "cluster")
+        need_extra("kafka", "cluster")
         from relay.cluster.kafka_broker import KafkaBroker
 
         broker = KafkaBroker(address, config.dedup_window_s, config.dedup_max, password, tls, config.cluster_sasl)
     elif isinstance(address, NatsAddress):
-        for module in ("nats", "nkeys"):
-            need_extra(module, "nats", "cluster")
+        need_extra("nats", "cluster")
         from relay.cluster.nats_broker import NatsBroker
 
         broker = NatsBroker(address, secrets.token_hex(4), config.dedup_window_s, password, tls)
     else:
-        for module in ("redis", "hiredis"):
-            need_extra(module, "redis", "cluster")
+        need_extra("redis", "cluster")
         from relay.cluster.redis_broker import RedisBroker
 
         node = secrets.token_hex(4)

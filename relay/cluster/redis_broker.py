@@ -153,7 +153,7 @@ class RedisBroker:
         return int(await self._publishing.call("HGET", self._state, "head") or 0) + 1
 
     async def inspect(self) -> BrokerReport:
-        """Return the version and the settings, on the publisher's connection."""
+        """Return the version and the settings."""
         found = await self._publishing.call("INFO")
         return BrokerReport(
             f"{found.get('server_name', 'redis')} {found.get('redis_version', 'of unknown version')}",

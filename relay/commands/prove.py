@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from relay.commands.prove_record import Command, Crowd, CrowdState, Sums, event_
 from relay.commands.prove_server import ProvedServer
 from relay.errors import ConfigError, RelayError
 from relay.event import Event
+from relay.server.descriptors import raise_descriptor_limit
 
 STREAMS_MAX = 100_000
 DESCRIPTORS_RESERVED = 256
@@ -81,14 +81,13 @@ def check_descriptors(streams: int) -> None:
     Raises:
         ConfigError: the limit is too low.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = raise_descriptor_limit()
     needed = streams + DESCRIPTORS_RESERVED
     if hard < needed:
         raise ConfigError(
             f"{streams} streams need {needed} descriptors in each process, and the limit is {hard}; "
             f"raise it (ulimit -Hn {needed}), or use --streams {max(1, hard - DESCRIPTORS_RESERVED)}"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def prove(proof: Proof, host: str, port: int, environ: Mapping[str, str]) -> int:

@@ -10,8 +10,10 @@ Never connects and never reads a clock.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import add
 
 import msgspec
+from msgspec.structs import astuple
 
 from relay.client.subscribe import read_gap
 from relay.event import Event
@@ -37,11 +39,7 @@ class Sums(msgspec.Struct):
     reported: int = 0
 
     def __add__(self, other: Sums) -> Sums:
-        return Sums(*(mine + its for mine, its in zip(_values(self), _values(other), strict=True)))
-
-
-def _values(sums: Sums) -> tuple[int, ...]:
-    return msgspec.structs.astuple(sums)
+        return Sums(*map(add, astuple(self), astuple(other)))
 
 
 def total(groups: Iterable[Sums]) -> Sums:

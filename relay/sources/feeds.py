@@ -44,8 +44,7 @@ def make_feed(address: SourceAddress) -> SourceFeed:
 
 
 def _redis(address: SourceAddress, server: RedisAddress, password: Callable[[], str], tls: TlsFiles) -> SourceFeed:
-    for module in ("redis", "hiredis"):
-        need_extra(module, "redis", "source")
+    need_extra("redis", "source")
     from relay.sources.redis_feed import RedisChannelFeed, RedisStreamFeed
 
     if address.kind == "redis-channel":
@@ -56,7 +55,7 @@ def _redis(address: SourceAddress, server: RedisAddress, password: Callable[[], 
 
 
 def _kafka(address: SourceAddress, server: KafkaAddress, password: Callable[[], str], tls: TlsFiles) -> SourceFeed:
-    need_extra("confluent_kafka", "kafka", "source")
+    need_extra("kafka", "source")
     from relay.sources.kafka_feed import KafkaFeed
 
     group, start = address.option("group", GROUP), address.option("start", "earliest")
@@ -64,8 +63,7 @@ def _kafka(address: SourceAddress, server: KafkaAddress, password: Callable[[], 
 
 
 def _nats(address: SourceAddress, server: NatsAddress, password: Callable[[], str], tls: TlsFiles) -> SourceFeed:
-    for module in ("nats", "nkeys"):
-        need_extra(module, "nats", "source")
+    need_extra("nats", "source")
     from relay.brokers.nats_client import NatsConnector
     from relay.sources.nats_feed import NatsStreamFeed, NatsSubjectFeed
 
@@ -77,14 +75,14 @@ def _nats(address: SourceAddress, server: NatsAddress, password: Callable[[], st
 
 
 def _mqtt(address: SourceAddress, server: ServerAddress, password: Callable[[], str], tls: TlsFiles) -> SourceFeed:
-    need_extra("paho", "mqtt", "source")
+    need_extra("mqtt", "source")
     from relay.sources.mqtt_feed import MqttFeed
 
     return MqttFeed(server, password, tls, address.option("filter"), address.option("client", GROUP))
 
 
 def _postgres(address: SourceAddress, server: ServerAddress, password: Callable[[], str], tls: TlsFiles) -> SourceFeed:
-    need_extra("asyncpg", "postgres", "source")
+    need_extra("postgres", "source")
     from relay.sources.postgres_feed import PostgresChannelFeed, PostgresConnector, PostgresTableFeed
 
     connector = PostgresConnector(server, password, tls)

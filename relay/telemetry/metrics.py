@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from relay import __version__
 from relay.core.close_reason import CloseReason
 from relay.core.gaps import GapReason
 from relay.core.hub import RESUMES, Hub
@@ -21,7 +22,6 @@ from relay.core.policy import Policy
 from relay.limits import Limit
 from relay.speedups import ENGINE
 from relay.telemetry import logs
-from relay.telemetry.stats import VERSION
 from relay.telemetry.stats_schema import ClusterStats, SourceStats, UpstreamStats
 
 FLUSH_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -168,7 +168,7 @@ class Metrics(Collector):
         """Yield the counts of the hub and the engine. The registry calls this method."""
         hub = self._hub
         engine, log, gaps = hub.engine, hub.log, hub.catchup.gaps
-        build = {"version": VERSION, "engine": ENGINE, "python": platform.python_version()}
+        build = {"version": __version__, "engine": ENGINE, "python": platform.python_version()}
         info = GaugeMetricFamily("relay_build_info", "1, with the build as labels.", labels=tuple(build))
         info.add_metric(tuple(build.values()), 1)
         yield info

@@ -36,7 +36,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric as Family
 from prometheus_client.samples import Sample
 
-from relay.telemetry.stats import VERSION
+from relay import __version__
 from relay.telemetry.traces import Traces
 
 EXPORT_S = 3.0
@@ -59,7 +59,7 @@ class Otlp:
         base = url.rstrip("/")
         # Each process is an instance, because the workers of one server export separately.
         instance = f"{socket.gethostname()}:{os.getpid()}"
-        attributes = {"service.name": "relay", "service.version": VERSION, "service.instance.id": instance}
+        attributes = {"service.name": "relay", "service.version": __version__, "service.instance.id": instance}
         # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence.
         self._resource = Resource.create(attributes).merge(OTELResourceDetector().detect())
         self._exporter = OTLPMetricExporter(f"{base}/v1/metrics", timeout=EXPORT_S)
@@ -91,7 +91,7 @@ class Otlp:
 
     def _read(self) -> MetricsData:
         metrics = list(convert(self._registry.collect(), self._started_ns, time.time_ns()))
-        scope = ScopeMetrics(InstrumentationScope("relay", VERSION), metrics, "")
+        scope = ScopeMetrics(InstrumentationScope("relay", __version__), metrics, "")
         return MetricsData([ResourceMetrics(self._resource, [scope], "")])
 
 

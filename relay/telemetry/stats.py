@@ -17,8 +17,6 @@ from relay.speedups import ENGINE, counters
 from relay.telemetry.stats_schema import DedupStats, LogStats, ServerStats, SlowStream, StoreStats, TopicStats
 from relay.topic import JOINT
 
-VERSION = __version__  # read once: /stats must work when no descriptor is free
-
 TOPICS_MAX = 1000
 SLOWEST_MAX = 10
 SLOWEST_TOPICS_MAX = 10
@@ -50,7 +48,7 @@ class Stats:
         self._refresh_costly(now_s)
         seen = hub.writer.seen
         return ServerStats(
-            version=VERSION,
+            version=__version__,
             engine=ENGINE,
             uptime_s=round(now_s - self._started_s, 3),
             input_errors=self._input_errors(),

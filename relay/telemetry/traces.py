@@ -20,12 +20,12 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from relay import __version__
 from relay.core.hub import Hub
 from relay.core.measures import Measures, Observer
 from relay.errors import RelayError
 from relay.event import Event
 from relay.ids import default_sequence
-from relay.telemetry.stats import VERSION
 
 FLUSHES_MAX = 1000
 """Maximum number of open spans that wait for a flush; above it, requests have no such span."""
@@ -85,7 +85,7 @@ class Traces:
     def __init__(self, exporter: SpanExporter, resource: Resource, clock: Callable[[], float]) -> None:
         self._provider = TracerProvider(sampler=ParentBased(ALWAYS_OFF), resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
-        self._tracer = self._provider.get_tracer("relay", VERSION)
+        self._tracer = self._provider.get_tracer("relay", __version__)
         self._propagator = TraceContextTextMapPropagator()
         self._clock = clock
         self._hub: Hub | None = None
