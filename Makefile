@@ -27,7 +27,7 @@ JS_SOURCES := $(addprefix clients/js/,package.json package-lock.json tsconfig.js
 # The servers to compare with relay; make peers PEERS="nchan go-sse" installs only some.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo prove prove-cast cluster-demo cluster-faults bench-cluster capacity run test test-all test-parallel test-alone docs reference release lock audit browser brokers promtool kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-gate bench-instructions \
+.PHONY: help demo prove prove-cast cluster-demo cluster-faults bench-cluster capacity run test test-all test-parallel test-alone docs reference release lock audit browser brokers promtool kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-scale bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## List the targets.
@@ -206,6 +206,9 @@ bench-http2: $(INSTALLED_TEST)  ## Measure the cost of a stream and a delivery o
 
 bench-restart: $(INSTALLED_TEST)  ## Measure the cost of --data and the time to start with a full file; two minutes.
 	$(BIN)/python -m bench.restart $(ARGS)
+
+bench-scale: $(INSTALLED_TEST)  ## Hold many streams over workers: make bench-scale ARGS="--streams 1000000 --workers 58 --no-storm --events 1".
+	$(BIN)/python -m bench.scale $(ARGS)
 
 bench-models: $(INSTALLED_TEST)  ## Measure conversations with language models whose viewers reload; half a minute.
 	$(BIN)/python -m bench.models $(ARGS)
