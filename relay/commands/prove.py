@@ -54,6 +54,9 @@ BUSY_LAG = "64KiB"
 
 STEP_TIMEOUT_S = 120.0
 """Longest time for one step."""
+USUAL_S = 60.0
+"""Longest time of a run with the default settings on two idle cores."""
+
 PAUSES = 6
 """Number of pauses in a run."""
 
@@ -289,6 +292,9 @@ class _Run:
         self.say("end", f"{count:,} events were published; the server has acknowledged all of them")
         await clients.send(Command("end", published=feed.published))
         state = await clients.until(lambda state: bool(state.groups), "the result")
+        took_s = time.monotonic() - self._began_s
+        if took_s > USUAL_S:
+            self.say("slow", explain_time(took_s, os.getloadavg()[0], len(os.sched_getaffinity(0))))
         return report(state.groups, lost)
 
     async def _pause(self, clients: _ClientProcess) -> None:
@@ -334,6 +340,18 @@ class _Run:
         lost = (await clients.follow(1.0)).lost - lost
         self.say("", f"server process {new} took over {count:,} streams; {lost:,} connections were lost")
         return lost
+
+
+def explain_time(took_s: float, load: float, cores: int) -> str:
+    """Return why a run took longer than usual, and what makes it shorter.
+
+    Args:
+        took_s: time of the run.
+        load: the load average of the last minute, which includes the processes of the run.
+        cores: number of cores that the run may use.
+    """
+    busy = f"the load average was {load:.1f} with {cores} cores"
+    return f"{took_s:.0f} s instead of less than {USUAL_S:.0f}; {busy}; --streams sets fewer clients"
 
 
 def report(groups: Mapping[str, Sums], lost: int) -> int:

@@ -128,3 +128,8 @@ def test_a_broken_promise_is_printed_and_fails(
 ) -> None:
     assert prove.report({"others": sums, "stalled": Sums(clients=1)}, lost) == 1
     assert f"BROKEN: {text}." in capsys.readouterr().out
+
+
+def test_a_slow_run_states_the_load_of_the_machine() -> None:
+    expected = "127 s instead of less than 60; the load average was 9.2 with 2 cores; --streams sets fewer clients"
+    assert prove.explain_time(127.4, 9.21, 2) == expected
