@@ -138,6 +138,10 @@ else
 	$(BIN)/python -m mypy.stubtest relay._speedups
 endif
 
+.PHONY: screenshots
+screenshots: $(INSTALLED_TEST)  ## Write the reference images of the console again (needs Chromium).
+	SCREENSHOTS=write $(PYTEST) tests/front/test_console_screenshots.py -k looks_like $(ARGS)
+
 .PHONY: languages
 languages: $(INSTALLED_TEST)  ## Run the subscribers of docs/languages.md, including Kotlin (Maven downloads its compiler).
 	LANGUAGES=all $(PYTEST) tests/examples/test_languages.py $(ARGS)
