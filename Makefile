@@ -27,7 +27,7 @@ JS_SOURCES := $(addprefix clients/js/,package.json package-lock.json tsconfig.js
 # The servers to compare with relay; make peers PEERS="nchan go-sse" installs only some.
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
-.PHONY: help demo prove prove-cast cluster-demo cluster-faults bench-cluster capacity run test test-all test-parallel test-alone docs reference release lock audit browser brokers promtool kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-scale bench-gate bench-instructions \
+.PHONY: help demo prove prove-cast cluster-demo cluster-faults bench-cluster capacity run test test-all test-parallel test-alone docs reference release lock audit browser brokers promtool kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-scale bench-storm bench-upgrade bench-all measurements bench-compression bench-gate bench-instructions \
 	bench-ratios bench-baseline peers load load-ui clean
 
 help:  ## List the targets.
@@ -211,8 +211,14 @@ bench-http2: $(INSTALLED_TEST)  ## Measure the cost of a stream and a delivery o
 bench-restart: $(INSTALLED_TEST)  ## Measure the cost of --data and the time to start with a full file; two minutes.
 	$(BIN)/python -m bench.restart $(ARGS)
 
-bench-scale: $(INSTALLED_TEST)  ## Hold many streams over workers: make bench-scale ARGS="--streams 1000000 --workers 58 --no-storm --events 1".
-	$(BIN)/python -m bench.scale $(ARGS)
+bench-scale: $(INSTALLED_TEST)  ## Hold a million streams over workers, and send one event to all (needs 16 GiB); four minutes.
+	$(BIN)/python -m bench.scale --streams 1000000 --workers 58 --no-storm --events 1 $(ARGS)
+
+bench-storm: $(INSTALLED_TEST)  ## Hold 100,000 streams over workers, and let all reconnect at once; a minute.
+	$(BIN)/python -m bench.scale --streams 100000 --workers 6 $(ARGS)
+
+bench-upgrade: $(INSTALLED_TEST)  ## Replace the process of 10,000 streams under load three times; half a minute.
+	$(BIN)/python -m bench.upgrade $(ARGS)
 
 bench-models: $(INSTALLED_TEST)  ## Measure conversations with language models whose viewers reload; half a minute.
 	$(BIN)/python -m bench.models $(ARGS)
@@ -222,6 +228,25 @@ bench-compression: $(INSTALLED_TEST)  ## Measure gzip in relay, and in proxies i
 
 bench-cluster: $(INSTALLED_TEST) brokers kafka  ## Measure nodes at Redis, Kafka and JetStream; or, with ARGS=--peers, at Redis beside peers.
 	$(BIN)/python -m bench.cluster $(ARGS)
+
+# A benchmark fails if a requirement is not met or a program is not installed. The next ones run in any case.
+bench-all: $(INSTALLED_TEST)  ## Run all benchmarks, save the results and write docs/measurements.md; an hour and a half.
+	-$(MAKE) peers
+	-$(MAKE) bench ARGS=
+	-$(MAKE) bench-fanout ARGS=
+	-$(MAKE) bench-compression ARGS=
+	-$(MAKE) bench-cluster ARGS=--save
+	-$(MAKE) bench-cluster ARGS="--peers --events 5000 --save"
+	-$(MAKE) bench-http2 ARGS=--save
+	-$(MAKE) bench-models ARGS=--save
+	-$(MAKE) bench-restart ARGS=--save
+	-$(MAKE) bench-upgrade ARGS=--save
+	-$(MAKE) bench-storm ARGS=--save
+	-$(MAKE) bench-scale ARGS=--save
+	$(MAKE) measurements capacity ARGS=
+
+measurements: $(INSTALLED_TEST)  ## Write docs/measurements.md and its charts from the saved results.
+	$(BIN)/python -m bench.measurements
 
 capacity: $(INSTALLED_TEST)  ## Compute what 1, 10 and 100 million streams need, for docs/architecture/capacity.md.
 	$(BIN)/python -m bench.capacity $(ARGS)

@@ -39,7 +39,7 @@ SCALE = 40
 SIMULATED_NODES = 4
 
 KERNEL_BYTES = 5.0 * 1024
-"""Kernel memory of an open stream (`python -m bench.scale`, 100,000 streams; see bench/README.md)."""
+"""Kernel memory of an open stream (`make bench-scale`; see docs/measurements.md)."""
 
 RESUME_FACTOR = 1.21
 """CPU time to open a stream that resumes with ten missed events, relative to a new one (`resume-10000`)."""

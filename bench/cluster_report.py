@@ -10,6 +10,7 @@ from typing import Any
 
 from bench import HERE
 from bench.report import README, number, put, stamp
+from bench.section import Demand
 
 RESULTS = HERE / "cluster.json"
 PEER_RESULTS = HERE / "cluster-peers.json"
@@ -55,7 +56,13 @@ def render(runs: list[Run]) -> str:
             text += _row(fault, *(run["recovery_s"][fault] for run in faulty))
         gaps = ("not counted" if run["gaps"] is None else run["gaps"] for run in faulty)
         text += _row("gaps that the client received", *gaps)
-    short = [each for run in runs if run["nodes"] == 2 for each in _shortfalls(run)]
+    short = [
+        f"{each.what}: {each.measured} instead of {each.required}"
+        for run in runs
+        if run["nodes"] == 2
+        for each in judge(run)
+        if not each.met
+    ]
     return text + f"\n{'Short of the requirements: ' + '; '.join(short) if short else 'All requirements are met'}.\n"
 
 
@@ -70,15 +77,35 @@ def render_peers(runs: list[Run]) -> str:
     return text + "\n" + "".join(f"- {run['version']}\n" for run in runs if not run["server"].startswith("relay"))
 
 
-def _shortfalls(run: Run) -> list[str]:
-    broker, found = run["broker"], []
-    if run["events_per_s"] < EVENTS_PER_S_MIN[broker]:
-        found.append(f"{broker}, {number(run['events_per_s'])} of {number(EVENTS_PER_S_MIN[broker])} events/s")
-    if broker == "redis" and run["cpu_us_per_event"]["follower"] > FOLLOWER_US_MAX:
-        found.append(f"{broker}, {run['cpu_us_per_event']['follower']} µs of the follower")
-    if run["latency_ms"]["p99"] > P99_MS_MAX:
-        found.append(f"{broker}, p99 {run['latency_ms']['p99']} ms")
-    return found
+def judge(run: Run) -> list[Demand]:
+    """Compare a run of two nodes with the requirements."""
+    broker, rate, p99_ms = run["broker"], run["events_per_s"], run["latency_ms"]["p99"]
+    required = EVENTS_PER_S_MIN[broker]
+    demands = [
+        Demand(
+            what=f"{broker}, events per second into two nodes",
+            measured=number(rate),
+            required=f"≥ {number(required)}",
+            met=rate >= required,
+        ),
+        Demand(
+            what=f"{broker}, p99 latency at 1,000 events per second",
+            measured=f"{number(p99_ms)} ms",
+            required=f"≤ {number(P99_MS_MAX)} ms",
+            met=p99_ms <= P99_MS_MAX,
+        ),
+    ]
+    if broker == "redis":
+        cost_us = run["cpu_us_per_event"]["follower"]
+        demands.append(
+            Demand(
+                what=f"{broker}, CPU of the follower per event",
+                measured=f"{number(cost_us)} µs",
+                required=f"≤ {number(FOLLOWER_US_MAX)} µs",
+                met=cost_us <= FOLLOWER_US_MAX,
+            )
+        )
+    return demands
 
 
 def _cpu(run: Run) -> str:

@@ -33,7 +33,7 @@ from bench.chain import SETTLE_EVENTS, WARM_UP_EVENTS, Arrangement, measure
 from bench.contents import fragments, quotes, tokens
 from bench.feed import Figures
 from bench.proxies import caddy, nginx, program, versions
-from bench.standings import Spread
+from bench.report import Spread, shown, spread
 from loadtest.rig.harness import MeasureError, raise_descriptor_limit
 from loadtest.rig.native import ProgramError
 
@@ -136,7 +136,7 @@ def _many(load: Traffic) -> bool:
 
 REQUIREMENTS = (
     Requirement(
-        what="bytes, gzip / identity",
+        what="bytes with gzip, relative to without",
         figure="bytes_per_delivery",
         of="relay-gzip",
         to="relay",
@@ -144,10 +144,15 @@ REQUIREMENTS = (
         suits=_json,
     ),
     Requirement(
-        what="CPU, gzip / identity", figure="cpu_us_per_delivery", of="relay-gzip", to="relay", bound=1.15, suits=_many
+        what="CPU with gzip, relative to without",
+        figure="cpu_us_per_delivery",
+        of="relay-gzip",
+        to="relay",
+        bound=1.15,
+        suits=_many,
     ),
     Requirement(
-        what="additional memory per stream, bytes",
+        what="additional memory per stream with gzip, bytes",
         figure="idle_bytes_per_stream",
         of="relay-gzip",
         to="relay",
@@ -156,7 +161,7 @@ REQUIREMENTS = (
         difference=True,
     ),
     Requirement(
-        what="CPU, nginx and relay / gzip",
+        what="CPU of nginx and relay, relative to relay with gzip",
         figure="cpu_us_per_delivery",
         of="nginx",
         to="relay-gzip",
@@ -165,7 +170,7 @@ REQUIREMENTS = (
         at_least=True,
     ),
     Requirement(
-        what="memory, nginx and relay / gzip",
+        what="memory of nginx and relay, relative to relay with gzip",
         figure="memory_bytes_per_stream",
         of="nginx",
         to="relay-gzip",
@@ -174,19 +179,6 @@ REQUIREMENTS = (
         at_least=True,
     ),
 )
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Summarise repeated figures."""
-    return Spread(statistics.median(values), min(values), max(values))
-
-
-def shown(value: Spread) -> str:
-    """Write the median, and the range if the figures differ."""
-    text = report.number(value.median)
-    if value.least != value.greatest:
-        text += f" ({report.number(value.least)} to {report.number(value.greatest)})"
-    return text
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):

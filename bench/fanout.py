@@ -1,7 +1,7 @@
 """`python -m bench.fanout`: relay, the floor and the peers under the same loads, from the same swarm, in one run.
 
 Owns the loads and the order in which servers run them. Never judges a figure. Peers are in `peers/`; peers that are not
-installed (`make peers`) are skipped. Writes `fanout.json`, the chart and the tables if no load and no server is named.
+installed (`make peers`) are skipped. Writes `fanout.json` and the tables if no load and no server is named.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench import chart, standings
+from bench import report, standings
 from bench.feed import Bench, Figures
 from bench.runs import Run, accept, fed, memory, one, replay
 from bench.targets import TARGETS
@@ -67,11 +66,6 @@ LOADS = {
         ),
         Load(name="connect", what="10,000 streams opened as fast as they go", run=accept(10_000)),
         Load(
-            name="connect-one-core",
-            what="the same, each server on one core and the load on the other",
-            run=accept(10_000, pin=True),
-        ),
-        Load(
             name="replay",
             what=f"{REPLAYED:,} retained events to 1,000 streams that open at once",
             run=replay(1000, REPLAYED),
@@ -105,8 +99,7 @@ def main() -> int:
         for name in options.loads or LOADS
     ]
     if options.write or not (options.loads or options.targets):
-        run = standings.write(results, [TARGETS[name] for name in names], command, bench.seconds)
-        chart.draw(run, standings.CHART)
+        standings.write(results, [TARGETS[name] for name in names], command, bench.seconds)
     return int(any("error" in result.servers.get("relay", {}) for result in results))
 
 
@@ -143,10 +136,7 @@ def measure(load: Load, targets: Sequence[Target], bench: Bench, *, repeat: int)
 def _summary(runs: Sequence[Figures]) -> standings.Figures:
     """Return the median, least and greatest value of each finite figure; not every server reports every figure."""
     columns = {name: [run[name] for run in runs] for name in runs[0] if math.isfinite(runs[0][name])}
-    return {
-        name: standings.Spread(median=statistics.median(values), least=min(values), greatest=max(values))
-        for name, values in columns.items()
-    }
+    return {name: report.spread(values) for name, values in columns.items()}
 
 
 if __name__ == "__main__":

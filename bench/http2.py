@@ -1,7 +1,8 @@
 """`python -m bench.http2`: what a stream and a delivery cost over HTTP/1.1 and HTTP/2, with TLS and without.
 
 Owns its server and its clients, one after the other for each kind. The figures are of the server's process only: its
-memory (PSS) and its processor time. The clients read and do not parse. The certificate needs `openssl`.
+memory (PSS) and its processor time. The clients read and do not parse. The certificate needs `openssl`. `--save` writes
+the figures to `http2.json`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import http.client
 import json
 import re
 import selectors
+import shlex
 import socket
 import ssl
 import subprocess
@@ -27,8 +29,10 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.settings import SettingCodes
 
+from bench import HERE, report
 from loadtest.rig.harness import cpu_s, pss_bytes
 
+RESULTS = HERE / "http2.json"
 STREAMS_A_CONNECTION = 50
 WINDOW = 2**31 - 1
 DATA = "x" * 150
@@ -213,13 +217,19 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=500)
     parser.add_argument("--rate", type=float, default=10, help="events per second, each of which all streams receive")
     parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--save", action="store_true", help="save the figures in bench/http2.json")
     options = parser.parse_args()
+    costs = []
     with tempfile.TemporaryDirectory() as folder:
         certificate = make_certificate(Path(folder))
         print("| kind | memory a stream | CPU a delivery |\n| --- | --- | --- |")
         for kind in KINDS:
-            result = measure(kind, certificate, options)
-            print(f"| {result.kind} | {result.stream_bytes / 1024:.1f} KiB | {result.delivery_us:.1f} µs |", flush=True)
+            cost = measure(kind, certificate, options)
+            print(f"| {cost.kind} | {cost.stream_bytes / 1024:.1f} KiB | {cost.delivery_us:.1f} µs |", flush=True)
+            costs.append(cost)
+    if options.save:
+        result = {"case": "http2", "streams": options.streams, "rate": options.rate, "kinds": costs}
+        report.save(RESULTS, report.stamp(result, shlex.join(["python", "-m", "bench.http2", *sys.argv[1:]])))
 
 
 if __name__ == "__main__":

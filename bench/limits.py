@@ -58,7 +58,7 @@ class Case:
 def _cpu(streams: int, rate: int) -> Case:
     return Case(
         name=f"cpu-{streams}x{rate}",
-        what=f"CPU a delivery, {streams:,} streams × {rate}/s",
+        what=f"CPU per delivery, {streams:,} streams × {rate}/s",
         value="cpu_us_per_delivery",
         unit="µs",
         limit=1.05,
@@ -71,7 +71,7 @@ def _cpu(streams: int, rate: int) -> Case:
 def _rate(streams: int, rate: int, limit: float = 0.95) -> Case:
     return Case(
         name=f"rate-{streams}x{rate}",
-        what=f"deliveries a second, {streams:,} streams × {rate:,}/s",
+        what=f"deliveries per second, {streams:,} streams × {rate:,}/s",
         value="deliveries_per_s",
         unit="/s",
         limit=limit,
@@ -104,7 +104,7 @@ CASES = {
         ),
         Case(
             name="memory-10000",
-            what="user memory an idle stream, growth of PSS at 10,000",
+            what="user memory per idle stream, growth of PSS at 10,000",
             value="bytes_per_stream",
             unit="bytes",
             limit=256,
@@ -112,7 +112,7 @@ CASES = {
         ),
         Case(
             name="gc-10000",
-            what="garbage collector's objects an idle stream",
+            what="garbage collector's objects per idle stream",
             value="gc_objects_per_stream",
             unit="",
             limit=0.01,  # a hundred objects for ten thousand streams allow for tables that grow
@@ -157,7 +157,7 @@ CASES = {
         ),
         Case(
             name="accept-10000",
-            what="CPU a stream, 10,000 streams opened as fast as they go",
+            what="CPU per stream, 10,000 streams opened as fast as they go",
             value="cpu_us_per_stream",
             unit="µs",
             limit=2.5,
@@ -167,7 +167,7 @@ CASES = {
         ),
         Case(
             name="resume-10000",
-            what="CPU a stream that resumes with 10 missed events, against a new one, 10,000 of each",
+            what="CPU per stream that resumes with 10 missed events, against a new one, 10,000 of each",
             value="cpu_ratio",
             unit="×",
             limit=1.5,

@@ -4,22 +4,25 @@ The publisher sends the tokens of all conversations. In the middle of the run, e
 new stream without an id and receives its conversation from the first token. The swarm checks that no viewer misses a
 token, before and after.
 
-Owns this run. Never writes a document.
+Owns this run. `--save` writes the figures to `models.json`. Never writes a document.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 
 import msgspec
 
-from bench.report import machine, number
+from bench import HERE
+from bench.report import machine, number, save, stamp
 from loadtest.rig.harness import Cores, MeasuredServer, MeasureError, pinned, raise_descriptor_limit
 from loadtest.rig.swarm import Swarm, SwarmReport
 from loadtest.rig.targets import RELAY
 
+RESULTS = HERE / "models.json"
 WARM_UP_S = 2.0
 WINDOW = 0.4
 """Share of the run that is measured before the viewers reload."""
@@ -179,11 +182,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--viewers", type=int, default=default.viewers, help="viewers of each (3)")
     parser.add_argument("--seconds", type=float, default=default.seconds, help="duration of the answers (20)")
     parser.add_argument("--size", type=int, default=default.size, help="bytes of the data of a token (80)")
-    run = ModelRun(**vars(parser.parse_args(arguments)))
+    parser.add_argument("--save", action="store_true", help="save the figures in bench/models.json")
+    options = vars(parser.parse_args(arguments))
+    is_saved = options.pop("save")
+    run = ModelRun(**options)
     raise_descriptor_limit()
     figures = measure(run, pinned())
     print(render(run, figures), end="")
     print("\n" + "\n".join(f"- {name}: {value}" for name, value in machine().items()))
+    if is_saved:
+        result = {"case": "models", "run": run, "figures": figures}
+        save(RESULTS, stamp(result, shlex.join(["python", "-m", "bench.models", *sys.argv[1:]])))
     if figures.faults or figures.lost_viewers:
         print("bench.models: viewers missed tokens", file=sys.stderr)
         return 1

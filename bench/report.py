@@ -1,6 +1,7 @@
-"""Save the results and their environment in `results.json` and write them to `README.md`.
+"""Save results with their date, command and machine, and write those of `bench.limits` to `README.md`.
 
-Owns that file and the generated sections of documents; every figure in them comes from a run.
+Owns the files of results, which are lists of results by case, and the generated sections of documents. Every figure in
+them comes from a run. `bench.measurements` writes docs/measurements.md from the files.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import statistics
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,32 @@ from bench import HERE
 RESULTS = HERE / "results.json"
 README = HERE / "README.md"
 PACKAGES = ("uvloop", "httptools", "msgspec", "orjson", "Cython")
+RECORDS = tuple(f":(top,exclude)*.{suffix}" for suffix in ("json", "md", "svg"))
+"""Files that benchmarks write. A change of one does not change the measured code."""
 
 Result = dict[str, Any]
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """Repeated figures: the median, the least and the greatest."""
+
+    median: float
+    least: float
+    greatest: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Summarise repeated figures."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def shown(value: Spread, factor: float = 1.0) -> str:
+    """Write the median, and the range if the figures differ; each multiplied by the factor."""
+    text = number(factor * value.median)
+    if value.least != value.greatest:
+        text += f" ({number(factor * value.least)} to {number(factor * value.greatest)})"
+    return text
+
 
 TABLE = """\
 Each figure is the median of {repeat} runs, with the least and the greatest.
@@ -55,11 +81,14 @@ def machine(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     facts["cc"] = _first_line("cc", "--version")
-    facts["commit"] = _first_line("git", "describe", "--always", "--dirty", "--exclude=*")
+    facts["commit"] = _first_line("git", "describe", "--always", "--exclude=*")
+    if _first_line("git", "status", "--porcelain", "--untracked-files=no", "--", ":/", *RECORDS) != "unknown":
+        facts["commit"] += "-dirty"
     return facts
 
 
 def _first_line(command: str, *arguments: str) -> str:
+    """Return the first line that a command prints; `unknown` if it prints none or is not installed."""
     path = shutil.which(command)
     if path is None:
         return "unknown"
@@ -73,18 +102,22 @@ def stamp(result: Result, command: str, packages: Iterable[str] = PACKAGES) -> R
     return {**result, "date": date, "command": command, "machine": machine(packages)}
 
 
-def write(results: list[Result]) -> None:
-    """Save results, replace older results of the same cases, and rewrite the table.
+def kept(path: Path) -> list[Result]:
+    """Return the results that a file has; none if there is no file."""
+    results: list[Result] = msgspec.json.decode(path.read_bytes()) if path.exists() else []
+    return results
 
-    Args:
-        results: stamped results.
-    """
-    kept: dict[str, Result] = {}
-    if RESULTS.exists():
-        kept = {result["case"]: result for result in msgspec.json.decode(RESULTS.read_bytes())}
-    kept |= {result["case"]: result for result in results}
-    RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(list(kept.values())), indent=1) + b"\n")
-    put(README, "limits", render(list(kept.values())))
+
+def save(path: Path, *results: Result) -> list[Result]:
+    """Save stamped results, and replace older results of the same cases; return all results of the file."""
+    cases = {result["case"]: result for result in (*kept(path), *results)}
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(list(cases.values())), indent=1) + b"\n")
+    return list(cases.values())
+
+
+def write(results: list[Result]) -> None:
+    """Save stamped results of `bench.limits`, and rewrite the table."""
+    put(README, "limits", render(save(RESULTS, *results)))
 
 
 def put(document: Path, section: str, text: str) -> None:
@@ -116,7 +149,7 @@ def render(results: list[Result]) -> str:
             _spread(result.get("relay"), result["unit"]),
             _spread(result.get("floor"), result["unit"]),
             _ratio(result),
-            _asked(result),
+            asked(result),
             {True: "yes", False: "**no**", None: ""}[result.get("met")],
         )
         text += "| " + " | ".join(row) + " |\n"
@@ -160,7 +193,8 @@ def _ratio(result: Result) -> str:
     return f"{result['ratio']:.2f} ({result['ratio_min']:.2f} to {result['ratio_max']:.2f})"
 
 
-def _asked(result: Result) -> str:
+def asked(result: Result) -> str:
+    """Return the limit of a result of `bench.limits`, with its unit."""
     sign = "≥" if result["limit_is"] == "least" else "≤"
     unit = "× floor" if result["limit_for"] == "ratio" else result["unit"]
     return f"{sign} {number(result['limit'])} {unit}".rstrip()

@@ -1,6 +1,7 @@
 """`python -m bench.scale`: measure many streams over several workers, one event to all of them, and a storm.
 
-Owns this run: the number of swarms and the order of measurements. Prints one line of JSON. The run has a time limit.
+Owns this run: the number of swarms and the order of measurements. Prints one line of JSON. `--save` also writes it to
+`scale.json`. The run has a time limit.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -17,11 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bench import HERE, report
 from bench.targets import TARGETS
 from loadtest.rig.harness import MeasuredServer, MeasureError, raise_descriptor_limit, tcp_memory_bytes
 from loadtest.rig.native import ProgramError
 from loadtest.rig.swarm import Swarm, SwarmReport
 
+RESULTS = HERE / "scale.json"
 STREAMS_A_SWARM = 10_000
 """Each swarm has one source address. Beyond about 14,000 streams, the kernel's search for a free port becomes slow."""
 
@@ -39,6 +43,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=6, help="worker processes that hold the streams (6)")
     parser.add_argument("--events", type=int, default=3, help="events to all streams, one by one (3)")
     parser.add_argument("--no-storm", action="store_true", help="skip the run in which all streams reconnect at once")
+    parser.add_argument("--save", action="store_true", help="save the result in bench/scale.json")
     options = parser.parse_args()
     raise_descriptor_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # end the server and the swarms too
@@ -48,6 +53,8 @@ def main() -> int:
         print(f"scale: {error}", file=sys.stderr)
         return 2
     print(json.dumps(result), flush=True)
+    if options.save:
+        report.save(RESULTS, report.stamp(result, shlex.join(["python", "-m", "bench.scale", *sys.argv[1:]])))
     return 0 if result["open"] == options.streams and not result["faults"] else 1
 
 

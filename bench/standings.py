@@ -1,4 +1,4 @@
-"""Compare relay, the floor and the peers: save the results in `fanout.json` and show them as tables and a chart.
+"""Compare relay, the floor and the peers: save the results in `fanout.json` and show them as tables.
 
 Owns these files and the comparison in the project's README; every figure in them comes from a run.
 """
@@ -10,10 +10,13 @@ from collections.abc import Sequence
 import msgspec
 
 from bench import HERE, report
+from bench.report import Spread
 from loadtest.rig.targets import Target
 
 RESULTS = HERE / "fanout.json"
-CHART = HERE / "fanout.svg"
+CHART = "../docs/measurements/fanout.svg"
+"""The address of the chart in `README.md`; `bench.measurements` draws it."""
+
 PROJECT = HERE.parent / "README.md"
 SECTION = "fanout"
 
@@ -57,14 +60,6 @@ PROJECT_COLUMNS = (
 """The load, figure and heading of each column in the project's README. bench/README.md has all figures."""
 
 
-class Spread(msgspec.Struct, frozen=True):
-    """One figure of repeated runs."""
-
-    median: float
-    least: float
-    greatest: float
-
-
 Figures = dict[str, Spread | str]
 """The result of one server under a load: its figures by name, or its `error`."""
 
@@ -103,15 +98,19 @@ class FanoutRun(msgspec.Struct, frozen=True):
     results: list[Result]
 
 
-def write(results: list[Result], targets: Sequence[Target], command: str, seconds: float) -> FanoutRun:
-    """Save a run and write its tables into both READMEs."""
+def write(results: list[Result], targets: Sequence[Target], command: str, seconds: float) -> None:
+    """Save a run and write its tables."""
     servers = {each.name: ServerInfo(each.title, each.version, each.fed_by, each.notes) for each in targets}
     stamped = report.stamp({}, command)
     run = FanoutRun(command, stamped["date"], seconds, stamped["machine"], servers, results)
     RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
+    write_tables(run)
+
+
+def write_tables(run: FanoutRun) -> None:
+    """Write the tables of a run into both READMEs."""
     report.put(report.README, SECTION, render(run))
     report.put(PROJECT, SECTION, summary(run))
-    return run
 
 
 def kept() -> FanoutRun:
@@ -138,7 +137,7 @@ def table(result: Result) -> str:
 
 def render(run: FanoutRun) -> str:
     """Return all tables of a run, the figures in which a peer is better, and the servers, as Markdown."""
-    text = f"`{run.command}`, {run.date}, {run.seconds:g} s a feed. ![chart]({CHART.name})\n\n"
+    text = f"`{run.command}`, {run.date}, {run.seconds:g} s a feed. ![chart]({CHART})\n\n"
     text += "".join(table(result) + "\n" for result in run.results)
     text += "### Where another server is better than relay\n\n"
     text += "".join(f"- {line}\n" for line in better(run)) or "Nowhere in this run.\n"
@@ -149,8 +148,14 @@ def render(run: FanoutRun) -> str:
     return text
 
 
-def better(run: FanoutRun) -> list[str]:
-    """List, for each figure, the servers that delivered as much as relay and are better by more than noise."""
+def better(run: FanoutRun, *, floor: bool = True) -> list[str]:
+    """List, for each figure, the servers that delivered as much as relay and are better by more than noise.
+
+    Args:
+        run: the run.
+        floor: whether to list the floor too.
+    """
+    omitted = {"relay"} if floor else {"relay", "floor"}
     lines = []
     for result in run.results:
         for figure, (title, _) in COLUMNS.items():
@@ -160,7 +165,9 @@ def better(run: FanoutRun) -> list[str]:
             ahead = [
                 f"{name} {_cell(figure, of[figure])}"
                 for name, of in result.servers.items()
-                if name != "relay" and _delivered(result, name) and _ahead(figure, result.median(name, figure), ours)
+                if name not in omitted
+                and _delivered(result, name)
+                and _ahead(figure, result.median(name, figure), ours)
             ]
             if ahead:
                 relay = _cell(figure, result.servers["relay"][figure])

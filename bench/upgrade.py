@@ -1,6 +1,7 @@
 """`python -m bench.upgrade`: replace a relay under load by another process several times.
 
-Owns this run and the order of its measurements. Prints one line of JSON. The run has a time limit.
+Owns this run and the order of its measurements. Prints one line of JSON. `--save` also writes it to `upgrade.json`. The
+run has a time limit.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from bench import HERE, report
 from bench.targets import TARGETS
 from loadtest.rig.harness import MeasuredServer, MeasureError, raise_descriptor_limit
 from loadtest.rig.native import ProgramError
 from loadtest.rig.swarm import Swarm
 
+RESULTS = HERE / "upgrade.json"
 SECONDS = 200.0
 """Time limit of the whole run."""
 
@@ -34,6 +38,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=20.0, help="events a second, each to all streams (20)")
     parser.add_argument("--upgrades", type=int, default=3, help="number of upgrades (3)")
     parser.add_argument("--history", type=int, default=100_000, help="events retained before the run (100000)")
+    parser.add_argument("--save", action="store_true", help="save the result in bench/upgrade.json")
     options = parser.parse_args()
     raise_descriptor_limit()
     try:
@@ -42,6 +47,8 @@ def main() -> int:
         print(f"upgrade: {error}", file=sys.stderr)
         return 2
     print(json.dumps(result), flush=True)
+    if options.save:
+        report.save(RESULTS, report.stamp(result, shlex.join(["python", "-m", "bench.upgrade", *sys.argv[1:]])))
     return 0 if result["open"] == options.streams and not result["closed"] and not result["faults"] else 1
 
 

@@ -135,7 +135,7 @@ def test_results_are_written_as_json_and_as_tables(tmp_path: Path, monkeypatch: 
     text = (tmp_path / "README.md").read_text()
     assert "| Caddy `encode gzip`, relay | failed |" in text
     assert "Failed: caddy: is late" in text
-    assert "| json-10000x10 | bytes, gzip / identity | 0.25 | ≤ 0.333 | yes |" in text
+    assert "| json-10000x10 | bytes with gzip, relative to without | 0.25 | ≤ 0.333 | yes |" in text
     assert b'"load_average"' in (tmp_path / "compression.json").read_bytes()
 
 
@@ -146,5 +146,5 @@ def test_the_short_mode_runs_and_writes_nothing(
     arguments = ["--short", "--only", "json-1000x10", "--arrangements", "relay,relay-gzip"]
     monkeypatch.setattr("sys.argv", ["bench.compression", *arguments])
     assert compression.main() == 0
-    assert "| json-1000x10 | bytes, gzip / identity |" in capsys.readouterr().out
+    assert "| json-1000x10 | bytes with gzip, relative to without |" in capsys.readouterr().out
     assert not compression.RESULTS.exists()
