@@ -64,7 +64,7 @@ class Polls:
         self._log = log
         self._form = form
         self._waits = Leases()
-        self._last: tuple[list[int], int, bytes] | None = None  # the content of the last answer
+        self._last: tuple[str, list[int], int, bytes] | None = None  # the epoch and the content of the last answer
         self._body = b""
 
     def answer(self, subscription: Subscription, cursor: int, gap: bytes, events_max: int = EVENTS_MAX) -> PollResult:
@@ -81,7 +81,7 @@ class Polls:
         sequences, following = ([], max(cursor, log.head)) if batch is None else (batch.sequences, batch.cursor)
         if len(sequences) > events_max:
             sequences, following = sequences[:events_max], sequences[events_max]
-        content = sequences, following, gap
+        content = log.epoch, sequences, following, gap
         if content != self._last:
             lines = self._form.contents(log, sequences)
             if gap:
