@@ -15,7 +15,7 @@ import msgspec
 from relay.core.ended import END
 from relay.core.log import Entry
 from relay.core.notice import gap_event
-from relay.core.writer import RESERVED, check_ttl
+from relay.core.writer import RESERVED, check_key, check_ttl
 from relay.errors import EventError
 from relay.event import Event
 from relay.event_json import parse_event
@@ -71,6 +71,7 @@ def decode_payload(form: bytes, payload: bytes, epoch: str, sequence: int, time_
         raise EventError("event", f"types that begin with `{RESERVED}` are reserved")
     if id is not None and not may_keep(id, epoch):
         raise EventError("id", "is not an id that clients can send back")
+    check_key(event)
     check_ttl(event)
     frame = encode(event, f"{epoch}-{sequence}", bytes_max, True)
     return Entry(sequence, time_s, topic, id, event.key, frame, event.ttl)

@@ -28,6 +28,9 @@ from relay.topic import check_topic
 DEDUP_CHARACTERS_MAX = 256
 """Maximum length of a dedup key. Any digest or path fits, and a million keys take less than 300 MB."""
 
+KEY_CHARACTERS_MAX = 256
+"""Maximum length of a key. The log keeps it beside the frame, and `history-bytes` counts only the frame."""
+
 RESERVED = "relay."
 """Prefix of the event types that only relay sends, so that subscribers can trust them; publishers may send `END`."""
 
@@ -266,11 +269,24 @@ class Writer:
             raise EndedError
         if topic not in log.topics:
             check_topic(topic)
-        if event.key is not None and not event.key.isascii():
-            _check_text("key", event.key)
+        if event.key is not None and not (event.key.isascii() and len(event.key) <= KEY_CHARACTERS_MAX):
+            check_key(event)
         if event.ttl is not None:
             check_ttl(event)
         return encode(event, f"{log.epoch}-{sequence}", self.event_bytes_max, True)
+
+
+def check_key(event: Event) -> None:
+    """Check the `key` of an event, if it has one.
+
+    Raises:
+        EventError: it is too long, or not valid text.
+    """
+    if event.key is None:
+        return
+    if len(event.key) > KEY_CHARACTERS_MAX:
+        raise EventError("key", f"has {len(event.key)} characters; at most {KEY_CHARACTERS_MAX} are allowed")
+    _check_text("key", event.key)
 
 
 def check_ttl(event: Event) -> None:

@@ -62,6 +62,7 @@ def test_the_documented_example_is_an_event() -> None:
         (b'{"topic":"a","id":"0a1b2c3d-1"}', "id: is not an id"),
         (b'{"topic":"a","id":"\\u00e9"}', "id: is not an id"),
         (b'{"topic":"a","key":"\\ud800"}', "lone surrogate"),
+        (b'{"topic":"a","key":"' + b"k" * 257 + b'"}', "key: has 257 characters"),
         (b'{"topic":"a","event":"a\\nb"}', "event"),
         (b'{"topic":"a","event":"relay.gap"}', "event: types that begin with `relay.` are reserved"),
         (b'{"topic":"a","data":"' + b"x" * BYTES_MAX + b'"}', "data"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from itertools import count
@@ -12,6 +13,8 @@ from relay.config.model import Config
 from relay.core.audience import Subscription
 from relay.core.catchup import CatchUp
 from relay.core.flush import SLICE_S
+from relay.core.forms.registry import POLL
+from relay.core.stream import Subscribe
 from relay.errors import EventError
 from relay.event import Event
 from relay.speedups import Chunk
@@ -48,6 +51,26 @@ def test_a_longer_id_is_rejected() -> None:
     world = World(Config())
     with pytest.raises(EventError, match="id: has 1025 characters"):
         world.hub.publish_one(Event(data="x", topic="a", id="x" * 1025), 0.0)
+
+
+@pytest.mark.parametrize("key", ["k" * 257, "\N{SNOWMAN}" * 257])
+def test_a_longer_key_is_rejected_because_the_log_keeps_it_beside_the_frame(key: str) -> None:
+    world = World(Config())
+    with pytest.raises(EventError, match="key: has 257 characters; at most 256"):
+        world.hub.publish_one(Event(data="x", topic="a", key=key), 0.0)
+    with pytest.raises(EventError, match="key: has 257 characters"):
+        world.hub.publish([Event(data="x", topic="a", key=key, dedup="d")], 0.0)
+    world.hub.publish_one(Event(data="x", topic="a", key=key[1:]), 0.0)
+
+
+def test_a_poll_receives_no_event_of_a_former_epoch() -> None:
+    world = World(Config())
+    poll = Subscribe(("a",), (), math.inf, None, False, b"", POLL)
+    for epoch in ("first", "second"):
+        world.hub.begin(epoch, 1, 1, -math.inf, world.now_s)
+        world.hub.publish_one(Event(data=epoch, topic="a"), world.now_s)
+        answer = json.loads(world.hub.answer(poll, 10, world.now_s).body)
+        assert answer == {"events": [{"id": f"{epoch}-1", "topic": "a", "data": epoch}], "next": f"{epoch}-1"}
 
 
 def test_an_error_while_serving_a_stream_ends_only_that_stream(
