@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 
+import msgspec
 import orjson
 
-from relay.errors import RequestError
+from relay.errors import EventError, RequestError
+from relay.event_json import DEPTH_MAX
+from relay.speedups import json_data
 
 TOPICS_MAX = 10_000
 """Topics of one feeder. With more, it no longer receives the signals of the topics that it registered first. They take
@@ -104,9 +107,11 @@ def read_signal(content_type: str, body: bytes) -> bytes:
     kind = content_type.partition(";")[0].strip().lower()
     try:
         if kind == "application/json":
-            return orjson.dumps(orjson.loads(body))
+            orjson.loads(body)  # Checks the text only, because its result would lose digits of numbers.
+            value = json_data(msgspec.Raw(body.strip()), DEPTH_MAX)
+            return bytes(value) if isinstance(value, msgspec.Raw) else orjson.dumps(value)
         if kind.startswith("text/"):
             return orjson.dumps(body.decode())
-    except (orjson.JSONDecodeError, orjson.JSONEncodeError, UnicodeDecodeError) as error:
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError, UnicodeDecodeError, EventError) as error:
         raise RequestError(400, f"the signal is not valid: {error}") from None
     raise RequestError(415, "the content type of a signal must be application/json or text/plain")

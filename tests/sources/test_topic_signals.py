@@ -13,9 +13,10 @@ import jwt
 import pytest
 
 from relay.client import Publisher
+from relay.errors import RequestError
 from relay.event import Event
 from relay.sources import topic_signals
-from relay.sources.topic_signals import SIGNAL_BYTES_MAX, TopicSignals
+from relay.sources.topic_signals import SIGNAL_BYTES_MAX, TopicSignals, read_signal
 from tests.faults.raw import RawClient
 from tests.running import TOKEN, Feeder, Relay, eventually, relay
 
@@ -101,6 +102,27 @@ def test_malformed_and_excessive_signals_are_rejected() -> None:
         statuses = [signal(server, "a") for _ in range(12)]
         assert statuses[:10] == [202] * 10
         assert 429 in statuses
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (
+            b' {"n": [0.12345678901234567890, -0, 123456789012345678901234, 1E5]}\r\n',
+            b'{"n":[0.12345678901234567890,-0,123456789012345678901234,1E5]}',
+        ),
+        (b'\t"a \\u00e9\\n" ', '"a \u00e9\\n"'.encode()),
+        (b"12345678901234567890.5\n", b"12345678901234567890.5"),
+    ],
+)
+def test_a_signal_of_json_keeps_the_digits_of_its_numbers(body: bytes, value: bytes) -> None:
+    assert read_signal("application/json", body) == value
+
+
+@pytest.mark.parametrize("body", [b'"a\nb"', b'["\\ud800"]', b'"\xff"', b"[1,]", b"NaN", b"[" * 600 + b"]" * 600])
+def test_a_signal_of_malformed_json_is_rejected(body: bytes) -> None:
+    with pytest.raises(RequestError, match="the signal is not valid"):
+        read_signal("application/json", body)
 
 
 def test_a_publisher_calls_back_for_each_signal(tmp_path: Path) -> None:
