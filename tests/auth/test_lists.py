@@ -51,3 +51,26 @@ def test_a_file_that_is_missing_or_too_large_is_an_error(path: Path) -> None:
         read_revoked(str(path), "x")
     path.write_bytes(b"")
     assert read_tokens(str(path), "x").items == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("document", "kind"),
+    [
+        (b"<!DOCTYPE html>\n<html>\n<body>\n</body>\n</html>\n", "a page of HTML or XML"),
+        (b"\xef\xbb\xbf\r\n<html><head><title>503</title></head></html>", "a page of HTML or XML"),
+        (b'<?xml version="1.0"?>\n<Error>\n</Error>', "a page of HTML or XML"),
+        (b"# the key\n-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----\n", "a PEM file"),
+        (b'{"errors":["denied"]}\n', "JSON"),
+        (b'[\n"ann",\n"bob"\n]', "JSON"),
+    ],
+)
+def test_a_document_is_not_a_list(path: Path, document: bytes, kind: str) -> None:
+    path.write_bytes(document)
+    for read in (read_tokens, read_revoked):
+        with pytest.raises(ConfigError, match=f"x: .* is {kind}, and not a list with one entry per line"):
+            read(str(path), "x")
+
+
+def test_an_entry_may_look_like_the_start_of_a_document(path: Path) -> None:
+    path.write_bytes(b"{one\n<two>\n[three\n")
+    assert read_tokens(str(path), "x").items == read_revoked(str(path), "x").items == {"{one", "<two>", "[three"}
