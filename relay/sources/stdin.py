@@ -25,10 +25,12 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from relay.config.model import Config
 from relay.sources.feeder import READ_BYTES, Feeder, PackedFeeder
 from relay.sources.intake import Intake
-from relay.sources.lines import LineSplitter, StreamSplitter, parse_line, parse_text, pass_event
+from relay.sources.lines import Line, LineSplitter, StreamSplitter, parse_line, parse_text, pass_event
 from relay.sources.sink import EventSink
 from relay.telemetry.input_errors import Counter, InputErrors
 
@@ -198,7 +200,13 @@ def _intake(
     topic = config.topic
     if form == "sse":
         events = StreamSplitter(topic, config.event_bytes_max)
-        return Intake(events, pass_event, sink, topic, report, answering=False, foreign=True)
+        return Intake(events, _pass_foreign, sink, topic, report, answering=False, foreign=True)
     lines = LineSplitter(config.line_bytes_max)
     parse = parse_text if form == "lines" else parse_line
     return Intake(lines, parse, sink, topic, report, answering=False)
+
+
+def _pass_foreign(event: Line) -> Line:
+    """Return an event of another server without `retry`, which is for the clients of that server, as for an upstream."""
+    line = pass_event(event)
+    return line if line.retry is None else msgspec.structs.replace(line, retry=None)
