@@ -133,5 +133,13 @@ def _fields(request: Request, route: PublishBody) -> tuple[Event, dict[str, str]
         if place.startswith("."):
             members[field] = place
         elif value := request.headers.get(place):
-            fields = replace(fields, **{field: value})
+            fields = replace(fields, **{field: _header_text(value)})
     return fields, members
+
+
+def _header_text(value: str) -> str:
+    """Return the text of a header value. Some senders encode it in UTF-8, others in Latin-1, as the parser decodes it."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return value

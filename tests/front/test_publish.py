@@ -113,6 +113,17 @@ async def test_a_wrong_signature_is_rejected_even_with_a_token() -> None:
         assert ("http", "token") in site.metrics.errors
 
 
+@pytest.mark.parametrize("coding", ["utf-8", "latin-1"])
+@on_uvloop
+async def test_a_header_that_becomes_a_field_may_have_either_coding(coding: str) -> None:
+    async with serve(webhook=("a=none event=X-Event",)) as site:
+        request = post(b"{}", "/publish/a", "application/json")
+        line = "X-Event: größer\r\n".encode(coding)
+        head, end, body = request.partition(b"\r\n\r\n")
+        assert (await site.ask(head + b"\r\n" + line + end[2:] + body)).status == 200
+        assert site.hub.events[0].event == "größer"
+
+
 @on_uvloop
 async def test_a_webhook_without_a_secret_needs_a_token() -> None:
     async with serve(webhook=(GITHUB,)) as site:
