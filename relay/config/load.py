@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from relay.config.broker_address import has_password
 from relay.config.check import USE_CLUSTER, check, check_flags
 from relay.config.model import SETTINGS, Config
 from relay.config.source_address import join_options
@@ -119,12 +120,12 @@ def worker_count(config: Config) -> int:
 
 
 def to_toml(config: Config) -> str:
-    """Format the settings as TOML that `load` can read. A comment replaces the value of a secret."""
+    """Format the settings as TOML that `load` can read. A comment replaces a secret, and an address with a password."""
     lines = ["# The effective settings of relay."]
     for name, each in SETTINGS.items():
         value = getattr(config, each.name)
         lines += ["", f"# {each.metadata['help']}"]
-        if each.metadata["secret"] and value:
+        if value and (each.metadata["secret"] or has_password(str(value))):
             lines.append(f'# {name} = "(set, not shown)"')
         else:
             lines.append(f"{name} = {_toml(each.metadata['kind'], value)}")
