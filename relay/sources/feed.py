@@ -28,7 +28,8 @@ class FeedMessage(NamedTuple):
     Args:
         name: the topic, channel, subject, stream or table that it comes from.
         payload: its bytes; None if it consists of fields only.
-        fields: its fields, headers or columns, as text.
+        fields: its fields, headers or columns, as text. Bytes that are not UTF-8 are lone surrogates (PEP 383), so that
+            a field that is used is rejected, and another one is ignored.
         position: identifies the message in its feed, also after a restart; empty if the feed has no positions.
         handle: the value that the feed needs to store the position.
     """

@@ -157,4 +157,4 @@ def _message(record: KafkaMessage) -> FeedMessage:
 
 
 def _text(value: str | bytes | None) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)

@@ -77,10 +77,13 @@ class MessageMapping:
         if message.payload is None:
             text = message.fields.get(self._data or "data")
             if text is not None:
-                return text
+                return _utf8(text)
             if self._data or not message.fields:
                 raise EventError("data", f"the message has no field {self._data or 'data'!r}")
-            return orjson.dumps(dict(message.fields)).decode()
+            try:
+                return orjson.dumps(dict(message.fields)).decode()
+            except orjson.JSONEncodeError:
+                raise EventError("data", "a field of the message is not UTF-8") from None
         try:
             return message.payload.decode()
         except UnicodeDecodeError as error:
@@ -114,6 +117,15 @@ class _Template:
                     raise EventError(self._name, f"the message has no part {part!r}")
                 filled.append(parts[part])
         return "".join(filled)
+
+
+def _utf8(text: str) -> str:
+    """Return the text of a field. Raise EventError if its bytes are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise EventError("data", "the field of the message is not UTF-8") from None
+    return text
 
 
 def _digest(text: str) -> str:

@@ -124,7 +124,7 @@ class RedisStreamFeed:
 
     def _message(self, id: bytes, fields: list[bytes] | None) -> FeedMessage:
         """Return one entry. An entry that was removed from the stream has no fields."""
-        texts = [field.decode(errors="replace") for field in fields or ()]
+        texts = [field.decode(errors="surrogateescape") for field in fields or ()]
         position = f"{self._stream}/{id.decode()}"
         return FeedMessage(self._stream, None, dict(zip(texts[::2], texts[1::2], strict=True)), position, id)
 
