@@ -469,7 +469,7 @@ class Hub:
         self._enter(handle, subscription, address)
         self.leases.begin(handle, request.grant, request.ends_s, self._config.max_age_s, now_s, self._draw)
         if form.once:
-            self.polls.wait(handle, now_s + request.wait_s)
+            self.polls.wait(handle, now_s + request.wait_s, request.events_max)
         newest_until = self.log.head if request.newest and cursor < self.log.head else None
         if not self.catchup.begin_stream(handle, now_s, newest_until) or form.once:
             self._wake_up()
@@ -713,7 +713,7 @@ class Hub:
         form, address = subscription.form, cast(str, engine.address(handle))
         gap = self.polls.history_gap(subscription, cursor)
         self._count(gap, "")
-        answer = self.polls.answer(subscription, cursor, gap)
+        answer = self.polls.answer(subscription, cursor, gap, self.polls.events_max(handle))
         fd, unsent, interrupted = engine.release(handle, reason)
         self.catchup.drop(handle)
         assert self._give_back is not None

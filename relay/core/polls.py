@@ -64,6 +64,7 @@ class Polls:
         self._log = log
         self._form = form
         self._waits = Leases()
+        self._limits: dict[int, int] = {}  # waiting poll → maximum number of events, unless it is the default
         self._last: tuple[str, list[int], int, bytes] | None = None  # the epoch and the content of the last answer
         self._body = b""
 
@@ -109,13 +110,20 @@ class Polls:
 
     # Waiting polls
 
-    def wait(self, handle: int, ends_s: float) -> None:
-        """Add a waiting poll, which is answered at `ends_s` at the latest."""
+    def wait(self, handle: int, ends_s: float, events_max: int = 0) -> None:
+        """Add a waiting poll, which is answered at `ends_s` at the latest, with `events_max` events (0: the default)."""
         self._waits.add(handle, ends_s, CloseReason.ANSWERED, _NOBODY)
+        if events_max:
+            self._limits[handle] = events_max
+
+    def events_max(self, handle: int) -> int:
+        """Return the maximum number of events in the answer to a waiting poll."""
+        return self._limits.get(handle, EVENTS_MAX)
 
     def drop(self, handle: int) -> None:
         """Remove a poll that is answered or closed."""
         self._waits.drop(handle)
+        self._limits.pop(handle, None)
         self.over.discard(handle)
 
     def ended(self, now_s: float) -> list[int]:

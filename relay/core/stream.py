@@ -28,6 +28,7 @@ class Subscribe(msgspec.Struct, frozen=True):
         ends_s: end of the grant, in the hub's time.
         after: sequence of the last id, if the hub that feeds this one had to look it up.
         wait_s: maximum time until a poll is answered; ignored for other forms.
+        events_max: maximum number of events in the answer to a poll; 0 for the default. Ignored for other forms.
         must_know: the last id comes from `since`. If it is unknown, begin at `since_s`; without `since_s`, reject.
         newest: of the retained events, replay only the newest of each topic and key; `since_s` is infinite.
     """
@@ -45,6 +46,7 @@ class Subscribe(msgspec.Struct, frozen=True):
     must_know: bool = False
     wait_s: float = 0.0
     newest: bool = False
+    events_max: int = 0
 
     @property
     def replays(self) -> bool:

@@ -414,7 +414,9 @@ class FrontProtocol(asyncio.Protocol):
         # The connection that continues a poll does not know whether it was accepted at `admin-listen`.
         is_own = self._address() == self._peer and not self._is_admin
         keep = request.keep_alive and not self._parser.unread and is_own
-        waiting = replace(subscribe, wait_s=route.wait_s, after=answer.following - 1)
+        waiting = replace(
+            subscribe, wait_s=route.wait_s, after=answer.following - 1, events_max=route.events_max
+        )
         waiting = front.router.waiting(request, waiting, keep=keep and request.version == "1.1")
         self._hand_over(replace(waiting, head=front.dates.head(waiting.head)))
 

@@ -111,6 +111,16 @@ def test_a_poll_without_an_event_ends_after_its_wait() -> None:
         assert poller.ask("topic=a&wait=500ms")["next"] != id, "the next id covers other topics"
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_poll_that_waits_keeps_its_limit(workers: str) -> None:
+    with relay("--workers", workers) as server, polling(server) as poller:
+        poller.wait("topic=a&limit=2")
+        server.publish(json.dumps([{"data": str(number)} for number in range(5)]), "a", "application/json")
+        first = poller.answer()
+        assert data(first) == ["0", "1"]
+        assert data(poller.ask(f"topic=a&lastEventId={first['next']}&wait=20s")) == ["2", "3", "4"]
+
+
 def test_the_setting_limits_the_wait() -> None:
     with relay("--poll-wait-max", "0.2s") as server, polling(server) as poller:
         assert data(poller.ask("topic=a&wait=1h")) == []
