@@ -104,16 +104,19 @@ export function join(
   const { signal } = left;
   const ids: string[] = [];
   let leader = "";
-  let isRepeating = false;
+  let repeats: string[] = [];
 
-  // A new leader resumes from its own position, which other tabs may have passed.
+  // A new leader resumes from its own position, which other tabs may have passed. It repeats events in their order.
+  // The order shows which events are new, because a publisher may use an id again.
   const take: Take = (from, report) => {
-    if (from !== leader) isRepeating = ids.length > 0;
+    if (from !== leader) repeats = [...ids];
     leader = from;
     const { id, data } = report;
     if (id !== undefined) {
-      if (isRepeating && (data === undefined || ids.includes(id))) return;
-      isRepeating = false;
+      if (repeats.length && data === undefined) return;
+      const place = repeats.indexOf(id);
+      repeats = place < 0 ? [] : repeats.slice(place + 1);
+      if (place >= 0) return;
       ids.push(id);
       if (ids.length > IDS_MAX) ids.shift();
     }
