@@ -95,7 +95,7 @@ class PublishBody:
         id: event id, if the body is the data of one event.
         key: event key, if the body is the data of one event.
         dedup: dedup key of events that have none.
-        ttl: time in seconds for which the event is retained, if the body is the data of one event.
+        ttl: time in seconds for which events that have no `ttl` are retained.
         is_data: whether the body is the data of one event, whatever its content type: the path names the topic, or the
             query has the `event`, `id` or `key`.
         webhook: the webhook of the topic, if the path names the topic.

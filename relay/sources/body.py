@@ -62,8 +62,9 @@ def parse_body(
     Args:
         content_type: value of the Content-Type header; empty if the header is missing.
         body: the whole body.
-        fields: the topic of events that name none; the dedup key of events that have none, which is numbered if the
-            body can contain several events; and all fields of the event whose data is a text.
+        fields: the topic of events that name none; the `ttl` of events that have none; the dedup key of events that
+            have none, which is numbered if the body can contain several events; and all fields of the event whose data
+            is a text.
 
     Returns:
         The events in order, each with a topic.
@@ -83,9 +84,11 @@ def parse_body(
     if media != "application/json":
         raise not_accepted(media, ACCEPTED)
     if not _ARRAY.match(body):
-        return [with_defaults(parse_event(body), fields.topic, fields.dedup)]
+        return [with_defaults(parse_event(body), fields.topic, fields.dedup, fields.ttl)]
     return [
-        with_defaults(event, fields.topic, None if fields.dedup is None else number_key(fields.dedup, number))
+        with_defaults(
+            event, fields.topic, None if fields.dedup is None else number_key(fields.dedup, number), fields.ttl
+        )
         for number, event in enumerate(_parse_array(body), 1)
     ]
 
@@ -149,7 +152,7 @@ def line_format(
 
     Args:
         media: the media type.
-        fields: the topic of events that name none, and the fields of events whose data are lines.
+        fields: the topic and the `ttl` of events that have none, and the fields of events whose data are lines.
         is_data: whether each line of NDJSON is the data of an event, instead of an event.
         as_lines: whether each line of a text is the data of an event.
         members: as for `parse_data`.
@@ -158,14 +161,16 @@ def line_format(
     topic = str(fields.topic)
 
     def parse_ndjson(line: bytes) -> Event | None:
-        return with_defaults(parse_event(line), topic, None) if line.strip() else None
+        return with_defaults(parse_event(line), topic, None, fields.ttl) if line.strip() else None
 
     def parse_json_data(line: bytes) -> Event | None:
         return parse_data("application/json", line, fields, members) if line.strip() else None
 
     def parse_streamed(line: Line) -> Event:
         event = pass_event(line)
-        return Event(data=event.data, event=event.event, id=event.id, retry=event.retry, topic=topic)
+        return Event(
+            data=event.data, event=event.event, id=event.id, retry=event.retry, topic=topic, ttl=fields.ttl
+        )
 
     fields = msgspec.structs.replace(fields, dedup=None)  # the key of a request is numbered for each line
     if media in _NDJSON:
@@ -177,12 +182,14 @@ def line_format(
     return None
 
 
-def with_defaults(event: Event, topic: str | None, dedup: str | None) -> Event:
-    """Return the event with a topic and a dedup key, if it has none of its own."""
+def with_defaults(event: Event, topic: str | None, dedup: str | None, ttl: float | None = None) -> Event:
+    """Return the event with a topic, a dedup key and a `ttl`, if it has none of its own."""
     if topic is not None and event.topic is None:
         event = msgspec.structs.replace(event, topic=topic)
     if dedup is not None and event.dedup is None:
         event = msgspec.structs.replace(event, dedup=dedup)
+    if ttl is not None and event.ttl is None:
+        event = msgspec.structs.replace(event, ttl=ttl)
     return event
 
 

@@ -34,6 +34,21 @@ def test_ndjson_is_one_event_per_line_and_empty_lines_are_skipped(media: str) ->
     assert [value(event.data) for event in parse_body(media, body, T)] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("media", "body", "ttls"),
+    [
+        ("application/json", b'{"data": 1}', [60]),
+        ("application/json", b'{"data": 1, "ttl": 0}', [0]),
+        ("application/json", b'[{"data": 1, "ttl": 5}, {"data": 2}]', [5, 60]),
+        ("application/x-ndjson", b'{"data": 1, "ttl": 5}\n{"data": 2}', [5, 60]),
+        ("text/event-stream", b"data: 1\n\ndata: 2\n\n", [60, 60]),
+        ("text/plain", b"1", [60]),
+    ],
+)
+def test_the_ttl_of_a_request_applies_to_events_that_have_none(media: str, body: bytes, ttls: list[float]) -> None:
+    assert [event.ttl for event in parse_body(media, body, Event(topic="t", ttl=60))] == ttls
+
+
 def test_text_is_the_data_of_one_event_unchanged() -> None:
     events = parse_body("text/plain", "a\r\nö\n".encode(), Event(topic="t", event="e", id="i", key="k"))
     assert events == [Event(data="a\r\nö\n", event="e", id="i", key="k", topic="t")]
