@@ -40,6 +40,26 @@ local function text(number)
   return string.format('%.0f', number)
 end
 
+local function has(flags, flag)
+  return flags ~= '' and string.find(flags, flag, 1, true) ~= nil
+end
+
+if operation == 'publish' then
+  -- Redis does not undo what a script has done before an error, so the arguments are checked first.
+  local place = 6
+  while place <= #ARGV do
+    place = place + (has(ARGV[place], 'd') and 5 or 3)
+  end
+  if place ~= #ARGV + 1 then
+    return redis.error_reply('ERR publish: an event is FLAGS TOPIC PAYLOAD, then DEDUP ID if FLAGS contains d')
+  end
+  if not string.match(ARGV[5] or '', '^[1-9]%d*$') or #ARGV[5] > 15 then
+    return redis.error_reply('ERR publish: WINDOW is a number of milliseconds')
+  end
+elseif operation ~= 'open' and operation ~= 'renew' then
+  return redis.error_reply('ERR the operation is open, renew or publish')
+end
+
 if not epoch then
   -- The state and the entries belong together: entries without a state are those of no log.
   epoch, head, stamp = operation == 'renew' and ARGV[3] or ARGV[2], 0, ''
@@ -75,10 +95,6 @@ local any_ended = redis.call('ZCARD', ended) > 0
 local new_stamp = text(now) .. '-' .. publisher
 local results = {epoch}
 local at, stop = 6, #ARGV
-
-local function has(flags, flag)
-  return flags ~= '' and string.find(flags, flag, 1, true) ~= nil
-end
 
 local function is_ended(topic)
   return any_ended and redis.call('ZSCORE', ended, topic)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from relay.brokers.credentials import TlsFiles
+from relay.brokers.redis_client import RedisClient, RedisScript
 from relay.cluster.broker import READ_ENTRIES_MAX, LogChangedError, LogEntry, NewEntry, Result
 from relay.cluster.redis_broker import READ_BYTES, READ_ENTRIES_FIRST, RedisBroker
 from relay.config.broker_address import parse_redis
@@ -64,6 +65,29 @@ async def test_the_first_node_determines_the_epoch(node: Node, other: Node) -> N
     position = await other.broker.open("eeeeeeee")
     assert (position.epoch, position.head, position.tail, position.mark, position.ended) == (EPOCH, 1, 1, b"", [])
     assert await other.broker.publish(1, [[entry()]]) == (EPOCH, [1])
+
+
+@pytest.mark.parametrize(
+    ("operation", "window", "events", "reason"),
+    [
+        ("publish", "60000", ("", "a", "{}", "", "a"), "an event is FLAGS TOPIC PAYLOAD"),
+        ("publish", "60000", ("", "a", "{}", "d", "a", "{}", "key"), "an event is FLAGS TOPIC PAYLOAD"),
+        ("publish", "0", ("", "a", "{}", "d", "a", "{}", "key", ""), "WINDOW is a number of milliseconds"),
+        ("publish", "1e3", ("d", "a", "{}", "key", ""), "WINDOW is a number of milliseconds"),
+        ("Publish", "60000", ("", "a", "{}"), "the operation is open, renew or publish"),
+    ],
+)
+async def test_wrong_arguments_of_another_program_change_nothing(
+    redis: RedisServer, node: Node, operation: str, window: str, events: tuple[str, ...], reason: str
+) -> None:
+    client = RedisClient(parse_redis(redis.url), str, TlsFiles())
+    keys = [f"{{test}}:{name}" for name in ("log", "state", "ended", "dedup:", "call:shop")]
+    script = RedisScript("relay.cluster", "log.lua")
+    with pytest.raises(BrokerError, match=reason):
+        await client.run(script, keys, operation, EPOCH, "shop", "1", window, *events)
+    await client.close()
+    assert await node.publish([entry("1")]) == [1]
+    assert [each.sequence for each in await node.read()] == [1]
 
 
 async def test_sequences_are_contiguous_across_nodes_and_calls(node: Node, other: Node) -> None:
