@@ -22,8 +22,11 @@ from relay.limits import Limit
 
 PIECE_BYTES = 64 * 1024
 """Most bytes of one `read()`. The library of brotli completes a block first, and may return up to twice as many."""
-SLICE_BYTES = 16 * 1024
-"""Compressed bytes that are decoded at once."""
+SLICE_BYTES_MIN, SLICE_BYTES_MAX = 256, 16 * 1024
+"""Compressed bytes that are decoded at once. The first slice of a member is small, because the rest of the slice in
+which a member ends is copied."""
+MEMBERS_MAX = 1000
+"""Most members of a whole body. Each takes some microseconds, even if it is empty."""
 RATIO_MAX = 250
 """Most decoded bytes for each compressed byte. Logs and JSON stay below 100."""
 RATIO_FREE_BYTES = 1024 * 1024
@@ -158,15 +161,18 @@ class BodyDecoder:
 
     Args:
         coding: one of `CODINGS`.
+        members_max: most members; None for no limit.
     """
 
-    def __init__(self, coding: str) -> None:
+    def __init__(self, coding: str, members_max: int | None = None) -> None:
         self._coding = coding
+        self._members_left = members_max
         self._begin, module, error = _CODINGS[coding]
         self._errors: type[Exception] = getattr(importlib.import_module(module), error)
         self._member = self._begin()
         self._input = b""
         self._place = 0  # of the next byte in the input
+        self._slice_bytes = SLICE_BYTES_MIN
         self._consumed = 0  # compressed bytes
         self._decoded = 0
 
@@ -178,7 +184,7 @@ class BodyDecoder:
         """Return the next bytes, about `PIECE_BYTES` at most; nothing if more input is needed.
 
         Raises:
-            RequestError: 400 the body is not valid; 413 it expands too much.
+            RequestError: 400 the body is not valid; 413 it expands too much, or has too many members.
         """
         while True:
             if self._member.eof:
@@ -187,12 +193,13 @@ class BodyDecoder:
                     return b""
                 self._place -= unused
                 self._consumed -= unused
-                self._member = self._begin()
+                self._begin_member()
             data = b""
             if self._member.needs_input:
-                data = self._input[self._place : self._place + SLICE_BYTES]
+                data = self._input[self._place : self._place + self._slice_bytes]
                 if not data:
                     return b""
+                self._slice_bytes = min(2 * self._slice_bytes, SLICE_BYTES_MAX)
                 self._place += len(data)
                 self._consumed += len(data)
             try:
@@ -205,6 +212,14 @@ class BodyDecoder:
                 raise RequestError(413, reason, limit=Limit.BODY_RATIO)
             if piece:
                 return piece
+
+    def _begin_member(self) -> None:
+        """Begin the next member."""
+        if self._members_left is not None:
+            self._members_left -= 1
+            if self._members_left <= 0:
+                raise RequestError(413, f"the body has more than {MEMBERS_MAX} members; compress it as one")
+        self._member, self._slice_bytes = self._begin(), SLICE_BYTES_MIN
 
     def end(self) -> None:
         """Check that the body is complete. Call when `read()` has returned nothing.
@@ -225,11 +240,11 @@ def decode_body(coding: str, body: bytes, bytes_max: int) -> bytes:
         bytes_max: largest decoded body.
 
     Raises:
-        RequestError: 400 the body is not valid; 413 it is too large, or expands too much.
+        RequestError: 400 the body is not valid; 413 it is too large, expands too much, or has too many members.
     """
     if not coding:
         return body
-    decoder = BodyDecoder(coding)
+    decoder = BodyDecoder(coding, MEMBERS_MAX)
     decoder.feed(body)
     decoded = bytearray()
     while piece := decoder.read():

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from relay.errors import RequestError
-from relay.http.coding import CODINGS, PIECE_BYTES, BodyDecoder, check_coding, decode_body
+from relay.http.coding import CODINGS, MEMBERS_MAX, PIECE_BYTES, BodyDecoder, check_coding, decode_body
 from relay.limits import Limit
 
 MIB = 1024 * 1024
@@ -49,6 +49,15 @@ def decode_in_parts(coding: str, body: bytes, size: int) -> bytes:
 
 def test_the_tests_have_every_coding() -> None:
     assert CODINGS == ("gzip", "br", "zstd")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_a_whole_body_has_a_limited_number_of_members(coding: str) -> None:
+    member = compress(coding, b"")
+    assert decode_body(coding, member * MEMBERS_MAX, 1) == b""
+    error = refused(lambda: decode_body(coding, member * (MEMBERS_MAX + 1), 1))
+    assert (error.status, error.reason) == (413, "the body has more than 1000 members; compress it as one")
+    assert decode_in_parts(coding, compress(coding, b"a") * (MEMBERS_MAX + 1), 1000) == b"a" * (MEMBERS_MAX + 1)
 
 
 @pytest.mark.parametrize("coding", CODINGS)
