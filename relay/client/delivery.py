@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from relay.client.opening import is_temporary, refusal, retry_after_s
+from relay.client.opening import is_temporary, refusal, retry_after_s, shown
 from relay.client.outbox import Outbox, Outgoing
 from relay.client.target import endpoint, tls_context
 from relay.errors import EventError, LostError, RelayError, RequestError
@@ -172,8 +172,8 @@ class HttpDelivery:
     def __init__(
         self, url: str, token: str | None, ca: str | None, client: httpx.AsyncClient | None, outbox: Outbox
     ) -> None:
-        self._url = url
         self._address = endpoint(url, "/publish")
+        self._shown = shown(self._address)
         self._headers = {"Content-Type": "application/json"}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
@@ -264,10 +264,10 @@ class HttpDelivery:
         except httpx.HTTPError as error:
             is_lost = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
             raise (LostError if is_lost else RelayError)(
-                f"{self._url}: {type(error).__name__}: {error}".removesuffix(": ")
+                f"{self._shown}: {type(error).__name__}: {error}".removesuffix(": ")
             ) from error
         except (msgspec.DecodeError, ValueError, RecursionError):
-            raise RelayError(f"{self._url}: the response is not from a relay") from None
+            raise RelayError(f"{self._shown}: the response is not from a relay") from None
 
 
 class _Acknowledgement(msgspec.Struct):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING
 
+from relay.client.opening import shown
 from relay.errors import RelayError
 from relay.extras import need_httpx
 
@@ -43,7 +44,7 @@ def endpoint(url: str, path: str) -> httpx.URL:
     except httpx.InvalidURL as error:
         raise RelayError(f"{url!r} is not an address: {error}") from None
     if address.scheme not in ("http", "https") or not address.host:
-        raise RelayError(f"{url!r} is not an address such as http://127.0.0.1:8080")
+        raise RelayError(f"{shown(address)!r} is not an address such as http://127.0.0.1:8080")
     if address.path in ("", "/"):
         address = address.copy_with(path=path)
     return address

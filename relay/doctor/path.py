@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from relay.client.opening import shown
 from relay.client.target import endpoint, tls_context
 from relay.doctor.finding import Finding, fault, ok, warning
 
@@ -85,7 +86,7 @@ async def check_path(url: str, token: str | None, topic: str, ca: str | None) ->
         try:
             health = await client.get(base.join("healthz"))
         except httpx.HTTPError as error:
-            text = f"{base}: {error or type(error).__name__}"
+            text = f"{shown(base)}: {error or type(error).__name__}"
             return [fault("server", text, "check the address, and that relay runs")]
         findings = [_judge_health(base, health), *_judge_clock(health)]
         marks = [f"doctor-{secrets.token_hex(8)}" for _ in range(EVENTS)]
@@ -161,7 +162,7 @@ async def _until(condition: Callable[[], bool], reading: asyncio.Task[None]) -> 
 
 def _judge_health(base: httpx.URL, health: httpx.Response) -> Finding:
     proxy = health.headers.get("Via") or health.headers.get("Server") or ""
-    text = f"{base}healthz answers {health.status_code}" + (f", through {proxy[:60]}" if proxy else "")
+    text = f"{shown(base)}healthz answers {health.status_code}" + (f", through {proxy[:60]}" if proxy else "")
     if health.status_code != 200:
         return fault("server", text, "let the proxy forward /healthz, /events and /publish to relay")
     return ok("server", text)

@@ -257,6 +257,13 @@ async def test_over_http_an_error_response_raises_the_matching_error(script: byt
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize("address", ["http://ann:sesame@127.0.0.1:1/?x=sesame", "ftp://ann:sesame@127.0.0.1"])
+async def test_an_error_does_not_show_the_password_in_an_address(address: str) -> None:
+    with pytest.raises(RelayError, match=r"127\.0\.0\.1") as raised:
+        await publish(address, Event(data="a"))
+    assert "sesame" not in str(raised.value)
+
+
 def test_signals_need_a_unix_socket() -> None:
     with pytest.raises(RelayError, match=r"on_signal: http://127\.0\.0\.1:1 sends no signals"):
         Publisher("http://127.0.0.1:1", on_signal=lambda topic, value: None)
