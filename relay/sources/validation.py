@@ -81,8 +81,12 @@ def _schema_check(rule: DataRule) -> _Check:
     validator = _compile(rule)
 
     def check(data: object) -> None:
-        value = data if isinstance(data, str) else orjson.loads(_text(data) or b"null")
-        fault = next(validator.iter_errors(value), None)
+        try:
+            value = data if isinstance(data, str) else orjson.loads(_text(data) or b"null")
+            fault = next(validator.iter_errors(value), None)
+        except ValueError as error:  # The libraries reject numbers such as 1e400, and deep nesting.
+            reason = str(error)[:REASON_CHARACTERS_MAX]
+            raise EventError("data", f"cannot be checked with the schema of {rule.pattern}: {reason}") from None
         if fault is not None:
             path = "".join(f"/{_escaped(str(part))}" for part in fault.instance_path)
             reason = f"{path or 'the value'}: {fault.message}"[:REASON_CHARACTERS_MAX]

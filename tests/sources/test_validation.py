@@ -69,6 +69,12 @@ def test_every_kind_of_data_is_checked(schema: Path) -> None:
     assert rejection(rules, {"id": 1}) == ""
 
 
+@pytest.mark.parametrize("data", [b"1e400", b'{"id":1,"x":[-1e999]}', b"[" * 512 + b"]" * 512])
+def test_data_that_cannot_be_checked_is_rejected(schema: Path, data: bytes) -> None:
+    rules = Validation([f"orders.*=schema {schema}"])
+    assert rejection(rules, msgspec.Raw(data)).startswith("data: ")
+
+
 def test_other_topics_and_events_of_relay_itself_are_not_checked(schema: Path) -> None:
     rules = Validation([f"orders.*=schema {schema}"])
     assert rejection(rules, "x", topic="orders") == ""
