@@ -136,6 +136,20 @@ def test_only_listed_proxies_are_trusted() -> None:
         parse_networks(["nonsense"])
 
 
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("::ffff:10.1.2.3", "10.1.2.3/32"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::fffe:0:0/95", "::fffe:0:0/95"),
+        ("::/0", "::/0"),
+    ],
+)
+def test_an_ipv4_mapped_network_matches_the_addresses_that_are_compared_as_ipv4(text: str, network: str) -> None:
+    assert parse_networks([text]) == (ipaddress.ip_network(network),)
+
+
 def is_rejected(server: Relay, headers: dict[str, str]) -> bool:
     with Stream(server.port, headers=headers) as stream:
         return stream.head.startswith(b"HTTP/1.1 429 ")
