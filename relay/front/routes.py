@@ -56,6 +56,7 @@ _POLICIES = frozenset(policy.value for policy in Policy)
 _PREFLIGHT_MAX_AGE_S = 7200
 _ALLOWED_HEADERS = (
     *("Authorization", "Content-Type", "Last-Event-ID", "Cache-Control", "Content-Encoding", "Idempotency-Key"),
+    *("traceparent", "tracestate"),
 )
 _ALLOW_ORIGIN = "Access-Control-Allow-Origin"
 

@@ -387,7 +387,7 @@ def test_a_preflight_of_an_allowed_origin_is_granted() -> None:
     assert isinstance(granted, Options)
     headers = dict(granted.headers)
     assert headers["Access-Control-Allow-Methods"] == "POST, OPTIONS"
-    assert {"Authorization", "Last-Event-ID"} <= set(headers["Access-Control-Allow-Headers"].split(", "))
+    assert {"Authorization", "Last-Event-ID", "traceparent"} <= set(headers["Access-Control-Allow-Headers"].split(", "))
     assert int(headers["Access-Control-Max-Age"]) > 0
     for lines in ((ask,), (ask, "Origin: https://c.example"), ("Origin: https://b.example",)):
         plain = route("/publish", *lines, method="OPTIONS")
