@@ -487,7 +487,7 @@ class Hub:
         Raises:
             RequestError: 503 while another hub has not sent its log; 400 for an unknown id in `since`.
         """
-        if not self.begun:
+        if not (self.begun and self.knows_evicted):  # Without the marks of evicted entries, a gap would be missing.
             raise RequestError(503, "the server is waiting for its hub", RETRY_SOON)
         terms, rule, form = self._chosen(request.terms, request.policy, request.form)
         subscription = self.audiences.get(terms, rule, form)

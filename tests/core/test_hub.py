@@ -15,7 +15,7 @@ from relay.core.catchup import CatchUp
 from relay.core.flush import SLICE_S
 from relay.core.forms.registry import POLL
 from relay.core.stream import Subscribe
-from relay.errors import EventError
+from relay.errors import EventError, RequestError
 from relay.event import Event
 from relay.speedups import Chunk
 from relay.telemetry.stats import Stats
@@ -71,6 +71,18 @@ def test_a_poll_receives_no_event_of_a_former_epoch() -> None:
         world.hub.publish_one(Event(data=epoch, topic="a"), world.now_s)
         answer = json.loads(world.hub.answer(poll, 10, world.now_s).body)
         assert answer == {"events": [{"id": f"{epoch}-1", "topic": "a", "data": epoch}], "next": f"{epoch}-1"}
+
+
+def test_a_poll_is_not_answered_before_the_hub_knows_which_entries_were_evicted() -> None:
+    world = World(Config())
+    world.hub.begin("sim", 5, 5, 0.0, world.now_s)
+    world.hub.knows_evicted = False
+    poll = Subscribe(("a",), ("sim-1",), None, None, False, b"", POLL)
+    with pytest.raises(RequestError) as raised:
+        world.hub.answer(poll, 10, world.now_s)
+    assert raised.value.status == 503
+    world.hub.know_evicted([("a", 3, 0.0)], [], (0, -math.inf))
+    assert b"relay.gap" in world.hub.answer(poll, 10, world.now_s).body
 
 
 def test_an_error_while_serving_a_stream_ends_only_that_stream(
