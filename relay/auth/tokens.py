@@ -218,11 +218,13 @@ class Auth:
 
     def purge(self) -> None:
         """Remove expired tickets. The dict is in order of expiry."""
-        now_s = self.wall()
-        while self.tickets:
-            name = next(iter(self.tickets))
-            if self.tickets[name][0] > now_s:
-                return
+        now_s, expired = self.wall(), []
+        # One pass: to find the first item of a dict again after each deletion would take quadratic time.
+        for name, (ends_s, _) in self.tickets.items():
+            if ends_s > now_s:
+                break
+            expired.append(name)
+        for name in expired:
             del self.tickets[name]
 
     # JWTs.
