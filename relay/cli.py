@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import tomllib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
 from dataclasses import Field
 from typing import Any, NoReturn
@@ -212,7 +213,7 @@ def read_toml(path: str) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as file:
-            return tomllib.load(file)
+            return tomllib.loads(file.read().removeprefix(BOM_UTF8).decode())  # Some editors write the mark.
     except OSError as error:
         raise ConfigError(f"config: cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

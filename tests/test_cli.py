@@ -127,6 +127,12 @@ def test_a_usage_error_is_one_line(
     assert served == []
 
 
+def test_a_byte_order_mark_before_toml_is_skipped(served: list[Config], tmp_path: Path) -> None:
+    (tmp_path / "relay.toml").write_bytes(b"\xef\xbb\xbfbacklog = 7\r\n")
+    assert cli.run(["--config", str(tmp_path / "relay.toml")]) == 0
+    assert served[0].backlog == 7
+
+
 @pytest.mark.parametrize("text", [b"listen = ", b"\xff", b'history-age = "1s"\nhistory-age = "2s"'])
 def test_a_file_that_is_not_toml_is_an_error(
     served: list[Config], text: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -111,7 +111,7 @@ class Polls:
     # Waiting polls
 
     def wait(self, handle: int, ends_s: float, events_max: int = 0) -> None:
-        """Add a waiting poll, which is answered at `ends_s` at the latest, with `events_max` events (0: the default)."""
+        """Add a waiting poll, which is answered at `ends_s` at the latest; `events_max` 0 stands for the default."""
         self._waits.add(handle, ends_s, CloseReason.ANSWERED, _NOBODY)
         if events_max:
             self._limits[handle] = events_max

@@ -138,7 +138,7 @@ def _fields(request: Request, route: PublishBody) -> tuple[Event, dict[str, str]
 
 
 def _header_text(value: str) -> str:
-    """Return the text of a header value. Some senders encode it in UTF-8, others in Latin-1, as the parser decodes it."""
+    """Return a header value as text. Some senders encode it in UTF-8, others in Latin-1, as the parser decodes it."""
     try:
         return value.encode("latin-1").decode()
     except UnicodeDecodeError:

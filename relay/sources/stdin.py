@@ -207,6 +207,6 @@ def _intake(
 
 
 def _pass_foreign(event: Line) -> Line:
-    """Return an event of another server without `retry`, which is for the clients of that server, as for an upstream."""
+    """Return an event of another server without `retry`, which is for the clients of that server."""
     line = pass_event(event)
     return line if line.retry is None else msgspec.structs.replace(line, retry=None)

@@ -71,7 +71,7 @@ def test_the_data_of_a_message_of_fields(options: dict[str, str], fields: dict[s
 @pytest.mark.parametrize("options", [{}, {"data": "more"}, {"data": "more", "format": "event"}])
 def test_a_field_that_is_not_utf8_is_rejected_if_it_is_data(options: dict[str, str]) -> None:
     message = FeedMessage("a", None, {"more": b"\xff".decode(errors="surrogateescape")})
-    with pytest.raises(EventError, match="^data: .* is not UTF-8"):
+    with pytest.raises(EventError, match=r"^data: .* is not UTF-8"):
         convert(options, message)
     assert convert({}, message._replace(fields={**message.fields, "data": "x"})).data == "x"
 
