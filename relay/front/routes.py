@@ -218,7 +218,7 @@ class Router:
             return self._by_method(request, _READ, self._poll)
         if path == "/publish" or path.startswith("/publish/"):
             return self._by_method(request, _WRITE, self._publish)
-        if path.startswith("/topics/") and path.endswith("/signal"):
+        if path.startswith("/topics/") and request.raw_path.endswith("/signal") and request.raw_path.count("/") > 2:
             return self._by_method(request, _WRITE, _signal)
         if path == "/ticket" and self._config.subscribe == "jwt":
             return self._by_method(request, _WRITE, lambda _: Ticket())

@@ -17,6 +17,7 @@ from relay.front.routes import Options, Poll, PublishBody, Resource, Route, Rout
 from relay.http.request import Request, RequestParser, parse_head
 from relay.http.response import stream_head
 from relay.ids import ID_CHARACTERS_MAX, LAST_ID_NAMES
+from relay.telemetry.topics import TopicsQuery
 
 CHUNKED = (("Transfer-Encoding", "chunked"),)
 VARY = ("Vary", "Origin")
@@ -428,6 +429,8 @@ def test_a_history_is_newest_first_only_without_a_position(
 def test_the_topic_of_a_signal_is_in_the_path() -> None:
     assert route("/topics/chat.7/signal", method="POST") == SignalTopic("chat.7")
     assert route("/topics/a%2Fb/signal", method="POST") == SignalTopic("a/b")
+    assert route("/topics/signal") == TopicsQuery(topic="signal")
+    assert route("/topics/a%2Fsignal") == TopicsQuery(topic="a/signal")
     assert rejection("/topics/a/b/signal", method="POST").status == 404
     assert rejection("/topics/*/signal", method="POST").status == 400
     assert rejection("/topics/a/signal").status == 405
