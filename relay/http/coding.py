@@ -25,7 +25,7 @@ PIECE_BYTES = 64 * 1024
 SLICE_BYTES_MIN, SLICE_BYTES_MAX = 256, 16 * 1024
 """Compressed bytes that are decoded at once. The first slice of a member is small, because the rest of the slice in
 which a member ends is copied."""
-MEMBERS_MAX = 1000
+MEMBERS_MAX = 10_000
 """Most members of a whole body. Each takes some microseconds, even if it is empty."""
 RATIO_MAX = 250
 """Most decoded bytes for each compressed byte. Logs and JSON stay below 100."""

@@ -56,7 +56,7 @@ def test_a_whole_body_has_a_limited_number_of_members(coding: str) -> None:
     member = compress(coding, b"")
     assert decode_body(coding, member * MEMBERS_MAX, 1) == b""
     error = refused(lambda: decode_body(coding, member * (MEMBERS_MAX + 1), 1))
-    assert (error.status, error.reason) == (413, "the body has more than 1000 members; compress it as one")
+    assert (error.status, error.reason) == (413, "the body has more than 10000 members; compress it as one")
     assert decode_in_parts(coding, compress(coding, b"a") * (MEMBERS_MAX + 1), 1000) == b"a" * (MEMBERS_MAX + 1)
 
 
