@@ -306,9 +306,9 @@ def test_no_token_is_printed() -> None:
     text = to_toml(Config(publish_token=("sesame",)))
     assert "sesame" not in text
     assert load({}, {}, tomllib.loads(text)).publish_token == ()
-    for name in ("upstream", "jwt_jwks_url", "otlp_url"):
-        assert "sesame" not in to_toml(Config(**{name: "http://ann:sesame@127.0.0.1/x"}))
-        assert "http://ann@127.0.0.1/x" in to_toml(Config(**{name: "http://ann@127.0.0.1/x"}))
+    for name in ("upstream", "jwt-jwks-url", "otlp-url"):
+        assert "sesame" not in to_toml(load({}, {}, {name: "http://ann:sesame@127.0.0.1/x"}))
+        assert "http://ann@127.0.0.1/x" in to_toml(load({}, {}, {name: "http://ann@127.0.0.1/x"}))
     with pytest.raises(ConfigError) as raised:
         load({"publish-token": "sesame\n"}, {})
     assert "sesame" not in str(raised.value)
