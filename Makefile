@@ -236,7 +236,7 @@ bench-all: $(INSTALLED_TEST)  ## Run all benchmarks, save the results and write 
 	-$(MAKE) bench-fanout ARGS=
 	-$(MAKE) bench-compression ARGS=
 	-$(MAKE) bench-cluster ARGS=--save
-	-$(MAKE) bench-cluster ARGS="--peers --events 5000 --save"
+	-$(MAKE) bench-cluster ARGS="--peers --events 100000 --save"
 	-$(MAKE) bench-http2 ARGS=--save
 	-$(MAKE) bench-models ARGS=--save
 	-$(MAKE) bench-restart ARGS=--save

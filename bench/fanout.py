@@ -66,6 +66,11 @@ LOADS = {
         ),
         Load(name="connect", what="10,000 streams opened as fast as they go", run=accept(10_000)),
         Load(
+            name="connect-one-core",
+            what="the same, each server on one core and the load on the other",
+            run=accept(10_000, pin=True),
+        ),
+        Load(
             name="replay",
             what=f"{REPLAYED:,} retained events to 1,000 streams that open at once",
             run=replay(1000, REPLAYED),

@@ -225,7 +225,7 @@ def cluster_peers() -> Section:
         about="Two nodes of each server share a Redis, and each node has 100 streams. The publisher sends one event "
         "per HTTP request, at most 32 of them unanswered. relay is measured once more with the publisher at "
         "its Unix socket.",
-        command='make bench-cluster ARGS="--peers --events 5000 --save"',
+        command='make bench-cluster ARGS="--peers --events 100000 --save"',
         sources=[source(results)],
         tables=table(
             ("two nodes", "events per second", "latency p50, ms", "p99, ms", "missed"),

@@ -12,7 +12,7 @@ from dataclasses import replace
 from urllib.request import urlopen
 
 from bench.feed import CATCH_UP_S, Bench, Feed, Figures, Stopwatch, opened, run_duel, run_feed
-from loadtest.rig.harness import MeasuredServer, MeasureError, tcp_memory_bytes
+from loadtest.rig.harness import MeasuredServer, MeasureError, pinned, tcp_memory_bytes
 from loadtest.rig.targets import Target
 
 IDLE_S = 10.0
@@ -84,10 +84,18 @@ def _gc_objects(stats: dict[str, object]) -> float:
     return float(value) if isinstance(value, int | float) else float("nan")
 
 
-def accept(streams: int) -> Run:
-    """Open streams as fast as the server accepts them."""
+def accept(streams: int, *, pin: bool = False) -> Run:
+    """Open streams as fast as the server accepts them.
+
+    Args:
+        streams: streams to open.
+        pin: whether all processes of the server share one core. Otherwise, servers with several processes also compete
+            with the load.
+    """
 
     def run(target: Target, bench: Bench) -> Figures:
+        if pin:
+            bench = replace(bench, cores=pinned())
         with bench.server(target) as server:
             before = server.cpu_s()
             with bench.swarm(server, streams, concurrency=1000) as swarm:
