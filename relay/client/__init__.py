@@ -1,7 +1,8 @@
 """The Python client: subscribe and publish."""
 
+from relay.client.follow import END
 from relay.client.publish import Publisher, publish
-from relay.client.subscribe import END, GAP, Gap, SubscribedEvents, read_gap, subscribe
+from relay.client.subscribe import GAP, Gap, SubscribedEvents, read_gap, subscribe
 from relay.client.sync import SyncPublisher, publish_sync
 
 __all__ = [

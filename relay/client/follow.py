@@ -3,9 +3,9 @@
 A network may hold streams back, for example with a proxy that buffers responses. After a stream that delivered nothing,
 `follow` falls back to long polling.
 
-Owns reconnection: the wait before an attempt, the position to resume from, and the set of final errors. Never parses
-the stream (`relay.sse`, `relay.client.ndjson`), never checks a response (`relay.client.opening`) and never prints.
-Requires httpx.
+Owns reconnection: the wait before an attempt, the position to resume from, the end of all topics, and the set of final
+errors. Never parses the stream (`relay.sse`, `relay.client.ndjson`), never checks a response (`relay.client.opening`)
+and never prints. Requires httpx.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from relay.client.poll import JSON, poll_address, read_answer
 from relay.client.target import tls_context
 from relay.errors import EventError, LostError, RelayError, RequestError
 from relay.event import Event
+from relay.topic import is_pattern
 
 if TYPE_CHECKING:
     import httpx
@@ -56,6 +57,9 @@ ANSWER_BYTES = 4 * 1024 * 1024
 """Bytes of the answer to a poll, in addition to those of the largest event. A relay's has at most 1,000 events."""
 
 Transport = Literal["stream", "poll"]
+
+END = "relay.end"
+"""Type of the last event of a topic."""
 
 PIECE_BYTES = 16 * 1024
 """Bytes that are decoded before other tasks run. They take at most 5 ms, even if each byte is a line."""
@@ -98,6 +102,34 @@ class Position:
             self.last_event_id = last_event_id
             if len(last_event_id.encode()) <= RESUME_ID_BYTES_MAX:
                 self.resume_id = last_event_id
+
+
+class OpenTopics:
+    """The topics of a subscription that have not ended.
+
+    A relay closes the stream after the last event of the last topic. Without this record, the client would report a
+    lost connection, and make a request that the server answers 204. If the address has a pattern, or is not that of a
+    relay's stream, the client makes this request.
+
+    Args:
+        address: address of the stream.
+    """
+
+    def __init__(self, address: httpx.URL) -> None:
+        _, is_relay, path_topic = address.path.partition("/events/")
+        terms = {*address.params.get_list("topic"), *filter(None, [path_topic])}
+        self._is_one = len(terms) < 2  # Without a term, the server chooses one topic.
+        is_known = (is_relay or address.path.endswith("/events")) and not any(map(is_pattern, terms))
+        self._open = (terms or {""}) if is_known else None
+
+    def end(self, event: Event) -> None:
+        """Record the topic of an event of type `END`."""
+        if self._open is not None:
+            self._open -= self._open if self._is_one else {event.topic}
+
+    def __bool__(self) -> bool:
+        """Return whether another event may follow."""
+        return self._open is None or bool(self._open)
 
 
 class Progress(Enum):
@@ -149,7 +181,7 @@ async def follow(
     since: str | None = None,
     patient: bool = False,
 ) -> AsyncGenerator[Item, None]:
-    """Follow a stream over all connections and yield items. Return only after 204.
+    """Follow a stream over all connections and yield items. Return only after 204, or after the end of all topics.
 
     Args:
         address: address of the stream.
@@ -171,6 +203,7 @@ async def follow(
             client = httpx.AsyncClient(verify=tls_context(options.ca), cookies=no_cookies())
             await stack.enter_async_context(client)
         polls = poll_address(address) if options.falls_back else None
+        topics = OpenTopics(address)
         subscribed_s = loop.time()
         while True:
             began_s = opened_s = loop.time()
@@ -189,6 +222,8 @@ async def follow(
                         if item is Progress.OPENED:
                             opened_s = loop.time()
                             options.authorization.accept()
+                        elif isinstance(item, Event) and item.event == END:
+                            topics.end(item)
                         yield item
                 if progress is not Progress.STREAM:
                     return
@@ -204,6 +239,8 @@ async def follow(
                 elif not patient:
                     raise
                 lost = LostError(str(error))
+            if not topics:
+                return
             is_silent = progress in (None, Progress.OPENED) and loop.time() - began_s >= options.read_timeout_s
             if position.transport == "stream" and is_silent and polls is not None:
                 position.transport = "poll"

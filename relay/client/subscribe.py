@@ -43,8 +43,6 @@ PREFER_NDJSON = f"{NDJSON}, {SSE};q=0.9"
 
 GAP = "relay.gap"
 """Type of the event that reports missed events."""
-END = "relay.end"
-"""Type of the last event of a topic."""
 
 T = TypeVar("T")
 
@@ -199,9 +197,9 @@ def subscribe(
 ) -> SubscribedEvents:
     """Subscribe, and reconnect and resume while the caller reads.
 
-    It reconnects after a lost or silent stream and after 408, 429 or 5xx. 204 ends the iteration. Any other response is
-    an error. An event of type `relay.gap` reports missed events (`read_gap`). To stop early, use the subscription as a
-    context manager, which closes the connection.
+    It reconnects after a lost or silent stream and after 408, 429 or 5xx. The iteration ends when all topics have ended
+    (`relay.end`, or the status 204). Any other response is an error. An event of type `relay.gap` reports missed events
+    (`read_gap`). To stop early, use the subscription as a context manager, which closes the connection.
 
     If a stream delivers neither an event nor a heartbeat for `read_timeout_s`, the client falls back to long polling,
     if the server supports it. It then logs a warning, and `transport` of the iterator is `poll`.

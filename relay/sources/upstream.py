@@ -154,7 +154,7 @@ class UpstreamSource:
                     count += 1
                     if item is Progress.READ or count % TURN_EVENTS == 0:
                         await asyncio.sleep(0)
-            self.ended = "the server ended the stream (204)"
+            self.ended = "the server ended the stream (relay.end or status 204)"
         except RelayError as error:
             self.ended = str(error)
         except Exception:

@@ -86,6 +86,44 @@ async def test_an_address_without_path_means_events_and_topics_are_appended() ->
     assert server.header(1, "Authorization") == "Bearer ü"
 
 
+NDJSON = "Content-Type: application/x-ndjson\r\n"
+
+
+def end_of(topic: str) -> bytes:
+    return b'{"id":"e-1","event":"relay.end","topic":"%s","data":"bye"}\n' % topic.encode()
+
+
+@pytest.mark.parametrize("path", ["/events?topic=a", "/edge/events/a", "/events", ""])
+@pytest.mark.parametrize(
+    "script", [answer(headers=NDJSON, body=end_of("a")), answer(body=b"event: relay.end\ndata: bye\n\n")]
+)
+async def test_after_the_end_of_its_only_topic_a_subscription_ends_without_another_request(
+    path: str, script: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    waits = Waits()
+    async with scripted([script]) as server:
+        events = await collect(server.url + path, waits=waits)
+    assert [(event.event, event.data) for event in events] == [("relay.end", "bye")]
+    assert (len(server.requests), waits, caplog.messages) == (1, [], [])
+
+
+async def test_a_subscription_to_several_topics_ends_with_the_last_of_them() -> None:
+    more = b'{"id":"e-2","topic":"b","data":"x"}\n'
+    scripts = [[answer(headers=NDJSON, body=body)] for body in (end_of("a"), more, end_of("b"))]
+    async with scripted(*scripts) as server:
+        events = await collect(server.url, ("a", "b"))
+    assert [(event.topic, event.event) for event in events] == [("a", "relay.end"), ("b", None), ("b", "relay.end")]
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("path", ["/events?topic=a.*", "/events/**", "/behind-a-proxy"])
+async def test_if_other_topics_may_exist_the_server_ends_the_subscription(path: str) -> None:
+    async with scripted([answer(headers=NDJSON, body=end_of("a.b"))]) as server:
+        await collect(server.url + path)
+    assert server.header(1, "Last-Event-ID") == "e-1"
+    assert len(server.requests) == 2
+
+
 async def test_a_lost_stream_is_resumed_after_the_last_whole_event() -> None:
     waits = Waits()
     first = answer(body=PRIMING + b"id: e-1\ndata: a\n\nid: e-2\ndata: to")

@@ -171,6 +171,13 @@ def test_a_subscriber_whose_reader_exits_dies_of_sigpipe(
         assert process.stderr.read() == b""
 
 
+def test_a_subscriber_exits_at_the_end_of_its_topic_without_a_message(server: Relay, topic: str) -> None:
+    lines = '{"data": "x"}\n{"event": "relay.end", "data": "bye"}\n'
+    run("publish", "--to", str(server.unix_path), "--topic", topic, input=lines)
+    done = run("subscribe", server.url, "--topic", topic, "--since", "earliest", "--output", "data")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "x\nbye\n", "")
+
+
 @pytest.mark.parametrize("name", ["subscribe", "publish"])
 def test_an_interrupt_ends_the_command_without_a_traceback(server: Relay, topic: str, name: str) -> None:
     arguments = {
