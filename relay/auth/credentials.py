@@ -15,7 +15,7 @@ from relay.auth.keys import Keys, read_file, read_public, read_secret
 from relay.auth.lists import Listed, read_revoked, read_tokens
 from relay.auth.tokens import Auth
 from relay.config.model import Config
-from relay.config.webhooks import parse_webhooks, split_secret
+from relay.config.webhooks import check_secret, parse_webhooks, split_secret
 from relay.errors import ConfigError
 
 SKIPPED_SHOWN = 10
@@ -91,7 +91,13 @@ class Credentials:
                 _logger.error("kept the current %s: %s", what, error)
         if self._jwks is not None:
             self._jwks.refresh()
-        _logger.info("reloaded the credentials: %d tokens, %d revoked", len(self.auth.tokens), len(self.auth.revoked))
+        _logger.info(
+            "reloaded the credentials: %d tokens, %d admin tokens, %d secrets of webhooks, %d revoked",
+            len(self.auth.tokens),
+            len(self.auth.admin_tokens),
+            sum(map(len, self.auth.webhook_secrets.values())),
+            len(self.auth.revoked),
+        )
         self._changed()
 
     def _tokens(self) -> frozenset[str]:
@@ -121,6 +127,8 @@ class Credentials:
             found = self._items("webhook-secret-file", read_tokens(path, "webhook-secret-file"))
             if not found:
                 raise ConfigError(f"webhook-secret-file: {path} contains no secret")
+            for secret in found:
+                check_secret(f"webhook-secret-file: {path}", secret)
             secrets[pattern] = secrets.get(pattern, frozenset()) | found
         return secrets
 

@@ -26,7 +26,7 @@ from relay.config.networks import parse_networks
 from relay.config.origins import check_host, check_origin
 from relay.config.source_address import parse_source
 from relay.config.values import check_pattern, hint, read, show
-from relay.config.webhooks import parse_webhooks, split_secret
+from relay.config.webhooks import check_secret, parse_webhooks, split_secret
 from relay.errors import ConfigError, EventError
 from relay.topic import check_topic
 
@@ -101,7 +101,8 @@ def _check_front(config: Config) -> None:
             raise ConfigError(f"{name}: a header accepts only visible ASCII characters without spaces")
     webhooks = parse_webhooks(config.webhook)
     for text in config.webhook_secret:
-        split_secret("webhook-secret", text, webhooks)
+        pattern, secret = split_secret("webhook-secret", text, webhooks)
+        check_secret(f"webhook-secret: {pattern}", secret)
     for text in config.webhook_secret_file:
         split_secret("webhook-secret-file", text, webhooks)
     keys = [name for name in _JWT_KEYS if getattr(config, SETTINGS[name].name)]

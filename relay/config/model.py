@@ -183,7 +183,7 @@ class Config:
     webhook_secret: tuple[str, ...] = setting(
         (),
         "Secret of the webhook with this pattern. relay then checks the signature of each request, and the request "
-        "needs no token. Give the new and the old secret during a rotation.",
+        "needs no token. At least 16 bytes. Give the new and the old secret during a rotation.",
         "text",
         "PATTERN=SECRET",
         secret=True,

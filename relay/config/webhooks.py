@@ -18,6 +18,9 @@ SCHEMES = ("github", "stripe", "none")
 FIELDS = ("event", "id", "key", "dedup")
 """The fields of an event that a webhook may set."""
 
+SECRET_BYTES_MIN = 16
+"""Shortest secret. With one signed request, an attacker can test guesses of the secret without access to relay."""
+
 _WEBHOOK = re.compile(rf"(.+?)=({'|'.join(SCHEMES)})((?: +\S+)*)")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _MEMBER = re.compile(r"(?:\.[0-9A-Za-z_-]+)+")
@@ -108,6 +111,23 @@ def split_secret(setting: str, text: str, webhooks: Iterable[Webhook]) -> tuple[
     if not value:
         raise ConfigError(f"{setting}: {pattern}: the value is empty")
     return pattern, value
+
+
+def check_secret(where: str, secret: str) -> None:
+    """Check the length of a secret.
+
+    Args:
+        where: the setting and the pattern or the file, for the error. The error never shows the secret.
+        secret: the secret.
+
+    Raises:
+        ConfigError: it is shorter than `SECRET_BYTES_MIN`.
+    """
+    if (size := len(secret.encode())) < SECRET_BYTES_MIN:
+        raise ConfigError(
+            f"{where}: the secret has {size} bytes, and needs at least {SECRET_BYTES_MIN}; create one with "
+            "`openssl rand -hex 32`, and set it at the sender too"
+        )
 
 
 def _or(names: Iterable[str]) -> str:

@@ -84,9 +84,9 @@ def test_the_time_of_stripe_has_a_tolerance_in_both_directions(ahead_s: int) -> 
 
 def test_sighup_replaces_the_secrets_of_a_file_and_no_secret_is_logged(tmp_path: Path) -> None:
     path = tmp_path / "secrets"
-    path.write_text("# of GitHub\nan-old-secret\n")
+    path.write_text("# of GitHub\nan-old-webhook-secret\n")
     arguments = ("--webhook", "hooks=github event=X-GitHub-Event", "--webhook-secret-file", f"hooks={path}")
-    with relay(*arguments, "--webhook-secret", "hooks=a-fixed-secret", "--log-level", "debug") as server:
+    with relay(*arguments, "--webhook-secret", "hooks=a-fixed-webhook-secret", "--log-level", "debug") as server:
 
         def post(secret: str) -> int:
             headers = {
@@ -96,15 +96,21 @@ def test_sighup_replaces_the_secrets_of_a_file_and_no_secret_is_logged(tmp_path:
             }
             return server.request("POST", "/publish/hooks", BODY, headers)[0]
 
-        assert [post(secret) for secret in ("an-old-secret", "a-fixed-secret", "a-new-secret")] == [200, 200, 401]
+        old, fixed, new = "an-old-webhook-secret", "a-fixed-webhook-secret", "a-new-webhook-secret"
+        assert [post(secret) for secret in (old, fixed, new)] == [200, 200, 401]
         assert server.request("POST", "/publish/hooks", BODY, {"Authorization": f"Bearer {TOKEN}"})[0] == 401
-        path.write_text("a-new-secret\n")
+        path.write_text(f"{new}\n")
         os.kill(server.process.pid, signal.SIGHUP)
-        eventually(lambda: post("a-new-secret") == 200, "the file is read again")
-        assert [post(secret) for secret in ("an-old-secret", "a-fixed-secret")] == [401, 200]
+        eventually(lambda: post(new) == 200, "the file is read again")
+        assert [post(secret) for secret in (old, fixed)] == [401, 200]
+        assert any("2 secrets of webhooks" in line for line in server.messages("reloaded the credentials: "))
+        path.write_text("too-short\n")
+        os.kill(server.process.pid, signal.SIGHUP)
+        kept = "kept the current secrets of webhooks: webhook-secret-file: "
+        eventually(lambda: bool(server.messages(kept)), "the short secret is reported")
         path.write_text("")
         os.kill(server.process.pid, signal.SIGHUP)
-        eventually(lambda: bool(server.messages("kept the current secrets of webhooks")), "the empty file is reported")
-        assert post("a-new-secret") == 200
+        eventually(lambda: len(server.messages(kept)) == 2, "the empty file is reported")
+        assert post(new) == 200
         server.stop()
-        assert not any("-secret\"" in str(record) or "a-new-secret" in str(record) for record in server.log)
+        assert not any("-secret\"" in str(record) or new in str(record) for record in server.log)

@@ -60,7 +60,7 @@ def test_every_setting_can_be_set_by_flag_variable_and_file() -> None:
         "otlp-url": "http://127.0.0.1:4318",
         "validate": "a.*=size 1KiB",
         "webhook": "a=github event=X-GitHub-Event",
-        "webhook-secret": "a=secret",
+        "webhook-secret": "a=sixteen-characters",
         "webhook-secret-file": "a=path",
     }
     for name, each in SETTINGS.items():

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from relay.config.load import load
-from relay.config.webhooks import Webhook, find_webhook, parse_webhook, parse_webhooks, split_secret
+from relay.config.webhooks import (
+    SECRET_BYTES_MIN,
+    Webhook,
+    check_secret,
+    find_webhook,
+    parse_webhook,
+    parse_webhooks,
+    split_secret,
+)
 from relay.errors import ConfigError
 
 
@@ -62,8 +70,17 @@ def test_a_secret_belongs_to_the_webhook_with_its_pattern() -> None:
 
 def test_the_settings_are_checked_at_the_start() -> None:
     webhook = {"webhook": ["a=github"]}
-    config = load(webhook | {"webhook-secret": ["a=s"]}, {})
-    assert config.webhook_secret == ("a=s",)
+    secret = "a=" + "s" * SECRET_BYTES_MIN
+    config = load(webhook | {"webhook-secret": [secret]}, {})
+    assert config.webhook_secret == (secret,)
     for name in ("webhook-secret", "webhook-secret-file"):
         with pytest.raises(ConfigError, match=f"{name}: "):
             load(webhook | {name: ["b=s"]}, {})
+
+
+@pytest.mark.parametrize("secret", ["", "s" * (SECRET_BYTES_MIN - 1)])
+def test_an_empty_or_short_secret_is_an_error_that_does_not_show_it(secret: str) -> None:
+    with pytest.raises(ConfigError, match=r"^webhook-secret: a: ") as caught:
+        load({"webhook": ["a=github"], "webhook-secret": [f"a={secret}"]}, {})
+    assert "sss" not in str(caught.value)
+    check_secret("", "é" * (SECRET_BYTES_MIN // 2))

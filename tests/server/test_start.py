@@ -30,7 +30,7 @@ def test_a_port_in_use_is_one_clear_line_and_exit_code_2() -> None:
 
 
 @pytest.mark.parametrize(
-    ("webhook", "who"), [((), "nobody"), (("--webhook-secret", "hooks.a=0123456789"), "only signed webhooks")]
+    ("webhook", "who"), [((), "nobody"), (("--webhook-secret", "hooks.a=0123456789abcdef"), "only signed webhooks")]
 )
 def test_the_log_states_who_may_publish_without_a_token(webhook: tuple[str, ...], who: str) -> None:
     with relay("--webhook", "hooks.a=github", *webhook, environ={"RELAY_PUBLISH_TOKEN": ""}) as server:
