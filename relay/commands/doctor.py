@@ -1,4 +1,4 @@
-"""`relay doctor`: checks the machine, the disk, the broker and the path from a client, and prints what to change.
+"""`relay doctor`: checks the machine, the servers that relay uses and the path from clients, and prints what to change.
 
 Owns the output and the exit code. Never changes anything, except for a temporary file and test events that expire.
 `relay.doctor` contains the checks.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import click
 
-from relay.config.model import Config
+from relay.config.model import Config, parse_duration
 from relay.doctor.finding import Finding, Level
 
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "red"}
@@ -25,7 +25,7 @@ def doctor_command(load_config: Callable[[str | None], Config]) -> click.Command
     """
 
     @click.command(
-        short_help="Check the machine, the disk, the broker and a proxy, and say what to change.",
+        short_help="Check the machine, the disk, the broker, sources and a proxy, and say what to change.",
         epilog="Example: relay doctor https://events.example.com --config /etc/relay.toml",
     )
     @click.argument("url", required=False)
@@ -37,14 +37,28 @@ def doctor_command(load_config: Callable[[str | None], Config]) -> click.Command
     )
     @click.option("--topic", default="relay-doctor", show_default=True, help="Topic of the test events.")
     @click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust for https.")
-    def doctor(url: str | None, config: str | None, token: str | None, topic: str, ca: str | None) -> int:
+    @click.option(
+        "--idle",
+        metavar="DURATION",
+        default="0s",
+        help="Time to keep the stream open without events, to find a proxy that cuts idle streams. At least 20s at the "
+        "default heartbeat.  [default: off]",
+    )
+    def doctor(url: str | None, config: str | None, token: str | None, topic: str, ca: str | None, idle: str) -> int:
         """Check this machine for a server with the settings of FILE and of the environment.
 
-        The command checks descriptors, the kernel's limits, memory, the clock, the disk of `data` and the broker of
-        `cluster`. With URL, it also checks that proxies forward events at once: it opens a stream at URL, and publishes
-        five events that expire after a second. The exit code is 1 if there is a fault.
+        The command checks descriptors, the kernel's limits, memory, the clock, the disk of `data`, the broker of
+        `cluster` and each `source`. With URL, it also checks that proxies forward events at once: it opens a stream at
+        URL, and publishes five events that expire after a second. With `--idle`, it also checks that the stream stays
+        open. The exit code is 1 if there is a fault.
         """
-        findings = asyncio.run(examine(load_config(config), url, token, topic, ca))
+        try:
+            idle_s = parse_duration(idle)
+        except ValueError as error:
+            raise click.UsageError(f"--idle: {error}") from None
+        if idle_s and not url:
+            raise click.UsageError("--idle needs the URL that clients use")
+        findings = asyncio.run(examine(load_config(config), url, token, topic, ca, idle_s))
         for each in findings:
             click.echo(line(each))
             if each.remedy:
@@ -56,7 +70,9 @@ def doctor_command(load_config: Callable[[str | None], Config]) -> click.Command
     return doctor
 
 
-async def examine(config: Config, url: str | None, token: str | None, topic: str, ca: str | None) -> list[Finding]:
+async def examine(
+    config: Config, url: str | None, token: str | None, topic: str, ca: str | None, idle_s: float
+) -> list[Finding]:
     """Run all checks.
 
     Args:
@@ -65,6 +81,7 @@ async def examine(config: Config, url: str | None, token: str | None, topic: str
         token: bearer token for reading and publishing.
         topic: topic of the test events.
         ca: PEM file of the authorities to trust for https.
+        idle_s: time to keep the stream open without events; 0 for no such check.
 
     Raises:
         RelayError: the address is malformed, or an optional library is missing.
@@ -74,9 +91,10 @@ async def examine(config: Config, url: str | None, token: str | None, topic: str
     from relay.doctor.disk import check_disk
     from relay.doctor.machine import check_machine
     from relay.doctor.path import check_path
+    from relay.doctor.sources import check_sources
 
-    findings = [*check_machine(config), *check_disk(config), *await check_broker(config)]
-    return findings + (await check_path(url, token, topic, ca) if url else [])
+    findings = [*check_machine(config), *check_disk(config), *await check_broker(config), *await check_sources(config)]
+    return findings + (await check_path(url, token, topic, ca, idle_s) if url else [])
 
 
 def line(finding: Finding) -> str:

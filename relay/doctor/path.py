@@ -1,4 +1,4 @@
-"""The check of the path from a client to relay: does a proxy hold events back?
+"""The check of the path from a client to relay: does a proxy hold events back, or cut idle streams?
 
 Theory of operation. The check opens a stream at the address that clients use, and notes the time of each event. With a
 token it publishes events through the same address, one after another, and compares the times. Without one it has only
@@ -41,7 +41,7 @@ GZIP_BITS = 31
 
 _REMEDY = (
     "turn off buffering and compression of /events in the proxy (nginx: proxy_buffering off, gzip off; do not ignore "
-    "X-Accel-Buffering); see docs/operations.md, Proxies"
+    "X-Accel-Buffering); see docs/proxies.md"
 )
 
 
@@ -51,6 +51,7 @@ class Observed:
 
     head_s: float | None = None
     first_s: float | None = None
+    last_s: float = 0.0
     status: int = 0
     fields: dict[str, str] = field(default_factory=dict)
     text: bytearray = field(default_factory=bytearray)
@@ -59,14 +60,14 @@ class Observed:
 
     def note(self, data: bytes, marks: list[str], now_s: float) -> None:
         """Note the arrival of bytes, and of the marks that they complete."""
-        self.first_s = self.first_s or now_s
+        self.first_s, self.last_s = self.first_s or now_s, now_s
         self.text += data
         for mark in marks:
             if mark not in self.arrived_s and mark.encode() in self.text:
                 self.arrived_s[mark] = now_s
 
 
-async def check_path(url: str, token: str | None, topic: str, ca: str | None) -> list[Finding]:
+async def check_path(url: str, token: str | None, topic: str, ca: str | None, idle_s: float = 0.0) -> list[Finding]:
     """Check the path through an address.
 
     Args:
@@ -74,6 +75,7 @@ async def check_path(url: str, token: str | None, topic: str, ca: str | None) ->
         token: bearer token for reading and publishing; None to check without events.
         topic: the topic of the stream and of the test events.
         ca: PEM file of the authorities to trust for https.
+        idle_s: time to keep the stream open without events; 0 for no such check.
 
     Raises:
         RelayError: httpx is missing, or the address is malformed.
@@ -100,6 +102,7 @@ async def check_path(url: str, token: str | None, topic: str, ca: str | None) ->
             sent_s, problem = await _publish(client, base.join("publish"), topic, marks) if token else ({}, "")
             if sent_s:
                 await _until(lambda: len(observed.arrived_s) == len(sent_s), reading)
+            idle = await _watch_idle(observed, reading, idle_s)
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
@@ -110,7 +113,7 @@ async def check_path(url: str, token: str | None, topic: str, ca: str | None) ->
         findings.append(judge_delays(observed, sent_s))
     elif observed.first_s is not None:
         findings.append(ok("events", "not measured: give --token to publish test events"))
-    return findings
+    return [*findings, idle]
 
 
 async def _read(client: httpx.AsyncClient, url: httpx.URL, topic: str, marks: list[str], observed: Observed) -> None:
@@ -126,7 +129,7 @@ async def _read(client: httpx.AsyncClient, url: httpx.URL, topic: str, marks: li
             compressed = observed.fields.get("content-encoding") == "gzip"
             async for data in response.aiter_raw():
                 observed.note(inflate.decompress(data) if compressed else data, marks, time.monotonic())
-        observed.error = "the stream ended at once"
+        observed.error = "the server or a proxy ended the stream"
     except (httpx.HTTPError, zlib.error) as error:
         observed.error = str(error) or type(error).__name__
 
@@ -160,6 +163,37 @@ async def _until(condition: Callable[[], bool], reading: asyncio.Task[None]) -> 
         await asyncio.sleep(0.01)
 
 
+async def _watch_idle(observed: Observed, reading: asyncio.Task[None], idle_s: float) -> Finding:
+    """Keep the stream open without events. Only heartbeats arrive."""
+    if not idle_s:
+        return ok("idle", "not measured: give --idle 20s to find a proxy that cuts idle streams")
+    began_s = time.monotonic()
+    await asyncio.wait([reading], timeout=idle_s)
+    return judge_idle(observed, began_s, time.monotonic(), is_cut=reading.done())
+
+
+def judge_idle(observed: Observed, began_s: float, now_s: float, *, is_cut: bool) -> Finding:
+    """Judge a stream without events.
+
+    Args:
+        observed: the stream.
+        began_s: the time from which no event was published.
+        now_s: the time at which the stream was cut, or the check ended.
+        is_cut: whether the stream was cut.
+    """
+    silent_s = now_s - max(observed.last_s, began_s)
+    if is_cut:
+        remedy = (
+            "raise the read timeout of the proxy above the heartbeat (nginx: proxy_read_timeout; HAProxy: timeout "
+            "server and timeout client), or lower heartbeat"
+        )
+        return fault("idle", f"the stream was cut after {silent_s:.1f} s of silence: {observed.error}", remedy)
+    if observed.last_s <= began_s:
+        remedy = f"give --idle a longer time than heartbeat; if it is longer: {_REMEDY}"
+        return warning("idle", f"no heartbeat arrived within {now_s - began_s:.1f} s", remedy)
+    return ok("idle", f"heartbeats keep the stream open for {now_s - began_s:.1f} s")
+
+
 def _judge_health(base: httpx.URL, health: httpx.Response) -> Finding:
     proxy = health.headers.get("Via") or health.headers.get("Server") or ""
     text = f"{shown(base)}healthz answers {health.status_code}" + (f", through {proxy[:60]}" if proxy else "")
@@ -184,7 +218,7 @@ def _judge_clock(health: httpx.Response) -> list[Finding]:
 def _refused(observed: Observed) -> Finding:
     if observed.status == 401 or observed.status == 403:
         return fault("stream", f"the server answers {observed.status}", "give a token that may read (--token, --topic)")
-    text = f"the server answers {observed.status}" if observed.status else observed.error
+    text = observed.error or f"the server answers {observed.status}"
     return fault("stream", text, "read the log of relay and of the proxy")
 
 

@@ -56,5 +56,11 @@ class SourceFeed(Protocol):
     async def store(self, messages: Sequence[FeedMessage]) -> None:
         """Store the position after these messages, so that the server does not deliver them again."""
 
+    async def check(self) -> None:
+        """Log in and check that the server has the source, without reading a message and without a change there.
+
+        The feed is not connected before and after.
+        """
+
     async def close(self) -> None:
         """Close the connection. May be called more than once."""

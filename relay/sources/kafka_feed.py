@@ -80,6 +80,14 @@ class KafkaFeed:
             next_offsets[partition] = max(offset + 1, next_offsets.get(partition, 0))
         await self._thread.run(self._commit, next_offsets)
 
+    async def check(self) -> None:
+        """Check that the broker has the topic. The consumer does not join the group."""
+        self._thread = KafkaThread("relay-kafka-source", self._options)
+        try:
+            await self._thread.run(self._create)
+        finally:
+            await self.close()
+
     async def close(self) -> None:
         """Leave the group and close the connection."""
         thread, self._thread = self._thread, None
@@ -92,6 +100,11 @@ class KafkaFeed:
     # In the thread
 
     def _open(self) -> None:
+        self._create()
+        assert self._consumer is not None, "not connected"
+        self._consumer.subscribe([self._topic])
+
+    def _create(self) -> None:
         self._consumer = Consumer(
             {
                 **self._options.build(),
@@ -103,7 +116,6 @@ class KafkaFeed:
             }
         )
         self._check()
-        self._consumer.subscribe([self._topic])
 
     def _check(self) -> None:
         """Check that the broker answers and has the topic."""

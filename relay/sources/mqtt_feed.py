@@ -10,6 +10,7 @@ Owns the client, which reads in a thread of its own. Never publishes.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ class MqttFeed:
         server: the broker.
         password: returns the password; called before each connection.
         tls: files for TLS.
-        filter: the topic filter, such as `sensors/+/temperature` or `sensors/#`.
+        filter: the topic filter, such as `sensors/+/temperature` or `sensors/#`; empty to only log in.
         name: the client id, which identifies the session.
     """
 
@@ -66,12 +67,15 @@ class MqttFeed:
 
     async def connect(self) -> None:
         """Connect, continue the session and subscribe."""
+        await self._connect(SESSION_S)
+
+    async def _connect(self, session_s: int) -> None:
         await self.close()
         self._loop = asyncio.get_running_loop()
         self._received, self._subscribed = asyncio.Queue(), self._loop.create_future()
         server, self._client = self._server, self._make_client()
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = SESSION_S
+        properties.SessionExpiryInterval = session_s
         properties.ReceiveMaximum = READ_MESSAGES_MAX
         [(host, port)] = server.hosts
         try:
@@ -109,6 +113,15 @@ class MqttFeed:
         for message in messages:
             self._client.ack(*message.handle)
 
+    async def check(self) -> None:
+        """Log in with a client id of its own, because a second login with an id ends the first connection."""
+        name = f"{self._name}-check-{secrets.token_hex(4)}"
+        login = MqttFeed(self._server, self._password, self._tls, filter="", name=name)
+        try:
+            await login._connect(session_s=0)
+        finally:
+            await login.close()
+
     async def close(self) -> None:
         """Close the connection. The session remains."""
         client, self._client = self._client, None
@@ -144,6 +157,8 @@ class MqttFeed:
     def _on_connect(self, client: Client, _data: Any, _flags: Any, code: ReasonCode, _properties: Any) -> None:
         if code.is_failure:
             self._call(self._fail, f"the broker rejects the connection: {code}")
+        elif not self._filter:
+            self._call(self._begin)
         else:
             options = SubscribeOptions(qos=1, retainHandling=_NO_RETAINED_AGAIN)
             client.subscribe(self._filter, options=options)

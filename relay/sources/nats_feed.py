@@ -81,6 +81,15 @@ class NatsStreamFeed:
                 await message.handle.ack()
             await self._client.flush()
 
+    async def check(self) -> None:
+        """Check that the server has the stream."""
+        client = await self._connector.connect()
+        try:
+            async with errors():
+                await client.jetstream().stream_info(self._stream)
+        finally:
+            await close(client)
+
     async def close(self) -> None:
         """Close the connection. The durable consumer remains."""
         client, self._client, self._consumer = self._client, None, None
@@ -135,6 +144,10 @@ class NatsSubjectFeed:
 
     async def store(self, messages: Sequence[FeedMessage]) -> None:
         """Do nothing: core NATS has no position."""
+
+    async def check(self) -> None:
+        """Log in. Any subject is valid."""
+        await close(await self._connector.connect())
 
     async def close(self) -> None:
         """Close the connection."""

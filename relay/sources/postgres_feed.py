@@ -112,6 +112,13 @@ class PostgresTableFeed:
         async with _errors():
             await self._connection.execute(f"DELETE FROM {self._quoted} WHERE id = ANY($1)", ids)  # noqa: S608
 
+    async def check(self) -> None:
+        """Connect and close the connection: `connect` changes nothing."""
+        try:
+            await self.connect()
+        finally:
+            await self.close()
+
     async def close(self) -> None:
         """Close the connection."""
         connection, self._connection = self._connection, None
@@ -181,6 +188,13 @@ class PostgresChannelFeed:
 
     async def store(self, messages: Sequence[FeedMessage]) -> None:
         """Do nothing: LISTEN has no position."""
+
+    async def check(self) -> None:
+        """Connect and close the connection: `connect` changes nothing."""
+        try:
+            await self.connect()
+        finally:
+            await self.close()
 
     async def close(self) -> None:
         """Close the connection."""

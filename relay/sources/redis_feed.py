@@ -91,6 +91,10 @@ class RedisStreamFeed:
         """Acknowledge entries."""
         await self._call("XACK", self._stream, self._group, *(message.handle for message in messages))
 
+    async def check(self) -> None:
+        """Log in."""
+        await _log_in(RedisClient(self._address, self._password, self._tls))
+
     async def close(self) -> None:
         """Close the connection."""
         client, self._client = self._client, None
@@ -173,6 +177,10 @@ class RedisChannelFeed:
     async def store(self, messages: Sequence[FeedMessage]) -> None:
         """Do nothing: PUB/SUB has no position."""
 
+    async def check(self) -> None:
+        """Log in."""
+        await _log_in(RedisClient(self._address, self._password, self._tls))
+
     async def close(self) -> None:
         """Close the connections."""
         pubsub, self._pubsub = self._pubsub, None
@@ -192,3 +200,11 @@ class RedisChannelFeed:
             return await call
         except (RedisError, OSError) as error:
             raise BrokerError(reason(error)) from None
+
+
+async def _log_in(client: RedisClient) -> None:
+    """Connect and close the connection. relay creates a missing stream, so it need not exist."""
+    try:
+        await client.call("PING")
+    finally:
+        await client.close()

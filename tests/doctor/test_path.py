@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from relay.doctor.finding import Level
-from relay.doctor.path import Observed, judge_delays
+from relay.doctor.path import Observed, judge_delays, judge_idle
 from tests.running import TIMEOUT_S, TOKEN, Relay, eventually, free_port, relay, run
 
 NGINX = """
@@ -95,6 +95,31 @@ def test_the_settings_of_the_server_are_checked(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"fault    disk: the folder {tmp_path}/none does not exist" in done.stdout
     assert f"→ create it: mkdir -p {tmp_path}/none" in done.stdout
+
+
+def test_a_proxy_that_cuts_idle_streams_is_a_fault(tmp_path: Path) -> None:
+    tuning = f"{GOOD} proxy_read_timeout 400ms;"
+    with relay("--heartbeat", "1s") as beating, nginx(tmp_path, beating, tuning) as cutting:
+        done = run("doctor", beating.url, "--idle", "1500ms")
+        assert "ok       idle: heartbeats keep the stream open for 1.5 s" in done.stdout, done.stdout
+        done = run("doctor", cutting, "--idle", "1500ms")
+        assert done.returncode == 1, done.stdout
+        assert "fault    idle: the stream was cut after 0.4 s of silence" in done.stdout, done.stdout
+        assert "nginx: proxy_read_timeout" in done.stdout
+
+
+def test_a_stream_without_a_heartbeat_is_a_warning() -> None:
+    observed = Observed(last_s=1.0)
+    assert judge_idle(observed, 2.0, 12.0, is_cut=False).level is Level.WARNING
+    observed.last_s = 3.0
+    assert judge_idle(observed, 2.0, 12.0, is_cut=False).level is Level.OK
+    assert "9.0 s of silence" in judge_idle(observed, 2.0, 12.0, is_cut=True).text
+
+
+@pytest.mark.parametrize(("arguments", "error"), [(("--idle", "x"), "--idle: "), (("--idle", "20s"), "needs the URL")])
+def test_a_wrong_time_of_idleness_is_an_error(arguments: tuple[str, ...], error: str) -> None:
+    done = run("doctor", *arguments)
+    assert (done.returncode, error in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

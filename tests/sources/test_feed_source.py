@@ -74,6 +74,9 @@ class ScriptedFeed:
     async def store(self, messages: Sequence[FeedMessage]) -> None:
         self.stored += [message.handle for message in messages]
 
+    async def check(self) -> None:
+        raise NotImplementedError
+
     async def close(self) -> None:
         self.open = False
 
