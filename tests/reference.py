@@ -1,13 +1,15 @@
 """Write the files that are generated from the code: `make reference`.
 
-Owns the layout of the pages and schemas in docs/reference. `tests/test_reference.py` checks that the committed files
-equal this program's output. `tests.manual` writes the manual pages and the completions.
+Owns the layout of the pages and schemas in docs/reference, and of the alert rules for Kubernetes.
+`tests/test_reference.py` checks that the committed files equal this program's output. `tests.manual` writes the manual
+pages and the completions.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import textwrap
 from dataclasses import Field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 SETTINGS_PAGE = ROOT / "docs" / "reference" / "settings.md"
 STATS_SCHEMA = ROOT / "docs" / "reference" / "stats.schema.json"
 SETTINGS_SCHEMA = ROOT / "docs" / "reference" / "settings.schema.json"
+ALERTS = ROOT / "deploy" / "monitoring" / "alerts.yml"
+PROMETHEUS_RULE = ROOT / "deploy" / "kubernetes" / "components" / "prometheus-rule" / "rule.yaml"
 PROOF_CAST = ROOT / "docs" / "proof.cast"
 PROOF_PAGE = ROOT / "docs" / "proof.md"
 
@@ -165,6 +169,15 @@ def _value_schema(each: Field[Any]) -> dict[str, Any]:
     return {"type": "string"}
 
 
+def prometheus_rule() -> str:
+    """Return the alert rules as a resource of the Prometheus operator."""
+    head = (
+        "# Written by `make reference` from deploy/monitoring/alerts.yml; do not edit.\n"
+        "apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  name: relay\nspec:\n"
+    )
+    return head + textwrap.indent(ALERTS.read_text(), "  ")
+
+
 def proof_transcript() -> str:
     """Return the output of the recording (asciicast version 2)."""
     _, *events = map(json.loads, PROOF_CAST.read_text().splitlines())
@@ -181,6 +194,7 @@ def main() -> None:
     SETTINGS_PAGE.write_text(settings_page())
     SETTINGS_SCHEMA.write_text(settings_schema())
     STATS_SCHEMA.write_text(stats_schema())
+    PROMETHEUS_RULE.write_text(prometheus_rule())
     manual.main()
     PROOF_PAGE.write_text(proof_page())
 

@@ -32,6 +32,7 @@ DEPLOY = ROOT / "deploy"
 COMPOSE = DEPLOY / "compose"
 CONTAINERFILE = DEPLOY / "Containerfile"
 OVERLAYS = ("redis", "kafka", "jetstream")
+JOB = re.compile(r'job="([^"]+)"')
 KUBERNETES = "1.30"
 """The oldest version that runs `preStop: sleep` by default."""
 
@@ -140,6 +141,16 @@ def test_the_monitor_of_the_component_finds_the_service() -> None:
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
     with relay() as server:
         assert server.request("GET", endpoint["path"])[0] == 200
+
+
+def test_the_component_of_the_alert_rules_renders_to_all_of_them() -> None:
+    [rule] = kustomize(DEPLOY / "kubernetes" / "components" / "prometheus-rule")
+    assert (rule["apiVersion"], rule["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    assert rule["spec"]["groups"] == yaml.safe_load((DEPLOY / "monitoring" / "alerts.yml").read_text())["groups"]
+    [job] = {
+        job for group in rule["spec"]["groups"] for each in group["rules"] for job in JOB.findall(each["expr"])
+    }
+    assert job == the(render("redis"), "Service", "relay-admin")["metadata"]["labels"]["app.kubernetes.io/name"]
 
 
 def arguments(instruction: str) -> list[str]:

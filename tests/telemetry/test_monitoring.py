@@ -19,7 +19,7 @@ from relay.config.model import Config
 from relay.telemetry.metrics import Histograms, Metrics
 from relay.telemetry.stats_schema import ClusterStats, SourceStats, UpstreamStats
 from relay.workers import aggregate
-from tests import ROOT
+from tests import ROOT, reference
 from tests.running import relay
 from tests.sim.world import World
 
@@ -92,6 +92,12 @@ def test_every_metric_of_the_alerts_and_of_the_dashboard_exists() -> None:
 
 def test_promtool_accepts_the_configuration_and_the_rules() -> None:
     assert f"{len(rules())} rules found" in promtool("check", "config", "prometheus.yml")
+
+
+def test_the_resource_of_the_prometheus_operator_has_the_same_rules() -> None:
+    text = reference.PROMETHEUS_RULE.read_text()
+    assert text == reference.prometheus_rule(), "run `make reference`"
+    assert yaml.safe_load(text)["spec"] == yaml.safe_load(ALERTS.read_text())
 
 
 def test_the_unit_tests_of_the_rules_pass_and_cover_each_alert() -> None:
