@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from relay.errors import ConfigError, EventError, RelayError, RequestError
+from relay.errors import ConfigError, EventError, LostError, RelayError, RequestError
 from relay.event import Event
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __all__ = [
     "Event",
     "EventError",
     "Gap",
+    "LostError",
     "Publisher",
     "RelayError",
     "RequestError",

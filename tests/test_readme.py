@@ -7,6 +7,7 @@ settings are checked. Every other block starts a server, or runs to its end besi
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import select
@@ -25,7 +26,7 @@ import pytest
 from relay.cli import load_config, serve
 from tests.browser import Browser
 from tests.front.test_page_browser import serving
-from tests.running import TIMEOUT_S, TOKEN, environment, eventually, relay
+from tests.running import TIMEOUT_S, TOKEN, Relay, environment, eventually, relay
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -200,12 +201,75 @@ def test_a_python_example_publishes(example: str, tmp_path: Path) -> None:
         assert server.stats()["events"] == (1001 if "range(1000)" in example else 1)
 
 
+def javascript(mark: str, server: Relay) -> str:
+    """Return the JavaScript example that contains a text, with the address of a server."""
+    [example] = [text for text in blocks("js") if mark in text]
+    return example.replace("http://127.0.0.1:8080", server.url)
+
+
+def open_empty_page(browser: Browser, server: Relay) -> None:
+    """Open a page of the server that has no scripts. The variable `printed` has the lines that an example prints."""
+    browser.open(f"{server.url}/healthz")
+    browser.value("var printed = []; console.log = (...all) => printed.push(all.join(' '))")
+
+
+def test_the_javascript_example_of_a_state_loads_it_again_after_a_gap(browser: Browser) -> None:
+    with serving() as server:
+        open_empty_page(browser, server)
+        server.publish("1", "prices.eu")
+        server.publish("2", "prices.eu")
+        browser.value(javascript("let prices", server))
+        browser.wait("printed.join() === 'price 2'")
+        for reason in ("conflated", "history"):
+            browser.value("var first = prices")
+            data = json.dumps({"reason": reason})
+            browser.value(f"prices.dispatchEvent(new MessageEvent('relay.gap', {{ data: {data!r} }})); 0")
+            assert browser.value("first === prices") is (reason == "conflated")
+        browser.wait("printed.join() === 'price 2,price 2'")
+        server.publish("3", "prices.eu")
+        browser.wait("printed.at(-1) === 'price 3'")
+        eventually(lambda: server.stats()["streams"] == 1, "the first stream is closed")
+
+
+def test_the_javascript_example_of_a_list_loads_it_again_after_a_gap(browser: Browser) -> None:
+    with serving() as server:
+        open_empty_page(browser, server)
+        server.publish("1", "news")
+        server.publish("2", "news")
+        browser.value(javascript("let messages", server))
+        eventually(lambda: server.stats()["streams"] == 1, "the example has subscribed")
+        server.publish("3", "news")
+        browser.wait("printed.join() === 'list 1 2,more 3'")
+        browser.value("messages.dispatchEvent(new MessageEvent('relay.gap', { data: '{}' })); 0")
+        browser.wait("printed.at(-1) === 'list 1 2 3'")
+        server.publish("4", "news")
+        browser.wait("printed.at(-1) === 'more 4'")
+
+
+def test_the_example_of_a_jwt_opens_a_stream_and_the_page_renews_its_ticket(browser: Browser, tmp_path: Path) -> None:
+    secret = tmp_path / "jwt.secret"
+    secret.write_text("s" * 64 + "\n")
+    [example] = [text for text in blocks("python") if "jwt.encode(" in text]
+    (tmp_path / "example.py").write_text(f"{example}\nprint(relay_token('ann'))\n")
+    with serving("--subscribe", "jwt", "--jwt-secret-file", str(secret), "--max-age", "1s") as server:
+        token = subprocess.run(
+            [sys.executable, "example.py"], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+        open_empty_page(browser, server)
+        browser.value(f"Math.random = () => 0; {javascript('async function follow', server)}; follow({token!r})")
+        eventually(lambda: server.stats()["streams"] == 1, "the example has subscribed")
+        server.publish("1", "news")
+        browser.wait("printed.join() === '1'")
+        eventually(lambda: server.stats()["streams"] == 0, "the stream has reached its maximum age")
+        server.publish("2", "news")
+        browser.wait("printed.join() === '1,2'")
+
+
 def test_the_javascript_example_prints_events_and_gaps(browser: Browser) -> None:
-    [example] = [text for text in blocks("js") if "envelope" not in text]
     with serving() as server:
         browser.open(server.url)
         browser.value("var printed = []; console.log = console.warn = (...all) => printed.push(all.join(' '))")
-        browser.value("{" + example.replace("8080", str(server.port)) + "}")
+        browser.value("{" + javascript("console.warn", server) + "}")
         eventually(lambda: server.stats()["streams"] == 1, "the example has subscribed")
         [id] = server.publish("from JavaScript", "news")
         browser.wait("printed.length === 1")
@@ -213,11 +277,10 @@ def test_the_javascript_example_prints_events_and_gaps(browser: Browser) -> None
 
 
 def test_the_javascript_example_with_the_envelope_prints_topics(browser: Browser) -> None:
-    [example] = [text for text in blocks("js") if "envelope" in text]
     with serving() as server:
         browser.open(server.url)
         browser.value("var printed = []; console.log = (...all) => printed.push(JSON.stringify(all))")
-        browser.value("{" + example.replace("8080", str(server.port)) + "}")
+        browser.value("{" + javascript("envelope", server) + "}")
         eventually(lambda: server.stats()["streams"] == 1, "the example has subscribed")
         server.publish('{"data": {"n": 1}}', "orders.eu", "application/json")
         browser.wait("printed.length === 1")

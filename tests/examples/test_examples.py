@@ -20,11 +20,13 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from redis import Redis
 
 from tests import ROOT
 from tests.browser import Browser
+from tests.certificate import make_certificate
 from tests.redis_server import need_redis
 from tests.running import TIMEOUT_S, TOKEN, Relay, Stream, environment, eventually, free_port, relay
 
@@ -305,7 +307,44 @@ def test_a_proxy_forwards_events_immediately(
             for data in (b"data: first\n", b"data: second\n"):
                 assert data in iter(stream.readline, b""), "the stream ended"
                 server.publish("second", "news")
-        assert (answers(port, "/stats"), answers(port, "/metrics")) == (403, 403)
+        assert {answers(port, path) for path in ("/stats", "/metrics", "/topics", "/topics/news")} == {403}
+
+
+def test_the_nginx_of_the_documentation_forwards_only_what_readers_and_webhooks_need(tmp_path: Path) -> None:
+    program("nginx")
+    [block] = re.findall(r"^```nginx\n(.*?)^```$", (ROOT / "docs" / "proxies.md").read_text(), re.MULTILINE | re.DOTALL)
+    certificate, port = make_certificate(tmp_path / "tls", "events.example"), free_port()
+    webhook = ("--webhook", "hooks.*=github", "--webhook-secret", "hooks.*=a-secret-for-the-example")
+    with relay("--trusted-proxy", "127.0.0.1", *webhook) as server:
+        for printed, used in (
+            ("127.0.0.1:8080", f"127.0.0.1:{server.port}"),
+            ("443", f"127.0.0.1:{port}"),
+            ("/etc/ssl/events.example.pem", str(certificate.cert)),
+            ("/etc/ssl/events.example.key", str(certificate.key)),
+        ):
+            assert printed in block
+            block = block.replace(printed, used)
+        (tmp_path / "nginx.conf").write_text(f"events {{}}\nhttp {{\naccess_log off;\n{block}}}\n")
+        options = ("-p", str(tmp_path), "-e", "stderr", "-g", "daemon off; pid nginx.pid;", "-c", "nginx.conf")
+        with (
+            running("nginx", *options, cwd=tmp_path) as process,
+            httpx.Client(
+                http2=True, verify=certificate.context(), base_url=f"https://127.0.0.1:{port}", timeout=TIMEOUT_S
+            ) as client,
+        ):
+            eventually(lambda: process.poll() is not None or (tmp_path / "nginx.pid").exists(), "nginx runs")
+            assert process.poll() is None, process.communicate()[0].decode()
+            with client.stream("GET", "/events?topic=news") as stream:
+                assert stream.http_version == "HTTP/2"
+                server.publish("one", "news")
+                assert "data: one" in stream.iter_lines()
+            readers = ("/healthz", "/events/news?limit=1", "/poll?topic=news&since=earliest")
+            assert {client.get(path).status_code for path in readers} == {200}
+            assert {client.get(path).status_code for path in ("/stats", "/metrics", "/topics", "/")} == {404}
+            # 401: relay misses the signature. 404: nginx does not forward.
+            posts = ("/publish/hooks.github", "/publish/news", "/publish")
+            assert [client.post(path, json={}).status_code for path in posts] == [401, 404, 404]
+            assert server.stats()["events"] == 1
 
 
 def answers(port: int, path: str) -> int:

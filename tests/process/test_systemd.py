@@ -20,7 +20,7 @@ from relay.config.model import SETTINGS
 from relay.errors import ConfigError
 from relay.process.systemd import Service
 from tests import ROOT
-from tests.running import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, command, environment, eventually, relay
+from tests.running import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, command, environment, eventually, relay, run
 
 HIGH_FD = 100
 """Above the descriptors that the shell of the test moves."""
@@ -208,3 +208,20 @@ def test_the_settings_of_the_unit_exist_and_work(tmp_path: Path) -> None:
         eventually(lambda: bool(server.messages("reloaded the credentials: ")), "the tokens are reloaded")
         server.publish("kept")
     assert (state / "relay.db").exists()
+
+
+def test_the_documentation_states_the_values_of_the_units() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text().partition("| in the units |")[2].partition("\n\n")[0]
+    units = "".join((ROOT / "deploy" / name).read_text() for name in ("relay.service", "relay.socket"))
+    lines = re.findall(r"`([A-Z][A-Za-z]+=[^`]+)`", page)
+    assert len(lines) >= 14
+    assert [line for line in lines if line not in units] == []
+
+
+def test_relay_accepts_the_documented_settings_for_production() -> None:
+    text = (ROOT / "docs" / "production.md").read_text()
+    block = text.partition("```ini\n")[2].partition("```")[0]
+    variables = dict(line.split("=", 1) for line in block.splitlines())
+    assert len(variables) >= 6
+    done = run("serve", "--print-config", **variables)
+    assert done.returncode == 0, done.stderr
