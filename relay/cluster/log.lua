@@ -18,7 +18,7 @@
 -- dedup key, or "!" if its topic has ended.
 --
 -- Sequences are contiguous: the entry after head has the id (head + 1)-0. Each entry has the field v1 (the payload) and
--- s (its stamp: the time in ms and the publisher). The first entry of a call also has the field p: the epoch and the
+-- s (its stamp: the time in ms, the publisher and its call). The first entry of a call also has the field p: the epoch and the
 -- stamp of the entry before, by which followers detect a log that has lost entries.
 
 local ENDED_MAX = 10000
@@ -92,7 +92,8 @@ if before[1] == call then
 end
 
 local any_ended = redis.call('ZCARD', ended) > 0
-local new_stamp = text(now) .. '-' .. publisher
+-- The call is part of the stamp: while the clock is behind the newest entry, the time does not advance.
+local new_stamp = text(now) .. '-' .. publisher .. '-' .. call
 local results = {epoch}
 local at, stop = 6, #ARGV
 

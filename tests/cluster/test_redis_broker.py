@@ -12,7 +12,7 @@ import pytest
 
 from relay.brokers.credentials import TlsFiles
 from relay.brokers.redis_client import RedisClient, RedisScript
-from relay.cluster.broker import READ_ENTRIES_MAX, LogChangedError, LogEntry, NewEntry, Result
+from relay.cluster.broker import READ_ENTRIES_MAX, EntriesReplacedError, LogChangedError, LogEntry, NewEntry, Result
 from relay.cluster.redis_broker import READ_BYTES, READ_ENTRIES_FIRST, RedisBroker
 from relay.config.broker_address import parse_redis
 from relay.errors import BrokerError, EndedError
@@ -233,6 +233,22 @@ async def test_the_time_never_decreases(redis: RedisServer, node: Node) -> None:
     redis.client.hset("{test}:state", "stamp", f"{ahead_ms}-00000000")
     await node.publish([entry("2")])
     assert [each.time_ms for each in await node.read(1)] == [ahead_ms]
+
+
+async def test_calls_have_different_stamps_while_the_clock_is_behind(redis: RedisServer, node: Node) -> None:
+    redis.client.hset("{test}:state", "stamp", f"{10**13}-00000000")
+    await node.publish([entry("1")])
+    await node.publish([entry("2")])
+    first, second = await node.read()
+    assert first.time_ms == second.time_ms == 10**13
+    # A broker that has lost entry 2 and has another one instead.
+    redis.client.hset("{test}:state", mapping={"head": "1", "stamp": first.mark})
+    redis.client.xdel("{test}:log", "2-0")
+    redis.client.execute_command("XSETID", "{test}:log", "1-0")
+    await node.publish([entry("other 2")])
+    await node.publish([entry("3")])
+    with pytest.raises(EntriesReplacedError, match="entry 3 does not continue the log"):
+        await node.read(2, second.mark, EPOCH)
 
 
 async def test_an_entry_of_another_program_is_reported(redis: RedisServer, node: Node) -> None:
