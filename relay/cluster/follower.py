@@ -111,10 +111,7 @@ class LogFollower:
         backoff = Backoff(RECONNECT_MIN_S, RECONNECT_MAX_S, half_jitter)
         try:
             while True:
-                began_s = self._clock()
-                reason = await self._attempt()
-                if self._clock() - began_s > RECONNECT_MAX_S:
-                    backoff.reset()
+                reason = await self._attempt(backoff)
                 if reason:
                     self.reconnects += self.connected
                     self._on_lost(reason)
@@ -124,10 +121,10 @@ class LogFollower:
         finally:
             await self._broker.close_follower()
 
-    async def _attempt(self) -> str:
+    async def _attempt(self, backoff: Backoff) -> str:
         """Connect and follow until an error; return its reason, or nothing if only the log has changed."""
         try:
-            await self._follow()
+            await self._follow(backoff)
         except LogChangedError as error:
             self._replaced = isinstance(error, EntriesReplacedError)
             _logger.warning("cluster: the broker's log has changed: %s", error)
@@ -138,7 +135,7 @@ class LogFollower:
             _logger.exception("cluster: the follower failed")
             return "internal error"
 
-    async def _follow(self) -> NoReturn:
+    async def _follow(self, backoff: Backoff) -> NoReturn:
         log = self._hub.log
         known = self._hub.head  # before the call, because a publish may be acknowledged meanwhile
         await self._begin(await self._broker.open(secrets.token_hex(4)), known)
@@ -149,6 +146,7 @@ class LogFollower:
                 entries = await self._broker.read(log.head - 1, missing, "", b"", POLL_S)
             else:
                 entries = await self._broker.read(log.head - 1, READ_MAX, log.epoch, self._mark, POLL_S)
+            backoff.reset()
             if entries:
                 self._take(entries)
             if self._clock() - self._checked_s >= POLL_S:

@@ -7,9 +7,11 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import ClassVar
 
 import pytest
 
+from relay.backoff import Backoff
 from relay.cluster import follower as module
 from relay.cluster.broker import LogEntry, LogPosition
 from relay.cluster.follower import LogFollower
@@ -158,6 +160,31 @@ async def test_a_lost_connection_continues_where_it_was_cut(log: MemoryLog, node
     assert node.data() == ["1", "2", "3"]
     assert node.follower.reconnects == 1
     assert node.follower.lapped == node.follower.renewals == 0
+
+
+async def test_the_back_off_begins_again_after_a_read(
+    log: MemoryLog, nodes: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Recorded(Backoff):
+        waits: ClassVar[list[float]] = []
+
+        def next_s(self) -> float:
+            self.waits.append(super().next_s())
+            return 0.0
+
+    monkeypatch.setattr(module, "Backoff", lambda *_: Recorded(1.0, 8.0))
+    node = nodes()
+    publish(log, "1")
+    await node.follow()
+    for _ in range(2):
+        log.down = True
+        log.wake()
+        await node.until(lambda: len(Recorded.waits) >= 3)
+        assert Recorded.waits[:3] == [1.0, 2.0, 4.0]
+        log.down = False
+        publish(log, "2")
+        await node.follow()
+        Recorded.waits.clear()
 
 
 async def test_trimming_past_the_next_entry_begins_again_with_a_gap(log: MemoryLog, nodes: Start) -> None:
