@@ -320,24 +320,27 @@ class ClusterPublisher:
 
     def _answer(self, call: list[Publication], epoch: str, results: Iterator[Result]) -> None:
         """Answer the publications of a call."""
+        hub, is_current = self._hub, epoch == self._hub.log.epoch
         for publication in call:
-            self.pending -= len(publication.entries)
+            entries = publication.entries
+            self.pending -= len(entries)
             self._bytes -= publication.size
             ids: list[str] = []
-            rejected: dict[int, RelayError] = {}  # number of an event in its request → why it was rejected
-            for number, entry in enumerate(publication.entries, 1):
+            rejected: dict[int, RelayError] | None = None  # number of an event in its request → why it was rejected
+            for number, entry in enumerate(entries, 1):
                 result = next(results)
-                if isinstance(result, RelayError):
-                    rejected[number] = result
+                if isinstance(result, int):
+                    self.events += 1
+                    if is_current and result >= hub.acknowledged:
+                        hub.acknowledged = result + 1
+                    ids.append(f"{epoch}-{result}" if entry.id is None else entry.id)
                 elif isinstance(result, str):
                     self.repeats += 1
                     ids.append(result)
                 else:
-                    self.events += 1
-                    if epoch == self._hub.log.epoch:
-                        self._hub.acknowledged = max(self._hub.acknowledged, result + 1)
-                    ids.append(f"{epoch}-{result}" if entry.id is None else entry.id)
-            publication.done(rejection(rejected, len(publication.entries)) if rejected else ids)
+                    rejected = rejected or {}
+                    rejected[number] = result
+            publication.done(ids if rejected is None else rejection(rejected, len(entries)))
         self._finish(len(call))
 
     def _finish(self, count: int) -> None:
