@@ -6,8 +6,9 @@ Owns the options of librdkafka. Never sends or receives an event.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
@@ -61,6 +62,16 @@ class KafkaOptions:
         """Return a text and the last error that the client library reported."""
         return f"{text}: {self._error}" if self._error else text
 
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raise BrokerError for each error of the client library within the context."""
+        try:
+            yield
+        except KafkaException as error:
+            cause = error.args[0] if error.args else error
+            text = cause.str() if isinstance(cause, KafkaError) else str(cause)
+            raise BrokerError(self.describe(text)) from None
+
     def _on_error(self, error: KafkaError) -> None:
         self._error = error.str()
 
@@ -83,12 +94,8 @@ class KafkaThread:
         Raises:
             BrokerError: the client library reports an error.
         """
-        try:
+        with self._options.errors():
             return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
-        except KafkaException as error:
-            cause = error.args[0] if error.args else error
-            text = cause.str() if isinstance(cause, KafkaError) else str(cause)
-            raise BrokerError(self._options.describe(text)) from None
 
     def close(self) -> None:
         """Wait for the last call and end the thread."""

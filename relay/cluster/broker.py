@@ -59,7 +59,8 @@ class LogEntry(NamedTuple):
         time_ms: its time, in milliseconds of Unix time on the broker's clock; it never decreases.
         form: the version of the payload's format.
         payload: the event; see `relay.cluster.entry`.
-        mark: its mark.
+        mark: its mark; possibly empty if another entry of the same read follows.
+        repeats: whether nodes drop it, because an earlier entry has the same dedup key.
     """
 
     sequence: int
@@ -67,6 +68,7 @@ class LogEntry(NamedTuple):
     form: bytes
     payload: bytes
     mark: bytes
+    repeats: bool = False
 
 
 def is_next(entry: LogEntry, after: int, read: int, mark: bytes) -> bool:

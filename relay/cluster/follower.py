@@ -235,14 +235,17 @@ class LogFollower:
         hub, now_s, offset_s = self._hub, self._clock(), self._offset_s
         epoch, bytes_max = hub.log.epoch, hub.writer.event_bytes_max
         newest_s = self._newest_s
-        for sequence, time_ms, form, payload, mark in entries:
+        for sequence, time_ms, form, payload, _, repeats in entries:
             newest_s = max(newest_s, min(time_ms / 1000 + offset_s, now_s))
+            if repeats:
+                hub.skip(sequence)
+                continue
             try:
                 entry = decode_payload(form, payload, epoch, sequence, newest_s, bytes_max)
             except EventError as error:
                 entry = self._refuse(sequence, newest_s, error)
             hub.take(entry, newest_s)
-            self._mark = mark
+        self._mark = entries[-1].mark
         self._newest_s = newest_s
         self.broker_head = max(self.broker_head, hub.log.head)
         self._note_progress(now_s)

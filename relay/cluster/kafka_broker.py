@@ -5,11 +5,12 @@ so the follower compares its last entry with the broker's whenever it begins to 
 partition. The epoch is in partition 0 of a second topic: each record replaces one known epoch by another, and a record
 whose known epoch is not the current one has no effect. So the epoch is replaced once.
 
-Owns the consumer, its thread, and the dedup keys of the followed entries. `relay.cluster.kafka_producer` publishes.
+Owns the consumer and its thread. `relay.cluster.kafka_producer` publishes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,8 +36,8 @@ from relay.cluster.broker import (
 from relay.cluster.entry import FORM
 from relay.cluster.epochs import Epochs, encode_record
 from relay.cluster.kafka_producer import KafkaProducer
+from relay.cluster.repeats import Repeats
 from relay.config.broker_address import KafkaAddress
-from relay.core.seen import Seen
 from relay.errors import BrokerError
 
 EPOCHS = "-epochs"
@@ -76,16 +77,18 @@ class KafkaBroker:
         self._epochs_stop = 0  # offset of the next record in the topic of epochs
         self._next: int | None = None  # offset of the next message that the consumer returns
         self._consumer: Consumer | None = None
-        self._seen = Seen(dedup_window_s, dedup_max)
+        self._repeats = Repeats(dedup_window_s, dedup_max)
         self._thread = KafkaThread("relay-kafka-read", self._options)
-        self._producer = KafkaProducer(address.name, self._options, self._seen)
+        self._producer = KafkaProducer(address.name, self._options, self._repeats)
 
     # The follower
 
     async def open(self, epoch: str) -> LogPosition:
         """Connect the follower. If the broker has no log, create one with this epoch."""
         await self.close_follower()
-        return await self._thread.run(self._open, epoch)
+        position = await self._thread.run(self._open, epoch)
+        self._repeats.start()
+        return position
 
     async def renew(self, known: str, epoch: str) -> LogPosition:
         """Replace the epoch `known` by `epoch`, unless another node has replaced it before."""
@@ -105,29 +108,55 @@ class KafkaBroker:
         """Return the next entries, in order; wait up to `wait_s` for the first one."""
         # The last entry is read again to compare its mark.
         first = after - 1 if epoch and mark and self._next != after else after
-        count = min(count_max, READ_ENTRIES_MAX) + (after - first)
-        messages = await self._thread.run(self._fetch, first, count, wait_s)
+        if self._next != first:
+            self._repeats.begin(after)
+        messages = await self._receive(first, min(count_max, READ_ENTRIES_MAX) + (after - first), wait_s)
         entries: list[LogEntry] = []
+        keyed: list[tuple[int, str, str]] = []  # place of an entry, its dedup key and its own id
         for message in messages:
             self._check(message, after)
             if message.topic() == self._epochs:
                 self._take_epoch(message)
                 continue
             entry, dedup = _entry(message)
-            if not is_next(entry, after, len(entries), mark):
+            place = len(entries)
+            if entry.sequence != after + place + 1 and not is_next(_marked(entry), after, place, mark):
                 continue
             entries.append(entry)
             if dedup is not None:
-                key, id = dedup
-                self._seen.add(key, id or f"{self._epoch.current}-{entry.sequence}", time.monotonic())
+                keyed.append((place, *dedup))
+        for place, key, id in keyed:
+            entry = entries[place]
+            if self._repeats.check(key, id or f"{self._epoch.current}-{entry.sequence}", entry.time_ms / 1000):
+                entries[place] = entry._replace(repeats=True)
+        if entries:
+            entries[-1] = _marked(entries[-1])
         self._next = after + len(entries)
+        self._repeats.advance(self._next)
         return entries
+
+    async def _receive(self, first: int, count: int, wait_s: float) -> list[Message]:
+        """Return the messages that have arrived, from the offset `first` on; wait for the first one in the thread.
+
+        Messages that have arrived are collected here. The thread would have to wait for a busy event loop.
+        """
+        assert self._consumer is not None, "the follower is not connected"
+        with self._options.errors():
+            if self._next == first:
+                await asyncio.sleep(0)  # Other tasks run between two reads.
+                if messages := self._consumer.consume(count, timeout=0.0):
+                    return messages
+            message = await self._thread.run(self._wait, first, wait_s)
+            if message is None:
+                return []
+            return [message, *(self._consumer.consume(count - 1, timeout=0.0) if count > 1 else ())]
 
     async def trim(self, before: int) -> None:
         """Do nothing: the topic's retention applies."""
 
     async def close_follower(self) -> None:
         """Close the follower's connection."""
+        self._repeats.stop()
         await self._thread.run(self._close_consumer)
 
     # In the thread of the follower
@@ -187,16 +216,14 @@ class KafkaBroker:
         for future in made.values():
             future.result(ANSWER_S)
 
-    def _fetch(self, first: int, count: int, wait_s: float) -> list[Message]:
-        consumer = self._consumer
-        assert consumer is not None, "the follower is not connected"
+    def _wait(self, first: int, wait_s: float) -> Message | None:
+        """Return the next message, which has the offset `first`; None if it does not arrive in time."""
+        assert self._consumer is not None, "the follower is not connected"
         if self._next != first:
-            consumer.assign([TopicPartition(self._log, 0, first), TopicPartition(self._epochs, 0, self._epochs_stop)])
+            log, epochs = TopicPartition(self._log, 0, first), TopicPartition(self._epochs, 0, self._epochs_stop)
+            self._consumer.assign([log, epochs])
             self._next = first
-        message = consumer.poll(wait_s)
-        if message is None:
-            return []
-        return [message, *(consumer.consume(count - 1, timeout=0.0) if count > 1 else ())]
+        return self._consumer.poll(wait_s)
 
     def _fetch_range(self, topic: str, start: int, stop: int) -> list[Message]:
         """Return the messages with the offsets from `start` to `stop`."""
@@ -291,7 +318,7 @@ class KafkaBroker:
 
 
 def _entry(message: Message) -> tuple[LogEntry, tuple[str, str] | None]:
-    """Return the entry in a message, and its dedup key with its own id, if it has a key."""
+    """Return the entry in a message, without its mark, and its dedup key with its own id, if it has a key."""
     form, dedup, id = FORM, None, ""
     headers: Any = message.headers() or ()  # a list of pairs, although the library's types allow a dictionary
     for name, value in headers:
@@ -303,7 +330,10 @@ def _entry(message: Message) -> tuple[LogEntry, tuple[str, str] | None]:
             dedup = value.decode(errors="replace")
         elif name == "id":
             id = value.decode(errors="replace")
-    payload, time_ms = message.value() or b"", message.timestamp()[1]
-    mark = b"%d-%08x" % (time_ms, crc32(payload))
-    entry = LogEntry(int(message.offset() or 0) + 1, time_ms, form, payload, mark)
+    entry = LogEntry(int(message.offset() or 0) + 1, message.timestamp()[1], form, message.value() or b"", b"")
     return entry, None if dedup is None else (dedup, id)
+
+
+def _marked(entry: LogEntry) -> LogEntry:
+    """Return an entry with its mark."""
+    return entry._replace(mark=b"%d-%08x" % (entry.time_ms, crc32(entry.payload)))

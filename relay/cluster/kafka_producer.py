@@ -3,11 +3,19 @@
 Theory of operation. librdkafka sends events again after a lost connection, and the broker recognizes them. The producer
 is therefore kept over errors, and a call that is repeated waits for the same messages.
 
-Owns the producer, its thread, and the call that is not answered.
+The client library reports each message by a callback, for which it takes and releases the interpreter's lock. In
+another thread, each callback would wait up to 5 ms for a busy event loop. So the event loop itself passes messages to
+the library and collects the reports. This never blocks, because the library sends and receives in threads of its own.
+
+Another node may have published an event with the same dedup key just before. So the answer for an event with a key
+waits until the follower has read its entry; see `relay.cluster.repeats`.
+
+Owns the producer, a thread for calls that block, and the call that is not answered.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 from collections.abc import Sequence
@@ -17,12 +25,18 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from relay.brokers import ANSWER_S
 from relay.brokers.kafka_client import KafkaOptions, KafkaThread
 from relay.cluster.broker import NewEntry, Request, Result
-from relay.cluster.entry import FORM
-from relay.core.seen import Seen
+from relay.cluster.publisher import CALL_EVENTS_MAX
+from relay.cluster.repeats import Repeats
 from relay.errors import BrokerError, RequestError
 
 MESSAGE_BYTES_MAX = 100_000_000
 """Largest message that the client library sends. The broker has another limit."""
+
+LINGER_MS = 1
+"""Time for which the client library waits for the other events of a call, so that they are one request."""
+
+POLL_S = 0.001
+"""Interval at which the event loop collects the reports of the client library while a call is not answered."""
 
 
 class _Call:
@@ -32,8 +46,7 @@ class _Call:
         self.number = number
         self.epoch = epoch
         self.results: list[Result] = []
-        self.dedup: list[tuple[str, int, str]] = []  # key, place of its event in `results`, and own id of the event
-        self.repeats: list[tuple[int, int, str]] = []  # place of an event; place and own id of the first with its key
+        self.keyed: list[tuple[int, NewEntry]] = []  # messages with a dedup key, with their places in `results`
         self.left = 0  # messages without an answer
         self.unsent: list[tuple[int, NewEntry]] = []  # messages to send, also again, with their places
 
@@ -44,13 +57,13 @@ class KafkaProducer:
     Args:
         topic: the topic.
         options: the options of the clients.
-        seen: the dedup keys of the followed entries.
+        repeats: the dedup keys of the followed entries.
     """
 
-    def __init__(self, topic: str, options: KafkaOptions, seen: Seen) -> None:
+    def __init__(self, topic: str, options: KafkaOptions, repeats: Repeats) -> None:
         self._topic = topic
         self._options = options
-        self._seen = seen
+        self._repeats = repeats
         self._thread = KafkaThread("relay-kafka-write", options)
         self._producer: Producer | None = None
         self._watcher: Consumer | None = None  # asks for the head
@@ -65,14 +78,10 @@ class KafkaProducer:
         if self._call.number != number:
             self._call = self._prepare(number, epoch, requests)
         call = self._call
-        await self._thread.run(self._produce, call)
-        for key, place, id in call.dedup:
-            result = call.results[place]
-            if isinstance(result, int):
-                self._seen.add(key, id or f"{call.epoch}-{result}", time.monotonic())
-        for place, first, id in call.repeats:
-            result = call.results[first]
-            call.results[place] = id or f"{call.epoch}-{result}" if isinstance(result, int) else result
+        with self._options.errors():
+            await self._produce(call)
+        if call.epoch == epoch:
+            await self._drop_repeats(call)
         return call.epoch, call.results
 
     async def head(self) -> int:
@@ -85,23 +94,63 @@ class KafkaProducer:
         self._thread.close()
 
     def _prepare(self, number: int, epoch: str, requests: Sequence[Request]) -> _Call:
-        """Find the events that are repeats; the others are to be sent."""
-        call, now_s = _Call(number, epoch), time.monotonic()
-        firsts: dict[str, tuple[int, str]] = {}
+        """Find the events that are known to be repeats; the others are to be sent."""
+        call, now_s = _Call(number, epoch), time.time()
         for place, entry in enumerate(entry for request in requests for entry in request):
-            key = entry.dedup
-            known = None if key is None else self._seen.find(key, now_s)
-            call.results.append(0 if known is None else known)
+            known = None if entry.dedup is None else self._repeats.known(entry.dedup, now_s)
             if known is not None:
+                call.results.append(known)
                 continue
-            if key is not None and key in firsts:
-                call.repeats.append((place, *firsts[key]))
-                continue
+            call.results.append(0)
             call.unsent.append((place, entry))
-            if key is not None:
-                firsts[key] = place, entry.id or ""
-                call.dedup.append((key, place, entry.id or ""))
+            if entry.dedup is not None:
+                call.keyed.append((place, entry))
         return call
+
+    async def _produce(self, call: _Call) -> None:
+        """Send the messages of a call, and wait for their answers."""
+        producer = self._producer
+        assert producer is not None, "the publisher is not connected"
+        deadline_s = time.monotonic() + ANSWER_S
+        unsent, call.unsent, sent = call.unsent, [], 0
+        try:
+            while sent < len(unsent) or call.left:
+                while sent < len(unsent) and self._send(producer, call, *unsent[sent]):
+                    sent += 1
+                if time.monotonic() >= deadline_s:
+                    raise BrokerError(self._options.describe(f"no answer within {ANSWER_S:g} s"))
+                await asyncio.sleep(POLL_S)
+                producer.poll(0)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError._FATAL:
+                await self._thread.run(self._discard, producer)
+            raise
+        finally:
+            call.unsent += unsent[sent:]
+        if call.unsent:
+            raise BrokerError(self._options.describe("the broker rejected events"))
+
+    def _send(self, producer: Producer, call: _Call, place: int, entry: NewEntry) -> bool:
+        """Pass one event to the client library; return False if its queue is full."""
+        headers: list[tuple[str, str | bytes | None]] | None = None
+        if entry.dedup is not None:
+            headers = [("dedup", entry.dedup.encode()), ("id", (entry.id or "").encode())]
+        record = functools.partial(record_delivery, call, place, entry)
+        try:
+            producer.produce(self._topic, entry.payload, partition=0, headers=headers, on_delivery=record)
+        except BufferError:
+            return False
+        call.left += 1
+        return True
+
+    async def _drop_repeats(self, call: _Call) -> None:
+        """Replace the sequence of each repeat by the id of the first event with its key."""
+        for place, entry in call.keyed:
+            result = call.results[place]
+            if isinstance(result, int):
+                first = await self._repeats.first(str(entry.dedup), result)
+                if first is not None and first != (entry.id or f"{call.epoch}-{result}"):
+                    call.results[place] = first
 
     # In the thread
 
@@ -112,7 +161,8 @@ class KafkaProducer:
                     **self._options.build(),
                     "enable.idempotence": True,
                     "delivery.timeout.ms": 0,
-                    "linger.ms": 0,
+                    "linger.ms": LINGER_MS,
+                    "batch.num.messages": CALL_EVENTS_MAX,  # a full call does not linger
                     "message.max.bytes": MESSAGE_BYTES_MAX,
                 }
             )
@@ -123,46 +173,6 @@ class KafkaProducer:
         except KafkaException:
             self._producer.poll(0.0)  # The library reports the reason only here.
             raise
-
-    def _produce(self, call: _Call) -> None:
-        producer = self._producer
-        assert producer is not None, "the publisher is not connected"
-        deadline_s = time.monotonic() + ANSWER_S
-        unsent, call.unsent, sent = call.unsent, [], 0
-        try:
-            for place, entry in unsent:
-                self._send(producer, call, place, entry, deadline_s)
-                sent += 1
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError._FATAL:
-                self._discard(producer)
-            raise
-        finally:
-            call.unsent += unsent[sent:]
-        while call.left:
-            if time.monotonic() >= deadline_s:
-                raise BrokerError(self._options.describe(f"no answer within {ANSWER_S:g} s"))
-            producer.poll(0.1)
-        if call.unsent:
-            raise BrokerError(self._options.describe("the broker rejected events"))
-
-    def _send(self, producer: Producer, call: _Call, place: int, entry: NewEntry, deadline_s: float) -> None:
-        """Pass one event to the client library; wait while its queue is full."""
-        headers: list[tuple[str, str | bytes | None]] = [("relay", FORM)]
-        if entry.dedup is not None:
-            headers += [("dedup", entry.dedup.encode()), ("id", (entry.id or "").encode())]
-        record = functools.partial(record_delivery, call, place, entry)
-        while True:
-            try:
-                producer.produce(self._topic, entry.payload, partition=0, headers=headers, on_delivery=record)
-            except BufferError:
-                if time.monotonic() >= deadline_s:
-                    raise BrokerError(self._options.describe(f"no answer within {ANSWER_S:g} s")) from None
-                producer.poll(0.1)
-                continue
-            call.left += 1
-            producer.poll(0)
-            return
 
     def _discard(self, producer: Producer) -> None:
         """Replace a producer that rejects all events after a fatal error, once it has answered its last messages.

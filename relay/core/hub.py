@@ -297,6 +297,12 @@ class Hub:
         if is_end(entry.frame):
             self.end_topic(entry.topic)
 
+    def skip(self, sequence: int) -> None:
+        """Leave out the next entry, which no subscriber receives."""
+        self.log.skip_to(sequence + 1)
+        if self._on_entry is not None:
+            self._on_entry()
+
     @property
     def ready(self) -> bool:
         """Whether this hub can serve new streams."""

@@ -57,10 +57,10 @@ class Mover(threading.Thread):
     Args:
         nodes: the nodes; more may be added.
         draw: chooses the node and the time to move.
-        is_last: returns whether an event is the last one.
+        is_last: returns whether an event is the last one, given also the number of received events.
     """
 
-    def __init__(self, nodes: list[ClusterNode], draw: random.Random, is_last: Callable[[Event], bool]) -> None:
+    def __init__(self, nodes: list[ClusterNode], draw: random.Random, is_last: Callable[[Event, int], bool]) -> None:
         super().__init__(daemon=True)
         self.seen: list[Event | None] = []  # None marks the start of a connection
         self.count = 0  # of received events
@@ -92,7 +92,7 @@ class Mover(threading.Thread):
                 if event.id is not None:
                     self._last = event.id
                     self.count += 1
-                    self._over = self._is_last(event)
+                    self._over = self._is_last(event, self.count)
                 patience -= 1
 
 

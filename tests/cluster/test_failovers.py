@@ -110,7 +110,7 @@ def test_clients_are_notified_of_each_event_that_a_failover_or_the_trimming_took
     nodes = [ClusterNode(tmp_path, name, brokers.primary, *HISTORY) for name in "ab"]
     feeder = Resender(nodes[0].path, EVENTS, nodes[1].path, rate=EVENTS_PER_S)
     movers = [
-        Mover(nodes, random.Random(draw.random()), lambda event: event.data == LAST) for _ in range(SUBSCRIBERS)
+        Mover(nodes, random.Random(draw.random()), lambda event, _: event.data == LAST) for _ in range(SUBSCRIBERS)
     ]
     threads: list[Resender | Mover] = [feeder, *movers]
     faults = list[str]()

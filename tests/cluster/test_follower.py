@@ -187,6 +187,21 @@ async def test_the_back_off_begins_again_after_a_read(
         Recorded.waits.clear()
 
 
+async def test_an_entry_that_repeats_another_one_is_left_out(log: MemoryLog, nodes: Start) -> None:
+    node = nodes()
+    publish(log, "1", "2", "2", "3")
+    entry, before = log.entries[2]
+    log.entries[2] = entry._replace(repeats=True), before
+    await node.follow()
+    publish(log, "4")
+    await node.follow()
+    hub = node.hub
+    retained = [sequence for sequence in range(hub.log.tail, hub.log.head) if hub.log.has(sequence)]
+    assert retained == [1, 2, 4, 5]
+    assert [unwrap(hub.log.frame(sequence)).count(b"data: 2\n") for sequence in retained] == [0, 1, 0, 0]
+    assert hub.log.id(5) == f"{log.epoch}-5"
+
+
 async def test_trimming_past_the_next_entry_begins_again_with_a_gap(log: MemoryLog, nodes: Start) -> None:
     node = nodes()
     publish(log, "1", "2")

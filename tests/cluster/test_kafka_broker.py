@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from itertools import count
 from typing import TypeAlias, cast
 
@@ -15,7 +16,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from relay.brokers.credentials import TlsFiles
-from relay.cluster.broker import EntriesReplacedError, LogChangedError
+from relay.cluster.broker import EntriesReplacedError, LogChangedError, LogEntry
 from relay.cluster.kafka_broker import KafkaBroker
 from relay.cluster.kafka_producer import _Call, record_delivery
 from relay.config.broker_address import parse_kafka
@@ -77,25 +78,89 @@ async def test_a_call_that_is_repeated_appends_nothing(nodes: list[KafkaNode]) -
     assert await node.broker.head() == 3
 
 
-async def test_a_dedup_key_gives_the_first_id_at_nodes_that_have_the_event(nodes: list[KafkaNode]) -> None:
+@asynccontextmanager
+async def following(*nodes: KafkaNode) -> AsyncIterator[list[list[LogEntry]]]:
+    """Follow the log at some nodes; return the entries that each has read."""
+
+    async def follow(node: KafkaNode, entries: list[LogEntry]) -> None:
+        while True:
+            entries += await node.broker.read(len(entries), 100, EPOCH, entries[-1].mark if entries else b"", 0.1)
+
+    logs: list[list[LogEntry]] = [[] for _ in nodes]
+    tasks = [asyncio.create_task(follow(*each)) for each in zip(nodes, logs, strict=True)]
+    yield logs
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(result, asyncio.CancelledError)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(20.0):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_dedup_key_gives_the_first_id_at_every_node(nodes: list[KafkaNode]) -> None:
     first, second = nodes
-    assert await first.publish([entry(dedup="k")]) == [1]
-    assert await first.publish([entry(dedup="k")]) == [f"{EPOCH}-1"]
-    assert await first.publish([entry(dedup="own", id="own id"), entry(dedup="own")]) == [2, "own id"]
-    await second.read(count=2)
-    assert await second.publish([entry(dedup="k")], [entry(dedup="own"), entry()]) == [f"{EPOCH}-1", "own id", 3]
-    assert await second.publish([entry(dedup="new"), entry(dedup="new")]) == [4, f"{EPOCH}-4"]
+    async with following(*nodes) as logs:
+        assert await first.publish([entry(dedup="k")]) == [1]
+        assert await first.publish([entry(dedup="k")]) == [f"{EPOCH}-1"]
+        assert await first.publish([entry(dedup="own", id="own id"), entry(dedup="own")]) == [2, "own id"]
+        await until(lambda: len(logs[1]) == 3)
+        assert await second.publish([entry(dedup="k")], [entry(dedup="own"), entry()]) == [f"{EPOCH}-1", "own id", 4]
+        assert await second.publish([entry(dedup="new"), entry(dedup="new")]) == [5, f"{EPOCH}-5"]
+        await until(lambda: [len(log) for log in logs] == [6, 6])
+    for log in logs:
+        assert [each.sequence for each in log if each.repeats] == [3, 6]
+
+
+async def test_an_event_that_two_nodes_publish_at_once_is_dropped_once(
+    server: KafkaServer, nodes: list[KafkaNode]
+) -> None:
+    # No node has followed the other's entry when it publishes its own.
+    publishing = [asyncio.create_task(node.publish([entry("same", dedup="k")])) for node in nodes]
+    head = 0
+    while head != 3:
+        head = await nodes[0].broker.head()
+    url = f"kafka://{server.address}/{nodes[0].broker._log}"
+    late = await kafka_node(url).start()
+    async with following(*nodes, late) as logs:
+        answers = await asyncio.gather(*publishing)
+        assert sorted(map(str, (answer for [answer] in answers))) == [f"{EPOCH}-1", "1"]
+        await until(lambda: all(len(log) == 2 for log in logs))
+    for log in logs:
+        assert [each.repeats for each in log] == [False, True]
+    await late.broker.close()
+    # A node that has begun again reads the same.
+    await nodes[0].broker.open("")
+    assert [each.repeats for each in await nodes[0].read(count=2)] == [False, True]
+
+
+async def test_a_publisher_does_not_wait_for_a_follower_that_has_stopped(nodes: list[KafkaNode]) -> None:
+    node = nodes[0]
+    publishing = asyncio.create_task(node.broker.publish(1, [[entry(dedup="k")]]))
+    while await node.broker.head() != 2:
+        pass
+    await node.broker.close_follower()
+    with pytest.raises(BrokerError, match="the follower has lost its connection"):
+        await publishing
+    await node.broker.open("")
+    async with following(node):
+        assert await node.broker.publish(1, [[entry(dedup="k")]]) == (EPOCH, [1])
+    assert await node.broker.head() == 2
 
 
 async def test_a_reader_compares_its_last_entry_when_it_begins(nodes: list[KafkaNode]) -> None:
     node = nodes[0]
     await node.publish([entry("1"), entry("2"), entry("3")])
-    first, second, third = await node.read(count=3)
+    _, second, third = [(await node.read(after, count=1))[0] for after in range(3)]
     await node.broker.open("")
     assert await node.read(2, second.mark, EPOCH) == [third]
     await node.broker.open("")
     with pytest.raises(EntriesReplacedError, match="entry 2 is another one"):
-        await node.read(2, first.mark, EPOCH)
+        await node.read(2, third.mark, EPOCH)
 
 
 async def test_the_epoch_is_renewed_once(nodes: list[KafkaNode]) -> None:
@@ -212,8 +277,9 @@ async def test_the_key_of_a_rejected_event_is_not_a_repeat(nodes: list[KafkaNode
             self._answers.append(functools.partial(on_delivery, KafkaError(KafkaError.MSG_SIZE_TOO_LARGE), None))
 
     accepting, producer._producer = producer._producer, cast(Producer, TooLarge())
-    first, second = await nodes[0].publish([large, large])
-    assert isinstance(first, RequestError)
-    assert isinstance(second, RequestError)
+    [rejected] = await nodes[0].publish([large])
+    assert isinstance(rejected, RequestError)
     producer._producer = accepting
-    assert await nodes[0].publish([large, large]) == [1, "own"]
+    async with following(nodes[0]):
+        assert await nodes[0].publish([large]) == [1]
+        assert await nodes[0].publish([large]) == ["own"]

@@ -6,10 +6,11 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
-from tests.cluster.nodes import check_every_node, data, epoch, follow, ready, try_to_publish
+from tests.cluster.nodes import QUICK, check_every_node, data, epoch, follow, ready, try_to_publish
 from tests.kafka_server import KafkaServer
 from tests.running import Feeder, Relay, eventually, relay
 
@@ -61,6 +62,31 @@ def test_dedup_keys_and_the_end_of_a_topic_hold_at_every_node(pair: tuple[Relay,
         assert [event.event for event in stream.rest()] == ["relay.end"]
     with pytest.raises(AssertionError, match="has ended"):
         b.publish("late", "t")
+
+
+def test_events_that_two_nodes_publish_at_once_are_delivered_once(
+    server: KafkaServer, pair: tuple[Relay, Relay]
+) -> None:
+    a, b = pair
+    events = [{"data": str(number), "dedup": str(number), "ack": number} for number in range(200)]
+    with (
+        relay("--cluster", server.url, "--workers", "2", *QUICK) as workers,
+        Feeder(a.unix_path) as first,
+        Feeder(b.unix_path) as second,
+        ExitStack() as stack,
+    ):
+        streams = [stack.enter_context(follow(node)) for node in (a, b, workers)]
+        for event in events:
+            first.send(event)
+            second.send(event)
+        answers = [first.answer() for _ in events]
+        assert answers == [second.answer() for _ in events]
+        a.publish("end")
+        for stream in streams:
+            received = stream.take(len(events) + 1)
+            assert [event.data for event in received] == [*map(str, range(len(events))), "end"]
+            assert [event.id for event in received[:-1]] == [answer["id"] for answer in answers]
+        assert a.stats()["log"]["head"] > len(events) + 2, "no event reached the log twice"
 
 
 def test_a_broker_that_stalls_makes_nodes_unready_and_loses_nothing(
