@@ -21,6 +21,8 @@ PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-c
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync", "--disable-dev-shm-usage",
     "--no-first-run", "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe",
+    # Letters and colours do not depend on the machine's settings.
+    "--font-render-hinting=none", "--disable-lcd-text", "--force-color-profile=srgb",
 )  # fmt: skip
 
 
