@@ -131,6 +131,19 @@ def test_the_end_of_an_upstream_topic_does_not_end_the_local_topic() -> None:
         assert (end.event, end.data, event.data) == ("upstream.end", "3:1", "continues")
 
 
+async def test_the_end_of_the_only_upstream_topic_stops_following_without_another_request() -> None:
+    async with scripted([answer(body=b"id: 7\nevent: relay.end\ndata: bye\n\n")]) as upstream:
+
+        def follow() -> None:
+            with relay("--upstream", f"{upstream.url}/events/a") as server:
+                eventually(lambda: "relay.end" in str(server.stats()["upstream"]["ended"]), "it ends")
+                with Stream(server.port, "topic=default&since=earliest") as stream:
+                    assert stream.next().event == "upstream.end"
+
+        await in_thread(follow)
+    assert len(upstream.requests) == 1
+
+
 async def test_204_stops_following_and_serving_continues() -> None:
     async with scripted([answer(204, "")]) as upstream:
 
