@@ -28,7 +28,7 @@ JS_SOURCES := $(addprefix clients/js/,package.json package-lock.json tsconfig.js
 PEERS ?= $(notdir $(patsubst %/install,%,$(wildcard bench/peers/*/install)))
 
 .PHONY: help demo prove prove-cast cluster-demo cluster-faults bench-cluster capacity run test test-all test-parallel test-alone docs reference release lock audit browser brokers promtool kafka lint storm h2spec fuzz sanitize bench bench-fanout bench-micro bench-restart bench-http2 bench-models bench-scale bench-storm bench-upgrade bench-all measurements bench-compression bench-gate bench-instructions \
-	bench-ratios bench-baseline peers load load-ui clean
+	bench-ratios bench-baseline peers load load-ui soak clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -267,6 +267,9 @@ load: $(INSTALLED_TEST)  ## Put locust's load on a relay for a minute: make load
 
 load-ui: $(INSTALLED_TEST)  ## Run the same load from locust's web page.
 	$(BIN)/python -m loadtest --ui $(ARGS)
+
+soak: $(INSTALLED_TEST) brokers  ## Run everything for two hours and check memory and events: make soak ARGS="--minutes 10".
+	$(BIN)/python -m loadtest.soak $(ARGS)
 
 clean:  ## Remove all files that make created.
 	rm -rf .venv .venv-sanitize build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

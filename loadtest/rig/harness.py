@@ -70,7 +70,7 @@ class MeasuredServer:
         self.target = target
         self._stack = contextlib.ExitStack()
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        port, publish_port = _free_ports(2)
+        port, publish_port = free_ports(2)
         self._place = Place(port, publish_port, folder / "state")
         self._place.folder.mkdir()
         self.port = self._place.port
@@ -192,7 +192,7 @@ def _is_neutral(name: str) -> bool:
     return not name.startswith("RELAY_") or name == "RELAY_ENGINE"
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return free ports, all different."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
