@@ -8,9 +8,7 @@ Unix socket, like any other feeder. Never serves streams itself.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import secrets
 import signal
 import sys
 import tempfile
@@ -24,8 +22,8 @@ import click
 from relay.client.publish import Publisher
 from relay.commands.prove import STREAMS_MAX, Proof
 from relay.commands.prove import prove as run_proof
-from relay.config.load import variable
-from relay.config.model import SETTINGS, Config, parse_address
+from relay.commands.server_process import start_server
+from relay.config.model import Config, parse_address
 from relay.errors import ConfigError, RelayError
 from relay.event import Event
 from relay.process.listeners import listen as open_listener
@@ -47,8 +45,6 @@ STOP_TIMEOUT_S = 3.0
 """Longest wait for the server to exit. Its `drain-timeout` is 1 s."""
 HISTORY_EVENTS = 100_000
 """Events that the server retains: more than the fastest feed publishes while a page reconnects."""
-_SETTINGS = frozenset(map(variable, SETTINGS)) | {"RELAY_CONFIG"}
-"""Variables that are removed from the environment of the server."""
 
 _PRICES = {"ACME": 120.0, "GLOBEX": 48.5, "INITECH": 9.75, "UMBRELLA": 310.0}
 _NAMES = ("Ada", "Grace", "Linus", "Margaret", "Ken")
@@ -141,7 +137,7 @@ def demo(
         if data is not None:
             raise click.UsageError("--prove uses a temporary file; omit --data")
         proof = Proof(streams, rate or PROVE_RATE, PROVE_PAUSES_S if seconds is None else seconds)
-        return asyncio.run(run_proof(proof, *choose_address(listen or "127.0.0.1:0"), server_environment()))
+        return asyncio.run(run_proof(proof, *choose_address(listen or "127.0.0.1:0")))
     return asyncio.run(_run(*choose_address(listen), rate or RATE, seconds, data))
 
 
@@ -221,9 +217,9 @@ class _Server:
         shown = f"[{host}]" if ":" in host else host
         self.address = f"http://{'127.0.0.1' if host in ('', '0.0.0.0', '::') else shown}:{port}"
         self._command: tuple[str, ...] = (
-            "serve", "--listen", f"{shown}:{port}", "--unix", path, "--stdin", "ndjson", "--exit-on-eof",
+            "--listen", f"{shown}:{port}", "--unix", path, "--stdin", "ndjson", "--exit-on-eof",
             "--data", data, "--durable", "--history-events", str(HISTORY_EVENTS),
-            # Pages of every origin may read, because the events are samples. `_start` generates a token for publishing.
+            # Pages of every origin may read, because the events are samples. Publishing needs a token.
             "--cors-origin", "*",
             "--drain-timeout", "1s", "--log-level", "warning",
         )  # fmt: skip
@@ -247,22 +243,7 @@ class _Server:
 
     async def _start(self) -> asyncio.subprocess.Process:
         """Start the process. Its standard input is a pipe from this process, so it exits if this process is killed."""
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # Do not import modules from the current directory.
-            "-m",
-            "relay",
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            process_group=0,  # Ctrl-C interrupts only the demo, which then stops the server.
-            env=server_environment(),
-        )
-
-
-def server_environment() -> dict[str, str]:
-    """Return the environment of the server: no settings of the user, and a token that is never printed."""
-    own = {name: text for name, text in os.environ.items() if name not in _SETTINGS}
-    return own | {variable("publish-token"): secrets.token_urlsafe(24)}
+        return await start_server(self._command, stdin=asyncio.subprocess.PIPE)
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -93,13 +93,12 @@ def check_descriptors(streams: int) -> None:
         )
 
 
-async def prove(proof: Proof, host: str, port: int, environ: Mapping[str, str]) -> int:
+async def prove(proof: Proof, host: str, port: int) -> int:
     """Run all faults, print the result, and return the exit code: 0 if the promise was kept, otherwise 1.
 
     Args:
         proof: the arguments.
         host, port: a free address of this machine.
-        environ: the environment of the server.
 
     Raises:
         RelayError: a step did not succeed in time.
@@ -113,7 +112,7 @@ async def prove(proof: Proof, host: str, port: int, environ: Mapping[str, str]) 
             *("--policy-for", f"{BUSY}=drop-oldest lag-bytes={BUSY_LAG}"),
             *("--retry-min", "100ms", "--retry-max", "1s"),
         )
-        async with ProvedServer(arguments, environ) as server:
+        async with ProvedServer(arguments) as server:
             run = _Run(proof, server)
             run.say("start", f"server process {await server.start()}; its history is in a file")
             async with Publisher(socket) as publisher, _clients(host, port, _topics(proof.streams)) as clients:

@@ -13,13 +13,13 @@ import contextlib
 import os
 import re
 import signal
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
+from relay.commands.server_process import start_server
 from relay.errors import RelayError
 
 STEP_TIMEOUT_S = 30.0
@@ -39,12 +39,10 @@ class ProvedServer:
 
     Args:
         arguments: the arguments of `relay serve`.
-        environ: the environment.
     """
 
-    def __init__(self, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
+    def __init__(self, arguments: Sequence[str]) -> None:
         self._arguments = (*arguments, "--stdin", "ndjson", "--exit-on-eof", "--log-format", "json")
-        self._environ = environ
         self.pid = 0
         self._process: asyncio.subprocess.Process | None = None
 
@@ -76,18 +74,7 @@ class ProvedServer:
 
     async def start(self) -> int:
         """Start a process, wait until it serves, and return its id."""
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # Do not import modules from the current directory.
-            "-m",
-            "relay",
-            "serve",
-            *self._arguments,
-            stdin=self._stdin,
-            stderr=self._stderr,
-            process_group=0,  # Ctrl-C interrupts only the demo, which then kills the server.
-            env=dict(self._environ),
-        )
+        self._process = await start_server(self._arguments, stdin=self._stdin, stderr=self._stderr)
         self.pid = self._process.pid
         await self._message(r"serving at ")
         return self.pid

@@ -1,7 +1,7 @@
 """`relay demo --prove`: it keeps count of every event, and reports a broken promise.
 
-Tests of `relay.commands.prove`, `relay.commands.prove_clients`, `relay.commands.prove_record` and
-`relay.commands.prove_server`.
+Tests of `relay.commands.prove`, `relay.commands.prove_clients`, `relay.commands.prove_record`,
+`relay.commands.prove_server` and `relay.commands.server_process`.
 """
 
 from __future__ import annotations
