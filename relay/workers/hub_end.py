@@ -73,6 +73,7 @@ IDS_PER_MESSAGE = 16
 EVICTED_PER_TURN = 64
 """EvictedMarks messages encoded in one call of `take`: less than a millisecond."""
 
+R = TypeVar("R")
 T = TypeVar("T", bound=Iterable[str])
 
 
@@ -266,19 +267,16 @@ class Downlink:
 
     def _published(self, number: int, result: list[str] | RelayError) -> None:
         if self._requests.pop(number, None) is not None:
-            self._reply(
-                _refused(number, result) if isinstance(result, RelayError) else Published(number=number, ids=result)
-            )
+            self._respond(number, result, lambda ids: Published(number=number, ids=ids))
 
     def _taken(self, number: int, result: float | RelayError) -> None:
-        self._reply(
-            _refused(number, result) if isinstance(result, RelayError) else RateAnswer(number=number, wait_s=result)
-        )
+        self._respond(number, result, lambda wait_s: RateAnswer(number=number, wait_s=wait_s))
 
     def _found(self, number: int, result: int | RelayError | None) -> None:
-        self._reply(
-            _refused(number, result) if isinstance(result, RelayError) else Found(number=number, sequence=result)
-        )
+        self._respond(number, result, lambda sequence: Found(number=number, sequence=sequence))
+
+    def _respond(self, number: int, result: R | RelayError, answer: Callable[[R], Message]) -> None:
+        self._reply(_refused(number, result) if isinstance(result, RelayError) else answer(result))
 
     def _answered(self, number: int, body: bytes) -> None:
         self._reply(Answer(number=number, body=body))
