@@ -722,9 +722,9 @@ class Config:
         30.0,
         "Time for which the broker may be unavailable, or this node may lag without progress, before /readyz fails. "
         "30 seconds by default, because a failover of the broker takes some seconds, and all nodes lack the broker at "
-        "the same time.",
+        "the same time. At least 2 seconds, because a node compares its log with the broker's only once per second.",
         "duration",
-        least=1,
+        least=2,
     )
     cluster_password_file: str = setting(
         "",

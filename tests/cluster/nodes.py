@@ -10,7 +10,7 @@ from tests.redis_server import RedisServer
 from tests.running import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, eventually
 
 JSON = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-QUICK = ("--retry-min", "1ms", "--retry-max", "2ms", "--cluster-timeout", "1s")
+QUICK = ("--retry-min", "1ms", "--retry-max", "2ms", "--cluster-timeout", "2s")
 
 
 def follow(server: Relay, last_id: str = "", topic: str = "default") -> Stream:

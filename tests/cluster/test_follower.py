@@ -15,7 +15,7 @@ from relay.backoff import Backoff
 from relay.cluster import follower as module
 from relay.cluster.broker import LogEntry, LogPosition
 from relay.cluster.follower import LogFollower
-from relay.config.model import Config
+from relay.config.model import SETTINGS, Config
 from relay.core.forms.framing import unwrap
 from relay.errors import BrokerError
 from relay.event import Event
@@ -515,6 +515,18 @@ async def test_progress_is_measured(log: MemoryLog, nodes: Start) -> None:
     connected = node.connected
     await node.until(lambda: node.connected > connected)
     assert node.follower.current_s == node.now_s
+
+
+async def test_an_idle_node_is_current_with_the_shortest_time_limit(log: MemoryLog, nodes: Start) -> None:
+    """Half of the limit is left for the broker and a busy machine."""
+    timeout_min_s = SETTINGS["cluster-timeout"].metadata["least"]
+    node = nodes()
+    await node.follow()
+    for _ in range(3):
+        node.now_s += module.POLL_S
+        assert node.now_s - node.follower.current_s <= timeout_min_s / 2
+        log.wake()
+        await node.until(lambda: node.follower.current_s == node.now_s)
 
 
 async def test_a_follower_that_fails_makes_no_progress(

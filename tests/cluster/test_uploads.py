@@ -9,7 +9,7 @@ from tests.curl import curl, report, write
 from tests.redis_server import RedisServer
 from tests.running import Stream, relay
 
-QUICK = ("--retry-min", "1ms", "--retry-max", "2ms", "--cluster-timeout", "1s")
+QUICK = ("--retry-min", "1ms", "--retry-max", "2ms", "--cluster-timeout", "2s")
 ANSWERS = ("-H", "Accept: application/x-ndjson")
 
 
