@@ -22,15 +22,7 @@ import pytest
 
 from relay.event import Event
 from tests.oracle import Oracle, Published
-from tests.running import ASIDE_BYTES, TIMEOUT_S, Feeder, Relay, Stream, relay, run
-
-
-def wait_for(condition: Callable[[], bool], description: str) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"timed out waiting for {description}"
-        time.sleep(0.02)
+from tests.running import ASIDE_BYTES, TIMEOUT_S, Feeder, Relay, Stream, eventually, relay, run
 
 
 def is_readable(feeder: Feeder) -> bool:
@@ -46,7 +38,7 @@ def workers(server: Relay) -> list[int]:
 
 def started_instead(server: Relay, dead: int, other: int) -> int:
     """Wait for the worker that replaces a dead one."""
-    wait_for(lambda: set(workers(server)) - {dead, other} != set(), "a new worker")
+    eventually(lambda: set(workers(server)) - {dead, other} != set(), "a new worker")
     [started] = set(workers(server)) - {dead, other}
     return started
 
@@ -129,7 +121,7 @@ def test_every_worker_reports_the_totals_of_all_processes(server: Relay, spread:
         assert server.metric("relay_worker_up") == 2
         assert server.request("GET", "/readyz")[0] == 200
     topic = {"topic": "a", "subscribers": count, "retained": 1, "events": 1}
-    wait_for(lambda: server.stats()["topics"] == [topic], "the list of topics, up to one second old")
+    eventually(lambda: server.stats()["topics"] == [topic], "the list of topics, up to one second old")
 
 
 def test_top_shows_the_totals_and_each_worker(server: Relay, spread: Spread) -> None:
@@ -191,7 +183,7 @@ def test_a_killed_worker_is_restarted_and_its_clients_resume_without_a_gap(serve
         follower.finish(last)
     assert any(follower.resumes for follower in followers)
     assert any(not follower.resumes for follower in followers), "the other worker's streams are not affected"
-    wait_for(lambda: len(workers(server)) == 2, "two workers")
+    eventually(lambda: len(workers(server)) == 2, "two workers")
     assert server.stats()["worker_restarts"] == 2
 
 
@@ -287,7 +279,7 @@ def test_a_stopped_worker_does_not_delay_the_others_or_cost_memory(tmp_path: Pat
             if stream not in running:
                 # These streams were lapped. They are closed, and a reconnect receives a gap event.
                 stream.rest()
-                wait_for(lambda: receives_gap(server, stream.last_event_id), "a gap")  # noqa: B023
+                eventually(lambda: receives_gap(server, stream.last_event_id), "a gap")  # noqa: B023
 
 
 def receives_gap(server: Relay, last_id: str) -> bool:
@@ -328,7 +320,7 @@ def test_the_workers_of_a_killed_hub_drain_and_exit(server: Relay, spread: Sprea
         with stream:
             assert stream.rest() == []
             assert stream.raw.rstrip(b"\n").rpartition(b"\n")[2].startswith(b"retry: ")
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the workers exit")
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the workers exit")
 
 
 def test_a_drain_sends_all_entries_of_the_log_to_every_stream(server: Relay, spread: Spread) -> None:
@@ -356,7 +348,7 @@ def test_a_block_stream_at_a_worker_holds_only_the_publishers_of_its_topic(tmp_p
                 assert sent < 200, "the feeder is never held"
                 feeder.send({"topic": "a", "data": "x" * 10_000 + str(sent), "ack": sent})
                 sent += 1
-                wait_for(lambda: is_readable(feeder) or is_held(), "an answer, or the hold")
+                eventually(lambda: is_readable(feeder) or is_held(), "an answer, or the hold")
                 if is_readable(feeder):
                     feeder.answer()
             assert other.publish(topic="b", data="free")
