@@ -159,22 +159,29 @@ def test_a_documented_server_command_works_as_typed(block: str, port: int, tmp_p
             read_until(process, b"serving at")
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+    """Run a server for all client commands."""
+    with relay("--unix", str(tmp_path_factory.mktemp("relay") / "relay.sock")) as running:
+        yield running
+
+
 @pytest.mark.parametrize("block", runnable(starts=False))
-def test_a_documented_client_command_works_as_typed(block: str, tmp_path: Path) -> None:
-    with relay("--unix", str(tmp_path / "relay.sock")) as server:
-        server.publish("an earlier event", "news")
-        with shell(f"export RELAY_PUBLISH_TOKEN={TOKEN}\n{block}", tmp_path, server.port) as process:
-            if "jq" in block:
-                if shutil.which("jq") is None:
-                    pytest.skip("jq is not installed")
-                read_until(process, b'["news","an earlier event"]\n')
-            elif "curl -N" in block:
-                read_until(process, b"data: an earlier event\n")
-            else:
-                output, _ = process.communicate(timeout=TIMEOUT_S)
-                assert process.returncode == 0, output
-                assert output
-                assert b'{"error":' not in output
+def test_a_documented_client_command_works_as_typed(block: str, server: Relay, tmp_path: Path) -> None:
+    (tmp_path / "relay.sock").symlink_to(server.unix_path)
+    server.publish("an earlier event", "news")
+    with shell(f"export RELAY_PUBLISH_TOKEN={TOKEN}\n{block}", tmp_path, server.port) as process:
+        if "jq" in block:
+            if shutil.which("jq") is None:
+                pytest.skip("jq is not installed")
+            read_until(process, b'["news","an earlier event"]\n')
+        elif "curl -N" in block:
+            read_until(process, b"data: an earlier event\n")
+        else:
+            output, _ = process.communicate(timeout=TIMEOUT_S)
+            assert process.returncode == 0, output
+            assert output
+            assert b'{"error":' not in output
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,7 @@ def children(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@pytest.mark.parametrize("closed", CLOSED)
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("closed", "workers"), [*((closed, 1) for closed in CLOSED), (CLOSED[-1], 2)])
 def test_relay_serves_and_drains_with_closed_standard_descriptors(closed: str, workers: int) -> None:
     port = free_port()
     serve = shlex.join(command("serve", "--listen", f"127.0.0.1:{port}", "--workers", str(workers)))
@@ -89,9 +88,8 @@ def test_an_upgrade_works_with_closed_standard_descriptors() -> None:
             os.kill(new, signal.SIGTERM)
 
 
-@pytest.mark.parametrize("closed", CLOSED)
-def test_commands_run_with_closed_standard_descriptors(closed: str) -> None:
-    with started("sh", "-c", f"exec {shlex.join(command('--version'))} {closed}") as process:
+def test_commands_run_with_closed_standard_descriptors() -> None:
+    with started("sh", "-c", f"exec {shlex.join(command('--version'))} {CLOSED[-1]}") as process:
         assert process.wait(TIMEOUT_S) == 0
 
 

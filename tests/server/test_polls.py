@@ -192,6 +192,8 @@ def test_a_drain_answers_waiting_polls_at_once(workers: str) -> None:
         server.process.send_signal(signal.SIGTERM)
         assert [poller.answer() for poller in pollers] == [{"events": [], "next": id}] * 20
         assert time.monotonic() - began_s < 10
+        for poller in pollers:
+            poller.connection.close()
         server.wait()
 
 
@@ -246,20 +248,19 @@ def test_pages_of_listed_origins_may_poll() -> None:
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_a_client_that_does_not_keep_its_connection_reads_to_the_end(version: str) -> None:
-    with relay() as server:
-        [id] = server.publish("1", "a")
-        for wait in ("0", "0.1"):
-            with contextlib.closing(RawClient(server.port)) as client:
-                client.send(
-                    f"GET /poll?topic=a&wait={wait} HTTP/{version}\r\nHost: a\r\nConnection: close\r\n\r\n".encode()
-                )
-                received = b""
-                while piece := client.socket.recv(65536):
-                    received += piece
-                head, _, body = received.partition(b"\r\n\r\n")
-                assert b"\r\nConnection: close" in head
-                assert json.loads(body) == {"events": [], "next": id}
+def test_a_client_that_does_not_keep_its_connection_reads_to_the_end(server: Relay, version: str) -> None:
+    [id] = server.publish("1", "a")
+    for wait in ("0", "0.1"):
+        with contextlib.closing(RawClient(server.port)) as client:
+            client.send(
+                f"GET /poll?topic=a&wait={wait} HTTP/{version}\r\nHost: a\r\nConnection: close\r\n\r\n".encode()
+            )
+            received = b""
+            while piece := client.socket.recv(65536):
+                received += piece
+            head, _, body = received.partition(b"\r\n\r\n")
+            assert b"\r\nConnection: close" in head
+            assert json.loads(body) == {"events": [], "next": id}
 
 
 def test_input_during_the_wait_closes_the_connection_after_the_answer() -> None:
@@ -353,8 +354,7 @@ def test_a_history_of_large_events_is_bounded_in_bytes() -> None:
         ("since=nonsense", "since"),
     ],
 )
-def test_wrong_arguments_are_rejected(query: str, reason: str) -> None:
-    with relay() as server:
-        status, _, body = server.request("GET", f"/poll?{query}")
-        assert status == 400
-        assert reason in json.loads(body)["error"]
+def test_wrong_arguments_are_rejected(server: Relay, query: str, reason: str) -> None:
+    status, _, body = server.request("GET", f"/poll?{query}")
+    assert status == 400
+    assert reason in json.loads(body)["error"]

@@ -247,7 +247,12 @@ def check_after_crash(feed: ServerOfFeed, folder: Path) -> None:
         assert state(server)["errors"] == 0
 
 
-@pytest.mark.parametrize("feed", WITH_POSITION, ids=name, indirect=True)
+SLOW = pytest.param(KafkaTopicServer, marks=pytest.mark.slow)  # waits until Kafka removes the killed relay from the group
+
+
+@pytest.mark.parametrize(
+    "feed", [SLOW if kind is KafkaTopicServer else kind for kind in WITH_POSITION], ids=name, indirect=True
+)
 def test_after_kill_9_of_relay_no_message_is_lost_and_none_is_published_twice(
     feed: ServerOfFeed, tmp_path: Path
 ) -> None:

@@ -225,7 +225,7 @@ async def test_a_silent_server_counts_as_lost() -> None:
 
 
 def test_following_a_relay_that_is_killed_and_restarted_with_its_file_loses_nothing(tmp_path: Path) -> None:
-    data, path, port, count = str(tmp_path / "relay.db"), tmp_path / "relay.sock", free_port(), 400
+    data, path, port, count = str(tmp_path / "relay.db"), tmp_path / "relay.sock", free_port(), 100
     arguments = ("--listen", f"127.0.0.1:{port}", "--unix", str(path), "--data", data, "--durable", *QUICK)
     published = Published()
     with contextlib.ExitStack() as stack:
@@ -295,7 +295,7 @@ def test_events_lost_at_the_upstream_are_reported_to_local_subscribers() -> None
 
 def test_a_held_topic_stops_the_reading_and_nothing_is_lost(tmp_path: Path) -> None:
     """The stream waits in the buffers of its server while a local `block` stream lags."""
-    count, size = 3000, 1000
+    count, size = 1000, 1000
     with (
         relay("--history-bytes", "64MiB") as source,
         relay(
