@@ -20,6 +20,14 @@ from tests.twins import NAMES, NATIVE_ONLY
 settings.register_profile("relay", deadline=None, print_blob=True)
 settings.load_profile("relay")
 
+gc.disable()  # until the tests are collected: nothing of what the collection creates is garbage
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the collected tests from garbage collection. Each full collection would traverse a million objects."""
+    gc.freeze()
+    gc.enable()
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _opened_once() -> None:
