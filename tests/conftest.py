@@ -14,10 +14,11 @@ from hypothesis import settings
 from bench.implementations import Codec, load_codec
 from relay.speedups import counters
 from tests.browser import Browser, program
+from tests.sim.seeds import SEEDS
 from tests.twins import NAMES, NATIVE_ONLY
 
 # A shared machine stalls sometimes. No test measures stalls.
-settings.register_profile("relay", deadline=None, print_blob=True)
+settings.register_profile("relay", deadline=None, print_blob=True, max_examples=min(100, 2 * SEEDS))
 settings.load_profile("relay")
 
 gc.disable()  # until the tests are collected: nothing of what the collection creates is garbage

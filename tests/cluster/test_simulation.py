@@ -191,6 +191,7 @@ def test_clients_that_move_receive_contiguous_events_or_a_gap(first: int) -> Non
     run_batch(lambda seed: asyncio.run(simulate(seed)), first)
 
 
+@pytest.mark.slow
 def test_the_simulations_reach_all_intended_faults() -> None:
     seen: Counter[str] = Counter()
     for seed in range(60):

@@ -114,6 +114,7 @@ def test_a_compressed_stream_has_the_content_of_its_twin(first: int) -> None:
     run_batch(simulate, first)
 
 
+@pytest.mark.slow
 def test_the_simulations_share_compressors_and_lose_them() -> None:
     shared = unshared = contexts = 0
     for seed in range(60):

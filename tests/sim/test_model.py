@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from relay.config.model import Config
+from tests.sim.seeds import SEEDS
 from tests.sim.test_promise import POLICIES, TERMS, TOPICS
 from tests.sim.world import World
 
@@ -100,4 +101,4 @@ class Promise(RuleBasedStateMachine):
 
 
 TestPromise = Promise.TestCase
-TestPromise.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestPromise.settings = settings(max_examples=SEEDS // 2, stateful_step_count=60, deadline=None)

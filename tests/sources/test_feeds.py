@@ -247,7 +247,8 @@ def check_after_crash(feed: ServerOfFeed, folder: Path) -> None:
         assert state(server)["errors"] == 0
 
 
-SLOW = pytest.param(KafkaTopicServer, marks=pytest.mark.slow)  # waits until Kafka removes the killed relay from the group
+# The test waits until Kafka removes the killed relay from the group.
+SLOW = pytest.param(KafkaTopicServer, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
