@@ -100,10 +100,9 @@ def fanout() -> Section:
     return Section(
         name="fanout",
         title="Fan-out: relay beside other servers",
-        about="All servers receive the same clients and the same publisher, one after the other, with their usual "
-        "settings. relay and the floor run one process; nchan, go-sse and Mercure use both cores. "
-        "`bench/README.md` in the checkout has all loads, the versions of the servers and their changed "
-        "settings.",
+        about="All servers receive the same clients and the same publisher, one after the other. relay and the "
+        "floor run one process; nchan and the servers in Go use both cores. `bench/README.md` in the checkout has all "
+        "loads, the versions of the servers and their changed settings.",
         command="make peers bench-fanout",
         sources=[source(msgspec.to_builtins(run))],
         tables=standings.summary(run),
