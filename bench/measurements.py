@@ -52,6 +52,7 @@ def sections() -> list[Section]:
         operation_sections.upgraded(),
         operation_sections.clusters(),
         operation_sections.cluster_peers(),
+        operation_sections.soaked(),
     ]
 
 

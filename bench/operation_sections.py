@@ -1,7 +1,7 @@
 """The sections of docs/measurements.md about operation: scale, storm, start, upgrade, clusters and the soak.
 
-Owns the choice of their figures and their requirements, except those of `bench.cluster_report`. Never measures
-anything.
+Owns the choice of their figures and their requirements, except those of `bench.cluster_report` and `loadtest.soak`.
+Never measures anything.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from bench.chart import Curves, Panel
 from bench.report import Result, Spread, number, shown
 from bench.section import Demand, Section, source, table
 from bench.standings import NOISE
+from loadtest.soak.report import MIB, SLOPE_MIB_PER_HOUR_MAX, SavedSoak, text_of
 
 SOAK_RESULTS = HERE.parent / "loadtest" / "soak.json"
 STORM_S_MAX = 12.0
 """Time for 100,000 streams that reconnect at once, on two cores."""
 
-MIB = 1024 * 1024
 WAYS = {"memory": "in memory", "data": "`--data`", "durable": "`--data --durable`"}
 FAULTS = "streams refused, and events missed or doubled"
 
@@ -264,40 +264,47 @@ def _better(what: str, bars: list[tuple[str, float]], *, more_is_better: bool) -
 
 def soaked() -> Section:
     """Return the section of the soak of the load tests."""
-    runs = [msgspec.json.decode(SOAK_RESULTS.read_bytes())] if SOAK_RESULTS.exists() else []
-    rows, panels, demands = [], [], []
-    for run in runs:
-        result, curves = run["result"], dict[str, list[tuple[float, float]]]()
-        for sample in run["samples"]:
-            for name, each in sample["servers"].items():
-                memory = (each["hub_bytes"] + each["workers_bytes"]) / MIB
-                curves.setdefault(name, []).append((sample["time_s"] / 60, memory))
-        panels.append(Curves(title="memory of each server, MiB", time="minutes", lines=curves))
-        for name, each in result["memory"].items():
-            slope = f"{each['mib_per_hour']:+.2f} ± {each['standard_error']:.2f}"
-            rows.append((name, *(number(each[figure]) for figure in ("first_mib", "last_mib", "peak_mib")), slope))
-        demands += [
-            Demand(what="events missed without a gap in the soak", **_none(result["unreported"])),
-            Demand(what="events received twice or out of order in the soak", **_none(result["twice"])),
-            Demand(
-                what="the soak: no fault, no logged error, no growing memory",
-                measured="passed" if result["passed"] else "failed",
-                required="passed",
-                met=result["passed"],
-            ),
-        ]
+    runs = [msgspec.json.decode(SOAK_RESULTS.read_bytes(), type=SavedSoak)] if SOAK_RESULTS.exists() else []
     return Section(
         name="soak",
         title="Soak: hours with everything switched on",
-        about="Servers with workers, compression, TLS, HTTP/2, a file and a cluster run for two hours. Meanwhile "
-        "slow clients stall, clients reconnect, and the servers are upgraded. The slope is that of the memory "
+        about="Servers with workers, compression, TLS, HTTP/2, a file and a cluster run for two hours. Meanwhile slow "
+        "clients stall, clients reconnect, and servers are upgraded and restarted. The slope is that of the memory "
         "after the warm-up, with its standard error.",
         command="make soak ARGS=--save",
-        sources=[f"{run['started']}, commit {run['commit']}, {run['hours']:g} hours" for run in runs],
-        tables=table(("server", "MiB after the warm-up", "at the end", "peak", "slope, MiB/h"), rows),
-        panels=panels,
-        demands=demands,
+        sources=[f"{run.started}, commit {run.commit}, {run.hours:g} hours" for run in runs],
+        tables="".join(text_of(run.result) + "\n" for run in runs),
+        panels=[Curves(title="memory of each server, MiB", time="minutes", lines=_memory(run)) for run in runs],
+        demands=[demand for run in runs for demand in _soak_demands(run)],
     )
+
+
+def _memory(run: SavedSoak) -> dict[str, list[tuple[float, float]]]:
+    """Return the time in minutes and the memory in MiB of each sample, by server."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for sample in run.samples:
+        for name, each in sample.servers.items():
+            size = (each.hub_bytes + each.workers_bytes) / MIB
+            curves.setdefault(name, []).append((sample.time_s / 60, size))
+    return curves
+
+
+def _soak_demands(run: SavedSoak) -> list[Demand]:
+    faults = sum(run.result.last.faults.values())
+    slopes = [
+        Demand(
+            what=f"growth of the memory of {name} in the soak",
+            measured=f"{each.mib_per_hour:+.2f} ± {each.standard_error:.2f} MiB per hour",
+            required=f"≤ {number(SLOPE_MIB_PER_HOUR_MAX)} MiB per hour",
+            met=each.mib_per_hour <= SLOPE_MIB_PER_HOUR_MAX,
+        )
+        for name, each in run.result.memory.items()
+    ]
+    return [
+        Demand(what="events missed without a gap, received twice or out of order, in the soak", **_none(faults)),
+        Demand(what="errors in the logs of the soak", **_none(len(run.result.last.errors))),
+        *slopes,
+    ]
 
 
 def _none(count: int) -> dict[str, Any]:

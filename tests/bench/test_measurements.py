@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import pytest
 
 from bench import chart, http2, measurements, models, operation_sections, report, restart, scale, upgrade
 from bench.chart import Curves, Panel
 from bench.section import Demand, Section, source
+from loadtest.soak.report import SavedSoak, ServerSample, SoakSample, result_of
 
 FIGURES = models.ModelFigures(**dict.fromkeys(models.ModelFigures.__struct_fields__, 0))
 RUNS: dict[ModuleType, Any] = {
@@ -148,23 +149,30 @@ def test_saved_results_do_not_make_a_commit_dirty(tmp_path: Path, monkeypatch: p
     assert report.machine()["commit"].endswith("-dirty")
 
 
-def test_a_soak_shows_memory_over_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_soak_shows_memory_over_time_and_a_fault_falls_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operation_sections, "SOAK_RESULTS", tmp_path / "soak.json")
     assert not operation_sections.soaked().sources
+    nothing: dict[str, Any] = {
+        name: 0 for name in SoakSample.__struct_fields__ if SoakSample.__annotations__[name] == "int"
+    }
+    nothing |= {"servers_cpu_s": 0.0, "readers_cpu_s": 0.0, "gaps": {}, "actions": {}, "errors": []}
     samples = [
-        {"time_s": 60.0 * minute, "servers": {"node": {"hub_bytes": 40 << 20, "workers_bytes": minute << 20}}}
-        for minute in range(3)
+        SoakSample(
+            **nothing,
+            time_s=60.0 * minute,
+            servers={"node": ServerSample(40 << 20, minute << 20, descriptors=9, age_s=60.0 * minute)},
+            faults={"an event twice, or out of order": 3},
+        )
+        for minute in range(1, 4)
     ]
-    slope = {"mib_per_hour": 0.5, "standard_error": 0.25, "first_mib": 40.0, "last_mib": 42.0, "peak_mib": 42.0}
-    result = {"passed": False, "memory": {"node": slope}, "unreported": 0, "twice": 3}
-    run = {"commit": "abc", "started": "2026-01-01", "hours": 2.0, "samples": samples, "result": result}
-    operation_sections.SOAK_RESULTS.write_text(json.dumps(run))
+    result = result_of(samples)
+    run = SavedSoak(commit="abc", started="2026-01-01", hours=2.0, samples=samples, result=result)
+    operation_sections.SOAK_RESULTS.write_bytes(msgspec.json.encode(run))
     part = operation_sections.soaked()
-    assert "| node | 40 | 42 | 42 | +0.50 ± 0.25 |" in part.tables
-    assert [each.met for each in part.demands] == [True, False, False]
+    assert [each.met for each in part.demands] == [False, True, False]  # memory grows by 60 MiB per hour
     (curves,) = part.panels
     assert isinstance(curves, Curves)
-    assert curves.lines == {"node": [(0.0, 40.0), (1.0, 41.0), (2.0, 42.0)]}
+    assert curves.lines == {"node": [(1.0, 41.0), (2.0, 42.0), (3.0, 43.0)]}
     measurements.write_charts([part], tmp_path)
     assert "memory of each server, MiB" in TEXT.findall((tmp_path / "soak.svg").read_text())
 
