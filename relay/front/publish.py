@@ -92,7 +92,8 @@ def open_upload(front: Front, request: Request, route: PublishBody, grant: Grant
         grant: from `authorise`.
 
     Raises:
-        RequestError: 415 the charset is not UTF-8; 503 the server ends its uploads.
+        RequestError: 400 all lines would have the same id; 415 the charset is not UTF-8; 503 the server ends its
+            uploads.
     """
     answering = accepts_ndjson(request.headers.get("accept", ""))
     if (request.body_length is not None and not answering) or front.auth.has_secret(route.webhook):
@@ -115,7 +116,7 @@ def open_upload(front: Front, request: Request, route: PublishBody, grant: Grant
         partial(front.take_rate, grant.subject),
         front.metrics.upload_lines,
         front.loop,
-        dedup=route.dedup,
+        dedup=fields.dedup,
         answering=answering,
     )
 

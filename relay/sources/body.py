@@ -71,7 +71,8 @@ def parse_body(
 
     Raises:
         EventError: an event is malformed; the reason names the line or the item.
-        RequestError: 415, the content type is not supported, or the charset is not UTF-8.
+        RequestError: 415, the content type is not supported, or the charset is not UTF-8; 400, `fields` has an id, but
+            the body consists of lines.
     """
     media = media_type(content_type)
     format = line_format(
@@ -157,8 +158,15 @@ def line_format(
         as_lines: whether each line of a text is the data of an event.
         members: as for `parse_data`.
         bytes_max: longest line, or largest event of an event stream.
+
+    Raises:
+        RequestError: 400, `fields` has an id, which all events would share.
     """
     topic = str(fields.topic)
+    is_text = as_lines and media.startswith("text/")
+    if fields.id is not None and (media in _NDJSON or media == _EVENT_STREAM or is_text):
+        reason = "id: a body of lines is several events, and each needs an id of its own; remove id from the request"
+        raise RequestError(400, reason)
 
     def parse_ndjson(line: bytes) -> Event | None:
         return with_defaults(parse_event(line), topic, None, fields.ttl) if line.strip() else None
@@ -177,7 +185,7 @@ def line_format(
         return LineFormat(LineSplitter(bytes_max), parse_json_data if is_data else parse_ndjson)
     if media == _EVENT_STREAM:
         return LineFormat(StreamSplitter(topic, bytes_max), parse_streamed)
-    if as_lines and media.startswith("text/"):
+    if is_text:
         return LineFormat(LineSplitter(bytes_max), lambda line: _text_event(line, fields))
     return None
 

@@ -49,6 +49,13 @@ def test_the_ttl_of_a_request_applies_to_events_that_have_none(media: str, body:
     assert [event.ttl for event in parse_body(media, body, Event(topic="t", ttl=60))] == ttls
 
 
+@pytest.mark.parametrize("media", ["application/x-ndjson", "text/event-stream", "text/plain"])
+def test_events_of_one_body_never_share_an_id(media: str) -> None:
+    with pytest.raises(RequestError, match="each needs an id of its own") as raised:
+        parse_body(media, b"1\n2\n", Event(topic="t", id="i"), is_data=True, as_lines=True)
+    assert raised.value.status == 400
+
+
 def test_text_is_the_data_of_one_event_unchanged() -> None:
     events = parse_body("text/plain", "a\r\nö\n".encode(), Event(topic="t", event="e", id="i", key="k"))
     assert events == [Event(data="a\r\nö\n", event="e", id="i", key="k", topic="t")]
