@@ -497,7 +497,7 @@ class FrontProtocol(asyncio.Protocol):
             self._await(upload.publish, self._published_lines)
         elif upload.ended:
             self._end_upload(None)
-        else:
+        elif not upload.decoding:
             data, ended = self._parser.body_part()
             if not data and not ended:
                 return False

@@ -31,6 +31,8 @@ from relay.sources.topic_signals import FeederTopics
 
 BATCH_LINES_MAX = 256
 """Lines that are published together, and so the work of one turn."""
+FILL_PIECES_MAX = 4
+"""Decoded pieces that `fill` splits into lines in one call. Compressed input may have many of them in one line."""
 ERRORS_MAX = 10
 """Rejected lines that the report of an upload lists; the others are counted."""
 
@@ -70,6 +72,7 @@ class Upload:
     ) -> None:
         self.answering = answering
         self.topics: FeederTopics | None = None  # set if the publisher receives signals
+        self.decoding = False  # `fill` has stopped before the end of the input; call it again
         self.published = 0
         self.rejected = 0
         self.publisher = publisher
@@ -110,7 +113,7 @@ class Upload:
         return self._format.splitter.unfinished
 
     def receive(self, data: bytes, *, ended: bool) -> None:
-        """Add a part of the body. Call only when `fill` has returned False.
+        """Add a part of the body. Call only when `fill` has returned False, and `decoding` is False.
 
         Args:
             data: the part, as received.
@@ -125,10 +128,15 @@ class Upload:
     def fill(self) -> bool:
         """Split the input into lines, unless there are lines; return whether there are.
 
+        One call decodes at most `FILL_PIECES_MAX` pieces. If there are no lines then, `decoding` is True.
+
         Raises:
             RequestError: 400 the body is not valid in its content coding; 413 it expands too much.
         """
-        while self._place == len(self._items) and not self._ended:
+        self.decoding = False
+        for _ in range(FILL_PIECES_MAX):
+            if self.ended or self._place < len(self._items):
+                break
             data, self._input = self._input, b""
             if self._decoder is not None:
                 data = self._decoder.read()
@@ -141,7 +149,9 @@ class Upload:
                 self._take(self._format.splitter.end())
             else:
                 return False
-        return self._place < len(self._items)
+        has_lines = self._place < len(self._items)
+        self.decoding = not has_lines and not self.ended
+        return has_lines
 
     def _take(self, items: list[Any]) -> None:
         self._items, self._place = items, 0

@@ -12,10 +12,10 @@ import pytest
 
 from relay.errors import EventError, RelayError, RequestError
 from relay.event import Event
-from relay.http.coding import BodyDecoder
+from relay.http.coding import PIECE_BYTES, BodyDecoder
 from relay.sources.body import line_format
 from relay.sources.requests import Cancel, Done, TakeDone, nothing
-from relay.sources.upload import BATCH_LINES_MAX, ERRORS_MAX, Upload
+from relay.sources.upload import BATCH_LINES_MAX, ERRORS_MAX, FILL_PIECES_MAX, Upload
 
 
 class FakePublisher:
@@ -114,7 +114,9 @@ class Request:
 
     def work(self) -> None:
         """Publish the lines that have arrived."""
-        while self.upload.fill():
+        while (has_lines := self.upload.fill()) or self.upload.decoding:
+            if not has_lines:
+                continue
             before = len(self.results)
             self.upload.publish(self.results.append)
             if len(self.results) == before or self.results[-1] is not None:
@@ -253,6 +255,20 @@ def test_an_error_of_the_server_ends_the_upload_and_the_report_names_the_rest() 
     report = request.report(error)
     assert (report["complete"], report["lines"], report["published"], report["rejected"]) == (False, 2, 1, 1)
     assert report["error"] == "the disk is full; the lines after line 2 are not published"
+
+
+def test_compressed_input_without_lines_is_decoded_in_several_calls() -> None:
+    request = Request(coding="gzip")
+    request.upload.receive(gzip.compress(b"x" * 10 * PIECE_BYTES), ended=True)
+    assert request.upload.fill(), "the line is rejected as soon as it is too long"
+    request.upload.publish(request.results.append)
+    calls = 0
+    while not request.upload.ended:
+        assert not request.upload.fill()
+        calls += 1
+        assert request.upload.decoding or request.upload.ended
+    assert calls >= 10 // FILL_PIECES_MAX
+    assert request.report()["errors"] == [{"line": 1, "error": "event: line: longer than 100 bytes"}]
 
 
 def test_an_upload_waits_for_its_rate() -> None:
