@@ -74,6 +74,7 @@ _MARKED = (
         "convert it: ssh-keygen -e -m PKCS8 -f KEY",
     ),
 )
+_JWT = _Kind(re.compile(r"\AeyJ[\w-]*\.eyJ[\w-]*\.[\w-]*\Z"), "a JWT, and each client has one", _TAKES_PUBLIC)
 _PAGE = _Kind(
     re.compile(r"\A\s*<[!?a-z][^<>]*>|<(?:!doctype|html|head|body|title)\b", re.IGNORECASE),
     "a page of HTML or XML",
@@ -129,7 +130,7 @@ def read_secret(text: str, where: str) -> Keys:
         ConfigError: the secret is too short, or looks like other key material. The error never shows the text.
     """
     text = text.strip()
-    found = _recognise(text, (_PAGE, _ADDRESS, _BLOCK, _JSON)) or (_JSON if _is_json(text) else None)
+    found = _recognise(text, (_PAGE, _ADDRESS, _BLOCK, _JSON, _JWT)) or (_JSON if _is_json(text) else None)
     if found is not None:
         hint = found.hint if found in (_ADDRESS, _MARK) else _TAKES_PUBLIC
         raise ConfigError(f"{where}: this is {found.name}, and not a shared secret; {hint}")

@@ -88,6 +88,7 @@ FOREIGN = {
     "HTML after a comment": ("\n<!-- x --><html><body>" + PAGE, "HTML"),
     "XML": ('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "HTML or XML"),
     "an address": ("https://login.example/.well-known/jwks.json", "address"),
+    "a JWT": (jwt.encode({"sub": "ann"}, SECRET, "HS256"), "a JWT"),
     "two lines": ("a first line of a secret that is long\nand another", "one line"),
     "a secret after a byte order mark": ("\ufeff" + SECRET, "byte order mark"),
     "a control character": (SECRET + "\0x", "one line"),
