@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +48,10 @@ def encode(event: Event) -> bytes:
     """Encode an event as one line of JSON, without the line end.
 
     Raises:
-        EventError: the data is not a JSON value, or text in it is not Unicode.
+        EventError: the data is not a JSON value, text in it is not Unicode, or the `ttl` is not finite.
     """
+    if event.ttl is not None and not math.isfinite(event.ttl):  # It would become null, and so no `ttl` at all.
+        raise EventError("ttl", f"must be a number of seconds, not {event.ttl}")
     try:
         return msgspec.json.encode(event)
     except (TypeError, ValueError, RecursionError) as error:

@@ -201,6 +201,12 @@ async def test_data_that_is_not_json_is_rejected_before_it_is_sent(tmp_path: Pat
     assert lines == []
 
 
+@pytest.mark.parametrize("ttl", [float("nan"), float("inf")])
+async def test_a_ttl_that_json_cannot_express_is_rejected_before_it_is_sent(ttl: float) -> None:
+    with pytest.raises(EventError, match=r"ttl: must be a number of seconds, not (nan|inf)"):
+        await publish("http://127.0.0.1:1", Event(data="x", ttl=ttl))
+
+
 async def test_leaving_with_an_error_does_not_wait(tmp_path: Path) -> None:
     async with feeder_socket(tmp_path / "s", lambda line, number: b""):
         publisher = await Publisher(str(tmp_path / "s")).__aenter__()
