@@ -676,7 +676,8 @@ class FrontProtocol(asyncio.Protocol):
         assert self._request is not None
         after_ms = 1000 * int(dict(error.headers).get("Retry-After", "0"))
         text = comment(error.reason) + come_back(after_ms + self._front.hub.draw_retry_ms())
-        self._answer(self._front.router.whole_stream(self._request, text), keep=False)
+        head, body = self._front.router.whole_stream(self._request, text)
+        self._answer(self._front.dates.head(head) + body, keep=False)
 
     def _refuse_event(self, error: EventError) -> None:
         """Respond to a publish request with an invalid event."""

@@ -196,10 +196,10 @@ class Router:
         form = POLL if keep else POLL_AND_CLOSE
         return replace(subscribe, form=form, head=self._heads(self._origin(request), self._forms[form]))
 
-    def whole_stream(self, request: Request, frame: bytes) -> bytes:
-        """Return a complete response whose event stream contains only this notice."""
+    def whole_stream(self, request: Request, frame: bytes) -> tuple[bytes, bytes]:
+        """Return the head and the body of a response whose event stream contains only this notice."""
         form = self._forms[DEFAULT if request.version == "1.1" else PLAIN]
-        return self._heads(self._origin(request), form) + form.notice(frame) + form.framing.end(0, 0)
+        return self._heads(self._origin(request), form), form.notice(frame) + form.framing.end(0, 0)
 
     def route(self, request: Request) -> Route:
         """Return the route of a request.

@@ -69,3 +69,14 @@ def test_only_allowed_hosts_are_served() -> None:
             with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as client:
                 client.sendall(b"GET / HTTP/1.1\r\n%b\r\n" % lines)
                 assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_rejected_stream_that_ends_at_once_has_a_date() -> None:
+    accept = {"Accept": "text/event-stream"}
+    with (
+        relay("--streams-max", "1") as server,
+        Stream(server.port),
+        Stream(server.port, headers=accept) as rejected,
+    ):
+        assert rejected.head.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nDate: " in rejected.head
