@@ -15,6 +15,8 @@ from relay.extras import need_httpx
 if TYPE_CHECKING:
     import httpx
 
+PORT_MAX = 65535
+
 
 def tls_context(ca: str | None) -> ssl.SSLContext:
     """Return a TLS context that trusts the authorities of a PEM file. Without a file, it trusts those of the system.
@@ -45,6 +47,8 @@ def endpoint(url: str, path: str) -> httpx.URL:
         raise RelayError(f"{url!r} is not an address: {error}") from None
     if address.scheme not in ("http", "https") or not address.host:
         raise RelayError(f"{shown(address)!r} is not an address such as http://127.0.0.1:8080")
+    if address.port is not None and not 0 < address.port <= PORT_MAX:
+        raise RelayError(f"{shown(address)}: {address.port} is not a port, which is from 1 to {PORT_MAX}")
     if address.path in ("", "/"):
         address = address.copy_with(path=path)
     return address
