@@ -7,14 +7,31 @@ request.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
+
+from relay.errors import RelayError
 
 if TYPE_CHECKING:
     import httpx
 
 Provider = Callable[[bool], str | Awaitable[str]]
 """Returns a token or a ticket for one request. The argument is true if the server rejected the last one."""
+
+
+_TOKEN = re.compile(r"[!-~]*")
+
+
+def bearer(token: str) -> str:
+    """Return the value of the header Authorization for a bearer token.
+
+    Raises:
+        RelayError: a header cannot contain the token. The error does not show it.
+    """
+    if not _TOKEN.fullmatch(token):
+        raise RelayError("the token has a character other than visible ASCII, such as a line feed at its end")
+    return f"Bearer {token}"
 
 
 class Authorization:
@@ -31,11 +48,15 @@ class Authorization:
         self._rejected = False
 
     async def add(self, address: httpx.URL, headers: Mapping[str, str]) -> tuple[httpx.URL, Mapping[str, str]]:
-        """Return the address and the headers of one request, with its credentials."""
+        """Return the address and the headers of one request, with its credentials.
+
+        Raises:
+            RelayError: a header cannot contain the token.
+        """
         token = await self._current(self._token)
         ticket = await self._current(self._ticket)
         if token is not None:
-            headers = {**headers, "Authorization": f"Bearer {token}"}
+            headers = {**headers, "Authorization": bearer(token)}
         if ticket is not None:
             address = address.copy_set_param("ticket", ticket)
         return address, headers

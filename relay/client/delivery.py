@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from relay.client.authorization import bearer
 from relay.client.opening import is_temporary, refusal, retry_after_s, shown
 from relay.client.outbox import Outbox, Outgoing
 from relay.client.target import endpoint, tls_context
@@ -179,7 +180,7 @@ class HttpDelivery:
         self._shown = shown(self._address)
         self._headers = {"Content-Type": "application/json"}
         if token:
-            self._headers["Authorization"] = f"Bearer {token}"
+            self._headers["Authorization"] = bearer(token)
         self._ca = ca
         self._own: httpx.AsyncClient | None = None
         self._given = client

@@ -130,7 +130,10 @@ def _translated(request: httpx.Request, s_max: float) -> Iterator[None]:
     except TimeoutError:
         raise LostError(f"the server did not respond within {s_max:g} s") from None
     except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
-        raise RelayError(f"{shown(request.url)}: {error}") from error
+        reason = str(error)
+        if "header value" in reason:  # It shows the value, which may be a token.
+            reason = "the value of a header has a character that HTTP does not allow, such as a line feed"
+        raise RelayError(f"{shown(request.url)}: {reason}") from None
     except httpx.TransportError as error:
         raise LostError(f"{type(error).__name__}: {error}".removesuffix(": ")) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -64,6 +64,7 @@ def top(urls: tuple[str, ...], interval: float, once: bool, order: str, token: s
     http://127.0.0.1:8080. Keys: `s` sorts by streams, `r` by rate, `l` by lag, `n` by name; the same key again reverses
     the order. `q` quits.
     """
+    from relay.client.authorization import bearer
     from relay.client.target import endpoint, tls_context
 
     need_httpx("client")
@@ -75,7 +76,7 @@ def top(urls: tuple[str, ...], interval: float, once: bool, order: str, token: s
 
     async def run() -> int:
         addresses = [endpoint(url, "/stats") for url in urls or ("http://127.0.0.1:8080",)]
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = {"Authorization": bearer(token)} if token else {}
         async with httpx.AsyncClient(timeout=TIMEOUT_S, verify=tls_context(ca), headers=headers) as client:
             view = _View(client, addresses, order)
             return await view.print() if once or not sys.stdout.isatty() else await view.follow(interval)

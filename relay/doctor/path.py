@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from relay.client.authorization import bearer
 from relay.client.opening import shown
 from relay.client.target import endpoint, tls_context
 from relay.doctor.finding import Finding, fault, ok, warning
@@ -83,7 +84,7 @@ async def check_path(url: str, token: str | None, topic: str, ca: str | None, id
     base = endpoint(url, "/")
     import httpx
 
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = {"Authorization": bearer(token)} if token else {}
     async with httpx.AsyncClient(verify=tls_context(ca), headers=headers, timeout=2 * WAIT_S) as client:
         try:
             health = await client.get(base.join("healthz"))

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from relay.client import Publisher, publish
+from relay.client import Publisher, publish, subscribe
 from relay.errors import EventError, LostError, RelayError, RequestError
 from relay.event import Event
 from tests.scripted_http import answer, scripted
@@ -268,6 +268,29 @@ async def test_an_error_does_not_show_the_password_in_an_address(address: str) -
     with pytest.raises(RelayError, match=r"127\.0\.0\.1") as raised:
         await publish(address, Event(data="a"))
     assert "sesame" not in str(raised.value)
+
+
+@pytest.mark.parametrize("token", ["sesame\n", "sesame\u00e9", "ses ame"])
+async def test_a_token_that_no_header_can_contain_is_an_error_that_does_not_show_it(token: str) -> None:
+    with pytest.raises(RelayError, match="the token has a character other than visible ASCII") as raised:
+        await publish("http://127.0.0.1:1", Event(data="a"), token)
+    assert "ses" not in str(raised.value)
+    with pytest.raises(RelayError, match="the token has a character other than visible ASCII"):
+        await anext(aiter(subscribe("http://127.0.0.1:1", token=token)))
+
+
+async def test_the_error_for_a_header_does_not_show_its_value() -> None:
+    async with scripted() as server:
+        events = subscribe(server.url, headers={"Authorization": "Bearer sesame\n"})
+        with pytest.raises(RelayError, match="the value of a header has a character") as raised:
+            await anext(aiter(events))
+    assert "sesame" not in str(raised.value)
+
+
+@pytest.mark.parametrize("port", [0, 65536, 99999])
+async def test_an_address_has_a_possible_port(port: int) -> None:
+    with pytest.raises(RelayError, match=f"{port} is not a port"):
+        await publish(f"http://127.0.0.1:{port}", Event(data="a"))
 
 
 def test_signals_need_a_unix_socket() -> None:
