@@ -407,6 +407,8 @@ class FrontProtocol(asyncio.Protocol):
         assert request is not None
         answer = front.hub.answer(subscribe, route.events_max, front.clock(), newest=route.newest)
         if not answer.empty or not route.wait_s:
+            if answer.empty and request.path == "/poll" and front.hub.ended.all(subscribe.terms):
+                raise RequestError(204, "its topics have ended for good")  # as for a poll that would wait
             front.metrics.polls["history" if route.newest else "at-once"] += 1
             self._respond(200, JSON, answer.body)
             return

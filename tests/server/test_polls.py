@@ -175,9 +175,10 @@ def test_a_topic_that_ended_answers_its_end_and_then_204() -> None:
         [id] = server.publish(END, "a", "application/json")
         document = poller.answer()
         assert document["events"] == [{"id": id, "event": "relay.end", "topic": "a", "data": "bye"}]
-        poller.send(f"topic=a&lastEventId={id}")
-        response = poller.connection.getresponse()
-        assert (response.status, response.read()) == (204, b"")
+        for wait in ("20s", "0"):
+            poller.send(f"topic=a&lastEventId={id}&wait={wait}")
+            response = poller.connection.getresponse()
+            assert (response.status, response.read()) == (204, b"")
         assert poller.ask(f"limit=10&lastEventId={id}", "/events/a") == {"events": [], "next": id}
 
 
