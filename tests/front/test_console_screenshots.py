@@ -204,7 +204,7 @@ def test_the_console_looks_like_its_reference(browser: Browser, server: Relay, s
         OUTPUT.mkdir(parents=True, exist_ok=True)
         found.save(OUTPUT / f"{scene.name}.png")
         mask.save(OUTPUT / f"{scene.name}-difference.png")
-    assert share(mask) <= SHARE_MAX, f"compare {reference} with {OUTPUT}/{scene.name}.png"
+    assert share(mask) <= SHARE_MAX, f"compare {reference} with {OUTPUT}/{scene.name}.png; deliberate: make screenshots"
 
 
 @pytest.mark.parametrize(
