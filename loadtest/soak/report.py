@@ -5,16 +5,17 @@ Owns the format of the saved file. Never measures.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import msgspec
 
 WARM_UP_S = 900.0
 """Memory before this time is not part of the slope. A run of less than an hour excludes its first quarter."""
-YOUNG_S = 120.0
-"""Memory of a process that is younger is not part of the slope: an upgrade has just copied the log."""
+AGE_S = 60.0
+"""Ages of processes are compared in steps of this size."""
 SLOPE_MIB_PER_HOUR_MAX = 4.0
 """Bound of the slope of the memory of a server, in a run of at least an hour."""
 HOUR_S = 3600.0
@@ -86,7 +87,7 @@ class Slope(msgspec.Struct):
     """The memory of one server after the warm-up.
 
     Args:
-        mib_per_hour, standard_error: the slope by least squares; the error is 0 with fewer than three samples.
+        mib_per_hour, standard_error: the slope by least squares.
         samples: the number of samples.
         first_mib, last_mib, peak_mib: memory in the first and the last of them, and the largest.
         first_descriptors, last_descriptors: the same for descriptors.
@@ -147,34 +148,44 @@ class SavedSoak(SoakStart):
     result: SoakResult
 
 
-def least_squares(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the slope of points, and its standard error."""
-    if len(points) < 2:
+def least_squares(groups: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
+    """Return the common slope of groups of points, and its standard error; each group has a level of its own.
+
+    The error is 0 if there are too few points to estimate it.
+    """
+    offsets = []
+    for group in groups:
+        x_mean, y_mean = (sum(values) / len(group) for values in zip(*group, strict=True))
+        offsets += [(x - x_mean, y - y_mean) for x, y in group]
+    spread = sum(x * x for x, _ in offsets)
+    if not spread:
         return 0.0, 0.0
-    xs, ys = zip(*points, strict=True)
-    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
-    spread = sum((x - x_mean) ** 2 for x in xs)
-    slope = sum((x - x_mean) * (y - y_mean) for x, y in points) / spread
-    if len(points) < 3:
-        return slope, 0.0
-    rest = sum((y - y_mean - slope * (x - x_mean)) ** 2 for x, y in points)
-    return slope, math.sqrt(rest / (len(points) - 2) / spread)
+    slope = sum(x * y for x, y in offsets) / spread
+    freedom = len(offsets) - len(groups) - 1
+    rest = sum((y - slope * x) ** 2 for x, y in offsets)
+    return slope, math.sqrt(rest / freedom / spread) if freedom > 0 else 0.0
 
 
 def memory_of(name: str, samples: Sequence[SoakSample]) -> Slope:
-    """Return the slope of the memory of a server."""
-    length_s = samples[-1].time_s
-    warm_s = min(WARM_UP_S, length_s / 4)
-    young_s = YOUNG_S * min(1.0, length_s / HOUR_S)
+    """Return the slope of the memory of a server.
+
+    The memory of a server that is replaced depends on the age of its process. Its samples of the same age are compared.
+    """
+    warm_s = min(WARM_UP_S, samples[-1].time_s / 4)
     settled = [
         (sample.time_s, sample.servers[name])
         for sample in samples
-        if name in sample.servers and sample.time_s >= warm_s and sample.servers[name].age_s >= young_s
+        if name in sample.servers and sample.time_s >= warm_s
     ]
-    points = [(time_s / HOUR_S, (each.hub_bytes + each.workers_bytes) / MIB) for time_s, each in settled]
-    if not points:
+    if not settled:
         return Slope(0.0, 0.0, 0, 0.0, 0.0, 0.0, 0, 0)
-    slope, error = least_squares(points)
+    is_replaced = any(each.age_s < time_s - AGE_S for time_s, each in settled)
+    groups: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+    for time_s, each in settled:
+        size = (each.hub_bytes + each.workers_bytes) / MIB
+        groups[round(each.age_s / AGE_S) if is_replaced else 0].append((time_s / HOUR_S, size))
+    slope, error = least_squares(list(groups.values()))
+    points = sorted(itertools.chain.from_iterable(groups.values()))
     sizes = [round(size, 1) for _, size in points]
     return Slope(
         mib_per_hour=round(slope, 2),

@@ -158,10 +158,14 @@ def test_a_reader_that_does_not_reach_the_end_is_a_fault() -> None:
 
 
 def test_the_slope_is_that_of_a_line_with_its_error() -> None:
-    assert least_squares([(0, 1), (1, 3), (2, 5)]) == (2.0, 0.0)
-    slope, error = least_squares([(0, 0), (1, 2), (2, 1), (3, 3)])
+    assert least_squares([[(0, 1), (1, 3), (2, 5)]]) == (2.0, 0.0)
+    slope, error = least_squares([[(0, 0), (1, 2), (2, 1), (3, 3)]])
     assert slope == pytest.approx(0.8)
     assert error == pytest.approx(0.4243, abs=1e-4)
+
+
+def test_the_slope_of_groups_ignores_their_levels() -> None:
+    assert least_squares([[(0, 1), (10, 6)], [(1, 100), (3, 101)], [(5, 7)]])[0] == pytest.approx(0.5)
 
 
 def samples(slope: float, **changes: Any) -> list[SoakSample]:
@@ -171,7 +175,7 @@ def samples(slope: float, **changes: Any) -> list[SoakSample]:
         msgspec.structs.replace(
             empty,
             time_s=60.0 * minute,
-            servers={"one": ServerSample(round(MIB * (50 + slope * minute / 60)), MIB, 40, 1000.0)},
+            servers={"one": ServerSample(round(MIB * (50 + slope * minute / 60)), MIB, 40, 60.0 * minute)},
             servers_cpu_s=6.0 * minute,
             readers_cpu_s=6.0 * minute,
             **changes,
@@ -186,6 +190,15 @@ def test_a_run_with_a_flat_memory_and_no_fault_passes() -> None:
     assert result.memory["one"].mib_per_hour == 0.0
     assert result.cores == 0.2
     assert "| one | 51.0 | 51.0 | 51.0 | +0.00 ± 0.00 | 40 | 40 |" in text_of(result)
+
+
+def test_the_slope_of_a_replaced_server_compares_processes_of_the_same_age() -> None:
+    taken = samples(0.0)
+    for minute, sample in enumerate(taken):
+        age = minute % 20
+        grown = round(MIB * (50 + 2 * age + 3 * minute / 60))
+        sample.servers = {"one": ServerSample(grown, 0, 40, 60.0 * age)}
+    assert result_of(taken).memory["one"].mib_per_hour == pytest.approx(3.0, abs=0.01)
 
 
 @pytest.mark.parametrize(
