@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-WARM_UP_S = 900.0
-"""Memory before this time is not part of the slope. A run of less than an hour excludes its first quarter."""
+WARM_UP_S = 1800.0
+"""Memory before this time is not part of the slope, because the caches of chunks (`relay.core.catchup`) still grow. A
+run of less than two hours excludes its first quarter."""
 AGE_S = 60.0
 """Ages of processes are compared in steps of this size."""
 SLOPE_MIB_PER_HOUR_MAX = 4.0
