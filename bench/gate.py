@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from bench import instructions, ratios
 from bench.workloads import WORKLOADS
@@ -18,13 +19,17 @@ from loadtest.rig.harness import MeasureError, raise_descriptor_limit
 from loadtest.rig.native import ProgramError
 
 
-def check_instructions(names: Sequence[str]) -> int:
-    """Compare the named workloads, or all, with the baseline; return the exit code.
+def check_instructions(names: Sequence[str], path: Path = instructions.BASELINE) -> int:
+    """Compare workloads with a baseline; return the exit code.
+
+    Args:
+        names: the workloads; all if empty.
+        path: the file of the baseline.
 
     Raises:
         MeasureError: a workload failed, or the baseline is missing.
     """
-    base, here = instructions.read(), instructions.environment()
+    base, here = instructions.read(path), instructions.environment()
     if "valgrind" not in here:
         return _cannot(["valgrind is not installed (Debian: apt install valgrind)"])
     if other := instructions.differing(base.environment, here, instructions.DECISIVE):
@@ -85,6 +90,13 @@ def main() -> int:
     parts = parser.add_subparsers(dest="part", required=True)
     part = parts.add_parser("instructions", help="count the workloads' instructions and compare with baseline.json")
     part.add_argument("names", nargs="*", metavar="WORKLOAD", help="count only these")
+    part.add_argument(
+        "--baseline",
+        type=Path,
+        default=instructions.BASELINE,
+        metavar="FILE",
+        help="compare with this baseline, such as that of an earlier commit",
+    )
     parts.add_parser("ratios", help="measure relay and the floor, and compare")
     parts.add_parser("baseline", help="rewrite baseline.json")
     options = parser.parse_args()
@@ -93,7 +105,7 @@ def main() -> int:
     raise_descriptor_limit()
     try:
         if options.part == "instructions":
-            return check_instructions(options.names)
+            return check_instructions(options.names, options.baseline)
         return write_baseline() if options.part == "baseline" else check_ratios()
     except (MeasureError, ProgramError) as error:
         print(f"{options.part}: {error}", file=sys.stderr)

@@ -237,7 +237,7 @@ def test_a_failed_workload_does_not_count_as_fast(checkout: Path) -> None:
 
 def planted(monkeypatch: pytest.MonkeyPatch, here: Mapping[str, str], ci: str) -> None:
     base = {"cpu": "x", "python": "3.11.7", "cc": "gcc 12", "libc": "glibc", "valgrind": "3.19", "msgspec": "1"}
-    monkeypatch.setattr(instructions, "read", lambda: Baseline(base, {name: count(100) for name in WORKLOADS}))
+    monkeypatch.setattr(instructions, "read", lambda _: Baseline(base, {name: count(100) for name in WORKLOADS}))
     monkeypatch.setattr(instructions, "environment", lambda: {**base, **here})
     monkeypatch.setattr(instructions, "count", lambda names: {name: count(100) for name in names})
     monkeypatch.setattr(instructions, "with_bytecodes", lambda counts, names: counts)
@@ -265,6 +265,18 @@ def test_another_version_of_a_package_is_compared_and_reported_beside_growth(
     monkeypatch.setattr(instructions, "count", lambda names: {name: count(106) for name in names})
     assert gate.check_instructions([]) == 1
     assert "note: msgspec: 1 in the baseline, 2 here" in capsys.readouterr().out
+
+
+def test_an_earlier_baseline_is_compared_instead(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    environment = {"cpu": "x"}
+    instructions.write(Baseline(environment, {"open": count(100)}), tmp_path / "earlier.json")
+    monkeypatch.setattr(instructions, "environment", lambda: {**environment, "valgrind": "3.19"})
+    monkeypatch.setattr(instructions, "DECISIVE", ("cpu",))
+    monkeypatch.setattr(instructions, "count", lambda names: {name: count(102) for name in names})
+    assert gate.check_instructions(["open"], tmp_path / "earlier.json") == 0
+    assert capsys.readouterr().out == "open: 100 → 102 instructions (+2.0%)\n"
 
 
 @pytest.mark.parametrize(("ci", "code"), [("true", 2), ("", 0)])
