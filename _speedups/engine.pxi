@@ -48,9 +48,9 @@ cdef struct Stream:
     uint32_t generation
     uint32_t discarded       # bytes of discarded input
     float last_write_s       # time of the last write, since the start of the engine
-    uint64_t round           # last round of combine() that saw the stream; never wraps
-    uint64_t combined        # last round in which it was in a combination of several audiences
     uint32_t combination     # its combination in the round `round`
+    uint64_t round           # last round of combine() that saw the stream; never wraps
+    uint8_t combined         # whether the combination has several audiences
     uint8_t state
     uint8_t reason
     uint8_t form             # number of its form, which selects its heartbeat
@@ -110,9 +110,10 @@ cdef class Engine:
         discard_bytes_max: maximum bytes that a client may send after its request; above it, its stream is closed.
     """
 
-    cdef Stream *_streams     # owned, of `_room` rows
+    cdef Stream *_streams     # owned, of `_room` rows; those from `_used` on were never used, nor written to
     cdef uint32_t _room
-    cdef list _free           # rows not in use
+    cdef uint32_t _used
+    cdef list _free           # rows before `_used` that are not in use
     cdef list _dead           # handles that wait for sweep()
     cdef list _lagging        # handles for the next lagging()
     cdef list _reasons        # close reasons; a stream holds the place of its reason
@@ -142,7 +143,7 @@ cdef class Engine:
         cdef uint32_t row
         global _streams
         _streams -= self.open
-        for row in range(self._room):
+        for row in range(self._used):
             if self._streams[row].state != FREE:
                 if self._streams[row].fd >= 0:
                     close(self._streams[row].fd)
@@ -159,7 +160,7 @@ cdef class Engine:
 
     cdef Stream *_get(self, uint64_t handle) noexcept nogil:
         cdef uint32_t row = <uint32_t>handle
-        if row >= self._room:
+        if row >= self._used:
             return NULL
         if self._streams[row].generation != <uint32_t>(handle >> 32) or self._streams[row].state == FREE:
             return NULL
@@ -204,23 +205,26 @@ cdef class Engine:
         cdef uint64_t handle
         cdef Stream *stream
         cdef epoll_event event
-        if not self._free:
+        row = self._free[-1] if self._free else self._used
+        if row == self._room:
             room = self._room * 2 if self._room else 64
             stream = <Stream *>realloc(self._streams, room * sizeof(Stream))
             if stream == NULL:
                 raise MemoryError
-            memset(&stream[self._room], 0, (room - self._room) * sizeof(Stream))
             self._streams = stream
-            self._free = list(range(room - 1, self._room - 1, -1)) if self._room else list(range(room - 1, -1, -1))
             self._room = room
-        row = self._free[-1]
         stream = &self._streams[row]
+        if row == self._used:
+            memset(stream, 0, sizeof(Stream))
         handle = (<uint64_t>stream.generation << 32) | row
         event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
         event.data.u64 = handle
         if epoll_ctl(self._epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0:
             raise OSError(errno, "epoll_ctl")
-        self._free.pop()
+        if row == self._used:
+            self._used += 1
+        else:
+            self._free.pop()
         stream.fd = fd
         self._become(stream, BEHIND)
         stream.cursor = cursor
@@ -229,7 +233,7 @@ cdef class Engine:
         stream.form = form
         stream.clean_since = cursor if joins else NEVER
         stream.crc = stream.size = 0
-        stream.combined = stream.round = 0
+        stream.round = 0
         stream.last_write_s = <float>(now_s - self._started_s)
         stream.subscription = <PyObject *>subscription
         stream.address = <PyObject *>address
@@ -282,7 +286,7 @@ cdef class Engine:
         cdef uint32_t row
         return [
             (<uint64_t>self._streams[row].generation << 32) | row
-            for row in range(self._room)
+            for row in range(self._used)
             if self._streams[row].state == LIVE or self._streams[row].state == BEHIND
         ]
 
@@ -296,7 +300,7 @@ cdef class Engine:
         cdef uint32_t row
         cdef Stream *stream
         cdef list packed = []
-        for row in range(self._room):
+        for row in range(self._used):
             stream = &self._streams[row]
             if stream.state == FREE or stream.state == DEAD:
                 continue
@@ -432,12 +436,15 @@ cdef class Engine:
         return whole, short
 
     def live(self, uint64_t handle, uint64_t cursor):
-        """Make a stream live: flushes send it the entries from `cursor` on. It must have no `pending` bytes."""
+        """Make a stream live: flushes send it the entries from the later of `cursor` and its own cursor on.
+
+        It must have no `pending` bytes.
+        """
         cdef Stream *stream = self._behind(handle)
         if stream.pending != NULL:
             raise RuntimeError("only a stream that has all of its bytes can be live")
         self._become(stream, LIVE)
-        stream.cursor = cursor
+        stream.cursor = max(stream.cursor, cursor)
 
     def fall_behind(self, uint64_t handle, uint64_t cursor):
         """Put a live stream behind, with the later of `cursor` and its own cursor.
@@ -512,7 +519,9 @@ cdef class Engine:
         for place in range(start, members.count):
             handle = members.handles[place]
             stream = self._get(handle)
-            if stream == NULL or stream.state != LIVE or (stream.combined == self._round and not combined):
+            if stream == NULL or stream.state != LIVE:
+                continue
+            if not combined and stream.round == self._round and stream.combined:
                 continue
             if stream.cursor >= chunk.cursor or chunk.sequences[chunk.count - 1] < stream.cursor:
                 continue
@@ -548,7 +557,7 @@ cdef class Engine:
         cdef Stream *stream
         cdef list sets = [()]
         cdef dict nexts = {}
-        cdef dict groups = {}
+        cdef list groups
         self._round += 1
         for number in range(count):
             members = audiences[number]
@@ -560,6 +569,7 @@ cdef class Engine:
                 if stream.round != self._round:
                     stream.round = self._round
                     stream.combination = 0
+                    stream.combined = False
                 if stream.combination == MANY:
                     continue
                 key = stream.combination * count + number
@@ -573,20 +583,20 @@ cdef class Engine:
                             sets.append(numbers)
                     seen_key, seen_next = key, found
                 stream.combination = seen_next
+        many = Members()
+        groups = [None if len(numbers) < 2 else Members() for numbers in sets]
         for number in range(count):
             members = audiences[number]
             for place in range(members.count):
                 stream = self._get(members.handles[place])
-                if stream == NULL or stream.round != self._round or stream.combined == self._round:
+                if stream == NULL or stream.round != self._round or stream.combined:
                     continue
-                numbers = () if stream.combination == MANY else <tuple>sets[stream.combination]
-                if len(numbers) != 1:
-                    stream.combined = self._round
-                    group = groups.get(numbers)
-                    if group is None:
-                        group = groups[numbers] = Members()
+                group = many if stream.combination == MANY else groups[stream.combination]
+                if group is not None:
+                    stream.combined = True
                     (<Members>group).push(members.handles[place])
-        return list(groups.items())
+        combined = [(numbers, group) for numbers, group in zip(sets, groups) if group]
+        return [*combined, ((), many)] if many else combined
 
     def heartbeat(self, list frames, Py_ssize_t start, double idle_s, double now_s, double slice_s,
                   list contents=None, uint64_t cursor=0):
@@ -607,7 +617,7 @@ cdef class Engine:
         cdef Stream *stream
         cdef ssize_t taken
         cdef bytes frame
-        for row in range(start, self._room):
+        for row in range(start, self._used):
             stream = &self._streams[row]
             if stream.state != LIVE or stream.last_write_s > idle_since_s:
                 continue
@@ -624,7 +634,7 @@ cdef class Engine:
                 self._lagging.append((<uint64_t>stream.generation << 32) | row)
             count += 1
             if count % CLOCK_EVERY == 0 and _monotonic_s() >= stop_s:
-                return row + 1 if row + 1 < self._room else 0
+                return row + 1 if row + 1 < self._used else 0
         return 0
 
     def lagging(self):

@@ -48,6 +48,14 @@ def test_a_stale_handle_refers_to_no_stream(rig: Rig) -> None:
     assert rig.engine.deliveries == 1
 
 
+def test_a_stream_that_becomes_live_keeps_a_later_cursor(rig: Rig) -> None:
+    ahead, level = rig.open(cursor=5), rig.open(cursor=2)
+    for handle in (ahead, level):
+        assert rig.engine.write(handle, None, 0.0)
+        rig.engine.live(handle, 3)
+    assert (rig.engine.cursor(ahead), rig.engine.cursor(level)) == (5, 3)
+
+
 def test_streams_keep_separate_rows_while_half_of_them_are_replaced(rig: Rig) -> None:
     rig.sends = 1 << 16
     handles = [rig.open_live() for _ in range(200)]

@@ -392,12 +392,12 @@ class Engine:
         return whole, short
 
     def live(self, handle: int, cursor: int) -> None:
-        """Make a stream live: flushes send it the entries from `cursor` on. It must have no `pending` bytes."""
+        """Make a stream live; see the compiled counterpart."""
         stream = self._behind(handle)
         if stream.pending:
             raise RuntimeError("only a stream that has all of its bytes can be live")
         stream.state = _State.LIVE
-        stream.cursor = cursor
+        stream.cursor = max(stream.cursor, cursor)
 
     def fall_behind(self, handle: int, cursor: int) -> bool:
         """Put a live stream behind, with the later of `cursor` and its own cursor.
