@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 
-class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One event.
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """One event. The garbage collector does not track it (`gc=False`), because JSON values have no cycles.
 
     Args:
         data: a string, sent as it is; `msgspec.Raw`, which is JSON text and sent as it is; or any JSON value, sent as

@@ -13,7 +13,7 @@ from relay.core.grant import ANYBODY, Grant
 from relay.core.policy import Rule
 
 
-class Subscribe(msgspec.Struct, frozen=True):
+class Subscribe(msgspec.Struct, frozen=True, gc=False):
     """A request to open a stream.
 
     Args:
