@@ -51,12 +51,13 @@ class Audience:
 class Subscription:
     """The terms, the rule and the form that some streams share."""
 
-    __slots__ = ("audiences", "form", "indexes", "joins", "rule", "streams", "terms", "timed", "waiting")
+    __slots__ = ("audiences", "form", "indexes", "joins", "patterns", "rule", "streams", "terms", "timed", "waiting")
 
     def __init__(self, terms: tuple[str, ...], audiences: tuple[Audience, ...], rule: Rule, form: Form) -> None:
         self.terms = terms
         self.audiences = audiences
         self.indexes = tuple(audience.index for audience in audiences)
+        self.patterns = tuple(audience for audience in audiences if is_pattern(audience.term))
         self.rule = rule
         self.form = form
         # Streams that receive the events of one audience only can share a compressor.
@@ -75,6 +76,8 @@ class Subscription:
     @property
     def evicted(self) -> int:
         """The last sequence of an event that may have been evicted; -1 if none was."""
+        if len(self.indexes) == 1:
+            return self.indexes[0].evicted
         return max(index.evicted for index in self.indexes)
 
     def has(self, cursor: int) -> bool:
@@ -174,13 +177,14 @@ class Audiences:
         # A topic's own index is always complete.
         return [
             Wanted(audience.term, audience.index)
-            for audience in subscription.audiences
-            if is_pattern(audience.term)
-            and (audience.index.since > cursor or (evicted and not audience.index.evicted_known))
+            for audience in subscription.patterns
+            if audience.index.since > cursor or (evicted and not audience.index.evicted_known)
         ]
 
     def complete(self, subscription: Subscription, cursor: int, *, evicted: bool) -> None:
         """Complete a subscription's indexes at once; the arguments are those of `wanted`."""
+        if not subscription.patterns:
+            return
         wanted = self.wanted(subscription, cursor, evicted=evicted)
         if wanted:
             for _ in backfill(self._log, wanted, cursor, evicted=evicted):

@@ -19,6 +19,8 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from itertools import islice
 
+from msgspec.structs import replace
+
 from relay.core import notice
 from relay.core.audience import Audience, Subscription
 from relay.core.close_reason import CloseReason
@@ -102,7 +104,7 @@ class CatchUp:
         engine: the engine that holds the streams.
         holds: receives the audiences whose publishers have to wait.
         block_timeout_s: maximum time for which one stream may hold up publishers.
-        caught_up: called with the handle of a stream that has received the whole log.
+        caught_up: called with a stream that has received the whole log, and its subscription.
         lag_s: histogram of the lag of these streams; each tick observes some.
         clock: the time in seconds.
     """
@@ -113,7 +115,7 @@ class CatchUp:
         engine: Engine,
         holds: Holds,
         block_timeout_s: float,
-        caught_up: Callable[[int], None],
+        caught_up: Callable[[int, Subscription], None],
         lag_s: Observer,
         clock: Callable[[], float],
     ) -> None:
@@ -164,11 +166,15 @@ class CatchUp:
         if subscription.timed:
             self._timed.add(handle)
 
-    def begin_stream(self, handle: int, now_s: float, newest_until: int | None = None) -> bool:
+    def begin_stream(
+        self, handle: int, subscription: Subscription, cursor: int, now_s: float, newest_until: int | None = None
+    ) -> bool:
         """Write the first chunk to a new stream; add the stream unless it has received the whole log.
 
         Args:
             handle: the stream.
+            subscription: its subscription.
+            cursor: its cursor.
             now_s: the time.
             newest_until: send only the newest events of each topic and key before this sequence; None sends all events.
 
@@ -181,17 +187,17 @@ class CatchUp:
             if self.serve(handle, now_s):
                 self.ready(handle)
             return handle not in self.streams
-        engine, subscription, cursor = self._engine, self._subscription(handle), self._engine.cursor(handle)
+        engine, chunk = self._engine, None
         try:
-            once = subscription.form.once
-            chunk = self._chunk(subscription, cursor) if cursor < self._log.head and not once else None
+            if cursor < self._log.head and not subscription.form.once:
+                chunk = self._chunk(subscription, cursor)
             whole = engine.write(handle, chunk, now_s)
         except Exception:
             _logger.exception("cannot open a stream")
             engine.abort(handle, CloseReason.ERROR)
             return False
-        if whole and (chunk is None or engine.cursor(handle) >= self._log.head):
-            self._caught_up(handle)
+        if whole and (chunk is None or chunk.cursor >= self._log.head):
+            self._caught_up(handle, subscription)
             return True
         self.add(handle, replaying=True, refused=not whole)
         if whole:
@@ -254,8 +260,10 @@ class CatchUp:
 
     def turn(self, now_s: float) -> bool:
         """Serve queued streams, each at most once, for one slice; return whether others are left."""
-        stop_s = self._clock() + SLICE_S
         left = len(self._ready)
+        if not left:
+            return False
+        stop_s = self._clock() + SLICE_S
         while left and self._clock() < stop_s:
             count = min(left, SERVED_AT_ONCE)
             self._serve_next(count, now_s)
@@ -276,7 +284,7 @@ class CatchUp:
                 continue
             subscription = self._subscription(handle)
             if subscription.form.once:
-                self._serve_poll(handle, now_s)
+                self._serve_poll(handle, subscription, now_s)
             elif not (state.alone or (log.evicted_early and self._missed(handle, state) != 0)):
                 groups.setdefault((subscription, state.limited), []).append(handle)
             elif self.serve(handle, now_s):
@@ -289,12 +297,12 @@ class CatchUp:
                 for handle in handles:
                     self._engine.abort(handle, CloseReason.ERROR)
 
-    def _serve_poll(self, handle: int, now_s: float) -> None:
+    def _serve_poll(self, handle: int, subscription: Subscription, now_s: float) -> None:
         """Report a poll as caught up once its response head is sent, because the hub answers it."""
         try:
             if self._engine.write(handle, None, now_s):
                 self.drop(handle)
-                self._caught_up(handle)
+                self._caught_up(handle, subscription)
         except Exception:
             _logger.exception("cannot serve a poll")
             self._engine.abort(handle, CloseReason.ERROR)
@@ -329,7 +337,7 @@ class CatchUp:
             if chunk.cursor >= self._log.head:
                 for handle in whole:
                     self.drop(handle)
-                    self._caught_up(handle)
+                    self._caught_up(handle, subscription)
                 continue
             seen = self._ordinal(subscription, chunk.cursor)
             for handle in whole:
@@ -385,7 +393,7 @@ class CatchUp:
             if state.conflating or state.newest_until is not None:
                 engine.skip(handle, engine.cursor(handle), b"")  # It has not received each event before its cursor.
             self.drop(handle)
-            self._caught_up(handle)
+            self._caught_up(handle, subscription)
             return False
         state.seen = self._ordinal(subscription, engine.cursor(handle))
         state.refused |= not whole
@@ -402,7 +410,7 @@ class CatchUp:
                 self._keep(key, chunk)
             return chunk
         index: Index = subscription.indexes[0]
-        number = index.segment(max(cursor, log.tail))
+        number = index.segment(cursor)
         if number is None:
             return None
         # A backfill adds older rows to a segment, and an entry may be evicted before its turn.
@@ -438,7 +446,7 @@ class CatchUp:
         known = set(state.told)
         if batch is not None and not known.isdisjoint(batch.sequences):
             # Another process reported these events. This process never had the later events, which were evicted.
-            batch = batch._replace(sequences=[each for each in batch.sequences if each not in known])
+            batch = replace(batch, sequences=[each for each in batch.sequences if each not in known])
         untold = [] if batch is None else sorted(set(batch.superseded) - known)
         if untold:
             told = self._gap(GapReason.CONFLATED, len(untold), (log.id(untold[0]), log.id(untold[-1])))

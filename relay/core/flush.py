@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 from zlib import crc32
 
 from relay.core.audience import Audience
 from relay.core.compression import Compression
-from relay.core.index import SEGMENT_BYTES
+from relay.core.index import SEGMENT_BYTES, Index
 from relay.core.log import Batch, Log
 from relay.core.measures import Observer
 from relay.speedups import Chunk, Engine, Members
@@ -31,12 +32,18 @@ MEMBERS_A_SLICE = 512
 MEMBERS_A_JOIN = 4
 """Cost of joining one chunk, as a number of streams of `MEMBERS_A_SLICE`."""
 
+STALE_MEMBERS = 64
+"""The stale members of an audience are removed when they outnumber its streams by more than this."""
+
+_Task: TypeAlias = tuple[tuple[Audience, ...], tuple[Index, ...], Members]
+"""Some audiences, their indexes, and the streams that are in all of them. No audiences: each stream is in too many."""
+
 
 @dataclass(slots=True)
 class _Round:
     """The tasks and the progress of the current flush."""
 
-    tasks: list[tuple[tuple[Audience, ...], Members, bool]]
+    tasks: list[_Task]
     since: int
     until: int
     began_s: float
@@ -89,6 +96,11 @@ class Flush:
         return bool(self._due) or self._round is not None
 
     @property
+    def unsent(self) -> int | None:
+        """Sequence of the first entry that waits to be sent; None if none waits."""
+        return self._since if self._due or self._round is not None else None
+
+    @property
     def flushed(self) -> int:
         """The sequence before which live streams have received everything."""
         return self._since if self.due else self._log.head
@@ -119,17 +131,18 @@ class Flush:
             self._round = self._begin()
         flush, sent = self._round, 0
         while flush.task < len(flush.tasks):
-            audiences, members, combined = flush.tasks[flush.task]
-            if flush.chunk is None:
-                flush.chunk = self._join(audiences, members, flush)
+            audiences, indexes, members = flush.tasks[flush.task]
+            chunk = flush.chunk
+            if chunk is None:
+                chunk = flush.chunk = self._join(audiences, indexes, members, flush)
                 sent += MEMBERS_A_JOIN
-            if flush.chunk is not None:
-                began = flush.place
-                flush.place = self._engine.broadcast(
-                    members, began, flush.chunk, combined, now_s, SLICE_S, flush.shared, flush.key_cursor
+            if chunk is not None:
+                began, combined = flush.place, len(audiences) > 1
+                flush.place = place = self._engine.broadcast(
+                    members, began, chunk, combined, now_s, SLICE_S, flush.shared, flush.key_cursor
                 )
-                sent += flush.place - began
-                if flush.place < len(members):
+                sent += place - began
+                if place < len(members):
                     return True
                 if flush.shared is not None and (compressor := audiences[0].compressor) is not None:
                     compressor.waiting = self._engine.unshared - flush.unshared
@@ -145,42 +158,48 @@ class Flush:
 
     def compact(self, audience: Audience) -> None:
         """Drop the stale members of an audience if they are the majority; never during a flush."""
-        if self._round is None and len(audience.members) > 2 * audience.streams + 64:
+        if self._round is None and len(audience.members) > 2 * audience.streams + STALE_MEMBERS:
             self._engine.compact(audience.members)
 
     def _begin(self) -> _Round:
         """List the due audiences and each combination of them that a stream has."""
-        log, since = self._log, self._since
+        log, engine, since = self._log, self._engine, self._since
         due, self._due = self._due, []
+        tasks: list[_Task] = []
+        shared: list[Audience] = []
         for audience in due:
             audience.due = False  # An audience without streams may get some later.
-            if not audience.streams:
+            members, streams = audience.members, audience.streams
+            if not streams:
                 self._compression.lose(audience)
-        due = [audience for audience in due if audience.streams]
-        shared = [audience for audience in due if audience.shared]
-        groups = self._engine.combine([audience.members for audience in shared] if len(shared) > 1 else [])
-        tasks: list[tuple[tuple[Audience, ...], Members, bool]] = []
-        for audience in due:
-            self.compact(audience)
-            tasks.append(((audience,), audience.members, False))
-        for places, members in groups:
-            tasks.append((tuple(shared[place] for place in places), members, True))
-        return _Round(tasks, since, log.head, self._clock(), log.time_s(max(since, log.tail)))
+                continue
+            if len(members) > 2 * streams + STALE_MEMBERS:
+                engine.compact(members)
+            tasks.append(((audience,), (audience.index,), members))
+            if audience.shared:
+                shared.append(audience)
+        for places, members in engine.combine([audience.members for audience in shared] if len(shared) > 1 else []):
+            audiences = [shared[place] for place in places]
+            tasks.append((tuple(audiences), tuple([audience.index for audience in audiences]), members))
+        oldest = since if since > log.tail else log.tail
+        return _Round(tasks, since, log.head, self._clock(), log.time_s(oldest))
 
-    def _join(self, audiences: tuple[Audience, ...], members: Members, flush: _Round) -> Chunk | None:
-        """Join the entries for these members; if they are too large, make the members catch up and return None."""
-        log = self._log
-        if audiences and audiences[0].form.once:
-            for handle in self._engine.listed(members):
-                self._fall_behind(handle, flush.since)
-            return None
-        batch = log.merge([audience.index for audience in audiences], flush.since, flush.until, SEGMENT_BYTES)
-        if audiences and batch is None:
-            return None
-        if batch is not None and batch.cursor == flush.until:
-            if audiences[0].form.compressed and len(audiences) == 1:
-                self._compress(audiences[0], batch, flush)
-            return audiences[0].form.chunk(log, batch.sequences, flush.until)
+    def _join(
+        self, audiences: tuple[Audience, ...], indexes: tuple[Index, ...], members: Members, flush: _Round
+    ) -> Chunk | None:
+        """Join the entries of a task; if they are too large, make the members catch up and return None.
+
+        Polls catch up too, because they end with their first events.
+        """
+        form = audiences[0].form if audiences else None
+        if form is not None and not form.once:
+            batch = self._log.merge(indexes, flush.since, flush.until, SEGMENT_BYTES)
+            if batch is None:
+                return None
+            if batch.cursor == flush.until:
+                if form.compressed and len(audiences) == 1:
+                    self._compress(audiences[0], batch, flush)
+                return form.chunk(self._log, batch.sequences, flush.until)
         for audience in audiences:
             self._compression.lose(audience)
         for handle in self._engine.listed(members):

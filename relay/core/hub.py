@@ -447,7 +447,8 @@ class Hub:
             raise RequestError(503, "the server has just connected to its hub", RETRY_SOON)
         terms, rule, form = self._chosen(request.terms, request.policy, request.form)
         self.admission.check(self.engine.open, address, request.grant, terms)
-        self.log.expire(now_s)
+        if request.replays:  # Other streams receive no entry that may have expired.
+            self.log.expire(now_s)
         subscription = self.audiences.get(terms, rule, form)
         try:
             cursor, gap, resume = self._start(request, subscription, now_s)
@@ -477,7 +478,7 @@ class Hub:
         if form.once:
             self.polls.wait(handle, now_s + request.wait_s, request.events_max)
         newest_until = self.log.head if request.newest and cursor < self.log.head else None
-        if not self.catchup.begin_stream(handle, now_s, newest_until) or form.once:
+        if not self.catchup.begin_stream(handle, subscription, cursor, now_s, newest_until) or form.once:
             self._wake_up()
             self._sweep()
 
@@ -534,8 +535,9 @@ class Hub:
             self.audiences.complete(subscription, cursor, evicted=evicted)
         if sequence is not None:
             gap = self.polls.history_gap(subscription, cursor)
-            cursor = max(cursor, log.tail)
             resume = "gap" if gap else "hit"
+            if cursor < log.tail:
+                cursor = log.tail
         elif request.last_ids and not request.must_know:
             gap = notice.gap(GapReason.UNKNOWN, None, None, None)
             resume = "missed"
@@ -569,7 +571,7 @@ class Hub:
         """
         log = self.log
         if sequence is not None:
-            return sequence + 1, sequence < max(log.tail - 1, log.evicted_early)
+            return sequence + 1, sequence + 1 < log.tail or sequence < log.evicted_early
         if request.last_ids and not request.must_know:
             return log.tail, False
         if request.since_s is not None:
@@ -590,8 +592,9 @@ class Hub:
         """Do one slice of the pending work; return whether more is pending."""
         self._woken = True
         self._flush.turn(now_s)
-        for _ in range(min(len(self._ending), ENDED_A_TURN)):
-            self._fall_behind(self._ending.popleft(), self._flush.flushed)
+        if self._ending:
+            for _ in range(min(len(self._ending), ENDED_A_TURN)):
+                self._fall_behind(self._ending.popleft(), self._flush.flushed)
         more = self.catchup.turn(now_s)
         if self.replays.due:
             more = self.replays.turn() or more
@@ -656,8 +659,9 @@ class Hub:
         floor = self.catchup.floor
         if self.log.bytes > BLOCK_HISTORIES_MAX * self.log.bytes_max:
             floor = None
-        if self._flush.due:
-            floor = self._flush.flushed if floor is None else min(floor, self._flush.flushed)
+        unsent = self._flush.unsent
+        if unsent is not None and (floor is None or unsent < floor):
+            floor = unsent
         self.log.keep_from(floor)
 
     def _fall_behind(self, handle: int, cursor: int) -> None:
@@ -668,8 +672,7 @@ class Hub:
 
     # Closing streams
 
-    def _caught_up(self, handle: int) -> None:
-        subscription: Subscription = self.engine.subscription(handle)
+    def _caught_up(self, handle: int, subscription: Subscription) -> None:
         if self.draining:
             after_ms = round(1000 * (self._config.retry_min_s + self._config.drain_spread_s * self._draw()))
             self._close(handle, CloseReason.DRAIN, self._clock(), notice.come_back(after_ms))
@@ -682,7 +685,7 @@ class Hub:
                 # It may have passed events that were evicted early, and that a shared compressor was fed.
                 self.engine.skip(handle, self.engine.cursor(handle), b"")
             # A client may have reconnected from another edge whose log was further ahead.
-            self.engine.live(handle, max(self.engine.cursor(handle), self.log.head))
+            self.engine.live(handle, self.log.head)
 
     def _end(self, handle: int, reason: str, now_s: float) -> None:
         """Close a stream after the current frame; its client can reconnect and resume."""

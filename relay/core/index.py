@@ -195,11 +195,16 @@ class Index:
         """Return the sequences of the last retained entries, at most `count`."""
         return self.sequences[max(self._dead, len(self.sequences) - count) :]
 
-    def part(self, cursor: int, until: int, count_max: int) -> array[int]:
-        """Return at most `count_max` sequences in [cursor, until)."""
-        rows = self.sequences
+    def part(self, cursor: int, until: int, count_max: int) -> tuple[array[int], int]:
+        """Return at most `count_max` sequences in [cursor, until), and an upper bound of the bytes of their frames."""
+        rows, ends = self.sequences, self._ends
         start = bisect_left(rows, cursor, self._dead)
-        return rows[start : min(bisect_left(rows, until, lo=start), start + count_max)]
+        stop = bisect_left(rows, until, start)
+        if stop - start > count_max:
+            stop = start + count_max
+        if start == stop:
+            return _NO_SEQUENCES, 0
+        return rows[start:stop], ends[stop - 1] - (ends[start - 1] if start else self._origin)
 
     def newest_part(
         self, current: Current, tail: int, cursor: int, until: int, count_max: int

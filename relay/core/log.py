@@ -21,6 +21,8 @@ from itertools import chain, compress
 from math import inf
 from typing import NamedTuple, TypeVar
 
+import msgspec
+
 from relay.config.history import TopicLimits
 from relay.core.evicted import NOTHING, Mark, Marks
 from relay.core.expiry import Expiry
@@ -44,7 +46,7 @@ EXPIRED_AN_APPEND = 8
 """The same for each appended entry; more than it adds, so that entries to evict cannot accumulate."""
 
 
-class Batch(NamedTuple):
+class Batch(msgspec.Struct, frozen=True, gc=False):
     """The result of a read: sequences in log order, omitted superseded sequences, and the next cursor."""
 
     sequences: list[int]
@@ -464,13 +466,18 @@ class Log:
         if cursor >= until:
             return None
         wanted: list[int] = []
+        size = 0
         for index in indexes:
-            part = index.part(cursor, until, READ_ENTRIES_MAX)
+            part, part_bytes = index.part(cursor, until, READ_ENTRIES_MAX)
             wanted += part
+            size += part_bytes
             if len(part) == READ_ENTRIES_MAX:
                 cut = min(cut, part[-1] + 1)
         if not wanted:
             return None
+        if size <= bytes_max and len(wanted) < READ_ENTRIES_MAX and not conflate:
+            wanted.sort()
+            return Batch(wanted, [], until)  # All entries fit, as is usual in a flush.
         return self._batch(wanted, cut, bytes_max, conflate=conflate)
 
     def read_newest(self, indexes: Iterable[Index], cursor: int, until: int, bytes_max: int) -> Batch:
@@ -527,7 +534,7 @@ class Log:
     def newest(self, topic: str) -> Iterator[tuple[str | None, bytes]]:
         """Yield the own id, if any, and the frame of each retained entry of a topic, the newest first."""
         known = self.topics.get(topic)
-        for sequence in reversed(known.part(self.tail, self.head, known.retained) if known is not None else ()):
+        for sequence in reversed(known.last_rows(known.retained) if known is not None else ()):
             yield self._rows.ids[self._rows.row(sequence)], self.frame(sequence)
 
     def find(self, ids: Sequence[str], terms: tuple[str, ...]) -> int | None:

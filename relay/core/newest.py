@@ -15,8 +15,8 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import TypeAlias
 
-Part: TypeAlias = "Callable[[int, int, int], array[int]]"
-"""Returns sequences of an index from (cursor, until, maximum count); see `relay.core.index.Index.part`."""
+Part: TypeAlias = "Callable[[int, int, int], tuple[array[int], int]]"
+"""Returns sequences of an index, and their size, from (cursor, until, maximum count); see `Index.part`."""
 
 Current: TypeAlias = "Callable[[array[int]], array[int]]"
 """Returns those of some entries that are retained and not superseded; see `relay.core.log.Log.current`."""
@@ -47,7 +47,7 @@ class Newest:
         rows = self._sequences
         del rows[: bisect_left(rows, tail)]
         if self._until < until:
-            more = part_of(max(self._until, tail), until, count_max)
+            more, _ = part_of(max(self._until, tail), until, count_max)
             rows.extend(current(more))
             self._until = more[-1] + 1 if len(more) == count_max else until
         start = bisect_left(rows, cursor)

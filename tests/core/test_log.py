@@ -10,7 +10,7 @@ import pytest
 from relay.core import evicted
 from relay.core.backfill import Wanted, backfill
 from relay.core.index import SEGMENT_BYTES, Index, Topic
-from relay.core.log import EVICTED_SHARE, READ_ENTRIES_MAX, Log
+from relay.core.log import EVICTED_SHARE, READ_ENTRIES_MAX, Batch, Log
 
 
 def make_log(**limits: float) -> Log:
@@ -27,7 +27,7 @@ def put(
 
 def rows(log: Log, topic: str) -> list[int]:
     """Return the sequences in the topic's index, from the tail on."""
-    return list(log.topics[topic].part(log.tail, log.head, 1 << 30))
+    return list(log.topics[topic].part(log.tail, log.head, 1 << 30)[0])
 
 
 def follow_all(log: Log) -> Index:
@@ -274,9 +274,9 @@ def test_lag_first_part_and_ordinal_start_at_the_cursor() -> None:
     ]
     assert [index.first(cursor) for cursor in range(7)] == [1, 1, 3, 3, 5, 5, None]
     assert [index.ordinal(cursor) - index.ordinal(0) for cursor in range(7)] == [0, 0, 1, 1, 2, 2, 3]
-    assert list(index.part(2, 5, 9)) == [3]
-    assert list(index.part(1, 6, 2)) == [1, 3]
-    assert list(index.part(4, 2, 9)) == []
+    assert index.part(2, 5, 9) == (array("Q", [3]), 2)
+    assert index.part(1, 6, 2) == (array("Q", [1, 3]), 3)
+    assert index.part(4, 2, 9) == (array("Q"), 0)
 
 
 def test_an_index_of_a_pattern_has_later_entries_and_after_filling_all() -> None:
@@ -394,8 +394,8 @@ def test_a_merge_reads_in_log_order() -> None:
     for topic in "abcabc":
         put(log, topic)
     indexes = [log.topics["b"], log.topics["a"]]
-    assert log.merge(indexes, 1, 7, 1000) == ([1, 2, 4, 5], [], 7)
-    assert log.merge(indexes, 2, 5, 1000) == ([2, 4], [], 5)
+    assert log.merge(indexes, 1, 7, 1000) == Batch([1, 2, 4, 5], [], 7)
+    assert log.merge(indexes, 2, 5, 1000) == Batch([2, 4], [], 5)
     assert log.merge(indexes, 7, 7, 1000) is None
     assert log.merge([log.topics["c"]], 4, 6, 1000) is None
     assert log.merge([], 1, 7, 1000) is None
@@ -406,11 +406,11 @@ def test_a_merge_ends_at_its_byte_limit_but_returns_at_least_one_entry() -> None
     for size in (10, 10, 10, 500, 10):
         put(log, "a", size)
     index = log.topics["a"]
-    assert log.merge([index], 1, 6, 25) == ([1, 2], [], 3)
-    assert log.merge([index], 1, 6, 30) == ([1, 2, 3], [], 4)
-    assert log.merge([index], 3, 6, 30) == ([3], [], 4)
-    assert log.merge([index], 4, 6, 30) == ([4], [], 5)
-    assert log.merge([index], 5, 6, 0) == ([5], [], 6)
+    assert log.merge([index], 1, 6, 25) == Batch([1, 2], [], 3)
+    assert log.merge([index], 1, 6, 30) == Batch([1, 2, 3], [], 4)
+    assert log.merge([index], 3, 6, 30) == Batch([3], [], 4)
+    assert log.merge([index], 4, 6, 30) == Batch([4], [], 5)
+    assert log.merge([index], 5, 6, 0) == Batch([5], [], 6)
 
 
 def test_a_merge_of_many_entries_is_split_and_continues_without_loss() -> None:
@@ -428,11 +428,23 @@ def test_a_merge_of_many_entries_is_split_and_continues_without_loss() -> None:
     assert cursor == log.head
 
 
+def test_a_merge_fits_by_the_bytes_of_retained_entries() -> None:
+    log = make_log()
+    put(log, "a", 10)
+    log.append(log.topic("a"), b"x" * 90, None, None, 0.0, 1.0)  # evicted early
+    put(log, "a", 10)
+    assert log.expire(2.0) is False
+    index = log.topics["a"]
+    assert index.part(1, 4, 9) == (array("Q", [1, 3]), 110)  # an upper bound
+    assert log.merge([index], 1, 4, 20) == Batch([1, 3], [], 4)
+    assert log.merge([index], 1, 4, 19) == Batch([1], [], 3)
+
+
 def test_a_merge_skips_evicted_entries() -> None:
     log = make_log(events_max=2)
     for _ in range(5):
         put(log, "a")
-    assert log.merge([log.topics["a"]], 1, 6, 1000) == ([4, 5], [], 6)
+    assert log.merge([log.topics["a"]], 1, 6, 1000) == Batch([4, 5], [], 6)
 
 
 def test_a_conflating_merge_keeps_the_newest_entry_of_each_topic_and_key() -> None:
@@ -440,8 +452,8 @@ def test_a_conflating_merge_keeps_the_newest_entry_of_each_topic_and_key() -> No
     for topic, key in (("a", "x"), ("a", "y"), ("b", "x"), ("a", "x"), ("a", None), ("b", None), ("a", None)):
         put(log, topic, key=key)
     indexes = [log.topics["a"], log.topics["b"]]
-    assert log.merge(indexes, 1, 8, 1000, conflate=True) == ([2, 3, 4, 6, 7], [1, 5], 8)
-    assert log.merge(indexes, 1, 8, 1000) == ([1, 2, 3, 4, 5, 6, 7], [], 8)
+    assert log.merge(indexes, 1, 8, 1000, conflate=True) == Batch([2, 3, 4, 6, 7], [1, 5], 8)
+    assert log.merge(indexes, 1, 8, 1000) == Batch([1, 2, 3, 4, 5, 6, 7], [], 8)
 
 
 def test_a_conflating_merge_of_only_superseded_entries_advances_the_cursor() -> None:
@@ -449,7 +461,7 @@ def test_a_conflating_merge_of_only_superseded_entries_advances_the_cursor() -> 
     for topic in ("a", "a", "b", "a"):
         put(log, topic)
     batch = log.merge([log.topics["a"]], 1, 3, 1000, conflate=True)
-    assert batch == ([], [1, 2], 3)
+    assert batch == Batch([], [1, 2], 3)
 
 
 def test_a_conflating_merge_counts_each_superseded_entry_once_at_every_split() -> None:
@@ -472,7 +484,7 @@ def test_a_key_whose_newest_entry_was_evicted_starts_again() -> None:
     put(log, "a", key="x")
     log.events_max = 2
     put(log, "a", key="x")
-    assert log.merge([log.topics["a"]], 1, 5, 1000, conflate=True) == ([4], [3], 5)
+    assert log.merge([log.topics["a"]], 1, 5, 1000, conflate=True) == Batch([4], [3], 5)
 
 
 def test_frames_and_times_are_returned_as_appended() -> None:

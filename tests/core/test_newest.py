@@ -155,8 +155,8 @@ def test_the_list_equals_a_search_of_all_entries(seed: int) -> None:
     draw = random.Random(seed)
     newest, rows, gone, of_key, head, tail = Newest(), array("Q"), set[int](), dict[int, int](), 1, 1
 
-    def part(cursor: int, until: int, count_max: int) -> array[int]:
-        return array("Q", [row for row in rows if cursor <= row < until][:count_max])
+    def part(cursor: int, until: int, count_max: int) -> tuple[array[int], int]:
+        return array("Q", [row for row in rows if cursor <= row < until][:count_max]), 0
 
     def current(sequences: array[int]) -> array[int]:
         return array("Q", [row for row in sequences if row >= tail and row not in gone])
