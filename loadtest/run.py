@@ -22,7 +22,7 @@ from loadtest.rig.harness import MeasuredServer, raise_descriptor_limit
 from loadtest.rig.targets import RELAY
 from loadtest.verdict import Criterion, Outcome
 from loadtest.watch import Watch, sample, sample_when
-from relay.config.model import parse_size
+from relay.config.formats import parse_size
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -1,7 +1,8 @@
 """The command line. `relay` means `relay serve`. Each setting is a flag, an environment variable and a TOML key.
 
 Owns the flags, the reading of the environment, and the conversion of an error into one line and an exit code.
-Never defines the name, default or help text of a setting: those are in `relay.config.model`.
+Never defines the name, default or help text of a setting: those are in
+`relay.config.settings`.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
+from relay.config.declaration import NUMBER_MAX
 from relay.config.load import variable
-from relay.config.model import NUMBER_MAX, SETTINGS, group_settings
+from relay.config.model import SETTINGS, group_settings
 from relay.config.values import show
 from relay.telemetry import stats_schema as stats
 from tests import manual
@@ -41,7 +42,7 @@ _KINDS = {
 }
 
 _HEAD = """\
-<!-- Written by `make reference` from relay/config/model.py; do not edit. -->
+<!-- Written by `make reference` from relay/config/settings; do not edit. -->
 
 # Settings
 

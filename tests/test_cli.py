@@ -15,7 +15,7 @@ import pytest
 
 from relay import cli
 from relay.config.load import load
-from relay.config.model import GROUPS, SETTINGS, Config
+from relay.config.model import SETTINGS, Config, group_settings
 from relay.errors import ConfigError, RelayError
 from relay.process.systemd import Service
 from relay.server import server
@@ -73,7 +73,7 @@ def test_the_printed_settings_are_the_effective_ones(served: list[Config], capsy
 def test_help_groups_the_settings_with_the_common_ones_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["serve", "--help"]) == 0
     text = capsys.readouterr().out
-    places = [text.index(f"\n{group}:\n") for group in GROUPS]
+    places = [text.index(f"\n{group}:\n") for group in group_settings()]
     assert places == sorted(places)
     for name in SETTINGS:
         assert len(re.findall(rf"^  --{name}[ /]", text, re.MULTILINE)) == 1

@@ -23,7 +23,8 @@ from relay.client.publish import Publisher
 from relay.commands.prove import STREAMS_MAX, Proof
 from relay.commands.prove import prove as run_proof
 from relay.commands.server_process import start_server
-from relay.config.model import Config, parse_address
+from relay.config.formats import parse_address
+from relay.config.model import Config
 from relay.errors import ConfigError, RelayError
 from relay.event import Event
 from relay.process.listeners import listen as open_listener

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import click
 
-from relay.config.model import Config, parse_duration
+from relay.config.formats import parse_duration
+from relay.config.model import Config
 from relay.doctor.finding import Finding, Level
 
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "red"}

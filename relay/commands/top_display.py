@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET, UnsetType
 
-from relay.config.model import size_text
+from relay.config.formats import size_text
 from relay.telemetry.stats_schema import ServerStats, SlowStream, UpstreamStats, WorkerStats
 
 if TYPE_CHECKING:

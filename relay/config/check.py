@@ -13,15 +13,9 @@ from urllib.parse import urlsplit
 
 from relay.config.broker_address import has_password, parse_broker
 from relay.config.data_rules import parse_rule
+from relay.config.formats import parse_address, parse_group, parse_mode, size_text
 from relay.config.history import parse_history
-from relay.config.model import (
-    SETTINGS,
-    Config,
-    parse_address,
-    parse_group,
-    parse_mode,
-    size_text,
-)
+from relay.config.model import SETTINGS, Config
 from relay.config.networks import parse_networks
 from relay.config.origins import check_host, check_origin
 from relay.config.source_address import parse_source

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from relay.config.model import parse_size
+from relay.config.formats import parse_size
 from relay.config.values import check_pattern
 from relay.errors import ConfigError
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import Field
 from typing import Any
 
-from relay.config.model import duration_text, parse_duration, parse_size, size_text
+from relay.config.formats import duration_text, parse_duration, parse_size, size_text
 from relay.errors import ConfigError, EventError
 from relay.topic import CONTROL, check_term
 

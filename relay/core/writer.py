@@ -14,7 +14,8 @@ from typing import Protocol
 
 import msgspec
 
-from relay.config.model import DURATION_S_MAX, Config
+from relay.config.formats import DURATION_S_MAX
+from relay.config.model import Config
 from relay.core.ended import END, Ended
 from relay.core.forms.framing import CHUNK_BYTES_MAX
 from relay.core.log import Entry, Log

@@ -11,8 +11,9 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
+from relay.config.formats import size_text
 from relay.config.load import worker_count
-from relay.config.model import Config, size_text
+from relay.config.model import Config
 from relay.doctor.finding import Finding, fault, ok, warning
 from relay.errors import ConfigError
 from relay.process.memory import available_bytes

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import NamedTuple
 
-from relay.config.model import parse_duration
+from relay.config.formats import parse_duration
 from relay.errors import RequestError
 from relay.http.request import Request
 from relay.ids import query_readings

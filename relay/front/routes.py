@@ -17,7 +17,8 @@ from functools import lru_cache, partial
 
 from msgspec.structs import replace
 
-from relay.config.model import Config, parse_duration
+from relay.config.formats import parse_duration
+from relay.config.model import Config
 from relay.config.origins import Allowed
 from relay.config.webhooks import Webhook, find_webhook, parse_webhooks
 from relay.core.forms.form import Form

@@ -9,7 +9,8 @@ import socket
 from dataclasses import dataclass
 from math import inf
 
-from relay.config.model import Config, parse_address
+from relay.config.formats import parse_address
+from relay.config.model import Config
 from relay.errors import ConfigError
 
 DEFER_ACCEPT_S = 1

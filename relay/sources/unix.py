@@ -18,7 +18,8 @@ import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 
-from relay.config.model import Config, parse_group, parse_mode
+from relay.config.formats import parse_group, parse_mode
+from relay.config.model import Config
 from relay.sources.feeder import READ_BYTES, Feeder, PackedFeeder
 from relay.sources.intake import ANSWER_BYTES_MAX, Intake
 from relay.sources.lines import LineSplitter, parse_line

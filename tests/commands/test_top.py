@@ -21,7 +21,7 @@ import pyte
 import pytest
 
 from relay.commands.top_display import HEAD_LINES, NodeState, render, share
-from relay.config.model import size_text
+from relay.config.formats import size_text
 from relay.telemetry.stats_schema import ServerStats
 from tests.running import TIMEOUT_S, Relay, Stream, command, environment, eventually, free_port, relay, run
 

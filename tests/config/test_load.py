@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from relay.config.check import check
+from relay.config.declaration import MIB
 from relay.config.load import load, to_toml, variable, worker_count
-from relay.config.model import MIB, SETTINGS, Config, group_settings
+from relay.config.model import SETTINGS, Config
 from relay.errors import ConfigError
 
 CLUSTER = {"cluster": "redis://127.0.0.1"}
@@ -346,11 +347,3 @@ def test_the_error_for_a_table_shows_the_right_form(text: str, message: str) -> 
         load({}, {}, tomllib.loads(text), "relay.toml")
     assert str(caught.value).startswith("relay.toml: ")
     assert message in str(caught.value)
-
-
-def test_every_setting_is_in_one_group() -> None:
-    groups = group_settings()
-    assert "Other" not in groups
-    assert sorted(name for names in groups.values() for name in names) == sorted(SETTINGS)
-    assert all(groups.values())
-    assert next(iter(groups.values()))[0] == "listen"

@@ -1,6 +1,6 @@
-"""A new setting changes one file, relay/config/model.py.
+"""A new setting changes one file, the module of its group in relay/config/settings.
 
-Each test runs a copy of the package whose model has one more setting.
+Each test runs a copy of the package with one more setting.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import pytest
 from tests import ROOT
 from tests.running import TIMEOUT_S, environment
 
-MARK = "    # Process\n"
 SETTING = '    sample_wait_s: float = setting(7.0, "Time that a sample waits.", "duration")\n'
 
 
@@ -25,10 +24,8 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the changed copy of the package."""
     folder = tmp_path_factory.mktemp("changed")
     shutil.copytree(ROOT / "relay", folder / "relay", ignore=shutil.ignore_patterns("__pycache__"))
-    model = folder / "relay" / "config" / "model.py"
-    text = model.read_text()
-    assert text.count(MARK) == 1
-    model.write_text(text.replace(MARK, MARK + SETTING))
+    with (folder / "relay" / "config" / "settings" / "telemetry.py").open("a") as module:
+        module.write(SETTING)
     return folder
 
 

@@ -1,0 +1,1 @@
+"""All settings, one module for each group of `relay serve --help`."""
