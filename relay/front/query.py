@@ -1,6 +1,6 @@
-"""Query arguments: the values of `since`, and misspelt names.
+"""Query arguments: their values, and misspelt names.
 
-Owns the forms of `since`, and the rules that detect a misspelt name. Pure. Never depends on a path.
+Owns the syntax of each kind of value, and the rules that detect a misspelt name. Pure. Never depends on a path.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from relay.config.formats import parse_duration
 from relay.errors import RequestError
 from relay.http.request import Request
-from relay.ids import query_readings
+from relay.ids import LAST_ID_NAMES, query_readings, readings
 
 _UNIX = re.compile(r"[0-9]{9,14}(?:\.[0-9]{1,9})?")
 _SECONDS_DIGITS_MAX = 11
@@ -50,9 +50,11 @@ def read_since(value: str, wall_s: float) -> Since:
     """Parse the position at which a stream begins.
 
     Args:
-        value: the value of `since`, as sent; not empty.
+        value: the value of `since`, as sent; empty for new events only.
         wall_s: the Unix time in seconds.
     """
+    if not value:
+        return Since(None)
     ids = query_readings(value)
     text = ids[-1]
     if text in _WORDS:
@@ -139,3 +141,77 @@ def _is_replaced(letters: str, others: str) -> bool:
 
 def _shorter(letters: str) -> list[str]:
     return [letters[:at] + letters[at + 1 :] for at in range(len(letters))]
+
+
+def read_text(request: Request, name: str) -> str | None:
+    """Return the only value of a query name, decoded; None if it is absent.
+
+    Raises:
+        RequestError: 400, the name is repeated. The other functions that read a value raise this error too.
+    """
+    return _only(name, request.values(name))
+
+
+def read_raw(request: Request, name: str) -> str | None:
+    """Return the only value of a query name as sent; None if it is absent."""
+    return _only(name, request.raw_values(name))
+
+
+def _only(name: str, values: list[str]) -> str | None:
+    if len(values) > 1:
+        raise RequestError(400, f"query: {name} is repeated; give it once")
+    return values[0] if values else None
+
+
+def read_switch(request: Request, name: str) -> bool:
+    """Return whether a query name has the value 1; False if it is absent.
+
+    Raises:
+        RequestError: 400, the value is neither 0 nor 1.
+    """
+    value = read_text(request, name)
+    if value not in (None, "0", "1"):
+        raise RequestError(400, f"query: {name} must be 0 or 1")
+    return value == "1"
+
+
+def read_duration(request: Request, name: str) -> float | None:
+    """Return the value of a query name as a time in seconds; None if it is absent.
+
+    Raises:
+        RequestError: 400, the value is not a time.
+    """
+    text = read_text(request, name)
+    try:
+        return parse_duration(text) if text else None
+    except ValueError as error:
+        raise RequestError(400, f"{name}: {error}") from None
+
+
+def read_limit(request: Request, default: int, limit_max: int) -> int:
+    """Return the value of `limit`, from 1 to `limit_max`; the default if it is absent.
+
+    Raises:
+        RequestError: 400, the value is not such a number.
+    """
+    text = read_text(request, "limit")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= limit_max):
+        raise RequestError(400, f"query: limit must be a number from 1 to {limit_max}")
+    return int(text)
+
+
+def read_last_ids(request: Request) -> tuple[str, ...]:
+    """Return the readings of the last id: from the header, else from the first query name with a value; else none.
+
+    The header takes precedence, because a browser reconnects with its original URL (WHATWG HTML 9.2.3).
+    """
+    if header := request.headers.get("last-event-id"):
+        return readings(header.encode("latin-1"))
+    for name in LAST_ID_NAMES:
+        values = [value for value in request.raw_values(name) if value]
+        if values:
+            # Several values are not an id. No id contains LF, so the values joined by LF match no id.
+            return query_readings("\n".join(dict.fromkeys(values)))
+    return ()

@@ -1,9 +1,7 @@
 """The routes: map a request head to a route.
 
-Owns the paths, their query names and their methods. Pure: a request in, one small value out. Never reads a body,
-publishes or opens a stream.
-
-The module is longer than 400 lines because it defines the arguments of every path.
+Owns the paths, their query names and their methods. Pure: a request in, one small value out. Never parses a value of
+the query (`relay.front.query`), reads a body, publishes or opens a stream.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from functools import lru_cache, partial
 
 from msgspec.structs import replace
 
-from relay.config.formats import parse_duration
 from relay.config.model import Config
 from relay.config.origins import Allowed
 from relay.config.webhooks import Webhook, find_webhook, parse_webhooks
@@ -28,12 +25,22 @@ from relay.core.polls import EVENTS_MAX
 from relay.core.stream import Subscribe
 from relay.errors import EventError, RequestError
 from relay.front.negotiate import Negotiator
-from relay.front.query import Names, Since, check_names, read_since
+from relay.front.query import (
+    Names,
+    check_names,
+    read_duration,
+    read_last_ids,
+    read_limit,
+    read_raw,
+    read_since,
+    read_switch,
+    read_text,
+)
 from relay.http.coding import check_coding
 from relay.http.idempotency import read_key
 from relay.http.request import Request
 from relay.http.response import Headers, cors_headers, stream_head
-from relay.ids import LAST_ID_NAMES, query_readings, readings
+from relay.ids import LAST_ID_NAMES
 from relay.limits import Limit
 from relay.telemetry.topics import LIMIT, LIMIT_MAX, TopicsQuery
 from relay.topic import check_term, check_topic, is_pattern
@@ -56,10 +63,9 @@ _WRITE = ("POST", "OPTIONS")
 _POLICIES = frozenset(policy.value for policy in Policy)
 _PREFLIGHT_MAX_AGE_S = 7200
 _ALLOWED_HEADERS = (
-    *("Authorization", "Content-Type", "Last-Event-ID", "Cache-Control", "Content-Encoding", "Idempotency-Key"),
-    *("traceparent", "tracestate"),
+    "Authorization, Content-Type, Last-Event-ID, Cache-Control, Content-Encoding, Idempotency-Key, "
+    "traceparent, tracestate"
 )
-_ALLOW_ORIGIN = "Access-Control-Allow-Origin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +104,8 @@ class PublishBody:
         key: event key, if the body is the data of one event.
         dedup: dedup key of events that have none.
         ttl: time in seconds for which events that have no `ttl` are retained.
-        is_data: whether the body is the data of one event, whatever its content type: the path names the topic, or the
-            query has the `event`, `id` or `key`.
+        is_data: whether the body is the data of one event, regardless of its content type: the path names the topic,
+            or the query has the `event`, `id` or `key`.
         webhook: the webhook of the topic, if the path names the topic.
         coding: the content coding of the body; empty for none.
         as_lines: whether each line of a text is the data of an event.
@@ -174,8 +180,7 @@ class Router:
     def cors(self, request: Request | None) -> Headers:
         """Return the CORS headers of the response; `request` is None if the request could not be parsed."""
         cors = self._cors(None if request is None else self._origin(request))
-        allows = any(name == _ALLOW_ORIGIN for name, _ in cors)
-        return (*cors, ("Access-Control-Expose-Headers", "Retry-After")) if allows else cors
+        return (*cors, ("Access-Control-Expose-Headers", "Retry-After")) if _allows(cors) else cors
 
     def _origin(self, request: Request) -> str | None:
         """Return the origin of a request, if it is listed."""
@@ -233,11 +238,7 @@ class Router:
         raise RequestError(404, "no such path")
 
     def _by_method(self, request: Request, methods: tuple[str, ...], parse: Callable[[Request], Route]) -> Route:
-        """Return the route of a request to a path that has these methods.
-
-        Raises:
-            RequestError: 405, the method is another one; and the errors of `parse`.
-        """
+        """Return the route of a request to a path that has these methods; raise RequestError 405 for another method."""
         if request.method not in methods:
             raise RequestError(405, f"{request.method} is not allowed for this path", (("Allow", ", ".join(methods)),))
         return self._options(request, methods) if request.method == "OPTIONS" else parse(request)
@@ -253,32 +254,29 @@ class Router:
     def _options(self, request: Request, methods: tuple[str, ...]) -> Options:
         """Return the response to OPTIONS: the allowed methods, and CORS for a preflight of an allowed origin."""
         headers = (("Allow", ", ".join(methods)),)
-        if "access-control-request-method" not in request.headers or not self._allows(request):
+        if "access-control-request-method" not in request.headers or not _allows(self.cors(request)):
             return Options(headers)
         return Options(
             (
                 *headers,
                 ("Access-Control-Allow-Methods", ", ".join(methods)),
-                ("Access-Control-Allow-Headers", ", ".join(_ALLOWED_HEADERS)),
+                ("Access-Control-Allow-Headers", _ALLOWED_HEADERS),
                 ("Access-Control-Max-Age", str(_PREFLIGHT_MAX_AGE_S)),
             )
         )
 
-    def _allows(self, request: Request) -> bool:
-        return any(name == _ALLOW_ORIGIN for name, _ in self.cors(request))
-
     def _subscribe(self, request: Request) -> Subscribe:
         """Parse the arguments of a stream."""
-        last_ids = _last_ids(request)
-        text = _only("since", request.raw_values("since"))
-        since = read_since(text, self._wall()) if text and not last_ids else Since(None)
+        last_ids = read_last_ids(request)
+        text = read_raw(request, "since") or ""
+        since = read_since("" if last_ids else text, self._wall())
         terms = self._terms(request)
-        form = self._negotiator.form(request, terms, _one(request, "envelope"))
+        form = self._negotiator.form(request, terms, read_text(request, "envelope"))
         return Subscribe(
             terms=terms,
             last_ids=last_ids or since.ids,
             since_s=since.age_s,
-            policy=self._policy(_one(request, "policy")),
+            policy=self._policy(read_text(request, "policy")),
             padding=any(name in ("padding", "evs_preamble") for name, _ in request.query),
             head=self._heads(self._origin(request), self._forms[form]),
             form=form,
@@ -289,21 +287,21 @@ class Router:
     def _poll(self, request: Request) -> Poll:
         """Parse the arguments of a poll."""
         check_names(request, _POLL_NAMES)
-        wait_s = _duration(request, "wait")
+        wait_s = read_duration(request, "wait")
         if request.method == "HEAD":
             wait_s = 0.0
         elif wait_s is None:
             wait_s = POLL_WAIT_S
         subscribe = replace(_with_history(self._subscribe(request)), form=POLL, policy=None)
-        return Poll(subscribe, min(wait_s, self._config.poll_wait_max_s), _limit(request, EVENTS_MAX, EVENTS_MAX))
+        return Poll(subscribe, min(wait_s, self._config.poll_wait_max_s), read_limit(request, EVENTS_MAX, EVENTS_MAX))
 
     def _history(self, request: Request, stream: Subscribe) -> Poll:
         """Return the route of a stream's request whose client wants the events as a document."""
         _with_history(stream)
-        newest = not stream.replays and not _only("since", request.raw_values("since"))
+        newest = not stream.replays and not read_raw(request, "since")
         since_s = math.inf if newest else stream.since_s
         subscribe = replace(stream, form=POLL, policy=None, since_s=since_s)
-        return Poll(subscribe, 0.0, _limit(request, HISTORY_EVENTS, EVENTS_MAX), newest)
+        return Poll(subscribe, 0.0, read_limit(request, HISTORY_EVENTS, EVENTS_MAX), newest)
 
     def _terms(self, request: Request) -> tuple[str, ...]:
         """Return the topics and patterns without duplicates: from the path, then from the query."""
@@ -335,7 +333,7 @@ class Router:
         coding = check_coding(request.headers.get("content-encoding", ""))
         check_names(request, _PUBLISH_NAMES)
         path_topic = None if request.path == "/publish" else _path_topic(request, "/publish")
-        query_topic = _one(request, "topic")
+        query_topic = read_text(request, "topic")
         if path_topic is not None and query_topic is not None:
             raise RequestError(400, "query: the path already names the topic; remove topic from the query")
         topic = path_topic or query_topic or self._config.topic
@@ -343,19 +341,23 @@ class Router:
             check_topic(topic)
         except EventError as error:
             raise RequestError(400, str(error)) from None
-        event, id, key = _one(request, "event"), _one(request, "id"), _one(request, "key")
+        event, id, key = read_text(request, "event"), read_text(request, "id"), read_text(request, "key")
         return PublishBody(
             topic,
             event,
             id,
             key,
-            _one(request, "dedup") or read_key(request.headers.get("idempotency-key")),
-            _duration(request, "ttl"),
+            read_text(request, "dedup") or read_key(request.headers.get("idempotency-key")),
+            read_duration(request, "ttl"),
             is_data=path_topic is not None or (event, id, key) != (None, None, None),
             webhook=find_webhook(self._webhooks, topic) if path_topic is not None else None,
             coding=coding,
-            as_lines=_switch(request, "lines"),
+            as_lines=read_switch(request, "lines"),
         )
+
+
+def _allows(cors: Headers) -> bool:
+    return any(name == "Access-Control-Allow-Origin" for name, _ in cors)
 
 
 def _signal(request: Request) -> SignalTopic:
@@ -369,12 +371,8 @@ def _signal(request: Request) -> SignalTopic:
 
 
 def _with_history(stream: Subscribe) -> Subscribe:
-    """Return the request of a poll, unless it asks for the newest event of each topic.
-
-    Raises:
-        RequestError: 400; a document could not contain the events of many topics.
-    """
-    if stream.newest:
+    """Return the request of a poll; raise RequestError 400 if it asks for the newest event of each topic."""
+    if stream.newest:  # A document could not contain the events of many topics.
         raise RequestError(400, "since: `last` is only for streams; give `earliest`, a time or an id")
     return stream
 
@@ -391,62 +389,9 @@ def _path_topic(request: Request, parent: str) -> str:
     return topic
 
 
-def _one(request: Request, name: str) -> str | None:
-    """Return the only value of a query name, decoded; None if it is absent."""
-    return _only(name, request.values(name))
-
-
-def _switch(request: Request, name: str) -> bool:
-    """Return whether a query name has the value 1; False if it is absent."""
-    value = _one(request, name)
-    if value not in (None, "0", "1"):
-        raise RequestError(400, f"query: {name} must be 0 or 1")
-    return value == "1"
-
-
-def _duration(request: Request, name: str) -> float | None:
-    """Return the value of a query name as a time in seconds; None if it is absent."""
-    text = _one(request, name)
-    try:
-        return parse_duration(text) if text else None
-    except ValueError as error:
-        raise RequestError(400, f"{name}: {error}") from None
-
-
-def _limit(request: Request, default: int, limit_max: int) -> int:
-    """Return the value of `limit`, from 1 to `limit_max`."""
-    text = _one(request, "limit")
-    if not text:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= limit_max):
-        raise RequestError(400, f"query: limit must be a number from 1 to {limit_max}")
-    return int(text)
-
-
-def _only(name: str, values: list[str]) -> str | None:
-    if len(values) > 1:
-        raise RequestError(400, f"query: {name} is repeated; give it once")
-    return values[0] if values else None
-
-
 def _topics(request: Request) -> TopicsQuery:
     """Parse a request for one topic, or for a page of topics."""
     if request.path != "/topics":
         return TopicsQuery(topic=_path_topic(request, "/topics"))
     check_names(request, _TOPICS_NAMES)
-    return TopicsQuery(after=_one(request, "after") or "", limit=_limit(request, LIMIT, LIMIT_MAX))
-
-
-def _last_ids(request: Request) -> tuple[str, ...]:
-    """Return the readings of the last id: from the header, else from the first query name with a value; else none.
-
-    The header takes precedence, because a browser reconnects with its original URL (WHATWG HTML 9.2.3).
-    """
-    if header := request.headers.get("last-event-id"):
-        return readings(header.encode("latin-1"))
-    for name in LAST_ID_NAMES:
-        values = [value for value in request.raw_values(name) if value]
-        if values:
-            # Several values are not an id. No id contains LF, so the values joined by LF match no id.
-            return query_readings("\n".join(dict.fromkeys(values)))
-    return ()
+    return TopicsQuery(after=read_text(request, "after") or "", limit=read_limit(request, LIMIT, LIMIT_MAX))
