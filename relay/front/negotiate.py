@@ -72,7 +72,7 @@ class Negotiator:
 
 
 def accepts_ndjson(header: str) -> bool:
-    """Return whether an Accept header names NDJSON, with whatever quality above 0."""
+    """Return whether an Accept header names NDJSON with a quality above 0."""
     names = dict.fromkeys((kind for kind, syntax in _SYNTAX_OF.items() if syntax == NDJSON), True)
     return _best(header, names, False)
 

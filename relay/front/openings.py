@@ -1,6 +1,6 @@
 """Openings: opens streams directly from accepted sockets, without a connection of the front.
 
-Owns the cache of request shapes. Never responds: what it cannot open, `relay.front.connection` serves.
+Owns the cache of request shapes. Never responds: `relay.front.connection` serves every other request.
 
 Theory of operation. In a reconnect storm, the heads of all requests are equal, except for a few fields. `cut_head`
 removes these fields. The rest of the head is its shape, which is a valid head itself. The parser and the router read a

@@ -1,6 +1,6 @@
 """The console, the document at `/`: one HTML document that contains its style and its scripts.
 
-Owns the order of the scripts. Never serves the document (`relay.front.connection`).
+Owns the order of the scripts. Never serves the document (`relay.front.documents`).
 """
 
 from __future__ import annotations

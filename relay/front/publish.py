@@ -4,7 +4,7 @@ An upload is a request whose lines are published as they arrive (`relay.sources.
 is an upload if it has no length, or if the client accepts NDJSON, which contains an answer to each line.
 
 Owns the checks of a publisher, and the choice of the parser. Never publishes and never responds
-(`relay.front.connection`).
+(`relay.front.handlers`).
 """
 
 from __future__ import annotations

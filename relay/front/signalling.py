@@ -1,6 +1,6 @@
 """Signals over HTTP: from a request to the feeders of its topic (`relay.sources.topic_signals`).
 
-Owns the checks of the sender. Never responds (`relay.front.connection`).
+Owns the checks of the sender. Never responds (`relay.front.handlers`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A connection authorises, limits and answers publish requests."""
+"""A connection authorises, limits and answers publish requests.
+
+Covers `relay.front.handlers`.
+"""
 
 from __future__ import annotations
 

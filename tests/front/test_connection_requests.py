@@ -1,4 +1,7 @@
-"""A connection serves requests in order, a limited number in each turn of the loop."""
+"""A connection serves requests in order, a limited number in each turn of the loop.
+
+Covers `relay.front.documents`.
+"""
 
 from __future__ import annotations
 

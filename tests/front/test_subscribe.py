@@ -1,4 +1,7 @@
-"""A connection passes its stream to the hub after all earlier responses."""
+"""A connection hands its stream over to the hub after all earlier responses.
+
+Covers `relay.front.subscribe`.
+"""
 
 from __future__ import annotations
 

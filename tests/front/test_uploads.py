@@ -1,4 +1,7 @@
-"""Uploads over a connection of `relay.front.connection`: answers, limits, back-pressure, the report at every end."""
+"""Uploads over a connection have answers, limits, back-pressure, and a report at every end.
+
+Covers `relay.front.upload_response`.
+"""
 
 from __future__ import annotations
 

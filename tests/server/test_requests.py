@@ -1,6 +1,6 @@
 """A server process answers requests other than streams.
 
-Covers relay.server.parts.
+Covers `relay.server.parts` and `relay.front.refusals`.
 """
 
 from __future__ import annotations
