@@ -167,7 +167,7 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the counts of the hub and the engine. The registry calls this method."""
         hub = self._hub
-        engine, log, gaps = hub.engine, hub.log, hub.catchup.gaps
+        engine, log = hub.engine, hub.log
         build = {"version": __version__, "engine": ENGINE, "python": platform.python_version()}
         info = GaugeMetricFamily("relay_build_info", "1, with the build as labels.", labels=tuple(build))
         info.add_metric(tuple(build.values()), 1)
@@ -205,32 +205,22 @@ class Metrics(Collector):
         yield _gauge("relay_store_failing", "1 while events cannot be stored.", float(bool(writer.refusal)))
         yield _counter("relay_store_failures", "Writes to the file that failed.", journal.failures if journal else 0)
         yield _counter("relay_log_dropped", "Log lines dropped, because the reader of the log stalled.", logs.dropped())
-        upstream = self._upstream()
-        if upstream is not None:
-            yield _gauge("relay_upstream_linked", "1 while connected to the upstream.", float(upstream.linked))
-            yield _counter("relay_upstream_breaks", "Upstream connections that were lost.", upstream.breaks)
-            yield _counter("relay_upstream_events", "Upstream events that were published.", upstream.events)
-            yield _counter("relay_upstream_repeats", "Upstream events left out as repeats.", upstream.repeats)
-            yield _counter("relay_upstream_refused", "Upstream events that were refused.", upstream.refused)
+        yield _gauge("relay_uploads", "Open publish requests, whose lines are published as they arrive.", self.uploads)
+        yield from _of_upstream(self._upstream())
         yield from _of_sources(self._sources())
-        cluster = self._cluster()
-        if cluster is not None:
-            yield _gauge("relay_cluster_connected", "1 while following the broker.", float(cluster.connected))
-            yield _gauge("relay_cluster_lag_events", "Events of the broker that are missing.", cluster.lag_events)
-            yield _counter("relay_cluster_reconnects", "Connections to the broker lost.", cluster.reconnects)
-            yield _counter("relay_cluster_lapped", "Times that the broker trimmed missing events.", cluster.lapped)
-            yield _counter("relay_cluster_renewals", "Epochs renewed after a loss in the broker.", cluster.renewals)
-            yield _counter("relay_cluster_published", "Events published to the broker.", cluster.published)
-            yield _counter("relay_cluster_repeats", "Events left out as repeats by the broker.", cluster.repeats)
-            yield _gauge("relay_cluster_pending", "Events waiting for the broker.", cluster.pending)
+        yield from _of_cluster(self._cluster())
         yield from self._expiries()
+        yield from self._of_labels()
+
+    def _of_labels(self) -> Iterator[Metric]:
+        """Yield the counters that have a label."""
+        hub, gaps = self._hub, self._hub.catchup.gaps
         # A counter that exists from the start has a rate at its first increment.
         actions = _from_start(Policy, hub.catchup.actions)
         yield _labelled("relay_policy_actions", "Actions of policies on slow streams, by policy.", "policy", actions)
         yield _labelled("relay_gaps", "Gaps sent to streams, by reason.", "reason", _from_start(GapReason, gaps.sent))
         missed = "Missed events that gaps counted, by reason."
         yield _labelled("relay_gap_events", missed, "reason", _from_start(GapReason, gaps.missed))
-        yield _gauge("relay_uploads", "Open publish requests, whose lines are published as they arrive.", self.uploads)
         lines = "Lines of open publish requests, by result."
         yield _labelled("relay_upload_lines", lines, "result", self.upload_lines)
         yield _labelled("relay_polls", "Requests for events as one document, by kind.", "kind", self.polls)
@@ -250,6 +240,31 @@ class Metrics(Collector):
             time_s = read()
             if time_s is not None:
                 yield _gauge(f"relay_{name}_timestamp_seconds", help, time_s)
+
+
+def _of_upstream(upstream: UpstreamStats | None) -> Iterator[Metric]:
+    """Yield the metrics of the upstream, if there is one."""
+    if upstream is None:
+        return
+    yield _gauge("relay_upstream_linked", "1 while connected to the upstream.", float(upstream.linked))
+    yield _counter("relay_upstream_breaks", "Upstream connections that were lost.", upstream.breaks)
+    yield _counter("relay_upstream_events", "Upstream events that were published.", upstream.events)
+    yield _counter("relay_upstream_repeats", "Upstream events left out as repeats.", upstream.repeats)
+    yield _counter("relay_upstream_refused", "Upstream events that were refused.", upstream.refused)
+
+
+def _of_cluster(cluster: ClusterStats | None) -> Iterator[Metric]:
+    """Yield the metrics of the cluster, if there is one."""
+    if cluster is None:
+        return
+    yield _gauge("relay_cluster_connected", "1 while following the broker.", float(cluster.connected))
+    yield _gauge("relay_cluster_lag_events", "Events of the broker that are missing.", cluster.lag_events)
+    yield _counter("relay_cluster_reconnects", "Connections to the broker lost.", cluster.reconnects)
+    yield _counter("relay_cluster_lapped", "Times that the broker trimmed missing events.", cluster.lapped)
+    yield _counter("relay_cluster_renewals", "Epochs renewed after a loss in the broker.", cluster.renewals)
+    yield _counter("relay_cluster_published", "Events published to the broker.", cluster.published)
+    yield _counter("relay_cluster_repeats", "Events left out as repeats by the broker.", cluster.repeats)
+    yield _gauge("relay_cluster_pending", "Events waiting for the broker.", cluster.pending)
 
 
 def _of_sources(sources: Sequence[SourceStats]) -> Iterator[Metric]:
