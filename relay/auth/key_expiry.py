@@ -30,7 +30,7 @@ def _expiry_s(entry: dict[str, Any]) -> float | None:
         try:
             return float(time_s)
         except OverflowError:
-            return None  # A number of this size is no time; the key itself is usable.
+            return None  # The number is too large for a time; the key itself is usable.
     if isinstance(chain, list) and chain and isinstance(chain[0], str):
         try:
             return expiry_s(b64decode(chain[0]))

@@ -138,7 +138,7 @@ def _sorted(rows: list[TableRow], order: str, reverse: bool) -> list[TableRow]:
 
 
 def share(wanted: Sequence[int], room: int) -> list[int]:
-    """Divide `room` lines among tables, one line each in turn. No table receives more than it wants."""
+    """Divide `room` lines evenly among tables. No table receives more lines than it wants."""
     given = [0] * len(wanted)
     while room > 0 and given != list(wanted):
         for place, most in enumerate(wanted):

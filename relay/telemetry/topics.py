@@ -1,6 +1,6 @@
 """The list of topics that GET /topics returns, and the state of one topic.
 
-A list is a page: the first names after a given one, in the order of their characters. With workers, each process makes
+A list is a page: the first names after a given one, in the order of code points. With workers, each process makes
 its page and the hub combines them. The page of the whole server contains only topics of these pages.
 
 Owns the structure of the answer, and the search for a page. Never counts anything itself.
