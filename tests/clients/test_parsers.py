@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from httpx_sse import EventSource
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.implementations import Codec
@@ -76,7 +76,6 @@ def node() -> Iterator[Node]:
     process.close()
 
 
-@settings(max_examples=200)
 @given(draws=st.data(), events=st.lists(EVENTS, max_size=4))
 def test_eventsource_parser_reads_the_events(
     node: Node, codec: Codec, draws: st.DataObject, events: list[Event]
