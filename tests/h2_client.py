@@ -25,7 +25,7 @@ from h2.events import (
 from h2.settings import SettingCodes
 
 from relay.event import Event
-from relay.http.frames import HEAD_BYTES, FrameKind
+from relay.http.h2_frames import HEAD_BYTES, FrameKind
 from relay.sse import Decoder
 from tests.running import TIMEOUT_S, TOKEN
 

@@ -34,8 +34,8 @@ from relay.front.deadlines import Waiting
 from relay.front.front import Front, guarded
 from relay.front.h2_limits import Http2Limits, begin
 from relay.front.h2_stream import Http2Stream
-from relay.http.exchange import Exchange, MalformedError
-from relay.http.frames import Frame, FrameError, FrameKind, FrameReader
+from relay.http.h2_exchange import Exchange, MalformedError
+from relay.http.h2_frames import Frame, FrameError, FrameKind, FrameReader
 from relay.limits import Limit
 
 STREAMS_A_TURN = 8

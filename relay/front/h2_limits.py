@@ -18,7 +18,7 @@ from h2.settings import SettingCodes, Settings
 
 from relay.config.model import Config
 from relay.front.rate import Rates
-from relay.http.frames import END_STREAM, Frame, FrameKind
+from relay.http.h2_frames import END_STREAM, Frame, FrameKind
 from relay.limits import Limit
 
 FRAMES_PER_S = 100
@@ -80,7 +80,7 @@ class Http2Limits:
 
 def begin(config: Config) -> H2Connection:
     """Return the state of a connection, with the server's settings queued."""
-    # Invalid fields reset their stream (`relay.http.exchange`). The library would close the whole connection.
+    # Invalid fields reset their stream (`relay.http.h2_exchange`). The library would close the whole connection.
     connection = H2Connection(H2Configuration(client_side=False, validate_inbound_headers=False))
     settings = {
         SettingCodes.MAX_CONCURRENT_STREAMS: config.h2_streams_max,

@@ -23,7 +23,7 @@ from h2.errors import ErrorCodes
 from relay.front.connection import FrontProtocol
 from relay.front.deadlines import Waiting
 from relay.front.pair import connect_pair
-from relay.http.exchange import Exchange, MalformedError
+from relay.http.h2_exchange import Exchange, MalformedError
 from relay.limits import Limit
 
 if TYPE_CHECKING:

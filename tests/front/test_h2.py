@@ -13,8 +13,8 @@ import socket
 import pytest
 from h2.errors import ErrorCodes
 
-from relay.http.exchange import Exchange
-from relay.http.frames import PREFACE, FrameKind
+from relay.http.h2_exchange import Exchange
+from relay.http.h2_frames import PREFACE, FrameKind
 from tests.certificate import Certificate, make_certificate
 from tests.h2_client import AUTHORIZED, Http2Client
 from tests.running import TIMEOUT_S, Relay, Stream, eventually, relay

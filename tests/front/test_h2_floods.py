@@ -13,7 +13,7 @@ from h2.errors import ErrorCodes
 from hpack import Encoder
 
 from relay.front.h2_limits import FRAMES_BURST_S, FRAMES_PER_S
-from relay.http.frames import END_HEADERS, END_STREAM, PREFACE, FrameKind
+from relay.http.h2_frames import END_HEADERS, END_STREAM, PREFACE, FrameKind
 from tests.h2_client import AUTHORIZED, Http2Client, frame
 from tests.running import Relay, Stream, relay
 

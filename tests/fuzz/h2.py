@@ -12,7 +12,7 @@ from relay.config.model import Config
 from relay.front import h2
 from relay.front.front import Front
 from relay.front.h2_stream import Http2Stream
-from relay.http.frames import HEAD_BYTES, PAYLOAD_BYTES_MAX, PREFACE
+from relay.http.h2_frames import HEAD_BYTES, PAYLOAD_BYTES_MAX, PREFACE
 from tests.fuzz.pieces import cut
 
 # HEADERS of GET and POST with END_HEADERS on streams 1 and 3, DATA, and the control frames.

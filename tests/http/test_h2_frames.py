@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from h2.errors import ErrorCodes
 
-from relay.http.frames import HEAD_BYTES, PAYLOAD_BYTES_MAX, PREFACE, Frame, FrameError, FrameKind, FrameReader
+from relay.http.h2_frames import HEAD_BYTES, PAYLOAD_BYTES_MAX, PREFACE, Frame, FrameError, FrameKind, FrameReader
 
 FRAMES = (
     (FrameKind.SETTINGS, 0, 0, b"\0\4\0\0\0\1"),

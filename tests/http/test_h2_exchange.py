@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.errors import RequestError
-from relay.http.exchange import Exchange, Fields, MalformedError
+from relay.http.h2_exchange import Exchange, Fields, MalformedError
 from relay.http.request import RequestParser
 
 PSEUDO: Fields = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"a"), (b":path", b"/x?y")]
