@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 from relay.config.broker_address import has_password, parse_broker
 from relay.config.data_rules import parse_rule
 from relay.config.formats import parse_address, parse_group, parse_mode, size_text
-from relay.config.history import parse_history
 from relay.config.model import SETTINGS, Config
 from relay.config.networks import parse_networks
 from relay.config.origins import check_host, check_origin
 from relay.config.source_address import parse_source
+from relay.config.topic_retention import parse_history
 from relay.config.values import check_pattern, hint, read, show
 from relay.config.webhooks import check_secret, parse_webhooks, split_secret
 from relay.errors import ConfigError, EventError

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
 
-from relay.config.history import TopicLimits
+from relay.config.topic_retention import TopicLimits
 from relay.core.index import Topic
 from relay.topic import TermTree
 
@@ -27,7 +27,7 @@ class HistoryRules:
     """Chooses the limits of a topic: those of the first pattern that matches.
 
     Args:
-        rules: patterns with their limits, as `relay.config.history.parse_history` returns them.
+        rules: patterns with their limits, as `relay.config.topic_retention.parse_history` returns them.
     """
 
     def __init__(self, rules: Iterable[tuple[str, TopicLimits]]) -> None:

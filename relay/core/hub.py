@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import cast
 
-from relay.config.history import parse_history
 from relay.config.model import Config
+from relay.config.topic_retention import parse_history
 from relay.core import notice
 from relay.core.admission import Admission
 from relay.core.audience import Audiences, Subscription

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
-from relay.config.history import TopicLimits
+from relay.config.topic_retention import TopicLimits
 from relay.core.newest import Current, Newest
 
 SEGMENT_BYTES = 64 * 1024

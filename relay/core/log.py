@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from relay.config.history import TopicLimits
+from relay.config.topic_retention import TopicLimits
 from relay.core.evicted import NOTHING, Mark, Marks
 from relay.core.expiry import Expiry
 from relay.core.index import Index, Topic

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from relay.config.history import TopicLimits, parse_history
 from relay.config.model import Config
+from relay.config.topic_retention import TopicLimits, parse_history
 from relay.core.expiry import HistoryRules
 from relay.core.log import EVICTED_SHARE, EXPIRED_A_CALL, Log
 from relay.core.policy import Limits, Policy, Rule

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from relay.config.check import check
-from relay.config.history import TopicLimits, parse_history
 from relay.config.model import Config
+from relay.config.topic_retention import TopicLimits, parse_history
 from relay.errors import ConfigError
 
 
