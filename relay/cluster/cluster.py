@@ -19,8 +19,8 @@ from relay.cluster.follower import LogFollower
 from relay.cluster.publisher import ClusterPublisher
 from relay.config.broker_address import KafkaAddress, NatsAddress, RedisAddress, parse_broker
 from relay.config.model import Config
+from relay.core.histogram_protocols import Observer
 from relay.core.hub import Hub
-from relay.core.measures import Observer
 from relay.errors import BrokerError, ConfigError, RelayError
 from relay.extras import need_extra
 from relay.ids import default_sequence

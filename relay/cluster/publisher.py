@@ -30,8 +30,8 @@ from relay.cluster.entry import encode_payload
 from relay.cluster.publication import UNAVAILABLE, Publication, WaitingRequest, rejection
 from relay.config.model import Config
 from relay.core.ended import END
+from relay.core.histogram_protocols import Observer
 from relay.core.hub import Hub
-from relay.core.measures import Observer
 from relay.core.writer import dedup_key
 from relay.errors import RETRY_LATER, BrokerError, RelayError, RequestError
 from relay.event import Event

@@ -25,10 +25,10 @@ from relay.core import notice
 from relay.core.audience import Audience, Subscription
 from relay.core.close_reason import CloseReason
 from relay.core.gaps import GapReason, Gaps
+from relay.core.histogram_protocols import Observer
 from relay.core.holds import Holds
 from relay.core.index import SEGMENT_BYTES, Index
 from relay.core.log import Batch, Log
-from relay.core.measures import Observer
 from relay.core.policy import Lag, Policy, Rule
 from relay.core.stream import PackedLag
 from relay.speedups import Chunk, Engine

@@ -18,9 +18,9 @@ from zlib import crc32
 
 from relay.core.audience import Audience
 from relay.core.compression import Compression
+from relay.core.histogram_protocols import Observer
 from relay.core.index import SEGMENT_BYTES, Index
 from relay.core.log import Batch, Log
-from relay.core.measures import Observer
 from relay.speedups import Chunk, Engine, Members
 
 SLICE_S = 0.002

@@ -35,10 +35,10 @@ from relay.core.forms.form import Form
 from relay.core.forms.registry import POLL, all_forms
 from relay.core.gaps import GapReason
 from relay.core.grant import Grant
+from relay.core.histogram_protocols import Measures
 from relay.core.holds import Holds
 from relay.core.leases import Leases
 from relay.core.log import Entry, Log
-from relay.core.measures import Measures
 from relay.core.policy import Rule, Rules
 from relay.core.polls import NO_POLICY, PollResult, Polls
 from relay.core.replays import Done, Replays

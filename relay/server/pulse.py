@@ -10,8 +10,8 @@ import time
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 
+from relay.core.histogram_protocols import Observer
 from relay.core.hub import Hub
-from relay.core.measures import Observer
 
 TICK_S = 1.0
 TICK_BEHIND_S = 0.25

@@ -24,8 +24,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from relay.core.histogram_protocols import Observer
 from relay.core.log import Entry, Log
-from relay.core.measures import Observer
 from relay.core.seen import Seen
 from relay.errors import RelayError
 from relay.store.file import Key, Store, Trim, WriteBatch

@@ -11,8 +11,8 @@ import math
 import time
 from asyncio import AbstractEventLoop
 
+from relay.core.histogram_protocols import Observer
 from relay.core.hub import Hub
-from relay.core.measures import Observer
 from relay.store.file import Store
 from relay.store.journal import Journal
 

@@ -21,8 +21,8 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from relay import __version__
+from relay.core.histogram_protocols import Measures, Observer
 from relay.core.hub import Hub
-from relay.core.measures import Measures, Observer
 from relay.errors import RelayError
 from relay.event import Event
 from relay.ids import default_sequence

@@ -1,6 +1,6 @@
 """/metrics equals the documentation, and reveals no topic or address.
 
-Covers `relay.core.measures`.
+Covers `relay.core.histogram_protocols`.
 """
 
 from __future__ import annotations
