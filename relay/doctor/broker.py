@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from relay.cluster.broker import BrokerReport
-from relay.cluster.cluster import make_broker
+from relay.cluster.broker_factory import make_broker
 from relay.config.model import Config
 from relay.doctor.finding import Finding, fault, ok, warning
 from relay.errors import BrokerError

@@ -340,7 +340,7 @@ class Server:
 
     def _share_rates(self) -> None:
         """Share the publish rates with all nodes, if the broker of the cluster can count them."""
-        from relay.cluster.cluster import make_shared_rates
+        from relay.cluster.broker_factory import make_shared_rates
 
         rates = make_shared_rates(self._config, BURST_S)
         if rates is not None:

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from relay.auth.tokens import Auth
 from relay.cluster import cluster as module
 from relay.cluster import follower, publisher
+from relay.cluster.broker_factory import make_broker
 from relay.cluster.cluster import AHEAD_MAX, FINDS_MAX, Cluster
 from relay.config.model import Config
 from relay.errors import BrokerError, ConfigError
@@ -257,4 +258,4 @@ async def test_a_drain_waits_for_the_broker_and_the_own_events(node: Member) -> 
 def test_a_missing_password_file_is_an_error_at_the_start() -> None:
     config = Config(cluster="redis://127.0.0.1", cluster_password_file="/missing")
     with pytest.raises(ConfigError, match="cluster-password-file: cannot read /missing: No such file"):
-        module.make_broker(config)
+        make_broker(config)

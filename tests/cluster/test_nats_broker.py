@@ -20,8 +20,8 @@ from nats.js.api import StreamConfig
 
 from relay.brokers import ANSWER_S
 from relay.brokers.credentials import TlsFiles
-from relay.cluster import cluster
 from relay.cluster.broker import Broker, EntriesReplacedError, LogChangedError, Result
+from relay.cluster.broker_factory import make_broker
 from relay.cluster.epochs import Epochs, encode_record
 from relay.cluster.nats_broker import NatsBroker
 from relay.cluster.nats_publisher import BATCH_MESSAGES_MAX
@@ -251,7 +251,7 @@ async def test_a_call_fails_until_the_follower_has_read_the_epoch(server: NatsSe
 
 def broker_of(config: Config) -> Broker:
     """Return the broker of the settings of a node."""
-    return cluster.make_broker(config)[0]
+    return make_broker(config)[0]
 
 
 async def test_the_password_of_the_address_or_of_the_file_is_used_and_not_shown(tmp_path: Path) -> None:

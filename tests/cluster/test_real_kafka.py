@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.cluster import cluster
+from relay.cluster.broker_factory import make_broker
 from relay.config.model import Config
 from relay.doctor.broker import check_broker
 from relay.doctor.finding import Level
@@ -82,7 +82,7 @@ async def test_a_node_logs_in_over_tls(kafka: RealKafka, tmp_path: Path) -> None
         publish(node, "1")
         assert data(stream, 1) == ["1"]
         assert PASSWORD not in json.dumps([node.log, node.stats()])
-    broker, _ = cluster.make_broker(Config(cluster=f"kafkas://app:a-wrong-password@{address}", cluster_tls_ca=ca))
+    broker, _ = make_broker(Config(cluster=f"kafkas://app:a-wrong-password@{address}", cluster_tls_ca=ca))
     with pytest.raises(BrokerError, match=r"(?i)authentication failed") as raised:
         await broker.open("0a1b2c3d")
     assert "a-wrong-password" not in str(raised.value)

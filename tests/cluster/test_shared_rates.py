@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from relay.cluster import shared_rates as module
-from relay.cluster.cluster import make_shared_rates
+from relay.cluster.broker_factory import make_shared_rates
 from relay.cluster.shared_rates import SharedRates
 from relay.config.model import Config
 from relay.errors import RelayError, RequestError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.cluster.broker import BrokerReport
-from relay.cluster.cluster import make_broker
+from relay.cluster.broker_factory import make_broker
 from relay.config.model import Config
 from relay.doctor.broker import check_broker, judge
 from relay.doctor.finding import Level
