@@ -103,6 +103,8 @@ class Http2Connection(asyncio.Protocol):
         """Release everything that the connection holds."""
         self._end()
         self.front.http2.discard(self)
+        # The library's object has methods of its own in a dict. Without this, only the garbage collector could free it.
+        vars(self._h2).clear()
 
     def pause_writing(self) -> None:
         """Read nothing, from the client or from the front, until the client reads."""
@@ -358,15 +360,14 @@ class Http2Connection(asyncio.Protocol):
     def _flush(self) -> None:
         self._flushing = False
         self._queued_bytes = 0
-        data = self._h2.data_to_send()
-        if data and not self._transport.is_closing():
+        if not self._transport.is_closing() and (data := self._h2.data_to_send()):
             self._transport.write(data)
 
     def _send_goaway(self, code: ErrorCodes) -> None:
         """Send GOAWAY without the library, which would send no frame after it."""
         self._flush()
-        frame = GoAwayFrame(0, last_stream_id=self._h2.highest_inbound_stream_id, error_code=code)
         if not self._transport.is_closing():
+            frame = GoAwayFrame(0, last_stream_id=self._h2.highest_inbound_stream_id, error_code=code)
             self._transport.write(frame.serialize())
 
     def _fail(self, code: ErrorCodes, reason: str, *, announced: bool = False) -> None:

@@ -101,7 +101,7 @@ class Tls:
                 ssl_shutdown_timeout=CLOSE_GRACE_S,
             )
             if transport.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
-                self.pumps.discard(pump)
+                pump.release()
                 protocol = http2()
                 transport.set_protocol(protocol)
                 protocol.connection_made(transport)
@@ -130,7 +130,6 @@ class Pump:
         self._pumps = pumps
         self.outer = _Side(self)
         self.inner = _Side(self)
-        self.outer.other, self.inner.other = self.inner, self.outer
         pumps.add(self)
 
     def start(self) -> None:
@@ -142,59 +141,87 @@ class Pump:
 
     def ended(self, side: _Side) -> None:
         """Close the other side after it has sent its remaining bytes."""
-        if side.other.transport is not None:
-            side.other.transport.close()
+        other = self.other(side).transport
+        if other is not None:
+            other.close()
         if side is self.outer:
             self._pumps.discard(self)
+
+    def other(self, side: _Side) -> _Side:
+        """Return the other side."""
+        return self.inner if side is self.outer else self.outer
 
     def abort(self) -> None:
         """Abort both sides."""
         for side in (self.outer, self.inner):
             if side.transport is not None:
                 side.transport.abort()
+            else:
+                side.release()
+        self._pumps.discard(self)
+
+    def release(self) -> None:
+        """End without closing the connection, which has another protocol now."""
+        self.outer.release()
+        self.inner.release()
         self._pumps.discard(self)
 
 
 class _Side(asyncio.Protocol):
     """One side of a pump."""
 
-    __slots__ = ("_pump", "other", "transport")
+    __slots__ = ("_pump", "transport")
 
     def __init__(self, pump: Pump) -> None:
-        self._pump = pump
-        self.other: _Side
+        self._pump: Pump | None = pump
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Limit the buffer. Do not read from the client until the side of the front is connected."""
         self.transport = typing.cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(BUFFER_BYTES, BUFFER_BYTES // 4)
-        if self is self._pump.outer:
+        if self._pump is None:
+            self.transport.abort()
+        elif self is self._pump.outer:
             self.transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
         """Write the data to the other side."""
-        target = self.other.transport
-        if target is not None and not target.is_closing():
+        if (target := self._open_other()) is not None:
             target.write(data)
 
     def pause_writing(self) -> None:
         """Stop reading from the other side."""
-        source = self.other.transport
-        if source is not None and not source.is_closing():
+        if (source := self._open_other()) is not None:
             source.pause_reading()
 
     def resume_writing(self) -> None:
         """Resume reading from the other side."""
-        source = self.other.transport
-        if source is not None and not source.is_closing():
+        if (source := self._open_other()) is not None:
             source.resume_reading()
+
+    def _open_other(self) -> asyncio.Transport | None:
+        """Return the transport of the other side, unless it is closing or not connected."""
+        transport = self._pump.other(self).transport if self._pump is not None else None
+        return None if transport is None or transport.is_closing() else transport
 
     def eof_received(self) -> bool:
         """Close the other side. The side of the front stays open until the client has received everything."""
+        if self._pump is None:
+            return False
         self._pump.ended(self)
         return self is self._pump.inner
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Close the other side."""
-        self._pump.ended(self)
+        if self._pump is not None:
+            self._pump.ended(self)
+        self.release()
+
+    def release(self) -> None:
+        """Release the transport and the pump, which refer to this side.
+
+        The TLS state of a connection takes 30 KB. In a cycle, it would stay in memory until the garbage collector
+        collects the oldest generation, which it hardly ever does (`relay.server.server.COLLECTIONS`).
+        """
+        self._pump = self.transport = None

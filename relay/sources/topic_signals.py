@@ -29,6 +29,11 @@ SendLine = Callable[[bytes], bool]
 """Sends a line to a feeder; returns False if the feeder does not read, so that the line is dropped."""
 
 
+def _drop(line: bytes) -> bool:
+    """Send a line to no feeder."""
+    return False
+
+
 class FeederTopics:
     """The topics of one feeder. Created by `TopicSignals.feeder`.
 
@@ -52,9 +57,10 @@ class FeederTopics:
         self._owner.topics.setdefault(topic, {})[self] = None
 
     def close(self) -> None:
-        """Remove all topics."""
+        """Remove all topics, and release the feeder, which refers to this object."""
         for topic in list(self.names):
             self._owner.forget(topic, self)
+        self.send = _drop
 
 
 class TopicSignals:

@@ -72,6 +72,7 @@ class Upload:
     ) -> None:
         self.answering = answering
         self.topics: FeederTopics | None = None  # set if the publisher receives signals
+        self.is_paced = False  # the current batch waits for the rate limit, and can be cancelled without a loss
         self.decoding = False  # `fill` has stopped before the end of the input; call it again
         self.published = 0
         self.rejected = 0
@@ -90,7 +91,6 @@ class Upload:
         self._lines = 0  # lines that are done
         self._begins = True  # the next item is the first
         self._ended = False
-        self._batch: _Batch | None = None
         self._last_id = ""
         self._errors: list[dict[str, object]] = []
         self._answers: list[bytes] = []
@@ -101,11 +101,6 @@ class Upload:
     def ended(self) -> bool:
         """Whether the body is complete and all of its lines are done."""
         return self._ended and self._place == len(self._items)
-
-    @property
-    def is_paced(self) -> bool:
-        """Whether the current batch waits for the rate limit, so that it can be cancelled without a loss."""
-        return self._batch is not None and self._batch.is_paced
 
     @property
     def unfinished(self) -> bool:
@@ -173,7 +168,7 @@ class Upload:
             A function that cancels. Lines that are not published by then are never published.
         """
         items = self._items[self._place : self._place + BATCH_LINES_MAX]
-        batch = self._batch = _Batch(self, done)
+        batch = _Batch(self, done)
         for number, item in enumerate(items, self._lines + 1):
             try:
                 batch.add(number, self._parse(number, item))
@@ -248,7 +243,6 @@ class _Batch:
         "_results",
         "_timer",
         "_upload",
-        "is_paced",
     )
 
     def __init__(self, upload: Upload, done: Callable[[RelayError | None], None]) -> None:
@@ -258,7 +252,6 @@ class _Batch:
         self._groups: list[list[tuple[int, Event]]] = [[]]  # to publish, in order
         self._is_running = False
         self._is_waiting = False
-        self.is_paced = False  # waits for the rate limit
         self._cancel: Cancel = nothing
         self._timer: TimerHandle | None = None
 
@@ -282,19 +275,20 @@ class _Batch:
             self._groups.clear()
             self._run()
             return
-        self.is_paced = True
+        self._upload.is_paced = True
         cancel = self._upload.rate(count, self._rated)
-        if self.is_paced:
+        if self._upload.is_paced:
             self._cancel = cancel
 
     def _rated(self, result: float | RelayError) -> None:
+        self._cancel = nothing
         if isinstance(result, RelayError):
-            self.is_paced = False
+            self._upload.is_paced = False
             self._finish(result, before=self._groups[0][0][0])
         elif result:
             self._timer = self._upload.loop.call_later(result, self.start)
         else:
-            self.is_paced = False
+            self._upload.is_paced = False
             self._run()
 
     def cancel(self) -> None:
@@ -303,8 +297,10 @@ class _Batch:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._is_waiting or self.is_paced:
+        if self._is_waiting or self._upload.is_paced:
+            self._upload.is_paced = False
             self._cancel()
+            self._cancel = nothing
 
     def _run(self) -> None:
         """Publish one group after the other. This is a loop, because results may arrive at once."""
@@ -313,13 +309,16 @@ class _Batch:
         self._is_running = True
         while self._groups and not self._is_waiting and self._done is not None:
             self._is_waiting = True
-            self._cancel = self._upload.publisher.publish([event for _, event in self._groups[0]], self._arrived)
+            cancel = self._upload.publisher.publish([event for _, event in self._groups[0]], self._arrived)
+            if self._is_waiting:
+                self._cancel = cancel
         self._is_running = False
         if not self._groups and not self._is_waiting:
             self._finish(None)
 
     def _arrived(self, result: list[str] | RelayError) -> None:
         self._is_waiting = False
+        self._cancel = nothing  # it refers to this object
         group = self._groups.pop(0)
         if isinstance(result, EventError) and len(group) > 1:
             middle = len(group) // 2

@@ -40,7 +40,7 @@ def settled(server: Relay) -> tuple[int, int]:
 
     The server counts objects once a second, with the topics. So a topic opens and closes before the count is read.
     """
-    with Stream(server.port, "topic=settled"):
+    with Stream(server.port, "topic=settled", context=server.context):
         eventually(lambda: counted(server), "the topics are counted with the stream")
     nothing = {"chunks": 0, "frames": 0, "streams": 0}
     eventually(lambda: server.stats()["held"] == nothing and server.connections() == 0, "the server is idle")

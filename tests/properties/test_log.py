@@ -208,7 +208,7 @@ class LogMachine(RuleBasedStateMachine):
             first = wanted[0].sequence if wanted else None
             assert index.lag(cursor) == (len(wanted), sum(entry.size for entry in wanted), first)
             assert index.first(cursor) == first
-            assert list(index.part(cursor, self.log.head, 5)) == [entry.sequence for entry in wanted[:5]]
+            assert list(index.part(cursor, self.log.head, 5)[0]) == [entry.sequence for entry in wanted[:5]]
             self.check_segments(index, cursor, wanted)
 
     def check_segments(self, index: Index, cursor: int, wanted: list[Entry]) -> None:
