@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 
 import msgspec
@@ -78,26 +78,24 @@ def search(
     Returns:
         a function that cancels the search.
     """
-    steps, cancelled = find(hub, query, ahead_s), False
+    steps = find(hub, query, ahead_s)
+    loop.call_soon(_step, steps, loop, done)
+    return steps.close
 
-    def step() -> None:
-        if cancelled:
-            return
-        page = next(steps)
+
+def _step(
+    steps: Generator[TopicsPage | None, None, None], loop: AbstractEventLoop, done: Callable[[TopicsPage], None]
+) -> None:
+    """Make one step, unless the search is cancelled. A closure would refer to itself, and so keep the names."""
+    for page in steps:
         if page is None:
-            loop.call_soon(step)
+            loop.call_soon(_step, steps, loop, done)
         else:
             done(page)
-
-    def cancel() -> None:
-        nonlocal cancelled
-        cancelled = True
-
-    loop.call_soon(step)
-    return cancel
+        return
 
 
-def find(hub: Hub, query: TopicsQuery, ahead_s: float) -> Iterator[TopicsPage | None]:
+def find(hub: Hub, query: TopicsQuery, ahead_s: float) -> Generator[TopicsPage | None, None, None]:
     """Search for the topics of this process. Yield None after each step, then the page.
 
     Args:
