@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
@@ -76,3 +77,9 @@ def test_a_long_module_states_its_reason() -> None:
         if text.count("\n") > LINES_MAX and REASON not in (ast.get_docstring(ast.parse(text)) or ""):
             unexplained.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
     assert unexplained == []
+
+
+def test_each_file_that_the_pages_on_the_architecture_name_exists() -> None:
+    for page in (ROOT / "docs" / "architecture").glob("*.md"):
+        for name in re.findall(r"`((?:relay|_speedups|tests|docs|clients)/[\w./-]*)`", page.read_text()):
+            assert (ROOT / name).exists(), (page.name, name)
