@@ -6,6 +6,7 @@ Owns the temporary file of the measurement. Never opens the data file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import statistics
@@ -23,6 +24,7 @@ SLOW_S = 0.02
 """Median time of a synchronous write above which `durable` publishing is slow."""
 SPACE_FACTOR = 3
 """Free space that the file needs, in sizes of the history: the events, SQLite's pages, and the write-ahead log."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs")
 
 
@@ -68,6 +70,21 @@ def check_space(config: Config, folder: Path) -> Finding:
 
 def check_writes(config: Config, folder: Path, clock: Callable[[], float] = time.monotonic) -> Finding:
     """Measure synchronous writes to a temporary file in the folder."""
+    try:
+        times_s = _time_writes(folder, clock)
+    except OSError as error:
+        remedy = "free space on the disk" if error.errno in _FULL else "check the disk and how it is mounted"
+        return fault("disk writes", f"cannot write to {folder}: {error.strerror}", remedy)
+    median_s, most_s = statistics.median(times_s), max(times_s)
+    text = f"a synchronous write takes {1000 * median_s:.1f} ms (median of {WRITES}), at most {1000 * most_s:.1f} ms"
+    if median_s < SLOW_S:
+        return ok("disk writes", text)
+    waits = "publishers wait for it, because durable is on" if config.durable else "events wait for it"
+    return warning("disk writes", f"{text}; {waits}", "use a local SSD")
+
+
+def _time_writes(folder: Path, clock: Callable[[], float]) -> list[float]:
+    """Return the times of synchronous writes to a temporary file in the folder, in seconds."""
     times_s = []
     descriptor, path = tempfile.mkstemp(prefix=".relay-doctor-", dir=folder)
     try:
@@ -80,9 +97,4 @@ def check_writes(config: Config, folder: Path, clock: Callable[[], float] = time
         os.close(descriptor)
         with contextlib.suppress(FileNotFoundError):  # Another program has removed it.
             os.unlink(path)
-    median_s, most_s = statistics.median(times_s), max(times_s)
-    text = f"a synchronous write takes {1000 * median_s:.1f} ms (median of {WRITES}), at most {1000 * most_s:.1f} ms"
-    if median_s < SLOW_S:
-        return ok("disk writes", text)
-    waits = "publishers wait for it, because durable is on" if config.durable else "events wait for it"
-    return warning("disk writes", f"{text}; {waits}", "use a local SSD")
+    return times_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -49,6 +50,20 @@ def test_the_file_system_of_the_folder_matters(kind: str, level: Level, tmp_path
 
 def test_too_little_space_is_a_fault(tmp_path: Path) -> None:
     assert disk.check_space(Config(history_bytes=1 << 60), tmp_path).level is Level.FAULT
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(errno.ENOSPC, "free space on the disk"), (errno.EROFS, "check the disk")]
+)
+def test_a_failed_write_is_a_fault(code: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "write", fail)
+    found = disk.check_writes(Config(data="x"), tmp_path)
+    assert (found.level, found.text) == (Level.FAULT, f"cannot write to {tmp_path}: {os.strerror(code)}")
+    assert found.remedy.startswith(remedy)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_slow_writes_are_a_warning(tmp_path: Path) -> None:
