@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from relay.client.authorization import bearer
-from relay.client.opening import is_temporary, refusal, retry_after_s, shown
+from relay.client.opening import certificate_fault, is_temporary, refusal, retry_after_s, shown
 from relay.client.outbox import Outbox, Outgoing
 from relay.client.target import endpoint, tls_context
 from relay.errors import EventError, LostError, RelayError, RequestError
@@ -266,6 +266,8 @@ class HttpDelivery:
                 raise await refusal(response)
             return _ids(response.content, len(lines))
         except httpx.HTTPError as error:
+            if fault := certificate_fault(error):
+                raise RelayError(f"{self._shown}: {'; '.join(fault)}") from None
             is_lost = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
             raise (LostError if is_lost else RelayError)(
                 f"{self._shown}: {type(error).__name__}: {error}".removesuffix(": ")

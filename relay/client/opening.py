@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import ssl
 import zlib
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -30,6 +31,9 @@ RETRY_AFTER_S_MAX = 300.0
 SSE = "text/event-stream"
 NDJSON = "application/x-ndjson"
 """Content types of the streams that the client reads."""
+
+UNTRUSTED = (2, 18, 19, 20, 21)
+"""OpenSSL's verification errors for a certificate whose issuer is not trusted (`X509_V_ERR_…` in x509_vfy.h)."""
 
 REDIRECTS_MAX = 10
 """Redirects followed for one attempt; browsers follow 20."""
@@ -135,9 +139,28 @@ def _translated(request: httpx.Request, s_max: float) -> Iterator[None]:
             reason = "the value of a header has a character that HTTP does not allow, such as a line feed"
         raise RelayError(f"{shown(request.url)}: {reason}") from None
     except httpx.TransportError as error:
+        if fault := certificate_fault(error):
+            raise RelayError(f"{shown(request.url)}: {'; '.join(fault)}") from None
         raise LostError(f"{type(error).__name__}: {error}".removesuffix(": ")) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise RelayError(f"{shown(request.url)}: {error}") from error
+
+
+def certificate_fault(error: BaseException) -> tuple[str, str] | None:
+    """Return the reason why the verification of a certificate failed, and the remedy; None for any other error.
+
+    Args:
+        error: an error of httpx. Its causes include the error of TLS.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return None
+    remedy = "correct the address, or the certificate of the server"
+    if cause.verify_code in UNTRUSTED:
+        remedy = "trust its issuer with --ca FILE (in Python: ca=FILE), a PEM file"
+    return f"CERTIFICATE_VERIFY_FAILED: {cause.verify_message}", remedy
 
 
 def shown(url: httpx.URL) -> str:

@@ -231,7 +231,8 @@ def subscribe(
         events of relay itself, for example gaps, and for all events of a server that sends an event stream. Data that
         is a JSON object or array has a space for each line end. For the exact text, send the header
         `Accept: text/event-stream`. The iterator raises `RequestError` if the server rejects the request permanently,
-        `EventError` for an event that is too large, and `RelayError` if the response is not a stream.
+        `EventError` for an event that is too large, and `RelayError` if the response is not a stream, or if the
+        certificate of the server cannot be verified.
 
     Raises:
         RelayError: httpx is missing, or the address is malformed.

@@ -232,6 +232,8 @@ async def fetch(client: httpx.AsyncClient, address: httpx.URL) -> ServerStats:
     """
     import httpx
 
+    from relay.client.opening import certificate_fault
+
     try:
         response = await client.get(address)
         if response.status_code == httpx.codes.UNAUTHORIZED:
@@ -239,7 +241,8 @@ async def fetch(client: httpx.AsyncClient, address: httpx.URL) -> ServerStats:
         response.raise_for_status()
         stats = from_json(response.content)
     except httpx.HTTPError as error:
-        raise RelayError(f"{address}: {error or type(error).__name__}") from None
+        reason = "; ".join(certificate_fault(error) or ()) or str(error) or type(error).__name__
+        raise RelayError(f"{address}: {reason}") from None
     except msgspec.MsgspecError:
         raise RelayError(f"{address}: the response is not from a relay") from None
     if not stats.version:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from relay.client.authorization import bearer
-from relay.client.opening import shown
+from relay.client.opening import certificate_fault, shown
 from relay.client.target import endpoint, tls_context
 from relay.doctor.finding import Finding, fault, ok, warning
 
@@ -89,6 +89,9 @@ async def check_path(url: str, token: str | None, topic: str, ca: str | None, id
         try:
             health = await client.get(base.join("healthz"))
         except httpx.HTTPError as error:
+            if untrusted := certificate_fault(error):
+                reason, remedy = untrusted
+                return [fault("server", f"{shown(base)}: {reason}", remedy)]
             text = f"{shown(base)}: {error or type(error).__name__}"
             return [fault("server", text, "check the address, and that relay runs")]
         findings = [_judge_health(base, health), *_judge_clock(health)]

@@ -257,12 +257,38 @@ def test_the_commands_trust_the_certificate_that_ca_names(certificate: Certifica
         read = run("subscribe", server.url, *ca, "--topic", "a", "--since", "earliest", "--count", "1")
         assert json.loads(read.stdout)["data"] == "hello", read.stderr
         assert "streams" in run("top", server.url, *ca, "--once").stdout
-        refused = run("top", server.url, "--once")
-        assert refused.returncode == 1
-        assert "CERTIFICATE_VERIFY_FAILED" in refused.stderr
+        checked = run("doctor", server.url, *ca)
+        assert (checked.returncode, "fault    server" in checked.stdout) == (0, False), checked.stdout
         missing = run("top", server.url, "--once", "--ca", "/nowhere/ca.pem")
         assert missing.returncode == 2
         assert "/nowhere/ca.pem" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("subscribe", "{}", "--topic", "a"), ("publish", "--to", "{}", "--topic", "a", "x"), ("top", "{}", "--once"),
+     ("doctor", "{}")],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_a_command_ends_at_an_untrusted_certificate_and_names_ca(
+    certificate: Certificate, words: tuple[str, ...]
+) -> None:
+    with relay(*certificate.flags, context=certificate.context()) as server:
+        ended = run(*(word.format(server.url) for word in words), RELAY_PUBLISH_TOKEN=TOKEN)
+    assert ended.returncode == 1
+    printed = ended.stdout + ended.stderr
+    assert "CERTIFICATE_VERIFY_FAILED: self-signed certificate" in printed
+    assert "trust its issuer with --ca FILE" in printed
+
+
+def test_for_another_fault_of_the_certificate_the_remedy_is_not_ca(certificate: Certificate) -> None:
+    with relay(*certificate.flags, context=certificate.context()) as server:
+        url = server.url.replace("127.0.0.1", "localhost")
+        ended = run("subscribe", url, "--topic", "a", "--ca", str(certificate.cert))
+    assert ended.returncode == 1
+    assert "Hostname mismatch" in ended.stderr
+    assert "--ca" not in ended.stderr
+    assert "correct the address, or the certificate" in ended.stderr
 
 
 def test_the_start_reports_errors_in_the_certificate_files(certificate: Certificate, tmp_path: Path) -> None:
