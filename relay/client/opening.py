@@ -48,7 +48,7 @@ INFLATED_RATIO_MAX = 250
 REASON_BYTES_MAX = 4096
 """Most bytes of an error response that are read."""
 REASON_CHARACTERS_MAX = 400
-"""Most characters of an error response that are shown. It may be an HTML page."""
+"""Most characters of an error response that are shown."""
 
 
 def no_cookies() -> CookieJar:
@@ -302,6 +302,9 @@ async def refusal(response: httpx.Response) -> RelayError:
         answer = msgspec.json.decode(text)
         if isinstance(answer, dict):
             reason, field = str(answer.get("error", reason)), answer.get("field")
+    if _media_type(response) == "text/html" or reason.lstrip().startswith("<"):
+        server = response.headers.get("Server") or "another server"
+        reason = f"an HTML page of {server[:60]}, not an answer of relay; check the address, and the paths of the proxy"
     reason = _line(reason)
     if isinstance(field, str):
         return EventError(field, reason.removeprefix(f"{field}: "))

@@ -83,7 +83,7 @@ async def following(server: Scripted, **settings: Any) -> AsyncIterator[Followed
     ("reply", "reason"),
     [
         (answer(401, "", b'{"error": "no\\ntoken"}'), "401: no token"),
-        (answer(403, "", b"<html>" + b"x" * 9999), "403: <html>xxx"),
+        (answer(403, "", b"<html>" + b"x" * 9999), "403: an HTML page of another server"),
         (answer(404, ""), "404"),
         (answer(410, ""), "410"),
         (answer(503, ""), "503"),
