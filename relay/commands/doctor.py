@@ -15,7 +15,7 @@ from relay.config.formats import parse_duration
 from relay.config.model import Config
 from relay.doctor.finding import Finding, Level
 
-_COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "red"}
+_COLOURS = {Level.OK: "green", Level.SKIPPED: "cyan", Level.WARNING: "yellow", Level.FAULT: "red"}
 
 
 def doctor_command(load_config: Callable[[str | None], Config]) -> click.Command:
@@ -37,6 +37,11 @@ def doctor_command(load_config: Callable[[str | None], Config]) -> click.Command
         help="Bearer token that may read and publish, to measure with events.  [default: RELAY_PUBLISH_TOKEN]",
     )
     @click.option("--topic", default="relay-doctor", show_default=True, help="Topic of the test events.")
+    @click.option(
+        "--publish-to",
+        metavar="TARGET",
+        help="Address of relay for the test events, if a proxy blocks /publish: unix:/path or a URL.  [default: URL]",
+    )
     @click.option("--ca", metavar="FILE", help="PEM file of the authorities to trust for https.")
     @click.option(
         "--idle",
@@ -45,7 +50,15 @@ def doctor_command(load_config: Callable[[str | None], Config]) -> click.Command
         help="Time to keep the stream open without events, to find a proxy that cuts idle streams. At least 20s at the "
         "default heartbeat.  [default: off]",
     )
-    def doctor(url: str | None, config: str | None, token: str | None, topic: str, ca: str | None, idle: str) -> int:
+    def doctor(
+        url: str | None,
+        config: str | None,
+        token: str | None,
+        topic: str,
+        publish_to: str | None,
+        ca: str | None,
+        idle: str,
+    ) -> int:
         """Check this machine for a server with the settings of FILE and of the environment.
 
         The command checks descriptors, the kernel's limits, memory, the clock, the disk of `data`, the broker of
@@ -57,9 +70,10 @@ def doctor_command(load_config: Callable[[str | None], Config]) -> click.Command
             idle_s = parse_duration(idle)
         except ValueError as error:
             raise click.UsageError(f"--idle: {error}") from None
-        if idle_s and not url:
-            raise click.UsageError("--idle needs the URL that clients use")
-        findings = asyncio.run(examine(load_config(config), url, token, topic, ca, idle_s))
+        for name, value in (("--idle", idle_s), ("--publish-to", publish_to)):
+            if value and not url:
+                raise click.UsageError(f"{name} needs the URL that clients use")
+        findings = asyncio.run(examine(load_config(config), url, token, topic, publish_to, ca, idle_s))
         for each in findings:
             click.echo(line(each))
             if each.remedy:
@@ -72,7 +86,13 @@ def doctor_command(load_config: Callable[[str | None], Config]) -> click.Command
 
 
 async def examine(
-    config: Config, url: str | None, token: str | None, topic: str, ca: str | None, idle_s: float
+    config: Config,
+    url: str | None,
+    token: str | None,
+    topic: str,
+    publish_to: str | None,
+    ca: str | None,
+    idle_s: float,
 ) -> list[Finding]:
     """Run all checks.
 
@@ -81,6 +101,7 @@ async def examine(
         url: address to check the path through; None for no such check.
         token: bearer token for reading and publishing.
         topic: topic of the test events.
+        publish_to: target for the test events; None for the address.
         ca: PEM file of the authorities to trust for https.
         idle_s: time to keep the stream open without events; 0 for no such check.
 
@@ -95,7 +116,7 @@ async def examine(
     from relay.doctor.sources import check_sources
 
     findings = [*check_machine(config), *check_disk(config), *await check_broker(config), *await check_sources(config)]
-    return findings + (await check_path(url, token, topic, ca, idle_s) if url else [])
+    return findings + (await check_path(url, token, topic, publish_to, ca, idle_s) if url else [])
 
 
 def line(finding: Finding) -> str:

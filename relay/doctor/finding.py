@@ -10,9 +10,10 @@ from enum import Enum
 
 
 class Level(Enum):
-    """How serious a finding is. Only a fault makes the exit code of `relay doctor` 1."""
+    """The result of a check. Only a fault makes the exit code of `relay doctor` 1."""
 
     OK = "ok"
+    SKIPPED = "skipped"
     WARNING = "warning"
     FAULT = "fault"
 
@@ -22,7 +23,7 @@ class Finding:
     """The result of one check.
 
     Args:
-        level: how serious it is.
+        level: the result.
         subject: what was checked, in one or two words.
         text: the measured value and its meaning.
         remedy: what to change; empty if nothing.
@@ -37,6 +38,11 @@ class Finding:
 def ok(subject: str, text: str) -> Finding:
     """Return a finding that needs no change."""
     return Finding(Level.OK, subject, text)
+
+
+def skipped(subject: str, text: str, remedy: str) -> Finding:
+    """Return the finding of a check that did not run."""
+    return Finding(Level.SKIPPED, subject, text, remedy)
 
 
 def warning(subject: str, text: str, remedy: str) -> Finding:

@@ -1,7 +1,7 @@
 """The check of the path from a client to relay: does a proxy hold events back, or cut idle streams?
 
 Theory of operation. The check opens a stream at the address that clients use, and notes the time of each event. With a
-token it publishes events through the same address, one after another, and compares the times. Without one it has only
+token it publishes events, one after another, and compares the times. Without one it has only
 the first bytes of the stream. A proxy that buffers delays them until its buffer is full, and sometimes even the head of
 the response.
 
@@ -21,8 +21,11 @@ from typing import TYPE_CHECKING
 
 from relay.client.authorization import bearer
 from relay.client.opening import certificate_fault, shown
+from relay.client.publish import publish
 from relay.client.target import endpoint, tls_context
-from relay.doctor.finding import Finding, fault, ok, warning
+from relay.doctor.finding import Finding, fault, ok, skipped, warning
+from relay.errors import RelayError, RequestError
+from relay.event import Event
 
 if TYPE_CHECKING:
     import httpx
@@ -68,13 +71,16 @@ class Observed:
                 self.arrived_s[mark] = now_s
 
 
-async def check_path(url: str, token: str | None, topic: str, ca: str | None, idle_s: float = 0.0) -> list[Finding]:
+async def check_path(
+    url: str, token: str | None, topic: str, publish_to: str | None, ca: str | None, idle_s: float
+) -> list[Finding]:
     """Check the path through an address.
 
     Args:
         url: the address of the server as clients use it.
         token: bearer token for reading and publishing; None to check without events.
         topic: the topic of the stream and of the test events.
+        publish_to: target for the test events: a Unix socket or an address. None means `url`.
         ca: PEM file of the authorities to trust for https.
         idle_s: time to keep the stream open without events; 0 for no such check.
 
@@ -103,8 +109,12 @@ async def check_path(url: str, token: str | None, topic: str, ca: str | None, id
             await _until(lambda: observed.first_s is not None or bool(observed.error), reading)
             if observed.error or (observed.head_s is not None and observed.status != 200):
                 return [*findings, _refused(observed)]
-            sent_s, problem = await _publish(client, base.join("publish"), topic, marks) if token else ({}, "")
-            if sent_s:
+            sent_s: dict[str, float] = {}
+            problem: Finding | None = None
+            if token or publish_to:
+                target = publish_to or str(base.join("publish"))
+                problem = await _publish(client, target, token, topic, marks, sent_s)
+            if problem is None and sent_s:
                 await _until(lambda: len(observed.arrived_s) == len(sent_s), reading)
             idle = await _watch_idle(observed, reading, idle_s)
         finally:
@@ -112,11 +122,11 @@ async def check_path(url: str, token: str | None, topic: str, ca: str | None, id
             await asyncio.gather(reading, return_exceptions=True)
     findings += _judge_head(observed, began_s)
     if problem:
-        findings.append(warning("events", problem, "give a token that may publish on the topic (--token, --topic)"))
+        findings.append(problem)
     elif sent_s:
         findings.append(judge_delays(observed, sent_s))
     elif observed.first_s is not None:
-        findings.append(ok("events", "not measured: give --token to publish test events"))
+        findings.append(skipped("events", "not measured", "give --token (or --publish-to) to publish test events"))
     return [*findings, idle]
 
 
@@ -139,25 +149,26 @@ async def _read(client: httpx.AsyncClient, url: httpx.URL, topic: str, marks: li
 
 
 async def _publish(
-    client: httpx.AsyncClient, url: httpx.URL, topic: str, marks: list[str]
-) -> tuple[dict[str, float], str]:
-    """Publish the test events; return the time of each, and the reason why one was rejected."""
-    import httpx
-
-    sent_s = {}
+    client: httpx.AsyncClient, target: str, token: str | None, topic: str, marks: list[str], sent_s: dict[str, float]
+) -> Finding | None:
+    """Publish the test events and note the time of each acknowledgement. Return a finding if one is rejected."""
     for mark in marks:
-        fields = {"Content-Type": "text/plain"}
         try:
-            response = await client.post(
-                url, params={"topic": topic, "ttl": str(TTL_S)}, content=mark.encode(), headers=fields
-            )
-        except httpx.HTTPError as error:
-            return {}, f"cannot publish: {error or type(error).__name__}"
-        if response.status_code != 200:
-            return {}, f"cannot publish: {response.status_code} {response.text.strip()[:200]}"
-        sent_s[mark] = time.monotonic()
-        await asyncio.sleep(EVENT_PAUSE_S)
-    return sent_s, ""
+            async with asyncio.timeout(2 * WAIT_S):
+                await publish(target, Event(data=mark, topic=topic, ttl=TTL_S), token, client=client)
+        except TimeoutError:
+            reason, status = f"no answer within {2 * WAIT_S:g} s", 0
+        except RelayError as error:
+            reason, status = str(error), error.status if isinstance(error, RequestError) else 400
+        else:
+            sent_s[mark] = time.monotonic()
+            await asyncio.sleep(EVENT_PAUSE_S)
+            continue
+        remedy = "give a token that may publish on the topic (--token, --topic)"
+        if status in (0, 404, 405):
+            remedy = "a proxy may block /publish: give another address of relay (--publish-to)"
+        return warning("events", f"cannot publish: {reason}", remedy)
+    return None
 
 
 async def _until(condition: Callable[[], bool], reading: asyncio.Task[None]) -> None:
@@ -170,7 +181,7 @@ async def _until(condition: Callable[[], bool], reading: asyncio.Task[None]) -> 
 async def _watch_idle(observed: Observed, reading: asyncio.Task[None], idle_s: float) -> Finding:
     """Keep the stream open without events. Only heartbeats arrive."""
     if not idle_s:
-        return ok("idle", "not measured: give --idle 20s to find a proxy that cuts idle streams")
+        return skipped("idle", "not measured", "give --idle 20s to find a proxy that cuts idle streams")
     began_s = time.monotonic()
     await asyncio.wait([reading], timeout=idle_s)
     return judge_idle(observed, began_s, time.monotonic(), is_cut=reading.done())

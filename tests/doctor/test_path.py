@@ -21,10 +21,12 @@ http {{
     {tuning}
     server {{
         listen 127.0.0.1:{port};
+        {locations}
         location / {{ proxy_pass http://127.0.0.1:{relay}; }}
     }}
 }}
 """
+BLOCKED = "location /publish { return 404; }"
 GOOD = "proxy_http_version 1.1;"
 BUFFERING = "proxy_http_version 1.0; proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;"
 """With HTTP/1.1, nginx forwards each complete chunk even if it buffers."""
@@ -37,13 +39,13 @@ def server() -> Iterator[Relay]:
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, server: Relay, tuning: str) -> Iterator[str]:
+def nginx(folder: Path, server: Relay, tuning: str, locations: str = "") -> Iterator[str]:
     """Run nginx in front of a relay; return its address."""
     program, port = shutil.which("nginx"), free_port()
     if program is None:
         pytest.skip("nginx is not installed")
     file = folder / "nginx.conf"
-    file.write_text(NGINX.format(port=port, relay=server.port, tuning=tuning))
+    file.write_text(NGINX.format(port=port, relay=server.port, tuning=tuning, locations=locations))
     command = [program, "-p", str(folder), "-e", "stderr", "-g", "daemon off; pid nginx.pid;", "-c", str(file)]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
     try:
@@ -78,7 +80,23 @@ def test_a_proxy_that_buffers_is_a_fault_with_the_remedy(server: Relay, tmp_path
 def test_without_a_token_the_events_are_not_measured(server: Relay) -> None:
     done = run("doctor", server.url)
     assert done.returncode == 0
-    assert "events: not measured: give --token" in done.stdout
+    assert "skipped  events: not measured\n         → give --token" in done.stdout
+    assert "skipped  idle: not measured\n         → give --idle" in done.stdout
+
+
+def test_events_are_published_at_another_address_if_the_proxy_blocks_publish(tmp_path: Path) -> None:
+    socket = tmp_path / "relay.sock"
+    with relay("--unix", str(socket)) as server, nginx(tmp_path, server, GOOD, BLOCKED) as proxied:
+        done = run("doctor", proxied, RELAY_PUBLISH_TOKEN=TOKEN)
+        assert "warning  events: cannot publish: 404: an HTML page of nginx" in done.stdout, done.stdout
+        assert "→ a proxy may block /publish" in done.stdout
+        assert "<html>" not in done.stdout
+        for target, token in ((server.url, TOKEN), (f"unix:{socket}", "")):
+            done = run("doctor", proxied, "--publish-to", target, RELAY_PUBLISH_TOKEN=token)
+            assert "ok       events: they arrive" in done.stdout, done.stdout
+        published = run("publish", "--to", proxied, "x", RELAY_PUBLISH_TOKEN=TOKEN)
+        assert (published.returncode, published.stderr.count("\n")) == (1, 1)
+        assert published.stderr.startswith("relay: 404: an HTML page of nginx")
 
 
 def test_a_wrong_token_and_a_missing_server_are_reported(server: Relay) -> None:
