@@ -219,10 +219,13 @@ class Publisher:
             wait_s = self._backoff.next_s()
             if isinstance(failure, LostError):
                 wait_s = max(wait_s, failure.asked_s)
-            if not isinstance(failure, LostError) or loop.time() + wait_s > failing_since_s + self._resend_s_max:
+            left_s = failing_since_s + self._resend_s_max - loop.time()
+            if not isinstance(failure, LostError) or wait_s > left_s:
                 self._failure, failing_since_s = failure, None
                 self._outbox.fail(failure)
                 continue
-            _logger.warning("%s; sending %d events again in %.1f s", failure, len(self._outbox), wait_s)
+            count = len(self._outbox)
+            unsent = "1 event" if count == 1 else f"{count} events"
+            _logger.warning("%s; sending %s again in %.1f s, for up to %.0f s", failure, unsent, wait_s, left_s)
             await asyncio.sleep(wait_s)
             self._outbox.rewind()

@@ -123,7 +123,8 @@ async def test_a_busy_server_receives_the_same_events_again(caplog: pytest.LogCa
         assert await publisher.publish(Event(data="a")) == "e-a"
     assert server.batches == [["a"]] * 3
     assert len(set(server.keys)) == 1
-    assert caplog.text.count("sending 1 events again in") == 2
+    assert caplog.text.count("sending 1 event again in") == 2
+    assert "s, for up to 300 s" in caplog.text
 
 
 async def test_a_wait_that_the_server_asks_for_may_exceed_the_time_limit() -> None:
