@@ -62,9 +62,6 @@ SETTLE_STEP_S = 0.01
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that the old process passes on if they arrive after it has stopped."""
 
-ENDING_S = 1.0
-"""Time for a new process that has closed the channel to exit. Its exit code tells an error from a signal."""
-
 STOPPED_S = 5.0
 """Time limit of one step after this process has stopped; a step took 0.1 s with 10,000 streams."""
 
@@ -147,13 +144,10 @@ async def upgrade(
             _pass_on(signals, process.pid)
             channel.send(messages.Go())
         except BaseException as error:
-            is_ending = isinstance(error, (RelayError, OSError)) and not isinstance(error, TimeoutError)
-            ended = _take_back(possessions, process, ENDING_S if is_ending else 0.0)
+            _take_back(possessions, process)
             possessions.front.takes_http2 = possessions.front.takes_uploads = True
             if isinstance(error, TimeoutError):
                 raise RelayError(f"the new process took longer than {timeout_s:g} s") from None
-            if is_ending and ended:
-                raise RelayError(f"the new process ended with {ended}") from None
             if isinstance(error, OSError):
                 raise RelayError(f"cannot send to the new process: {error.strerror}") from None
             raise
@@ -166,30 +160,15 @@ async def upgrade(
         os._exit(0)  # An ordinary exit would close sockets for the new process too.
 
 
-def _take_back(possessions: Possessions, process: subprocess.Popen[bytes] | None, ending_s: float) -> str:
-    """End the new process, and open the data file again.
-
-    Args:
-        possessions: everything that was to be handed over.
-        process: the new process; None if it did not start.
-        ending_s: time for the new process to exit by itself.
-
-    Returns:
-        How the new process has exited by itself; empty if it has not.
-    """
-    ended = ""
+def _take_back(possessions: Possessions, process: subprocess.Popen[bytes] | None) -> None:
+    """End the new process, and open the data file again."""
     if process is not None:
-        try:
-            code = process.wait(ending_s)
-            reason = "its messages above give the reason"
-            ended = f"signal {-code}" if code < 0 else f"exit code {code}; {reason}"
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()
+        code = process.wait()
+        _logger.info("the new process ended with %d", code)
     possessions.hub.log.needed.pop(_KEEPS, None)
     if possessions.journal is not None:
         possessions.journal.reopen()
-    return ended
 
 
 @contextlib.contextmanager

@@ -69,7 +69,7 @@ class UpgradedWorld(World):
         self.send_some()
         assert self._wire is not None
         give._hand_over(self._wire, self._possessions(), self._sent, self.now_s)
-        give._take_back(self._possessions(), None, 0.0)
+        give._take_back(self._possessions(), None)
         self._wire = None
         self.failures += 1
 

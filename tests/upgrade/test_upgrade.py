@@ -23,9 +23,8 @@ from relay.errors import RelayError
 from relay.event import Event
 from relay.upgrade.messages import Channel, Got, Ready, Start, UpgradeHello
 from tests.oracle import Oracle, Published
-from tests.running import TIMEOUT_S, TOKEN, Feeder, Relay, Stream, eventually, relay, run
+from tests.running import TIMEOUT_S, Feeder, Relay, Stream, eventually, relay, run
 
-ENDED = "the new process ended with exit code 2; its messages above give the reason"
 STREAMS = 200
 UPGRADES = 3
 BATCH_S = 0.01
@@ -167,34 +166,13 @@ def test_if_the_new_process_rejects_its_settings_the_old_one_continues(tmp_path:
     with relay("--config", str(settings)) as server, Stream(server.port) as stream:
         server.publish("before")
         settings.write_text('no-such-setting = "1"')
-        assert upgrade_fails(server).endswith(ENDED)
+        assert "does not start" in upgrade_fails(server)
         server.publish("after")
         assert [event.data for event in stream.take(2)] == ["before", "after"]
         settings.write_text("")
         server.upgrade()
         server.publish("later")
         assert stream.next().data == "later"
-
-
-def test_the_command_ends_as_soon_as_the_upgrade_has_failed(tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    token.write_text(TOKEN)
-    with relay("--publish-token-file", str(token)) as server:
-        server.publish("before")
-        token.unlink()
-        done = run("upgrade", str(server.pid), "--wait", "2m")
-        assert (done.returncode, done.stderr) == (
-            1, f"relay: the upgrade failed, and process {server.pid} continues; its log gives the reason\n"
-        )  # fmt: skip
-        [reason] = server.messages("the upgrade failed")
-        assert reason.endswith(ENDED)
-        token.write_text(TOKEN)
-        server.upgrade()
-
-
-def test_a_wrong_time_to_wait_is_an_error() -> None:
-    done = run("upgrade", "--wait", "4x", "1")
-    assert (done.returncode, "--wait: '4x' is not a time like 15s" in done.stderr) == (2, True)
 
 
 def test_if_the_new_process_is_silent_the_old_one_continues(tmp_path: Path) -> None:
